@@ -1,0 +1,140 @@
+"""What the data side hands to training: samples, batches of them, and the two flows side by side.
+
+Shape letters: B batch, V views (cameras), R resolution, T actions per chunk, A action size (7), S CLIP picture size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ACTION_SIZE = 7  # three of position, three of rotation, one gripper command
+
+
+@dataclass(frozen=True)
+class RobotSample:
+    """One moment of a demonstration: what is seen now, what will be seen, and the actions in between."""
+
+    views: Tensor  # uint8 [V, 3, R, R], static camera first
+    future_views: Tensor  # uint8 [V, 3, R, R], T frames later (or the last frame of the episode)
+    instruction: str
+    actions: Tensor  # float32 [T, A]
+    action_is_pad: Tensor  # bool [T], True where the episode was already over
+    index: int  # which sample of the data set this is
+
+
+@dataclass(frozen=True)
+class RobotBatch:
+    """B robot samples, stacked."""
+
+    views: Tensor  # uint8 [B, V, 3, R, R]
+    future_views: Tensor  # uint8 [B, V, 3, R, R]
+    instructions: list[str]  # B texts
+    actions: Tensor  # float32 [B, T, A]
+    action_is_pad: Tensor  # bool [B, T]
+    indices: Tensor  # int64 [B]
+
+    def __len__(self) -> int:
+        return len(self.instructions)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> RobotBatch:
+        return RobotBatch(
+            views=self.views.to(device, non_blocking=non_blocking),
+            future_views=self.future_views.to(device, non_blocking=non_blocking),
+            instructions=self.instructions,
+            actions=self.actions.to(device, non_blocking=non_blocking),
+            action_is_pad=self.action_is_pad.to(device, non_blocking=non_blocking),
+            indices=self.indices.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> RobotBatch:
+        """Page-locked copies, for asynchronous transfer (DataLoader calls this by name)."""
+        return RobotBatch(
+            views=self.views.pin_memory(),
+            future_views=self.future_views.pin_memory(),
+            instructions=self.instructions,
+            actions=self.actions.pin_memory(),
+            action_is_pad=self.action_is_pad.pin_memory(),
+            indices=self.indices.pin_memory(),
+        )
+
+
+@dataclass(frozen=True)
+class TextSample:
+    """One conversation about one picture."""
+
+    ids: list[int]  # token ids of the rendered conversation, without the system prompt
+    answer: list[bool]  # True where the id belongs to an answer and is to be learned
+    pixels: Tensor  # float32 [3, S, S], CLIP-normalised
+    index: int
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """B conversations. The texts stay ragged: who builds the sequences pads them."""
+
+    ids: list[list[int]]
+    answers: list[list[bool]]
+    pixels: Tensor  # float32 [B, 3, S, S]
+    indices: Tensor  # int64 [B]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TextBatch:
+        return TextBatch(
+            ids=self.ids,
+            answers=self.answers,
+            pixels=self.pixels.to(device, non_blocking=non_blocking),
+            indices=self.indices.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> TextBatch:
+        """Page-locked copies, for asynchronous transfer (DataLoader calls this by name)."""
+        return TextBatch(
+            ids=self.ids,
+            answers=self.answers,
+            pixels=self.pixels.pin_memory(),
+            indices=self.indices.pin_memory(),
+        )
+
+
+@dataclass(frozen=True)
+class CoBatch:
+    """The micro-batch of one micro-step: robot flow, mmu flow, or both."""
+
+    robot: RobotBatch | None
+    text: TextBatch | None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> CoBatch:
+        return CoBatch(
+            robot=None if self.robot is None else self.robot.to(device, non_blocking),
+            text=None if self.text is None else self.text.to(device, non_blocking),
+        )
+
+
+def collate_robot(samples: Sequence[RobotSample]) -> RobotBatch:
+    """Stack samples of one data set (all have the same V, R and T)."""
+    return RobotBatch(
+        views=torch.stack([sample.views for sample in samples]),
+        future_views=torch.stack([sample.future_views for sample in samples]),
+        instructions=[sample.instruction for sample in samples],
+        actions=torch.stack([sample.actions for sample in samples]),
+        action_is_pad=torch.stack([sample.action_is_pad for sample in samples]),
+        indices=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+    )
+
+
+def collate_text(samples: Sequence[TextSample]) -> TextBatch:
+    return TextBatch(
+        ids=[sample.ids for sample in samples],
+        answers=[sample.answer for sample in samples],
+        pixels=torch.stack([sample.pixels for sample in samples]),
+        indices=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+    )

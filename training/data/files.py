@@ -1,0 +1,217 @@
+"""Reading the files that demonstrations consist of, so that every bad one gives one sentence that names it.
+
+Three formats, each opened once: the arrays of a compressed frame (``.npz``), a list of records (``.json``, streamed),
+and CALVIN's pickled annotations (``.npy``, with nothing but numbers and plain containers allowed inside).
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+CHUNK = 1 << 22  # characters read at a time from a JSON list
+
+# Everything that can come out of a damaged zip, deflate stream or array header.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ValueError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,  # zipfile: "File is encrypted"
+    SyntaxError,  # the array header is a Python literal
+    MemoryError,  # a flipped bit in the header asks for terabytes
+    OSError,
+)
+
+
+def read_npz(
+    path: Path, keys: Sequence[str], instead: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, npt.NDArray[Any]]:
+    """The arrays ``keys`` of one ``.npz``, with one open of the file; no other array is decompressed.
+
+    ``instead`` names what to read where a key is absent: {"rel_actions": ("actions", "robot_obs")}.
+    Raises FileNotFoundError or ValueError naming the file, the missing key and what the file has.
+    """
+    try:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
+            present = set(archive.files)
+            wanted: dict[str, None] = {}
+            for key in keys:
+                wanted |= dict.fromkeys((key,) if key in present else (instead or {}).get(key, (key,)))
+            missing = [key for key in wanted if key not in present]
+            if not missing:
+                return {key: archive[key] for key in wanted}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist; fetch or record it, or remove its episode") from None
+    except _DAMAGED as error:
+        raise ValueError(
+            f"{path} cannot be read ({_first_line(error)}); fetch or record it again, or remove its episode"
+        ) from None
+    names = ", ".join(sorted(present)) or "nothing"
+    raise ValueError(f"{path} lacks {' and '.join(map(repr, missing))}; it has {names}")
+
+
+def iterate_json_list(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a JSON file that is one list of objects, one at a time, in memory that does not grow with it.
+
+    Raises ValueError naming the file and the place when it is not such a list.
+    """
+    decoder = json.JSONDecoder()
+    with _open_text(path) as file:
+        reader = _Buffer(file, path)
+        if reader.peek() != "[":
+            raise ValueError(f"{path} must be a JSON list of objects, but begins with {reader.peek()!r}")
+        reader.position += 1
+        first = True
+        while (mark := reader.peek()) != "]":
+            if not first:
+                if mark != ",":
+                    raise ValueError(f"{path} is not valid JSON at character {reader.offset}: expected ',' or ']'")
+                reader.position += 1
+                mark = reader.peek()
+            if mark != "{":
+                raise ValueError(f"{path} must be a JSON list of objects; at character {reader.offset} is {mark!r}")
+            first = False
+            yield reader.decode(decoder)
+        reader.position += 1
+        if reader.peek() != "":
+            raise ValueError(f"{path} is not valid JSON: text follows the list, at character {reader.offset}")
+
+
+class _Buffer:
+    """A window on a text file that grows when a record does not fit and forgets what was read."""
+
+    def __init__(self, file: Any, path: Path) -> None:
+        self.file, self.path = file, path
+        self.text, self.position, self.forgotten = "", 0, 0
+
+    @property
+    def offset(self) -> int:
+        return self.forgotten + self.position
+
+    def more(self, amount: int = CHUNK) -> bool:
+        try:
+            piece = self.file.read(amount)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path} is not UTF-8 text ({error.reason} after character {self.offset})") from None
+        self.forgotten += self.position
+        self.text, self.position = self.text[self.position :] + piece, 0
+        return bool(piece)
+
+    def peek(self) -> str:
+        """The next character that is not white space; '' at the end of the file."""
+        while True:
+            while self.position < len(self.text):
+                if not self.text[self.position].isspace():
+                    return self.text[self.position]
+                self.position += 1
+            if not self.more():
+                return ""
+
+    def decode(self, decoder: json.JSONDecoder) -> dict[str, Any]:
+        amount = CHUNK
+        while True:
+            try:
+                record, self.position = decoder.raw_decode(self.text, self.position)
+                return record
+            except json.JSONDecodeError as error:
+                # A cut record fails at the window's end; twice the window each time keeps retries few.
+                wrong = (error.msg, self.forgotten + error.pos)
+                if not self.more(amount):
+                    message = f"{self.path} is not valid JSON at character {wrong[1]}: {wrong[0]}"
+                    raise ValueError(message) from None
+                amount *= 2
+            except RecursionError:
+                raise ValueError(f"{self.path} is nested too deeply at character {self.offset}") from None
+
+
+def _open_text(path: Path) -> Any:
+    try:
+        return path.open(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+
+
+_ALLOWED = {
+    "builtins": {"list", "dict", "tuple", "set", "frozenset", "str", "int", "float", "bool", "bytes", "bytearray"},
+    "collections": {"OrderedDict"},
+    "_codecs": {"encode"},  # how protocol 2 writes bytes
+    "numpy": {"ndarray", "dtype"},
+    **{
+        module: {"_reconstruct", "scalar", "_frombuffer"}
+        for module in (
+            "numpy.core.multiarray",
+            "numpy._core.multiarray",
+            "numpy.core.numeric",
+            "numpy._core.numeric",
+        )
+    },
+}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Numbers, texts, arrays and plain containers; anything else in the stream is refused before it is run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in _ALLOWED.get(module, ()):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which annotation data never needs")
+        if module == "_codecs":
+            return _encode_latin1
+        return super().find_class(module, name)
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes in encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+def read_pickled_npy(path: Path) -> Any:
+    """The one object inside a pickled ``.npy`` (CALVIN saves dictionaries so), without running foreign code.
+
+    Raises FileNotFoundError or ValueError naming the file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            if version not in read_header:
+                raise ValueError(f"npy format version {version}")
+            _, _, dtype = read_header[version](file)
+            if not dtype.hasobject:
+                raise ValueError(f"it holds an array of {dtype}, not a pickled object")
+            held = _PlainUnpickler(file).load()
+    except (*_DAMAGED, pickle.UnpicklingError, TypeError, AttributeError, IndexError, ImportError) as error:
+        raise ValueError(f"{path} cannot be read as pickled annotations: {_first_line(error)}") from None
+    return held.item() if isinstance(held, np.ndarray) and held.ndim == 0 else held
+
+
+def read_npy(path: Path) -> npt.NDArray[Any]:
+    """A plain ``.npy`` array. Raises FileNotFoundError or ValueError naming the file."""
+    try:
+        with path.open("rb") as file:
+            array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except _DAMAGED as error:
+        raise ValueError(f"{path} cannot be read as an array: {_first_line(error)}") from None
+    return array
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

@@ -1,0 +1,371 @@
+"""Models in and out: built from a configuration, read from a folder, written to one.
+
+Weights keep the original's key names on disk (``showo.*``, ``mm_projector.*``, ``token_learner.*``, ``to_logits.0.*``),
+so that its users can read ours and we read theirs: base Show-o checkpoints, UP-VLA training folders, bare files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from config.schema import Job
+from models.backbones import backbone_config
+from models.prompting import Prompter, load_tokenizer, vocabulary_of
+from models.spec import ModelSpec
+from models.upvla import UPVLA
+from models.weights import find_weights, load_strict, read_weights, resolve_model_dir, write_safetensors
+
+KEY_PREFIXES: tuple[tuple[str, str], ...] = (
+    ("backbone.lm.", "showo."),
+    ("projector.", "mm_projector."),
+    ("action_head.pool.", "token_learner."),
+    ("action_head.out.", "to_logits.0."),
+)
+"""(ours, on disk)."""
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+TOKENIZER_FOLDER = "tokenizer"
+SPEC_FIELD = "blockdiff_vla"
+ACTION_HEAD_KEYS = ("action_head.pool.", "action_head.out.")
+RELEASED_CLIP_WIDTH = 1024
+"""CLIP ViT-L/14's width, which the original hard-codes and does not write down."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model with the prompter that feeds it. ``notes``: what a user should know, such as random weights."""
+
+    model: UPVLA
+    prompter: Prompter
+    notes: tuple[str, ...] = ()
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.model.spec
+
+
+@dataclass(frozen=True)
+class UpstreamSettings:
+    """What an original checkpoint folder does not say: ``llm_model_path`` (None: as its config.json says), cameras,
+    instruction length and frame size."""
+
+    llm_model_path: str | None = None
+    num_view: int = 1
+    max_seq_length: int = 576
+    resolution: int = 512
+
+
+# --- key names ------------------------------------------------------------------------------------------------------
+
+
+def to_disk_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state-dict names -> the original's."""
+    return {_rename(name, KEY_PREFIXES): tensor for name, tensor in state.items()}
+
+
+def from_disk_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The original's names -> ours; names we do not know stay, and are reported as unexpected on loading."""
+    return {_rename(name, [(theirs, ours) for ours, theirs in KEY_PREFIXES]): t for name, t in state.items()}
+
+
+def _rename(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
+    for old, new in prefixes:
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name
+
+
+# --- build ----------------------------------------------------------------------------------------------------------
+
+
+def build(job: Job, device: torch.device | str = "cpu") -> Built:
+    """The network of a run configuration, with the weights it starts from.
+
+    ``device="meta"`` builds shapes only and reads no weights. Raises ``ValueError`` naming the config key or the file.
+    """
+    showo = job.model.showo
+    tokenizer, words = load_tokenizer(showo.llm_model_path, trust_remote_code=showo.trust_remote_code)
+    spec = _spec_of(job, tokenizer, words)
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(job.training.seed)
+        model = UPVLA(spec)
+    notes: tuple[str, ...] = ()
+    if torch.device(device).type != "meta":
+        notes = _load_start(job, model)
+    prompter = Prompter(tokenizer, spec.vocab, spec.max_seq_length, spec.system_prompt)
+    return Built(model, prompter, notes)
+
+
+def _spec_of(job: Job, tokenizer: Any, words: int) -> ModelSpec:
+    showo = job.model.showo
+    vocab = vocabulary_of(tokenizer, words, showo.codebook_size)
+    if not showo.auto_set_llm_vocab_size:
+        for key, given, found in (
+            ("llm_vocab_size", showo.llm_vocab_size, words),
+            ("vocab_size", showo.vocab_size, vocab.size),
+        ):
+            if given != found:
+                raise ValueError(
+                    f"model.showo.{key} is {given}, but the tokenizer of {showo.llm_model_path} makes it {found}; "
+                    f"set it so, or model.showo.auto_set_llm_vocab_size=true"
+                )
+    config = backbone_config(
+        showo.llm_model_path, showo.llm_backbone, trust_remote_code=showo.trust_remote_code
+    )
+    return ModelSpec(
+        llm=config.to_dict(),
+        llm_model_path=showo.llm_model_path,
+        words=words,
+        bos=vocab.bos,
+        eos=vocab.eos,
+        codebook_size=showo.codebook_size,
+        act_step=job.act_step,
+        num_view=job.model.vla.num_view,
+        num_vq_tokens=showo.num_vq_tokens,
+        clip_width=clip_width(showo.clip_model_path) if showo.w_clip_vit else None,
+        max_seq_length=job.dataset.preprocessing.max_seq_length,
+        resolution=job.dataset.preprocessing.resolution,
+        text_objective=job.training.text_objective,
+        mask_logit_banned=showo.mask_logit_banned,
+        attn_implementation=showo.attn_implementation,
+        versions={name: version(name) for name in ("torch", "transformers")},
+    )
+
+
+def clip_width(name_or_path: str) -> int:
+    """Channels of the features of a CLIP directory (a whole CLIP model or its vision tower alone)."""
+    folder = resolve_model_dir(name_or_path, key="model.showo.clip_model_path", weights=False)
+    settings = _read_json(folder / CONFIG_FILE)
+    width = settings.get("vision_config", settings).get("hidden_size")
+    if not isinstance(width, int):
+        raise ValueError(f"{folder / CONFIG_FILE}: no hidden_size of a CLIP vision tower in it")
+    return width
+
+
+def _load_start(job: Job, model: UPVLA) -> tuple[str, ...]:
+    showo = job.model.showo
+    if showo.load_from_showo:
+        if showo.pretrained_model_path is None:
+            raise ValueError(
+                "model.showo.load_from_showo is true, but model.showo.pretrained_model_path is not set; "
+                "give a Show-o or UP-VLA checkpoint, or set load_from_showo=false"
+            )
+        source = resolve_model_dir(showo.pretrained_model_path, key="model.showo.pretrained_model_path")
+        return load_weights(model, _weights_file(source))
+    folder = resolve_model_dir(showo.llm_model_path, key="model.showo.llm_model_path")
+    rest = "projector and action head start from random weights"
+    if folder.is_dir() and find_weights(folder) is None:
+        return (f"{folder} holds no weights: the backbone starts from random weights", rest)
+    return (*_load_language_model(model, folder), rest)
+
+
+def load_weights(model: UPVLA, file: Path) -> tuple[str, ...]:
+    """Load a Show-o or UP-VLA weight file. A base Show-o checkpoint has no action head yet: it stays random, and the
+    returned note says so; any other missing, unexpected or resized key raises ``ValueError``."""
+    state = _with_tied_head(model, from_disk_names(read_weights(file)))
+    absent = load_strict(model, state, file, allow_missing=ACTION_HEAD_KEYS)
+    return ("the checkpoint has no action head: it starts from random weights",) if absent else ()
+
+
+def _with_tied_head(model: UPVLA, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A tied head is stored once, as the embedding."""
+    head, embedding = _tied_names(model)
+    if head and head not in state and embedding in state:
+        state[head] = state[embedding]
+    return state
+
+
+def _tied_names(model: UPVLA) -> tuple[str | None, str]:
+    lm = model.backbone.lm
+    names = {id(p): name for name, p in model.named_parameters()}
+    embedding = names[id(lm.get_input_embeddings().weight)]
+    tied = lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
+    return ("backbone.lm.lm_head.weight" if tied else None), embedding
+
+
+def _load_language_model(model: UPVLA, source: Path) -> tuple[str, ...]:
+    """A plain language model: its rows of embedding and head keep their ids, the rows for our tokens stay random."""
+    lm = model.backbone.lm
+    state = read_weights(source)
+    ours = lm.state_dict()
+    for name in ("model.embed_tokens.weight", "lm_head.weight", "lm_head.bias"):
+        if name in ours and name in state:
+            rows = min(len(ours[name]), len(state[name]))
+            grown = ours[name].clone()
+            grown[:rows] = state[name][:rows]
+            state[name] = grown
+    if model.backbone.config.tie_word_embeddings:
+        state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
+    optional = [name for name in ours if name.endswith(("q_layernorm.weight", "q_layernorm.bias"))]
+    optional += [name for name in ours if name.endswith(("k_layernorm.weight", "k_layernorm.bias"))]
+    absent = load_strict(lm, state, source, allow_missing=optional if model.backbone.config.model_type == "phi" else ())
+    notes = ["the rows of the special tokens, image codes and mask start from random weights"]
+    if absent:
+        notes.append(f"{source} has no query/key norms: they start as the identity scale")
+    return tuple(notes)
+
+
+# --- folders --------------------------------------------------------------------------------------------------------
+
+
+def save_folder(
+    model: UPVLA, prompter: Prompter, path: str | Path, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write everything acting needs: ``config.json``, ``model.safetensors``, ``tokenizer/``.
+
+    ``state``: the full state dict where the live module holds only a shard of it (DeepSpeed ZeRO-3, FSDP).
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = dict(model.state_dict() if state is None else state)
+    tied_head, _ = _tied_names(model)
+    if tied_head:
+        tensors.pop(tied_head, None)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_safetensors(folder / WEIGHTS_FILE, to_disk_names(tensors), metadata={"format": "pt"})
+    spec, vocab = model.spec, model.vocab
+    description = {
+        "_class_name": "Upvla",
+        "act_step": spec.act_step,
+        "clip_dim": spec.clip_width,
+        "codebook_size": spec.codebook_size,
+        "llm_model_path": spec.llm_model_path,
+        "llm_vocab_size": spec.words,
+        "load_from_showo": True,
+        "mask_token_id": vocab.mask,
+        "num_vq_tokens": spec.num_vq_tokens,
+        "vocab_size": vocab.size,
+        "w_clip_vit": spec.clip_width is not None,
+        SPEC_FIELD: spec.to_json(),
+    }
+    _write_json(folder / CONFIG_FILE, description)
+    prompter.tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
+
+
+def load_folder(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    upstream: UpstreamSettings | None = None,
+) -> Built:
+    """A model that was saved: by us, or by the original's training.
+
+    ``path``: a run's output folder, ``checkpoint-<step>``, its ``unwrapped_model``, or a weight file beside its
+    ``config.json``. ``upstream`` says what the original's folders leave out. Raises ``ValueError`` or
+    ``FileNotFoundError`` naming the file.
+    """
+    folder = model_folder(path)
+    weights = Path(path) if Path(path).is_file() else _weights_file(folder)
+    description = _read_json(folder / CONFIG_FILE)
+    if SPEC_FIELD in description:
+        try:
+            spec = ModelSpec.from_json(description[SPEC_FIELD])
+        except ValueError as error:
+            raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
+        tokenizer, words = load_tokenizer(folder / TOKENIZER_FOLDER)
+        if words != spec.words:
+            raise ValueError(f"{folder / TOKENIZER_FOLDER} has {words} words, but {CONFIG_FILE} says {spec.words}")
+    else:
+        spec, tokenizer = _upstream_spec(folder, description, upstream or UpstreamSettings())
+    model = UPVLA(spec)
+    notes = load_weights(model, weights)
+    model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return Built(model, Prompter(tokenizer, spec.vocab, spec.max_seq_length, spec.system_prompt), notes)
+
+
+def model_folder(path: str | Path) -> Path:
+    """The folder with ``config.json`` behind any of the paths that ``load_folder`` takes."""
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    if path.is_file():
+        candidates = [path.parent]
+    else:
+        steps = sorted(path.glob("checkpoint-*/metadata.json"), key=_step_of)
+        candidates = [path / "unwrapped_model", path, *[file.parent / "unwrapped_model" for file in reversed(steps)]]
+    for folder in candidates:
+        if (folder / CONFIG_FILE).is_file() and (path.is_file() or find_weights(folder) is not None):
+            return folder
+    raise FileNotFoundError(
+        f"{path}: no {CONFIG_FILE} with weights beside it, neither here nor in unwrapped_model or checkpoint-*"
+    )
+
+
+def _step_of(metadata: Path) -> int:
+    step = metadata.parent.name.rpartition("-")[2]
+    return int(step) if step.isdigit() else -1
+
+
+def _weights_file(source: Path) -> Path:
+    if source.is_file():
+        return source
+    folder = model_folder(source)
+    file = find_weights(folder)
+    assert file is not None  # model_folder looked
+    return file
+
+
+def _upstream_spec(folder: Path, description: Mapping[str, Any], upstream: UpstreamSettings) -> tuple[ModelSpec, Any]:
+    """The sizes of an original checkpoint; language model and tokenizer come from ``llm_model_path``."""
+    name = upstream.llm_model_path or str(description.get("llm_model_path", ""))
+    if not name:
+        raise ValueError(f"{folder / CONFIG_FILE} names no llm_model_path; set model.showo.llm_model_path")
+    tokenizer, words = load_tokenizer(name)
+    config = backbone_config(name)
+    vocab = vocabulary_of(tokenizer, words, int(description.get("codebook_size", 8192)))
+    for field, found in (("llm_vocab_size", words), ("vocab_size", vocab.size)):
+        said = description.get(field)
+        if said != found:
+            raise ValueError(
+                f"{folder / CONFIG_FILE} says {field}={said}, but the tokenizer of {name} makes it {found}; "
+                f"point model.showo.llm_model_path at the language model it was trained from"
+            )
+    spec = ModelSpec(
+        llm=config.to_dict(),
+        llm_model_path=name,
+        words=words,
+        bos=vocab.bos,
+        eos=vocab.eos,
+        codebook_size=vocab.codebook_size,
+        act_step=int(description.get("act_step", 10)),
+        num_view=upstream.num_view,
+        num_vq_tokens=int(description["num_vq_tokens"]),
+        clip_width=int(description.get("clip_dim", RELEASED_CLIP_WIDTH)) if description.get("w_clip_vit") else None,
+        max_seq_length=upstream.max_seq_length,
+        resolution=upstream.resolution,
+    )
+    return spec, tokenizer
+
+
+def with_settings(built: Built, **changes: Any) -> Built:
+    """The same weights under a changed description (for instance ``mask_logit_banned=False``)."""
+    built.model.spec = replace(built.model.spec, **changes)
+    return built
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file} does not exist") from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{file} is not readable json: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{file} holds a {type(data).__name__}, not a json object")
+    return data
+
+
+def _write_json(file: Path, data: Mapping[str, Any]) -> None:
+    temporary = file.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(data, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    os.replace(temporary, file)

@@ -1,0 +1,74 @@
+"""Cross-entropy of gathered hidden states: only scored slots are ever projected to the vocabulary.
+
+Legend: S scored slots, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+MAX_LOGITS = 1 << 26
+"""Most logits held at once (0.25 GB in float32); more rows are scored in recomputed chunks."""
+
+Head = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """A sum and how much was counted. Means are taken once, at the end: over slots, micro-batches and ranks."""
+
+    sum: Tensor
+    count: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """sum / count, 0 where nothing was counted."""
+        return self.sum / self.count.clamp_min(torch.finfo(torch.float32).tiny)
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.sum + other.sum, self.count + other.count)
+
+    def detach(self) -> Tally:
+        return Tally(self.sum.detach(), self.count.detach())
+
+    @classmethod
+    def zero(cls, device: torch.device | str) -> Tally:
+        return cls(torch.zeros((), device=device), torch.zeros((), device=device))
+
+
+def ban(logits: Tensor, banned: int | None) -> Tensor:
+    """Logits with one id's set to -inf (out of place: autograd keeps the original)."""
+    if banned is None:
+        return logits
+    index = torch.tensor([banned], device=logits.device)
+    return logits.index_fill(-1, index, float("-inf"))
+
+
+def token_cross_entropy(
+    head: Head, hidden: Tensor, targets: Tensor, banned: int | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """[S] cross-entropies in float32.
+
+    ``head``: [*, D] -> [*, V]; ``hidden`` [S, D]; ``targets`` [S] ids; ``banned``: an id that is never predicted.
+    """
+
+    def score(rows: Tensor, goals: Tensor) -> Tensor:
+        logits = head(rows).float()
+        if label_smoothing and banned is not None:
+            raise ValueError("label smoothing spreads mass over every id; it cannot be used where one id is banned")
+        return F.cross_entropy(ban(logits, banned), goals, reduction="none", label_smoothing=label_smoothing)
+
+    vocabulary = getattr(head, "out_features", None)
+    rows_at_once = MAX_LOGITS // int(vocabulary) if vocabulary else hidden.shape[0]
+    if hidden.shape[0] <= max(rows_at_once, 1):
+        return score(hidden, targets)
+    pieces = zip(hidden.split(rows_at_once), targets.split(rows_at_once), strict=True)
+    if torch.is_grad_enabled():
+        return torch.cat([checkpoint(score, rows, goals, use_reentrant=False) for rows, goals in pieces])
+    return torch.cat([score(rows, goals) for rows, goals in pieces])

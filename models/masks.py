@@ -1,0 +1,154 @@
+"""Who may attend whom: a rule over tags, never a matrix of positions.
+
+Every slot of a sequence carries integer tags (``Slots``). A ``Rule`` is a predicate over the tags of a query slot and
+of a key slot; rules combine with ``&``, ``|`` and ``~``. The same predicate is read three ways: as a dense boolean
+mask (SDPA), as an additive one (eager attention), and as FlexAttention's ``mask_mod`` (nothing is materialised).
+Tests and ``scripts/show_mask.py`` read it as a drawing.
+
+Legend: B batch, L sequence, Q queries, K keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+
+class Kind(IntEnum):
+    """What a slot holds."""
+
+    PAD = 0
+    TEXT = 1  # task token, instruction, system prompt, question
+    IMAGE = 2  # robot flow: <|soi|>, image codes, <|eoi|>
+    PATCH = 3  # mmu flow: one projected CLIP patch
+    ACTION = 4  # <|lvg|>: the slots that the action head reads
+    ANSWER = 5  # words that the text objective learns, clean or noisy
+
+
+LETTERS = {Kind.PAD: ".", Kind.TEXT: "t", Kind.IMAGE: "i", Kind.PATCH: "p", Kind.ACTION: "a", Kind.ANSWER: "w"}
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Tags of every slot; all tensors are [B, L] (or broadcastable views of it inside a rule).
+
+    ``kind``: a ``Kind``. ``pos``: true position, which rotary embeddings see; a noisy copy repeats the position of the
+    word it stands for. ``view``: 0 for the clean stream, 1, 2, ... for noisy copies. ``start``: true position of the
+    first token of the slot's block, -1 outside answers.
+    """
+
+    kind: Tensor
+    pos: Tensor
+    view: Tensor
+    start: Tensor
+
+    @property
+    def valid(self) -> Tensor:
+        return self.kind != Kind.PAD
+
+    @classmethod
+    def plain(cls, kind: Tensor, pos: Tensor) -> Slots:
+        """Tags of a sequence without noisy copies: everything clean, no blocks."""
+        return cls(kind=kind, pos=pos, view=torch.zeros_like(kind), start=torch.full_like(kind, -1))
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Slots:
+        return Slots(**{field.name: f(getattr(self, field.name)) for field in fields(self)})
+
+    def to(self, device: torch.device | str) -> Slots:
+        return self.map(lambda tag: tag.to(device, non_blocking=True))
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.kind.shape
+
+
+Predicate = Callable[[Slots, Slots], Tensor]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A predicate ``allowed(q, k)``: may this query slot attend that key slot? Invalid keys are never attended."""
+
+    allowed: Predicate
+    name: str = "rule"
+
+    def __and__(self, other: Rule) -> Rule:
+        return Rule(lambda q, k: self.allowed(q, k) & other.allowed(q, k), f"({self.name} & {other.name})")
+
+    def __or__(self, other: Rule) -> Rule:
+        return Rule(lambda q, k: self.allowed(q, k) | other.allowed(q, k), f"({self.name} | {other.name})")
+
+    def __invert__(self) -> Rule:
+        return Rule(lambda q, k: ~self.allowed(q, k), f"~{self.name}")
+
+    def between(self, queries: Slots, keys: Slots) -> Tensor:
+        """[B, 1, Q, K] boolean, True where attention is allowed. Rows of padding queries hold whatever the rule
+        says; use ``dense`` for a mask that is safe to feed to attention."""
+        q = queries.map(lambda tag: tag[:, :, None])  # [B, Q, 1]
+        k = keys.map(lambda tag: tag[:, None, :])  # [B, 1, K]
+        return (self.allowed(q, k) & k.valid & q.valid)[:, None]
+
+    def dense(self, slots: Slots) -> Tensor:
+        """[B, 1, L, L] boolean for SDPA. Padding attends itself alone: a row that attends nothing is undefined in
+        some kernels (NaN in eager attention), and nobody reads what it computes."""
+        mask = self.between(slots, slots)
+        padding = torch.diag_embed(~slots.valid)[:, None]
+        return mask | padding
+
+    def additive(self, slots: Slots, dtype: torch.dtype) -> Tensor:
+        """[B, 1, L, L] with 0 where attention is allowed and the dtype's lowest value elsewhere (eager attention
+        adds the mask to the scores: a boolean one would be silently wrong there)."""
+        return additive(self.dense(slots), dtype)
+
+    def mask_mod(self, slots: Slots) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """FlexAttention's predicate (batch, head, query index, key index) -> bool; equals ``dense``."""
+
+        def mod(b: Tensor, h: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
+            q = slots.map(lambda tag: tag[b, q_index])
+            k = slots.map(lambda tag: tag[b, k_index])
+            return (self.allowed(q, k) & k.valid & q.valid) | (~q.valid & (q_index == k_index))
+
+        return mod
+
+    def draw(self, slots: Slots, row: int = 0) -> str:
+        """The mask of one row as text: one line per query, its kind first; '#' attends, '·' does not."""
+        mask = self.dense(slots)[row, 0]
+        kinds = [Kind(int(value)) for value in slots.kind[row]]
+        header = "  " + "".join(LETTERS[kind] for kind in kinds)
+        lines = [
+            f"{LETTERS[kind]} " + "".join("#" if cell else "·" for cell in line)
+            for kind, line in zip(kinds, mask.tolist(), strict=True)
+        ]
+        return "\n".join([header, *lines])
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Boolean mask -> 0 / lowest value of ``dtype``."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+CAUSAL = Rule(lambda q, k: k.pos <= q.pos, "causal")
+TO_PATCHES = Rule(lambda q, k: k.kind == Kind.PATCH, "to_patches")
+FROM_IMAGE = Rule(lambda q, k: q.kind == Kind.IMAGE, "from_image")
+CLEAN_TO_CLEAN = Rule(lambda q, k: (q.view == 0) & (k.view == 0), "clean_to_clean")
+NOISY_TO_PAST = Rule(lambda q, k: (q.view > 0) & (k.view == 0) & (k.pos < q.start), "noisy_to_past")
+NOISY_TO_OWN_BLOCK = Rule(
+    lambda q, k: (q.view > 0) & (k.view == q.view) & (k.start == q.start), "noisy_to_own_block"
+)
+
+ROBOT = CAUSAL | FROM_IMAGE
+"""Robot flow: text and action slots look back, the image span sees every valid slot (also the actions after it)."""
+
+MULTIMODAL = CAUSAL | TO_PATCHES
+"""Mmu flow: causal, and everybody sees the picture."""
+
+
+def with_views(flow: Rule) -> Rule:
+    """The flow's rule among clean slots, plus the noisy copies of an answer (algorithm.md section 3; the mask of
+    BD3-LM, arXiv 2503.09573, with the clean stream causal): a noisy slot sees the clean past of its block and its own
+    block in its own view. Nothing clean ever sees something noisy, no view sees another."""
+    return replace((CLEAN_TO_CLEAN & flow) | NOISY_TO_PAST | NOISY_TO_OWN_BLOCK, name=f"with_views({flow.name})")

@@ -1,0 +1,65 @@
+"""The seam of a text objective: a conversation in, a prepared problem for the model out.
+
+Legend: B batch, L sequence, S scored slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from models.sequence import TextTurn, TokenSequence
+from models.tokens import Vocabulary
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """A text problem that one forward of the backbone solves.
+
+    ``sequence``: what the backbone reads. ``rows``, ``slots`` [S]: where hidden states are gathered. ``targets`` [S]:
+    ids to predict there. ``weights`` [S]: of each cross-entropy in the training loss. ``bound_weights`` [S]: of each
+    cross-entropy in the negative log-likelihood (or its bound), whatever is trained. ``answer_tokens`` []: real answer
+    tokens, by which both are divided.
+    """
+
+    sequence: TokenSequence
+    rows: Tensor
+    slots: Tensor
+    targets: Tensor
+    weights: Tensor
+    bound_weights: Tensor
+    answer_tokens: Tensor
+
+    def to(self, device: torch.device | str) -> TextTask:
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            sequence=self.sequence.to(device),
+            rows=move(self.rows),
+            slots=move(self.slots),
+            targets=move(self.targets),
+            weights=move(self.weights),
+            bound_weights=move(self.bound_weights),
+            answer_tokens=move(self.answer_tokens),
+        )
+
+
+class TextObjective(Protocol):
+    """Corruption, layout and loss weights of one way to learn text. The decoder of each is in ``models.decoding``."""
+
+    name: str
+
+    def prepare(
+        self, vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn, generator: torch.Generator | None = None
+    ) -> TextTask:
+        """Conversations -> a task. ``generator`` draws masks, ratios and block sizes; nothing global is touched.
+
+        Work on the host's ids (before they go to the device): finding the answer's slots would otherwise make the
+        device wait."""
+        ...

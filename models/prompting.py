@@ -1,0 +1,141 @@
+"""Words to ids: the tokenizer with the special tokens, robot instructions, and conversations with their answer mask.
+
+Answer masks are made by construction: the character span of each answer is known when the prompt is written, and the
+tokenizer's offsets say which ids lie in it. Nothing is re-tokenised to find out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from models.tokens import SPECIAL_TOKENS, Vocabulary
+from models.weights import resolve_model_dir
+
+SYSTEM_PROMPT = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+"""LLaVA's system prompt, which Show-o and UP-VLA train with (28 ids of Phi-1.5's tokenizer)."""
+
+HUMAN, ASSISTANT = "human", "gpt"
+"""Who speaks, in LLaVA's json."""
+
+IMAGE_MARK = "<image>"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Ids of a rendered conversation and, for each, whether the text objective learns it."""
+
+    ids: list[int]
+    answer: list[bool]
+
+
+def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False) -> tuple[Any, int]:
+    """A fast tokenizer with the ten special tokens added, and the number of words it had before.
+
+    Raises ``ValueError`` when the tokenizer is missing, is not a fast one, or already uses one of our names for a
+    word of its own.
+    """
+    folder = resolve_model_dir(str(name_or_path), key="model.showo.llm_model_path", weights=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder}: no usable tokenizer there ({error}); tokenizer.json is expected") from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"{folder}: a fast tokenizer (tokenizer.json) is needed; this one has no character offsets")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{folder}: the tokenizer names no eos token; set eos_token in tokenizer_config.json")
+    present = [token for token in SPECIAL_TOKENS if token in tokenizer.get_vocab()]
+    if not present:
+        words = len(tokenizer)
+        tokenizer.add_special_tokens({"pad_token": SPECIAL_TOKENS[0]})
+        tokenizer.add_tokens(list(SPECIAL_TOKENS[1:]), special_tokens=True)
+    else:  # saved by us before
+        words = len(tokenizer) - len(SPECIAL_TOKENS)
+    ids = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
+    if ids != list(range(words, words + len(SPECIAL_TOKENS))):
+        raise ValueError(
+            f"{folder}: the tokenizer already has {', '.join(present)} at other ids; "
+            f"the special tokens must be the last {len(SPECIAL_TOKENS)} ids"
+        )
+    return tokenizer, words
+
+
+def vocabulary_of(tokenizer: Any, words: int, codebook_size: int = 8192) -> Vocabulary:
+    """The id space over a tokenizer. A tokenizer without bos (Qwen3) opens its texts with its eos instead."""
+    eos = int(tokenizer.eos_token_id)
+    bos = eos if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
+    return Vocabulary(words=words, bos=bos, eos=eos, codebook_size=codebook_size)
+
+
+class Prompter:
+    """Writes prompts for one tokenizer; the same object serves training, evaluation and serving.
+
+    ``max_seq_length``: most ids an instruction may have before its closing eos (the original's M).
+    """
+
+    def __init__(
+        self, tokenizer: Any, vocab: Vocabulary, max_seq_length: int, system_prompt: str = SYSTEM_PROMPT
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.vocab = vocab
+        self.max_seq_length = max_seq_length
+        self.system_prompt = system_prompt
+        self.system_ids: list[int] = self._ids(system_prompt) if system_prompt else []
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"])
+
+    def instruction(self, text: str) -> list[int]:
+        """``[<|t2i|>, bos, words, eos]``; an instruction over ``max_seq_length + 1`` ids is cut, its eos kept."""
+        words = self._ids(text)
+        if not words or words[0] != self.vocab.bos:
+            words = [self.vocab.bos, *words]
+        ids = [self.vocab.t2i, *words]
+        return [*ids[: self.max_seq_length], self.vocab.eos]
+
+    def no_instruction(self) -> list[int]:
+        """The row used when the text condition is dropped (classifier-free guidance)."""
+        return [self.vocab.t2i, self.vocab.bos, self.vocab.eos]
+
+    def conversation(self, turns: Sequence[tuple[str, str]]) -> Conversation:
+        """``USER: q ASSISTANT: a<eos>USER: ...`` with the answers and their eos marked.
+
+        ``turns``: (speaker, text) with speakers ``human`` and ``gpt`` in turn; a first turn that is not the human's
+        is left out, as in LLaVA. Raises ``ValueError`` where the speakers do not alternate or nobody answers.
+        """
+        if turns and turns[0][0] != HUMAN:
+            turns = turns[1:]
+        if len(turns) < 2:
+            raise ValueError("a conversation needs a question and an answer")
+        text, spans = "", []
+        for index, (speaker, words) in enumerate(turns):
+            expected = (HUMAN, ASSISTANT)[index % 2]
+            if speaker != expected:
+                raise ValueError(f"turn {index} is spoken by {speaker!r}, expected {expected!r}")
+            words = words.replace(IMAGE_MARK, "").strip()
+            if speaker == HUMAN:
+                text += f"USER: {words} ASSISTANT:"
+            else:
+                start = len(text)
+                text += f" {words}{self.tokenizer.eos_token}"
+                spans.append((start, len(text)))
+        encoded = self.tokenizer(text, add_special_tokens=False, truncation=False, return_offsets_mapping=True)
+        offsets = encoded["offset_mapping"]
+        answer = [any(start < end_ <= stop for start, stop in spans) for _, end_ in offsets]
+        return Conversation(ids=list(encoded["input_ids"]), answer=answer)
+
+    def question(self, text: str) -> list[int]:
+        """The prompt that asks: ``USER: q ASSISTANT:``; several rounds may be written out by the caller."""
+        return self._ids(f"USER: {text.replace(IMAGE_MARK, '').strip()} ASSISTANT:")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids -> text without special tokens; ids past the words (image codes, mask) are never words."""
+        words = [i for i in ids if i < self.vocab.words]
+        return str(self.tokenizer.decode(words, skip_special_tokens=True)).strip()

@@ -1,0 +1,173 @@
+"""Builders of token sequences: the two flows as ids, tags and a rule.
+
+Robot flow:  ``[<|t2i|> bos instruction eos] <|soi|> [codes of view 1 | view 2] <|eoi|> [<|lvg|> x T]``
+Mmu flow:    ``<|mmu|> [system prompt] <|soi|> [P CLIP patches] <|eoi|> [USER/ASSISTANT turns]``
+
+Legend: B batch, L sequence, N image tokens of all views, P patches, C CLIP width, T chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from models.masks import MULTIMODAL, ROBOT, Kind, Rule, Slots
+from models.tokens import Vocabulary
+
+
+@dataclass(frozen=True)
+class Span:
+    """Columns [start, stop) that every row of a sequence uses for the same thing."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """What the backbone reads.
+
+    ``ids`` [B, L]; ``slots``: tags of the same shape; ``rule``: who attends whom; ``image``: the robot flow's span
+    soi..eoi; ``actions``: its <|lvg|> span; ``patches`` [B, P, C]: CLIP features that stand at ``patch_span``.
+    """
+
+    ids: Tensor
+    slots: Slots
+    rule: Rule
+    image: Span | None = None
+    actions: Span | None = None
+    patches: Tensor | None = None
+    patch_span: Span | None = None
+
+    def to(self, device: torch.device | str) -> TokenSequence:
+        return replace(
+            self,
+            ids=self.ids.to(device, non_blocking=True),
+            slots=self.slots.to(device),
+            patches=None if self.patches is None else self.patches.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class TextTurn:
+    """A conversation about one picture, tokenised: ``ids`` [B, L] right-padded with [PAD], ``answer`` [B, L] True at
+    the assistant's words and their end-of-text, ``patches`` [B, P, C] CLIP features of the picture (None: a turn
+    without a picture)."""
+
+    ids: Tensor
+    answer: Tensor
+    patches: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> TextTurn:
+        return TextTurn(
+            self.ids.to(device, non_blocking=True),
+            self.answer.to(device, non_blocking=True),
+            None if self.patches is None else self.patches.to(device, non_blocking=True),
+        )
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int, width: int | None = None) -> Tensor:
+    """[B, width] with each row at the right edge; ``width`` defaults to the longest row."""
+    longest = max(len(row) for row in rows)
+    width = longest if width is None else width
+    if longest > width:
+        raise ValueError(f"a row has {longest} ids, but only {width} fit")
+    return torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], dtype=torch.long)
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad: int, width: int | None = None) -> Tensor:
+    """[B, width] with each row at the left edge; ``width`` defaults to the longest row."""
+    longest = max(len(row) for row in rows)
+    width = longest if width is None else width
+    if longest > width:
+        raise ValueError(f"a row has {longest} ids, but only {width} fit")
+    return torch.tensor([list(row) + [pad] * (width - len(row)) for row in rows], dtype=torch.long)
+
+
+def robot_sequence(
+    vocab: Vocabulary, instructions: Sequence[Sequence[int]], codes: Tensor, act_step: int, pad_to: int | None = None
+) -> TokenSequence:
+    """The robot flow of a batch.
+
+    ``instructions``: ids of ``Prompter.instruction``, one row each; ``codes`` [B, N]: image codes of the frame now,
+    views one after the other. The text span is as wide as the longest instruction (``pad_to`` widens it to the
+    original's fixed length): rotary positions are relative and padding is never attended, so every number is the
+    same. Positions count from a row's first real token.
+    """
+    batch, n_codes = codes.shape
+    if len(instructions) != batch:
+        raise ValueError(f"{len(instructions)} instructions for {batch} rows of image codes")
+    device = codes.device
+    text = pad_left(instructions, vocab.pad, pad_to).to(device)  # [B, M]
+    lengths = torch.tensor([len(row) for row in instructions], device=device)
+
+    def column(token: int, width: int = 1) -> Tensor:
+        return torch.full((batch, width), token, dtype=torch.long, device=device)
+
+    ids = torch.cat(
+        [text, column(vocab.soi), vocab.code_ids(codes), column(vocab.eoi), column(vocab.lvg, act_step)], dim=1
+    )
+    width = text.shape[1]
+    image = Span(width, width + n_codes + 2)
+    actions = Span(image.stop, image.stop + act_step)
+
+    columns = torch.arange(ids.shape[1], device=device)
+    padding = (width - lengths)[:, None]  # [B, 1]
+    kind = torch.full_like(ids, Kind.TEXT)
+    kind[:, image.columns] = Kind.IMAGE
+    kind[:, actions.columns] = Kind.ACTION
+    kind = torch.where(columns < padding, int(Kind.PAD), kind)
+    pos = (columns - padding).clamp_min(0)
+    return TokenSequence(ids=ids, slots=Slots.plain(kind, pos), rule=ROBOT, image=image, actions=actions)
+
+
+def future_targets(vocab: Vocabulary, future_codes: Tensor) -> Tensor:
+    """What the image span learns: the codes T steps ahead at the same slots; soi and eoi predict themselves.
+
+    ``future_codes`` [B, N] -> [B, N + 2] ids.
+    """
+    batch = future_codes.shape[0]
+    edge = torch.ones(batch, 1, dtype=torch.long, device=future_codes.device)
+    return torch.cat([edge * vocab.soi, vocab.code_ids(future_codes), edge * vocab.eoi], dim=1)
+
+
+def clean_text_sequence(vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn) -> TokenSequence:
+    """The clean stream of the mmu flow; the objectives append their noisy views to it.
+
+    The slot of a patch holds [PAD] as id; its embedding is the projected CLIP feature.
+    """
+    batch, width = turn.ids.shape
+    device = turn.ids.device
+    head = [vocab.mmu, *system_ids]
+    patch_span = None
+    if turn.patches is not None:
+        start = len(head) + 1
+        patch_span = Span(start, start + turn.patches.shape[1])
+        head = [*head, vocab.soi, *[vocab.pad] * len(patch_span), vocab.eoi]
+    prefix = torch.tensor(head, dtype=torch.long, device=device).expand(batch, -1)
+    ids = torch.cat([prefix, turn.ids], dim=1)
+
+    kind = torch.full_like(ids, Kind.TEXT)
+    if patch_span is not None:
+        kind[:, patch_span.columns] = Kind.PATCH
+    words = kind[:, len(head) :]
+    words[turn.answer] = Kind.ANSWER
+    words[turn.ids == vocab.pad] = Kind.PAD
+    pos = torch.arange(ids.shape[1], device=device).expand(batch, -1)
+    return TokenSequence(
+        ids=ids,
+        slots=Slots.plain(kind, pos),
+        rule=MULTIMODAL,
+        patches=turn.patches,
+        patch_span=patch_span,
+    )

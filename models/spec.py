@@ -1,0 +1,75 @@
+"""What a saved model says about itself: everything that acting needs beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from models.prompting import SYSTEM_PROMPT
+from models.tokens import Vocabulary
+
+CALVIN_RELATIVE: dict[str, Any] = {
+    "kind": "relative",  # added to the target pose, not to the measured one
+    "frame": "world",
+    "position_m_per_unit": 0.02,
+    "rotation_rad_per_unit": 0.05,
+    "rotation": "euler_xyz",
+    "gripper": "-1 closed, +1 open",
+    "rate_hz": 30,
+}
+"""CALVIN's ``rel_actions``."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Sizes and conventions of one model.
+
+    ``llm``: the transformers config of the backbone as a plain dict. ``words``, ``bos``, ``eos``, ``codebook_size``:
+    the id space. ``act_step``: T. ``num_view``: cameras read. ``num_vq_tokens``: image codes per view.
+    ``clip_width``: channels of a CLIP feature, None without a CLIP tower. ``resolution``: pixels of a square frame.
+    ``mask_logit_banned``: the mask's logit is -inf in text heads (False: as the original, which leaves it in).
+    """
+
+    llm: Mapping[str, Any]
+    words: int
+    bos: int
+    eos: int
+    act_step: int
+    num_view: int
+    num_vq_tokens: int
+    clip_width: int | None
+    codebook_size: int = 8192
+    max_seq_length: int = 576
+    resolution: int = 512
+    system_prompt: str = SYSTEM_PROMPT
+    text_objective: str = "ar"
+    mask_logit_banned: bool = True
+    attn_implementation: str = "sdpa"
+    llm_model_path: str = ""
+    action_convention: Mapping[str, Any] = field(default_factory=lambda: dict(CALVIN_RELATIVE))
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def vocab(self) -> Vocabulary:
+        return Vocabulary(words=self.words, bos=self.bos, eos=self.eos, codebook_size=self.codebook_size)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Image codes of all views."""
+        return self.num_view * self.num_vq_tokens
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
+        """Raises ``ValueError`` naming fields that are missing or unknown."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise ValueError(f"unknown model fields: {', '.join(unknown)} (saved by a newer version?)")
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise ValueError(f"incomplete model description: {error}") from error

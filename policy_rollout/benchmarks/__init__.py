@@ -1,0 +1,1 @@
+"""Where a policy is judged: each module is one benchmark."""

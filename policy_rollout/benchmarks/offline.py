@@ -1,0 +1,255 @@
+"""Offline action evaluation: how far are the policy's actions from the demonstrator's, without a simulator.
+
+Definitions are the original's (docs/evaluation.md): a sample is a start frame inside an annotated window, the policy
+sees that frame and the window's instruction, and its first `horizon` actions are compared with those recorded.
+
+Shape letters: B samples, T actions per chunk, h horizon (h <= T), A action size (7: xyz, euler xyz, gripper).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from policy_rollout.policy import ACTION_SIZE, Observation, Policy
+from training.data.calvin import CalvinSplit
+
+ACTION_KEYS = ("rel_actions", "actions")
+POSITION, ROTATION, GRIPPER = slice(0, 3), slice(3, 6), 6
+NO_TASK = "(no task named)"
+"""Stands for the task in splits whose annotations have sentences only."""
+CPU_BATCH = 16
+CUDA_BATCH = 256
+"""Tried first on a GPU; halved whenever it does not fit."""
+
+
+class Window(Protocol):
+    """An annotated window of play; frames `start`..`end`, the end inclusive."""
+
+    @property
+    def task(self) -> str | None: ...
+    @property
+    def instruction(self) -> str: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question to the policy: frame `start`, and the `horizon` recorded actions that follow."""
+
+    task: str
+    instruction: str
+    start: int
+    horizon: int
+
+
+def list_samples(
+    windows: Iterable[Window], act_step: int, start_only: bool = False, stride: int = 1, max_samples: int = 0
+) -> list[Sample]:
+    """Start frames of every window, in order: `start`..`end - 1` in steps of `stride`, or `start` alone.
+
+    `max_samples` keeps the first that many (0: all). A stride below 1 counts as 1, a window of one frame has no sample.
+    """
+    samples = (
+        Sample(window.task or NO_TASK, window.instruction, frame, min(act_step, window.end - frame))
+        for window in windows
+        for frame in range(window.start, window.end, max(1, stride))
+        if not start_only or frame == window.start
+    )
+    return list(itertools.islice(samples, max_samples if max_samples > 0 else None))
+
+
+class Errors:
+    """Running sums of action errors over samples.
+
+    Errors and each sample's sums are float32, the sums over samples float64: the original's arithmetic, so that its
+    figures are reproduced to the last digit.
+    """
+
+    def __init__(self) -> None:
+        self._absolute = np.zeros(ACTION_SIZE)
+        self._squared = np.zeros(ACTION_SIZE)
+        self._samples = 0
+        self._steps = 0
+        self._same_sign = 0
+
+    def add(self, predicted: NDArray[np.float32], recorded: NDArray[np.float32]) -> None:
+        """One sample's actions, both [h, A]."""
+        if predicted.shape != recorded.shape or predicted.ndim != 2 or predicted.shape[1] != ACTION_SIZE:
+            raise ValueError(f"actions must both be [h, {ACTION_SIZE}], got {predicted.shape} and {recorded.shape}")
+        error = predicted.astype(np.float32) - recorded.astype(np.float32)
+        self._absolute += np.abs(error).sum(axis=0)
+        self._squared += np.square(error).sum(axis=0)
+        # An exact zero counts as open (+1).
+        self._same_sign += int(((predicted[:, GRIPPER] >= 0) == (recorded[:, GRIPPER] >= 0)).sum())
+        self._samples += 1
+        self._steps += len(error)
+
+    def summary(self) -> dict[str, float]:
+        """The metrics; with nothing added every one is zero. An RMSE is the mean of its dimensions' RMSEs."""
+        steps = max(1, self._steps)
+        mae, rmse = self._absolute / steps, np.sqrt(self._squared / steps)
+        return {
+            "samples": self._samples,
+            "steps": self._steps,
+            "mae_all": float(mae.mean()),
+            "rmse_all": float(rmse.mean()),
+            "mae_pos": float(mae[POSITION].mean()),
+            "rmse_pos": float(rmse[POSITION].mean()),
+            "mae_rot": float(mae[ROTATION].mean()),
+            "rmse_rot": float(rmse[ROTATION].mean()),
+            "mae_gripper": float(mae[GRIPPER]),
+            "rmse_gripper": float(rmse[GRIPPER]),
+            "gripper_sign_acc": self._same_sign / steps,
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """`overall` and `per_task` hold `Errors.summary()`; `batch_size` is the one that fitted."""
+
+    overall: dict[str, float]
+    per_task: dict[str, dict[str, float]]
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch read from disk: what the policy sees, and what the demonstrator did."""
+
+    samples: Sequence[Sample]
+    observations: list[Observation]
+    recorded: list[NDArray[np.float32]]
+
+
+class FrameReader:
+    """Hands out observations and action chunks of samples that come in ascending order of start frame.
+
+    Every frame file is opened once however many samples share it: at first sight it gives its action, and its
+    pictures too when some sample starts there. Pictures are let go once the last of these samples is served.
+    """
+
+    def __init__(self, split: CalvinSplit, samples: Sequence[Sample], action_key: str, cameras: Sequence[str]) -> None:
+        self._split = split
+        self._action_key = action_key
+        self._cameras = cameras
+        self._waiting: dict[int, int] = {}  # start frame -> samples not served yet
+        for sample in samples:
+            self._waiting[sample.start] = self._waiting.get(sample.start, 0) + 1
+        self._seen: dict[int, dict[str, NDArray[Any]]] = {}
+
+    def prepare(self, samples: Sequence[Sample]) -> Prepared:
+        return Prepared(samples, [self._observe(s) for s in samples], [self._actions(s) for s in samples])
+
+    def _frame(self, frame: int) -> dict[str, NDArray[Any]]:
+        if frame not in self._seen:
+            starts_here = self._waiting.get(frame, 0) > 0
+            keys = (*self._cameras, self._action_key) if starts_here else (self._action_key,)
+            self._seen[frame] = dict(self._split.frame(frame, keys))
+        return self._seen[frame]
+
+    def _observe(self, sample: Sample) -> Observation:
+        frame = self._frame(sample.start)
+        observation = Observation(
+            rgb_static=frame["rgb_static"],
+            rgb_gripper=frame.get("rgb_gripper"),
+            instruction=sample.instruction,
+        )
+        self._waiting[sample.start] -= 1
+        if self._waiting[sample.start] == 0:
+            self._seen[sample.start] = {self._action_key: frame[self._action_key]}
+        return observation
+
+    def _actions(self, sample: Sample) -> NDArray[np.float32]:
+        frames = range(sample.start, sample.start + sample.horizon)
+        return np.stack([self._frame(i)[self._action_key] for i in frames]).astype(np.float32)  # [h, A]
+
+
+def evaluate(
+    split: CalvinSplit,
+    policy: Policy,
+    samples: Sequence[Sample],
+    *,
+    action_key: str = "rel_actions",
+    clip: bool = False,
+    batch_size: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Report:
+    """Asks the policy about every sample.
+
+    `clip` cuts predicted actions to [-1, 1]; `batch_size` 0 takes as many samples as fit; `progress` hears how many
+    samples each batch finished. Files are read one batch ahead while the policy works.
+    """
+    if action_key not in ACTION_KEYS:
+        raise ValueError(f"action_key must be one of {', '.join(ACTION_KEYS)}, got {action_key!r}")
+    ordered = sorted(samples, key=lambda sample: sample.start)
+    reader = FrameReader(split, ordered, action_key, policy.cameras)
+    size = batch_size or (CUDA_BATCH if torch.cuda.is_available() else CPU_BATCH)
+    overall, per_task = Errors(), {task: Errors() for task in sorted({sample.task for sample in samples})}
+    policy.reset()
+    for batch in read_ahead(reader, ordered, size):
+        chunks, size = act_in_parts(policy, batch.observations, size, may_shrink=batch_size == 0)
+        chunks = np.clip(chunks, -1.0, 1.0) if clip else chunks
+        for sample, chunk, recorded in zip(batch.samples, chunks, batch.recorded, strict=True):
+            predicted = chunk[: sample.horizon]  # [h, A]
+            overall.add(predicted, recorded)
+            per_task[sample.task].add(predicted, recorded)
+        progress(len(batch.samples))
+    return Report(overall.summary(), {task: errors.summary() for task, errors in per_task.items()}, size)
+
+
+def read_ahead(reader: FrameReader, samples: Sequence[Sample], size: int) -> Iterator[Prepared]:
+    """Batches in order, the next one being read in a thread while the caller uses the last."""
+    batches = (samples[i : i + size] for i in range(0, len(samples), size))
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming: Future[Prepared] | None = None
+        for batch in batches:
+            ready, coming = coming, pool.submit(reader.prepare, batch)
+            if ready is not None:
+                yield ready.result()
+        if coming is not None:
+            yield coming.result()
+
+
+def act_in_parts(
+    policy: Policy, observations: Sequence[Observation], size: int, may_shrink: bool
+) -> tuple[NDArray[np.float32], int]:
+    """The policy's chunks [B, T, A] for all observations, at most `size` at once, and the size that fitted.
+
+    With `may_shrink` a GPU that runs out of memory is asked again with half as many.
+    """
+    chunks: list[NDArray[np.float32]] = []
+    done = 0
+    while done < len(observations):
+        part = observations[done : done + size]
+        try:
+            chunks.append(policy.act(part))
+        except torch.OutOfMemoryError:
+            if not may_shrink or len(part) == 1:
+                raise
+            torch.cuda.empty_cache()
+            size = len(part) // 2
+            continue
+        done += len(part)
+    return np.concatenate(chunks), size
+
+
+def mean_action(split: CalvinSplit, samples: Sequence[Sample], action_key: str = "rel_actions") -> NDArray[np.float32]:
+    """Mean action [A] over the frames that the samples start at, each frame counted once: the best constant guess."""
+    frames = sorted({sample.start for sample in samples})
+    if not frames:
+        raise ValueError(f"{split.path} has no annotated frame to take a mean action from")
+    total = np.zeros(ACTION_SIZE)
+    for frame in frames:
+        total += split.frame(frame, (action_key,))[action_key]
+    return (total / len(frames)).astype(np.float32)

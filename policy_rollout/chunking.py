@@ -1,0 +1,72 @@
+"""Plays a policy's action chunks one control step at a time.
+
+A policy answers an observation with T actions. How many of them are executed before it looks again
+(`replan_every`), and whether older plans still have a say (temporal ensembling), is decided here and nowhere else:
+rollout, serving and one's own robot all play chunks through `ChunkPlayer`.
+
+Shape letters: T actions per chunk, A action size (7).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Actions = NDArray[np.float32]
+
+
+class ChunkPlayer:
+    """One robot's playback state.
+
+    `replan_every`  actions executed before `wants_plan` asks for a new chunk, 1..T (default T: play each chunk out).
+    `ensemble`      None: the newest chunk alone is played. A number m >= 0: the action for a step is the weighted
+                    mean of what every chunk that covers the step proposes for it, with weight exp(-m * i) for the
+                    i-th oldest (ACT's rule, Zhao et al. 2023; m = 0 is the plain mean).
+    """
+
+    def __init__(self, act_step: int, replan_every: int | None = None, ensemble: float | None = None) -> None:
+        if act_step < 1:
+            raise ValueError(f"act_step must be at least 1, got {act_step}")
+        replan_every = act_step if replan_every is None else replan_every
+        if not 1 <= replan_every <= act_step:
+            raise ValueError(f"replan_every must lie in 1..act_step ({act_step}), got {replan_every}")
+        if ensemble is not None and ensemble < 0:
+            raise ValueError(f"ensemble must be at least 0 (or None for none), got {ensemble}")
+        self.act_step = act_step
+        self.replan_every = replan_every
+        self.ensemble = ensemble
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets every plan. Call it when the episode restarts or the instruction changes: no action of an old
+        instruction may be played for a new one."""
+        self._step = 0
+        self._planned_at = -1
+        self._plans: list[tuple[int, Actions]] = []  # (step of its first action, chunk), oldest first
+
+    @property
+    def wants_plan(self) -> bool:
+        """True when the next action must come from a chunk that has not been given yet."""
+        return self._planned_at < 0 or self._step - self._planned_at >= self.replan_every
+
+    def plan(self, chunk: Actions) -> None:
+        """Takes the policy's answer to what the robot sees now; `chunk` is [T, A]."""
+        if chunk.ndim != 2 or chunk.shape[0] != self.act_step:
+            raise ValueError(f"a chunk must be [{self.act_step}, A], got {list(chunk.shape)}")
+        if self.ensemble is None:
+            self._plans.clear()
+        self._plans.append((self._step, np.asarray(chunk, dtype=np.float32)))
+        self._planned_at = self._step
+
+    def next_action(self) -> Actions:
+        """The action [A] for the coming control step."""
+        if self.wants_plan:
+            raise RuntimeError("the chunk is played out: give plan() a new one before next_action()")
+        self._plans = [(start, chunk) for start, chunk in self._plans if self._step - start < self.act_step]
+        proposals = np.stack([chunk[self._step - start] for start, chunk in self._plans])  # [plans, A], oldest first
+        self._step += 1
+        if self.ensemble is None:
+            return proposals[-1].copy()
+        weights = np.exp(-self.ensemble * np.arange(len(proposals)))
+        mean = (weights / weights.sum()) @ proposals
+        return mean.astype(np.float32)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 CHUNK = 1 << 22  # characters read at a time from a JSON list
 
@@ -61,6 +62,20 @@ def read_npz(
         ) from None
     names = ", ".join(sorted(present)) or "nothing"
     raise ValueError(f"{path} lacks {' and '.join(map(repr, missing))}; it has {names}")
+
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def read_image(path: Path) -> Image.Image:
+    """An RGB picture, decoded. Raises FileNotFoundError or ValueError naming the file."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except (*_DAMAGED, Image.DecompressionBombError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be decoded as a picture ({_first_line(error)})") from None
 
 
 def iterate_json_list(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,72 @@
+"""A tiny processed split out of a few consecutive raw CALVIN frames and one instruction, to try training on.
+
+    python scripts/prepare_calvin_debug_processed.py --source-split-dir /path/to/calvin/training \\
+        --output-dir ./debug_data/calvin_debug_processed_training --instruction "open the drawer" --max-frames 256
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from preprocess_data.process_calvin import describe, write_processed
+from training.data.calvin import Annotation, CalvinSplit
+
+DESCRIPTION = """\
+Take --max-frames frames of a raw CALVIN split, in order, and write them with one instruction as a processed split:
+dataset_info.json and copies of the frames, a folder that can be moved anywhere. The instruction need not be true: this
+is for trying the code, not for learning a task. Where the recording has a gap, a new episode begins."""
+
+
+def stretches(split: CalvinSplit, start_index: int, max_frames: int, instruction: str) -> list[Annotation]:
+    """The chosen frames as windows of uninterrupted recording, all with the same instruction."""
+    if max_frames < 1:
+        raise ValueError(f"--max-frames must be at least 1, is {max_frames}")
+    ids = split.frame_ids
+    if not 0 <= start_index < len(ids):
+        raise ValueError(f"--start-index {start_index}: {split.path} has frames 0 to {len(ids) - 1} in order")
+    ids = ids[start_index : start_index + max_frames]
+    begins = np.diff(ids, prepend=ids[0] - 2) != 1
+    if (split.path / "ep_start_end_ids.npy").is_file():  # some debug splits lack it
+        begins |= np.isin(ids, split.ranges[:, 0])
+    edges = [*np.flatnonzero(begins).tolist(), len(ids)]
+    return [
+        Annotation(int(ids[first]), int(ids[last - 1]), instruction, task=None)
+        for first, last in zip(edges[:-1], edges[1:], strict=True)
+    ]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--source-split-dir", type=Path, required=True, help="folder with episode_*.npz")
+    made.add_argument("--output-dir", type=Path, required=True, help="folder to write; made if missing")
+    made.add_argument("--instruction", required=True, help="the sentence given to every frame")
+    made.add_argument("--max-frames", type=int, default=256, help="how many frames to take (default 256)")
+    made.add_argument(
+        "--start-index", type=int, default=0, help="first frame, counted from 0 in the order of the files (default 0)"
+    )
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    try:
+        split = CalvinSplit(options.source_split_dir)
+        windows = stretches(split, options.start_index, options.max_frames, options.instruction)
+        summary = write_processed(split, windows, options.output_dir, placement="copy")
+    except (ValueError, OSError) as error:
+        print(f"prepare_calvin_debug_processed: {error}", file=sys.stderr)
+        return 2
+    print(describe(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""DataProvider: robot demonstrations as training samples. The class to re-implement for your own robot's data.
+
+Training asks three things of a provider: ``len(provider)``, ``provider[i] -> RobotSample`` for every i below it, and
+that both are the same in every process. A complete one over HDF5 files of your own making:
+
+    class MyRobot(Dataset[RobotSample]):
+        def __init__(self, path, act_step, resolution):
+            self.path, self.act_step, self.resolution = path, act_step, resolution
+            with h5py.File(path) as file:
+                self.actions = [file[name]["actions"][:].astype("float32") for name in sorted(file)]   # E x [n, 7]
+                self.texts = [file[name].attrs["instruction"] for name in sorted(file)]
+                self.names = sorted(file)
+            self.starts = np.cumsum([0] + [len(actions) for actions in self.actions])
+            self.episode_of = np.repeat(np.arange(len(self.names)), np.diff(self.starts))
+
+        def __len__(self):
+            return int(self.starts[-1])
+
+        def __getitem__(self, index):
+            episode = self.episode_of[index]
+            now = index - self.starts[episode]
+            future, actions, is_pad = action_chunk(self.actions[episode], now, self.act_step)
+            with h5py.File(self.path) as file:                    # opened here: workers must not share a handle
+                pictures = file[self.names[episode]]["camera"]    # uint8 [n, height, width, 3]
+                views = [fit(pictures[frame], self.resolution) for frame in (now, future)]
+            return RobotSample(
+                views=torch.from_numpy(views[0][None]),           # [1, 3, R, R]: one camera
+                future_views=torch.from_numpy(views[1][None]),
+                instruction=self.texts[episode],
+                actions=torch.from_numpy(actions),
+                action_is_pad=torch.from_numpy(is_pad),
+                index=index,
+            )
+
+Actions are relative: three of position, three of rotation (scaled so that 1.0 is the largest step of your robot), and
+the gripper command, +1 open, -1 closed. Often it is easier still to write ``dataset_info.json`` beside your pictures
+(``training/data/processed.py`` shows the format) and to use the class below as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from models.images import fit
+from training.data.batch import RobotSample, action_chunk
+from training.data.files import IMAGE_SUFFIXES, read_image, read_npz
+from training.data.processed import read_index
+
+CAMERAS = ("rgb_static", "rgb_gripper")
+
+
+class DataProvider(Dataset[RobotSample]):
+    """One sample for each frame of a processed split (a folder with ``dataset_info.json``).
+
+    Args:
+        root: the folder.
+        act_step: T, actions per chunk and distance in frames of the future view.
+        resolution: R, side of the square pictures in pixels.
+        num_view: V, cameras: 1 static, 2 static and gripper. Cameras that are not asked for are not read.
+
+    The index costs about 70 bytes a frame plus its file name, is shared by data workers, and finds a sample in constant
+    time. A sample opens the file of its frame and the file of the future frame, once each.
+
+    Raises ValueError or FileNotFoundError naming the file and, where there is one, the episode: at construction for a
+    bad ``dataset_info.json`` or an unreadable first frame, later for any other frame.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], act_step: int, resolution: int, num_view: int) -> None:
+        if act_step < 1:
+            raise ValueError(f"act_step must be at least 1, is {act_step}")
+        if num_view not in (1, 2):
+            raise ValueError(f"num_view must be 1 (static camera) or 2 (static and gripper), is {num_view}")
+        self.act_step = act_step
+        self.resolution = resolution
+        self.num_view = num_view
+        self.data = read_index(root)
+        self.views(0)  # a missing camera is better said now than by a worker
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> RobotSample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        future, actions, is_pad = self.chunk(index)
+        views = self.views(index)
+        return RobotSample(
+            views=views,
+            future_views=views if future == index else self.views(future),
+            instruction=self.data.instruction(int(self.data.episode_of[index])),
+            actions=torch.from_numpy(actions),
+            action_is_pad=torch.from_numpy(is_pad),
+            index=index,
+        )
+
+    def chunk(self, index: int) -> tuple[int, npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """(index of the future frame, actions [T, A], is_pad [T]) of a sample; opens no file."""
+        start, end = self.bounds(index)
+        future, actions, is_pad = action_chunk(self.data.actions[start:end], index - start, self.act_step)
+        return start + future, actions, is_pad
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        """First frame of the episode that frame ``index`` is in, and one past its last."""
+        episode = self.data.episode_of[index]
+        return int(self.data.starts[episode]), int(self.data.starts[episode + 1])
+
+    def views(self, frame: int) -> torch.Tensor:
+        """uint8 [V, 3, R, R]: the pictures of one frame."""
+        return torch.from_numpy(np.stack([fit(picture, self.resolution) for picture in self._pictures(frame)]))
+
+    def _pictures(self, frame: int) -> list[npt.NDArray[np.uint8]]:
+        path = self.data.frame_path(frame)
+        if path.suffix == ".npz":
+            arrays = read_npz(path, CAMERAS[: self.num_view])
+            for name, array in arrays.items():
+                if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+                    raise ValueError(
+                        f"{path}: {name} must be uint8 [height, width, 3], found {array.dtype} {list(array.shape)}"
+                    )
+            return list(arrays.values())
+        pictures = [_decoded(path)]
+        if self.num_view == 2:
+            second = self.data.gripper_path(frame)
+            if second is None:
+                raise ValueError(
+                    f"{self.data.path} names one picture a frame; for two views add 'gripper_dir' to each frame "
+                    "(the same path again if the robot has one camera), or set model.vla.num_view=1"
+                )
+            pictures.append(pictures[0] if second == path else _decoded(second))
+        return pictures
+
+
+def _decoded(path: Path) -> npt.NDArray[np.uint8]:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"{path} is neither an .npz nor a picture ({', '.join(IMAGE_SUFFIXES)})")
+    return np.asarray(read_image(path))

@@ -1,0 +1,145 @@
+"""Pictures between the world and the networks: one preprocessing for training and acting.
+
+Two paths, both bit-compatible with the original system:
+
+* VQ path: `fit` (uint8 in, uint8 out, so that frames can be stored and shipped small), then `normalise` on the device;
+* CLIP path: `clip_pixels`, CLIPImageProcessor's arithmetic on PIL and NumPy. Written here because which processor class
+  transformers offers depends on what else is installed, and its torchvision variant gives other pixels.
+
+Shape letters: R resolution, S side of CLIP's input, H/W height and width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+Uint8Array = npt.NDArray[np.uint8]
+
+
+def as_pil(image: Image.Image | Uint8Array) -> Image.Image:
+    """An RGB PIL image from any PIL image or from a uint8 array [H,W,3].
+
+    Raises:
+        ValueError: the array has another dtype or shape.
+    """
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"an image array must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}")
+    return Image.fromarray(np.ascontiguousarray(image))
+
+
+def short_side_size(image: Image.Image, short: int) -> tuple[int, int]:
+    """(width, height) at which the short side is `short`; the long side is truncated to a whole pixel."""
+    width, height = image.size
+    long = int(short * max(width, height) / min(width, height))
+    return (short, long) if width <= height else (long, short)
+
+
+def fit(image: Image.Image | Uint8Array, resolution: int) -> Uint8Array:
+    """Square uint8 picture [3,R,R]: short side resized bicubically to `resolution`, then the centre cut out.
+
+    The crop offset is `round(surplus / 2)`, Python's half-to-even rounding, as the original has it (CLIP's floors).
+    """
+    picture = as_pil(image)
+    picture = picture.resize(short_side_size(picture, resolution), Image.Resampling.BICUBIC)
+    left = round((picture.width - resolution) / 2)
+    top = round((picture.height - resolution) / 2)
+    pixels = np.asarray(picture)[top : top + resolution, left : left + resolution]  # [R,R,3]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def normalise(pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """uint8 [...,3,R,R] -> floats in [-1,1], the VQ tokenizer's input. Computed in float32, then cast to `dtype`."""
+    if pixels.dtype != torch.uint8:
+        raise ValueError(f"normalise takes uint8 pixels, not {pixels.dtype}")
+    return pixels.to(torch.float32).div_(255).sub_(0.5).div_(0.5).to(dtype)
+
+
+def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
+    """Floats of nominal range [-1,1] -> uint8 of the same shape: clipped, then truncated (not rounded)."""
+    return ((pixels.detach().float() + 1) / 2).clamp_(0, 1).mul_(255).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class ClipImageSpec:
+    """What a `preprocessor_config.json` of a CLIPImageProcessor asks for."""
+
+    resize: int | tuple[int, int]  # short side, or exact (height, width)
+    crop: tuple[int, int]  # height, width
+    resample: int  # PIL's number: 3 is bicubic
+    scale: float  # factor on the 0..255 values
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_dir(cls, path: str | Path) -> ClipImageSpec:
+        """Read `<path>/preprocessor_config.json`.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is not JSON, or asks for something that CLIP's vision tower never needs (no resize, no crop).
+        """
+        file = Path(path) / "preprocessor_config.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: a CLIP directory needs its preprocessor_config.json")
+        try:
+            fields = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} is not readable JSON: {error}") from error
+        try:
+            return cls.from_fields(fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file} does not describe a CLIP image processor: {error}") from error
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> ClipImageSpec:
+        """From the JSON's fields; `size` and `crop_size` may be plain numbers, as in OpenAI's own uploads."""
+        for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+            if not fields.get(step, True):
+                raise ValueError(f"{step} is false, but all four steps are needed")
+        size = fields["size"]
+        if isinstance(size, Mapping) and "shortest_edge" in size:
+            size = size["shortest_edge"]
+        crop = fields["crop_size"]
+        return cls(
+            resize=(int(size["height"]), int(size["width"])) if isinstance(size, Mapping) else int(size),
+            crop=(int(crop["height"]), int(crop["width"])) if isinstance(crop, Mapping) else (int(crop), int(crop)),
+            resample=int(fields.get("resample", Image.Resampling.BICUBIC)),
+            scale=float(fields.get("rescale_factor", 1 / 255)),
+            mean=tuple(float(x) for x in fields["image_mean"]),
+            std=tuple(float(x) for x in fields["image_std"]),
+        )
+
+    def __post_init__(self) -> None:
+        smallest = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+        if smallest[0] < self.crop[0] or smallest[1] < self.crop[1]:
+            raise ValueError(f"crop_size {self.crop} is larger than the resized image {smallest}")
+
+
+def clip_pixels(image: Image.Image | Uint8Array, spec: ClipImageSpec) -> torch.Tensor:
+    """CLIP's input, float32 [3,S,S], from any PIL image or a uint8 array [H,W,3].
+
+    Same order and precision as CLIPImageProcessor on PIL: resize, floored centre crop, scale, mean and deviation.
+    """
+    picture = as_pil(image)
+    if isinstance(spec.resize, int):
+        size = short_side_size(picture, spec.resize)
+    else:
+        size = (spec.resize[1], spec.resize[0])
+    picture = picture.resize(size, Image.Resampling(spec.resample))
+    height, width = spec.crop
+    top, left = (picture.height - height) // 2, (picture.width - width) // 2
+    pixels = np.asarray(picture)[top : top + height, left : left + width].astype(np.float64)
+    scaled = (pixels * spec.scale).astype(np.float32)  # the processor multiplies in float64, then stores float32
+    normal = (scaled - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)  # [S,S,3]
+    return torch.from_numpy(np.ascontiguousarray(normal.transpose(2, 0, 1)))

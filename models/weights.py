@@ -1,0 +1,299 @@
+"""Weight files: finding, reading, checking and writing them.
+
+Reading never executes code from the file (safetensors, or torch pickles with `weights_only=True`), and what does not
+fit is an error that names the file and the keys; nothing is loaded half.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+# In the order in which a directory is searched; a sharded file's index counts as the file.
+WEIGHT_NAMES = (
+    "model.safetensors",
+    "pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.bin",
+)
+HUB_TIMEOUT_S = 8.0
+NAMES_SHOWN = 6
+# The restricted unpickler is a small stack machine: on arbitrary bytes it fails in any of these ways.
+DAMAGED = (
+    pickle.UnpicklingError, RuntimeError, EOFError, OSError, ArithmeticError, AssertionError, AttributeError,
+    LookupError, TypeError, ValueError, struct.error,
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------- find
+def find_weights(folder: Path) -> Path | None:
+    """The weight file (or the index of a sharded one) of a directory, or None."""
+    for name in WEIGHT_NAMES:
+        for candidate in (folder / name, folder / f"{name}.index.json"):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def resolve_model_dir(
+    name: str | Path, key: str, weights: bool = True, needs: Sequence[str] = ("config.json",)
+) -> Path:
+    """Where a model lies on this machine: a local directory or file, or a snapshot of a Hugging Face hub id.
+
+    A hub id is looked up in the local cache first, so a run on a machine without network starts at once; only then is
+    the hub asked, with a short time limit.
+
+    Args:
+        name: a path (`~` is expanded) or a hub id such as `showlab/magvitv2`.
+        key: the config key that holds `name`, for the error message.
+        weights: fetch the weights too; False when only configuration and tokenizer are needed.
+        needs: the other files without which a cached snapshot does not count as complete.
+
+    Raises:
+        ValueError: neither a local path nor reachable as a hub id; the message says what to do.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    text = str(name)
+    if not _could_be_hub_id(text):
+        raise ValueError(
+            f"{key}: {text} does not exist; give an existing directory or file, or a hub id such as organisation/model"
+        )
+    cached = _cached_snapshot(text, weights, needs)
+    return cached if cached is not None else _download(text, key, weights)
+
+
+def _could_be_hub_id(text: str) -> bool:
+    parts = text.split("/")
+    ours = text.startswith((".", "~")) or text.endswith((".bin", ".pt", ".pth", ".safetensors", ".json", ".yaml"))
+    return not ours and len(parts) == 2 and all(part and part.isascii() and " " not in part for part in parts)
+
+
+def _cached_snapshot(repo: str, weights: bool, needs: Sequence[str]) -> Path | None:
+    """The snapshot already in the hub cache, if it has all we need (a partial download does not count)."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repo, local_files_only=True, allow_patterns=list(needs)))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    needed = [folder / name for name in needs]
+    if weights:
+        file = find_weights(folder)
+        needed += [folder / WEIGHT_NAMES[0]] if file is None else weight_parts(file)
+    return folder if all(part.is_file() for part in needed) else None
+
+
+def _download(repo: str, key: str, weights: bool) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    # The transport's base error: httpx's in huggingface_hub 1, httpx2's in 2, and always imported there.
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # isort: skip
+
+    advice = (
+        f"download it where there is network (hf download {repo}) and set {key} to the local directory, "
+        "or set HF_HOME to a cache that holds it"
+    )
+    try:
+        info = HfApi().model_info(repo, timeout=HUB_TIMEOUT_S)  # a call of its own: snapshot_download has no time limit
+        names = [file.rfilename for file in info.siblings or ()]
+        return Path(snapshot_download(repo, allow_patterns=_wanted(names, weights), etag_timeout=HUB_TIMEOUT_S))
+    except HFValidationError as error:
+        raise ValueError(f"{key}: {repo} is neither an existing path nor a valid hub id") from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"{key}: {repo} is neither an existing path nor a model this account can read on the Hugging Face hub"
+        ) from error
+    except (HfHubHTTPError, HTTPError, OSError) as error:  # OSError: offline mode, no such name, refused, timed out
+        raise ValueError(
+            f"{key}: {repo} is no existing path and not in the local Hugging Face cache, and the hub cannot be reached "
+            f"({type(error).__name__}); {advice}"
+        ) from error
+
+
+def _wanted(names: Sequence[str], weights: bool) -> list[str]:
+    """Which files of a hub repository to fetch: configuration, tokenizer, and one format of the weights."""
+    top = [name for name in names if "/" not in name]
+    wanted = [name for name in top if name.endswith((".json", ".txt", ".model", ".jinja"))]
+    if weights:
+        safe = [name for name in top if name.endswith(".safetensors")]
+        wanted += safe or [name for name in top if name.endswith(".bin")]
+    return wanted
+
+
+# ---------------------------------------------------------------------------------------------------------------- read
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """All tensors of a weight file or of a directory that holds one, on the CPU.
+
+    Understands `.safetensors`, torch pickles (`.bin`, `.pt`, `.pth`, ...), the `*.index.json` of sharded files, and
+    files that keep the state dict under the key `model`.
+
+    Raises:
+        FileNotFoundError: no such file, or a directory without weights, or a shard is missing.
+        ValueError: the file is damaged, holds anything but tensors, or would need code to be executed.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = find_weights(path)
+        if found is None:
+            raise FileNotFoundError(f"{path} holds no weights; looked for {', '.join(WEIGHT_NAMES)} (or .index.json)")
+        path = found
+    if not path.is_file():
+        raise FileNotFoundError(f"weight file {path} does not exist")
+    state: dict[str, torch.Tensor] = {}
+    for part in weight_parts(path):
+        state.update(_read_file(part))
+    return state
+
+
+def weight_parts(path: Path) -> list[Path]:
+    """The files that make up a weight file: itself, or the shards that an `.index.json` lists."""
+    if path.suffix != ".json":
+        return [path]
+    try:
+        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not an index of sharded weights (no readable weight_map)") from error
+    return [path.parent / str(shard) for shard in shards]
+
+
+def _read_file(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"weight file {path} does not exist, though the index beside it lists it")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is not a readable safetensors file (damaged or cut off?): {error}") from error
+    try:
+        # Memory-mapped where the format allows: a 6 GB file then costs no second copy in memory.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except DAMAGED as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as plain weights: it is damaged, cut off, or holds Python objects that would run "
+            f"code; save only its state dict ({why})"
+        ) from error
+    return _state_dict(content, path)
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")  # noqa: TRY004 (a user's error)
+    strange = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if strange:
+        raise ValueError(f"{path} is not a state dict: {_some(strange)} hold no tensors")
+    return {str(name): value for name, value in content.items()}
+
+
+# --------------------------------------------------------------------------------------------------------------- check
+def load_strict(
+    module: nn.Module, state: Mapping[str, torch.Tensor], source: str | Path, allow_missing: Sequence[str] = ()
+) -> list[str]:
+    """Load a state dict into a module, all of it or not at all.
+
+    Parameters on the meta device are replaced by (copies of) the file's tensors in the module's dtype.
+
+    Args:
+        source: the file's name, for the error message.
+        allow_missing: prefixes of keys (`"token_learner."`) that may be absent; a prefix is absent whole or not at all.
+
+    Returns:
+        The keys that were absent and allowed to be, in the module's order.
+
+    Raises:
+        ValueError: missing or unexpected keys, or other shapes; names the first few of each and counts them.
+    """
+    expected = module.state_dict()
+    absent = check_state({name: tensor.shape for name, tensor in expected.items()}, state, source, allow_missing)
+    on_meta = any(tensor.is_meta for tensor in expected.values())
+    if on_meta:
+        state = {name: tensor.to(expected[name].dtype, copy=True) for name, tensor in state.items()}
+    module.load_state_dict(dict(state), strict=False, assign=on_meta)
+    return absent
+
+
+def check_state(
+    expected: Mapping[str, torch.Size],
+    state: Mapping[str, torch.Tensor],
+    source: str | Path,
+    allow_missing: Sequence[str] = (),
+) -> list[str]:
+    """Compare a state dict with the expected names and shapes; returns and raises as `load_strict`."""
+    missing = [name for name in expected if name not in state]
+    allowed = [prefix for prefix in allow_missing if not any(name.startswith(prefix) for name in state)]
+    absent = [name for name in missing if name.startswith(tuple(allowed))]
+    missing = [name for name in missing if not name.startswith(tuple(allowed))]
+    unexpected = [name for name in state if name not in expected]
+    resized = [
+        f"{name} is {list(state[name].shape)}, not {list(shape)}"
+        for name, shape in expected.items()
+        if name in state and state[name].shape != shape
+    ]
+    problems = [
+        f"{len(names)} {what}: {_some(names)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", resized))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"{source} does not fit the model it is loaded into; keys {'; '.join(problems)}")
+    return absent
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+# --------------------------------------------------------------------------------------------------------------- write
+def write_safetensors(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file under a temporary name, then move it into place: readers see all of it or none.
+
+    The same content gives the same bytes. Two names for one storage (tied weights) are an error of safetensors; leave
+    the second name out.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(
+            {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+            scratch,
+            {"format": "pt", **(metadata or {})},
+        )
+        _sort_metadata(scratch)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put a safetensors header's metadata in order; the library writes it in a random one (seen in 0.8)."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length, "the same header, reordered, cannot have grown"
+        file.seek(8)
+        file.write(text.ljust(length))

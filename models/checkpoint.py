@@ -119,11 +119,9 @@ def _spec_of(job: Job, tokenizer: Any, words: int) -> ModelSpec:
                     f"model.showo.{key} is {given}, but the tokenizer of {showo.llm_model_path} makes it {found}; "
                     f"set it so, or model.showo.auto_set_llm_vocab_size=true"
                 )
-    config = backbone_config(
-        showo.llm_model_path, showo.llm_backbone, trust_remote_code=showo.trust_remote_code
-    )
+    config = backbone_config(showo.llm_model_path, showo.llm_backbone, trust_remote_code=showo.trust_remote_code)
     return ModelSpec(
-        llm=config.to_dict(),
+        llm=_plain(config),
         llm_model_path=showo.llm_model_path,
         words=words,
         bos=vocab.bos,
@@ -140,6 +138,12 @@ def _spec_of(job: Job, tokenizer: Any, words: int) -> ModelSpec:
         attn_implementation=showo.attn_implementation,
         versions={name: version(name) for name in ("torch", "transformers")},
     )
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A transformers config as json would give it back, so that a saved description equals the one in memory."""
+    plain: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return plain
 
 
 def clip_width(name_or_path: str) -> int:
@@ -218,9 +222,7 @@ def _load_language_model(model: UPVLA, source: Path) -> tuple[str, ...]:
 # --- folders --------------------------------------------------------------------------------------------------------
 
 
-def save_folder(
-    model: UPVLA, prompter: Prompter, path: str | Path, state: Mapping[str, Tensor] | None = None
-) -> None:
+def save_folder(model: UPVLA, prompter: Prompter, path: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
     """Write everything acting needs: ``config.json``, ``model.safetensors``, ``tokenizer/``.
 
     ``state``: the full state dict where the live module holds only a shard of it (DeepSpeed ZeRO-3, FSDP).
@@ -331,7 +333,7 @@ def _upstream_spec(folder: Path, description: Mapping[str, Any], upstream: Upstr
                 f"point model.showo.llm_model_path at the language model it was trained from"
             )
     spec = ModelSpec(
-        llm=config.to_dict(),
+        llm=_plain(config),
         llm_model_path=name,
         words=words,
         bos=vocab.bos,

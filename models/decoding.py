@@ -127,15 +127,17 @@ def generate(
     sampling: Sampling | None = None,
     generator: torch.Generator | None = None,
     words_only: bool = True,
+    stop: int | None = None,
 ) -> Generation:
     """Answers to ``questions``, one per row of ``patches`` [B, P, C] (CLIP features; None: no picture).
 
-    A row stops at end-of-text and stays as it is while others go on. ``words_only`` (default) never says a special
-    token, an image code or the mask; False leaves all ids but the mask open, as the original does.
+    A row stops at end-of-text (or the id ``stop``) and stays as it is while others go on. ``words_only`` (default)
+    never says a special token, an image code or the mask; False leaves all ids but the mask open, as the original.
     """
     started = time.perf_counter()
     sampling = sampling or Sampling()
     vocab, device = model.vocab, model.device
+    stop = vocab.eos if stop is None else stop
     asked = [prompter.question(question) for question in questions]
     sequence = prompt_sequence(vocab, prompter.system_ids, asked, patches).to(device)
 
@@ -151,7 +153,7 @@ def generate(
             logits[:, vocab.words :] = float("-inf")
         token = torch.where(running, sampling.choose(logits, generator), vocab.pad)
         said.append(token)
-        running = running & (token != vocab.eos)
+        running = running & (token != stop)
         if step == 0:
             first_token = time.perf_counter() - started
         if step + 1 == max_new_tokens or not running.any():

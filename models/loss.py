@@ -68,7 +68,7 @@ def token_cross_entropy(
     rows_at_once = MAX_LOGITS // int(vocabulary) if vocabulary else hidden.shape[0]
     if hidden.shape[0] <= max(rows_at_once, 1):
         return score(hidden, targets)
-    pieces = zip(hidden.split(rows_at_once), targets.split(rows_at_once), strict=True)
+    pieces = zip(torch.split(hidden, rows_at_once), torch.split(targets, rows_at_once), strict=True)
     if torch.is_grad_enabled():
         return torch.cat([checkpoint(score, rows, goals, use_reentrant=False) for rows, goals in pieces])
     return torch.cat([score(rows, goals) for rows, goals in pieces])

@@ -136,9 +136,7 @@ TO_PATCHES = Rule(lambda q, k: k.kind == Kind.PATCH, "to_patches")
 FROM_IMAGE = Rule(lambda q, k: q.kind == Kind.IMAGE, "from_image")
 CLEAN_TO_CLEAN = Rule(lambda q, k: (q.view == 0) & (k.view == 0), "clean_to_clean")
 NOISY_TO_PAST = Rule(lambda q, k: (q.view > 0) & (k.view == 0) & (k.pos < q.start), "noisy_to_past")
-NOISY_TO_OWN_BLOCK = Rule(
-    lambda q, k: (q.view > 0) & (k.view == q.view) & (k.start == q.start), "noisy_to_own_block"
-)
+NOISY_TO_OWN_BLOCK = Rule(lambda q, k: (q.view > 0) & (k.view == q.view) & (k.start == q.start), "noisy_to_own_block")
 
 ROBOT = CAUSAL | FROM_IMAGE
 """Robot flow: text and action slots look back, the image span sees every valid slot (also the actions after it)."""

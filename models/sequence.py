@@ -146,7 +146,7 @@ def clean_text_sequence(vocab: Vocabulary, system_ids: Sequence[int], turn: Text
 
     The slot of a patch holds [PAD] as id; its embedding is the projected CLIP feature.
     """
-    batch, width = turn.ids.shape
+    batch = turn.ids.shape[0]
     device = turn.ids.device
     head = [vocab.mmu, *system_ids]
     patch_span = None

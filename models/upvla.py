@@ -143,7 +143,7 @@ class UPVLA(nn.Module):
             return embeds
         if self.projector is None:
             raise ValueError("this model has no projector for pictures: it was built with model.showo.w_clip_vit=false")
-        patches = self.projector(sequence.patches.to(self.projector[0].weight.dtype)).to(embeds.dtype)
+        patches = self.projector(sequence.patches.to(embeds.dtype)).to(embeds.dtype)
         span = sequence.patch_span
         return torch.cat([embeds[:, : span.start], patches, embeds[:, span.stop :]], dim=1)
 

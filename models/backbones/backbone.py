@@ -23,9 +23,7 @@ from models.weights import resolve_model_dir
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 
 
-def backbone_config(
-    name_or_path: str | Path, llm_backbone: str = "auto", *, trust_remote_code: bool = False
-) -> Any:
+def backbone_config(name_or_path: str | Path, llm_backbone: str = "auto", *, trust_remote_code: bool = False) -> Any:
     """The transformers config of a language model directory (or hub id).
 
     ``llm_backbone``: ``auto`` takes what the directory holds; any other value must be its ``model_type``.

@@ -108,4 +108,4 @@ class PooledRegression(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, A]."""
         flat: Tensor = self.out(self.pool(hidden))
-        return flat.unflatten(-1, (self.act_step, self.action_size))
+        return flat.view(-1, self.act_step, self.action_size)

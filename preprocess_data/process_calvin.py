@@ -127,10 +127,12 @@ def _namer(split: CalvinSplit, output_dir: Path, placement: Placement) -> Callab
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(exist_ok=True)
-    if target.is_file() and target.stat().st_size == source.stat().st_size:
-        return  # an earlier, interrupted run got this far
+    if target.is_file():
+        have, want = target.stat(), source.stat()
+        if (have.st_size, have.st_mtime_ns) == (want.st_size, want.st_mtime_ns):
+            return  # an earlier, interrupted run got this far
     partial = target.with_suffix(".npz.tmp")
-    shutil.copyfile(source, partial)
+    shutil.copy2(source, partial)  # with its time, by which the line above knows it again
     os.replace(partial, target)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
@@ -37,10 +38,7 @@ def stretches(split: CalvinSplit, start_index: int, max_frames: int, instruction
     if (split.path / "ep_start_end_ids.npy").is_file():  # some debug splits lack it
         begins |= np.isin(ids, split.ranges[:, 0])
     edges = [*np.flatnonzero(begins).tolist(), len(ids)]
-    return [
-        Annotation(int(ids[first]), int(ids[last - 1]), instruction, task=None)
-        for first, last in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    return [Annotation(int(ids[first]), int(ids[last - 1]), instruction, task=None) for first, last in pairwise(edges)]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,16 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+Sample_co = TypeVar("Sample_co", covariant=True)
+
 ACTION_SIZE = 7  # three of position, three of rotation, one gripper command
+
+
+class Samples(Protocol[Sample_co]):
+    """A data set: a length, and a sample for every index below it, the same in every process."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Sample_co: ...
 
 
 @dataclass(frozen=True)

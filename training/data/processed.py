@@ -24,28 +24,9 @@ import numpy.typing as npt
 
 from training.data.batch import ACTION_SIZE
 from training.data.files import iterate_json_list
+from training.data.strings import Strings
 
 INDEX_NAME = "dataset_info.json"
-
-
-class Strings:
-    """Many texts in two arrays: a process that forks does not copy them, and a million cost what their bytes cost."""
-
-    def __init__(self) -> None:
-        self._bytes = bytearray()
-        self._ends = array("q", [0])
-
-    def append(self, text: str) -> None:
-        self._bytes += text.encode()
-        self._ends.append(len(self._bytes))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> str:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self._bytes[self._ends[index] : self._ends[index + 1]].decode()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,327 @@
+"""Both data flows of a run, micro-step by micro-step, each a pure function of the micro-step's number.
+
+Every flow is an endless stream: its samples in a new random order, then again in another, and so on. With G = batch
+size x processes, batch b is samples [b * G, (b + 1) * G) of that stream, dealt out to the processes like cards. So
+
+* a run that resumes at micro-step t reads on exactly where it stopped, with any number of data workers, across epochs;
+* nothing is dropped, and nothing comes twice before everything came once; the batch at the end of a pass is filled
+  from the next one, as often as needed where the data set is smaller than G;
+* no global random number generator is touched.
+
+``dataset.combined_loader_mode`` says which flows a micro-step has, and what is called an epoch. With R and M the
+micro-steps that one pass over the robot and the mmu data takes:
+
+=================  =====================================================  ======================
+mode               micro-step t has                                       an epoch is
+=================  =====================================================  ======================
+min_size           both flows, batch t of each                            min(R, M) micro-steps
+max_size_cycle     both flows, batch t of each                            max(R, M) micro-steps
+max_size           both, until the shorter is through; then the longer    max(R, M) micro-steps
+sequential         the robot flow for R micro-steps, then mmu for M       R + M micro-steps
+=================  =====================================================  ======================
+
+In the first two no flow is ever restarted before it is through, so that they differ only in what an epoch is called.
+(In the original, min_size cut the longer flow at the same place and in the same order every epoch.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from config.schema import Job, LoaderMode
+from models.images import ClipImageSpec
+from models.prompting import Prompter
+from training.data.batch import CoBatch, RobotBatch, Samples, TextBatch, collate_robot, collate_text
+from training.data.llava import LlavaDataset
+from training.future_view_prediction_w_action_dataset import DataProvider
+
+Batch = TypeVar("Batch", RobotBatch, TextBatch)
+
+CLIP_PATCHES = 576
+"""Patches of CLIP ViT-L/14 at 336 pixels, whose place the original leaves in a conversation's length."""
+
+logger = logging.getLogger(__name__)
+
+
+def permutation(length: int, seed: int, epoch: int) -> torch.Tensor:
+    """int64 [length]: the order of one pass. The same as torch's DistributedSampler with ``set_epoch(epoch)``."""
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed + epoch))
+
+
+class StepSampler(Sampler[list[int]]):
+    """Batches of indices without end, from batch ``start``; batch b of a process is always the same.
+
+    ``length`` samples, ``batch_size`` of them per batch and process.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
+        if length < 1 or batch_size < 1 or not 0 <= rank < world:
+            raise ValueError(f"no batches of {batch_size} from {length} samples for process {rank} of {world}")
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.start, self.rank, self.world = start, rank, world
+        self._orders: dict[int, torch.Tensor] = {}
+
+    def batch(self, number: int) -> list[int]:
+        """Batch ``number`` of this process."""
+        first = number * self.batch_size * self.world + self.rank
+        places = (first + self.world * row for row in range(self.batch_size))
+        return [int(self._order(place // self.length)[place % self.length]) for place in places]
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        if epoch not in self._orders:
+            if len(self._orders) > 1:
+                self._orders.clear()
+            self._orders[epoch] = permutation(self.length, self.seed, epoch)
+        return self._orders[epoch]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        number = self.start
+        while True:
+            yield self.batch(number)
+            number += 1
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error on its way from a data worker, without the worker's traceback."""
+
+    kind: type[ValueError] | type[FileNotFoundError]
+    message: str
+
+
+class _Fetch(Dataset[Any]):
+    """A whole batch as one item, so that a worker hands over either the batch or the sentence that says why not."""
+
+    def __init__(self, dataset: Samples[Any], collate: Callable[[Sequence[Any]], Any]) -> None:
+        self.dataset, self.collate = dataset, collate
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        try:
+            return self.collate([self.dataset[index] for index in indices])
+        except FileNotFoundError as error:
+            return _Failure(FileNotFoundError, str(error))
+        except ValueError as error:
+            return _Failure(ValueError, str(error))
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+@dataclass(frozen=True)
+class Flow(Generic[Batch]):
+    """One data set, how it is batched, and on which process."""
+
+    dataset: Samples[Any]
+    collate: Callable[[Sequence[Any]], Batch]
+    batch_size: int  # per process
+    seed: int
+    workers: int = 0
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def steps(self) -> int:
+        """Micro-steps in which every sample has come at least once."""
+        return -(-len(self.dataset) // (self.batch_size * self.world))
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """This process's batches from number ``start`` on, without end."""
+        loader = DataLoader(
+            _Fetch(self.dataset, self.collate),
+            batch_sampler=StepSampler(len(self.dataset), self.batch_size, self.seed, start, self.rank, self.world),
+            collate_fn=_as_it_is,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or else making the iterator would draw from the global one
+        )
+        for batch in loader:
+            if isinstance(batch, _Failure):
+                raise batch.kind(batch.message)
+            yield batch
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """Which batch of which flow belongs to a micro-step; ``robot`` and ``text`` are steps of a pass, None: no flow."""
+
+    mode: LoaderMode
+    robot: int | None
+    text: int | None
+
+    @property
+    def epoch_steps(self) -> int:
+        present = [steps for steps in (self.robot, self.text) if steps is not None]
+        if self.mode == "sequential":
+            return sum(present)
+        return min(present) if self.mode == "min_size" else max(present)
+
+    def before(self, step: int) -> tuple[int, int]:
+        """How many batches each flow has given before micro-step ``step``."""
+        if self.robot is None or self.text is None or self.mode in ("min_size", "max_size_cycle"):
+            return (0 if self.robot is None else step), (0 if self.text is None else step)
+        epoch, place = divmod(step, self.epoch_steps)
+        text_place = place - self.robot if self.mode == "sequential" else place
+        return epoch * self.robot + min(place, self.robot), epoch * self.text + min(max(text_place, 0), self.text)
+
+    def at(self, step: int) -> tuple[int | None, int | None]:
+        """(batch number of the robot flow, of the mmu flow) at micro-step ``step``; None where a flow pauses."""
+        (robot, text), (robot_after, text_after) = self.before(step), self.before(step + 1)
+        return robot if robot_after > robot else None, text if text_after > text else None
+
+
+@dataclass(frozen=True)
+class CotrainLoader:
+    """Iterating it gives one CoBatch per micro-step, without end, from ``start_step``."""
+
+    robot: Flow[RobotBatch] | None
+    text: Flow[TextBatch] | None
+    mode: LoaderMode = "max_size_cycle"
+    start_step: int = 0
+
+    def __post_init__(self) -> None:
+        if self.robot is None and self.text is None:
+            raise ValueError("there is neither a robot nor an mmu flow to train on")
+
+    @property
+    def timetable(self) -> Timetable:
+        return Timetable(
+            self.mode,
+            robot=None if self.robot is None else self.robot.steps,
+            text=None if self.text is None else self.text.steps,
+        )
+
+    @property
+    def epoch_steps(self) -> int:
+        """Micro-steps of an epoch, as ``mode`` counts them."""
+        return self.timetable.epoch_steps
+
+    def epoch(self, step: int) -> float:
+        """How many epochs are done before micro-step ``step``."""
+        return step / self.epoch_steps
+
+    def __iter__(self) -> Iterator[CoBatch]:
+        return self.batches(self.start_step)
+
+    def batches(self, start_step: int) -> Iterator[CoBatch]:
+        """From micro-step ``start_step`` on. Raises ValueError or FileNotFoundError naming a file that is bad."""
+        table = self.timetable
+        robot_start, text_start = table.before(start_step)
+        robot = self.robot.batches(robot_start) if self.robot is not None else iter(())
+        text = self.text.batches(text_start) if self.text is not None else iter(())
+        step = start_step
+        while True:
+            robot_number, text_number = table.at(step)
+            yield CoBatch(
+                robot=None if robot_number is None else next(robot),
+                text=None if text_number is None else next(text),
+            )
+            step += 1
+
+    def describe(self) -> str:
+        """One line for the log: samples, batches, epoch."""
+        parts = [
+            f"{name} {len(flow.dataset)} samples in batches of {flow.batch_size} x {flow.world} ({flow.steps} a pass)"
+            for name, flow in (("robot flow", self.robot), ("mmu flow", self.text))
+            if flow is not None
+        ]
+        return f"{', '.join(parts)}; an epoch is {self.epoch_steps} micro-steps ({self.mode})"
+
+
+def robot_dataset(job: Job, root: str) -> DataProvider:
+    """The provider that ``dataset.gen_type`` names, over a processed split."""
+    return DataProvider(
+        root,
+        act_step=job.act_step,
+        resolution=job.dataset.preprocessing.resolution,
+        num_view=job.model.vla.num_view,
+    )
+
+
+def text_dataset(
+    job: Job, prompter: Prompter, image_spec: ClipImageSpec | None, root: str, patches: int = CLIP_PATCHES
+) -> LlavaDataset:
+    return LlavaDataset(root, prompter, image_spec, max_ids=conversation_budget(job, prompter, patches))
+
+
+def conversation_budget(job: Job, prompter: Prompter, patches: int = CLIP_PATCHES) -> int:
+    """Ids a conversation may have: as many as make its sequence as long as a one-camera robot sequence.
+
+    Both are M + n + T + 3 long, with M = max_seq_length, n = num_vq_tokens, T = act_step: the original stacks them.
+    The mmu sequence has the task token, the system prompt, two marks and P patches before the conversation.
+    Raises ValueError when nothing is left.
+    """
+    length, codes = job.dataset.preprocessing.max_seq_length, job.model.showo.num_vq_tokens
+    system = len(prompter.system_ids)
+    budget = length + codes + job.act_step - patches - system
+    budget = min(budget, prompter.tokenizer.model_max_length - system)
+    if budget < 1:
+        raise ValueError(
+            f"dataset.preprocessing.max_seq_length={length} leaves no place for conversations beside {patches} picture "
+            f"patches and a system prompt of {system} ids; it must be at least {length + 1 - budget}"
+        )
+    return budget
+
+
+def cotrain_loader(
+    job: Job,
+    prompter: Prompter,
+    image_spec: ClipImageSpec | None,
+    start_step: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    patches: int = CLIP_PATCHES,
+) -> CotrainLoader:
+    """Both flows of a job for process ``rank`` of ``world``, from micro-step ``start_step``.
+
+    ``image_spec``: how CLIP wants pictures (None: pictures are not opened); ``patches``: how many it makes of one.
+    Raises ValueError or FileNotFoundError in the user's words when the data is missing or wrong.
+    """
+    params, training = job.dataset.params, job.training
+    robot = Flow(
+        dataset=robot_dataset(job, params.train_pre_shards_path_or_url),
+        collate=collate_robot,
+        batch_size=training.batch_size_pre,
+        seed=training.seed,
+        workers=params.num_workers,
+        rank=rank,
+        world=world,
+    )
+    text: Flow[TextBatch] | None = None
+    if job.dataset.und_type is not None and training.batch_size_mmu > 0:
+        if params.train_mmu_shards_path_or_url is None:
+            raise ValueError(
+                "dataset.params.train_mmu_shards_path_or_url is not set; give a folder with LLaVA's json, or train "
+                "without the mmu flow by dataset.und_type=null"
+            )
+        text = Flow(
+            dataset=text_dataset(job, prompter, image_spec, params.train_mmu_shards_path_or_url, patches),
+            collate=collate_text,
+            batch_size=training.batch_size_mmu,
+            seed=flow_seed(training.seed, "mmu"),
+            workers=params.num_workers,
+            rank=rank,
+            world=world,
+        )
+    loader = CotrainLoader(robot, text, job.dataset.combined_loader_mode, start_step)
+    for name, flow in (("robot", robot), ("mmu", text)):
+        if flow is not None and len(flow.dataset) < flow.batch_size * world:
+            logger.warning(
+                "the %s data has %d samples, fewer than one batch of all processes (%d): samples repeat within it",
+                name,
+                len(flow.dataset),
+                flow.batch_size * world,
+            )
+    return loader
+
+
+def flow_seed(seed: int, flow: str) -> int:
+    """A seed of its own for each flow, so that two data sets of one length are not walked in the same order."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {flow}".encode(), digest_size=7).digest(), "little")

@@ -51,13 +51,21 @@ def key(
     below: float | None = None,
     path: PathKind | None = None,
     holds: str | None = None,
+    says: str | None = None,
 ) -> Any:
     """Declare one knob: default, one-line documentation, bounds (inclusive `at_*`, exclusive `above`/`below`).
 
-    `path` says what kind of path the value is, `holds` names a file that must lie in that folder.
+    `path` says what kind of path the value is, `holds` names a file that must lie in that folder, `says` puts what is
+    allowed in words where the annotation alone does not.
     """
     bounds = {"at_least": at_least, "at_most": at_most, "above": above, "below": below}
-    metadata = {"doc": doc, "path": path, "holds": holds, **{k: v for k, v in bounds.items() if v is not None}}
+    metadata = {
+        "doc": doc,
+        "path": path,
+        "holds": holds,
+        "says": says,
+        **{k: v for k, v in bounds.items() if v is not None},
+    }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -72,14 +80,15 @@ class Experiment:
     output_dir: str = key("outputs/run", "folder for config.yaml, logs/, checkpoint-<step>/ and the final model")
     tracker: Tracker = key("tensorboard", "where metrics go")
     save_every: int = key(10000, "steps between checkpoints", at_least=0)
-    eval_every: int = key(1000, "steps between evaluations on the validation data", at_least=0)
-    generate_every: int = key(1000, "steps between logged answers and predicted frames", at_least=0)
+    eval_every: int = key(2500, "steps between evaluations on the validation data", at_least=0)
+    generate_every: int = key(5000, "steps between logged answers and predicted frames", at_least=0)
     log_every: int = key(50, "steps between logged metrics", at_least=1)
     log_grad_norm_every: int = key(500, "steps between logged gradient norms", at_least=0)
     resume_from_checkpoint: str | int | Literal[False] = key(
         "latest",
         "false, latest (of output_dir, if there is one), a step number, or the path of a checkpoint",
         at_least=0,
+        says="false, latest, a step number >= 0 or the path of a checkpoint",
     )
     checkpoints_total_limit: int | None = key(None, "checkpoints to keep; null = all", at_least=1)
 
@@ -99,7 +108,10 @@ class VQModel:
 class Showo:
     """Backbone: a causal language model whose vocabulary is grown by special tokens, image codes and the mask."""
 
-    load_from_showo: bool = key(True, "start from a Show-o / UP-VLA checkpoint; false = from llm_model_path alone")
+    load_from_showo: bool = key(
+        True,
+        "start from pretrained_model_path (naming one on the command line sets this); false = from llm_model_path",
+    )
     pretrained_model_path: str | None = key(
         "showlab/show-o-w-clip-vit-512x512",
         "folder, weights file or hub id of the Show-o / UP-VLA checkpoint; read if load_from_showo",
@@ -176,10 +188,10 @@ class BlockDiffusion:
     """Block diffusion of answers (text_objective bd) and, optionally, of actions."""
 
     text_enabled: bool = key(True, "block-diffuse answers; must be true for text_objective bd, unused otherwise")
-    block_size: int = key(8, "tokens per block, counted from the start of the answer", at_least=1)
+    block_size: int = key(32, "tokens per block, counted from the start of the answer", at_least=1)
     elastic_block_enabled: bool = key(False, "draw the block size per sample from block_size_candidates")
     block_size_candidates: list[int] = key(
-        [4, 8, 16], "block sizes to draw from (or to pass through, see anneal_steps)", at_least=1
+        [8, 16, 32, 64], "block sizes to draw from (or to pass through, see anneal_steps)", at_least=1
     )
     anneal_steps: int = key(
         0, "steps in which the block size grows through block_size_candidates; 0 = no annealing", at_least=0
@@ -339,6 +351,6 @@ class Job:
         None, "folder of pictures asked about at generate_every; null = from the data", path="dir"
     )
     question: str = key("Please describe this image.", "what is asked about them; several are split by ' *** '")
-    max_new_tokens: int = key(64, "longest generated answer in tokens", at_least=1)
+    max_new_tokens: int = key(100, "longest generated answer in tokens", at_least=1)
     config_path: str | None = field(default=None, compare=False, metadata={"hidden": True})
     """The file this job was read from; not a key."""

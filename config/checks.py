@@ -1,0 +1,167 @@
+"""What one key alone cannot tell: keys that contradict each other, and paths that are not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from config.build import Key, get, keys, put
+from config.files import PROJECT_DIR, Tree
+from config.schema import MISSING, VQ_STRIDE, Job
+from config.values import ConfigError, shown
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
+
+
+def check_across(job: Job, tree: Tree) -> None:
+    """ConfigError if a key is left open or keys contradict each other."""
+    showo = "model.showo.pretrained_model_path"
+    if tree.source(showo) == "command line" and tree.source("model.showo.load_from_showo") != "command line":
+        # Whoever names a checkpoint there wants it loaded, also where a file (embedded.yaml) has it off.
+        job.model.showo.load_from_showo = job.model.showo.pretrained_model_path is not None
+    for key in keys().values():
+        if get(job, key.name) == MISSING and key.name not in _unused(job):
+            raise ConfigError(f"{key.name} has to be given: {key.metadata['doc']}; write {key.name}=/path/to/...")
+    _check_losses(job)
+    _check_sizes(job)
+    _check_text(job)
+
+
+def _unused(job: Job) -> set[str]:
+    """Paths nothing will read."""
+    unused = set()
+    if job.dataset.und_type is None:
+        unused |= {"dataset.params.train_mmu_shards_path_or_url", "dataset.params.validation_mmu_shards_path_or_url"}
+    if not job.model.showo.load_from_showo:
+        unused.add("model.showo.pretrained_model_path")
+    return unused
+
+
+def _check_losses(job: Job) -> None:
+    training, dataset = job.training, job.dataset
+    if dataset.und_type is not None and training.batch_size_mmu < 1:
+        raise ConfigError(
+            f"training.batch_size_mmu={training.batch_size_mmu}: expected a whole number >= 1; "
+            "to train without conversations set dataset.und_type=null"
+        )
+    if dataset.und_type is not None and dataset.params.train_mmu_shards_path_or_url is None:
+        raise ConfigError(
+            "dataset.params.train_mmu_shards_path_or_url=null: has to be given; "
+            "to train without conversations set dataset.und_type=null"
+        )
+    if dataset.und_type is not None and not job.model.showo.w_clip_vit:
+        raise ConfigError(
+            "model.showo.w_clip_vit=false: conversations need the CLIP tower; or set dataset.und_type=null"
+        )
+    text = training.mmu_coeff if dataset.und_type is not None else 0.0
+    if training.pre_coeff == training.act_coeff == text == 0:
+        what = (
+            "" if text == training.mmu_coeff else " (training.mmu_coeff counts for nothing with dataset.und_type=null)"
+        )
+        raise ConfigError(f"training.pre_coeff=0, training.act_coeff=0: one loss needs a weight above 0{what}")
+
+
+def _check_sizes(job: Job) -> None:
+    showo, dataset = job.model.showo, job.dataset
+    side = dataset.preprocessing.resolution
+    if dataset.params.resolution != side:
+        raise ConfigError(
+            f"dataset.params.resolution={dataset.params.resolution}: "
+            f"expected the same as dataset.preprocessing.resolution={side}"
+        )
+    if side % VQ_STRIDE:
+        raise ConfigError(f"dataset.preprocessing.resolution={side}: expected a multiple of {VQ_STRIDE}")
+    if showo.num_vq_tokens != (side // VQ_STRIDE) ** 2:
+        raise ConfigError(
+            f"model.showo.num_vq_tokens={showo.num_vq_tokens}: expected {(side // VQ_STRIDE) ** 2} "
+            f"for dataset.preprocessing.resolution={side}: (resolution / {VQ_STRIDE}) squared"
+        )
+    total = showo.llm_vocab_size + showo.num_new_special_tokens + showo.codebook_size + 1
+    if not showo.auto_set_llm_vocab_size and showo.vocab_size != total:
+        raise ConfigError(
+            f"model.showo.vocab_size={showo.vocab_size}: expected {total} = llm_vocab_size + num_new_special_tokens + "
+            "codebook_size + 1; or set model.showo.auto_set_llm_vocab_size=true"
+        )
+    if showo.attn_implementation == "flex_attention" and job.training.device == "cpu":
+        raise ConfigError(
+            "model.showo.attn_implementation=flex_attention: cannot train on a CPU; expected sdpa or eager"
+        )
+
+
+def _check_text(job: Job) -> None:
+    blocks, mdm, objective = job.block_diffusion, job.text_mdm, job.training.text_objective
+    if mdm.min_mask_ratio >= mdm.max_mask_ratio:
+        raise ConfigError(
+            f"text_mdm.min_mask_ratio={mdm.min_mask_ratio}: "
+            f"expected less than text_mdm.max_mask_ratio={mdm.max_mask_ratio}"
+        )
+    if objective == "bd" and not blocks.text_enabled:
+        raise ConfigError(
+            "block_diffusion.text_enabled=false: has to be true for training.text_objective=bd; "
+            "other objectives are training.text_objective=ar or mdm"
+        )
+    if not blocks.block_size_candidates and (blocks.elastic_block_enabled or blocks.anneal_steps):
+        raise ConfigError("block_diffusion.block_size_candidates=[]: expected at least one block size, e.g. [4, 8, 16]")
+    if blocks.elastic_block_enabled and blocks.anneal_steps:
+        raise ConfigError(
+            f"block_diffusion.anneal_steps={blocks.anneal_steps}: block sizes are either drawn or annealed; "
+            "set block_diffusion.elastic_block_enabled=false"
+        )
+    if blocks.action_infer_enabled and not blocks.action_enabled:
+        raise ConfigError("block_diffusion.action_infer_enabled=true: needs block_diffusion.action_enabled=true")
+
+
+def check_paths(job: Job, tree: Tree) -> None:
+    """Every path that will be read exists and becomes absolute, hub ids stay as they are; ConfigError otherwise."""
+    unused = _unused(job)
+    for key in keys().values():
+        value = get(job, key.name)
+        if key.metadata.get("path") and value is not None and key.name not in unused:
+            put(job, key.name, _found(key, str(value), tree))
+    if job.model.showo.load_from_showo and job.model.showo.pretrained_model_path is None:
+        raise ConfigError(
+            "model.showo.pretrained_model_path=null: has to be given with model.showo.load_from_showo=true; "
+            "set that to false to start from model.showo.llm_model_path alone"
+        )
+    output = Path(job.experiment.output_dir)
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"experiment.output_dir={shown(job.experiment.output_dir)}: is a file; expected a folder")
+    _check_resume(job)
+
+
+def _check_resume(job: Job) -> None:
+    resume = job.experiment.resume_from_checkpoint
+    if isinstance(resume, str) and resume != "latest" and not Path(resume).expanduser().exists():
+        raise ConfigError(
+            f"experiment.resume_from_checkpoint={shown(resume)}: no such checkpoint; expected false, latest, "
+            "a step number or the path of a checkpoint"
+        )
+
+
+def _found(key: Key, text: str, tree: Tree) -> str:
+    """The absolute path of what a key names, or the hub id it names."""
+    kind, start = key.metadata["path"], f"{key.name}={shown(text)} ({tree.source(key.name)})"
+    expected = {
+        "dir": "a folder",
+        "weights": "a weights file",
+        "model": "a folder, a weights file or a hub id org/name",
+    }[kind]
+    for folder in (Path.cwd(), PROJECT_DIR):
+        path = folder / Path(text).expanduser()
+        if not path.exists():
+            continue
+        if path.is_dir() if kind == "weights" else (kind == "dir" and not path.is_dir()):
+            raise ConfigError(f"{start}: is a {'folder' if kind == 'weights' else 'file'}; expected {expected}")
+        holds = key.metadata.get("holds")
+        if holds and not (path / holds).is_file():
+            raise ConfigError(f"{start}: this folder has no {holds}")
+        return str(path.resolve())
+    if kind == "model" and _looks_like_hub_id(text):
+        return text
+    raise ConfigError(f"{start}: no such path; expected {expected}")
+
+
+def _looks_like_hub_id(text: str) -> bool:
+    """`org/name`; anything that can only be a local path is none."""
+    org, slash, name = text.partition("/")
+    words = all(part and part.replace("-", "").replace("_", "").replace(".", "").isalnum() for part in (org, name))
+    return bool(slash) and words and not text.startswith((".", "~")) and not text.endswith(WEIGHTS)

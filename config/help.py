@@ -1,0 +1,55 @@
+"""What `--help` prints: how to start a run, and every key with its default and its one line."""
+
+from __future__ import annotations
+
+from config.build import keys
+from config.files import CONFIG_DIR
+from config.schema import MISSING, Objective
+from config.values import choices, shown
+
+SCRIPTS: dict[Objective, str] = {"ar": "train_upvla.py", "mdm": "train_mdm_vla.py", "bd": "train_blockdiff_vla.py"}
+"""The entry point of each text objective."""
+
+TRAINS = {"ar": "autoregressive", "mdm": "masked-diffusion", "bd": "block-diffusion"}
+
+
+FRAGMENTS = ("base", "embedded")
+"""Files of `config/` that are composed into runs and are none themselves."""
+
+
+def help_text(objective: Objective | None) -> str:
+    """The whole manual page of an entry point."""
+    which: Objective = objective or "ar"
+    script, tiny = SCRIPTS[which], f"tiny_{which}vla"
+    runs = ", ".join(sorted(p.stem for p in CONFIG_DIR.glob("*.yaml") if p.stem not in FRAGMENTS))
+    head = f"""usage: python {script} config=<file.yaml> [section.key=value ...]
+
+Train a vision-language-action model with the {TRAINS[which]} text objective ({which}).
+
+  config=       a file of config/ or a copy of one anywhere; its keys win over the files in its `defaults:` list
+  section.key=  any key below; wins over the file. Quote values with spaces: "question=What is open?"
+
+examples:
+  python {script} config=./config/{tiny}.yaml
+  python {script} config=./config/{tiny}.yaml training.max_train_steps=20 "experiment.output_dir=$(pwd)/outputs/mine"
+  accelerate launch --config_file ./accelerate_configs/4_gpus_deepspeed_zero2.yaml --main_process_port=8888 \\
+      {script} config=./config/<file>.yaml
+
+run configs in config/: {runs}
+
+keys (default in brackets; a file may change it):"""
+    return "\n".join([head, *_key_lines()])
+
+
+def _key_lines() -> list[str]:
+    lines, section = [], None
+    for key in sorted(keys().values(), key=lambda k: "." in k.name):
+        here = key.name.rpartition(".")[0]
+        if here != section:
+            section = here
+            lines += ["", f"{here or 'top level'}:"]
+        words = choices(key.annotation)
+        options = "; one of " + ", ".join(words) if len(words) > 1 else ""
+        default = "has to be given" if key.default == MISSING else shown(key.default)
+        lines.append(f"  {key.name}  [{default}]\n      {key.metadata['doc']}{options}")
+    return lines

@@ -1,0 +1,121 @@
+"""argv -> Job: schema <- `defaults:` list <- file <- command line, with errors in the user's words.
+
+    job = load_job(["config=./config/tiny_bdvla.yaml", "training.max_train_steps=20"], objective="bd")
+
+A file may have `defaults: [base, fragment]`: these files (of its own folder, else of the project's `config/`) are read
+first, in order, and the file's own keys win over theirs. `${section.key}` and `${oc.env:NAME}` are OmegaConf's.
+Relative paths mean the current folder first, then the project's, so that the embedded models are found from anywhere.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import yaml
+
+from config import files
+from config.build import build, keys, new_tree, plain
+from config.checks import check_across, check_paths
+from config.help import SCRIPTS, help_text
+from config.schema import Job, Objective
+from config.values import NULLS, ConfigError, parse_flow, shown
+
+__all__ = ["ConfigError", "load_job", "main_or_exit", "to_yaml"]
+
+
+def load_job(argv: Sequence[str] | None = None, objective: Objective | None = None, paths: bool = True) -> Job:
+    """Read the job that a command line describes.
+
+    argv: the arguments after the script's name (default: this process's). objective: the text objective of the entry
+    point; a job of another one is refused with the right command. paths: what will be read has to exist, and relative
+    paths become absolute. Raises ConfigError with one line for the user. `--help` prints the keys and exits with 0.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(argv):
+        print(help_text(objective))
+        raise SystemExit(0)
+    config, overrides = _split(argv, objective)
+    tree = new_tree()
+    path = files.find(config)
+    files.read_into(tree, path)
+    for name, text in overrides:
+        tree.set(name, _override(name, text), "command line")
+    job = build(tree)
+    job.config_path = str(path)
+    if objective is not None and job.training.text_objective != objective:
+        right = SCRIPTS[job.training.text_objective]
+        raise ConfigError(
+            f"training.text_objective={job.training.text_objective} ({tree.source('training.text_objective')}): "
+            f"{SCRIPTS[objective]} trains {objective}; run: python {right} {shlex.join(argv)}"
+        )
+    check_across(job, tree)
+    if paths:
+        check_paths(job, tree)
+    return job
+
+
+def to_yaml(job: Job) -> str:
+    """The resolved configuration as text; `load_job` of it gives an equal Job."""
+    return str(yaml.dump(plain(job), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+
+
+def main_or_exit(main: Callable[[], object]) -> None:
+    """Run an entry point; a ConfigError becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except ConfigError as error:
+        print(f"config error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Writes texts so that `files.read_into` reads the same text again."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = '"' if text in NULLS else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", files.escape(text), style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def _split(argv: list[str], objective: Objective | None) -> tuple[str, list[tuple[str, str]]]:
+    """The config file, and (dotted key, text) for each override."""
+    config, overrides = None, []
+    for argument in argv:
+        name, equals, text = (part.strip() for part in argument.partition("="))
+        if argument in ("-m", "--multirun") or name.startswith("hydra."):
+            raise ConfigError(f"{argument}: sweeps are not built in yet; start one run per value, e.g. in a shell loop")
+        if name[:1] and name[0] in "-+~":
+            bare = name.lstrip("-+~")
+            right = f"{bare}={text}" if bare in keys() or bare == "config" else "config=<file> or section.key=value"
+            raise ConfigError(f"argument {shown(argument)}: expected {shown(right)}, without a leading {name[0]}")
+        if not equals or not name:
+            raise ConfigError(f"argument {shown(argument)}: expected config=<file> or section.key=value (see --help)")
+        if name != "config":
+            overrides.append((name, text))
+        elif config is not None:
+            raise ConfigError(f"config={shown(text)}: config= is given twice, first as {shown(config)}")
+        else:
+            config = text
+    if not config:
+        which = objective or "ar"
+        raise ConfigError(
+            f"config=<file> is missing, e.g. python {SCRIPTS[which]} config=./config/tiny_{which}vla.yaml"
+        )
+    return config, overrides
+
+
+def _override(name: str, text: str) -> Any:
+    """A command-line value: text as it is, one layer of quotes taken off; `{key: value}` for a section."""
+    if any(key.startswith(f"{name}.") for key in keys()):
+        section = parse_flow(text)
+        return section if isinstance(section, dict) else text
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        quoted = parse_flow(text)
+        return quoted if isinstance(quoted, str) else text
+    return text

@@ -1,0 +1,81 @@
+"""Actions: CALVIN's relative and absolute commands, turned into a target for the hand's servos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from policy_rollout.desk.layout import WORKSPACE
+from policy_rollout.desk.rotation import nearest_turn
+
+Array = npt.NDArray[np.float64]
+Action = npt.ArrayLike | Mapping[str, Any]
+
+MAX_REL_POS = 0.02  # metres per unit of a relative action
+MAX_REL_ORN = 0.05  # rad per unit
+WINDUP_POS = 0.04  # the target may be this far from the tcp, metres per axis
+WINDUP_ORN = 0.30  # rad per axis
+
+
+@dataclass
+class HandTarget:
+    """Where the hand is asked to be: position (3,), Euler angles (3,), gripper width in metres, last command +-1."""
+
+    pos: Array
+    orn: Array
+    width: float
+    gripper: float
+
+
+def _vector(values: npt.ArrayLike, size: int, what: str) -> Array:
+    out = np.array(values, dtype=np.float64).reshape(-1)
+    if out.shape != (size,):
+        raise ValueError(f"{what} has {out.size} numbers; the desk takes {size}")
+    if not np.isfinite(out).all():
+        raise ValueError(f"{what} has a value that is not finite: {out.tolist()}")
+    return out
+
+
+def _gripper(value: float) -> float:
+    if value not in (-1.0, 1.0):
+        raise ValueError(f"the gripper command is {value:g}; it must be exactly -1 (close) or 1 (open)")
+    return float(value)
+
+
+def _split(action: Action) -> tuple[bool, Array]:
+    """(is it absolute, the seven numbers)."""
+    if isinstance(action, Mapping):
+        kind = action.get("type")
+        if kind not in ("cartesian_rel", "cartesian_abs") or "action" not in action:
+            raise ValueError(
+                f'an action dictionary needs type "cartesian_rel" or "cartesian_abs" and action, not {action}'
+            )
+        return kind == "cartesian_abs", _vector(action["action"], 7, "the action")
+    if isinstance(action, Sequence) and len(action) == 3:  # calvin_env's (position, orientation, gripper)
+        return True, _vector(np.concatenate([np.ravel(np.asarray(part)) for part in action]), 7, "the action")
+    return False, _vector(action, 7, "the action")
+
+
+def apply_action(target: HandTarget, action: Action, tcp_pos: Array, angles: Array) -> HandTarget:
+    """The next target after one action.
+
+    `tcp_pos` (3,) and `angles` (3,) are where the hand is now, angles as the hinges count them (not wrapped).
+    A relative action moves the target, not the hand, as in CALVIN. Unlike CALVIN's, the target stays in the workspace
+    and close to the hand, so that pushing against the table for a while does not have to be undone.
+    Raises ValueError for a wrong size, a number that is not finite, or a gripper command other than +-1.
+    """
+    absolute, values = _split(action)
+    gripper = _gripper(values[6])
+    if absolute:
+        pos, orn = values[:3], nearest_turn(values[3:6], angles)
+    else:
+        pos = target.pos + values[:3] * MAX_REL_POS
+        orn = target.orn + values[3:6] * MAX_REL_ORN
+        pos = np.clip(pos, tcp_pos - WINDUP_POS, tcp_pos + WINDUP_POS)
+        orn = np.clip(orn, angles - WINDUP_ORN, angles + WINDUP_ORN)
+    pos = np.clip(pos, WORKSPACE[0], WORKSPACE[1])
+    return HandTarget(pos, orn, 0.08 if gripper > 0 else 0.0, gripper)

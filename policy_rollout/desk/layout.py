@@ -1,0 +1,192 @@
+"""Where everything on the desk is: the constants of the four scenes.
+
+World frame as CALVIN's: metres, x to the right and y away from somebody who stands in front of the desk, z up, table
+surface at z = 0.44. The sizes and places were chosen so that CALVIN's thresholds and its 192 official initial states
+make sense here; the furniture itself is our own.
+
+The cabinet's front leans back by 30 degrees, so that a hand that comes straight down reaches handles and compartments.
+Points on it are given by `(x, t, n)`: `t` metres up along the front, `n` metres out of it, towards the hand.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Size = tuple[float, float, float]
+
+SCENES = ("A", "B", "C", "D")
+BLOCKS = ("block_red", "block_blue", "block_pink")
+
+# Table and cabinet.
+TABLE_Z = 0.44
+TABLE_X = (-0.44, 0.44)
+TABLE_FRONT_Y = -0.175
+PLANK_Z = 0.441  # the floor of the cabinet's compartments, 1 mm above the table as in CALVIN's recordings
+PLANK_Y = (0.03, 0.158)
+SHELF_Z = 0.648  # top of the cabinet, where the two lights stand
+SHELF_Y = (0.118, 0.205)
+FRONT_ORIGIN = (0.075, 0.535)  # (y, z) of the leaning front at t = 0
+FRONT_UP = (0.5, math.sqrt(0.75))  # its upward direction in (y, z)
+FRONT_OUT = (-math.sqrt(0.75), 0.5)  # its outward normal in (y, z)
+
+# Joints: range in metres; the light of a switch is on above the middle, as in CALVIN.
+SLIDE_RANGE = (0.0, 0.28)  # positive is to the left (-x)
+DRAWER_RANGE = (0.0, 0.22)  # positive is open (-y)
+BUTTON_RANGE = (0.0, 0.02)  # positive is pressed (-z)
+SWITCH_RANGE = (0.0, 0.088)  # positive is up along the cabinet's front
+BUTTON_THRESHOLD = 0.01
+SWITCH_THRESHOLD = 0.044
+
+# Door: a plate with a vertical bar on two posts. Bar centre (0, DOOR_BAR_T, DOOR_BAR_N) from the door's centre.
+DOOR_HALF_WIDTH = 0.125
+DOOR_T = (-0.104, 0.070)
+DOOR_BAR_T = -0.010
+DOOR_BAR_N = 0.062
+DOOR_BAR_HALF = (0.008, 0.052, 0.008)
+
+# Switch: a horizontal bar on a post. Bar centre at t = SWITCH_T0 + joint.
+SWITCH_T0 = -0.046
+SWITCH_BAR_N = 0.055
+SWITCH_BAR_HALF = (0.040, 0.008, 0.008)
+
+# Button: a cap that stands on a ring.
+BUTTON_Y = -0.12
+BUTTON_RADIUS = 0.025
+BUTTON_TOP_Z = 0.475
+BUTTON_RING = (0.036, 0.452)  # radius, top
+
+# Drawer: y and z for the closed drawer.
+DRAWER_HALF_WIDTH = 0.175
+DRAWER_WALL = 0.006  # half thickness
+DRAWER_Y = (-0.170, 0.035)  # inner front wall, inner back wall
+DRAWER_FLOOR_Z = 0.332
+DRAWER_RIM_Z = 0.402
+DRAWER_BAR_Y = -0.252
+DRAWER_BAR_Z = 0.365
+DRAWER_BAR_HALF_LENGTH = 0.085
+DRAWER_BAR_RADIUS = 0.008
+
+# Hand, in the frame of the tool centre point (tcp): z points out of the fingers, y is the way they open.
+FINGER_TIP = 0.012  # the fingers end this far beyond the tcp
+FINGER_LENGTH = 0.088
+FINGER_HALF = (0.010, 0.006)  # along x, along y; the inner face of a finger is at y = +-width / 2
+GRIPPER_RANGE = (0.0, 0.08)
+PALM_CLEARANCE = FINGER_LENGTH - FINGER_TIP  # the palm starts this far above the tcp
+
+BLOCK_HEIGHT = 0.04
+BIG: Size = (0.08, 0.04, BLOCK_HEIGHT)
+MIDDLE: Size = (0.056, 0.04, BLOCK_HEIGHT)
+SMALL: Size = (0.04, 0.04, BLOCK_HEIGHT)
+
+# The tcp's target is kept in here. The lowest z lets the finger tips touch the drawer's floor.
+WORKSPACE = ((-0.44, -0.56, 0.335), (0.44, 0.16, 0.76))
+HOME_TCP = (0.02586, -0.23131, 0.57128)
+HOME_EULER = (3.09045, -0.02909, 1.50012)
+
+
+def front_point(x: float, t: float, n: float) -> Array:
+    """World position (3,) of a point `t` up along the cabinet's leaning front and `n` out of it."""
+    y = FRONT_ORIGIN[0] + t * FRONT_UP[0] + n * FRONT_OUT[0]
+    z = FRONT_ORIGIN[1] + t * FRONT_UP[1] + n * FRONT_OUT[1]
+    return np.array([x, y, z])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One scene. All points are world positions (3,) in metres; the `_at` methods take the joint's position."""
+
+    name: str
+    button_x: float
+    switch_x: float
+    door_x: float  # centre of the closed (joint 0) door
+    drawer_x: float
+    opening_x: tuple[float, float]  # the cabinet is open between these; the rest has a fixed front
+    blocks: dict[str, Size] = field(default_factory=dict)  # full edge lengths
+
+    @property
+    def button(self) -> Array:
+        """Middle of the button's top when it is not pressed."""
+        return np.array([self.button_x, BUTTON_Y, BUTTON_TOP_Z])
+
+    def door_handle_at(self, slide: float) -> Array:
+        """Centre of the sliding door's bar, which is 0.104 long and runs up along the leaning front."""
+        return front_point(self.door_x - slide, DOOR_BAR_T, DOOR_BAR_N)
+
+    @property
+    def door_handle(self) -> Array:
+        return self.door_handle_at(0.0)
+
+    def switch_handle_at(self, switch: float) -> Array:
+        """Centre of the switch's bar, which is 0.08 long along x."""
+        return front_point(self.switch_x, SWITCH_T0 + switch, SWITCH_BAR_N)
+
+    @property
+    def switch_handle(self) -> Array:
+        return self.switch_handle_at(0.0)
+
+    def drawer_handle_at(self, drawer: float) -> Array:
+        """Centre of the drawer's bar, which is 0.17 long along x; fingers fit between it and the drawer's front."""
+        return np.array([self.drawer_x, DRAWER_BAR_Y - drawer, DRAWER_BAR_Z])
+
+    @property
+    def drawer_handle(self) -> Array:
+        return self.drawer_handle_at(0.0)
+
+    def drawer_space_at(self, drawer: float) -> tuple[Array, Array]:
+        """Lower and upper corner of the drawer's inside that is not under the table."""
+        low = [self.drawer_x - DRAWER_HALF_WIDTH + DRAWER_WALL, DRAWER_Y[0] - drawer, DRAWER_FLOOR_Z]
+        high = [self.drawer_x + DRAWER_HALF_WIDTH - DRAWER_WALL, TABLE_FRONT_Y, DRAWER_RIM_Z]
+        return np.array(low), np.array(high)
+
+    @property
+    def led(self) -> Array:
+        return np.array([self.button_x, 0.168, SHELF_Z])
+
+    @property
+    def bulb(self) -> Array:
+        return np.array([self.switch_x, 0.165, SHELF_Z])
+
+    @property
+    def compartments(self) -> dict[str, tuple[Array, Array]]:
+        """Where the middle of a block may be put in the cabinet, lower and upper corner, z of a resting block.
+
+        `slider_right` is behind the door at joint 0, `slider_left` at joint 0.28.
+        """
+        z = PLANK_Z + BLOCK_HEIGHT / 2
+        spots = {"slider_right": self.door_x, "slider_left": self.door_x - SLIDE_RANGE[1]}
+        return {k: (np.array([x - 0.075, 0.088, z]), np.array([x + 0.075, 0.100, z])) for k, x in spots.items()}
+
+    @property
+    def table_space(self) -> tuple[Array, Array]:
+        """Where the middle of a block is put on the table at random (CALVIN's ranges, clear of the button)."""
+        z = TABLE_Z + BLOCK_HEIGHT / 2
+        low, high = 0.0, 0.35
+        if self.button_x > 0.15:
+            low, high = -0.12, self.button_x - 0.085
+        return np.array([low, -0.145, z]), np.array([high, -0.045, z])
+
+    def surfaces(self) -> dict[str, tuple[Array, Array]]:
+        return {"table": self.table_space, **self.compartments}
+
+
+def _blocks(red: Size, blue: Size, pink: Size) -> dict[str, Size]:
+    return dict(zip(BLOCKS, (red, blue, pink), strict=True))
+
+
+LAYOUTS: dict[str, Layout] = {
+    "A": Layout("A", -0.28, 0.335, 0.04, 0.10, (-0.370, 0.170), _blocks(BIG, MIDDLE, SMALL)),
+    "B": Layout("B", 0.34, -0.360, 0.12, 0.17, (-0.290, 0.250), _blocks(SMALL, BIG, MIDDLE)),
+    "C": Layout("C", -0.20, -0.372, 0.10, 0.06, (-0.310, 0.230), _blocks(BIG, SMALL, MIDDLE)),
+    "D": Layout("D", -0.12, 0.30, 0.04, 0.18, (-0.370, 0.170), _blocks(MIDDLE, SMALL, BIG)),
+}
+
+
+def layout_of(scene: str) -> Layout:
+    if scene not in LAYOUTS:
+        raise ValueError(f"scene is {scene!r}; the desk has the scenes {', '.join(SCENES)}")
+    return LAYOUTS[scene]

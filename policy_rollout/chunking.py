@@ -66,7 +66,6 @@ class ChunkPlayer:
         proposals = np.stack([chunk[self._step - start] for start, chunk in self._plans])  # [plans, A], oldest first
         self._step += 1
         if self.ensemble is None:
-            return proposals[-1].copy()
+            return np.array(proposals[-1])
         weights = np.exp(-self.ensemble * np.arange(len(proposals)))
-        mean = (weights / weights.sum()) @ proposals
-        return mean.astype(np.float32)
+        return np.asarray(weights / weights.sum() @ proposals, dtype=np.float32)

@@ -7,12 +7,26 @@ Shape letters: B observations, T actions per chunk, A action size (7), V views, 
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from models.checkpoint import Built, load_folder, model_folder
+from models.images import fit, normalise, to_uint8
+from models.magvit import MagVITv2, load_magvit
+from models.sequence import robot_sequence
+from models.upvla import Prediction
+from models.weights import find_weights, resolve_model_dir, weight_parts
+from policy_rollout.model_yaml import CHECKPOINT_KEY, load_model_yaml, located
 
 ACTION_SIZE = 7
 CAMERAS = ("rgb_static", "rgb_gripper")
@@ -83,6 +97,160 @@ class Policy(Protocol):
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:
         """Chunks [B, T, A] for B >= 1 observations, independent of each other and of their order."""
         ...
+
+
+@dataclass(frozen=True)
+class PolicySource:
+    """Where a policy came from, for records: two results are comparable only if this says so."""
+
+    model_yaml: Path
+    checkpoint: Path
+    """The folder with the weights, or the bare weights file."""
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Digest of the weight files: the identity of a checkpoint wherever it lies."""
+        file = self.checkpoint if self.checkpoint.is_file() else find_weights(self.checkpoint)
+        assert file is not None, self.checkpoint
+        digest = hashlib.sha256()
+        for part in weight_parts(file):
+            with part.open("rb") as stream:
+                while piece := stream.read(1 << 22):
+                    digest.update(piece)
+        return digest.hexdigest()
+
+
+def pick_device(wish: str | int = "auto") -> torch.device:
+    """The device for `auto`, `cpu`, `cuda`, `cuda:1`, or a GPU's number.
+
+    Where CUDA is asked for and there is none, the CPU is taken and stderr is told. Raises `ValueError` for other words.
+    """
+    text = str(wish)
+    text = f"cuda:{text}" if text.isdecimal() else text
+    if text == "auto":
+        text = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise ValueError(f"device {text!r} is unknown; give auto, cpu, cuda or cuda:<number>") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print(f"notice: {text} was asked for, but CUDA is not available here; running on the CPU", file=sys.stderr)
+        return torch.device("cpu")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise ValueError(f"device {text} does not exist; this machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
+class UPVLAPolicy:
+    """UP-VLA acting: a saved model, its prompter, and the frozen image tokenizer.
+
+    Holds no episode state: a chunk depends on the observation alone.
+    """
+
+    def __init__(
+        self,
+        built: Built,
+        vq: MagVITv2,
+        *,
+        device: torch.device | str = "cpu",
+        precision: str = "no",
+        source: PolicySource | None = None,
+    ) -> None:
+        """`precision` "bf16"/"fp16" runs the network (not the tokenizer, whose codes would change) in autocast."""
+        self.device = torch.device(device)
+        self.model = built.model.to(self.device).eval()
+        self.vq = vq.to(self.device).eval()
+        self.prompter = built.prompter
+        self.spec = built.spec
+        self.notes = built.notes
+        self.source = source
+        self.convention = ActionConvention(**built.spec.action_convention)
+        self._precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+    @classmethod
+    def from_config(
+        cls, model_yaml: str | Path, device: str = "auto", checkpoint: str | Path | None = None
+    ) -> UPVLAPolicy:
+        """The policy that a model yaml describes. `checkpoint` stands in for its `model.showo.tuned_model_path`.
+
+        Raises `ValueError` or `FileNotFoundError` in one line naming the key or the file.
+        """
+        config = load_model_yaml(model_yaml, checkpoint)
+        path = resolve_model_dir(config.checkpoint, key=CHECKPOINT_KEY)
+        built = load_folder(path, upstream=config.upstream)
+        folder = model_folder(path)
+        config.require_agreement(built.spec, folder)
+        vq = config.job.model.vq_model
+        bare = vq.pretrained_model_path
+        precision = config.job.training.mixed_precision if "training.mixed_precision" in config.given else "no"
+        return cls(
+            built,
+            load_magvit(located(vq.vq_model_name), None if bare is None else located(bare)),
+            device=pick_device(device),
+            precision=precision,
+            source=PolicySource(config.path, path if path.is_file() else folder),
+        )
+
+    @property
+    def act_step(self) -> int:
+        return self.spec.act_step
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return CAMERAS[: self.spec.num_view]
+
+    def reset(self) -> None:
+        """Nothing to forget: see the class."""
+
+    @torch.inference_mode()
+    def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:
+        chunks: NDArray[np.float32] = self._predict(observations).actions.cpu().numpy()
+        return chunks
+
+    @torch.inference_mode()
+    def predict_codes(self, observations: Sequence[Observation]) -> NDArray[np.int64]:
+        """Image codes [B, N] of the frames T steps ahead, views one after the other."""
+        codes = self._predict(observations, want_codes=True).codes
+        assert codes is not None
+        found: NDArray[np.int64] = codes.cpu().numpy()
+        return found
+
+    @torch.inference_mode()
+    def predict_future(self, observations: Sequence[Observation]) -> NDArray[np.uint8]:
+        """The frames T steps ahead as the model expects them, uint8 [B, V, R, R, 3]."""
+        codes = torch.from_numpy(self.predict_codes(observations)).to(self.device)
+        pixels = self.vq.decode(codes.reshape(-1, self.spec.num_vq_tokens))  # [B * V, 3, R, R]
+        size = self.spec.resolution
+        frames = to_uint8(pixels).permute(0, 2, 3, 1).reshape(len(observations), self.spec.num_view, size, size, 3)
+        pictures: NDArray[np.uint8] = frames.cpu().numpy()
+        return pictures
+
+    def _predict(self, observations: Sequence[Observation], want_codes: bool = False) -> Prediction:
+        """The one path from what is seen to what is done."""
+        if not observations:
+            raise ValueError("a policy is asked about at least one observation")
+        codes = self._codes(observations)  # [B, N]
+        instructions = [self.prompter.instruction(observation.instruction) for observation in observations]
+        sequence = robot_sequence(self.model.vocab, instructions, codes, self.act_step)
+        with torch.autocast(self.device.type, self._precision, enabled=self._precision is not None):
+            return self.model.predict(sequence, want_codes=want_codes)
+
+    def _codes(self, observations: Sequence[Observation]) -> Tensor:
+        """Pictures -> image codes [B, N], views one after the other."""
+        frames = np.stack(
+            [fit(picture, self.spec.resolution) for o in observations for picture in self._views(o)]
+        )  # uint8 [B * V, 3, R, R]
+        codes = self.vq.encode(normalise(torch.from_numpy(frames).to(self.device)))  # [B * V, N / V]
+        return codes.reshape(len(observations), -1)
+
+    def _views(self, observation: Observation) -> list[NDArray[np.uint8]]:
+        views = [getattr(observation, camera) for camera in self.cameras]
+        missing = [camera for camera, view in zip(self.cameras, views, strict=True) if view is None]
+        if missing:
+            raise ValueError(
+                f"this model looks through {self.spec.num_view} cameras, but the observation has no {missing[0]}"
+            )
+        return views
 
 
 class ConstantPolicy:

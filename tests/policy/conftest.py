@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recorded_play import FRAMES, WINDOWS, frame_actions, frame_picture
 
 from policy_rollout.policy import CAMERAS
+from tests.policy.recorded_play import FRAMES, WINDOWS, frame_actions, frame_picture
 
 
 @pytest.fixture

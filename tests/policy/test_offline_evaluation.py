@@ -7,11 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from recorded_play import WINDOWS, Recorder, frame_actions
 
 from policy_rollout.benchmarks import offline
 from policy_rollout.benchmarks.offline import Errors, act_in_parts, evaluate, list_samples, mean_action
 from policy_rollout.policy import CAMERAS, ConstantPolicy
+from tests.policy.recorded_play import WINDOWS, Recorder, frame_actions
 from training.data.calvin import CalvinSplit
 
 T = 10

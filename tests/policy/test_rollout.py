@@ -7,10 +7,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from PIL import Image
-from recorded_play import Recorder
 
 from policy_rollout.policy import CAMERAS, ActionConvention
 from policy_rollout.rollout import Episode, binary_gripper, run_episodes, write_gif
+from tests.policy.recorded_play import Recorder
 
 T = 4
 

@@ -1,0 +1,120 @@
+"""The model yaml: which checkpoint acts, and with which frozen networks around it.
+
+It is written with the keys of a training configuration (a run's own `config.yaml` serves) and one more,
+`model.showo.tuned_model_path`. What the checkpoint's folder says about itself need not be repeated; where it is
+repeated it has to agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config.build import build, get, new_tree
+from config.files import PROJECT_DIR, display, read_into
+from config.schema import MISSING, VQ_STRIDE, Job
+from config.values import ConfigError, shown
+from models.checkpoint import UpstreamSettings
+from models.spec import ModelSpec
+
+CHECKPOINT_KEY = "model.showo.tuned_model_path"
+_TRAINING_ONLY = "dataset.params.train_pre_shards_path_or_url"
+
+
+@dataclass(frozen=True)
+class ModelYaml:
+    """`checkpoint`: a path (absolute) or hub id. `given`: the dotted keys that the file sets; the rest of `job` is
+    the schema's defaults."""
+
+    path: Path
+    checkpoint: str
+    job: Job
+    given: frozenset[str]
+
+    @property
+    def upstream(self) -> UpstreamSettings:
+        """What an original checkpoint's folder leaves open, answered by this file."""
+        showo, text = self.job.model.showo, self.job.dataset.preprocessing
+        named = "model.showo.llm_model_path" in self.given
+        return UpstreamSettings(
+            llm_model_path=located(showo.llm_model_path) if named else None,
+            num_view=self.job.model.vla.num_view,
+            max_seq_length=text.max_seq_length,
+            resolution=text.resolution,
+        )
+
+    def require_agreement(self, spec: ModelSpec, folder: Path) -> None:
+        """Raises `ConfigError` at the first key of this file that contradicts what the checkpoint says of itself."""
+        for key, declared in _declared(spec).items():
+            if key in self.given and get(self.job, key) != declared:
+                raise ConfigError(
+                    f"{key}={shown(get(self.job, key))} ({display(self.path)}), but the checkpoint {folder} was made "
+                    f"with {shown(declared)}; remove the key, or name another checkpoint in {CHECKPOINT_KEY}"
+                )
+        if spec.num_vq_tokens != (spec.resolution // VQ_STRIDE) ** 2:
+            raise ConfigError(
+                f"dataset.preprocessing.resolution={spec.resolution} ({display(self.path)}): the checkpoint {folder} "
+                f"reads {spec.num_vq_tokens} codes per camera, which is a resolution of "
+                f"{round(spec.num_vq_tokens**0.5) * VQ_STRIDE}"
+            )
+
+
+def _declared(spec: ModelSpec) -> dict[str, Any]:
+    """Dotted config keys and the values that a checkpoint's description gives them."""
+    return {
+        "act_step": spec.act_step,
+        "model.vla.num_view": spec.num_view,
+        "model.showo.num_vq_tokens": spec.num_vq_tokens,
+        "model.showo.codebook_size": spec.codebook_size,
+        "model.showo.llm_vocab_size": spec.words,
+        "model.showo.vocab_size": spec.vocab.size,
+        "model.showo.w_clip_vit": spec.clip_width is not None,
+        "dataset.preprocessing.max_seq_length": spec.max_seq_length,
+        "dataset.preprocessing.resolution": spec.resolution,
+        "dataset.params.resolution": spec.resolution,
+    }
+
+
+def load_model_yaml(path: str | Path, checkpoint: str | Path | None = None) -> ModelYaml:
+    """Read a model yaml; `checkpoint` stands in for its `model.showo.tuned_model_path`.
+
+    Raises `ConfigError` in one line: no such file, unknown key, impossible value, no checkpoint named.
+    """
+    file = Path(located(path))
+    if not file.is_file():
+        raise ConfigError(f"model config {path}: no such file; the project has policy_rollout/*_model.yaml")
+    tree = new_tree()
+    read_into(tree, file)
+    showo = tree.values.get("model", {})
+    showo = showo.get("showo", {}) if isinstance(showo, dict) else {}
+    named = showo.pop("tuned_model_path", None) if isinstance(showo, dict) else None
+    if checkpoint is None:
+        if named in (None, "", MISSING) or not isinstance(named, str):
+            raise ConfigError(
+                f"{CHECKPOINT_KEY} has to be given in {display(file)}: the folder that training wrote "
+                "(its output_dir, or a checkpoint-<step> in it)"
+            )
+        checkpoint = str(tree.interpolated(CHECKPOINT_KEY, named))
+    given = frozenset(_dotted(tree.values))
+    if _TRAINING_ONLY not in given:
+        tree.set(_TRAINING_ONLY, "(not read when acting)", "default")
+    return ModelYaml(path=file, checkpoint=located(checkpoint), job=build(tree), given=given)
+
+
+def located(path: str | Path) -> str:
+    """A path seen from the current folder, else from the project's, made absolute; a hub id as it is."""
+    for folder in (Path.cwd(), PROJECT_DIR):
+        candidate = folder / Path(path).expanduser()
+        if candidate.exists():
+            return str(candidate.resolve())
+    return str(path)
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name

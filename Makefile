@@ -1,0 +1,75 @@
+# Two commands on a fresh machine: `make quickstart` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+# The plain wheel brings gigabytes of CUDA where the index has no CPU build; elsewhere, for example:
+#   make quickstart TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+OBJECTIVE ?= ar
+# Test processes: as many as cores, at most 4 (each holds a torch of its own).
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
+PYTEST ?= -n $(WORKERS)
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-all lint smoke venv venv-train venv-dev clean distclean
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(VENV)/.minimal ## train a few minutes on embedded models and data, evaluate, show a table (OBJECTIVE=ar|mdm|bd)
+	@case "$(OBJECTIVE)" in ar|mdm|bd) ;; *) echo "OBJECTIVE=$(OBJECTIVE): expected ar, mdm or bd" >&2; exit 2;; esac
+	$(BIN)/python -m scripts.quickstart --objective $(OBJECTIVE)
+
+test: lint ## style, types, import rules and the CPU test suite
+	$(RUN) -m pytest $(PYTEST) -m "not slow and not slurm and not gpu"
+
+test-all: lint ## the slow tests too; those that need a GPU or Slurm skip themselves where there is none
+	$(RUN) -m pytest $(PYTEST)
+
+lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+smoke: $(VENV)/.minimal ## one training step on bundled data
+	$(BIN)/python scripts/smoke_upvla_minimal.py --dataset-path ./dummy_data/calvin_processed_training
+
+venv: $(VENV)/.minimal ## the environment of quickstart, smoke and offline evaluation
+venv-train: $(VENV)/.train ## and of training with DeepSpeed
+venv-dev: $(VENV)/.dev ## and of the tests
+
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \
+	    "Python 3.10 to 3.13 is needed, $(PYTHON) is %d.%d; use make PYTHON=python3.12 ..." % v)'
+	@test -x $(BIN)/python || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing $(TORCH) into $(VENV)"
+	@$(PIP) install --quiet --upgrade pip
+	@$(PIP) install --quiet $(TORCH)
+	@touch $@
+
+$(VENV)/.minimal: requirements_minimal.txt | $(VENV)/.torch
+	@echo "installing requirements_minimal.txt into $(VENV)"
+	@$(PIP) install --quiet -r requirements_minimal.txt
+	@touch $@
+
+$(VENV)/.train: requirements.txt $(VENV)/.minimal
+	@echo "installing requirements.txt into $(VENV)"
+	@$(PIP) install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.train
+	@echo "installing requirements-dev.txt into $(VENV)"
+	@$(PIP) install --quiet -r requirements-dev.txt
+	@touch $@
+
+clean: ## remove caches (outputs/ and the environment stay)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean ## and the environment
+	rm -rf $(VENV)

@@ -125,4 +125,8 @@ class Backbone(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass (about a third more time, far less memory)."""
-        self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        settings = {"use_reentrant": False}
+        if hasattr(self.lm, "activation_checkpointing_enable"):  # transformers 5.2x renamed it
+            self.lm.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+        else:
+            self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)

@@ -268,3 +268,42 @@ def check_checkpoint_folders(parity: Path, scratch: Path) -> None:
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert ours.spec == reference.spec
     assert ours.prompter.instruction("open the drawer") == reference.prompter.instruction("open the drawer")
+
+
+def check_real_size_keys(parity: Path) -> None:
+    """Names and shapes at real size, on the meta device: Phi-1.5 with action head, and Qwen3-1.7B."""
+    from transformers import PhiConfig, Qwen3Config
+
+    from models.backbones import Backbone
+    from models.spec import ModelSpec
+    from models.upvla import UPVLA
+
+    def listing(file: str) -> dict[str, str]:
+        lines = (parity / "keys" / file).read_text(encoding="utf-8").splitlines()
+        rows = [line.split("\t") for line in lines]
+        return {row[0]: row[1].replace(" ", "") for row in rows if "." in row[0]}
+
+    phi = PhiConfig(hidden_size=2048, num_hidden_layers=24, num_attention_heads=32, intermediate_size=8192)
+    with torch.device("meta"):
+        model = UPVLA(
+            ModelSpec(
+                llm=phi.to_dict(), words=50295, bos=50256, eos=50256, act_step=10, num_view=1, num_vq_tokens=1024,
+                clip_width=1024,
+            )
+        )  # fmt: skip
+    ours = {
+        name: str(list(tensor.shape)).replace(" ", "") for name, tensor in to_disk_names(model.state_dict()).items()
+    }
+    assert ours == listing("upvla_phi15.tsv")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 1_525_947_592
+
+    qwen = Qwen3Config(
+        vocab_size=151936, hidden_size=2048, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8,
+        head_dim=128, intermediate_size=6144, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.device("meta"):
+        backbone = Backbone(qwen, 151936)
+    ours = {name: str(list(tensor.shape)).replace(" ", "") for name, tensor in backbone.lm.state_dict().items()}
+    expected = listing("qwen3_1p7b_hf.tsv")
+    assert {name: ours[name] for name in expected} == expected
+    assert set(ours) - set(expected) <= {"lm_head.weight"}  # tied

@@ -40,3 +40,7 @@ def test_greedy_answers_are_the_same_tokens(parity: Path) -> None:
 
 def test_the_original_run_folder_loads_by_every_name_and_survives_a_round_trip(parity: Path, tmp_path: Path) -> None:
     flows.check_checkpoint_folders(parity, tmp_path)
+
+
+def test_real_size_models_have_the_released_names_and_shapes(parity: Path) -> None:
+    flows.check_real_size_keys(parity)

@@ -1,0 +1,175 @@
+"""Models from configurations and folders: what loads, what is refused and in which words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from config.schema import Job
+from models.checkpoint import (
+    SPEC_FIELD,
+    build,
+    from_disk_names,
+    load_folder,
+    model_folder,
+    save_folder,
+    to_disk_names,
+)
+from models.weights import write_safetensors
+from tests.tiny import tiny_model, write_language_model
+
+
+def clip_folder(folder: Path, width: int = 8) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"hidden_size": width, "model_type": "clip_vision_model"}))
+    return folder
+
+
+def job(tmp_path: Path, kind: str = "phi") -> Job:
+    job = Job()
+    job.model.showo.load_from_showo = False
+    job.model.showo.llm_model_path = str(write_language_model(tmp_path / "llm", kind))
+    job.model.showo.clip_model_path = str(clip_folder(tmp_path / "clip"))
+    job.model.showo.auto_set_llm_vocab_size = True
+    job.model.showo.num_vq_tokens = 4
+    return job
+
+
+def states_equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    left, right = a.state_dict(), b.state_dict()
+    return set(left) == set(right) and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("kind", ["phi", "qwen3"])
+def test_a_saved_folder_gives_back_the_model_and_its_prompter(tmp_path: Path, kind: str) -> None:
+    model, prompter = tiny_model(tmp_path / "llm", kind)
+    save_folder(model, prompter, tmp_path / "saved")
+    again = load_folder(tmp_path / "saved")
+    assert states_equal(model, again.model)
+    assert again.prompter.instruction("open the drawer") == prompter.instruction("open the drawer")
+    assert again.notes == ()
+    assert not list((tmp_path / "saved").glob("*.tmp"))
+
+
+def test_a_folder_is_found_from_the_run_the_step_and_the_file(tmp_path: Path) -> None:
+    model, prompter = tiny_model(tmp_path / "llm")
+    for step in (5, 40):
+        save_folder(model, prompter, tmp_path / f"run/checkpoint-{step}/unwrapped_model")
+        (tmp_path / f"run/checkpoint-{step}/metadata.json").write_text("{}")
+    newest = tmp_path / "run/checkpoint-40/unwrapped_model"
+    assert model_folder(tmp_path / "run") == newest
+    assert model_folder(tmp_path / "run/checkpoint-5") == tmp_path / "run/checkpoint-5/unwrapped_model"
+    assert model_folder(newest) == newest
+    assert model_folder(newest / "model.safetensors") == newest
+
+
+def test_key_names_on_disk_are_the_originals_and_come_back(tmp_path: Path) -> None:
+    model, _ = tiny_model(tmp_path)
+    names = to_disk_names(model.state_dict())
+    assert {"showo.lm_head.weight", "mm_projector.0.weight", "token_learner.latents", "to_logits.0.bias"} <= set(names)
+    assert {name.split(".")[0] for name in names} == {"showo", "mm_projector", "token_learner", "to_logits"}
+    assert set(from_disk_names(names)) == set(model.state_dict())
+
+
+def test_a_base_showo_checkpoint_starts_with_a_random_action_head_and_says_so(tmp_path: Path) -> None:
+    start = job(tmp_path)
+    reference = build(start).model
+    base = {k: v for k, v in to_disk_names(reference.state_dict()).items() if not k.startswith(("token", "to_logits"))}
+    base["showo.model.final_layernorm.weight"] = torch.full_like(base["showo.model.final_layernorm.weight"], 0.5)
+    (tmp_path / "showo").mkdir()
+    write_safetensors(tmp_path / "showo/model.safetensors", base)
+    (tmp_path / "showo/config.json").write_text("{}")
+    start.model.showo.load_from_showo = True
+    start.model.showo.pretrained_model_path = str(tmp_path / "showo")
+    built = build(start)
+    assert any("action head" in note for note in built.notes)
+    assert (built.model.backbone.lm.model.final_layernorm.weight == 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: s.pop("mm_projector.0.weight"), r"1 missing: projector\.0\.weight"),
+        (lambda s: s.pop("token_learner.latents"), r"1 missing: action_head\.pool\.latents"),
+        (lambda s: s.update({"surprise": torch.zeros(1)}), r"1 unexpected: surprise"),
+        (lambda s: s.update({"to_logits.0.bias": torch.zeros(3)}), r"action_head\.out\.bias is \[3\], not \[28\]"),
+    ],
+)
+def test_wrong_keys_are_named(tmp_path: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]
+    model, prompter = tiny_model(tmp_path / "llm")
+    save_folder(model, prompter, tmp_path / "saved")
+    state = to_disk_names({k: v.clone() for k, v in model.state_dict().items()})
+    spoil(state)
+    write_safetensors(tmp_path / "saved/model.safetensors", state)
+    with pytest.raises(ValueError, match=message):
+        load_folder(tmp_path / "saved")
+
+
+def test_a_language_model_keeps_its_rows_and_the_new_tokens_are_random(tmp_path: Path) -> None:
+    start = job(tmp_path)
+    lm = build(start).model.backbone.lm
+    weights = {
+        name: tensor.clone() for name, tensor in lm.state_dict().items() if "layernorm" not in name.split(".")[-2][1:]
+    }
+    weights["model.embed_tokens.weight"] = torch.full((300, 32), 0.25)
+    write_safetensors(Path(start.model.showo.llm_model_path) / "model.safetensors", {**lm.state_dict(), **weights})
+    built = build(start)
+    rows = built.model.backbone.lm.get_input_embeddings().weight
+    assert (rows[:300] == 0.25).all()
+    assert not (rows[300:] == 0.25).any()
+    assert any("rows of the special tokens" in note for note in built.notes)
+
+
+def test_building_does_not_touch_the_global_generator_and_repeats_with_its_seed(tmp_path: Path) -> None:
+    start = job(tmp_path)
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first = build(start)
+    assert torch.equal(torch.rand(3), expected)
+    assert states_equal(first.model, build(start).model)
+    start.training.seed += 1
+    assert not states_equal(first.model, build(start).model)
+
+
+def test_sizes_that_do_not_fit_the_tokenizer_are_refused_with_the_right_number(tmp_path: Path) -> None:
+    start = job(tmp_path)
+    start.model.showo.auto_set_llm_vocab_size = False
+    with pytest.raises(ValueError, match=r"model\.showo\.llm_vocab_size is 50295, but .* makes it 320"):
+        build(start)
+
+
+def test_the_named_backbone_must_be_the_one_in_the_folder(tmp_path: Path) -> None:
+    start = job(tmp_path, "qwen3")
+    start.model.showo.llm_backbone = "phi"
+    with pytest.raises(ValueError, match=r"llm_backbone is 'phi', but .* holds a 'qwen3'"):
+        build(start)
+    start.model.showo.llm_backbone = "qwen3"
+    assert type(build(start, "meta").model.backbone.lm).__name__ == "Qwen3ForCausalLM"
+
+
+def test_the_meta_device_builds_shapes_without_reading_weights(tmp_path: Path) -> None:
+    built = build(job(tmp_path), "meta")
+    assert all(parameter.is_meta for parameter in built.model.parameters())
+
+
+def test_a_missing_checkpoint_and_a_broken_description_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        load_folder(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no config\.json with weights"):
+        load_folder(tmp_path / "empty")
+    model, prompter = tiny_model(tmp_path / "llm")
+    save_folder(model, prompter, tmp_path / "saved")
+    file = tmp_path / "saved/config.json"
+    description = json.loads(file.read_text())
+    description[SPEC_FIELD]["wings"] = 2
+    file.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"config\.json: unknown model fields: wings"):
+        load_folder(tmp_path / "saved")
+    file.write_text("{")
+    with pytest.raises(ValueError, match="not readable json"):
+        load_folder(tmp_path / "saved")

@@ -196,7 +196,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")  # noqa: TRY004 (a user's error)
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
     strange = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
     if strange:
         raise ValueError(f"{path} is not a state dict: {_some(strange)} hold no tensors")

@@ -1,0 +1,119 @@
+"""The CLIP vision tower, frozen: one feature per patch, taken before the tower's last layer.
+
+The features are `hidden_states[-2]` without the class token, so the last layer and the final norm are never built.
+
+Shape letters: B batch, S side of the input, P patches (576 = 24 x 24), C width.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from models.images import ClipImageSpec
+from models.weights import check_state, load_strict, read_weights, resolve_model_dir
+
+KEY = "model.showo.clip_model_path"
+PREFIX = "vision_model."
+# What a whole CLIPModel holds beside its vision tower.
+NOT_THE_TOWER = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
+# An index table that files of older transformers carry; it says nothing.
+INDEX_TABLE = "vision_model.embeddings.position_ids"
+
+
+class ClipTower(nn.Module):
+    """Patch features of a CLIP vision model: all its layers but the last, frozen, always in eval mode.
+
+    Attributes:
+        width: C.
+        num_patches: P.
+        image_spec: how to make its input, for `models.images.clip_pixels`.
+    """
+
+    def __init__(self, config: CLIPVisionConfig, image_spec: ClipImageSpec) -> None:
+        super().__init__()
+        side = int(config.image_size)
+        if image_spec.crop != (side, side):
+            raise ValueError(
+                f"the CLIP tower sees {side} x {side} pixels, but its preprocessor crops {image_spec.crop}"
+            )
+        if config.num_hidden_layers < 2:
+            raise ValueError("a CLIP tower needs at least 2 layers: the features are those before the last one")
+        self.width = int(config.hidden_size)
+        self.num_patches = (side // int(config.patch_size)) ** 2
+        self.image_spec = image_spec
+        self.vision_model = CLIPVisionModel(with_layers(config, config.num_hidden_layers - 1))
+        self.vision_model.post_layernorm = nn.Identity()
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> Tensor:
+        """Pixels [B,3,S,S] from `clip_pixels` -> [B,P,C], in the tower's own dtype, autocast or not."""
+        weight = self.vision_model.embeddings.patch_embedding.weight
+        with torch.autocast(pixels.device.type, enabled=False):
+            hidden = self.vision_model(pixel_values=pixels.to(weight.dtype)).last_hidden_state  # [B,1+P,C]
+        return hidden[:, 1:]
+
+    def train(self, mode: bool = True) -> ClipTower:
+        """Stays in eval mode: the tower is never trained."""
+        return super().train(False)
+
+    @classmethod
+    def from_dir(cls, path: str | Path) -> ClipTower:
+        """From a directory with config.json, preprocessor_config.json and weights, of a whole CLIPModel or of its
+        vision tower alone.
+
+        Raises:
+            FileNotFoundError, ValueError: a file is missing or unreadable, or the keys are not those of the config.
+        """
+        path = Path(path)
+        config, image_spec = read_config(path), ClipImageSpec.from_dir(path)
+        state = {
+            name: tensor
+            for name, tensor in read_weights(path).items()
+            if not name.startswith(NOT_THE_TOWER) and name != INDEX_TABLE
+        }
+        # The whole file is checked, though its last layer and norm are then left out.
+        check_state(tower_shapes(config), state, path)
+        with torch.device("meta"):
+            tower = cls(config, image_spec)
+        load_strict(tower, {name: state[name] for name in tower.state_dict()}, path)
+        # Not in any file, so still on the meta device.
+        tower.vision_model.embeddings.position_ids = torch.arange(tower.num_patches + 1)[None]
+        return tower
+
+
+def load_clip(name_or_path: str | Path, key: str = KEY) -> ClipTower:
+    """The tower of a local directory or hub id, on the CPU, in float32; `key` is the config key to name in errors."""
+    needs = ("config.json", "preprocessor_config.json")
+    return ClipTower.from_dir(resolve_model_dir(name_or_path, key, needs=needs))
+
+
+def read_config(path: Path) -> CLIPVisionConfig:
+    """The vision part of a CLIP directory's config.json."""
+    file = path / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: a CLIP directory needs its config.json")
+    try:
+        fields: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not readable JSON: {error}") from error
+    if fields.get("model_type") not in ("clip", "clip_vision_model"):
+        raise ValueError(f"{file} describes a model of type {fields.get('model_type')!r}, not a CLIP vision tower")
+    return CLIPVisionConfig.from_dict(fields.get("vision_config", fields))
+
+
+def with_layers(config: CLIPVisionConfig, layers: int) -> CLIPVisionConfig:
+    return CLIPVisionConfig.from_dict({**config.to_dict(), "num_hidden_layers": layers})
+
+
+def tower_shapes(config: CLIPVisionConfig) -> dict[str, torch.Size]:
+    """Name (as in files) -> shape of all weights of the whole tower, last layer and final norm included."""
+    with torch.device("meta"):
+        state = CLIPVisionModel(config).state_dict()
+    return {PREFIX + name.removeprefix(PREFIX): tensor.shape for name, tensor in state.items()}

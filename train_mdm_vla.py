@@ -1,0 +1,14 @@
+"""Train with masked diffusion as the text objective; the loop is ``train_upvla.py``'s.
+
+    python train_mdm_vla.py config=./config/debug_mdmvla_1step.yaml
+
+Image and action losses are those of the other objectives; only what is learned from conversations changes.
+"""
+
+from __future__ import annotations
+
+from config.load import main_or_exit
+from train_upvla import main
+
+if __name__ == "__main__":
+    main_or_exit(lambda: main(objective="mdm"))

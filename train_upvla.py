@@ -1,0 +1,41 @@
+"""Train a vision-language-action model: what will be seen (frames), what to do (actions), what to say (words).
+
+    python train_upvla.py config=./config/tiny_arvla.yaml training.max_train_steps=100
+
+This script trains text objective ``ar`` (UP-VLA, AR-VLA). ``train_mdm_vla.py`` and ``train_blockdiff_vla.py`` run the
+same loop for the others: ``training.text_objective`` alone changes, the image and action losses stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from config.load import load_job, main_or_exit
+from config.schema import Objective
+from training.run import open_run
+from training.setup import setup
+from training.step import bundle, encode_picture, encode_views, future_task, text_task
+from training.trainer import Trainer
+
+
+def main(objective: Objective = "ar", argv: Sequence[str] | None = None) -> None:
+    job = load_job(argv, objective)
+    with open_run(job) as run:
+        parts = setup(job, run)
+        trainer = Trainer(job, run, parts)
+        for micro_batches in trainer.steps():  # one optimizer step after another
+            tasks = []
+            for number, batch in enumerate(micro_batches):
+                codes = encode_views(parts, batch.robot)  # frames now and act_step later -> image codes
+                future = future_task(parts, codes, trainer.step)  # see now; learn later and the actions between
+                turn = encode_picture(parts, batch.text)  # picture -> CLIP patches, beside the words
+                text = text_task(parts, turn, trainer.rng(number))  # the objective decides what is hidden of the answer
+                tasks.append(bundle(parts, future, text))
+            for task in trainer.share(tasks):  # counts over micro-batches and ranks, which the losses are divided by
+                losses = trainer.model(task.future, task.text)  # one forward: image, action and text losses
+                trainer.backward(losses)  # pre_coeff * image + act_coeff * action + mmu_coeff * text
+            trainer.update()
+
+
+if __name__ == "__main__":
+    main_or_exit(main)

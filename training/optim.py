@@ -1,0 +1,112 @@
+"""What is decayed, what is not, and the learning rate of every step.
+
+AdamW with two groups. Exempt from weight decay are parameters that scale, shift or name something rather than mix
+features: every parameter with fewer than two dimensions (biases, gains of all norms), every embedding table, and the
+pooling latents of the action head. The original meant to do this, but its name patterns miss Phi's norms and
+embeddings, so it decays them (``docs/from_upstream.md``).
+
+The learning rate is a pure function of the optimizer step, so resuming has nothing to restore and the number of
+processes plays no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
+
+from config.schema import Job
+
+LATENTS = "latents"
+"""Last part of the name of the learned queries of a pooling head (``token_learner.latents``, [1, D])."""
+
+
+def decays(model: nn.Module) -> dict[str, bool]:
+    """Name of every trainable parameter -> is it decayed? A tied parameter is listed once, under its first name."""
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    return {
+        name: p.ndim >= 2 and id(p) not in embeddings and name.rsplit(".", 1)[-1] != LATENTS
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The two groups of ``decays`` in AdamW's form; an empty group is left out."""
+    decayed = decays(model)
+    named = dict(model.named_parameters())
+    groups = [
+        {"params": [named[n] for n, yes in decayed.items() if yes], "weight_decay": weight_decay},
+        {"params": [named[n] for n, yes in decayed.items() if not yes], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(model: nn.Module, job: Job, device: torch.device) -> AdamW:
+    """AdamW over the trainable parameters of ``model``, in its fused form where torch has one for the device."""
+    params = job.optimizer.params
+    return AdamW(
+        parameter_groups(model, params.weight_decay),
+        lr=params.learning_rate,
+        betas=(params.beta1, params.beta2),
+        eps=params.epsilon,
+        fused=device.type in ("cuda", "cpu"),
+    )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate at optimizer step 0, 1, 2, ...: one of transformers' schedules, read as a function.
+
+    ``cosine``: ``step / warmup`` while ``step < warmup``, then ``(1 + cos(pi * progress)) / 2``, times ``base_lr``.
+    With a warm-up the first step has learning rate 0, as in the original.
+    """
+
+    name: str
+    base_lr: float
+    warmup_steps: int
+    total_steps: int
+    num_cycles: float | None = None
+    power: float = 1.0
+
+    @classmethod
+    def of(cls, job: Job) -> Schedule:
+        return cls(
+            name=job.lr_scheduler.scheduler,
+            base_lr=job.optimizer.params.learning_rate,
+            warmup_steps=job.lr_scheduler.params.warmup_steps,
+            total_steps=job.training.max_train_steps,
+            num_cycles=job.lr_scheduler.params.num_cycles,
+            power=job.lr_scheduler.params.power,
+        )
+
+    @cached_property
+    def _factor(self) -> Callable[[int], float]:
+        # get_scheduler wants an optimizer; all that the schedules read of it is the base learning rate.
+        bearer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=self.base_lr)
+        options: dict[str, Any] = {}
+        if self.name == "polynomial":
+            options["power"] = self.power
+        elif self.num_cycles is not None and self.name == "cosine":
+            options["num_cycles"] = self.num_cycles
+        elif self.num_cycles is not None and self.name == "cosine_with_restarts":
+            options["num_cycles"] = int(self.num_cycles)
+        schedule = get_scheduler(self.name, bearer, self.warmup_steps, self.total_steps, options)
+        assert isinstance(schedule, LambdaLR), f"{self.name} is not a function of the step alone"
+        return schedule.lr_lambdas[0]
+
+    def __call__(self, step: int) -> float:
+        return self.base_lr * float(self._factor(step))
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Give every group this learning rate (``optimizer`` may be accelerate's or DeepSpeed's wrapper)."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

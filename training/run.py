@@ -1,0 +1,156 @@
+"""One training run: its processes, its folder, its voice.
+
+``open_run`` makes the accelerator, finds the checkpoint to continue from, opens the writers and closes all of it, in
+whatever way the run ends. All ranks do the same; only writing is rank 0's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import KwargsHandler, set_seed
+from torch import Tensor
+from tqdm import tqdm
+
+from config.load import ConfigError, to_yaml
+from config.schema import Job
+from models.objectives import text_objective
+from training.checkpoint import Checkpoint, find_checkpoint, set_aside
+from training.metrics import METRICS_FILE, Board, JsonLinesWriter, TensorBoardWriter, WandbWriter, Writer
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the parts of a training run share. ``resumed`` is the checkpoint it continues from, if any."""
+
+    job: Job
+    accelerator: Accelerator
+    output_dir: Path
+    board: Board
+    resumed: Checkpoint | None
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def writes(self) -> bool:
+        """Is this the rank that writes?"""
+        return self.accelerator.is_main_process
+
+    @property
+    def start_step(self) -> int:
+        """Optimizer steps already done when the run begins."""
+        return self.resumed.step if self.resumed else 0
+
+    def say(self, text: str) -> None:
+        """Print a line once, above the progress bar."""
+        if self.writes:
+            tqdm.write(text)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over all ranks (a collective call)."""
+        return self.accelerator.reduce(tensor, reduction="sum")
+
+
+@contextmanager
+def open_run(job: Job) -> Iterator[Run]:
+    """The run that ``job`` describes. Errors in what the user gave are ``ConfigError``s, before anything is written."""
+    try:
+        text_objective(job.training.text_objective)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    accelerator = _accelerator(job)
+    set_seed(job.training.seed)
+    torch.backends.cuda.matmul.allow_tf32 = job.training.enable_tf32
+    torch.backends.cudnn.allow_tf32 = job.training.enable_tf32
+    output_dir = Path(job.experiment.output_dir)
+    try:
+        resumed, notes = find_checkpoint(output_dir, job.experiment.resume_from_checkpoint)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error
+    # Every rank has looked before rank 0 begins to move things.
+    accelerator.wait_for_everyone()
+    writers: list[Writer] = []
+    if accelerator.is_main_process:
+        if resumed is None:
+            notes += set_aside(output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        _write_config(job, output_dir / "config.yaml")
+        writers = _writers(job, output_dir, resumed.step if resumed else 0)
+    run = Run(job, accelerator, output_dir, Board(writers), resumed)
+    for note in notes:
+        run.say(note)
+    accelerator.wait_for_everyone()
+    try:
+        yield run
+        # Ranks that leave at different times have been seen to abort the process group of the others.
+        accelerator.wait_for_everyone()
+    finally:
+        run.board.close()
+    accelerator.end_training()
+
+
+def _write_config(job: Job, path: Path) -> None:
+    beside = path.with_suffix(".tmp")
+    beside.write_text(to_yaml(job))
+    os.replace(beside, path)
+
+
+def _accelerator(job: Job) -> Accelerator:
+    """Accelerate's object for the launch that started this process, with a check that it sees the same world."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+    wish = job.training.device
+    if wish == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("training.device=cuda: torch sees no CUDA device here (allowed: auto, cpu, cuda)")
+    on_cpu = wish == "cpu" or not torch.cuda.is_available()
+    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(find_unused_parameters=_skips_parameters(job))]
+    if on_cpu and deepspeed and world > 1:
+        # Without a GPU accelerate would start DeepSpeed with a world of one.
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    accelerator = Accelerator(
+        mixed_precision=job.training.mixed_precision,
+        gradient_accumulation_steps=job.training.gradient_accumulation_steps,
+        kwargs_handlers=handlers,
+        # torchrun without a GPU would otherwise make independent runs; under DeepSpeed the flag would switch that off.
+        cpu=on_cpu and not deepspeed,
+    )
+    if accelerator.num_processes != world:
+        raise ConfigError(
+            f"the launcher started {world} processes but accelerate sees {accelerator.num_processes}: "
+            "launch CPU processes with `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N`"
+        )
+    return accelerator
+
+
+def _skips_parameters(job: Job) -> bool:
+    """Are there steps in which a trainable parameter takes no part? (DDP has to look for them only then.)"""
+    one_flow = job.dataset.und_type is None
+    # In these modes the longer flow goes on alone.
+    uneven = not one_flow and job.dataset.combined_loader_mode in ("max_size", "sequential")
+    silent_head = one_flow and job.training.pre_coeff == 0
+    return uneven or silent_head
+
+
+def _writers(job: Job, output_dir: Path, step: int) -> list[Writer]:
+    writers: list[Writer] = [JsonLinesWriter(output_dir / METRICS_FILE, step)]
+    if job.experiment.tracker == "tensorboard":
+        writers.append(TensorBoardWriter(output_dir / "logs", step))
+    elif job.experiment.tracker == "wandb":
+        writers.append(WandbWriter(job.experiment.project, job.experiment.name, output_dir, asdict(job)))
+    return writers

@@ -1,0 +1,185 @@
+"""Everything a run needs, made from its configuration: networks, data, objective, optimizer; and what to say of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch.optim import Optimizer
+
+from config.load import ConfigError
+from config.schema import Job
+from models.checkpoint import Built, build, load_folder, save_folder
+from models.images import ClipImageSpec
+from models.magvit import MagVITv2, load_magvit
+from models.objectives import TextObjective, text_objective
+from models.prompting import Prompter
+from models.upvla import UPVLA
+from models.vision import ClipTower, load_clip
+from training.checkpoint import Checkpoint
+from training.data.batch import RobotBatch, TextBatch, collate_robot, collate_text
+from training.data.cotrain import CotrainLoader, Flow, cotrain_loader, robot_dataset, text_dataset
+from training.optim import Schedule, build_optimizer
+from training.run import Run
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training loop is made of. ``model`` alone is trained; ``vq`` and ``clip`` are frozen and stand outside.
+    (The trainer wraps ``model`` for its processes; this one stays the network itself.)
+
+    ``data``: what is trained on; ``heldout_...``: what is measured on, None where there is none.
+    """
+
+    job: Job
+    device: torch.device
+    model: UPVLA
+    prompter: Prompter
+    vq: MagVITv2
+    clip: ClipTower | None
+    objective: TextObjective
+    optimizer: Optimizer
+    schedule: Schedule
+    data: CotrainLoader
+    heldout_robot: Flow[RobotBatch] | None = None
+    heldout_text: Flow[TextBatch] | None = None
+
+    def save_model(self, path: Path) -> None:
+        """Write the folder that acting needs."""
+        save_folder(self.model, self.prompter, path)
+
+
+def setup(job: Job, run: Run) -> Parts:
+    """Build the parts of a run and say what they are. What the user got wrong comes out as ``ConfigError``."""
+    try:
+        parts, notes = _build(job, run)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error
+    for line in [*_summary(run, parts), *(f"  note     {note}" for note in notes)]:
+        run.say(line)
+    return parts
+
+
+def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
+    built = _model(job, run.resumed)
+    notes = [*built.notes, *_freeze_what_learns_nothing(job, built.model)]
+    model = built.model.to(run.device)
+    vq = load_magvit(job.model.vq_model.vq_model_name, job.model.vq_model.pretrained_model_path).to(run.device)
+    clip = load_clip(job.model.showo.clip_model_path).to(run.device) if _needs_clip(job) else None
+    _check_codes(job, vq)
+    # Without a tower pictures are not opened and take no place in a conversation.
+    image_spec, patches = (None, 0) if clip is None else (clip.image_spec, clip.num_patches)
+    heldout_robot, heldout_text = _heldout(job, run, built.prompter, image_spec, patches)
+    parts = Parts(
+        job=job,
+        device=run.device,
+        model=model,
+        prompter=built.prompter,
+        vq=vq,
+        clip=clip,
+        objective=text_objective(job.training.text_objective),
+        optimizer=build_optimizer(model, job, run.device),
+        schedule=Schedule.of(job),
+        data=cotrain_loader(job, built.prompter, image_spec, rank=run.rank, world=run.world, patches=patches),
+        heldout_robot=heldout_robot,
+        heldout_text=heldout_text,
+    )
+    return parts, notes
+
+
+def _model(job: Job, resumed: Checkpoint | None) -> Built:
+    """The network at the start of the run: from the configuration, or from the checkpoint that is continued."""
+    if resumed is None:
+        built = build(job)
+    else:
+        built = replace(load_folder(resumed.model_dir), notes=())
+        _same(resumed, "act_step", built.spec.act_step, job.act_step)
+        _same(resumed, "model.vla.num_view", built.spec.num_view, job.model.vla.num_view)
+        _same(resumed, "dataset.preprocessing.resolution", built.spec.resolution, job.dataset.preprocessing.resolution)
+        built.model.spec = replace(built.spec, text_objective=job.training.text_objective)
+        built.model.requires_grad_(True)
+    if job.model.gradient_checkpointing:
+        built.model.backbone.enable_gradient_checkpointing()
+    if job.training.compile:
+        built.model.backbone.compile()
+    return built
+
+
+def _same(resumed: Checkpoint, key: str, saved: object, wanted: object) -> None:
+    if saved != wanted:
+        raise ValueError(f"{key}={wanted}, but {resumed.path}, which this run continues, was trained with {saved}")
+
+
+def _needs_clip(job: Job) -> bool:
+    """The tower is used by the mmu flow and by the answers that are logged."""
+    asks = bool(job.experiment.generate_every) and job.mmu_image_root is not None
+    return job.model.showo.w_clip_vit and (job.dataset.und_type is not None or asks)
+
+
+def _freeze_what_learns_nothing(job: Job, model: UPVLA) -> list[str]:
+    """Parts that no weighted loss reaches are frozen: their gradient would be zero, but weight decay would not."""
+    notes = []
+    if job.training.act_coeff == 0:
+        model.action_head.requires_grad_(False)
+        notes.append("training.act_coeff is 0: the action head is not trained")
+    if model.projector is not None and (job.dataset.und_type is None or job.training.mmu_coeff == 0):
+        model.projector.requires_grad_(False)
+        notes.append("no weighted text loss: the projector of pictures is not trained")
+    return notes
+
+
+def _check_codes(job: Job, vq: MagVITv2) -> None:
+    side, said = job.dataset.preprocessing.resolution // vq.stride, job.model.showo.num_vq_tokens
+    if side * side != said:
+        raise ValueError(
+            f"model.showo.num_vq_tokens={said}, but {job.model.vq_model.vq_model_name} makes {side} x {side} = "
+            f"{side * side} codes of dataset.preprocessing.resolution={job.dataset.preprocessing.resolution}"
+        )
+
+
+def _heldout(
+    job: Job, run: Run, prompter: Prompter, image_spec: ClipImageSpec | None, patches: int
+) -> tuple[Flow[RobotBatch] | None, Flow[TextBatch] | None]:
+    """The flows that ``eval_every`` measures on."""
+    params, training = job.dataset.params, job.training
+    robot: Flow[RobotBatch] | None = None
+    text: Flow[TextBatch] | None = None
+    if params.validation_pre_shards_path_or_url is not None:
+        data = robot_dataset(job, params.validation_pre_shards_path_or_url)
+        robot = Flow(data, collate_robot, training.batch_size_pre, training.seed, rank=run.rank, world=run.world)
+    if params.validation_mmu_shards_path_or_url is not None and job.dataset.und_type is not None:
+        turns = text_dataset(job, prompter, image_spec, params.validation_mmu_shards_path_or_url, patches)
+        size = max(training.batch_size_mmu, 1)
+        text = Flow(turns, collate_text, size, training.seed, rank=run.rank, world=run.world)
+    return robot, text
+
+
+def _summary(run: Run, parts: Parts) -> list[str]:
+    """What is about to be trained, in a few lines."""
+    job, spec, settings = parts.job, parts.model.spec, parts.job.training
+    count = sum(p.numel() for p in parts.model.parameters())
+    trained = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for m in (parts.vq, parts.clip) if m is not None for p in m.parameters())
+    system = len(parts.prompter.system_ids)
+    mmu = 3 + system + (0 if parts.clip is None else parts.clip.num_patches)
+    rows = f"{settings.batch_size_pre} robot" + (f" + {settings.batch_size_mmu} mmu" if parts.data.text else "")
+    many = f"{settings.gradient_accumulation_steps} micro-batch(es) x {run.world} process(es)"
+    return [
+        f"{job.experiment.name}: {job.model.framework}, text objective {settings.text_objective}, on {run.device} "
+        f"({'fp32' if settings.mixed_precision == 'no' else settings.mixed_precision}), seed {settings.seed}",
+        f"  model    {_short(count)} parameters, {_short(trained)} trained; frozen beside it: {_short(frozen)}",
+        f"  tokens   robot row {spec.num_image_tokens + 2 + spec.act_step} + instruction, mmu row {mmu} + conversation",
+        f"  data     {parts.data.describe()}",
+        f"  step     {rows} x {many}; {settings.max_train_steps} steps, {job.lr_scheduler.scheduler} schedule, "
+        f"learning rate {job.optimizer.params.learning_rate:g}",
+        f"  loss     {settings.pre_coeff:g} image + {settings.act_coeff:g} action + {settings.mmu_coeff:g} text",
+        f"  output   {run.output_dir}",
+    ]
+
+
+def _short(number: int) -> str:
+    for size, letter in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k")):
+        if number >= size:
+            return f"{number / size:.4g} {letter}"
+    return str(number)

@@ -1,0 +1,140 @@
+"""What one micro-batch asks of the model: frames to codes, pictures to patches, and the tasks built from them.
+
+Everything before the model's one call happens here, frozen networks included, without gradients. A flow that a
+micro-batch does not have is None all the way through.
+
+Shape letters: B batch, V views, R resolution, M moments (now, later), N codes of all views, P patches, C CLIP width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.images import normalise
+from models.objectives import TextTask
+from models.sequence import TextTurn, future_targets, pad_right, robot_sequence
+from models.upvla import FutureTask
+from training.data.batch import RobotBatch, TextBatch
+from training.setup import Parts
+
+COUNTED = ("image", "action", "text")
+"""The three losses, in the order of every triple of counts."""
+
+
+@dataclass(frozen=True)
+class RobotCodes:
+    """A robot batch whose frames are codes: ``now`` and ``later`` [B, N], on the device. ``later`` is None where
+    nobody learns the future frame (``training.pre_coeff: 0``)."""
+
+    now: Tensor
+    later: Tensor | None
+    batch: RobotBatch
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """One micro-batch, prepared, on the device. ``counts`` [3], on the host: how much each of ``COUNTED`` sums over."""
+
+    future: FutureTask | None
+    text: TextTask | None
+    counts: Tensor
+
+
+@torch.no_grad()
+def encode_views(parts: Parts, batch: RobotBatch | None, with_later: bool | None = None) -> RobotCodes | None:
+    """Camera frames now, and T steps later -> codes, views one after the other. One call of the tokenizer.
+
+    ``with_later``: encode the later frames too (default: if the image loss has a weight).
+    """
+    if batch is None:
+        return None
+    with_later = parts.job.training.pre_coeff > 0 if with_later is None else with_later
+    moments = [batch.views, batch.future_views] if with_later else [batch.views]
+    frames = torch.stack(moments)[:, :, : parts.job.model.vla.num_view]  # [M, B, V, 3, R, R] uint8
+    pixels = normalise(frames.flatten(0, 2).to(parts.device, non_blocking=True))
+    codes = parts.vq.encode(pixels).view(len(moments), len(batch), -1)  # [M, B, N]
+    return RobotCodes(now=codes[0], later=codes[1] if with_later else None, batch=batch)
+
+
+@torch.no_grad()
+def encode_picture(parts: Parts, batch: TextBatch | None) -> TextTurn | None:
+    """Conversations, padded on the right, with the CLIP patches [B, P, C] of their pictures.
+
+    Ids and answers stay on the host, where the text objective looks for the answers' slots.
+    """
+    if batch is None:
+        return None
+    patches = None
+    if parts.clip is not None:
+        patches = parts.clip.features(batch.pixels.to(parts.device, non_blocking=True))
+    ids = pad_right(batch.ids, parts.prompter.vocab.pad)
+    answer = pad_right([[int(a) for a in row] for row in batch.answers], 0).bool()
+    return TextTurn(ids=ids, answer=answer, patches=patches)
+
+
+def future_task(parts: Parts, codes: RobotCodes | None, step: int | None = None) -> FutureTask | None:
+    """The robot flow: see the frames now, tell the frames T steps later and the T actions between.
+
+    ``step``: the optimizer step, from which it is drawn which instructions are left out; None leaves out none.
+    """
+    if codes is None:
+        return None
+    job, prompter, batch = parts.job, parts.prompter, codes.batch
+    instructions = [prompter.instruction(text) for text in batch.instructions]
+    if step is not None and job.training.cond_dropout_prob > 0:
+        dropped = drop_conditions(batch.indices.tolist(), job.training.cond_dropout_prob, job.training.seed, step)
+        instructions = [prompter.no_instruction() if d else i for i, d in zip(instructions, dropped, strict=True)]
+    with_actions = job.training.act_coeff > 0
+    masked = with_actions and job.dataset.params.mask_action_padding
+    return FutureTask(
+        sequence=robot_sequence(prompter.vocab, instructions, codes.now, batch.actions.shape[1]),
+        targets=None if codes.later is None else future_targets(prompter.vocab, codes.later),
+        actions=batch.actions if with_actions else None,
+        action_weight=(~batch.action_is_pad).float() if masked else None,
+        label_smoothing=job.training.label_smoothing,
+    )
+
+
+def drop_conditions(indices: Sequence[int], probability: float, seed: int, step: int) -> list[bool]:
+    """For each sample: is its instruction left out in this step? The same answer on whichever rank it lies."""
+    return [bool(torch.rand((), generator=generator(seed, "condition", step, i)) < probability) for i in indices]
+
+
+def text_task(parts: Parts, turn: TextTurn | None, rng: torch.Generator | None) -> TextTask | None:
+    """The text problem of the run's objective; ``rng`` draws masks, ratios and block sizes."""
+    if turn is None:
+        return None
+    return parts.objective.prepare(parts.prompter.vocab, parts.prompter.system_ids, turn, rng)
+
+
+def bundle(parts: Parts, future: FutureTask | None, text: TextTask | None) -> Tasks:
+    """Both tasks on the device. Their counts are taken first, where nobody has to wait for the device."""
+    counts = torch.tensor([*_robot_counts(future), 0.0 if text is None else float(text.answer_tokens)])
+    return Tasks(
+        future=None if future is None else future.to(parts.device),
+        text=None if text is None else text.to(parts.device),
+        counts=counts,
+    )
+
+
+def _robot_counts(task: FutureTask | None) -> tuple[float, float]:
+    """(image span slots, action numbers) that the losses of this task are summed over."""
+    if task is None:
+        return 0.0, 0.0
+    image = 0.0 if task.targets is None else float(task.targets.numel())
+    if task.actions is None:
+        return image, 0.0
+    if task.action_weight is None:
+        return image, float(task.actions.numel())
+    return image, float(task.action_weight.sum()) * task.actions.shape[-1]
+
+
+def generator(seed: int, *key: int | str) -> torch.Generator:
+    """A random number generator of its own for (seed, key): no draw depends on what was drawn before."""
+    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -1,0 +1,248 @@
+"""The loop around the algorithm: batches in, gradients and optimizer steps, and everything that is due now and then.
+
+How the losses are normalised: every loss is a sum over counted things (codes, action numbers, answer tokens). Before
+the first backward of an optimizer step the counts of all its micro-batches on all ranks are added up, once, and each
+micro-batch's sums are divided by these totals. One process with batch 4, two with batch 2, and accumulation 2 with
+batch 2 therefore take the same step, to rounding.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from config.schema import Job
+from models.loss import Tally
+from models.upvla import Losses
+from training import checkpoint
+from training.data.batch import CoBatch
+from training.metrics import Meter
+from training.optim import set_lr
+from training.run import Run
+from training.setup import Parts
+from training.step import COUNTED, Tasks, generator
+from training.validate import Validator
+
+LATE = 0.1
+"""Share of the time waiting for data above which it is said out loud, ..."""
+LONG_ENOUGH = 5.0
+"""... if it was measured over this many seconds."""
+
+
+class Trainer:
+    """One run's loop. ``step`` is the number of optimizer steps done; ``model`` is the wrapped network."""
+
+    def __init__(self, job: Job, run: Run, parts: Parts) -> None:
+        self.job, self.run, self.parts = job, run, parts
+        self.step = run.start_step
+        self.coefficients = torch.tensor([job.training.pre_coeff, job.training.act_coeff, job.training.mmu_coeff])
+        accelerator = run.accelerator
+        checkpoint.leave_weights_to_model_folder(accelerator)
+        self._set_deepspeed_batch()
+        self.model, self.optimizer = accelerator.prepare(parts.model, parts.optimizer)
+        if run.resumed is not None:
+            checkpoint.load_state(accelerator, run.resumed)
+        self.validator = Validator(job, run, parts)
+        self.meter = Meter()
+        self._divisors = torch.ones(3, device=run.device)
+        self._bad_step = torch.full((), -1, dtype=torch.long, device=run.device)
+        self._grad_norm: Tensor | None = None
+        self._saved_step = self.step
+        self._window, self._logs, self._complained = _Window(), 0, False
+        self._bar: Any = None
+
+    def steps(self) -> Iterator[list[CoBatch]]:
+        """The micro-batches of one optimizer step after another; what is due after a step happens in between."""
+        job, last = self.job, self.job.training.max_train_steps
+        if self.step >= last:
+            self.run.say(f"nothing to train: step {self.step} of training.max_train_steps={last} is already done")
+        micro_steps = job.training.gradient_accumulation_steps
+        batches = self.parts.data.batches(self.step * micro_steps)
+        self.model.train()
+        with tqdm(
+            total=last,
+            initial=self.step,
+            desc=job.experiment.name,
+            unit="step",
+            disable=not self.run.writes,
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,  # a log file wants few lines
+        ) as self._bar:
+            self._window = _Window()
+            while self.step < last:
+                before, step = time.perf_counter(), self.step
+                micro_batches = self._read(batches, micro_steps)
+                self._window.saw(micro_batches, time.perf_counter() - before)
+                yield micro_batches
+                assert self.step == step + 1, "every step of the loop ends in update()"
+                self._after_step()
+        self._finish()
+
+    def _read(self, batches: Iterator[CoBatch], count: int) -> list[CoBatch]:
+        try:
+            return [next(batches) for _ in range(count)]
+        except (ValueError, FileNotFoundError) as error:  # a file of the data is bad; the message names it
+            raise SystemExit(f"stopped before step {self.step + 1}: {error}") from error
+
+    def rng(self, micro: int) -> torch.Generator:
+        """Draws of the text objective for this micro-batch: a function of seed, step, micro-batch and rank."""
+        return generator(self.job.training.seed, "text", self.step, micro, self.run.rank)
+
+    def share(self, tasks: list[Tasks]) -> Iterator[Tasks]:
+        """Agree on the step's divisors over ranks and micro-batches, then hand out the micro-batches one by one.
+
+        Gradients are exchanged between ranks in the backward of the last one only.
+        """
+        counts = torch.stack([task.counts for task in tasks]).sum(0).to(self.run.device)
+        self._divisors = self.run.sum(counts).clamp_min(1.0)
+        set_lr(self.optimizer, self.parts.schedule(self.step))  # DeepSpeed steps inside backward
+        for task in tasks:
+            with self.run.accelerator.accumulate(self.model):
+                yield task
+
+    def backward(self, losses: Losses) -> None:
+        """Add this micro-batch's share of the total's gradient."""
+        sums = torch.stack([losses.image.sum, losses.action.sum, losses.text.sum])  # as COUNTED
+        shares = self.coefficients.to(sums.device) * sums / self._divisors.to(sums.dtype)
+        # accelerate (or DeepSpeed) divides by the micro-batches, the gradient exchange by the ranks.
+        scale = self.job.training.gradient_accumulation_steps * self.run.world
+        self.run.accelerator.backward(shares.sum() * scale)
+        tallies = {f"{name}/loss": getattr(losses, name) for name in COUNTED}
+        total = shares.detach().sum()
+        self._bad_step = torch.where((self._bad_step < 0) & ~total.isfinite(), self.step + 1, self._bad_step)
+        # The total's shares of all micro-batches and ranks add up to one step's total.
+        tallies["total/loss"] = Tally(total, torch.full_like(total, 1.0 / scale))
+        self.meter.add({**tallies, "text/nats_per_token": losses.nats})
+
+    def update(self) -> None:
+        """One optimizer step."""
+        accelerator, settings = self.run.accelerator, self.job.training
+        due = _due(self.job.experiment.log_grad_norm_every, self.step + 1)
+        if settings.max_grad_norm is not None or due:
+            limit = float("inf") if settings.max_grad_norm is None else settings.max_grad_norm
+            self._grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+
+    # --- what is due after a step --------------------------------------------------------------------------------
+
+    def _after_step(self) -> None:
+        every, last = self.job.experiment, self.step == self.job.training.max_train_steps
+        self._bar.update(1)
+        if last or _due(every.log_every, self.step):
+            self._log()
+        started = time.perf_counter()
+        if _due(every.eval_every, self.step) or (last and every.eval_every):
+            self._write(self.validator.measure())
+        if _due(every.generate_every, self.step) or (last and every.generate_every):
+            self.validator.show(self.step)
+        if _due(every.save_every, self.step) or last:
+            self._save()
+        self._window.aside += time.perf_counter() - started
+
+    def _log(self) -> None:
+        """The means since the last log: the one place where the host waits for the device."""
+        values = self.meter.read(self.run.sum)
+        if self._grad_norm is not None:
+            values["grad_norm"] = float(self._grad_norm)
+            self._grad_norm = None
+        self._stop_if_not_finite(values)
+        values["lr"] = self.parts.schedule(self.step - 1)
+        values["samples_per_s"] = self._window.samples * self.run.world / self._window.seconds
+        values["data_wait_share"] = self._window.waited / self._window.seconds
+        self._complain_of_waiting(values["data_wait_share"])
+        self._window = _Window()
+        self._write(values)
+        shown = {name: f"{values[name]:.3f}" for name in ("total/loss", *_loss_names()) if name in values}
+        self._bar.set_postfix({name.removesuffix("/loss"): text for name, text in shown.items()}, refresh=False)
+
+    def _complain_of_waiting(self, share: float) -> None:
+        """Say once that the data is late; the first log is let off, it contains the loaders' start."""
+        self._logs += 1
+        if self._logs == 1 or share <= LATE or self._complained:
+            return
+        self._complained = True
+        workers = self.job.dataset.params.num_workers
+        self.run.say(
+            f"{share:.0%} of the time is spent waiting for data: raise dataset.params.num_workers (now {workers})"
+        )
+
+    def _write(self, values: dict[str, float]) -> None:
+        self.run.board.scalars(values, self.step)
+
+    def _stop_if_not_finite(self, values: dict[str, float]) -> None:
+        bad = int(self.run.accelerator.gather(self._bad_step[None]).max())
+        if bad < 0:
+            return
+        kept = checkpoint.list_checkpoints(self.run.output_dir)
+        have = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint had been written yet"
+        told = ", ".join(f"{name} {values[name]:.4g}" for name in _loss_names() if name in values)
+        raise SystemExit(
+            f"stopped: the loss of step {bad} is not finite ({told}); {have}. "
+            "A lower optimizer.params.learning_rate or training.max_grad_norm=1.0 usually helps."
+        )
+
+    def _save(self) -> None:
+        if self._saved_step == self.step:
+            return
+        self._stop_if_not_finite({})
+        saved = checkpoint.save_checkpoint(
+            self.run.accelerator,
+            self.run.output_dir,
+            self.step,
+            self.parts.save_model,
+            self.job.experiment.checkpoints_total_limit,
+        )
+        self._saved_step = self.step
+        self.run.say(f"saved {saved.path}")
+
+    def _finish(self) -> None:
+        run = self.run
+        if run.writes:
+            checkpoint.save_final_model(run.output_dir, self.parts.save_model)
+        run.accelerator.wait_for_everyone()
+        curves = {"tensorboard": f"; tensorboard --logdir {run.output_dir}", "wandb": "; curves in wandb", "none": ""}
+        run.say(
+            f"done at step {self.step}: model and config.yaml in {run.output_dir}, last checkpoint "
+            f"checkpoint-{self.step} there, numbers in metrics.jsonl{curves[self.job.experiment.tracker]}"
+        )
+
+    def _set_deepspeed_batch(self) -> None:
+        """DeepSpeed reads the batch size off a prepared loader; ours are not given to ``prepare``."""
+        plugin = self.run.accelerator.state.deepspeed_plugin
+        if plugin is not None:
+            plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = self.job.training.batch_size_pre
+
+
+class _Window:
+    """What happened since the last log: samples of both flows on this rank, and seconds."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.aside = 0.0  # seconds in evaluation, pictures and saving
+        self.waited = 0.0  # seconds in which the loop had no batch
+        self.samples = 0
+
+    @property
+    def seconds(self) -> float:
+        return max(time.perf_counter() - self.started - self.aside, 1e-9)
+
+    def saw(self, batches: list[CoBatch], waited: float) -> None:
+        self.waited += waited
+        self.samples += sum(len(flow) for batch in batches for flow in (batch.robot, batch.text) if flow is not None)
+
+
+def _due(every: int, step: int) -> bool:
+    """Does something with this interval (0: never) happen after this step?"""
+    return every > 0 and step % every == 0
+
+
+def _loss_names() -> list[str]:
+    return [f"{name}/loss" for name in COUNTED]

@@ -59,7 +59,7 @@ def contacts_by_uid(data: Any, geom_owner: list[tuple[int, int]]) -> dict[int, t
     geoms = np.array(data.contact.geom[:count]).tolist()
     distances = np.array(data.contact.dist[:count]).tolist()
     places = np.array(data.contact.pos[:count]).tolist()
-    frames = np.array(data.contact.frame[:count]).reshape(count, -1)[:, :3].tolist()
+    frames = np.array(data.contact.frame[:count]).reshape(count, 9)[:, :3].tolist()
     for (first, second), distance, place, normal in zip(geoms, distances, places, frames, strict=True):
         (uid_a, link_a), (uid_b, link_b) = geom_owner[first], geom_owner[second]
         spot, out = tuple(place), tuple(normal)

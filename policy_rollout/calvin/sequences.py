@@ -43,6 +43,13 @@ class Chain(NamedTuple):
     tasks: tuple[str, ...]
 
 
+def success_rates(completed: Sequence[int], length: int = CHAIN_LENGTH) -> list[float]:
+    """CALVIN's table row: the share of chains with at least 1, 2, .. `length` tasks done; their sum is the average."""
+    if not completed:
+        raise ValueError("no chain was played: there is no rate to give")
+    return [sum(done >= i for done in completed) / len(completed) for i in range(1, length + 1)]
+
+
 # ---- the official chains ----
 
 

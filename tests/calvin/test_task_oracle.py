@@ -6,10 +6,23 @@ import math
 
 import numpy as np
 import pytest
-from info_world import BASE, BLUE, DRAWER, PLANK, RED, ROBOT, TABLE, changed, held, moved, new_info, standing_on
 
 from policy_rollout.calvin.oracle import TaskOracle, _turn_degrees
 from policy_rollout.calvin.tasks import CALVIN_TASKS, TASK_NAMES, read_task_table
+from tests.calvin.info_world import (
+    BASE,
+    BLUE,
+    DRAWER,
+    PLANK,
+    RED,
+    ROBOT,
+    TABLE,
+    changed,
+    held,
+    moved,
+    new_info,
+    standing_on,
+)
 
 ORACLE = TaskOracle()
 ON_TABLE, ON_SHELF, IN_DRAWER = (TABLE, BASE), (TABLE, PLANK), (TABLE, DRAWER)

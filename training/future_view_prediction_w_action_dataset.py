@@ -48,7 +48,8 @@ import torch
 from torch.utils.data import Dataset
 
 from models.images import fit
-from training.data.batch import RobotSample, action_chunk
+from training.data.actions import action_chunk
+from training.data.batch import RobotSample
 from training.data.files import IMAGE_SUFFIXES, read_image, read_npz
 from training.data.processed import read_index
 

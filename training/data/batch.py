@@ -9,16 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Sample_co = TypeVar("Sample_co", covariant=True)
-
-ACTION_SIZE = 7  # three of position, three of rotation, one gripper command
 
 
 class Samples(Protocol[Sample_co]):
@@ -128,23 +124,6 @@ class CoBatch:
             robot=None if self.robot is None else self.robot.to(device, non_blocking),
             text=None if self.text is None else self.text.to(device, non_blocking),
         )
-
-
-def action_chunk(
-    episode: npt.NDArray[np.float32], now: int, act_step: int
-) -> tuple[int, npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """What an episode's relative actions [n, A] give as the target at frame ``now``, as the original has it.
-
-    Returns (future, actions [T, A], is_pad [T]): the frame that the chunk leads to, ``min(now + T, n - 1)``; the
-    actions of frames ``now .. future - 1`` (at the last frame: its own), then padding: no motion, the gripper held.
-    """
-    last = len(episode) - 1
-    future = min(now + act_step, last)
-    used = episode[now : max(future, now + 1)]
-    actions = np.zeros((act_step, episode.shape[1]), dtype=np.float32)
-    actions[: len(used)] = used
-    actions[len(used) :, -1] = used[-1, -1]
-    return future, actions, np.arange(act_step) >= len(used)
 
 
 def collate_robot(samples: Sequence[RobotSample]) -> RobotBatch:

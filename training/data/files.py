@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from PIL import Image
 
 CHUNK = 1 << 22  # characters read at a time from a JSON list
 
-# Everything that can come out of a damaged zip, deflate stream or array header.
+# Everything that zipfile, zlib, NumPy and PIL were seen to raise for damaged bytes (tests/data/test_files.py flips them).
 _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
@@ -32,6 +33,11 @@ _DAMAGED = (
     NotImplementedError,
     RuntimeError,  # zipfile: "File is encrypted"
     SyntaxError,  # the array header is a Python literal
+    tokenize.TokenError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    AssertionError,
     MemoryError,  # a flipped bit in the header asks for terabytes
     OSError,
 )
@@ -74,7 +80,7 @@ def read_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
-    except (*_DAMAGED, Image.DecompressionBombError, TypeError, IndexError, AttributeError) as error:
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be decoded as a picture ({_first_line(error)})") from None
 
 
@@ -210,7 +216,7 @@ def read_pickled_npy(path: Path) -> Any:
             if not dtype.hasobject:
                 raise ValueError(f"it holds an array of {dtype}, not a pickled object")
             held = _PlainUnpickler(file).load()
-    except (*_DAMAGED, pickle.UnpicklingError, TypeError, AttributeError, IndexError, ImportError) as error:
+    except (*_DAMAGED, pickle.UnpicklingError, ImportError) as error:
         raise ValueError(f"{path} cannot be read as pickled annotations: {_first_line(error)}") from None
     return held.item() if isinstance(held, np.ndarray) and held.ndim == 0 else held
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.data.batch import ACTION_SIZE
+from training.data.actions import ACTION_SIZE
 from training.data.files import iterate_json_list
 from training.data.strings import Strings
 

@@ -1,0 +1,155 @@
+"""Conversations: answers are marked, pictures are real, and what is left out is counted and named."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.images import ClipImageSpec, clip_pixels
+from models.prompting import Conversation
+from training.data.batch import collate_text
+from training.data.llava import INDEX_NAME, LlavaDataset
+
+SPEC = ClipImageSpec(resize=8, crop=(8, 8), resample=3, scale=1 / 255, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+class LetterPrompter:
+    """One id a letter; answers are marked."""
+
+    def conversation(self, turns: list[tuple[str, str]]) -> Conversation:
+        ids = [ord(letter) for _, text in turns for letter in text]
+        return Conversation(ids, [speaker == "gpt" for speaker, text in turns for _ in text])
+
+
+def record(image: str | None, *texts: str, first: str = "human") -> dict[str, Any]:
+    speakers = ["human", "gpt"] if first == "human" else ["gpt", "human"]
+    turns = [{"from": speakers[i % 2], "value": text} for i, text in enumerate(texts)]
+    return {"id": "x", "conversations": turns} | ({} if image is None else {"image": image})
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "coco").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 256, (10, 14, 3), dtype=np.uint8)).save(tmp_path / f"coco/{number}.png")
+    return tmp_path
+
+
+def dataset(root: Path, records: list[Any], max_ids: int = 100, **options: Any) -> LlavaDataset:
+    (root / INDEX_NAME).write_text(json.dumps(records))
+    prompter: Any = LetterPrompter()
+    return LlavaDataset(root, prompter, options.pop("image_spec", SPEC), max_ids, **options)
+
+
+def test_a_record_becomes_ids_with_marked_answers_and_clip_pixels(root: Path) -> None:
+    data = dataset(root, [record("coco/0.png", "qq", "aaa", "q", "a"), record("coco/1.png", "q", "a")])
+    assert len(data) == 2
+    sample = data[0]
+    assert "".join(map(chr, sample.ids)) == "qqaaaqa"
+    assert sample.answer == [False, False, True, True, True, False, True]
+    expected = clip_pixels(Image.open(root / "coco/0.png"), SPEC)
+    assert torch.equal(sample.pixels, expected)
+    batch = collate_text([data[0], data[1]])
+    assert batch.pixels.shape == (2, 3, 8, 8)
+    assert [len(ids) for ids in batch.ids] == [7, 2]
+    assert batch.indices.tolist() == [0, 1]
+
+
+def test_what_cannot_be_used_is_counted_and_named_once(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = [
+        record(None, "q", "a"),
+        record("coco/9.png", "q", "a"),
+        record("nowhere/0.png", "q", "a"),
+        record("coco/0.png", "q"),
+        record("coco/0.png", "q", "a", first="gpt"),
+        {"image": "coco/0.png", "conversations": [{"from": "human", "value": "q"}, {"from": "human", "value": "q"}]},
+        {"image": "coco/0.png", "conversations": "text"},
+        {"image": "coco/0.png"},
+        {"image": 3, "conversations": []},
+        {"image": "coco/0.png", "conversations": [{"from": "human", "value": None}]},
+        record("coco/1.png", "q", "right"),
+        record("coco/2.png", "left out", "q", "right", first="gpt"),
+    ]
+    with caplog.at_level(logging.WARNING):
+        data = dataset(root, records)
+    assert len(data) == 2
+    assert data.skipped.counts == {
+        "without a picture": 1,
+        "whose picture does not exist": 2,
+        "without a question and answer in turn": 7,
+    }
+    assert len(caplog.records) == 1
+    said = caplog.records[0].getMessage()
+    assert "10 of 12 records left out" in said
+    assert "record 1 'coco/9.png', record 2 'nowhere/0.png'" in said
+
+
+@pytest.mark.parametrize("bad", [record(None, "q", "a"), record("coco/9.png", "q", "a"), record("coco/0.png", "q")])
+def test_the_error_policy_refuses_the_file_and_names_the_record(root: Path, bad: Any) -> None:
+    with pytest.raises(ValueError, match=r"mix665k\.json: record 1.* is unusable"):
+        dataset(root, [record("coco/0.png", "q", "a"), bad], on_bad_image="error")
+
+
+def test_a_picture_that_does_not_decode_is_replaced_by_the_next_record_and_said_once(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (root / "coco/3.png").write_bytes(b"no picture")
+    records = [record(f"coco/{number}.png", "q", f"a{number}") for number in (2, 3, 1)]
+    data = dataset(root, records)
+    with caplog.at_level(logging.WARNING):
+        samples = [data[1], data[1]]
+    assert [sample.index for sample in samples] == [2, 2]
+    assert samples[0].ids == data[2].ids
+    assert torch.equal(samples[0].pixels, data[2].pixels)
+    assert len(caplog.records) == 1
+    assert "3.png cannot be decoded" in caplog.text
+    assert "coco/3.png" in caplog.text
+    with pytest.raises(ValueError, match=r"3\.png cannot be decoded"):
+        dataset(root, records, on_bad_image="error")[1]
+
+
+def test_a_data_set_in_which_nothing_decodes_ends_with_an_error(root: Path) -> None:
+    (root / "coco/3.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="no record can be used any more"):
+        dataset(root, [record("coco/3.png", "q", "a")] * 3)[0]
+
+
+def test_a_long_conversation_is_cut_from_the_front_and_one_cut_before_its_answer_is_replaced(root: Path) -> None:
+    data = dataset(root, [record("coco/0.png", "qqqqqq", "a"), record("coco/1.png", "q", "aaaaaaa")], max_ids=4)
+    assert data[1].answer == [False, True, True, True]
+    assert data[0].index == 1
+
+
+def test_without_a_picture_tower_no_picture_is_opened(root: Path) -> None:
+    data = dataset(root, [record("not/there.png", "q", "a")], image_spec=None)
+    assert data[0].pixels.shape == (3, 0, 0)
+
+
+def test_pictures_may_lie_elsewhere_and_the_json_may_have_any_name(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "elsewhere.json"
+    path.write_text(json.dumps([record("0.png", "q", "a")]))
+    prompter: Any = LetterPrompter()
+    data = LlavaDataset(path, prompter, SPEC, 10, image_root=root / "coco")
+    assert data[0].pixels.shape == (3, 8, 8)
+
+
+def test_an_empty_file_a_missing_one_and_one_with_nothing_usable_are_refused(root: Path) -> None:
+    with pytest.raises(ValueError, match="no usable record: it is empty"):
+        dataset(root, [])
+    with pytest.raises(ValueError, match="no usable record: 1 without a picture"):
+        dataset(root, [record(None, "q", "a")])
+    (root / INDEX_NAME).unlink()
+    prompter: Any = LetterPrompter()
+    with pytest.raises(FileNotFoundError, match="mix665k"):
+        LlavaDataset(root, prompter, SPEC, 10)
+    data = dataset(root, [record("coco/0.png", "q", "a")])
+    with pytest.raises(IndexError):
+        data[1]

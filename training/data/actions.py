@@ -1,0 +1,25 @@
+"""Actions of an episode as training targets."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+ACTION_SIZE = 7  # three of position, three of rotation, one gripper command
+
+
+def action_chunk(
+    episode: npt.NDArray[np.float32], now: int, act_step: int
+) -> tuple[int, npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """What an episode's relative actions [n, A] give as the target at frame ``now``, as the original has it.
+
+    Returns (future, actions [T, A], is_pad [T]): the frame that the chunk leads to, ``min(now + T, n - 1)``; the
+    actions of frames ``now .. future - 1`` (at the last frame: its own), then padding: no motion, the gripper held.
+    """
+    last = len(episode) - 1
+    future = min(now + act_step, last)
+    used = episode[now : max(future, now + 1)]
+    actions = np.zeros((act_step, episode.shape[1]), dtype=np.float32)
+    actions[: len(used)] = used
+    actions[len(used) :, -1] = used[-1, -1]
+    return future, actions, np.arange(act_step) >= len(used)

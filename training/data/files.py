@@ -22,7 +22,7 @@ from PIL import Image
 
 CHUNK = 1 << 22  # characters read at a time from a JSON list
 
-# Everything that zipfile, zlib, NumPy and PIL were seen to raise for damaged bytes (tests/data/test_files.py flips them).
+# What zipfile, zlib, NumPy and PIL were seen to raise for damaged bytes (tests/data/test_files.py flips them).
 _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,

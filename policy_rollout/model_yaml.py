@@ -20,6 +20,7 @@ from models.checkpoint import UpstreamSettings
 from models.spec import ModelSpec
 
 CHECKPOINT_KEY = "model.showo.tuned_model_path"
+_FROM_TOKENIZER = ("model.showo.llm_vocab_size", "model.showo.vocab_size")
 _TRAINING_ONLY = "dataset.params.train_pre_shards_path_or_url"
 
 
@@ -47,8 +48,9 @@ class ModelYaml:
 
     def require_agreement(self, spec: ModelSpec, folder: Path) -> None:
         """Raises `ConfigError` at the first key of this file that contradicts what the checkpoint says of itself."""
+        from_tokenizer = _FROM_TOKENIZER if self.job.model.showo.auto_set_llm_vocab_size else ()
         for key, declared in _declared(spec).items():
-            if key in self.given and get(self.job, key) != declared:
+            if key in self.given and key not in from_tokenizer and get(self.job, key) != declared:
                 raise ConfigError(
                     f"{key}={shown(get(self.job, key))} ({display(self.path)}), but the checkpoint {folder} was made "
                     f"with {shown(declared)}; remove the key, or name another checkpoint in {CHECKPOINT_KEY}"

@@ -182,30 +182,31 @@ def evaluate(
     *,
     action_key: str = "rel_actions",
     clip: bool = False,
-    batch_size: int = 0,
+    batch_size: int = CPU_BATCH,
+    may_shrink: bool = True,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Report:
     """Asks the policy about every sample.
 
-    `clip` cuts predicted actions to [-1, 1]; `batch_size` 0 takes as many samples as fit; `progress` hears how many
+    `clip` cuts predicted actions to [-1, 1]; `batch_size` samples are tried at once, and with
+    `may_shrink` fewer when the GPU's memory does not hold them; `progress` hears how many
     samples each batch finished. Files are read one batch ahead while the policy works.
     """
     if action_key not in ACTION_KEYS:
         raise ValueError(f"action_key must be one of {', '.join(ACTION_KEYS)}, got {action_key!r}")
     ordered = sorted(samples, key=lambda sample: sample.start)
     reader = FrameReader(split, ordered, action_key, policy.cameras)
-    size = batch_size or (CUDA_BATCH if torch.cuda.is_available() else CPU_BATCH)
     overall, per_task = Errors(), {task: Errors() for task in sorted({sample.task for sample in samples})}
     policy.reset()
-    for batch in read_ahead(reader, ordered, size):
-        chunks, size = act_in_parts(policy, batch.observations, size, may_shrink=batch_size == 0)
+    for batch in read_ahead(reader, ordered, batch_size):
+        chunks, batch_size = act_in_parts(policy, batch.observations, batch_size, may_shrink)
         chunks = np.clip(chunks, -1.0, 1.0) if clip else chunks
         for sample, chunk, recorded in zip(batch.samples, chunks, batch.recorded, strict=True):
             predicted = chunk[: sample.horizon]  # [h, A]
             overall.add(predicted, recorded)
             per_task[sample.task].add(predicted, recorded)
         progress(len(batch.samples))
-    return Report(overall.summary(), {task: errors.summary() for task, errors in per_task.items()}, size)
+    return Report(overall.summary(), {task: errors.summary() for task, errors in per_task.items()}, batch_size)
 
 
 def read_ahead(reader: FrameReader, samples: Sequence[Sample], size: int) -> Iterator[Prepared]:
@@ -222,7 +223,7 @@ def read_ahead(reader: FrameReader, samples: Sequence[Sample], size: int) -> Ite
 
 
 def act_in_parts(
-    policy: Policy, observations: Sequence[Observation], size: int, may_shrink: bool
+    policy: Policy, observations: Sequence[Observation], size: int, may_shrink: bool = True
 ) -> tuple[NDArray[np.float32], int]:
     """The policy's chunks [B, T, A] for all observations, at most `size` at once, and the size that fitted.
 

@@ -1,0 +1,209 @@
+"""Offline action metrics of a policy on recorded CALVIN frames. No simulator is needed.
+
+    python scripts/eval_upvla_offline_actions.py --dataset-root /path/to/calvin --split validation \\
+        --model-config policy_rollout/arvla_model.yaml --device cuda:0 --stride 10 --output-json results/arvla.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from policy_rollout.benchmarks.offline import (
+    ACTION_KEYS,
+    CPU_BATCH,
+    CUDA_BATCH,
+    Report,
+    Sample,
+    evaluate,
+    list_samples,
+    mean_action,
+)
+from policy_rollout.policy import ACTION_SIZE, ConstantPolicy, Policy, UPVLAPolicy
+from training.data.calvin import CalvinSplit
+from training.data.processed import INDEX_NAME, read_index
+
+DESCRIPTION = """\
+Asks a policy about recorded frames and compares its actions with the demonstrator's: mean absolute error and root mean
+square error over all seven dimensions, position (xyz), rotation (euler) and gripper, and how often the gripper's sign
+is right; overall and per task. A sample is a frame inside an annotated window; the chunk is compared up to the
+window's end."""
+EPILOG = """\
+examples:
+  one sample per annotation, on the CPU:
+    python scripts/eval_upvla_offline_actions.py --dataset-root $CALVIN/task_ABC_D --model-config my_model.yaml \\
+        --device cpu --start-only --output-json results/mine.json
+  what a constant guess achieves on the same samples:
+    python scripts/eval_upvla_offline_actions.py --dataset-root $CALVIN/task_ABC_D --baseline mean --start-only \\
+        --output-json results/mean.json
+  both in one table:
+    python scripts/summarize_offline_eval_json.py --inputs results/mine.json results/mean.json
+
+The model yaml names the checkpoint in model.showo.tuned_model_path; copy one of policy_rollout/*_model.yaml, set it
+there and pass the copy."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A policy and what it is asked about."""
+
+    policy: Policy
+    split: CalvinSplit
+    samples: list[Sample]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    data = made.add_argument_group("data")
+    data.add_argument("--dataset-root", type=Path, required=True, help="CALVIN data set with training/ and validation/")
+    data.add_argument("--split", default="validation", help="folder in it that is evaluated (default: validation)")
+    data.add_argument("--start-only", action="store_true", help="only the first frame of each annotation")
+    data.add_argument("--stride", type=int, default=1, help="frames from one sample to the next (default: 1)")
+    data.add_argument("--max-samples", type=int, default=0, help="take the first that many samples (default: 0, all)")
+    data.add_argument("--action-key", choices=ACTION_KEYS, default=ACTION_KEYS[0], help="which recorded actions count")
+    data.add_argument("--clip-action", action="store_true", help="cut predicted actions to [-1, 1]")
+    who = made.add_argument_group("policy (one of --model-config and --baseline)")
+    who = who.add_mutually_exclusive_group(required=True)
+    who.add_argument("--model-config", help="model yaml, e.g. policy_rollout/arvla_model.yaml")
+    who.add_argument("--baseline", choices=("mean", "zero"), help="a constant: mean training action, or zero")
+    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>; without CUDA the CPU is used")
+    made.add_argument("--batch-size", type=int, default=0, help="samples per forward (default: 0, as many as fit)")
+    made.add_argument(
+        "--train-split", type=Path, help="split, raw or processed, whose mean action is taken (default: training)"
+    )
+    made.add_argument("--act-step", type=int, default=10, help="chunk length of a baseline (default: 10)")
+    made.add_argument("--output-json", type=Path, help="where the results are written")
+    return made
+
+
+def prepare(options: argparse.Namespace) -> Job:
+    """Everything that can be wrong with the arguments shows here, before the first frame is read."""
+    for name, least in (("stride", 0), ("max_samples", 0), ("batch_size", 0), ("act_step", 1)):
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
+    split = CalvinSplit(options.dataset_root / options.split)
+    policy = make_policy(options)
+    samples = list_samples(split.annotations, policy.act_step, options.start_only, options.stride, options.max_samples)
+    if not samples:
+        raise ValueError(f"{split.annotation_path} has no annotation of two frames or more: nothing to evaluate")
+    return Job(policy, split, samples)
+
+
+def make_policy(options: argparse.Namespace) -> Policy:
+    if options.model_config is not None:
+        return UPVLAPolicy.from_config(options.model_config, device=options.device)
+    if options.baseline == "zero":
+        return ConstantPolicy(np.zeros(ACTION_SIZE, dtype=np.float32), options.act_step)
+    return ConstantPolicy(mean_training_action(options), options.act_step)
+
+
+def mean_training_action(options: argparse.Namespace) -> NDArray[np.float32]:
+    """Mean action [A] of a processed split, or of the annotated frames of a raw one."""
+    folder = options.train_split or options.dataset_root / "training"
+    if (folder / INDEX_NAME).is_file() and options.action_key == "rel_actions":
+        mean: NDArray[np.float32] = read_index(folder).actions.mean(axis=0, dtype=np.float64).astype(np.float32)
+        return mean
+    training = CalvinSplit(folder)
+    return mean_action(training, list_samples(training.annotations, options.act_step), options.action_key)
+
+
+def default_batch(policy: Policy) -> int:
+    """How many samples are tried at once."""
+    on_gpu = isinstance(policy, UPVLAPolicy) and policy.device.type == "cuda"
+    return CUDA_BATCH if on_gpu else CPU_BATCH
+
+
+def record(options: argparse.Namespace, job: Job, report: Report, seconds: float) -> dict[str, Any]:
+    """The results with everything needed to judge and repeat them."""
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    policy: dict[str, Any] = {"act_step": job.policy.act_step, "cameras": list(job.policy.cameras)}
+    if isinstance(job.policy, UPVLAPolicy) and job.policy.source is not None:
+        source = job.policy.source
+        policy |= {
+            "model_yaml": str(source.model_yaml),
+            "checkpoint": str(source.checkpoint),
+            "weights_sha256": source.weights_sha256,
+            "image_tokenizer_sha256": job.policy.vq.weights_hash,
+            "device": str(job.policy.device),
+        }
+    if isinstance(job.policy, ConstantPolicy):
+        policy["action"] = [float(number) for number in job.policy.action]
+    return {
+        "overall": report.overall,
+        "per_task": report.per_task,
+        "counts": {"annotations": len(job.split.annotations), "samples": len(job.samples)},
+        "settings": settings | {"batch_size": report.batch_size},
+        "policy": policy,
+        "seconds": round(seconds, 3),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "transformers", "numpy", "pillow")},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def table(report: Report) -> str:
+    """Overall and per task, for the terminal."""
+    names = ("mae_all", "rmse_all", "mae_pos", "mae_rot", "mae_gripper", "gripper_sign_acc")
+    rows = [("overall", report.overall), *report.per_task.items()]
+    width = max(len(task) for task, _ in rows)
+    lines = [" ".join([f"{'task':{width}}", f"{'samples':>8}", *(f"{name:>16}" for name in names)])]
+    for task, summary in rows:
+        figures = [f"{summary[name]:>16.4f}" for name in names]
+        lines.append(" ".join([f"{task:{width}}", f"{summary['samples']:>8}", *figures]))
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    try:
+        job = prepare(options)
+        started = time.perf_counter()
+        with tqdm(total=len(job.samples), unit="sample", desc="offline evaluation") as bar:
+            report = evaluate(
+                job.split,
+                job.policy,
+                job.samples,
+                action_key=options.action_key,
+                clip=options.clip_action,
+                batch_size=options.batch_size or default_batch(job.policy),
+                may_shrink=options.batch_size == 0,
+                progress=bar.update,
+            )
+    except (ValueError, OSError) as error:
+        print(f"eval_upvla_offline_actions: {error}", file=sys.stderr)
+        return 2
+    print(table(report))
+    if options.output_json is not None:
+        write_json(options.output_json, record(options, job, report, time.perf_counter() - started))
+        print(f"written to {options.output_json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""One real training step and one real prediction with the embedded models: is everything in place on this machine?
+
+python scripts/smoke_upvla_minimal.py --dataset-path ./dummy_data/calvin_processed_training
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import train_upvla
+from config.values import ConfigError
+from policy_rollout.policy import ACTION_SIZE, Observation, UPVLAPolicy
+from training.future_view_prediction_w_action_dataset import DataProvider
+
+DESCRIPTION = """\
+Runs the training script for one step on bundled data with the embedded models (config/debug_*_1step.yaml, the same
+code as a full run), prints the losses, loads the checkpoint it wrote, acts once on a frame of the data, and ends with
+smoke_ok=True. Takes under a minute on two CPU cores; exits with 1 where something is wrong."""
+ROOT = Path(__file__).resolve().parents[1]
+LOSSES = ("image/loss", "action/loss", "text/loss", "total/loss")
+NAMES = {"ar": "arvla", "mdm": "mdmvla", "bd": "bdvla"}
+
+
+def train_one_step(objective: str, dataset: Path, output_dir: Path, overrides: Sequence[str]) -> dict[str, float]:
+    """The losses of the step, as the run itself recorded them."""
+    argv = [
+        f"config={ROOT / 'config' / f'debug_{NAMES[objective]}_1step.yaml'}",
+        f"dataset.params.train_pre_shards_path_or_url={dataset}",
+        f"experiment.output_dir={output_dir}",
+        "experiment.tracker=none",
+        *overrides,
+    ]
+    train_upvla.main(objective, argv)  # type: ignore[arg-type]
+    lines = (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    return {name: record[name] for record in records for name in LOSSES if name in record}
+
+
+def act_once(dataset: Path, output_dir: Path) -> list[int]:
+    """Shape of the chunk with which the checkpoint answers a frame of the data."""
+    policy = UPVLAPolicy.from_config(output_dir / "config.yaml", checkpoint=output_dir / "checkpoint-1")
+    spec = policy.spec
+    sample = DataProvider(dataset, act_step=spec.act_step, resolution=spec.resolution, num_view=spec.num_view)[0]
+    views = [view.permute(1, 2, 0).numpy() for view in sample.views]
+    observation = Observation(views[0], sample.instruction, rgb_gripper=views[1] if len(views) > 1 else None)
+    return list(policy.act([observation]).shape)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument(
+        "--dataset-path",
+        type=Path,
+        default=ROOT / "dummy_data" / "calvin_processed_training",
+        help="robot demonstrations: folder with dataset_info.json (default: the bundled ones)",
+    )
+    made.add_argument("--objective", choices=tuple(NAMES), default="ar", help="text objective (default: ar)")
+    made.add_argument("--output-dir", type=Path, help="keep the run here (default: a folder that is removed)")
+    made.add_argument("overrides", nargs="*", metavar="section.key=value", help="further configuration keys")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    started = time.perf_counter()
+    dataset = options.dataset_path.expanduser().resolve()
+    with tempfile.TemporaryDirectory(prefix="blockdiff_smoke_") as scratch:
+        output_dir = options.output_dir or Path(scratch) / "run"
+        try:
+            losses = train_one_step(options.objective, dataset, output_dir, options.overrides)
+            shape = act_once(dataset, output_dir)
+        except ConfigError as error:
+            print(f"smoke_upvla_minimal: {error}", file=sys.stderr)
+            return 2
+    for name, value in losses.items():
+        print(f"{name}={value:.6f}")
+    print(f"action_chunk={shape}")
+    print(f"seconds={time.perf_counter() - started:.1f}")
+    healthy = "total/loss" in losses and all(map(math.isfinite, losses.values())) and shape[-1] == ACTION_SIZE
+    print(f"smoke_ok={healthy}")
+    return 0 if healthy else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

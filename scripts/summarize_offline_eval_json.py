@@ -1,0 +1,110 @@
+"""One Markdown table out of several offline evaluations.
+
+python scripts/summarize_offline_eval_json.py --inputs results/ar.json results/mdm.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = """\
+Prints a Markdown table with one row for each file that eval_upvla_offline_actions.py wrote; --per-task adds a table of
+one metric per task. Rows are named after their files."""
+
+COLUMNS = {
+    "samples": "samples",
+    "steps": "steps",
+    "mae_all": "MAE",
+    "rmse_all": "RMSE",
+    "mae_pos": "MAE position",
+    "mae_rot": "MAE rotation",
+    "mae_gripper": "MAE gripper",
+    "gripper_sign_acc": "gripper sign",
+}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """One result file, with the metrics that a row needs."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable JSON: {error}") from None
+    overall = content.get("overall") if isinstance(content, dict) else None
+    missing = [name for name in COLUMNS if not isinstance(overall, dict) or name not in overall]
+    if missing:
+        raise ValueError(f"{path} is no offline evaluation: overall.{missing[0]} is missing")
+    return dict(content)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+
+
+def overall_table(named: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    return markdown(
+        ("evaluation", *COLUMNS.values()),
+        [(name, *(_figure(content["overall"][key]) for key in COLUMNS)) for name, content in named],
+    )
+
+
+def task_table(named: Sequence[tuple[str, dict[str, Any]]], metric: str) -> str:
+    """`metric` of every task; a dash where an evaluation has no sample of it."""
+    tasks = sorted({task for _, content in named for task in content.get("per_task", {})})
+    rows = [
+        (task, *(_figure(content.get("per_task", {}).get(task, {}).get(metric)) for _, content in named))
+        for task in tasks
+    ]
+    return markdown((f"{COLUMNS[metric]} per task", *(name for name, _ in named)), rows)
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """File names without ending; with their folder where two files share a name."""
+    stems = [path.stem for path in paths]
+    return [path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}/{path.stem}" for path in paths]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--inputs", type=Path, nargs="+", required=True, help="result files")
+    made.add_argument("--per-task", choices=tuple(COLUMNS), metavar="METRIC", help=f"one of {', '.join(COLUMNS)}")
+    made.add_argument("--output", type=Path, help="also write the table to this file")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    try:
+        named = list(zip(names_of(options.inputs), map(read, options.inputs), strict=True))
+    except (ValueError, OSError) as error:
+        print(f"summarize_offline_eval_json: {error}", file=sys.stderr)
+        return 2
+    text = overall_table(named)
+    if options.per_task:
+        text += "\n\n" + task_table(named, options.per_task)
+    print(text)
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = options.output.with_name(f".{options.output.name}.tmp")
+        unfinished.write_text(text + "\n", encoding="utf-8")
+        os.replace(unfinished, options.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""The commands around offline evaluation, typed as the contract writes them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from config.schema import Job
+from policy_rollout.model_yaml import load_model_yaml
+from scripts import eval_upvla_offline_actions, prepare_calvin_debug_processed, smoke_upvla_minimal
+from scripts import summarize_offline_eval_json as summarize
+from tests.policy.recorded_play import WINDOWS
+from tests.policy.saved_model import write_model
+from tests.tiny import write_language_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"), act_step=4)
+
+
+def evaluate(split_dir: Path, *options: str) -> int:
+    return eval_upvla_offline_actions.main(["--dataset-root", str(split_dir.parent), "--split", "validation", *options])
+
+
+def test_an_evaluation_writes_its_figures_with_all_that_is_needed_to_repeat_it(split_dir, model, tmp_path, capsys):
+    out = tmp_path / "results" / "out.json"
+    options = ["--model-config", str(model), "--device", "cpu", "--stride", "4", "--clip-action"]
+    assert evaluate(split_dir, *options, "--output-json", str(out)) == 0
+    result = json.loads(out.read_text())
+    assert result["overall"]["samples"] == result["counts"]["samples"] == 3 + 1 + 4
+    assert set(result["per_task"]) == {"lift_red", "open_drawer"}
+    assert sum(task["steps"] for task in result["per_task"].values()) == result["overall"]["steps"]
+    assert result["settings"]["clip_action"] is True
+    assert result["settings"]["stride"] == 4
+    assert len(result["policy"]["weights_sha256"]) == 64
+    assert result["policy"]["checkpoint"].endswith("checkpoint-3/unwrapped_model")
+    assert result["policy"]["act_step"] == 4
+    assert result["versions"]["torch"]
+    assert [path.name for path in out.parent.iterdir()] == ["out.json"]
+    assert "open_drawer" in capsys.readouterr().out
+
+
+def test_batched_and_one_by_one_evaluations_agree(split_dir, model, tmp_path):
+    for size in (1, 16):
+        options = ["--model-config", str(model), "--device", "cpu", "--batch-size", str(size)]
+        assert evaluate(split_dir, *options, "--output-json", str(tmp_path / f"{size}.json")) == 0
+    one, many = (json.loads((tmp_path / f"{size}.json").read_text())["overall"] for size in (1, 16))
+    assert many == pytest.approx(one, abs=1e-5)
+
+
+def test_start_only_and_max_samples_choose_the_samples(split_dir, model, tmp_path):
+    out = tmp_path / "out.json"
+    base = ["--model-config", str(model), "--device", "cpu", "--output-json", str(out)]
+    assert evaluate(split_dir, *base, "--start-only") == 0
+    assert json.loads(out.read_text())["overall"]["samples"] == len(WINDOWS)
+    assert evaluate(split_dir, *base, "--max-samples", "2") == 0
+    assert json.loads(out.read_text())["overall"]["samples"] == 2
+
+
+def test_a_missing_gpu_is_announced_and_the_cpu_used(split_dir, model, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert evaluate(split_dir, "--model-config", str(model), "--device", "cuda:0", "--start-only") == 0
+    assert "running on the CPU" in capsys.readouterr().err
+
+
+def test_the_mean_action_is_the_best_constant_in_squared_error_on_its_own_split(split_dir, tmp_path):
+    scores = {}
+    for baseline in ("mean", "zero"):
+        out = tmp_path / f"{baseline}.json"
+        options = ["--baseline", baseline, "--act-step", "1", "--train-split", str(split_dir)]
+        assert evaluate(split_dir, *options, "--output-json", str(out)) == 0
+        scores[baseline] = json.loads(out.read_text())["overall"]["rmse_all"]
+    assert scores["mean"] < scores["zero"]
+
+
+def processed(split_dir: Path, folder: Path) -> Path:
+    command = ["--source-split-dir", str(split_dir), "--output-dir", str(folder), "--instruction", "open the drawer"]
+    assert prepare_calvin_debug_processed.main(command) == 0
+    return folder
+
+
+def test_the_mean_of_a_processed_split_is_the_mean_over_its_frames(split_dir, tmp_path):
+    processed(split_dir, tmp_path / "processed")
+    out = tmp_path / "out.json"
+    options = ["--baseline", "mean", "--train-split", str(tmp_path / "processed"), "--output-json", str(out)]
+    assert evaluate(split_dir, *options) == 0
+    assert json.loads(out.read_text())["policy"]["action"] == pytest.approx([0.195] * 6 + [0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--model-config", "nothing.yaml"], "nothing.yaml: no such file"),
+        (["--baseline", "zero", "--batch-size", "-1"], "--batch-size must be at least 0, got -1"),
+        (["--baseline", "mean"], "training is not a directory"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_exit_code_2(split_dir, capsys, options, complaint):
+    assert evaluate(split_dir, *options) == 2
+    message = capsys.readouterr().err.strip()
+    assert complaint in message
+    assert "\n" not in message
+
+
+def test_a_missing_split_is_named(tmp_path, capsys):
+    command = ["--dataset-root", str(tmp_path), "--split", "held_out", "--baseline", "zero"]
+    assert eval_upvla_offline_actions.main(command) == 2
+    assert str(tmp_path / "held_out") in capsys.readouterr().err
+
+
+def test_the_summary_is_a_markdown_table_with_a_row_for_each_file(split_dir, tmp_path, capsys):
+    for baseline, steps in (("zero", "1"), ("mean", "10")):
+        options = ["--baseline", baseline, "--train-split", str(split_dir), "--act-step", steps]
+        assert evaluate(split_dir, *options, "--output-json", str(tmp_path / f"{baseline}.json")) == 0
+    capsys.readouterr()
+    inputs = ["--inputs", str(tmp_path / "zero.json"), str(tmp_path / "mean.json")]
+    assert summarize.main([*inputs, "--per-task", "mae_all", "--output", str(tmp_path / "summary.md")]) == 0
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "summary.md").read_text()
+    lines = printed.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[:4]] == ["evaluation", "---", "zero", "mean"]
+    zero = json.loads((tmp_path / "zero.json").read_text())["overall"]
+    assert f"| zero | {zero['samples']} | {zero['steps']} | {zero['mae_all']:.4f} |" in printed
+    assert "| lift_red |" in printed
+    assert len({line.count("|") for line in lines[:4]}) == 1
+
+
+def test_files_of_the_same_name_are_told_apart_by_their_folder(tmp_path):
+    assert summarize.names_of([Path("a/out.json"), Path("b/out.json"), Path("c.json")]) == ["a/out", "b/out", "c"]
+
+
+def test_a_file_that_is_no_result_is_named(tmp_path, capsys):
+    (tmp_path / "x.json").write_text('{"overall": {}}')
+    assert summarize.main(["--inputs", str(tmp_path / "x.json")]) == 2
+    assert "x.json is no offline evaluation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["eval_upvla_offline_actions", "summarize_offline_eval_json"])
+def test_scripts_start_as_files_from_any_folder_and_teach_their_options(name, tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+    assert len(done.stdout.splitlines()) > 8
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "policy_rollout").glob("*_model.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_model_yaml_loads_in_ours_and_in_omegaconf(file, tmp_path):
+    settings = OmegaConf.load(file)
+    settings.model.showo.tuned_model_path = str(tmp_path)
+    OmegaConf.save(settings, tmp_path / "copy.yaml")
+    loaded = load_model_yaml(tmp_path / "copy.yaml")
+    assert loaded.checkpoint == str(tmp_path)
+    assert loaded.job.model.framework in file.stem
+    assert loaded.job.model.vq_model.vq_model_name
+    assert isinstance(loaded.job, Job)
+
+
+def test_the_smoke_script_trains_one_step_and_acts(split_dir, tmp_path, capsys):
+    language, vq = write_language_model(tmp_path / "llm"), write_model(tmp_path / "other").parent / "vq"
+    command = [
+        "--dataset-path",
+        str(processed(split_dir, tmp_path / "processed")),
+        f"model.showo.llm_model_path={language}",
+        f"model.vq_model.vq_model_name={vq}",
+        "model.showo.w_clip_vit=false",
+        f"model.showo.clip_model_path={vq}",
+        "dataset.und_type=null",
+        "dataset.preprocessing.resolution=32",
+        "model.showo.num_vq_tokens=4",
+    ]
+    assert smoke_upvla_minimal.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "smoke_ok=True" in printed
+    assert "image/loss=" in printed
+    assert "action_chunk=[1, 10, 7]" in printed

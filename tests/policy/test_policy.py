@@ -1,0 +1,252 @@
+"""Acting with a saved model: one path, batched, from any name of the checkpoint; and a yaml that cannot mislead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from config.values import ConfigError
+from policy_rollout.policy import (
+    CAMERAS,
+    ActionConvention,
+    ConstantPolicy,
+    Observation,
+    RandomPolicy,
+    UPVLAPolicy,
+    pick_device,
+    require_same_convention,
+)
+from tests.policy.saved_model import RESOLUTION, write_model, write_tokenizer_of_images, write_yaml
+
+T = 4
+
+
+def observe(seed: int, instruction: str = "open the drawer", gripper: bool = True) -> Observation:
+    rng = np.random.default_rng(seed)
+    return Observation(
+        rgb_static=rng.integers(0, 256, (50, 60, 3), dtype=np.uint8),
+        rgb_gripper=rng.integers(0, 256, (40, 40, 3), dtype=np.uint8) if gripper else None,
+        instruction=instruction,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    made = tmp_path_factory.mktemp("one_view")
+    write_model(made, act_step=T)
+    return made
+
+
+@pytest.fixture(scope="module")
+def policy(folder) -> UPVLAPolicy:
+    return UPVLAPolicy.from_config(folder / "model.yaml", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def two_views(tmp_path_factory) -> UPVLAPolicy:
+    return UPVLAPolicy.from_config(write_model(tmp_path_factory.mktemp("two_views"), act_step=T, num_view=2), "cpu")
+
+
+MIXED = [observe(0), observe(1, "push the blue block to the left, then turn on the light"), observe(2, "")]
+
+
+def test_a_batch_gives_what_single_observations_give(policy):
+    together = policy.act(MIXED)
+    assert together.shape == (3, T, 7)
+    assert together.dtype == np.float32
+    for chunk, observation in zip(together, MIXED, strict=True):
+        np.testing.assert_allclose(policy.act([observation])[0], chunk, atol=1e-5)
+
+
+def test_the_order_of_a_batch_does_not_matter(policy):
+    np.testing.assert_allclose(policy.act(MIXED[::-1])[::-1], policy.act(MIXED), atol=1e-5)
+
+
+def test_picture_and_instruction_both_change_the_actions(policy):
+    one, other_words, other_picture = policy.act([observe(0), observe(0, "lift the red block"), observe(5)])
+    assert np.abs(one - other_words).max() > 1e-4
+    assert np.abs(one - other_picture).max() > 1e-4
+
+
+def test_a_one_view_model_neither_needs_nor_reads_the_gripper_camera(policy):
+    assert policy.cameras == CAMERAS[:1]
+    with_gripper, without = policy.act([observe(0), observe(0, gripper=False)])
+    np.testing.assert_array_equal(with_gripper, without)
+
+
+def test_a_two_view_model_reads_the_gripper_camera_and_says_when_it_is_missing(two_views):
+    assert two_views.cameras == CAMERAS
+    seen = observe(0)
+    other = Observation(rgb_static=seen.rgb_static, rgb_gripper=observe(9).rgb_gripper, instruction=seen.instruction)
+    one, two = two_views.act([seen, other])
+    assert np.abs(one - two).max() > 1e-4
+    with pytest.raises(ValueError, match=r"2 cameras.*rgb_gripper"):
+        two_views.act([observe(0, gripper=False)])
+
+
+def test_acting_computes_no_logits_and_decodes_no_picture(policy, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError
+
+    monkeypatch.setattr(policy.model, "_code_logits", refuse)
+    monkeypatch.setattr(policy.vq, "decode", refuse)
+    policy.act([observe(0)])
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_the_predicted_frames_are_pictures_of_every_view(policy, two_views, views):
+    acting = policy if views == 1 else two_views
+    pictures = acting.predict_future(MIXED)
+    assert pictures.shape == (3, views, RESOLUTION, RESOLUTION, 3)
+    assert pictures.dtype == np.uint8
+    codes = acting.predict_codes(MIXED)
+    assert codes.shape == (3, 4 * views)
+    alone = acting.predict_future(MIXED[1:2])[0].astype(int)
+    assert np.abs(alone - pictures[1]).max() <= 1  # truncation to whole grey levels
+
+
+@pytest.mark.parametrize("name", ["run", "run/checkpoint-3", "run/checkpoint-3/unwrapped_model"])
+def test_every_name_of_a_checkpoint_acts_the_same(folder, policy, name):
+    other = UPVLAPolicy.from_config(folder / "model.yaml", "cpu", checkpoint=folder / name)
+    np.testing.assert_array_equal(other.act(MIXED), policy.act(MIXED))
+    assert other.source.weights_sha256 == policy.source.weights_sha256
+
+
+def test_a_bare_weights_file_acts_the_same(folder, policy):
+    file = folder / "run/checkpoint-3/unwrapped_model/model.safetensors"
+    other = UPVLAPolicy.from_config(folder / "model.yaml", "cpu", checkpoint=file)
+    np.testing.assert_array_equal(other.act(MIXED), policy.act(MIXED))
+    assert other.source.weights_sha256 == policy.source.weights_sha256
+
+
+def test_another_checkpoint_has_another_digest(tmp_path, policy):
+    other = UPVLAPolicy.from_config(write_model(tmp_path, act_step=T, seed=1), "cpu")
+    assert other.source.weights_sha256 != policy.source.weights_sha256
+
+
+def test_a_bare_image_tokenizer_file_replaces_the_folders_weights(folder, tmp_path, policy):
+    (tmp_path / "other_vq").mkdir()
+    bare = write_tokenizer_of_images(tmp_path / "other_vq", seed=5) / "model.safetensors"
+    yaml = write_yaml(tmp_path / "m.yaml", folder, model__vq_model__pretrained_model_path=str(bare))
+    assert not np.allclose(UPVLAPolicy.from_config(yaml, "cpu").act(MIXED), policy.act(MIXED), atol=1e-4)
+
+
+def test_a_runs_own_config_with_the_checkpoint_added_is_a_model_yaml(folder, tmp_path, policy):
+    yaml = write_yaml(
+        tmp_path / "config.yaml",
+        folder,
+        training__text_objective="ar",
+        training__mixed_precision="no",
+        experiment__name="a run",
+        dataset__params__train_pre_shards_path_or_url="/not/needed/to/act",
+        act_step=T,
+    )
+    np.testing.assert_array_equal(UPVLAPolicy.from_config(yaml, "cpu").act(MIXED), policy.act(MIXED))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "declared"),
+    [
+        ("act_step", 7, "4"),
+        ("model__vla__num_view", 2, "1"),
+        ("dataset__preprocessing__resolution", 64, "32"),
+        ("dataset__preprocessing__max_seq_length", 99, "24"),
+        ("model__showo__vocab_size", 58498, ""),
+        ("model__showo__w_clip_vit", False, "true"),
+    ],
+)
+def test_a_key_that_contradicts_the_checkpoint_is_refused_naming_both(folder, tmp_path, key, value, declared):
+    yaml = write_yaml(tmp_path / "m.yaml", folder, **{key: value})
+    with pytest.raises(ConfigError) as caught:
+        UPVLAPolicy.from_config(yaml, "cpu")
+    message = str(caught.value)
+    assert key.replace("__", ".") in message
+    assert declared in message
+    assert "unwrapped_model" in message
+    assert "\n" not in message
+
+
+def test_a_key_that_repeats_what_the_checkpoint_says_is_welcome(folder, tmp_path):
+    yaml = write_yaml(tmp_path / "m.yaml", folder, act_step=T, dataset__preprocessing__resolution=RESOLUTION)
+    assert UPVLAPolicy.from_config(yaml, "cpu").act_step == T
+
+
+def test_an_unknown_key_is_refused_with_the_one_that_was_meant(folder, tmp_path):
+    yaml = write_yaml(tmp_path / "m.yaml", folder, model__vla__num_views=2)
+    with pytest.raises(ConfigError, match=r"model\.vla\.num_views.*did you mean"):
+        UPVLAPolicy.from_config(yaml, "cpu")
+
+
+def test_a_yaml_without_a_checkpoint_is_refused(folder, tmp_path):
+    yaml = write_yaml(tmp_path / "m.yaml", folder, model__showo__tuned_model_path="")
+    with pytest.raises(ConfigError, match=r"model\.showo\.tuned_model_path has to be given"):
+        UPVLAPolicy.from_config(yaml, "cpu")
+
+
+@pytest.mark.parametrize("key", ["model__showo__tuned_model_path", "model__vq_model__vq_model_name"])
+def test_a_path_that_is_not_there_is_named_with_its_key(folder, tmp_path, key):
+    yaml = write_yaml(tmp_path / "m.yaml", folder, **{key: str(tmp_path / "nowhere")})
+    with pytest.raises(ValueError, match=key.replace("__", r"\.") + ".*nowhere"):
+        UPVLAPolicy.from_config(yaml, "cpu")
+
+
+def test_a_model_yaml_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: no such file"):
+        UPVLAPolicy.from_config("nothing.yaml", "cpu")
+
+
+def test_the_convention_comes_from_the_checkpoint(tmp_path):
+    metres = {
+        "kind": "absolute",
+        "frame": "world",
+        "position_m_per_unit": 1.0,
+        "rotation_rad_per_unit": 1.0,
+        "rotation": "euler_xyz",
+        "gripper": "-1 closed, +1 open",
+        "rate_hz": 10,
+    }
+    absolute = UPVLAPolicy.from_config(write_model(tmp_path, action_convention=metres), "cpu").convention
+    assert absolute.kind == "absolute"
+    with pytest.raises(ValueError) as caught:
+        require_same_convention(absolute, ActionConvention(), "CALVIN")
+    for field in ("CALVIN", "kind absolute (policy) vs relative", "position_m_per_unit", "rate_hz 10"):
+        assert field in str(caught.value)
+    assert "gripper" not in str(caught.value)
+
+
+def test_asking_for_cuda_without_one_falls_back_and_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("cuda:0") == pick_device(0) == torch.device("cpu")
+    assert "cuda:0 was asked for" in capsys.readouterr().err
+    assert pick_device("auto") == torch.device("cpu")
+    assert capsys.readouterr().err == ""
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(ValueError, match="give auto, cpu, cuda"):
+        pick_device("gpu")
+
+
+def test_an_empty_batch_is_refused(policy):
+    with pytest.raises(ValueError, match="at least one"):
+        policy.act([])
+
+
+def test_the_constant_policy_repeats_its_action():
+    action = np.arange(7, dtype=np.float32)
+    assert (ConstantPolicy(action, T).act([observe(0), observe(1)]) == action).all()
+    with pytest.raises(ValueError, match="7 numbers"):
+        ConstantPolicy(action[:6], T)
+
+
+def test_the_random_policy_starts_again_at_reset_and_stays_in_range():
+    random = RandomPolicy(T, seed=3)
+    first = random.act([observe(0)] * 5)
+    assert not np.array_equal(random.act([observe(0)] * 5), first)
+    random.reset()
+    np.testing.assert_array_equal(random.act([observe(0)] * 5), first)
+    assert np.abs(first).max() <= 1
+    assert set(np.unique(first[..., 6])) == {-1.0, 1.0}

@@ -2,7 +2,7 @@
 
 The official generator seeds numpy's legacy generator with the index of an initial state and draws five of the 34 tasks
 without replacement until enough draws are doable one after the other. 7.5 million draws give the 1000 chains. Here the
-same random numbers are taken in bulk and the draws are judged as arrays: 98 s become about 8 s, and the list is cached.
+same random numbers are taken in bulk and the draws are judged as arrays: 98 s become 8 to 10 s, and the list is cached.
 """
 
 from __future__ import annotations

@@ -208,7 +208,8 @@ class SignTable(nn.Module):
 
     def codes(self, latent: Tensor) -> Tensor:
         """[B,13,h,w] -> [B,h,w] long; an exact zero counts as a 0 bit."""
-        return torch.einsum("bchw,c->bhw", (latent > 0).long(), self.power_vals)
+        # No matrix product: CUDA has none for integers.
+        return ((latent > 0) * self.power_vals[:, None, None]).sum(1)
 
     def bits(self, codes: Tensor) -> Tensor:
         """[B,h,w] long -> [B,13,h,w] of +1/-1."""

@@ -177,7 +177,7 @@ def test_a_few_steps_of_training_lower_the_error_and_reach_every_weight() -> Non
     vq = small().train()
     optimizer = torch.optim.AdamW(vq.parameters(), lr=2e-3)
     errors = []
-    for _ in range(12):
+    for _ in range(8):
         reconstruction, latent = vq.reconstruct(pictures())
         error = (reconstruction - pictures()).square().mean()
         optimizer.zero_grad()

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from config.load import ConfigError
+
 METADATA = "metadata.json"
 NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -193,4 +195,10 @@ def leave_weights_to_model_folder(accelerator: Accelerator) -> None:
 
 def load_state(accelerator: Accelerator, checkpoint: Checkpoint) -> None:
     """Restore optimizer, scaler and random numbers (the weights were loaded when the model was built)."""
-    accelerator.load_state(str(checkpoint.state_dir))
+    try:
+        accelerator.load_state(str(checkpoint.state_dir))
+    except ValueError as error:
+        raise ConfigError(
+            f"{checkpoint.path} was saved by a run that trained other parameters, so its optimizer cannot go on here "
+            f"({error}); take its weights alone by model.showo.pretrained_model_path"
+        ) from error

@@ -141,8 +141,11 @@ def _step_of(line: str) -> float:
 class Board:
     """All writers of a run behind one; a rank that does not write has none."""
 
-    def __init__(self, writers: list[Writer]) -> None:
-        self._writers = writers
+    def __init__(self) -> None:
+        self._writers: list[Writer] = []
+
+    def add(self, writer: Writer) -> None:
+        self._writers.append(writer)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for writer in self._writers:

@@ -1,7 +1,7 @@
 """One training run: its processes, its folder, its voice.
 
-``open_run`` makes the accelerator, finds the checkpoint to continue from, opens the writers and closes all of it, in
-whatever way the run ends. All ranks do the same; only writing is rank 0's.
+``open_run`` makes the accelerator, finds the checkpoint to continue from, and closes everything however the run ends;
+``Run.begin`` takes the output folder and opens the writers. All ranks do the same; only writing is rank 0's.
 """
 
 from __future__ import annotations
@@ -62,6 +62,21 @@ class Run:
         if self.writes:
             tqdm.write(text)
 
+    def begin(self) -> None:
+        """Take possession of the output folder: called once everything that can be wrong at start was found right.
+
+        What an earlier run left there is moved aside, unless it is continued.
+        """
+        self.accelerator.wait_for_everyone()  # no rank still looks for a checkpoint there
+        if self.writes:
+            for note in set_aside(self.output_dir) if self.resumed is None else []:
+                self.say(note)
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            _write_config(self.job, self.output_dir / "config.yaml")
+            for writer in _writers(self.job, self.output_dir, self.start_step):
+                self.board.add(writer)
+        self.accelerator.wait_for_everyone()
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over all ranks (a collective call)."""
         return self.accelerator.reduce(tensor, reduction="sum")
@@ -69,7 +84,7 @@ class Run:
 
 @contextmanager
 def open_run(job: Job) -> Iterator[Run]:
-    """The run that ``job`` describes. Errors in what the user gave are ``ConfigError``s, before anything is written."""
+    """The run that ``job`` describes. What the user got wrong comes out as ``ConfigError``; nothing is written yet."""
     try:
         text_objective(job.training.text_objective)
     except ValueError as error:
@@ -83,19 +98,9 @@ def open_run(job: Job) -> Iterator[Run]:
         resumed, notes = find_checkpoint(output_dir, job.experiment.resume_from_checkpoint)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
-    # Every rank has looked before rank 0 begins to move things.
-    accelerator.wait_for_everyone()
-    writers: list[Writer] = []
-    if accelerator.is_main_process:
-        if resumed is None:
-            notes += set_aside(output_dir)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        _write_config(job, output_dir / "config.yaml")
-        writers = _writers(job, output_dir, resumed.step if resumed else 0)
-    run = Run(job, accelerator, output_dir, Board(writers), resumed)
+    run = Run(job, accelerator, output_dir, Board(), resumed)
     for note in notes:
         run.say(note)
-    accelerator.wait_for_everyone()
     try:
         yield run
         # Ranks that leave at different times have been seen to abort the process group of the others.
@@ -119,17 +124,22 @@ def _accelerator(job: Job) -> Accelerator:
     if wish == "cuda" and not torch.cuda.is_available():
         raise ConfigError("training.device=cuda: torch sees no CUDA device here (allowed: auto, cpu, cuda)")
     on_cpu = wish == "cpu" or not torch.cuda.is_available()
+    if on_cpu and job.training.mixed_precision == "fp16":  # accelerate would quietly train in fp32
+        raise ConfigError("training.mixed_precision=fp16 needs a CUDA device; allowed on a CPU: no, bf16")
     handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(find_unused_parameters=_skips_parameters(job))]
     if on_cpu and deepspeed and world > 1:
         # Without a GPU accelerate would start DeepSpeed with a world of one.
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    accelerator = Accelerator(
-        mixed_precision=job.training.mixed_precision,
-        gradient_accumulation_steps=job.training.gradient_accumulation_steps,
-        kwargs_handlers=handlers,
-        # torchrun without a GPU would otherwise make independent runs; under DeepSpeed the flag would switch that off.
-        cpu=on_cpu and not deepspeed,
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=job.training.mixed_precision,
+            gradient_accumulation_steps=job.training.gradient_accumulation_steps,
+            kwargs_handlers=handlers,
+            # torchrun without a GPU would otherwise make independent runs; DeepSpeed would be switched off by the flag.
+            cpu=on_cpu and not deepspeed,
+        )
+    except ValueError as error:  # bf16 on a GPU that cannot
+        raise ConfigError(f"training.mixed_precision={job.training.mixed_precision}: {error}") from error
     if accelerator.num_processes != world:
         raise ConfigError(
             f"the launcher started {world} processes but accelerate sees {accelerator.num_processes}: "

@@ -41,13 +41,15 @@ class Trainer:
     def __init__(self, job: Job, run: Run, parts: Parts) -> None:
         self.job, self.run, self.parts = job, run, parts
         self.step = run.start_step
-        self.coefficients = torch.tensor([job.training.pre_coeff, job.training.act_coeff, job.training.mmu_coeff])
+        weights = [job.training.pre_coeff, job.training.act_coeff, job.training.mmu_coeff]  # as COUNTED
+        self.coefficients = torch.tensor(weights, device=run.device)
         accelerator = run.accelerator
         checkpoint.leave_weights_to_model_folder(accelerator)
         self._set_deepspeed_batch()
         self.model, self.optimizer = accelerator.prepare(parts.model, parts.optimizer)
         if run.resumed is not None:
             checkpoint.load_state(accelerator, run.resumed)
+        run.begin()
         self.validator = Validator(job, run, parts)
         self.meter = Meter()
         self._divisors = torch.ones(3, device=run.device)
@@ -109,7 +111,7 @@ class Trainer:
     def backward(self, losses: Losses) -> None:
         """Add this micro-batch's share of the total's gradient."""
         sums = torch.stack([losses.image.sum, losses.action.sum, losses.text.sum])  # as COUNTED
-        shares = self.coefficients.to(sums.device) * sums / self._divisors.to(sums.dtype)
+        shares = self.coefficients * sums / self._divisors
         # accelerate (or DeepSpeed) divides by the micro-batches, the gradient exchange by the ranks.
         scale = self.job.training.gradient_accumulation_steps * self.run.world
         self.run.accelerator.backward(shares.sum() * scale)
@@ -166,7 +168,7 @@ class Trainer:
     def _complain_of_waiting(self, share: float) -> None:
         """Say once that the data is late; the first log is let off, it contains the loaders' start."""
         self._logs += 1
-        if self._logs == 1 or share <= LATE or self._complained:
+        if self._logs == 1 or share <= LATE or self._window.seconds < LONG_ENOUGH or self._complained:
             return
         self._complained = True
         workers = self.job.dataset.params.num_workers

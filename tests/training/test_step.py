@@ -1,0 +1,128 @@
+"""What one micro-batch asks of the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from config.schema import Job
+from models.checkpoint import build
+from models.magvit import load_magvit
+from models.objectives import text_objective
+from models.vision import load_clip
+from tests.training.world import T, load
+from training.data.batch import CoBatch
+from training.data.cotrain import cotrain_loader
+from training.optim import Schedule, build_optimizer
+from training.setup import Parts
+from training.step import bundle, drop_conditions, encode_picture, encode_views, future_task, generator, text_task
+
+
+@pytest.fixture
+def parts(world: Path, tmp_path: Path) -> Parts:
+    job = load(world, tmp_path)
+    built, clip = build(job), load_clip(job.model.showo.clip_model_path)
+    return Parts(
+        job=job,
+        device=torch.device("cpu"),
+        model=built.model,
+        prompter=built.prompter,
+        vq=load_magvit(job.model.vq_model.vq_model_name),
+        clip=clip,
+        objective=text_objective("ar"),
+        optimizer=build_optimizer(built.model, job, torch.device("cpu")),
+        schedule=Schedule.of(job),
+        data=cotrain_loader(job, built.prompter, clip.image_spec, patches=clip.num_patches),
+    )
+
+
+@pytest.fixture
+def batch(parts: Parts) -> CoBatch:
+    return next(iter(parts.data))
+
+
+def changed(parts: Parts, **training: object) -> Parts:
+    job: Job = replace(parts.job, training=replace(parts.job.training, **training))
+    return replace(parts, job=job)
+
+
+def test_codes_are_those_of_each_frame_alone(parts: Parts, batch: CoBatch) -> None:
+    codes = encode_views(parts, batch.robot)
+    assert codes is not None
+    assert codes.later is not None
+    assert codes.now.shape == codes.later.shape == (2, 4)
+    assert batch.robot is not None
+    swapped = encode_views(parts, replace(batch.robot, views=batch.robot.future_views, future_views=batch.robot.views))
+    assert swapped is not None
+    assert torch.equal(swapped.now, codes.later)
+    assert torch.equal(swapped.later, codes.now)
+
+
+def test_later_frames_are_not_encoded_where_nobody_learns_them(parts: Parts, batch: CoBatch) -> None:
+    blind = changed(parts, pre_coeff=0.0)
+    codes = encode_views(blind, batch.robot)
+    assert codes is not None
+    assert codes.later is None
+    task = future_task(blind, codes)
+    assert task is not None
+    assert task.targets is None
+
+
+def test_counts_known_beforehand_are_what_the_losses_sum_over(parts: Parts, batch: CoBatch) -> None:
+    future = future_task(parts, encode_views(parts, batch.robot))
+    text = text_task(parts, encode_picture(parts, batch.text), generator(0))
+    tasks = bundle(parts, future, text)
+    losses = parts.model(tasks.future, tasks.text)
+    found = [float(tally.count) for tally in (losses.image, losses.action, losses.text)]
+    assert tasks.counts.tolist() == found
+    assert found[:2] == [2 * (4 + 2), 2 * T * 7]
+    assert batch.text is not None
+    assert found[2] == sum(map(sum, batch.text.answers))
+
+
+def test_padded_actions_are_left_out_only_when_asked(parts: Parts, batch: CoBatch) -> None:
+    assert batch.robot is not None
+    is_pad = torch.tensor([[False] * T, [False, False, True, True]])
+    robot = replace(batch.robot, action_is_pad=is_pad)
+    codes = encode_views(parts, robot)
+    assert bundle(parts, future_task(parts, codes), None).counts[1] == 2 * T * 7
+    params = replace(parts.job.dataset.params, mask_action_padding=True)
+    masked = replace(parts, job=replace(parts.job, dataset=replace(parts.job.dataset, params=params)))
+    tasks = bundle(masked, future_task(masked, codes), None)
+    assert tasks.counts[1] == (2 * T - 2) * 7
+    assert float(parts.model(tasks.future).action.count) == (2 * T - 2) * 7
+
+
+def test_a_missing_flow_is_none_all_the_way(parts: Parts) -> None:
+    assert encode_views(parts, None) is None
+    assert encode_picture(parts, None) is None
+    tasks = bundle(parts, future_task(parts, None), text_task(parts, None, None))
+    assert (tasks.future, tasks.text, tasks.counts.tolist()) == (None, None, [0.0, 0.0, 0.0])
+
+
+def test_instructions_are_dropped_by_sample_and_step_not_by_batch() -> None:
+    together = drop_conditions(range(40), 0.5, seed=1, step=3)
+    assert [drop_conditions([i], 0.5, seed=1, step=3)[0] for i in range(40)] == together
+    assert 5 < sum(together) < 35
+    assert drop_conditions(range(40), 0.5, seed=1, step=4) != together
+    assert drop_conditions(range(40), 0.5, seed=2, step=3) != together
+
+
+def test_a_dropped_instruction_leaves_only_its_frame_of_special_tokens(parts: Parts, batch: CoBatch) -> None:
+    always = changed(parts, cond_dropout_prob=1.0)
+    codes = encode_views(always, batch.robot)
+    dropped, kept = future_task(always, codes, step=0), future_task(always, codes)
+    assert dropped is not None
+    assert kept is not None
+    assert dropped.sequence.ids[:, :3].tolist() == [parts.prompter.no_instruction()] * 2
+    assert kept.sequence.ids.shape[1] > dropped.sequence.ids.shape[1]
+
+
+def test_draws_of_a_key_do_not_depend_on_other_draws() -> None:
+    first = torch.rand(3, generator=generator(0, "text", 5, 1))
+    torch.rand(7)
+    assert torch.equal(torch.rand(3, generator=generator(0, "text", 5, 1)), first)
+    assert not torch.equal(torch.rand(3, generator=generator(0, "text", 5, 2)), first)

@@ -1,4 +1,4 @@
-"""Pictures by OpenGL (`mujoco.Renderer`): faster where there is a driver, not the same bytes everywhere."""
+"""Pictures by OpenGL (`mujoco.Renderer`): shadows and plain colours, not the same bytes everywhere."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class GLRenderer:
         self._made: dict[int, Any] = {}
         self._materials = {name: model.mat(name).id for name in ("led", "lightbulb")}
         self._sun = np.array(model.light_diffuse[0])
+        self._everything = mujoco.MjvOption()
+        self._everything.geomgroup[:] = 1
 
     def _renderer(self, size: int) -> Any:
         if size not in self._made:
@@ -39,7 +41,7 @@ class GLRenderer:
             self.model.mat_rgba[self._materials[name], :3] = lit if on else LIGHT_OFF
             self.model.mat_emission[self._materials[name]] = 0.6 if on else 0.0
         self.model.light_diffuse[0] = self._sun * jitter.brightness
-        renderer.update_scene(data, self._camera(view))
+        renderer.update_scene(data, self._camera(view), self._everything)
         self._aim(renderer.scene, view)
         rgb = renderer.render().copy()
         renderer.enable_depth_rendering()
@@ -56,10 +58,11 @@ class GLRenderer:
 
     def _aim(self, scene: Any, view: View) -> None:
         """A free camera has no roll, so the pose and the frustum are written over."""
-        near = 0.01
+        # As mujoco.Renderer assumes when it turns the depth buffer into metres.
+        near, far = (float(self.model.stat.extent * v) for v in (self.model.vis.map.znear, self.model.vis.map.zfar))
         for camera in scene.camera:
             camera.pos[:], camera.forward[:], camera.up[:] = view.pos, view.forward, view.up
-            camera.frustum_near, camera.frustum_far = near, 20.0
+            camera.frustum_near, camera.frustum_far = near, far
             camera.frustum_bottom, camera.frustum_top = -near * view.tan_half, near * view.tan_half
             camera.frustum_center, camera.frustum_width = 0.0, near * view.tan_half
 

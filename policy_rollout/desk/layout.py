@@ -52,7 +52,7 @@ DOOR_BAR_HALF = (0.008, 0.052, 0.008)
 # Switch: a horizontal bar on a post. Bar centre at t = SWITCH_T0 + joint.
 SWITCH_T0 = -0.046
 SWITCH_BAR_N = 0.055
-SWITCH_BAR_HALF = (0.040, 0.008, 0.008)
+SWITCH_BAR_HALF = (0.045, 0.010, 0.010)
 
 # Button: a cap that stands on a ring.
 BUTTON_Y = -0.12

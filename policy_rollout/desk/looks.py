@@ -26,7 +26,7 @@ LED_ON: Colour = (0.10, 0.95, 0.15)
 BULB_ON: Colour = (1.0, 0.92, 0.10)
 
 _COMMON: dict[str, Look] = {
-    "handle": Look((0.24, 0.24, 0.26)),
+    "handle": Look((0.30, 0.30, 0.32)),
     "dark": Look((0.13, 0.13, 0.14)),
     "hand": Look((0.90, 0.90, 0.92)),
     "finger": Look((0.62, 0.64, 0.68)),

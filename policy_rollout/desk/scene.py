@@ -7,7 +7,7 @@ blocks have contype 2 and affinity 1 | 2 | 4, the hand has contype 4 and affinit
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from policy_rollout.desk import layout as L
 from policy_rollout.desk.layout import Layout, layout_of
@@ -23,7 +23,7 @@ SERVO_ROT = (90.0, 2.4, 6.0, 0.015)
 GRIP = (1500.0, 30.0, 12.0)
 
 
-def _numbers(values: Sequence[float]) -> str:
+def _numbers(values: Iterable[float]) -> str:
     return " ".join(f"{v:.6g}" for v in values)
 
 
@@ -49,6 +49,8 @@ def _table(scene: Layout) -> str:
         box("apron_left", (x0, front + 0.01, 0.32), (x0 + 0.02, 0.2, z0), "frame", 'class="decor"'),
         box("apron_right", (x1 - 0.02, front + 0.01, 0.32), (x1, 0.2, z0), "frame", 'class="decor"'),
     ]
+    # Closes the gap above an open drawer, through which the floor would shine.
+    parts.append(box("apron_back", (x0, -0.150, 0.345), (x1, -0.145, z0), "dark", 'class="decor"'))
     left, right = scene.drawer_x - L.DRAWER_HALF_WIDTH - 0.01, scene.drawer_x + L.DRAWER_HALF_WIDTH + 0.01
     parts.append(box("apron_front_left", (x0, front + 0.005, 0.325), (left, front + 0.02, z0), "frame"))
     if right < x1 - 0.01:
@@ -117,8 +119,9 @@ def _door(scene: Layout) -> str:
 
 def _switch(scene: Layout) -> str:
     low, high = L.SWITCH_RANGE
+    pos = _numbers(L.front_point(scene.switch_x, L.SWITCH_T0, 0.0))
     return f"""
-<body name="switch_link" pos="{_numbers(L.front_point(scene.switch_x, L.SWITCH_T0, 0.0))}" euler="{LEAN} 0 0" gravcomp="1">
+<body name="switch_link" pos="{pos}" euler="{LEAN} 0 0" gravcomp="1">
   <joint name="base__switch" type="slide" axis="0 1 0" range="{low} {high}" damping="4" frictionloss="1.0"/>
   {_box("switch_bar", (0, 0, L.SWITCH_BAR_N), L.SWITCH_BAR_HALF, "handle", 'mass="0.1"')}
   {_box("switch_post", (0, 0, L.SWITCH_BAR_N / 2), (0.007, 0.006, L.SWITCH_BAR_N / 2), "handle", 'mass="0.1"')}
@@ -251,13 +254,15 @@ def desk_xml(scene: str) -> str:
     return f"""
 <mujoco model="desk_{scene}">
   <compiler angle="degree" autolimits="true"/>
-  <option timestep="{TIMESTEP:.10g}" integrator="implicitfast" cone="elliptic" impratio="5" iterations="30"
-    tolerance="1e-8" gravity="0 0 -9.81"/>
+  <option timestep="{TIMESTEP:.10g}" integrator="implicitfast" cone="elliptic" impratio="5" jacobian="dense"
+    iterations="30" tolerance="1e-8" gravity="0 0 -9.81"/>
   <size memory="4M"/>
   <visual><global offwidth="1280" offheight="1280"/><quality shadowsize="2048"/><map znear="0.005" zfar="20"/>
     <headlight ambient="0.45 0.45 0.45" diffuse="0.25 0.25 0.25" specular="0 0 0"/></visual>
+  <statistic extent="1" center="0 0 0.4"/>
   <asset>{materials}</asset>
   <default>
+    <joint solreflimit="0.0085 1" solimplimit="0.98 0.999 0.0005"/>
     <geom contype="1" conaffinity="0" friction="0.6 0.005 0.0001" solref="0.008 1" solimp="0.95 0.99 0.001"
       density="300" group="0"/>
     <default class="decor"><geom contype="0" conaffinity="0" group="1"/></default>
@@ -277,7 +282,9 @@ def desk_xml(scene: str) -> str:
 {blocks}
 {_hand()}
   </worldbody>
-  <tendon><fixed name="width"><joint joint="finger_left" coef="1"/><joint joint="finger_right" coef="1"/></fixed></tendon>
+  <tendon>
+    <fixed name="width"><joint joint="finger_left" coef="1"/><joint joint="finger_right" coef="1"/></fixed>
+  </tendon>
   <equality><joint joint1="finger_left" joint2="finger_right" solref="0.006 1"/></equality>
   <actuator>
 {_actuators()}

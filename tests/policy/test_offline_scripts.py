@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+import train_upvla
 from config.schema import Job
 from policy_rollout.model_yaml import load_model_yaml
 from scripts import eval_upvla_offline_actions, prepare_calvin_debug_processed, smoke_upvla_minimal
@@ -165,21 +166,48 @@ def test_every_shipped_model_yaml_loads_in_ours_and_in_omegaconf(file, tmp_path)
     assert isinstance(loaded.job, Job)
 
 
-def test_the_smoke_script_trains_one_step_and_acts(split_dir, tmp_path, capsys):
-    language, vq = write_language_model(tmp_path / "llm"), write_model(tmp_path / "other").parent / "vq"
-    command = [
-        "--dataset-path",
-        str(processed(split_dir, tmp_path / "processed")),
+def small_models(folder: Path) -> list[str]:
+    """Overrides that put models of this test in place of the embedded ones."""
+    language, vq = write_language_model(folder / "llm"), write_model(folder / "other").parent / "vq"
+    return [
         f"model.showo.llm_model_path={language}",
         f"model.vq_model.vq_model_name={vq}",
-        "model.showo.w_clip_vit=false",
         f"model.showo.clip_model_path={vq}",
+        "model.showo.w_clip_vit=false",
+        "model.showo.num_vq_tokens=4",
         "dataset.und_type=null",
         "dataset.preprocessing.resolution=32",
-        "model.showo.num_vq_tokens=4",
     ]
-    assert smoke_upvla_minimal.main(command) == 0
+
+
+def test_the_smoke_script_trains_one_step_and_acts(split_dir, tmp_path, capsys):
+    dataset = processed(split_dir, tmp_path / "processed")
+    assert smoke_upvla_minimal.main(["--dataset-path", str(dataset), *small_models(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "smoke_ok=True" in printed
     assert "image/loss=" in printed
     assert "action_chunk=[1, 10, 7]" in printed
+
+
+def test_the_smoke_script_says_what_is_wrong_with_its_data(tmp_path, capsys):
+    assert smoke_upvla_minimal.main(["--dataset-path", str(tmp_path), *small_models(tmp_path)]) == 2
+    message = capsys.readouterr().err.strip()
+    assert "dataset_info.json" in message
+    assert "\n" not in message
+
+
+def test_prepare_train_point_the_yaml_at_it_and_evaluate(split_dir, tmp_path):
+    """The quick-start flow of the README, each step by its own command."""
+    dataset, models = processed(split_dir, tmp_path / "processed"), small_models(tmp_path)
+    config = f"config={ROOT / 'config' / 'debug_arvla_1step.yaml'}"
+    data = f"dataset.params.train_pre_shards_path_or_url={dataset}"
+    train_upvla.main("ar", [config, data, f"experiment.output_dir={tmp_path / 'run'}", "act_step=4", *models])
+
+    settings = OmegaConf.load(ROOT / "policy_rollout" / "debug_arvla_model.yaml")
+    settings.model.showo.tuned_model_path = str(tmp_path / "run" / "checkpoint-1")
+    settings.model.vq_model.vq_model_name = str(tmp_path / "other" / "vq")
+    OmegaConf.save(settings, tmp_path / "mine.yaml")
+    out = tmp_path / "out.json"
+    assert evaluate(split_dir, "--model-config", str(tmp_path / "mine.yaml"), "--output-json", str(out)) == 0
+    assert json.loads(out.read_text())["policy"]["act_step"] == 4
+    assert json.loads(out.read_text())["overall"]["samples"] == 28

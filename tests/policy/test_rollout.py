@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from policy_rollout.policy import CAMERAS, ActionConvention
+from policy_rollout.policy import CAMERAS, ActionConvention, RandomPolicy
 from policy_rollout.rollout import Episode, binary_gripper, run_episodes, write_gif
 from tests.policy.recorded_play import Recorder
 
@@ -158,3 +158,17 @@ def test_no_episodes_give_no_records():
 @pytest.mark.parametrize(("proposed", "executed"), [(0.3, 1.0), (0.0, -1.0), (-0.01, -1.0)])
 def test_the_gripper_opens_above_zero_and_closes_otherwise(proposed, executed):
     assert binary_gripper(np.array([0, 0, 0, 0, 0, 0, proposed], dtype=np.float32))[6] == executed
+
+
+def test_the_embedded_desk_and_the_task_oracle_fit_the_loop():
+    pytest.importorskip("mujoco")
+    from policy_rollout.calvin.oracle import TaskOracle
+    from policy_rollout.desk import DeskEnv
+
+    tasks = ("open_drawer", "turn_on_led")
+    todo = [Episode(index, task, task.replace("_", " ")) for index, task in enumerate(tasks)]
+    result = run_episodes(
+        lambda: DeskEnv(static_size=24, gripper_size=16), RandomPolicy(5), todo, TaskOracle(), max_steps=10, film={1}
+    )
+    assert [(record.task, record.steps) for record in result.records] == [(task, 10) for task in tasks]
+    assert [frame.shape for frame in result.frames[1]] == [(24, 24, 3)] * 5

@@ -1,9 +1,10 @@
 # Two commands on a fresh machine: `make quickstart` and `make test`. `make help` lists the rest.
 
 PYTHON ?= python3
-# The plain wheel brings gigabytes of CUDA where the index has no CPU build; elsewhere, for example:
-#   make quickstart TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# torch comes first: the plain wheel brings gigabytes of CUDA, so a machine without a GPU takes the CPU build where
+# PyTorch's own index can be reached. Any other choice: make quickstart TORCH="torch==2.12.0 --index-url https://..."
 TORCH ?= torch==2.13.0
+CPU_WHEELS ?= https://download.pytorch.org/whl/cpu
 VENV ?= .venv
 OBJECTIVE ?= ar
 # Test processes: as many as cores, at most 4 (each holds a torch of its own).
@@ -49,7 +50,9 @@ $(VENV)/.torch:
 	@test -x $(BIN)/python || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing $(TORCH) into $(VENV)"
 	@$(PIP) install --quiet --upgrade pip
-	@$(PIP) install --quiet $(TORCH)
+	@index=; if ! command -v nvidia-smi >/dev/null && [ "$(origin TORCH)" = file ] && $(BIN)/python -c \
+	    'import urllib.request as r; r.urlopen(r.Request("$(CPU_WHEELS)/torch/", method="HEAD"), timeout=5)' 2>/dev/null; \
+	    then index="--extra-index-url $(CPU_WHEELS)"; fi; $(PIP) install --quiet $(TORCH) $$index
 	@touch $@
 
 $(VENV)/.minimal: requirements_minimal.txt | $(VENV)/.torch

@@ -198,6 +198,8 @@ def _plain(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parses(text: str) -> bool:
+    if "${" not in text:
+        return True
     try:
         OmegaConf.create({"text": text})
     except OmegaConfBaseException:

@@ -94,7 +94,9 @@ def convert(value: Any, annotation: Any, metadata: Mapping[str, Any]) -> Any:
     plain = isinstance(value, str) and not isinstance(value, Quoted)
     if type(None) in options and (value is None or (plain and value.strip() in NULLS)):
         return None
-    for option in sorted(options, key=_eagerness):
+    # A quoted text is a text wherever a text is allowed.
+    order = (str, *options) if isinstance(value, Quoted) and str in options else sorted(options, key=_eagerness)
+    for option in order:
         fits, result = _convert_one(value, option, plain)
         if fits:
             _check_bounds(result, metadata)

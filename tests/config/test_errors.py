@@ -1,0 +1,244 @@
+"""Every mistake stops the run at start with one line: the key, the value, what is allowed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import given as examples
+from hypothesis import strategies as st
+
+from config.build import keys
+from config.files import PROJECT_DIR
+from config.load import ConfigError, load_job
+from tests.config.conftest import Given
+
+UPVLA = "config=config/upvla_action_tuning.yaml"
+
+
+def complaint(argv: list[str], objective: str | None = None) -> str:
+    with pytest.raises(ConfigError) as error:
+        load_job(argv, objective=objective)  # type: ignore[arg-type]
+    line = str(error.value)
+    assert "\n" not in line
+    return line
+
+
+# what is typed -> what the line has to say, besides the key and the value themselves
+MISTAKES = {
+    "training.mixed_precison=no": "did you mean training.mixed_precision?",
+    "optimizer.params.learing_rate=1": "did you mean optimizer.params.learning_rate?",
+    "learning_rate=1": "did you mean optimizer.params.learning_rate?",
+    "optimzer.name=adamw": "did you mean optimizer",
+    "training.colour=red": "training has text_objective, ",
+    "colour=red": "the top level has experiment, ",
+    "training.seed.x=1": "expected a whole number",
+    "training=5": "a section; its keys are text_objective, ",
+    "training.seed=abc": "expected a whole number >= 0",
+    "training.seed=1.5": "expected a whole number >= 0",
+    "training.seed=": "expected a whole number >= 0",
+    "training.seed=null": "expected a whole number >= 0",
+    "training.enable_tf32=maybe": "expected true or false",
+    "training.enable_tf32=1": "expected true or false",
+    "training.mixed_precision=bf17": "expected no, fp16 or bf16 (did you mean bf16?)",
+    "training.text_objective=bdd": "expected ar, mdm or bd",
+    "experiment.tracker=tensorbord": "did you mean tensorboard?",
+    "experiment.name=null": "expected a text",
+    "experiment.resume_from_checkpoint=true": "expected false, latest, a step number",
+    "experiment.resume_from_checkpoint=-1": "expected false, latest, a step number",
+    "experiment.resume_from_checkpoint=./nowhere": "no such checkpoint",
+    "act_step=0": "expected a whole number >= 1",
+    "act_step=-3": "expected a whole number >= 1",
+    "model.vla.num_view=3": "expected a whole number >= 1 and <= 2",
+    "training.cond_dropout_prob=1.1": "expected a number >= 0 and <= 1",
+    "training.cond_dropout_prob=nan": "expected a number >= 0 and <= 1",
+    "training.label_smoothing=1": "expected a number >= 0 and < 1",
+    "training.max_grad_norm=0": "expected a number > 0 or null",
+    "training.gradient_accumulation_steps=0": "expected a whole number >= 1",
+    "training.batch_size_pre=0": "expected a whole number >= 1",
+    "training.batch_size_mmu=0": "dataset.und_type=null",
+    "optimizer.params.learning_rate=-1e-4": "expected a number > 0",
+    "block_diffusion.block_size_candidates=[4, 0]": "expected a list of whole numbers >= 1",
+    "block_diffusion.block_size_candidates=four": "expected a list of whole numbers >= 1",
+    "model.showo.codebook_size=4096": "expected a whole number equal to 8192",
+    "model.showo.vocab_size=58499": "expected 58498",
+    "model.showo.num_vq_tokens=64": "expected 1024",
+    "dataset.preprocessing.resolution=500": "multiple of 16",
+    "dataset.params.resolution=256": "the same as dataset.preprocessing.resolution=512",
+    "text_mdm.min_mask_ratio=1": "less than text_mdm.max_mask_ratio",
+    "block_diffusion.action_infer_enabled=true": "needs block_diffusion.action_enabled=true",
+    "model.showo.w_clip_vit=false": "dataset.und_type=null",
+    "dataset.und_type=lava_tuning": "expected llava_tuning or null",
+    "dataset.gen_type=calvin": "expected future_view_prediction_w_action",
+    "experiment.name=${training.sed}": "training.sed",
+    "experiment.name=${training": "write ${section.key}",
+    "experiment.name=${training}": "refers to a section",
+    "training.seed=${training.mixed_precision}": "which is bf16",
+    "dataset.params.train_pre_shards_path_or_url=/no/such place": "no such path; expected a folder",
+    "dataset.params.train_pre_shards_path_or_url=config": "has no dataset_info.json",
+    "dataset.params.train_pre_shards_path_or_url=config/base.yaml": "is a file; expected a folder",
+    "dataset.params.train_mmu_shards_path_or_url=config": "has no llava_v1_5_mix665k.json",
+    "dataset.params.train_mmu_shards_path_or_url=null": "dataset.und_type=null",
+    "model.showo.llm_model_path=./nowhere": "no such path; expected a folder, a weights file or a hub id org/name",
+    "model.showo.llm_model_path=/nowhere/phi": "no such path",
+    "model.showo.llm_model_path=~/nowhere/phi": "no such path",
+    "model.showo.llm_model_path=phi": "hub id org/name",
+    "model.showo.pretrained_model_path=run/model.safetensors": "no such path",
+    "model.showo.pretrained_model_path=null": "expected",
+    "model.vq_model.pretrained_model_path=config": "is a folder; expected a weights file",
+    "mmu_image_root=nowhere": "no such path",
+    "experiment.output_dir=pyproject.toml": "is a file; expected a folder",
+}
+
+
+@pytest.mark.parametrize("typed", MISTAKES)
+def test_a_mistake_is_answered_with_key_value_and_what_is_allowed(typed: str, given: Given) -> None:
+    if typed == "model.showo.pretrained_model_path=null":
+        argv = [UPVLA, *given.argv, typed, "model.showo.load_from_showo=true"]
+    else:
+        argv = [UPVLA, *given.argv, typed]
+    line = complaint(argv)
+    name, _, value = typed.partition("=")
+    assert name.split(".x")[0] in line or name.startswith("optimzer.")  # the unknown section is named as a whole
+    assert value in line
+    if typed != "model.showo.pretrained_model_path=null":
+        assert MISTAKES[typed] in line
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ([], "config=<file> is missing, e.g. python train_upvla.py config=./config/tiny_arvla.yaml"),
+        (["config="], "config=<file> is missing"),
+        (["config=config/tiny_arvl.yaml"], "did you mean config=./config/tiny_arvla.yaml?"),
+        (["config=config"], "is a folder"),
+        ([UPVLA, UPVLA], "given twice"),
+        ([UPVLA, "training.seed"], "expected config=<file> or section.key=value"),
+        ([UPVLA, "=3"], "expected config=<file> or section.key=value"),
+        ([UPVLA, "--training.seed=3"], "expected training.seed=3, without a leading -"),
+        (["--config=config/tiny_arvla.yaml"], "expected config=config/tiny_arvla.yaml, without a leading -"),
+        ([UPVLA, "+training.seed=3"], "without a leading +"),
+        ([UPVLA, "--multirun"], "sweeps are not built in yet"),
+        ([UPVLA, "-m"], "sweeps are not built in yet"),
+        ([UPVLA], "dataset.params.train_pre_shards_path_or_url has to be given: robot demonstrations"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_answered_with_what_to_type(typed: list[str], said: str) -> None:
+    assert said in complaint(typed)
+
+
+def test_elastic_and_annealed_blocks_exclude_each_other_and_need_candidates(given: Given) -> None:
+    elastic = [UPVLA, *given.argv, "block_diffusion.elastic_block_enabled=true"]
+    assert "anneal_steps=5" in complaint([*elastic, "block_diffusion.anneal_steps=5"])
+    assert "block_size_candidates=[]" in complaint([*elastic, "block_diffusion.block_size_candidates=[]"])
+
+
+def test_block_diffusion_text_cannot_be_trained_switched_off(given: Given) -> None:
+    argv = ["config=config/bdvla_action_tuning.yaml", *given.argv, "block_diffusion.text_enabled=false"]
+    assert "block_diffusion.text_enabled=false: has to be true" in complaint(argv)
+
+
+def test_some_loss_must_count(given: Given) -> None:
+    argv = [UPVLA, *given.argv, "training.pre_coeff=0", "training.act_coeff=0"]
+    assert load_job(argv).training.mmu_coeff == 0.1
+    assert "one loss needs a weight above 0" in complaint([*argv, "dataset.und_type=null"])
+
+
+def test_a_job_of_another_objective_is_answered_with_the_command_to_run(given: Given) -> None:
+    argv = ["config=config/bdvla_action_tuning.yaml", *given.argv, "question=which drawer?"]
+    line = complaint(argv, objective="ar")
+    assert "training.text_objective=bd" in line
+    assert "train_upvla.py trains ar; run: python train_blockdiff_vla.py config=config/bdvla_action_tuning.yaml" in line
+    assert "'question=which drawer?'" in line
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("training:\n  seed: [1\n", "line 3, column 1: not valid YAML"),
+        ("training:\n\tseed: 1\n", "line 2, column 1: not valid YAML"),
+        (
+            "training: {seed: 1}\ntraining: {seed: 2}\n",
+            "line 2, column 1: not valid YAML: key 'training' is given twice",
+        ),
+        ("- a\n- b\n", "expected sections with keys"),
+        ("just words", "expected sections with keys"),
+        ("defaults: 3\n", "no 3.yaml in"),
+        ("defaults: {a: b}\n", "defaults={a: b}"),
+        ("defaults: [bas]\n", "did you mean base?"),
+        ("training: {sed: 1}\n", "training.sed=1 ("),
+        ("training: hello\n", "training=hello ("),
+        ("a: \x00\n", "not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_named_with_the_place(content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text(content)
+    line = complaint([f"config={tmp_path}/broken.yaml"])
+    assert said in line
+    assert "broken.yaml" in line
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "weights.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    assert "weights.yaml: not a text file" in complaint([f"config={tmp_path}/weights.yaml"])
+
+
+def test_files_that_include_each_other_are_named_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, other in (("one", "two"), ("two", "three"), ("three", "one")):
+        (tmp_path / f"{name}.yaml").write_text(f"defaults: [{other}]\n")
+    monkeypatch.chdir(tmp_path)
+    assert "one.yaml -> two.yaml -> three.yaml -> one.yaml" in complaint(["config=one.yaml"])
+
+
+def test_an_error_says_where_the_value_was_written(tmp_path: Path, given: Given) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [base]\ntraining: {seed: many}\n")
+    assert "mine.yaml): expected" in complaint([f"config={tmp_path}/mine.yaml", *given.argv])
+    assert "(command line): expected" in complaint([UPVLA, *given.argv, "training.seed=many"])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@examples(name=st.sampled_from(sorted(keys())), text=st.text(st.characters(codec="utf-8"), max_size=30))
+def test_whatever_is_typed_the_answer_is_a_job_or_one_printable_line(given: Given, name: str, text: str) -> None:
+    line = ""
+    try:
+        load_job([UPVLA, *given.argv, f"{name}={text}"])
+    except ConfigError as error:
+        line = str(error)
+    assert line.isprintable()
+
+
+@settings(deadline=None, max_examples=60)
+@examples(st.text(st.characters(codec="utf-8"), max_size=40))
+def test_any_argument_is_understood_or_answered(text: str) -> None:
+    if text.strip() in ("-h", "--help"):
+        return
+    with pytest.raises(ConfigError) as error:
+        load_job([UPVLA, text])
+    assert str(error.value).isprintable()
+
+
+def test_an_entry_point_prints_one_line_and_exits_with_code_2() -> None:
+    code = "from config.load import load_job, main_or_exit; main_or_exit(lambda: load_job(objective='mdm'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "config=config/tiny_mdmvla.yaml", "training.max_train_step=3"],
+        cwd=PROJECT_DIR,
+        env={**os.environ, "PYTHONPATH": str(PROJECT_DIR)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "config error: training.max_train_step=3 (command line): no such key (did you mean training.max_train_steps?)\n"
+    )
+
+
+def test_reading_a_configuration_imports_no_torch() -> None:
+    code = "import sys, config.load; sys.exit(sorted({'torch', 'numpy', 'transformers'} & set(sys.modules)) or None)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_DIR, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

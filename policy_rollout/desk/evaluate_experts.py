@@ -1,0 +1,276 @@
+"""How good the scripted experts are: success per task and scene, and the length of their chains.
+
+    python -m policy_rollout.desk.experts --table --scenes D --resets 50
+    python -m policy_rollout.desk.experts --chains 100
+    python -m policy_rollout.desk.experts --table --chains 100 --markdown docs/desk_experts.md
+
+Success is the task oracle's verdict on `info` before and after; an episode ends with it, or after 360 steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from policy_rollout.calvin.initial_states import initial_state
+from policy_rollout.calvin.oracle import TaskOracle
+from policy_rollout.calvin.sequences import Chain, desk_sequences
+from policy_rollout.desk.env import DeskEnv
+from policy_rollout.desk.experts import EXPERT_TASKS, PLAY, QUIET, Noise, ScriptedExpert, task_resets
+from policy_rollout.desk.layout import SCENES
+
+Array = npt.NDArray[np.float64]
+Actor = Callable[[dict[str, Any]], Array]
+
+LIMIT = 360  # steps per task, as CALVIN's evaluation
+PATIENCE = 30  # steps that an expert which believes it is done may still wait for the oracle
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One attempt at one task."""
+
+    task: str
+    scene: str
+    seed: int
+    success: bool
+    steps: int
+    attempts: int
+    seconds: float  # CPU time
+
+
+@dataclass(frozen=True)
+class ChainResult:
+    """One chain of five: how many tasks were done in a row, and which one ended it."""
+
+    scene: str
+    index: int
+    tasks: tuple[str, ...]
+    done: int
+    steps: int
+    seconds: float
+
+
+def run_episode(env: DeskEnv, oracle: TaskOracle, task: str, seed: int, noise: Noise = QUIET) -> Episode:
+    """Reset to a feasible state and let the expert try."""
+    obs = env.reset(*task_resets(task, seed, env.scene))
+    began = time.process_time()
+    expert = ScriptedExpert(env.layout, task, np.random.default_rng(seed), noise)
+    success, steps = _attempt(env, oracle, task, obs, expert.act, lambda: expert.done)
+    return Episode(task, env.scene, seed, success, steps, expert.attempts, time.process_time() - began)
+
+
+def _attempt(
+    env: DeskEnv,
+    oracle: TaskOracle,
+    task: str,
+    obs: dict[str, Any],
+    act: Actor,
+    done: Callable[[], bool] = lambda: False,
+) -> tuple[bool, int]:
+    """(success, steps) of one task from where the desk is."""
+    start = env.get_info()
+    patience = PATIENCE
+    for step in range(1, LIMIT + 1):
+        obs, _, _, info = env.step(act(obs), render=False)
+        if oracle.done(task, start, info):
+            return True, step
+        patience -= done()
+        if patience <= 0:
+            break
+    return False, step
+
+
+def run_chain(env: DeskEnv, oracle: TaskOracle, chain: Chain, index: int, noise: Noise | None) -> ChainResult:
+    """Do the tasks of a chain until one fails; `noise` None stands for random actions instead of an expert."""
+    env.reset(*initial_state(chain.state))
+    began, steps, count = time.process_time(), 0, 0
+    rng = np.random.default_rng([index, 7])
+    expert = ScriptedExpert(env.layout, chain.tasks[0], rng, noise or QUIET)
+    for task in chain.tasks:
+        expert.reset(task)
+        act: Actor = expert.act if noise is not None else lambda _obs: random_action(rng)
+        success, used = _attempt(env, oracle, task, env.get_obs(render=False), act)
+        steps += used
+        if not success:
+            break
+        count += 1
+    return ChainResult(env.scene, index, chain.tasks, count, steps, time.process_time() - began)
+
+
+def random_action(rng: np.random.Generator) -> Array:
+    """Uniform in [-1, 1]; the gripper opens or closes."""
+    return np.append(rng.uniform(-1, 1, 6), rng.choice((-1.0, 1.0)))
+
+
+# ---- many of them, in worker processes ----
+
+
+def table_job(job: tuple[str, str, int, Noise]) -> list[Episode]:
+    """All resets of one task in one scene."""
+    scene, task, resets, noise = job
+    env, oracle = DeskEnv(scene), TaskOracle()
+    return [run_episode(env, oracle, task, seed, noise) for seed in range(resets)]
+
+
+def chain_job(job: tuple[str, tuple[tuple[int, Chain], ...], Noise | None]) -> list[ChainResult]:
+    """Some chains in one scene."""
+    scene, chains, noise = job
+    env, oracle = DeskEnv(scene), TaskOracle()
+    return [run_chain(env, oracle, chain, index, noise) for index, chain in chains]
+
+
+def _map(function: Callable[[Any], list[Any]], jobs: Sequence[Any], workers: int) -> Iterable[list[Any]]:
+    if workers <= 1:
+        yield from map(function, jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(function, jobs)
+
+
+def success_table(
+    scenes: Sequence[str], tasks: Sequence[str], resets: int, noise: Noise = QUIET, workers: int = 1
+) -> list[Episode]:
+    """Every task `resets` times in every scene, printed as it goes."""
+    jobs = [(scene, task, resets, noise) for scene in scenes for task in tasks]
+    episodes: list[Episode] = []
+    for (scene, task, _, _), some in zip(jobs, _map(table_job, jobs, workers), strict=True):
+        episodes += some
+        print(f"{scene}  {task:26s} {_summary(some)}", flush=True)
+    return episodes
+
+
+def _summary(episodes: Sequence[Episode]) -> str:
+    won = [e.steps for e in episodes if e.success]
+    lost = ", ".join(f"seed {e.seed} after {e.steps} steps" for e in episodes if not e.success)
+    steps = f"median {statistics.median(won):3.0f}  longest {max(won):3d}" if won else " " * 24
+    return f"{len(won):3d}/{len(episodes)}  steps {steps}" + (f"  failed: {lost}" if lost else "")
+
+
+def chain_lengths(scene: str, chains: int, noise: Noise | None, workers: int = 1, seed: int = 0) -> list[ChainResult]:
+    """Results of `chains` chains of five of all tasks, in one scene."""
+    numbered = tuple(enumerate(desk_sequences(chains, EXPERT_TASKS, seed)))
+    share = max(1, len(numbered) // (4 * max(1, workers)))
+    jobs = [(scene, numbered[i : i + share], noise) for i in range(0, len(numbered), share)]
+    return [result for some in _map(chain_job, jobs, workers) for result in some]
+
+
+def average(results: Sequence[ChainResult]) -> float:
+    return sum(r.done for r in results) / len(results)
+
+
+def _print_chains(who: str, results: Sequence[ChainResult]) -> None:
+    rates = [sum(r.done > k for r in results) / len(results) for k in range(len(results[0].tasks))]
+    scene = results[0].scene
+    shares = " ".join(f"{rate:.2f}" for rate in rates)
+    print(f"{scene}  {who}: average chain length {average(results):.2f} over {len(results)} chains ({shares})")
+    for r in results if average(results) > 1 else ():
+        if r.done < len(r.tasks):
+            failed = f"{r.tasks[r.done]} failed after {', '.join(r.tasks[: r.done]) or 'the start'}"
+            print(f"    chain {r.index}: {failed}")
+
+
+# ---- the report ----
+
+
+def markdown(
+    episodes: Sequence[Episode], chains: dict[str, list[ChainResult]], command: str, noise: Noise = QUIET
+) -> str:
+    """The results as a page of docs/."""
+    lines = [
+        "# Experts on the desk",
+        "",
+        f"Written by `{command}` on {time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPU cores; "
+        + ("no noise." if noise == QUIET else f"with noise {noise}."),
+        "An episode is won when the task oracle says so within 360 steps of 1/30 s.",
+    ]
+    if chains:
+        lines += ["", "## Chains of five", "", "| who | scene | chains | average length | 1 | 2 | 3 | 4 | 5 |"]
+        lines += ["|---|---|---|---|---|---|---|---|---|"]
+        for who, results in chains.items():
+            rates = " | ".join(f"{sum(r.done > k for r in results) / len(results):.2f}" for k in range(5))
+            lines.append(f"| {who} | {results[0].scene} | {len(results)} | {average(results):.2f} | {rates} |")
+        ended = [(who, r) for who, rs in chains.items() if average(rs) > 1 for r in rs if r.done < len(r.tasks)]
+        lines += ["", "Chains that ended early:", ""] if ended else []
+        lines += [
+            f"* {who}, scene {r.scene}, chain {r.index}: {r.tasks[r.done]} (after {', '.join(r.tasks[: r.done]) or '-'})"
+            for who, r in ended
+        ]
+    if episodes:
+        lines += ["", "## Single tasks", "", *_task_rows(episodes)]
+        seconds, steps = sum(e.seconds for e in episodes), sum(e.steps for e in episodes)
+        lines += ["", f"{steps} control steps with expert and oracle, {steps / seconds:.0f} per CPU second."]
+        failed = [e for e in episodes if not e.success]
+        lines += ["", "## Failed episodes", ""] if failed else []
+        lines += [f"* scene {e.scene}, {e.task}, seed {e.seed}, {e.steps} steps" for e in failed]
+    return "\n".join(lines) + "\n"
+
+
+def _task_rows(episodes: Sequence[Episode]) -> list[str]:
+    scenes = sorted({e.scene for e in episodes})
+    last = scenes[-1]
+    rows = [
+        "| task | " + " | ".join(scenes) + f" | median steps ({last}) | longest ({last}) |",
+        "|---" * (len(scenes) + 3) + "|",
+    ]
+    for task in dict.fromkeys(e.task for e in episodes):
+        cells = []
+        for scene in scenes:
+            some = [e.success for e in episodes if e.task == task and e.scene == scene]
+            cells.append(f"{sum(some)}/{len(some)}")
+        won = [e.steps for e in episodes if e.task == task and e.scene == last and e.success]
+        times = f"{statistics.median(won):.0f} | {max(won)}" if won else "- | -"
+        rows.append(f"| {task} | {' | '.join(cells)} | {times} |")
+    totals = [sum(e.success for e in episodes if e.scene == s) for s in scenes]
+    counts = [sum(e.scene == s for e in episodes) for s in scenes]
+    rows.append("| all | " + " | ".join(f"{a}/{b}" for a, b in zip(totals, counts, strict=True)) + " | | |")
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m policy_rollout.desk.experts", description=__doc__)
+    parser.add_argument("--table", action="store_true", help="success of every task from random feasible states")
+    parser.add_argument("--chains", type=int, default=0, metavar="N", help="average length of N chains of five")
+    parser.add_argument("--tasks", nargs="*", default=list(EXPERT_TASKS), metavar="TASK", choices=EXPERT_TASKS)
+    parser.add_argument("--scenes", default="D", help="of A,B,C,D, separated by commas")
+    parser.add_argument("--resets", type=int, default=50, help="episodes per task and scene")
+    parser.add_argument("--noise", action="store_true", help="disturb the experts as the recorder does")
+    parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the results there, too")
+    args = parser.parse_args(argv)
+    scenes = [scene for scene in args.scenes.split(",") if scene]
+    if unknown := [scene for scene in scenes if scene not in SCENES]:
+        parser.error(f"--scenes: {unknown[0]!r} is not a scene; allowed are {', '.join(SCENES)}")
+    if not args.table and args.chains < 1:
+        parser.error("nothing to do; give --table, --chains N, or both")
+    noise = PLAY if args.noise else QUIET
+    episodes = success_table(scenes, args.tasks, args.resets, noise, args.workers) if args.table else []
+    chains: dict[str, list[ChainResult]] = {}
+    for scene in scenes if args.chains else ():
+        chains[f"experts, {scene}"] = chain_lengths(scene, args.chains, noise, args.workers)
+        chains[f"random actions, {scene}"] = chain_lengths(scene, args.chains, None, args.workers)
+        for who in ("experts", "random actions"):
+            _print_chains(who, chains[f"{who}, {scene}"])
+    if args.markdown is not None:
+        shown = " ".join(argv) if argv is not None else " ".join(sys.argv[1:])
+        _write(args.markdown, markdown(episodes, chains, f"python -m policy_rollout.desk.experts {shown}", noise))
+
+
+def _write(path: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
+        file.write(text)
+    os.replace(file.name, path)

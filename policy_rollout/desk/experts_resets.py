@@ -1,0 +1,133 @@
+"""Start states for single tasks: random desks on which a task is feasible."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from policy_rollout.calvin.tasks import BLOCKS
+from policy_rollout.desk import layout as L
+from policy_rollout.desk.experts_motion import hand_turn
+from policy_rollout.desk.layout import Layout, layout_of
+
+Array = npt.NDArray[np.float64]
+
+TOUCH = 1e-5  # metres that things overlap, so that they touch from the first moment (CALVIN's states do so, too)
+CLEAR = 0.10  # metres between the middles of two blocks
+
+
+def task_resets(task: str, seed: int, scene: str) -> tuple[Array, Array]:
+    """`(robot_obs [15], scene_obs [24])` from which `task` can be done; the same arguments give the same state."""
+    rng = np.random.default_rng([seed, *task.encode()])
+    layout = layout_of(scene)
+    fixed = _furniture(task, rng)
+    places = _places(task, rng, fixed[0] > 0.14)
+    poses = _poses(layout, places, float(fixed[1]), rng)
+    if task.startswith("push_") and task.endswith(("_left", "_right")):  # there must be room to push
+        while not _has_room(task, layout, poses):
+            poses = _poses(layout, places, float(fixed[1]), rng)
+    robot = _robot(rng)
+    held = next((name for name, place in places.items() if place == "held"), None)
+    if held is not None:
+        robot = _holding(layout, held, poses, rng)
+    return robot, np.concatenate([fixed, *(poses[name] for name in BLOCKS)])
+
+
+def _furniture(task: str, rng: np.random.Generator) -> Array:
+    """slider, drawer, button, switch, lightbulb, led: as the task needs them, the rest at random."""
+    slide, drawer, bulb, led = (int(v) for v in rng.integers(0, 2, 4))
+    slide = {"move_slider_left": 0, "move_slider_right": 1}.get(task, slide)
+    needs_drawer = {"open_drawer": 0, "close_drawer": 1, "place_in_drawer": 1, "push_into_drawer": 1}
+    drawer = 1 if task.startswith("lift_") and task.endswith("_drawer") else needs_drawer.get(task, drawer)
+    bulb = {"turn_on_lightbulb": 0, "turn_off_lightbulb": 1}.get(task, bulb)
+    led = {"turn_on_led": 0, "turn_off_led": 1}.get(task, led)
+    return np.array([slide * L.SLIDE_RANGE[1], drawer * L.DRAWER_RANGE[1], 0.0, bulb * L.SWITCH_RANGE[1], bulb, led])
+
+
+def _places(task: str, rng: np.random.Generator, slide_left: bool) -> dict[str, str]:
+    """Where each block is: "table", "open" or "hidden" compartment, "drawer", "held", "on <block>"."""
+    open_side, hidden = ("slider_right", "slider_left") if slide_left else ("slider_left", "slider_right")
+    anywhere = ["table", "table", open_side, hidden]
+    rng.shuffle(anywhere)
+    names = [BLOCKS[i] for i in rng.permutation(len(BLOCKS))]
+    places = dict(zip(names, anywhere, strict=False))
+    named = next((name for name in BLOCKS if name.removeprefix("block_") in task), None)
+    if named is not None:
+        surface = task.rsplit("_", 1)[1]
+        wanted = {"slider": open_side, "drawer": "drawer"}.get(surface, "table")
+        _swap(places, named, wanted)
+    elif task in ("place_in_slider", "place_in_drawer", "stack_block", "unstack_block"):
+        others = names[1:]
+        if task in ("stack_block", "unstack_block"):
+            places[others[0]] = "table"
+            places[others[1]] = str(rng.choice([open_side, hidden, "table"]))
+        places[names[0]] = f"on {others[0]}" if task == "unstack_block" else "held"
+    elif task == "push_into_drawer":
+        places = dict(zip(names, ("table", open_side, hidden), strict=True))
+    return places
+
+
+def _swap(places: dict[str, str], name: str, wanted: str) -> None:
+    """Let `name` be at `wanted`; whoever was in that compartment takes its place."""
+    for other, place in places.items():
+        if place == wanted and wanted not in ("table", "drawer"):
+            places[other] = places[name]
+    places[name] = wanted
+
+
+def _poses(layout: Layout, places: dict[str, str], drawer: float, rng: np.random.Generator) -> dict[str, Array]:
+    """xyz and Euler angles (6,) of every block, no two near each other."""
+    loose = [name for name, place in places.items() if not place.startswith("on ")]
+    for _ in range(2000):
+        poses = {name: _pose(layout, places[name], drawer, rng) for name in loose}
+        spots = np.array([pose[:2] for pose in poses.values()])
+        gaps = np.linalg.norm(spots[:, None] - spots[None], axis=-1)[np.triu_indices(len(spots), 1)]
+        if gaps.min() > CLEAR:
+            break
+    else:
+        raise AssertionError("there is room for three blocks")
+    for name, place in places.items():
+        if place.startswith("on "):
+            base = poses[place.removeprefix("on ")]
+            shift = np.array([*rng.uniform(-0.006, 0.006, 2), L.BLOCK_HEIGHT - TOUCH])
+            poses[name] = np.concatenate([base[:3] + shift, [0, 0, base[5] + rng.uniform(-0.2, 0.2)]])
+    return poses
+
+
+def _has_room(task: str, layout: Layout, poses: dict[str, Array]) -> bool:
+    _, colour, _, side = task.split("_")
+    low, high = layout.table_space[0][0], L.TABLE_X[1] - 0.18
+    x = poses[f"block_{colour}"][0]
+    return bool(x < high if side == "right" else x > low + 0.02)
+
+
+def _pose(layout: Layout, place: str, drawer: float, rng: np.random.Generator) -> Array:
+    if place == "held":
+        spot = rng.uniform((-0.05, -0.2, 0.53), (0.25, -0.1, 0.58))
+        return np.array([*spot, 0.0, 0.0, math.pi / 2 + rng.uniform(-0.6, 0.6)])
+    if place == "drawer":
+        low, high = layout.drawer_space_at(drawer)
+        spot = rng.uniform(low[:2] + 0.06, high[:2] - (0.06, 0.075))
+        yaw = math.pi / 2 + rng.uniform(-0.8, 0.8)
+        return np.array([*spot, L.DRAWER_FLOOR_Z + L.BLOCK_HEIGHT / 2 - TOUCH, 0.0, 0.0, yaw])
+    low, high = layout.table_space if place == "table" else layout.compartments[place]
+    yaw = rng.uniform(-math.pi, math.pi) if place == "table" else math.pi / 2 + rng.uniform(-1, 1) * math.pi / 8
+    surface = L.TABLE_Z if place == "table" else L.PLANK_Z
+    return np.array([*rng.uniform(low[:2], high[:2]), surface + L.BLOCK_HEIGHT / 2 - TOUCH, 0.0, 0.0, yaw])
+
+
+def _robot(rng: np.random.Generator) -> Array:
+    """An open hand somewhere above the table, about as CALVIN's at the start."""
+    pos = np.array(L.HOME_TCP) + rng.uniform((-0.12, -0.05, -0.02), (0.15, 0.10, 0.05))
+    euler = hand_turn(math.pi / 2 + rng.uniform(-0.3, 0.3))
+    return np.array([*pos, *euler, L.GRIPPER_RANGE[1], *([0.0] * 7), 1.0])
+
+
+def _holding(layout: Layout, name: str, poses: dict[str, Array], rng: np.random.Generator) -> Array:
+    """A closed hand around a block in the air."""
+    pose = poses[name]
+    slip = np.array([0.0, 0.0, rng.uniform(-0.004, 0.006)])
+    width = 0.04 - 2 * TOUCH
+    return np.array([*(pose[:3] + slip), *hand_turn(float(pose[5])), width, *([0.0] * 7), -1.0])

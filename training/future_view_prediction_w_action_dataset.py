@@ -1,17 +1,17 @@
 """DataProvider: robot demonstrations as training samples. The class to re-implement for your own robot's data.
 
 Training asks three things of a provider: ``len(provider)``, ``provider[i] -> RobotSample`` for every i below it, and
-that both are the same in every process. A complete one over HDF5 files of your own making:
+that both are the same in every process. A complete one, for episodes that are folders of your own making with
+``frames.npy`` (uint8 [n, height, width, 3]), ``actions.npy`` ([n, 7]) and ``instruction.txt``:
 
     class MyRobot(Dataset[RobotSample]):
-        def __init__(self, path, act_step, resolution):
-            self.path, self.act_step, self.resolution = path, act_step, resolution
-            with h5py.File(path) as file:
-                self.actions = [file[name]["actions"][:].astype("float32") for name in sorted(file)]   # E x [n, 7]
-                self.texts = [file[name].attrs["instruction"] for name in sorted(file)]
-                self.names = sorted(file)
+        def __init__(self, root, act_step, resolution):
+            self.act_step, self.resolution = act_step, resolution
+            self.episodes = sorted(path.parent for path in Path(root).glob("*/frames.npy"))
+            self.actions = [np.load(path / "actions.npy").astype(np.float32) for path in self.episodes]
+            self.texts = [(path / "instruction.txt").read_text().strip() for path in self.episodes]
             self.starts = np.cumsum([0] + [len(actions) for actions in self.actions])
-            self.episode_of = np.repeat(np.arange(len(self.names)), np.diff(self.starts))
+            self.episode_of = np.repeat(np.arange(len(self.episodes)), np.diff(self.starts))
 
         def __len__(self):
             return int(self.starts[-1])
@@ -20,18 +20,18 @@ that both are the same in every process. A complete one over HDF5 files of your 
             episode = self.episode_of[index]
             now = index - self.starts[episode]
             future, actions, is_pad = action_chunk(self.actions[episode], now, self.act_step)
-            with h5py.File(self.path) as file:                    # opened here: workers must not share a handle
-                pictures = file[self.names[episode]]["camera"]    # uint8 [n, height, width, 3]
-                views = [fit(pictures[frame], self.resolution) for frame in (now, future)]
+            pictures = np.load(self.episodes[episode] / "frames.npy", mmap_mode="r")    # reads two frames, not all
+            seen, later = (fit(np.asarray(pictures[frame]), self.resolution) for frame in (now, future))
             return RobotSample(
-                views=torch.from_numpy(views[0][None]),           # [1, 3, R, R]: one camera
-                future_views=torch.from_numpy(views[1][None]),
+                views=torch.from_numpy(seen[None]),    # [1, 3, R, R]: one camera
+                future_views=torch.from_numpy(later[None]),
                 instruction=self.texts[episode],
                 actions=torch.from_numpy(actions),
                 action_is_pad=torch.from_numpy(is_pad),
                 index=index,
             )
 
+Name it in ``robot_dataset`` of ``training/data/cotrain.py``, the one place where training makes its provider.
 Actions are relative: three of position, three of rotation (scaled so that 1.0 is the largest step of your robot), and
 the gripper command, +1 open, -1 closed. Often it is easier still to write ``dataset_info.json`` beside your pictures
 (``training/data/processed.py`` shows the format) and to use the class below as it is.

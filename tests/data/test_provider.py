@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from models.images import fit
 from tests.data.builders import edit_index, frame_arrays, opened_files, processed_split, write_frame
+from training import future_view_prediction_w_action_dataset as module
 from training.future_view_prediction_w_action_dataset import DataProvider
 
 
@@ -142,3 +144,27 @@ def test_the_name_of_a_folder_means_nothing(tmp_path: Path) -> None:
     """(The original looked for "processed", "calvin", "bridge" and "real_panda" in the path.)"""
     for name in ("calvin_bridge", "real_panda", "x"):
         assert len(DataProvider(processed_split(tmp_path / name, [2]), 1, 16, 1)) == 2
+
+
+def test_the_example_for_ones_own_robot_works_as_printed(tmp_path: Path) -> None:
+    text = module.__doc__ or ""
+    start = text.index("    class MyRobot")
+    example = textwrap.dedent(text[start : text.index("Name it in")])
+    assert len(example.strip().splitlines()) <= 30
+    namespace = dict(vars(module))
+    exec(example, namespace)
+    theirs = DataProvider(processed_split(tmp_path / "split", [5, 3]), act_step=3, resolution=16, num_view=1)
+    for episode, frames in enumerate((range(5), range(5, 8))):
+        folder = tmp_path / "own" / str(episode)
+        folder.mkdir(parents=True)
+        np.save(folder / "frames.npy", np.stack([frame_arrays(number)["rgb_static"] for number in frames]))
+        np.save(folder / "actions.npy", theirs.data.actions[frames.start : frames.stop])
+        (folder / "instruction.txt").write_text(f"do thing {episode}\n")
+    own = namespace["MyRobot"](tmp_path / "own", act_step=3, resolution=16)
+    assert len(own) == len(theirs)
+    for ours, expected in zip((own[i] for i in range(8)), (theirs[i] for i in range(8)), strict=True):
+        assert torch.equal(ours.views, expected.views)
+        assert torch.equal(ours.future_views, expected.future_views)
+        assert torch.equal(ours.actions, expected.actions)
+        assert torch.equal(ours.action_is_pad, expected.action_is_pad)
+        assert (ours.instruction, ours.index) == (expected.instruction, expected.index)

@@ -29,7 +29,7 @@ TABLE_FRONT_Y = -0.175
 PLANK_Z = 0.441  # the floor of the cabinet's compartments, 1 mm above the table as in CALVIN's recordings
 PLANK_Y = (0.03, 0.158)
 SHELF_Z = 0.648  # top of the cabinet, where the two lights stand
-SHELF_Y = (0.118, 0.205)
+SHELF_Y = (0.140, 0.205)
 FRONT_ORIGIN = (0.075, 0.535)  # (y, z) of the leaning front at t = 0
 FRONT_UP = (0.5, math.sqrt(0.75))  # its upward direction in (y, z)
 FRONT_OUT = (-math.sqrt(0.75), 0.5)  # its outward normal in (y, z)
@@ -76,6 +76,7 @@ FINGER_TIP = 0.012  # the fingers end this far beyond the tcp
 FINGER_LENGTH = 0.088
 FINGER_HALF = (0.010, 0.006)  # along x, along y; the inner face of a finger is at y = +-width / 2
 GRIPPER_RANGE = (0.0, 0.08)
+PALM_HALF = (0.027, 0.066)  # along x, along y
 PALM_CLEARANCE = FINGER_LENGTH - FINGER_TIP  # the palm starts this far above the tcp
 
 BLOCK_HEIGHT = 0.04
@@ -145,21 +146,22 @@ class Layout:
 
     @property
     def led(self) -> Array:
-        return np.array([self.button_x, 0.168, SHELF_Z])
+        return np.array([self.button_x, 0.172, SHELF_Z])
 
     @property
     def bulb(self) -> Array:
-        return np.array([self.switch_x, 0.165, SHELF_Z])
+        return np.array([self.switch_x, 0.172, SHELF_Z])
 
     @property
     def compartments(self) -> dict[str, tuple[Array, Array]]:
         """Where the middle of a block may be put in the cabinet, lower and upper corner, z of a resting block.
 
-        `slider_right` is behind the door at joint 0, `slider_left` at joint 0.28.
+        `slider_right` is behind the door at joint 0, `slider_left` at joint 0.28. The palm of a hand that grasps a
+        block there fits between the door and the fixed fronts.
         """
         z = PLANK_Z + BLOCK_HEIGHT / 2
         spots = {"slider_right": self.door_x, "slider_left": self.door_x - SLIDE_RANGE[1]}
-        return {k: (np.array([x - 0.075, 0.088, z]), np.array([x + 0.075, 0.100, z])) for k, x in spots.items()}
+        return {k: (np.array([x - 0.055, 0.088, z]), np.array([x + 0.055, 0.100, z])) for k, x in spots.items()}
 
     @property
     def table_space(self) -> tuple[Array, Array]:
@@ -180,8 +182,8 @@ def _blocks(red: Size, blue: Size, pink: Size) -> dict[str, Size]:
 
 LAYOUTS: dict[str, Layout] = {
     "A": Layout("A", -0.28, 0.335, 0.04, 0.10, (-0.370, 0.170), _blocks(BIG, MIDDLE, SMALL)),
-    "B": Layout("B", 0.34, -0.360, 0.12, 0.17, (-0.290, 0.250), _blocks(SMALL, BIG, MIDDLE)),
-    "C": Layout("C", -0.20, -0.372, 0.10, 0.06, (-0.310, 0.230), _blocks(BIG, SMALL, MIDDLE)),
+    "B": Layout("B", 0.34, -0.388, 0.12, 0.17, (-0.332, 0.250), _blocks(SMALL, BIG, MIDDLE)),
+    "C": Layout("C", -0.20, -0.386, 0.10, 0.06, (-0.334, 0.230), _blocks(BIG, SMALL, MIDDLE)),
     "D": Layout("D", -0.12, 0.30, 0.04, 0.18, (-0.370, 0.170), _blocks(MIDDLE, SMALL, BIG)),
 }
 

@@ -2,92 +2,126 @@
 
 MuJoCo's own `mj_multiRay` asks every body about every ray. Here a shape is only asked about the pixels of the rectangle
 that it projects to, and what the fixed camera sees of what never moves is kept. Tests compare the distances with
-`mj_multiRay`'s.
+`mj_multiRay`'s. All pairs of a pixel and a shape go through numpy together, because its calls cost more than its sums.
+
+Shape letters: G geoms of the model, S picture size, N pairs of a pixel and a shape, H pixels that are drawn.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from policy_rollout.desk.cameras import Jitter, View
-from policy_rollout.desk.looks import BULB_ON, LED_ON, looks_of
+from policy_rollout.desk.looks import BULB_ON, LED_ON, Look, looks_of
 from policy_rollout.desk.render import Picture
-from policy_rollout.desk.shapes import INTERSECTIONS, Point, Sizes, Triple, half_extent, normals
-from policy_rollout.desk.textures import Tile, tile_of
+from policy_rollout.desk.shapes import BOX, INTERSECTIONS, PLANE, Triple, half_extent, normals
+from policy_rollout.desk.textures import make_sheet
 
-Array = npt.NDArray[Any]  # float32; numpy's types lose track of it in mixed arithmetic
-Float64 = npt.NDArray[np.float64]
+Array = npt.NDArray[Any]  # float32 where pixels are concerned
+Ints = npt.NDArray[np.int64]
 
 SUN = (0.40, -0.80, 1.55)  # where the light comes from
 AMBIENT, DIFFUSE, SKY, SHINE = 0.58, 0.45, 0.05, 0.25
+GLOW = (0.80, 0.25)  # brightness of a lit lamp: a part that ignores the light, and a part that follows it
 _CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=np.float64)
 _KEPT_BACKGROUNDS = 4
 
 
-@dataclass(frozen=True)
-class Shape:
-    """One geom of the model, ready to be drawn."""
-
-    kind: int
-    size: Sizes
-    extent: Point
-    tile: Tile | None
-    plain: Array  # (1, 3)
-    grain: list[tuple[int, int]]
-    shift: tuple[float, float]  # of the texture, so that no two boards have the same grain
-    lamp: str  # "led", "lightbulb" or ""
-
-
 @dataclass
 class Canvas:
-    """Distance along the optical axis (S, S), +inf where nothing was drawn, and colours (S, S, 3), 0 to 255."""
+    """Distance along the optical axis (S * S,), +inf where nothing is drawn; red, green and blue (S * S,) each."""
 
-    depth: Array
-    rgb: npt.NDArray[np.uint8]
+    depth: npt.NDArray[np.float32]
+    rgb: tuple[npt.NDArray[np.uint8], ...]
+
+    @classmethod
+    def blank(cls, size: int) -> Canvas:
+        planes = tuple(np.full(size * size, 235, np.uint8) for _ in range(3))
+        return cls(np.full(size * size, np.inf, np.float32), planes)
 
     def copy(self) -> Canvas:
-        return Canvas(self.depth.copy(), self.rgb.copy())
+        return Canvas(self.depth.copy(), tuple(plane.copy() for plane in self.rgb))
 
-
-@dataclass(frozen=True)
-class Pose:
-    """The camera and the light in one shape's own frame, as plain numbers."""
-
-    origin: Point
-    forward: Point
-    right: Point
-    up: Point
-    sun: Point
-    half: Point  # halfway between the light and the camera, for highlights
-    vertical: Point
+    def picture(self, size: int) -> Picture:
+        return Picture(np.stack(self.rgb, -1).reshape(size, size, 3), self.depth.reshape(size, size))
 
 
 @dataclass(frozen=True)
 class Light:
-    sun: Float64  # (3,), a unit vector
+    sun: Array  # (3,), a unit vector
     brightness: float
-    led: int
-    bulb: int
+    lit: tuple[str, ...]  # the lamps that are on
 
     @classmethod
     def make(cls, jitter: Jitter, led: int, bulb: int) -> Light:
         sun = np.add(SUN, jitter.light)
-        return cls(sun / np.sqrt((sun * sun).sum()), jitter.brightness, led, bulb)
+        lit = tuple(name for name, on in (("led", led), ("lightbulb", bulb)) if on)
+        return cls(sun / np.sqrt((sun * sun).sum()), jitter.brightness, lit)
+
+
+@dataclass(frozen=True)
+class Poses:
+    """The camera and the light in the own frame of each of G shapes; every triple is x, y, z, float32 (G,) each."""
+
+    origin: Triple
+    forward: Triple
+    right: Triple
+    up: Triple
+    halfway: Triple  # between the light and the camera, for highlights
+    sun: Triple
+    vertical: Triple
+
+    @classmethod
+    def make(cls, places: Array, frames: Array, view: View, light: Light) -> Poses:
+        """From the places (G, 3) and frames (G, 3, 3) of the shapes in the world."""
+        half = light.sun - view.forward
+        world = np.stack([view.forward, view.right, view.up, half / np.sqrt((half * half).sum()), light.sun])
+        own = np.einsum("vi,nij->vjn", world, frames).astype(np.float32)
+        origin = np.einsum("ni,nij->jn", view.pos - places, frames).astype(np.float32)
+        vertical = np.ascontiguousarray(frames[:, 2].T.astype(np.float32))
+        return cls(*(_triple(rows) for rows in (origin, *own, vertical)))
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Pixels where a shape may be the nearest, (H,) each: flat index, distance, which shape, where on it."""
+
+    pixel: Ints
+    t: Array
+    shape: Ints
+    spot: Triple
+
+    def pick(self, at: Ints) -> Hits:
+        x, y, z = self.spot
+        return Hits(self.pixel[at], self.t[at], self.shape[at], (x[at], y[at], z[at]))
 
 
 class RayCaster:
     """Renderer "raycast" of one model."""
 
     def __init__(self, model: Any, scene: str) -> None:
-        self._shapes = _shapes(model, scene)
-        fixed = [int(model.body_weldid[b]) == 0 for b in model.geom_bodyid]
-        self._fixed = [g for g, still in enumerate(fixed) if still and not self._shapes[g].lamp]
-        self._moving = [g for g, still in enumerate(fixed) if not still or self._shapes[g].lamp]
-        self._extents = np.array([shape.extent for shape in self._shapes])
+        looks = looks_of(scene) | {"led on": Look(LED_ON), "lightbulb on": Look(BULB_ON)}
+        names = list(looks)
+        owners = [str(model.mat(int(m)).name) for m in model.geom_matid]
+        self._kind = np.array(model.geom_type, np.int64)
+        self._size = np.maximum(np.array(model.geom_size, np.float32), 1e-9)  # a plane's may be 0
+        self._extent = np.array(
+            [half_extent(k, tuple(s)) for k, s in zip(self._kind.tolist(), model.geom_size.tolist(), strict=True)]
+        )
+        self._sheet = make_sheet(looks)
+        self._material = np.array([names.index(name) for name in owners])
+        self._lamps = {name: (owners.index(name), names.index(f"{name} on")) for name in ("led", "lightbulb")}
+        self._along, self._across = _grain(self._size)
+        # No two boards have the same grain; the floor's pattern starts at the origin.
+        number = np.where(self._kind == PLANE, 0, np.arange(len(self._kind)))
+        self._shift = (number * 0.37).astype(np.float32), (number * 0.113).astype(np.float32)
+        lamp = np.array([name in self._lamps for name in owners])
+        moving = (np.array(model.body_weldid)[np.array(model.geom_bodyid)] != 0) | lamp
+        self._fixed, self._moving = np.flatnonzero(~moving), np.flatnonzero(moving)
         self._backgrounds: dict[tuple[Any, ...], Canvas] = {}
 
     def close(self) -> None:
@@ -97,68 +131,101 @@ class RayCaster:
         """One picture of `size` by `size` pixels."""
         light = Light.make(jitter, led, bulb)
         if view.fixed:
-            key = (size, jitter, tuple(view.pos.tolist()), tuple(view.forward.tolist()))
-            if key not in self._backgrounds:
-                while len(self._backgrounds) >= _KEPT_BACKGROUNDS:
-                    self._backgrounds.pop(next(iter(self._backgrounds)))
-                self._backgrounds[key] = self._draw(_blank(size), self._fixed, data, view, light)
-            canvas = self._backgrounds[key].copy()
+            canvas = self._background(data, view, size, light, jitter).copy()
+            self._draw(canvas, self._moving, data, view, size, light)
         else:
-            canvas = self._draw(_blank(size), self._fixed, data, view, light)
-        self._draw(canvas, self._moving, data, view, light)
-        return Picture(canvas.rgb, canvas.depth)
+            canvas = Canvas.blank(size)
+            self._draw(canvas, np.arange(len(self._kind)), data, view, size, light)
+        return canvas.picture(size)
 
-    def _draw(self, canvas: Canvas, geoms: list[int], data: Any, view: View, light: Light) -> Canvas:
-        size = len(canvas.depth)
+    def _background(self, data: Any, view: View, size: int, light: Light, jitter: Jitter) -> Canvas:
+        key = (size, jitter, tuple(view.pos.tolist()), tuple(view.forward.tolist()))
+        if key not in self._backgrounds:
+            while len(self._backgrounds) >= _KEPT_BACKGROUNDS:
+                self._backgrounds.pop(next(iter(self._backgrounds)))
+            self._backgrounds[key] = Canvas.blank(size)
+            self._draw(self._backgrounds[key], self._fixed, data, view, size, replace(light, lit=()))
+        return self._backgrounds[key]
+
+    def _draw(self, canvas: Canvas, geoms: Ints, data: Any, view: View, size: int, light: Light) -> None:
+        """Draw the geoms where they are nearer than what is on the canvas."""
         frames = np.array(data.geom_xmat[geoms]).reshape(-1, 3, 3)
         places = np.array(data.geom_xpos[geoms])
-        regions = _regions(places, frames, self._extents[geoms], view, size)
-        half = light.sun - view.forward
-        in_world = np.stack([view.forward, view.right, view.up, light.sun, half / np.sqrt((half * half).sum())])
-        vectors = np.einsum("vi,nij->nvj", in_world, frames).tolist()
-        origins = np.einsum("ni,nij->nj", view.pos - places, frames).tolist()
-        ups = frames[:, 2].tolist()
-        axis = ((np.arange(size) + 0.5) / size * 2 - 1) * view.tan_half
-        across, down = axis.astype(np.float32)[None, :], (-axis).astype(np.float32)[:, None]
+        poses = Poses.make(places, frames, view, light)
+        regions = _regions(places, frames, self._extent[geoms], view, size)
+        found = []
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            for i, (c0, c1, r0, r1) in enumerate(regions.tolist()):
-                if c0 >= c1 or r0 >= r1:
-                    continue
-                forward, right, up, sun, halfway = vectors[i]
-                pose = Pose(origins[i], forward, right, up, sun, halfway, ups[i])
-                drawn = _look_at(
-                    self._shapes[geoms[i]], pose, across[:, c0:c1], down[r0:r1], canvas.depth[r0:r1, c0:c1]
-                )
-                if drawn is not None:
-                    inside, t, spot = drawn
-                    at = (inside // (c1 - c0) + r0) * size + inside % (c1 - c0) + c0
-                    canvas.depth.reshape(-1)[at] = t
-                    canvas.rgb.reshape(-1, 3)[at] = _colours(self._shapes[geoms[i]], spot, pose, light)
-        return canvas
+            for kind in INTERSECTIONS:
+                members = np.flatnonzero((self._kind[geoms] == kind) & (regions[:, 1] > regions[:, 0]))
+                if len(members):
+                    found.append(self._hits(canvas, kind, members, geoms, poses, regions[members], view, size))
+        hits = _nearest(found, canvas.depth)
+        canvas.depth[hits.pixel] = hits.t
+        for plane, colour in zip(canvas.rgb, self._colours(hits, geoms, poses, light), strict=True):
+            plane[hits.pixel] = np.clip(colour * 255.0 + 0.5, 0, 255).astype(np.uint8)
+
+    def _hits(
+        self, canvas: Canvas, kind: int, members: Ints, geoms: Ints, poses: Poses, regions: Ints, view: View, size: int
+    ) -> Hits:
+        """Where the shapes of one kind are nearer than the canvas."""
+        area, column, row = _pairs(regions)
+
+        def spread(values: Array) -> Array:  # (G,) -> (N,): the pairs of one shape are neighbours
+            return np.repeat(values[members], area)
+
+        axis = (((np.arange(size) + 0.5) / size * 2 - 1) * view.tan_half).astype(np.float32)
+        across, down = axis[column], -axis[row]
+        forwards, rights, ups = poses.forward, poses.right, poses.up
+        x, y, z = (spread(forwards[k]) + across * spread(rights[k]) + down * spread(ups[k]) for k in range(3))
+        start = spread(poses.origin[0]), spread(poses.origin[1]), spread(poses.origin[2])
+        sizes = self._size[geoms].T
+        t = INTERSECTIONS[kind](start, (x, y, z), (spread(sizes[0]), spread(sizes[1]), spread(sizes[2])))
+        pixel = row * size + column
+        at = np.flatnonzero(t < canvas.depth[pixel])
+        t = t[at]
+        spot = (start[0][at] + t * x[at], start[1][at] + t * y[at], start[2][at] + t * z[at])
+        return Hits(pixel[at], t, np.repeat(members, area)[at], spot)
+
+    def _colours(self, hits: Hits, geoms: Ints, poses: Poses, light: Light) -> list[Array]:
+        """Red, green and blue (H,), about 0 to 1."""
+        geom = geoms[hits.shape]
+        kind = self._kind[geom]
+        (x, y, z), size = hits.spot, self._size.T
+        # A box shows the faces that are turned to the camera, the floor its upper side.
+        ax, ay, az = (np.abs(s) / h[geom] for s, h in ((x, size[0]), (y, size[1]), (z, size[2])))
+        face = np.where((ax > ay) & (ax > az), 0, np.where(ay > az, 1, 2))
+        face[kind == PLANE] = 2
+        bright = _flat_light(self._kind[geoms], poses).take(hits.shape * 3 + face)
+        shine = np.zeros(len(geom), np.float32)
+        round_ = np.flatnonzero((kind != BOX) & (kind != PLANE))
+        if len(round_):
+            sizes = self._size[geom[round_]].T
+            bright[round_], shine[round_] = _round_light(kind[round_], _triple(sizes), hits.pick(round_), poses)
+        for name in light.lit:
+            on = geom == self._lamps[name][0]
+            bright[on] = GLOW[0] + GLOW[1] * bright[on]
+        paint = self._paint(geom, face, hits.spot, light)
+        return [(channel * bright + shine) * light.brightness for channel in paint]
+
+    def _paint(self, geom: Ints, face: Ints, spot: Triple, light: Light) -> tuple[Array, ...]:
+        """Red, green and blue (H,) before lighting."""
+        material = self._material.copy()
+        for name in light.lit:
+            where, tile = self._lamps[name]
+            material[where] = tile
+        side = geom * 3 + face
+        u = np.choose(self._along.take(side), spot) + self._shift[0][geom]
+        v = np.choose(self._across.take(side), spot) + self._shift[1][geom]
+        return self._sheet.look_up(material[geom], u, v)
 
 
-def _blank(size: int) -> Canvas:
-    return Canvas(np.full((size, size), np.inf, np.float32), np.full((size, size, 3), 235, np.uint8))
+def _triple(rows: Array) -> Triple:
+    return rows[0], rows[1], rows[2]
 
 
-def _shapes(model: Any, scene: str) -> list[Shape]:
-    looks = looks_of(scene)
-    tiles = {name: tile_of(name, look) for name, look in looks.items()}
-    out = []
-    for g in range(int(model.ngeom)):
-        kind = int(model.geom_type[g])
-        x, y, z = model.geom_size[g].tolist()
-        name = str(model.mat(int(model.geom_matid[g])).name)
-        lamp = name if name in ("led", "lightbulb") else ""
-        shift = (0.0, 0.0) if kind == 0 else (0.37 * g, 0.113 * g)
-        sizes, plain = (x, y, z), np.array([looks[name].colour], np.float32)
-        out.append(Shape(kind, sizes, half_extent(kind, sizes), tiles[name], plain, _grain(sizes), shift, lamp))
-    return out
-
-
-def _regions(places: Float64, frames: Float64, extents: Float64, view: View, size: int) -> npt.NDArray[np.int64]:
-    """First and last + 1 column and row (n, 4) that each of n shapes may cover, a pixel wider on every side."""
-    offsets = np.nan_to_num(extents, posinf=0.0)[:, None, :] * _CORNERS  # (n, 8, 3)
+def _regions(places: Array, frames: Array, extents: Array, view: View, size: int) -> Ints:
+    """First and last + 1 column and row (G, 4) that each shape may cover, a pixel wider on every side."""
+    offsets = np.nan_to_num(extents, posinf=0.0)[:, None, :] * _CORNERS  # (G, 8, 3)
     corners = places[:, None, :] + np.einsum("nij,nkj->nki", frames, offsets) - view.pos
     depth = corners @ view.forward
     scale = 1 / (np.maximum(depth, 1e-6) * view.tan_half)
@@ -169,90 +236,64 @@ def _regions(places: Float64, frames: Float64, extents: Float64, view: View, siz
     everywhere = (depth.min(1) < 0.01) & (depth.max(1) > 0) | np.isinf(extents[:, 0])
     out[everywhere] = [0, size, 0, size]
     out[depth.max(1) <= 0] = 0
-    whole: npt.NDArray[np.int64] = np.clip(out, 0, size).astype(np.int64)
+    whole: Ints = np.clip(out, 0, size).astype(np.int64)
+    whole[whole[:, 3] <= whole[:, 2]] = 0
     return whole
 
 
-def _look_at(
-    shape: Shape, pose: Pose, across: Array, down: Array, depth: Array
-) -> tuple[npt.NDArray[np.intp], Array, Triple] | None:
-    """The pixels of a region (flat index) where the shape is nearer than `depth`: how far, and where on the shape."""
-    x, y, z = ((f + across * r) + down * u for f, r, u in zip(pose.forward, pose.right, pose.up, strict=True))
-    t = INTERSECTIONS[shape.kind](pose.origin, (x, y, z), shape.size)
-    inside = np.flatnonzero(t < depth)
-    if not len(inside):
-        return None
-    t = t.reshape(-1)[inside]
-    ox, oy, oz = pose.origin
-    spot = (ox + t * x.reshape(-1)[inside], oy + t * y.reshape(-1)[inside], oz + t * z.reshape(-1)[inside])
-    return inside, t, spot
+def _pairs(regions: Ints) -> tuple[Ints, Ints, Ints]:
+    """How many pixels each region has, and for every pixel of every region in turn its column and row, (N,) each."""
+    width, height = regions[:, 1] - regions[:, 0], regions[:, 3] - regions[:, 2]
+    area = width * height
+    number = np.arange(area.sum(), dtype=np.int32) - np.repeat((np.cumsum(area) - area).astype(np.int32), area)
+    row, column = np.divmod(number, np.repeat(width.astype(np.int32), area))
+    return area, column + np.repeat(regions[:, 0], area), row + np.repeat(regions[:, 2], area)
 
 
-def _colours(shape: Shape, spot: Triple, pose: Pose, light: Light) -> npt.NDArray[np.uint8]:
-    """Colours (n, 3) of the places `spot` (n,) on one shape."""
-    on = bool(shape.lamp) and bool(light.led if shape.lamp == "led" else light.bulb)
-    face = _face(shape, spot) if shape.kind == 6 else None
-    if shape.kind in (0, 6):
-        lit = _flat_light(shape, pose, light, face)
-        shine: Array | float = 0.0
-    else:
-        lit, shine = _round_light(shape, spot, pose, light)
-    if on:
-        paint = np.array([LED_ON if shape.lamp == "led" else BULB_ON], np.float32)
-        lit = 0.8 + 0.25 * lit
-    else:
-        paint = _paint(shape, spot, face)
-    colours = paint * lit[:, None] + (shine if isinstance(shine, float) else shine[:, None])
-    out: npt.NDArray[np.uint8] = np.clip(colours * 255.0 + 0.5, 0, 255).astype(np.uint8)
-    return out
+def _nearest(found: list[Hits], depth: Array) -> Hits:
+    """One hit per pixel, the nearest; of equals the last."""
+    x, y, z = (np.concatenate([h.spot[k] for h in found]) for k in range(3))
+    pixel, t = np.concatenate([h.pixel for h in found]), np.concatenate([h.t for h in found])
+    everything = Hits(pixel, t, np.concatenate([h.shape for h in found]), (x, y, z))
+    least = np.full_like(depth, np.inf)
+    np.minimum.at(least, pixel, t)
+    best = np.flatnonzero(t == least[pixel])
+    winner = np.full(len(depth), -1)
+    winner[pixel[best]] = best
+    return everything.pick(winner[winner >= 0])
 
 
-def _face(shape: Shape, spot: Triple) -> npt.NDArray[np.intp]:
-    """Which axis (n,) is normal to the face of a box that each place lies on."""
-    x, y, z = (np.abs(s) * (1.0 / h) for s, h in zip(spot, shape.size, strict=True))
-    out: npt.NDArray[np.intp] = np.where(x > y, np.where(x > z, 0, 2), np.where(y > z, 1, 2))
-    return out
+def _grain(sizes: Array) -> tuple[Ints, Ints]:
+    """Axes (G * 3,) of each face of a box: of its longer edge, along which the grain runs, and of its shorter one."""
+    pairs = np.array([[1, 2], [0, 2], [0, 1]])
+    turned = sizes[:, pairs[:, 0]] < sizes[:, pairs[:, 1]]  # (G, 3)
+    along, across = np.where(turned, pairs[:, 1], pairs[:, 0]), np.where(turned, pairs[:, 0], pairs[:, 1])
+    return along.reshape(-1), across.reshape(-1)
 
 
-def _flat_light(shape: Shape, pose: Pose, light: Light, face: npt.NDArray[np.intp] | None) -> Array:
-    """How bright (n,) the places on a box, or (1,) on a plane, are. The camera sees the faces that are turned to it."""
-    table = []
-    for k in range(3):
-        side = 1.0 if shape.kind == 0 or pose.origin[k] > 0 else -1.0
+def _flat_light(kind: Ints, poses: Poses) -> Array:
+    """Brightness (G, 3) of the visible face across each axis."""
+    columns = []
+    for origin, sun, vertical in zip(poses.origin, poses.sun, poses.vertical, strict=True):
+        side = np.where((kind == PLANE) | (origin > 0), np.float32(1), np.float32(-1))
         # A little darker underneath than above, as under a bright sky.
-        table.append(AMBIENT + DIFFUSE * max(0.0, pose.sun[k] * side) + SKY * pose.vertical[k] * side)
-    shades = np.array(table, np.float32) * light.brightness
-    return shades[face] if face is not None else shades[2:]
+        columns.append(AMBIENT + DIFFUSE * np.maximum(sun * side, 0.0) + SKY * vertical * side)
+    out: Array = np.stack(columns, 1)
+    return out
 
 
-def _round_light(shape: Shape, spot: Triple, pose: Pose, light: Light) -> tuple[Array, Array]:
-    """How bright (n,) the places on a round shape are, and the highlight on them (n,)."""
-    x, y, z = normals(shape.kind, shape.size, *spot)
-    towards = x * pose.sun[0] + y * pose.sun[1] + z * pose.sun[2]
-    gleam = np.maximum(x * pose.half[0] + y * pose.half[1] + z * pose.half[2], 0.0)
-    for _ in range(4):  # to the power of 16, exactly
+def _round_light(kind: Ints, size: Triple, hits: Hits, poses: Poses) -> tuple[Array, Array]:
+    """Brightness (H,) of places on round shapes, and the highlight on them (H,)."""
+    normal = normals(kind, size, hits.spot)
+
+    def along(direction: Triple) -> Array:
+        nx, ny, nz = normal
+        x, y, z = (d[hits.shape] for d in direction)
+        out: Array = nx * x + ny * y + nz * z
+        return out
+
+    gleam = np.maximum(along(poses.halfway), 0.0)
+    for _ in range(4):  # to the power of 16
         gleam = gleam * gleam
-    above = x * pose.vertical[0] + y * pose.vertical[1] + z * pose.vertical[2]
-    lit = AMBIENT + DIFFUSE * np.maximum(towards, 0.0) + SKY * above
-    return lit * light.brightness, gleam * (SHINE * light.brightness)
-
-
-def _paint(shape: Shape, spot: Triple, face: npt.NDArray[np.intp] | None) -> Array:
-    """Colours (n, 3), or (1, 3) where all are the same, before lighting."""
-    if shape.tile is None:
-        return shape.plain
-    u, v = spot[0], spot[1]
-    if face is not None:
-        pairs = shape.grain
-        u = np.choose(face, [spot[i] for i, _ in pairs])
-        v = np.choose(face, [spot[j] for _, j in pairs])
-    return shape.tile.look_up(u + shape.shift[0], v + shape.shift[1])
-
-
-def _grain(size: Sizes) -> list[tuple[int, int]]:
-    """For the three faces of a box: its longer edge, along which the grain runs, then the shorter."""
-    pairs = []
-    for k in range(3):
-        i, j = (a for a in range(3) if a != k)
-        pairs.append((i, j) if size[i] >= size[j] else (j, i))
-    return pairs
+    bright: Array = AMBIENT + DIFFUSE * np.maximum(along(poses.sun), 0.0) + SKY * along(poses.vertical)
+    return bright, gleam * SHINE

@@ -50,7 +50,7 @@ def _table(scene: Layout) -> str:
         box("apron_right", (x1 - 0.02, front + 0.01, 0.32), (x1, 0.2, z0), "frame", 'class="decor"'),
     ]
     # Closes the gap above an open drawer, through which the floor would shine.
-    parts.append(box("apron_back", (x0, -0.150, 0.345), (x1, -0.145, z0), "dark", 'class="decor"'))
+    parts.append(box("apron_back", (x0 + 0.005, -0.150, 0.345), (x1 - 0.005, -0.145, z0), "dark", 'class="decor"'))
     left, right = scene.drawer_x - L.DRAWER_HALF_WIDTH - 0.01, scene.drawer_x + L.DRAWER_HALF_WIDTH + 0.01
     parts.append(box("apron_front_left", (x0, front + 0.005, 0.325), (left, front + 0.02, z0), "frame"))
     if right < x1 - 0.01:
@@ -78,10 +78,11 @@ def _cabinet(scene: Layout) -> str:
         box("cabinet_left", (x0, 0.10, L.TABLE_Z), (x0 + 0.015, L.PLANK_Y[1], top - 0.02), "cabinet"),
         box("cabinet_right", (x1 - 0.015, 0.10, L.TABLE_Z), (x1, L.PLANK_Y[1], top - 0.02), "cabinet"),
     ]
+    # Open above the door as well: a hand that reaches for a block in the cabinet has its wrist there.
+    parts.append(box("lintel", (x0, L.SHELF_Y[0] + 0.002, 0.602), (x1, L.SHELF_Y[0] + 0.010, top - 0.02), "frame"))
     leaning = [
-        box("rail", (x0, 0.074, 0.0), (x1, 0.110, 0.016), "frame"),
-        box("front_left", (x0, -0.106, -0.004), (o0 - 0.004, 0.074, 0.014), "cabinet"),
-        box("front_right", (o1 + 0.004, -0.106, -0.004), (x1, 0.074, 0.014), "cabinet"),
+        box("front_left", (x0, -0.106, -0.004), (o0 - 0.004, 0.106, 0.014), "cabinet"),
+        box("front_right", (o1 + 0.004, -0.106, -0.004), (x1, 0.106, 0.014), "cabinet"),
         box(
             "switch_slot",
             (scene.switch_x - 0.008, L.SWITCH_T0 - 0.012, 0.012),
@@ -174,7 +175,7 @@ def _lights(scene: Layout) -> str:
     led, bulb = scene.led, scene.bulb
     return f"""
 <body name="led_link" pos="{_numbers(led)}">
-  {box("led", (-0.075, -0.028, 0.0), (0.075, 0.028, 0.014), "led")}
+  {box("led", (-0.075, -0.026, 0.0), (0.075, 0.026, 0.014), "led")}
 </body>
 <body name="light_link" pos="{_numbers(bulb)}">
   <geom name="bulb_socket" type="cylinder" pos="0 0 0.006" size="0.018 0.006" material="handle"/>
@@ -216,15 +217,16 @@ def _hand() -> str:
         for a, v in (("yaw", "0 0 1"), ("pitch", "0 1 0"), ("roll", "1 0 0"))
     )
     palm = L.PALM_CLEARANCE
+    px, py = L.PALM_HALF
     wrist = _numbers((0, 0, -palm - 0.115, 0, 0, -palm - 0.055))
     ring = _numbers((0, 0, -palm - 0.130, 0, 0, -palm - 0.115))
     lens = box("wrist_camera", (-0.045, -0.03, -palm - 0.045), (-0.027, 0.03, -palm - 0.025), "dark", 'class="decor"')
     return f"""
 <body name="hand" gravcomp="1">
   {moves}{turns}
-  {box("palm", (-0.027, -0.088, -palm - 0.055), (0.027, 0.088, -palm), "hand", 'mass="0.6" class="hand"')}
-  <geom name="wrist" class="hand" type="cylinder" fromto="{wrist}" size="0.042" mass="0.3" material="hand"/>
-  <geom name="wrist_ring" class="decor" type="cylinder" fromto="{ring}" size="0.034" material="dark"/>
+  {box("palm", (-px, -py, -palm - 0.055), (px, py, -palm), "hand", 'mass="0.6" class="hand"')}
+  <geom name="wrist" class="hand" type="cylinder" fromto="{wrist}" size="0.034" mass="0.3" material="hand"/>
+  <geom name="wrist_ring" class="decor" type="cylinder" fromto="{ring}" size="0.027" material="dark"/>
   {lens}
   {_finger("left", 1)}{_finger("right", -1)}
 </body>"""

@@ -1,8 +1,7 @@
 """Where rays meet the desk's shapes, in plain numpy: planes, boxes, spheres, cylinders and capsules.
 
-A ray is `origin + t * ray`, both in the shape's own frame; `ray` is three arrays of one picture region (R, C).
-Every function returns `t` (R, C), +inf where the shape is missed. Pixels see only +, -, *, / and sqrt, which IEEE 754
-defines to the last bit.
+Everything is a flat array (n,), one entry for every pair of a pixel and a shape that may be seen there. The ray of pair
+i is `origin[i] + t * ray[i]` in the shape's own frame. Every function returns `t` (n,), +inf where the shape is missed.
 """
 
 from __future__ import annotations
@@ -15,100 +14,96 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]  # float32; numpy's types lose track of it in mixed arithmetic
 Triple = tuple[Array, Array, Array]
-Point = tuple[float, float, float]
-Sizes = tuple[float, float, float]
 
+# MuJoCo's mjtGeom numbers, as ints: comparing its enums changed between versions.
+PLANE, SPHERE, CAPSULE, CYLINDER, BOX = 0, 2, 3, 5, 6
 _MISS = np.float32(np.inf)
-NEAR = 0.004
+_NEAR = 0.004  # metres; nothing nearer to the camera is drawn
 
 
 def _seen(t: Array, hit: npt.NDArray[np.bool_]) -> Array:
-    return np.where(hit & (t > NEAR), t, _MISS)
+    return np.where(hit & (t > _NEAR), t, _MISS)
 
 
-def plane(origin: Point, ray: Triple, size: Sizes) -> Array:
+def plane(origin: Triple, ray: Triple, size: Triple) -> Array:
     """The plane z = 0, seen from above."""
-    t = -origin[2] / ray[2]
-    return _seen(t, ray[2] < 0)
+    return _seen(-origin[2] / ray[2], ray[2] < 0)
 
 
-def box(origin: Point, ray: Triple, size: Sizes) -> Array:
+def box(origin: Triple, ray: Triple, size: Triple) -> Array:
     """The box |x|, |y|, |z| <= size, from outside: the last of three slabs to be entered."""
-    near: Array | None = None
-    far: Array | None = None
+    enters, leaves = [], []
     for o, r, h in zip(origin, ray, size, strict=True):
-        inverse = 1 / r
-        middle = -o * inverse
-        half = h * np.abs(inverse)
-        enter, leave = middle - half, middle + half
-        near = enter if near is None else np.maximum(near, enter)
-        far = leave if far is None else np.minimum(far, leave)
-    assert near is not None
-    assert far is not None
-    return _seen(near, near <= far)
+        inverse = 1.0 / r
+        middle, half = -o * inverse, h * np.abs(inverse)
+        enters.append(middle - half)
+        leaves.append(middle + half)
+    enter = np.maximum(np.maximum(enters[0], enters[1]), enters[2])
+    leave = np.minimum(np.minimum(leaves[0], leaves[1]), leaves[2])
+    return _seen(enter, enter <= leave)
 
 
-def _ball(origin: Point, ray: Triple, radius: float) -> Array:
-    a = ray[0] * ray[0] + ray[1] * ray[1] + ray[2] * ray[2]
-    b = origin[0] * ray[0] + origin[1] * ray[1] + origin[2] * ray[2]
-    c = origin[0] ** 2 + origin[1] ** 2 + origin[2] ** 2 - radius**2
-    inside = b * b - a * c
-    return _seen((-b - np.sqrt(np.maximum(inside, 0))) / a, inside > 0)
+def _ball(origin: Triple, ray: Triple, radius: Array) -> Array:
+    (x, y, z), (rx, ry, rz) = origin, ray
+    a = rx * rx + ry * ry + rz * rz
+    b = x * rx + y * ry + z * rz
+    inside = b * b - a * (x * x + y * y + z * z - radius * radius)
+    return _seen((-b - np.sqrt(np.maximum(inside, 0.0))) / a, inside > 0)
 
 
-def sphere(origin: Point, ray: Triple, size: Sizes) -> Array:
+def sphere(origin: Triple, ray: Triple, size: Triple) -> Array:
     return _ball(origin, ray, size[0])
 
 
-def _tube(origin: Point, ray: Triple, radius: float, half: float) -> Array:
+def _tube(origin: Triple, ray: Triple, radius: Array, half: Array) -> Array:
     """The curved side of a cylinder along z."""
-    a = ray[0] * ray[0] + ray[1] * ray[1]
-    b = origin[0] * ray[0] + origin[1] * ray[1]
-    c = origin[0] ** 2 + origin[1] ** 2 - radius**2
-    inside = b * b - a * c
-    t = (-b - np.sqrt(np.maximum(inside, 0))) / a
-    height = origin[2] + t * ray[2]
-    return _seen(t, (inside > 0) & (np.abs(height) <= half))
+    (x, y, z), (rx, ry, rz) = origin, ray
+    a = rx * rx + ry * ry
+    b = x * rx + y * ry
+    inside = b * b - a * (x * x + y * y - radius * radius)
+    t = (-b - np.sqrt(np.maximum(inside, 0.0))) / a
+    return _seen(t, (inside > 0) & (np.abs(z + t * rz) <= half))
 
 
-def cylinder(origin: Point, ray: Triple, size: Sizes) -> Array:
-    radius, half = size[0], size[1]
-    side = _tube(origin, ray, radius, half)
+def cylinder(origin: Triple, ray: Triple, size: Triple) -> Array:
+    (x, y, z), (rx, ry, rz), (radius, half, _) = origin, ray, size
     # Only the cap on the camera's side can be seen from outside.
-    t = ((half if origin[2] > 0 else -half) - origin[2]) / ray[2]
-    x, y = origin[0] + t * ray[0], origin[1] + t * ray[1]
-    return np.minimum(side, _seen(t, x * x + y * y <= (radius**2)))
+    t = (np.where(z > 0, half, -half) - z) / rz
+    px, py = x + t * rx, y + t * ry
+    return np.minimum(_tube(origin, ray, radius, half), _seen(t, px * px + py * py <= radius * radius))
 
 
-def capsule(origin: Point, ray: Triple, size: Sizes) -> Array:
-    radius, half = size[0], size[1]
-    x, y, z = origin
+def capsule(origin: Triple, ray: Triple, size: Triple) -> Array:
+    (x, y, z), (radius, half, _) = origin, size
     ends = np.minimum(_ball((x, y, z - half), ray, radius), _ball((x, y, z + half), ray, radius))
     return np.minimum(_tube(origin, ray, radius, half), ends)
 
 
-Intersection = Callable[[Point, Triple, Sizes], Array]
-# By MuJoCo's mjtGeom number, as an int: comparing its enums changed between versions.
-INTERSECTIONS: dict[int, Intersection] = {0: plane, 2: sphere, 3: capsule, 5: cylinder, 6: box}
+INTERSECTIONS: dict[int, Callable[[Triple, Triple, Triple], Array]] = {
+    PLANE: plane,
+    SPHERE: sphere,
+    CAPSULE: capsule,
+    CYLINDER: cylinder,
+    BOX: box,
+}
 
 
-def half_extent(kind: int, size: Sizes) -> Point:
+def half_extent(kind: int, size: tuple[float, float, float]) -> tuple[float, float, float]:
     """Half edge lengths of the box around a shape (a plane has none: +inf)."""
-    if kind == 6:
+    if kind == BOX:
         return size
-    if kind == 0:
+    if kind == PLANE:
         return (float("inf"),) * 3
     radius, half = size[0], size[1]
-    return radius, radius, {2: radius, 3: half + radius, 5: half}[kind]
+    return radius, radius, {SPHERE: radius, CAPSULE: half + radius, CYLINDER: half}[kind]
 
 
-def normals(kind: int, size: Sizes, x: Array, y: Array, z: Array) -> Triple:
-    """Outward unit normals at points (n,) of a sphere, cylinder or capsule."""
-    if kind == 3:
-        z = z - np.clip(z, -size[1], size[1])
-    elif kind == 5:
-        cap = np.abs(z) >= (size[1] * (1 - 1e-4))
-        x, y = np.where(cap, 0, x).astype(np.float32), np.where(cap, 0, y).astype(np.float32)
-        z = np.where(cap, np.sign(z), 0).astype(np.float32)
-    length = np.maximum(np.sqrt(x * x + y * y + z * z), (1e-9))
-    return x / length, y / length, z / length
+def normals(kind: Array, size: Triple, spot: Triple) -> Triple:
+    """Outward unit normals at the places `spot` of spheres, cylinders and capsules."""
+    (x, y, z), half = spot, size[1]
+    cap = (kind == CYLINDER) & (np.abs(z) >= half * 0.9999)
+    nx, ny = np.where(cap, 0.0, x), np.where(cap, 0.0, y)
+    side = np.where(kind == CYLINDER, 0.0, z - np.where(kind == CAPSULE, np.clip(z, -half, half), 0.0))
+    nz = np.where(cap, np.sign(z), side)
+    length = np.maximum(np.sqrt(nx * nx + ny * ny + nz * nz), 1e-9)
+    return nx / length, ny / length, nz / length

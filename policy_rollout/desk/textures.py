@@ -1,4 +1,4 @@
-"""Patterns: a small tile of colours per material, made from numbers drawn with a fixed seed."""
+"""Patterns: a small tile of colours per material, made from numbers drawn with a fixed seed, all in one sheet."""
 
 from __future__ import annotations
 
@@ -11,39 +11,60 @@ import numpy.typing as npt
 
 from policy_rollout.desk.looks import Look
 
-Array = npt.NDArray[Any]  # float32
+Array = npt.NDArray[Any]
+_FAR = 2048.0  # texels; a cast to int rounds towards zero, so places are shifted into the positive
 
 
 @dataclass(frozen=True)
-class Tile:
-    """Colours (V, U, 3) in [0, 1], U and V powers of two, and how many texels a metre has along u and v.
+class Sheet:
+    """The tiles of all materials, one after the other, and where each of M tiles is.
 
-    u runs along the longer edge of a face, v across it.
+    A tile has `rows[m]` by `columns[m]` texels, both powers of two, and `per_metre[:, m]` texels a metre along u, which
+    runs along the longer edge of a face, and v, which runs across.
     """
 
-    colours: Array
-    per_metre: tuple[float, float]
+    colours: npt.NDArray[np.float32]  # (3, texels), in [0, 1]
+    first: npt.NDArray[np.int32]  # (M,)
+    rows: npt.NDArray[np.int32]
+    columns: npt.NDArray[np.int32]
+    per_metre: npt.NDArray[np.float32]  # (2, M)
 
-    def look_up(self, u: Array, v: Array) -> Array:
-        """Colours (n, 3) at places (n,) in metres; the tile repeats."""
-        rows, columns = self.colours.shape[:2]
-        # Shifted far into the positive, because a cast to int rounds towards zero.
-        i = (u * self.per_metre[0] + 2048.0).astype(np.int32) & (columns - 1)
-        j = (v * self.per_metre[1] + 2048.0).astype(np.int32) & (rows - 1)
-        out: Array = self.colours[j, i]
-        return out
-
-
-def _smooth(values: Array, times: int, axis: int) -> Array:
-    for _ in range(times):
-        values = (np.roll(values, 1, axis) + values + values + np.roll(values, -1, axis)) / np.float32(4)
-    return values
+    def look_up(self, material: Array, u: Array, v: Array) -> tuple[Array, Array, Array]:
+        """Red, green and blue (n,) of materials (n,) at places u, v (n,) in metres; tiles repeat."""
+        columns = self.columns[material]
+        i = (u * self.per_metre[0][material] + _FAR).astype(np.int32) & (columns - 1)
+        j = (v * self.per_metre[1][material] + _FAR).astype(np.int32) & (self.rows[material] - 1)
+        at = self.first[material] + j * columns + i
+        red, green, blue = self.colours
+        return red[at], green[at], blue[at]
 
 
-def _stretch(values: Array) -> Array:
-    low, high = values.min(), values.max()
-    out: Array = (values - low) / (high - low)
-    return out
+def make_sheet(looks: dict[str, Look]) -> Sheet:
+    """The sheet with tile m for the m-th look."""
+    tiles, scales = zip(*(_tile(name, look) for name, look in looks.items()), strict=True)
+    shapes = np.array([tile.shape[:2] for tile in tiles], np.int32)
+    first = np.concatenate([[0], np.cumsum(shapes.prod(1))[:-1]]).astype(np.int32)
+    colours = np.concatenate([tile.reshape(-1, 3) for tile in tiles])
+    per_metre = np.ascontiguousarray(np.array(scales, np.float32).T)
+    return Sheet(np.ascontiguousarray(colours.T), first, shapes[:, 0], shapes[:, 1], per_metre)
+
+
+def _tile(name: str, look: Look) -> tuple[Array, tuple[float, float]]:
+    """One material's tile (V, U, 3) and its texels a metre along u and v."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    first, second = np.array(look.colour, np.float32), np.array(look.second, np.float32)
+    if look.pattern == "plain":
+        shade, per_metre = np.zeros((1, 1), np.float32), (1.0, 1.0)
+    elif look.pattern == "wood":
+        shade, per_metre = _wood(rng), (128 / (look.scale * 20), 64 / (look.scale * 7))
+    elif look.pattern == "check":
+        shade, per_metre = np.array([[0, 1], [1, 0]], np.float32), (1 / look.scale, 1 / look.scale)
+    elif look.pattern == "stripe":
+        shade, per_metre = np.array([[0], [1]], np.float32), (1.0, 1 / look.scale)
+    else:
+        assert look.pattern == "speckle", look.pattern
+        shade, per_metre = rng.random((64, 64), np.float32), (1 / look.scale, 1 / look.scale)
+    return first + (second - first) * shade[..., None], per_metre
 
 
 def _wood(rng: np.random.Generator) -> Array:
@@ -58,20 +79,13 @@ def _wood(rng: np.random.Generator) -> Array:
     return np.clip(rings * np.float32(0.6) + fibres * np.float32(0.4), 0, 1)
 
 
-def tile_of(name: str, look: Look) -> Tile | None:
-    """The tile of one material, None for a plain one."""
-    if look.pattern == "plain":
-        return None
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    first, second = np.array(look.colour, np.float32), np.array(look.second, np.float32)
-    if look.pattern == "wood":
-        shade, per_metre = _wood(rng), (128 / (look.scale * 20), 64 / (look.scale * 7))
-    elif look.pattern == "check":
-        shade, per_metre = np.array([[0, 1], [1, 0]], np.float32), (1 / look.scale, 1 / look.scale)
-    elif look.pattern == "stripe":
-        shade, per_metre = np.array([[0], [1]], np.float32), (1.0, 1 / look.scale)
-    elif look.pattern == "speckle":
-        shade, per_metre = rng.random((64, 64), np.float32), (1 / look.scale, 1 / look.scale)
-    else:
-        raise AssertionError(look.pattern)
-    return Tile(first + (second - first) * shade[..., None], per_metre)
+def _smooth(values: Array, times: int, axis: int) -> Array:
+    for _ in range(times):
+        values = (np.roll(values, 1, axis) + values + values + np.roll(values, -1, axis)) / np.float32(4)
+    return values
+
+
+def _stretch(values: Array) -> Array:
+    low, high = values.min(), values.max()
+    out: Array = (values - low) / (high - low)
+    return out

@@ -206,7 +206,7 @@ def markdown(
         ended = [(who, r) for who, rs in chains.items() if average(rs) > 1 for r in rs if r.done < len(r.tasks)]
         lines += ["", "Chains that ended early:", ""] if ended else []
         lines += [
-            f"* {who}, scene {r.scene}, chain {r.index}: {r.tasks[r.done]} (after {', '.join(r.tasks[: r.done]) or '-'})"
+            f"* {who}, chain {r.index}: {r.tasks[r.done]} (after {', '.join(r.tasks[: r.done]) or 'the start'})"
             for who, r in ended
         ]
     if episodes:

@@ -38,7 +38,9 @@ Array = npt.NDArray[np.float64]
 
 TURN = math.radians(82)  # of a rotation; the oracle wants more than 60 degrees
 PUSH_BEHIND = 0.026  # from a block's side to the middle of the fingers before they push
-COAST_FROM = 0.080  # metres of a push after which the hand stops and the block slides on alone
+PUSH_SPEED = 0.75  # of the fastest
+COAST_FROM = 0.090  # metres of a push after which the hand stops and the block slides on alone
+BLOCKED = 1.2  # cost of a way to push from which on there is none
 PUSH_ANGLES = tuple(math.radians(a) for a in (0, 12, -12, 24, -24, 36, -36, 45, -45))
 
 
@@ -227,29 +229,64 @@ def push(desk: Desk, name: str, left: bool) -> Plan:
     """Shove the block aside with closed fingers; the last bit it slides alone."""
     yield from free_hand(desk)
     block = desk.sight.blocks[name]
-    way = _free_way(desk, block, left)
+    way, cost = _free_way(desk, block, left)
+    if cost > BLOCKED or desk.attempt > 3:
+        yield from _carry_aside(desk, block, left)
+        return
     start_x = float(desk.start.blocks[name].pos[0])
     behind = block.pos - way * (block.half_extent(way) + PUSH_BEHIND)
     behind[2] = L.TABLE_Z + 0.017
     turn = home_turn(desk)
     yield funnel(behind, turn, CLOSED, near=0.010, near_turn=0.2)
     sign = -1.0 if left else 1.0
-    done = lambda s: (s.blocks[name].pos[0] - start_x) * sign > COAST_FROM  # noqa: E731
+    stop = COAST_FROM if desk.attempt == 0 else 0.105
+    begin = block.pos.copy()
 
     def goal(sight: Sight) -> Array:
-        # stay behind the block: what it drifts sideways is followed, doubled
-        apart = sight.blocks[name].pos - sight.tcp
-        aside = apart - way * float(apart @ way)
-        target = sight.tcp + way * 0.05 + aside * 1.5
+        """A little ahead of the hand, steered so that the block comes back to the line it was to go along."""
+        now = sight.blocks[name].pos
+        off = (now - begin) - way * float((now - begin) @ way)
+        wanted = way - 5.0 * off * [1, 1, 0]
+        wanted /= np.linalg.norm(wanted)
+        apart = now - sight.tcp
+        aside = apart - wanted * float(apart @ wanted)
+        target = sight.tcp + wanted * 0.05 + aside * 1.2
         target[2] = behind[2]
         return np.asarray(target)
 
-    yield Move(goal, CLOSED, turn, limit=16, until=done, arrive=False)
-    yield Move(desk.sight.tcp - way * 0.02 + [0, 0, 0.08], CLOSED, near=0.02, limit=10)
+    def far(sight: Sight) -> bool:
+        return bool((sight.blocks[name].pos[0] - start_x) * sign > stop)
+
+    yield Move(goal, CLOSED, turn, limit=20, speed=PUSH_SPEED, until=far, arrive=False)
+    yield Move(moved(desk.sight.tcp - way * 0.02, 0, 0, 0.08), CLOSED, near=0.02, limit=10)
 
 
-def _free_way(desk: Desk, block: Block, left: bool) -> Array:
-    """Unit vector (3,) of the push: to the side, slanted where another block or the button is in the way."""
+def _carry_aside(desk: Desk, block: Block, left: bool) -> Plan:
+    """Where there is no way to push: over whatever is in the way, to the nearest free place on that side."""
+    sign = -1.0 if left else 1.0
+    begin = float(desk.start.blocks[block.name].pos[0])
+    spots = [(begin + sign * dx, y) for dx in np.arange(0.12, 0.40, 0.02) for y in (-0.12, -0.10, -0.08, -0.06)]
+    others = [b for b in desk.sight.blocks.values() if b.name != block.name and not in_cabinet(b) and not in_drawer(b)]
+    half = float(np.linalg.norm(block.size[:2])) / 2 + 0.012
+
+    def cost(spot: tuple[float, float]) -> float:
+        point = np.array([spot])
+        room = min((float(distance_to(other, point)[0]) for other in others), default=1.0)
+        room = min(room, float(np.linalg.norm(point[0] - desk.layout.button[:2])) - L.BUTTON_RING[0])
+        over = abs(spot[0]) + half - L.TABLE_X[1]
+        return 50 * max(0.0, half - room) + 50 * max(0.0, over) + abs(spot[0] - begin) + abs(spot[1] - block.pos[1])
+
+    x, y = min(spots, key=cost)
+    yield from take(desk, block.name)
+    z = float(desk.sight.tcp[2])
+    yield Move(moved(desk.sight.tcp, 0, 0, 0.06), CLOSED, near=0.015, limit=8, until=_lost(block.name))
+    yield funnel(np.array([x, y, z + 0.005]), desk.sight.euler, CLOSED, near=0.006, limit=40, until=_lost(block.name))
+    yield wait(desk, OPEN, 4)
+    yield Move(moved(desk.sight.tcp, 0, 0, 0.08), OPEN, near=0.02, limit=10)
+
+
+def _free_way(desk: Desk, block: Block, left: bool) -> tuple[Array, float]:
+    """Unit vector (3,) of the push and its cost: to the side, slanted where a block or the button is in the way."""
     best, best_cost = np.array([-1.0 if left else 1.0, 0, 0]), math.inf
     for angle in PUSH_ANGLES:
         way = np.array([(-1 if left else 1) * math.cos(angle), math.sin(angle), 0.0])
@@ -267,7 +304,7 @@ def _free_way(desk: Desk, block: Block, left: bool) -> Array:
         cost += 60 * max(0.0, end_y + 0.01) + 60 * max(0.0, L.TABLE_FRONT_Y + 0.03 - end_y)
         if cost < best_cost:
             best, best_cost = way, cost
-    return best
+    return best, best_cost
 
 
 def push_into_drawer(desk: Desk) -> Plan:

@@ -83,7 +83,9 @@ def _crowding(desk: Desk, block: Block, yaw: float) -> float:
         low, high = desk.layout.drawer_space_at(desk.sight.drawer)
         beyond = np.maximum(low[:2] + 0.009 - fingers, fingers - high[:2] + 0.009).max()
         cost += 100 * max(0.0, float(beyond))
-    elif not in_cabinet(block):
+    elif in_cabinet(block):
+        cost += 6 * abs(math.cos(yaw))  # the palm's wide side must stay along the opening
+    else:
         ring = np.linalg.norm(fingers - desk.layout.button[:2], axis=1).min()
         cost += 100 * max(0.0, L.BUTTON_RING[0] + 0.009 - float(ring))
         palm = float(block.pos[1]) + 0.09 * abs(math.cos(yaw)) + 0.03 * abs(math.sin(yaw))

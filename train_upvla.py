@@ -11,15 +11,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from config.load import load_job, main_or_exit
-from config.schema import Objective
-from training.run import open_run
-from training.setup import setup
-from training.step import bundle, encode_picture, encode_views, future_task, text_task
-from training.trainer import Trainer
+from config.schema import Job, Objective
 
 
 def main(objective: Objective = "ar", argv: Sequence[str] | None = None) -> None:
-    job = load_job(argv, objective)
+    train(load_job(argv, objective))
+
+
+def train(job: Job) -> None:
+    # Imported here: a mistake on the command line is told at once, not after torch and transformers are loaded.
+    from training.run import open_run
+    from training.setup import setup
+    from training.step import bundle, encode_picture, encode_views, future_task, text_task
+    from training.trainer import Trainer
+
     with open_run(job) as run:
         parts = setup(job, run)
         trainer = Trainer(job, run, parts)

@@ -45,7 +45,7 @@ class Trainer:
         self.coefficients = torch.tensor(weights, device=run.device)
         accelerator = run.accelerator
         checkpoint.leave_weights_to_model_folder(accelerator)
-        self._set_deepspeed_batch()
+        self._tell_deepspeed()
         self.model, self.optimizer = accelerator.prepare(parts.model, parts.optimizer)
         if run.resumed is not None:
             checkpoint.load_state(accelerator, run.resumed)
@@ -216,11 +216,13 @@ class Trainer:
             f"checkpoint-{self.step} there, numbers in metrics.jsonl{curves[self.job.experiment.tracker]}"
         )
 
-    def _set_deepspeed_batch(self) -> None:
-        """DeepSpeed reads the batch size off a prepared loader; ours are not given to ``prepare``."""
+    def _tell_deepspeed(self) -> None:
+        """DeepSpeed reads the batch size off a prepared loader (ours are not) and clips by its own configuration; the
+        job's number counts there too."""
         plugin = self.run.accelerator.state.deepspeed_plugin
         if plugin is not None:
             plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = self.job.training.batch_size_pre
+            plugin.deepspeed_config["gradient_clipping"] = self.job.training.max_grad_norm or 0.0
 
 
 class _Window:

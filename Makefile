@@ -49,25 +49,25 @@ $(VENV)/.torch:
 	    "Python 3.10 to 3.13 is needed, $(PYTHON) is %d.%d; use make PYTHON=python3.12 ..." % v)'
 	@test -x $(BIN)/python || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing $(TORCH) into $(VENV)"
-	@$(PIP) install --quiet --upgrade pip
+	@$(PIP) install --quiet --no-compile --upgrade pip
 	@index=; if ! command -v nvidia-smi >/dev/null && [ "$(origin TORCH)" = file ] && $(BIN)/python -c \
 	    'import urllib.request as r; r.urlopen(r.Request("$(CPU_WHEELS)/torch/", method="HEAD"), timeout=5)' 2>/dev/null; \
-	    then index="--extra-index-url $(CPU_WHEELS)"; fi; $(PIP) install --quiet $(TORCH) $$index
+	    then index="--extra-index-url $(CPU_WHEELS)"; fi; $(PIP) install --quiet --no-compile $(TORCH) $$index
 	@touch $@
 
 $(VENV)/.minimal: requirements_minimal.txt | $(VENV)/.torch
 	@echo "installing requirements_minimal.txt into $(VENV)"
-	@$(PIP) install --quiet -r requirements_minimal.txt
+	@$(PIP) install --quiet --no-compile -r requirements_minimal.txt
 	@touch $@
 
 $(VENV)/.train: requirements.txt $(VENV)/.minimal
 	@echo "installing requirements.txt into $(VENV)"
-	@$(PIP) install --quiet -r requirements.txt
+	@$(PIP) install --quiet --no-compile -r requirements.txt
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.train
 	@echo "installing requirements-dev.txt into $(VENV)"
-	@$(PIP) install --quiet -r requirements-dev.txt
+	@$(PIP) install --quiet --no-compile -r requirements-dev.txt
 	@touch $@
 
 clean: ## remove caches (outputs/ and the environment stay)

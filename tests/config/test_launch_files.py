@@ -1,4 +1,4 @@
-"""accelerate_configs/: every file is one accelerate can launch, and none overrides what the run's configuration says."""
+"""accelerate_configs/: accelerate can launch every file, and none overrides what the run's configuration says."""
 
 from __future__ import annotations
 

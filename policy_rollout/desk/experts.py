@@ -45,7 +45,8 @@ def _lifted(name: str, start: Sight, now: Sight) -> bool:
 
 
 def _shifted(name: str, sign: float, start: Sight, now: Sight) -> bool:
-    return bool((now.blocks[name].pos[0] - start.blocks[name].pos[0]) * sign > 0.105)
+    block = now.blocks[name]
+    return bool((block.pos[0] - start.blocks[name].pos[0]) * sign > 0.105 and now.held is None and block.pos[2] < 0.475)
 
 
 def _turned(name: str, sign: float, start: Sight, now: Sight) -> bool:

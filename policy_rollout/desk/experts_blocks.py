@@ -32,7 +32,7 @@ from policy_rollout.desk.experts_motion import (
     rise,
     wait,
 )
-from policy_rollout.desk.rotation import matrix_of
+from policy_rollout.desk.rotation import euler_of, matrix_of
 
 Array = npt.NDArray[np.float64]
 
@@ -41,7 +41,7 @@ PUSH_BEHIND = 0.026  # from a block's side to the middle of the fingers before t
 PUSH_SPEED = 0.75  # of the fastest
 COAST_FROM = 0.090  # metres of a push after which the hand stops and the block slides on alone
 BLOCKED = 1.2  # cost of a way to push from which on there is none
-PUSH_ANGLES = tuple(math.radians(a) for a in (0, 12, -12, 24, -24, 36, -36, 45, -45))
+PUSH_ANGLES = tuple(math.radians(a) for a in (0, 10, -10, 20, -20, 30, -30))
 
 
 def take(desk: Desk, name: str, grasp: Grasp | None = None) -> Plan:
@@ -99,6 +99,22 @@ def _lift_from_cabinet(desk: Desk, name: str) -> Plan:
 # ---- with a block in the hand ----
 
 
+def _level(desk: Desk, block: Block) -> Array:
+    """Euler angles (3,) of the hand that make the held block level, the hand's wide side across the desk."""
+    up = int(np.abs(block.matrix[2]).argmax())
+    tip = block.matrix[:, up] * math.copysign(1.0, block.matrix[2, up])
+    axis = np.cross(tip, (0.0, 0.0, 1.0))  # as long as the sine of the lean
+    lean = math.atan2(float(np.linalg.norm(axis)), float(tip[2]))
+    hand = desk.sight.hand
+    if lean > 1e-6:
+        axis = axis / np.linalg.norm(axis)
+        cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+        hand = (np.eye(3) + math.sin(lean) * cross + (1 - math.cos(lean)) * cross @ cross) @ hand
+    yaw = math.atan2(float(hand[1, 1]), float(hand[0, 1])) + math.pi / 2
+    wanted = half_turn_near(HOME_YAW, desk.sight.yaw) if lean < 0.15 else HOME_YAW
+    return np.array(euler_of(matrix_of(np.array([0.0, 0.0, wanted - yaw])) @ hand))
+
+
 def _offset(desk: Desk, block: Block, turn: Array) -> Array:
     """From the block's middle to the tcp once the hand has this turn."""
     return np.asarray(matrix_of(turn) @ (desk.sight.hand.T @ (desk.sight.tcp - block.pos)))
@@ -106,12 +122,12 @@ def _offset(desk: Desk, block: Block, turn: Array) -> Array:
 
 def place_in_drawer(desk: Desk) -> Plan:
     """Lower the held block into the open drawer, away from the blocks in it."""
+    yield from rise(desk)
     block = desk.sight.held
     if block is None:
         return
-    yield from rise(desk)
     low, high = desk.layout.drawer_space_at(desk.sight.drawer)
-    turn = home_turn(desk)
+    turn = _level(desk, block)
     y = max(float(low[1]) + 0.05, min(float(high[1]) - 0.07, float(low[1] + high[1]) / 2))
     x = _clear_x(desk, block, (float(low[0]) + 0.065, float(high[0]) - 0.065), y)
     spot = np.array([x, y, L.DRAWER_FLOOR_Z + block.half_extent((0, 0, 1)) + 0.008]) + _offset(desk, block, turn)
@@ -133,10 +149,10 @@ def _clear_x(desk: Desk, block: Block, span: tuple[float, float], y: float) -> f
 
 def place_in_slider(desk: Desk) -> Plan:
     """Put the held block into the opening of the cabinet that the door leaves free."""
+    yield from rise(desk)
     block = desk.sight.held
     if block is None:
         return
-    yield from rise(desk)
     gap = max(gaps(desk.layout, desk.sight.slide), key=lambda g: g[1] - g[0])
     tilt = cabinet_tilt(gap[1] - gap[0])
     turn = hand_turn(half_turn_near(HOME_YAW, desk.sight.yaw), tilt)
@@ -160,14 +176,14 @@ def _sink(desk: Desk, block: Block, turn: Array) -> float:
 
 def stack(desk: Desk) -> Plan:
     """Put the held block on another one that stands on the table."""
+    yield from rise(desk, 0.56)
     block = desk.sight.held
     if block is None:
         return
-    yield from rise(desk, 0.56)
     base = _base_for(desk, block)
     if base is None:
         return
-    turn = hand_turn(half_turn_near(HOME_YAW, desk.sight.yaw))
+    turn = _level(desk, block)
     top = base.pos[2] + base.half_extent((0, 0, 1))
     spot = np.array([base.pos[0], base.pos[1], top + block.half_extent((0, 0, 1)) + 0.003])
     yield funnel(spot + _offset(desk, block, turn), turn, CLOSED, near=0.006, near_turn=0.1, limit=60)
@@ -262,25 +278,46 @@ def push(desk: Desk, name: str, left: bool) -> Plan:
 
 
 def _carry_aside(desk: Desk, block: Block, left: bool) -> Plan:
-    """Where there is no way to push: over whatever is in the way, to the nearest free place on that side."""
-    sign = -1.0 if left else 1.0
+    """Where there is no way to push: over whatever is in the way; if there is no free place either, make one."""
     begin = float(desk.start.blocks[block.name].pos[0])
-    spots = [(begin + sign * dx, y) for dx in np.arange(0.12, 0.40, 0.02) for y in (-0.12, -0.10, -0.08, -0.06)]
-    others = [b for b in desk.sight.blocks.values() if b.name != block.name and not in_cabinet(b) and not in_drawer(b)]
-    half = float(np.linalg.norm(block.size[:2])) / 2 + 0.012
+    away = np.arange(0.12, 0.36, 0.02) * (-1.0 if left else 1.0)
+    spot, cost = _free_spot(desk, block, begin + away)
+    if cost < BLOCKED:
+        yield from _carry(desk, block, spot)
+        return
+    others = _on_table(desk, block)
+    if others:
+        other = min(others, key=lambda b: abs(float(b.pos[0]) - spot[0]))
+        yield from _carry(desk, other, _free_spot(desk, other, begin - away)[0])
+
+
+def _on_table(desk: Desk, block: Block) -> list[Block]:
+    """The other blocks on the table."""
+    return [b for b in desk.sight.blocks.values() if b.name != block.name and not in_cabinet(b) and not in_drawer(b)]
+
+
+def _free_spot(desk: Desk, block: Block, xs: Array) -> tuple[tuple[float, float], float]:
+    """The best place on the table at one of these x for a block, and its cost."""
+    half = float(np.linalg.norm(block.size[:2])) / 2 + 0.008
+    others = _on_table(desk, block)
 
     def cost(spot: tuple[float, float]) -> float:
         point = np.array([spot])
         room = min((float(distance_to(other, point)[0]) for other in others), default=1.0)
         room = min(room, float(np.linalg.norm(point[0] - desk.layout.button[:2])) - L.BUTTON_RING[0])
         over = abs(spot[0]) + half - L.TABLE_X[1]
-        return 50 * max(0.0, half - room) + 50 * max(0.0, over) + abs(spot[0] - begin) + abs(spot[1] - block.pos[1])
+        return 50 * max(0.0, half - room) + 50 * max(0.0, over) + math.dist(spot, block.pos[:2].tolist())
 
-    x, y = min(spots, key=cost)
+    best = min(((float(x), y) for x in xs for y in (-0.13, -0.11, -0.09, -0.07, -0.05)), key=cost)
+    return best, cost(best)
+
+
+def _carry(desk: Desk, block: Block, spot: tuple[float, float]) -> Plan:
+    """Take a block to a place on the table and drop it from a little above."""
     yield from take(desk, block.name)
     z = float(desk.sight.tcp[2])
     yield Move(moved(desk.sight.tcp, 0, 0, 0.06), CLOSED, near=0.015, limit=8, until=_lost(block.name))
-    yield funnel(np.array([x, y, z + 0.005]), desk.sight.euler, CLOSED, near=0.006, limit=40, until=_lost(block.name))
+    yield funnel((*spot, z + 0.005), desk.sight.euler, CLOSED, near=0.006, limit=40, until=_lost(block.name))
     yield wait(desk, OPEN, 4)
     yield Move(moved(desk.sight.tcp, 0, 0, 0.08), OPEN, near=0.02, limit=10)
 
@@ -321,7 +358,7 @@ def push_into_drawer(desk: Desk) -> Plan:
     half = block.half_extent((1, 0, 0))
     behind = block.pos - way * (block.half_extent(way) + PUSH_BEHIND - 0.004)
     inside = low[0] + half + 0.008 < block.pos[0] < high[0] - half - 0.008
-    others = [b for b in desk.sight.blocks.values() if b.name != block.name and not in_cabinet(b) and not in_drawer(b)]
+    others = _on_table(desk, block)
     crowded = any(float(distance_to(b, behind[None, :2]).min()) < 0.025 for b in others)
     if desk.attempt > 1 or not inside or crowded or behind[1] > 0.002:
         yield from take(desk, block.name)

@@ -26,9 +26,9 @@ OUT = np.array([0.0, *L.FRONT_OUT])
 
 def free_hand(desk: Desk) -> Plan:
     """Rise; a block that is still in the hand is put down on the table first."""
+    yield from rise(desk)
     block = desk.sight.held
     if block is not None:
-        yield from rise(desk)
         low, high = desk.layout.table_space
         tcp = desk.sight.tcp
         spot = np.array([np.clip(tcp[0], low[0], high[0]), np.clip(tcp[1], -0.13, -0.09), 0.0])
@@ -37,7 +37,7 @@ def free_hand(desk: Desk) -> Plan:
         yield Move(moved(spot, 0, 0, TRAVEL_Z), CLOSED, turn, near=0.02, near_turn=0.3)
         yield Move(moved(spot, 0, 0, drop), CLOSED, turn, limit=20)
         yield wait(desk, OPEN, 4)
-    yield from rise(desk)
+        yield from rise(desk)
 
 
 def open_drawer(desk: Desk) -> Plan:

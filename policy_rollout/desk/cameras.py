@@ -39,7 +39,7 @@ class Jitter:
             x, y, z = (moved[row] * size).tolist()
             return x, y, z
 
-        return cls(scaled(0, 0.15 * camera), scaled(1, 0.015 * camera), scaled(2, 0.6 * light), bright)
+        return cls(scaled(0, 0.15 * camera), scaled(1, 0.008 * camera), scaled(2, 0.6 * light), bright)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ MAX_REL_POS = 0.02  # metres per unit of a relative action
 MAX_REL_ORN = 0.05  # rad per unit
 WINDUP_POS = 0.04  # the target may be this far from the tcp, metres per axis
 WINDUP_ORN = 0.30  # rad per axis
+_LOW, _HIGH = np.array(WORKSPACE[0]), np.array(WORKSPACE[1])
 
 
 @dataclass
@@ -37,6 +38,11 @@ def _vector(values: npt.ArrayLike, size: int, what: str) -> Array:
         raise ValueError(f"{what} has {out.size} numbers; the desk takes {size}")
     if not np.isfinite(out).all():
         raise ValueError(f"{what} has a value that is not finite: {out.tolist()}")
+    return out
+
+
+def _within(values: Array, low: Array, high: Array) -> Array:
+    out: Array = np.minimum(np.maximum(values, low), high)  # np.clip takes five times as long for three numbers
     return out
 
 
@@ -75,7 +81,7 @@ def apply_action(target: HandTarget, action: Action, tcp_pos: Array, angles: Arr
     else:
         pos = target.pos + values[:3] * MAX_REL_POS
         orn = target.orn + values[3:6] * MAX_REL_ORN
-        pos = np.clip(pos, tcp_pos - WINDUP_POS, tcp_pos + WINDUP_POS)
-        orn = np.clip(orn, angles - WINDUP_ORN, angles + WINDUP_ORN)
-    pos = np.clip(pos, WORKSPACE[0], WORKSPACE[1])
+        pos = _within(pos, tcp_pos - WINDUP_POS, tcp_pos + WINDUP_POS)
+        orn = _within(orn, angles - WINDUP_ORN, angles + WINDUP_ORN)
+    pos = _within(pos, _LOW, _HIGH)
     return HandTarget(pos, orn, 0.08 if gripper > 0 else 0.0, gripper)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import mujoco
 import numpy as np
 import pytest
@@ -21,13 +26,14 @@ def reference(env: DeskEnv, camera: str, size: int) -> tuple[np.ndarray, np.ndar
     if camera == "gripper":
         view = gripper_camera(env.data.xpos[hand], env.data.xmat[hand].reshape(3, 3))
     axis = ((np.arange(size) + 0.5) / size * 2 - 1) * view.tan_half
-    u, v = (part.reshape(-1, 1) for part in np.meshgrid(axis, -axis))
-    rays = view.forward + u * view.right + v * view.up
-    geoms, distances = np.empty(len(rays), np.int32), np.empty(len(rays))
-    extra = (None,) if "normal:" in mujoco.mj_multiRay.__doc__ else ()  # grew an argument after MuJoCo 3.3
-    flat = rays.reshape(-1)
-    mujoco.mj_multiRay(env.model, env.data, view.pos, flat, None, 1, -1, geoms, distances, *extra, len(rays), 1e10)
-    return geoms.reshape(size, size), distances.reshape(size, size)
+    geoms, distances = np.empty((size, size), np.int32), np.empty((size, size))
+    hit = np.empty(1, np.int32)
+    # One ray at a time: mj_multiRay changed its arguments after MuJoCo 3.3, and overlooks shapes in 3.2.
+    for row, column in np.ndindex(size, size):
+        ray = view.forward + axis[column] * view.right - axis[row] * view.up
+        distances[row, column] = mujoco.mj_ray(env.model, env.data, view.pos, ray, None, 1, -1, hit)
+        geoms[row, column] = hit[0]
+    return geoms, distances
 
 
 @pytest.mark.parametrize("scene", SCENES)
@@ -46,10 +52,11 @@ def test_every_pixel_lies_where_mujocos_own_ray_caster_says(scene: str, camera: 
 def test_everything_a_task_needs_is_visible_in_the_static_camera(scene: str):
     env = DeskEnv(scene)
     env.reset(AWAY, OPEN)
-    geoms, _ = reference(env, "static", 200)
+    geoms, _ = reference(env, "static", 100)
+    # At 100 pixels; there are four times as many in CALVIN's 200.
     names = {
-        "block_red": 60, "block_blue": 60, "block_pink": 60, "button_cap": 60, "led": 200, "bulb": 60,
-        "switch_bar": 60, "door_bar": 40, "drawer_bar": 60, "drawer_floor": 1000, "drawer_front": 400,
+        "block_red": 15, "block_blue": 15, "block_pink": 15, "button_cap": 15, "led": 50, "bulb": 15,
+        "switch_bar": 15, "door_bar": 10, "drawer_bar": 15, "drawer_floor": 250, "drawer_front": 100,
     }  # fmt: skip
     for name, pixels in names.items():
         assert np.sum(geoms == env.model.geom(name).id) >= pixels, name
@@ -86,17 +93,18 @@ def test_a_lit_led_is_green_and_a_lit_bulb_yellow():
     dark = OPEN.copy()
     dark[4:6] = 0
     env.reset(AWAY, OPEN)
-    lit = env.render().astype(int)
+    lit = env.render(size=100).astype(int)
     env.reset(AWAY, dark)
-    unlit = env.render().astype(int)
+    unlit = env.render(size=100).astype(int)
+    geoms, _ = reference(env, "static", 100)
     for name, darker, brighter in (("led", (0, 2), 1), ("lightbulb", (2,), 0)):
         body = {"led": "led", "lightbulb": "bulb"}[name]
-        at = reference(env, "static", 200)[0] == env.model.geom(body).id
+        at = geoms == env.model.geom(body).id
         assert (unlit[at].max(1) - unlit[at].min(1)).mean() < 15, "grey when off"
         for channel in darker:
             assert (lit[at][:, brighter] - lit[at][:, channel]).mean() > 100
     changed = (lit != unlit).any(-1)
-    assert 200 < changed.sum() < 1500, "nothing but the lamps changes"
+    assert 50 < changed.sum() < 400, "nothing but the lamps changes"
 
 
 def test_scenes_look_different():
@@ -132,3 +140,34 @@ def test_an_unknown_renderer_or_camera_is_refused_by_name():
         DeskEnv(renderer="eevee").render()
     with pytest.raises(ValueError, match='"static" and "gripper"'):
         DeskEnv().render("tactile")
+
+
+def with_opengl(kind: str, code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, because MuJoCo chooses its OpenGL when it is imported."""
+    repo = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "MUJOCO_GL": kind, "PYTHONPATH": str(repo)}
+    return subprocess.run([sys.executable, "-c", code], cwd=repo, env=environment, capture_output=True, text=True)
+
+
+def test_without_opengl_the_gl_renderer_says_what_to_do():
+    done = with_opengl("off", "from policy_rollout.desk import DeskEnv; DeskEnv(renderer='gl').render()")
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ValueError")
+    assert "MUJOCO_GL" in last
+    assert "raycast" in last
+
+
+def test_opengl_sees_the_same_shapes_where_there_is_opengl():
+    code = """
+import numpy as np
+from policy_rollout.desk import DeskEnv
+gl, cast = DeskEnv("B", renderer="gl"), DeskEnv("B")
+for camera in ("static", "gripper"):
+    apart = np.abs(gl.picture(camera, 100).depth - cast.picture(camera, 100).depth)
+    assert np.mean(apart < 2e-3) > 0.98, np.mean(apart < 2e-3)
+    assert gl.render(camera, 100).std() > 10
+"""
+    done = with_opengl("egl", code)
+    if "AssertionError" not in done.stderr and done.returncode != 0:
+        pytest.skip("no OpenGL by EGL on this machine")
+    assert done.returncode == 0, done.stderr

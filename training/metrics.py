@@ -79,12 +79,8 @@ class WandbWriter:
     """Weights & Biases, where it is installed. Its files go to the run's own folder."""
 
     def __init__(self, project: str, name: str, folder: Path, config: dict[str, Any]) -> None:
-        try:
-            import wandb
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                "experiment.tracker=wandb needs the package wandb (pip install wandb); or use tensorboard or none"
-            ) from error
+        import wandb
+
         self._wandb = wandb
         self._run = wandb.init(project=project, name=name, dir=str(folder), config=config, resume="allow")
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,12 @@ def open_run(job: Job) -> Iterator[Run]:
         text_objective(job.training.text_objective)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if job.experiment.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            "experiment.tracker=wandb needs the package wandb (pip install wandb); allowed: tensorboard, wandb, none"
+        )
+    # Data workers are forked after the tokenizer was used, which it would otherwise complain of in each of them.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     accelerator = _accelerator(job)
     set_seed(job.training.seed)
     torch.backends.cuda.matmul.allow_tf32 = job.training.enable_tf32

@@ -102,7 +102,7 @@ def _model(job: Job, resumed: Checkpoint | None) -> Built:
     if job.model.gradient_checkpointing:
         built.model.backbone.enable_gradient_checkpointing()
     if job.training.compile:
-        built.model.backbone.compile()
+        built.model.backbone.compile(dynamic=True)  # lengths change from batch to batch
     return built
 
 
@@ -162,7 +162,7 @@ def _summary(run: Run, parts: Parts) -> list[str]:
     trained = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for m in (parts.vq, parts.clip) if m is not None for p in m.parameters())
     system = len(parts.prompter.system_ids)
-    mmu = 3 + system + (0 if parts.clip is None else parts.clip.num_patches)
+    mmu = 1 + system + (0 if parts.clip is None else parts.clip.num_patches + 2)
     rows = f"{settings.batch_size_pre} robot" + (f" + {settings.batch_size_mmu} mmu" if parts.data.text else "")
     many = f"{settings.gradient_accumulation_steps} micro-batch(es) x {run.world} process(es)"
     return [

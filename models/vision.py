@@ -73,11 +73,10 @@ class ClipTower(nn.Module):
         """
         path = Path(path)
         config, image_spec = read_config(path), ClipImageSpec.from_dir(path)
-        state = {
-            name: tensor
-            for name, tensor in read_weights(path).items()
-            if not name.startswith(NOT_THE_TOWER) and name != INDEX_TABLE
-        }
+        weights = read_weights(path)
+        if not any(name.startswith(PREFIX) for name in weights):  # transformers 5 saves a tower alone without it
+            weights = {PREFIX + name: tensor for name, tensor in weights.items()}
+        state = {n: t for n, t in weights.items() if not n.startswith(NOT_THE_TOWER) and n != INDEX_TABLE}
         # The whole file is checked, though its last layer and norm are then left out.
         check_state(tower_shapes(config), state, path)
         with torch.device("meta"):

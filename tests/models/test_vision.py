@@ -60,6 +60,14 @@ def test_features_are_the_second_to_last_hidden_state_without_the_class_token(tm
     assert tower.image_spec == ClipImageSpec.from_fields(PROCESSOR)
 
 
+def test_a_tower_saved_by_transformers_itself_loads_whatever_its_version_calls_the_keys(tmp_path: Path) -> None:
+    theirs = write_tower(tmp_path / "ours", whole_clip=False)
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    (tmp_path / "theirs" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    saved = load_clip(tmp_path / "theirs")
+    assert torch.equal(saved.features(pixels()), load_clip(tmp_path / "ours").features(pixels()))
+
+
 def test_the_last_layer_and_the_final_norm_do_not_exist(tmp_path: Path) -> None:
     write_tower(tmp_path / "clip", whole_clip=False)
     tower = load_clip(tmp_path / "clip")

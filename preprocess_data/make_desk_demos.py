@@ -1,0 +1,356 @@
+"""Demonstrations of the embedded desk, recorded as a raw CALVIN split (what process_calvin.py and training read).
+
+python preprocess_data/make_desk_demos.py --out data/desk --episodes 100 --scenes A,B,C --workers 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from policy_rollout.calvin.tasks import TASK_NAMES
+from policy_rollout.desk.layout import SCENES
+from policy_rollout.desk.render import RENDERERS
+from preprocess_data.desk_files import Moments, Placed, json_bytes, npz_bytes, write_bytes, write_index_files
+from preprocess_data.desk_play import INSTRUCTIONS, SPLITS, Array, Frame, Player, Settings
+from preprocess_data.desk_preview import write_preview
+
+DESCRIPTION = """\
+Record demonstrations on the embedded desk: scripted experts with noise do one task after the other, as CALVIN's
+operators did, and every stretch in which a task was done (the task oracle is the judge) is annotated with an
+instruction. The result is a raw CALVIN split: OUT/training or OUT/validation.
+
+An episode is one run of uninterrupted play with --tasks-per-episode attempts, about 40 frames each at 30 Hz.
+Episode k depends on the options and k only: any number of workers gives the same bytes. A recording that was
+stopped goes on where it was when the same command is given again."""
+
+EPILOG = """\
+examples:
+  make_desk_demos.py --out data/desk --episodes 40
+      40 episodes in scene D: about 12000 frames, 300 annotated windows
+  make_desk_demos.py --out data/desk_ABC --episodes 300 --scenes A,B,C --workers 8
+  make_desk_demos.py --out data/desk_ABC --episodes 20 --scenes D --split validation
+      train on three scenes, look at a fourth: CALVIN's ABC -> D
+  make_desk_demos.py --out data/tiny --episodes 4 --static-size 64 --gripper-size 64 --tasks open_drawer,close_drawer
+
+then:
+  python preprocess_data/process_calvin.py --source-split-dir data/desk/training --output-dir data/desk_processed"""
+
+_STATE = ".recording"  # in the split: settings.json, one JSON per finished episode, episodes in the making
+
+
+class SettingsDiffer(ValueError):
+    """The folder holds a recording with other options."""
+
+
+# ---- one episode, in a worker ----
+
+_player: Player | None = None
+
+
+def record(job: tuple[Settings, int, Path]) -> float:
+    """Record one episode as folder `job[2]`, which appears when it is complete; returns the CPU seconds it took."""
+    settings, episode, folder = job
+    global _player  # the desk of the last episode is used again
+    if _player is None or _player.settings != settings:
+        _player = Player(settings)
+    began = time.process_time()
+    unfinished = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    rows: dict[str, list[Array]] = {"robot_obs": [], "scene_obs": [], "actions": []}
+
+    def sink(number: int, frame: Frame) -> None:
+        (unfinished / f"{number:06d}.npz").write_bytes(npz_bytes(frame))
+        for key, held in rows.items():
+            held.append(frame[key])
+
+    played = _player.play(episode, sink)
+    placed = Placed(
+        first=0,
+        frames=played.frames,
+        scene=settings.scene(episode),
+        windows=tuple((w.start, w.end, w.task, w.instruction) for w in played.windows),
+        failed=played.failed,
+        moments={key: Moments.of(np.array(held)) for key, held in rows.items()},
+    )
+    (unfinished / "episode.json").write_bytes(json_bytes(placed.as_json()))
+    os.replace(unfinished, folder)
+    return time.process_time() - began
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# ---- the recording ----
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What lies in `path` now, and what recording the new part of it cost."""
+
+    path: Path
+    episodes: int
+    frames: int
+    windows: int
+    tasks: int
+    failed: int
+    megabytes: float
+    milliseconds: float | None  # of CPU per frame; None where nothing was left to record
+    pictures: tuple[Path, ...] = ()
+
+
+class Recording:
+    """A split on disk: which episodes are finished, and how the next one is put behind them."""
+
+    def __init__(self, out: Path, settings: Settings) -> None:
+        self.settings = settings
+        self.path = out / settings.split
+        self.state = self.path / _STATE
+        self._open()
+        self.episodes = list(self._finished())
+        if len(self.episodes) > settings.episodes:
+            raise SettingsDiffer(
+                f"{self.path} has {len(self.episodes)} episodes already; --episodes {settings.episodes} is fewer"
+            )
+
+    def _open(self) -> None:
+        held, wanted = self.state / "settings.json", self.settings.as_dict()
+        if held.is_file():
+            found = json.loads(held.read_text(encoding="utf-8"))
+            different = [k for k in wanted if found.get(k) != wanted[k]]
+            if different == ["episodes"] and len(self.settings.scenes) == 1:
+                different = []  # of one scene, more may be recorded later
+            if different:
+                key = different[0]
+                raise SettingsDiffer(
+                    f"{self.path} was recorded with {key} {_short(found.get(key))}, now it is {_short(wanted[key])}; "
+                    "give the same options, or another --out"
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise FileExistsError(f"{self.path} holds files that are not of this program; give another --out")
+        (self.state / "episodes").mkdir(parents=True, exist_ok=True)
+        write_bytes(held, json_bytes(wanted))
+
+    def _finished(self) -> Iterator[Placed]:
+        for number in range(10**7):
+            path = self.state / "episodes" / f"{number:06d}.json"
+            if not path.is_file():
+                return
+            yield Placed.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+    def folder(self, episode: int) -> Path:
+        """Where a worker puts an episode that cannot be numbered yet, as those before it are not finished."""
+        return self.state / f"{episode:06d}"
+
+    def missing(self) -> list[int]:
+        """Episodes that nobody has recorded yet."""
+        return [k for k in range(len(self.episodes), self.settings.episodes) if not self.folder(k).is_dir()]
+
+    def take_in(self) -> bool:
+        """Number the frames of the next episode if it is there. Can be interrupted anywhere and done again."""
+        number = len(self.episodes)
+        folder = self.folder(number)
+        if number >= self.settings.episodes or not folder.is_dir():
+            return False
+        local = json.loads((folder / "episode.json").read_text(encoding="utf-8"))
+        first = self.episodes[-1].last + 1 if self.episodes else 0
+        for i in range(local["frames"]):
+            frame = folder / f"{i:06d}.npz"
+            if frame.is_file():  # else it was moved before an interruption
+                os.replace(frame, self.path / f"episode_{first + i:07d}.npz")
+        local["first"] = first
+        local["windows"] = [[first + a, first + b, *rest] for a, b, *rest in local["windows"]]
+        write_bytes(self.state / "episodes" / f"{number:06d}.json", json_bytes(local))
+        shutil.rmtree(folder)
+        self.episodes.append(Placed.from_json(local))
+        return True
+
+
+def _short(value: object) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def make_demos(out: Path, settings: Settings, workers: int = 1, progress: bool = True, preview: bool = True) -> Summary:
+    """Record what is missing of `settings` under `out`/`settings.split`.
+
+    Raises ValueError where the folder holds a recording with other settings, FileExistsError where it holds anything
+    else. `preview` writes a contact sheet and a clip beside the split.
+    """
+    recording = Recording(out, settings)
+    had = sum(e.frames for e in recording.episodes)
+    jobs = [(settings, k, recording.folder(k)) for k in recording.missing()]
+    seconds = 0.0
+    with tqdm(total=settings.episodes, unit="episode", desc=settings.split, disable=not progress) as bar:
+
+        def advance() -> None:
+            while recording.take_in():
+                pass
+            bar.set_postfix_str(_so_far(recording.episodes), refresh=False)
+            bar.update(len(recording.episodes) - bar.n)
+
+        advance()
+        for took in _recorded(jobs, workers):
+            seconds += took
+            advance()
+    write_index_files(recording.path, recording.episodes, settings)
+    new = sum(e.frames for e in recording.episodes) - had
+    files = write_preview(recording.path, out) if preview else ()
+    return _summary(recording, seconds / new * 1000 if jobs and new else None, files)
+
+
+def _recorded(jobs: Sequence[tuple[Settings, int, Path]], workers: int) -> Iterator[float]:
+    if workers <= 1 or len(jobs) <= 1:
+        yield from map(record, jobs)
+        return
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_leave_interrupts_to_the_parent
+    )
+    try:
+        yield from pool.map(record, jobs)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _so_far(episodes: Sequence[Placed]) -> str:
+    return f"{sum(e.frames for e in episodes)} frames, {sum(len(e.windows) for e in episodes)} windows"
+
+
+def _summary(recording: Recording, milliseconds: float | None, pictures: tuple[Path, ...]) -> Summary:
+    episodes = recording.episodes
+    with os.scandir(recording.path) as entries:
+        size = sum(entry.stat().st_size for entry in entries if entry.is_file())
+    return Summary(
+        path=recording.path,
+        episodes=len(episodes),
+        frames=sum(e.frames for e in episodes),
+        windows=sum(len(e.windows) for e in episodes),
+        tasks=len({task for e in episodes for _, _, task, _ in e.windows}),
+        failed=sum(len(e.failed) for e in episodes),
+        megabytes=size / 1e6,
+        milliseconds=milliseconds,
+        pictures=pictures,
+    )
+
+
+def describe(summary: Summary) -> str:
+    cost = "nothing was missing" if summary.milliseconds is None else f"{summary.milliseconds:.1f} ms of CPU per frame"
+    lines = [f"look at {path}" for path in summary.pictures]
+    lines.append(
+        f"{summary.path}: {summary.episodes} episodes, {summary.frames} frames, {summary.windows} annotated windows of "
+        f"{summary.tasks} tasks, {summary.failed} attempts failed, {summary.megabytes:.1f} MB, {cost}"
+    )
+    return "\n".join(lines)
+
+
+# ---- the command line ----
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="make_desk_demos.py",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="the split is written to DIR/training or DIR/validation")
+    add("--episodes", type=int, required=True, metavar="N", help="runs of play; with several scenes, shared evenly")
+    add("--tasks-per-episode", type=int, default=8, metavar="N", help="tasks attempted in a run (default 8)")
+    add("--split", choices=SPLITS, default="training", help="which split, with its own random numbers")
+    add("--scenes", default="D", help=f"of {','.join(SCENES)}, separated by commas (default D)")
+    add("--tasks", default="all", metavar="T,T", help="only these tasks (default: all 34)")
+    add(
+        "--instructions",
+        choices=tuple(INSTRUCTIONS),
+        default="training",
+        help="wording: what training uses (default, also for validation, so that the splits differ in what happens and "
+        "not in how it is said) or sentences that training never sees; the frames are the same",
+    )
+    add("--seed", type=int, default=0, help="of everything random (default 0)")
+    add("--workers", type=int, default=1, help="processes (default 1); the result does not depend on it")
+    add("--static-size", type=int, default=200, metavar="PX", help="edge of the static camera (default 200, CALVIN's)")
+    add("--gripper-size", type=int, default=84, metavar="PX", help="edge of the wrist camera (default 84, CALVIN's)")
+    add("--depth", action="store_true", help="record depth_static and depth_gripper too (three times the size)")
+    add("--no-noise", action="store_true", help="experts without disturbances; policies learn less from them")
+    add("--camera-jitter", type=float, default=0.0, metavar="X", help="0 none, 1 clearly visible, new in each episode")
+    add("--light-jitter", type=float, default=0.0, metavar="X", help="the same for the light")
+    add("--renderer", choices=RENDERERS, default="raycast", help="raycast needs no OpenGL (default)")
+    add("--no-preview", action="store_true", help="leave out the contact sheet and the clip")
+    return made
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Raises ValueError naming the option, its value and what is allowed."""
+    scenes = _names("--scenes", options.scenes, SCENES)
+    tasks = TASK_NAMES if options.tasks == "all" else _names("--tasks", options.tasks, TASK_NAMES)
+    for name in ("episodes", "tasks_per_episode", "workers", "static_size", "gripper_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")
+    for name in ("seed", "camera_jitter", "light_jitter"):
+        if getattr(options, name) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must not be negative")
+    if options.episodes < len(scenes):
+        raise ValueError(f"--episodes is {options.episodes}; {len(scenes)} scenes need at least one each")
+    return Settings(
+        episodes=options.episodes,
+        tasks_per_episode=options.tasks_per_episode,
+        scenes=scenes,
+        split=options.split,
+        instructions=options.instructions,
+        seed=options.seed,
+        tasks=tasks,
+        static_size=options.static_size,
+        gripper_size=options.gripper_size,
+        depth=options.depth,
+        noise=not options.no_noise,
+        camera_jitter=options.camera_jitter,
+        light_jitter=options.light_jitter,
+        renderer=options.renderer,
+    )
+
+
+def _names(option: str, text: str, allowed: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    wrong = [name for name in names if name not in allowed]
+    if wrong or not names:
+        raise ValueError(f"{option} {text!r}: {wrong[0] if wrong else 'nothing'!r} is not one of {', '.join(allowed)}")
+    return names
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    try:
+        settings = settings_of(options)
+        summary = make_demos(options.out, settings, options.workers, preview=not options.no_preview)
+    except (ValueError, OSError, BrokenProcessPool) as error:
+        print(f"make_desk_demos: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("make_desk_demos: stopped; give the same command again to go on", file=sys.stderr)
+        return 130
+    print(describe(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from policy_rollout.calvin.tasks import COLOURS, TASK_NAMES
 from policy_rollout.desk import experts_blocks as blocks
 from policy_rollout.desk import experts_furniture as furniture
+from policy_rollout.desk import experts_table as table_blocks
 from policy_rollout.desk.experts_grasp import in_cabinet, in_drawer
 from policy_rollout.desk.experts_motion import (
     CLOSED,
@@ -89,7 +90,7 @@ def _tasks() -> dict[str, tuple[Planner, Achieved]]:
         "place_in_drawer": (blocks.place_in_drawer, partial(_let_go, in_drawer)),
         "stack_block": (blocks.stack, _stacked),
         "unstack_block": (blocks.unstack, _unstacked),
-        "push_into_drawer": (blocks.push_into_drawer, _swept),
+        "push_into_drawer": (table_blocks.push_into_drawer, _swept),
     }
     for colour in COLOURS:
         name = f"block_{colour}"
@@ -98,11 +99,11 @@ def _tasks() -> dict[str, tuple[Planner, Achieved]]:
         for side, sign in (("left", -1.0), ("right", 1.0)):
             left = side == "left"
             table[f"push_{colour}_block_{side}"] = (
-                partial(blocks.push, name=name, left=left),
+                partial(table_blocks.push, name=name, left=left),
                 partial(_shifted, name, sign),
             )
             table[f"rotate_{colour}_block_{side}"] = (
-                partial(blocks.rotate, name=name, left=left),
+                partial(table_blocks.rotate, name=name, left=left),
                 partial(_turned, name, -sign),  # left is counter-clockwise
             )
     return {task: table[task] for task in TASK_NAMES}

@@ -13,11 +13,13 @@ import numpy.typing as npt
 
 from policy_rollout.desk import layout as L
 from policy_rollout.desk.experts_furniture import free_hand, slide_left, slide_right
-from policy_rollout.desk.experts_grasp import Grasp, distance_to, gaps, grasp_of, in_cabinet, in_drawer
+from policy_rollout.desk.experts_grasp import Grasp, gaps, grasp_of, in_cabinet, in_drawer
 from policy_rollout.desk.experts_motion import (
+    CLEAR_Y,
     CLOSED,
     HOME_YAW,
     OPEN,
+    TRAVEL_Z,
     Block,
     Desk,
     Move,
@@ -26,7 +28,6 @@ from policy_rollout.desk.experts_motion import (
     funnel,
     half_turn_near,
     hand_turn,
-    home_turn,
     moved,
     reach_of,
     rise,
@@ -36,21 +37,25 @@ from policy_rollout.desk.rotation import euler_of, matrix_of
 
 Array = npt.NDArray[np.float64]
 
-TURN = math.radians(82)  # of a rotation; the oracle wants more than 60 degrees
-PUSH_BEHIND = 0.026  # from a block's side to the middle of the fingers before they push
-PUSH_SPEED = 0.75  # of the fastest
-COAST_FROM = 0.090  # metres of a push after which the hand stops and the block slides on alone
-BLOCKED = 1.2  # cost of a way to push from which on there is none
-PUSH_ANGLES = tuple(math.radians(a) for a in (0, 10, -10, 20, -20, 30, -30))
-
 
 def take(desk: Desk, name: str, grasp: Grasp | None = None) -> Plan:
-    """Close the fingers around a block that stands free or in the drawer."""
+    """Close the fingers around a block that stands free or in the drawer; look again if it moves meanwhile."""
     yield from rise(desk)
-    grasp = grasp or grasp_of(desk, name)
-    turn = hand_turn(grasp.yaw)
-    yield funnel(grasp.tcp, turn, OPEN, near=0.008, near_turn=0.08)
+    for _ in range(3):
+        grasp = grasp or grasp_of(desk, name)
+        turn = hand_turn(grasp.yaw)
+        moves_away = displaced(desk, name)
+        yield funnel(grasp.tcp, turn, OPEN, near=0.008, near_turn=0.08, limit=45, until=moves_away)
+        if not moves_away(desk.sight):
+            break
+        grasp = None
     yield wait(desk, CLOSED, 5)
+
+
+def displaced(desk: Desk, name: str) -> Callable[[Sight], bool]:
+    """Whether the block is no longer where it is now."""
+    place = desk.sight.blocks[name].pos.copy()
+    return lambda sight: float(np.linalg.norm(sight.blocks[name].pos - place)) > 0.012
 
 
 def lift(desk: Desk, name: str) -> Plan:
@@ -63,24 +68,32 @@ def lift(desk: Desk, name: str) -> Plan:
             yield from free_hand(desk)
         yield from take(desk, name)
     height = 0.16 if in_drawer(desk.sight.blocks[name]) else 0.10
-    yield Move(moved(desk.sight.tcp, 0, 0, height), CLOSED, near=0.01, limit=14, until=_lost(name))
+    yield Move(moved(desk.sight.tcp, 0, 0, height), CLOSED, near=0.01, limit=14, until=lost(name))
 
 
-def _lost(name: str) -> Callable[[Sight], bool]:
+def lost(name: str) -> Callable[[Sight], bool]:
     """Whether the block is no longer near the hand."""
     return lambda sight: float(np.linalg.norm(sight.blocks[name].pos - sight.tcp)) > 0.06
 
 
-def cabinet_tilt(width: float) -> float:
-    """How far the hand leans: in a narrow opening the palm must stay outside."""
-    return 0.5 if width > 0.22 else 0.8
+def cabinet_tilt(x: float, gap: tuple[float, float]) -> float:
+    """How far the hand leans to reach into the cabinet at `x`: where the palm does not fit in, it must stay outside."""
+    room = min(x - gap[0], gap[1] - x)
+    return 0.0 if room > L.PALM_HALF[1] + 0.008 else 0.8
+
+
+def _enter(desk: Desk, x: float, turn: Array, gripper: float) -> Plan:
+    """Go before the cabinet, clear of the bars that stick out of its front."""
+    if abs(float(desk.sight.tcp[0]) - x) > 0.04:
+        place = np.array([x, CLEAR_Y, TRAVEL_Z + 0.025])
+        yield Move(place, gripper, turn, near=0.04, near_turn=0.5)
 
 
 def _lift_from_cabinet(desk: Desk, name: str) -> Plan:
     block = desk.sight.blocks[name]
     x = float(block.pos[0])
     left, right = gaps(desk.layout, desk.sight.slide)
-    reach = 0.048
+    reach = 0.045
     gap = next((g for g in (left, right) if g[0] + reach < x < g[1] - reach), None)
     if gap is None:  # behind the door
         move = slide_left if x > (desk.layout.opening_x[0] + desk.layout.opening_x[1]) / 2 else slide_right
@@ -88,12 +101,14 @@ def _lift_from_cabinet(desk: Desk, name: str) -> Plan:
         return
     yield from rise(desk)
     grasp = grasp_of(desk, name)
-    tilt = cabinet_tilt(gap[1] - gap[0])
+    tilt = cabinet_tilt(float(grasp.tcp[0]), gap)
     turn = hand_turn(grasp.yaw, tilt)
-    yield funnel(moved(grasp.tcp, 0, 0, 0.004), turn, OPEN, -reach_of(tilt), near=0.008, near_turn=0.10, height=0.11)
+    yield from _enter(desk, float(grasp.tcp[0]), turn, OPEN)
+    back = -reach_of(max(tilt, 0.5))
+    yield funnel(moved(grasp.tcp, 0, 0, 0.003), turn, OPEN, back, near=0.008, near_turn=0.10, height=0.11)
     yield wait(desk, CLOSED, 5)
     away = 0.6 * np.array([0, 0, 1.0]) - reach_of(tilt)
-    yield Move(desk.sight.tcp + 0.11 * away / np.linalg.norm(away), CLOSED, near=0.01, limit=14, until=_lost(name))
+    yield Move(desk.sight.tcp + 0.11 * away / np.linalg.norm(away), CLOSED, near=0.01, limit=14, until=lost(name))
 
 
 # ---- with a block in the hand ----
@@ -131,7 +146,7 @@ def place_in_drawer(desk: Desk) -> Plan:
     y = max(float(low[1]) + 0.05, min(float(high[1]) - 0.07, float(low[1] + high[1]) / 2))
     x = _clear_x(desk, block, (float(low[0]) + 0.065, float(high[0]) - 0.065), y)
     spot = np.array([x, y, L.DRAWER_FLOOR_Z + block.half_extent((0, 0, 1)) + 0.008]) + _offset(desk, block, turn)
-    yield funnel(spot, turn, CLOSED, near=0.012, near_turn=0.15, height=0.20, limit=60, until=_lost(block.name))
+    yield funnel(spot, turn, CLOSED, near=0.012, near_turn=0.15, height=0.20, limit=60, until=lost(block.name))
     yield wait(desk, OPEN, 4)
     yield Move(moved(desk.sight.tcp, 0, 0, 0.12), OPEN, near=0.02, limit=12)
 
@@ -154,16 +169,18 @@ def place_in_slider(desk: Desk) -> Plan:
     if block is None:
         return
     gap = max(gaps(desk.layout, desk.sight.slide), key=lambda g: g[1] - g[0])
-    tilt = cabinet_tilt(gap[1] - gap[0])
-    turn = hand_turn(half_turn_near(HOME_YAW, desk.sight.yaw), tilt)
-    margin = min(0.07, (gap[1] - gap[0]) / 2)
+    margin = min(0.075, (gap[1] - gap[0]) / 2)
     x = _clear_x(desk, block, (gap[0] + margin, gap[1] - margin), 0.092)
+    tilt = cabinet_tilt(x, gap)
+    turn = hand_turn(half_turn_near(HOME_YAW, desk.sight.yaw), tilt)
+    yield from _enter(desk, x, turn, CLOSED)
+    block = desk.sight.blocks[block.name]
     # the block keeps the lean it was grasped with relative to the hand: let its middle be where it may drop a little
     held = _offset(desk, block, turn)
     spot = np.array([x, 0.094, L.PLANK_Z + L.BLOCK_HEIGHT / 2]) + held
     spot[2] += _sink(desk, block, turn) + 0.005
     back = np.array([0.0, -0.75, 0.66])
-    yield funnel(spot, turn, CLOSED, back, near=0.012, near_turn=0.15, height=0.12, limit=60, until=_lost(block.name))
+    yield funnel(spot, turn, CLOSED, back, near=0.012, near_turn=0.15, height=0.12, limit=60, until=lost(block.name))
     yield wait(desk, OPEN, 4)
     yield Move(desk.sight.tcp - reach_of(tilt) * 0.10, OPEN, near=0.02, limit=12)
 
@@ -218,169 +235,4 @@ def unstack(desk: Desk) -> Plan:
     name = pair[0].name
     yield from rise(desk, 0.57)
     yield from take(desk, name)
-    yield Move(moved(desk.sight.tcp, 0, 0, 0.08), CLOSED, near=0.01, limit=14, until=_lost(name))
-
-
-# ---- on the table ----
-
-
-def rotate(desk: Desk, name: str, left: bool) -> Plan:
-    """Take the block, raise it a little, turn it, and let it down."""
-    if desk.sight.held is not None:
-        yield from free_hand(desk)
-    by = TURN if left else -TURN
-    yield from rise(desk)
-    grasp = grasp_of(desk, name, by)
-    yield from take(desk, name, grasp)
-    tcp = desk.sight.tcp
-    there = np.array([tcp[0], float(np.clip(tcp[1], -0.14, -0.075)), tcp[2] + 0.012])
-    yield Move(there, CLOSED, near=0.02, limit=4, near_turn=9.0)
-    yield Move(there, CLOSED, hand_turn(grasp.yaw + by), near=0.02, limit=50, until=_lost(name))
-    yield Move(moved(there, 0, 0, -0.007), CLOSED, hand_turn(grasp.yaw + by), near=0.004, limit=5)
-    yield wait(desk, OPEN, 4)
-    yield Move(moved(desk.sight.tcp, 0, 0, 0.09), OPEN, near=0.02, limit=10)
-
-
-def push(desk: Desk, name: str, left: bool) -> Plan:
-    """Shove the block aside with closed fingers; the last bit it slides alone."""
-    yield from free_hand(desk)
-    block = desk.sight.blocks[name]
-    way, cost = _free_way(desk, block, left)
-    if cost > BLOCKED or desk.attempt > 3:
-        yield from _carry_aside(desk, block, left)
-        return
-    start_x = float(desk.start.blocks[name].pos[0])
-    behind = block.pos - way * (block.half_extent(way) + PUSH_BEHIND)
-    behind[2] = L.TABLE_Z + 0.017
-    turn = home_turn(desk)
-    yield funnel(behind, turn, CLOSED, near=0.010, near_turn=0.2)
-    sign = -1.0 if left else 1.0
-    stop = COAST_FROM if desk.attempt == 0 else 0.105
-    begin = block.pos.copy()
-
-    def goal(sight: Sight) -> Array:
-        """A little ahead of the hand, steered so that the block comes back to the line it was to go along."""
-        now = sight.blocks[name].pos
-        off = (now - begin) - way * float((now - begin) @ way)
-        wanted = way - 5.0 * off * [1, 1, 0]
-        wanted /= np.linalg.norm(wanted)
-        apart = now - sight.tcp
-        aside = apart - wanted * float(apart @ wanted)
-        target = sight.tcp + wanted * 0.05 + aside * 1.2
-        target[2] = behind[2]
-        return np.asarray(target)
-
-    def far(sight: Sight) -> bool:
-        return bool((sight.blocks[name].pos[0] - start_x) * sign > stop)
-
-    yield Move(goal, CLOSED, turn, limit=20, speed=PUSH_SPEED, until=far, arrive=False)
-    yield Move(moved(desk.sight.tcp - way * 0.02, 0, 0, 0.08), CLOSED, near=0.02, limit=10)
-
-
-def _carry_aside(desk: Desk, block: Block, left: bool) -> Plan:
-    """Where there is no way to push: over whatever is in the way; if there is no free place either, make one."""
-    begin = float(desk.start.blocks[block.name].pos[0])
-    away = np.arange(0.12, 0.36, 0.02) * (-1.0 if left else 1.0)
-    spot, cost = _free_spot(desk, block, begin + away)
-    if cost < BLOCKED:
-        yield from _carry(desk, block, spot)
-        return
-    others = _on_table(desk, block)
-    if others:
-        other = min(others, key=lambda b: abs(float(b.pos[0]) - spot[0]))
-        yield from _carry(desk, other, _free_spot(desk, other, begin - away)[0])
-
-
-def _on_table(desk: Desk, block: Block) -> list[Block]:
-    """The other blocks on the table."""
-    return [b for b in desk.sight.blocks.values() if b.name != block.name and not in_cabinet(b) and not in_drawer(b)]
-
-
-def _free_spot(desk: Desk, block: Block, xs: Array) -> tuple[tuple[float, float], float]:
-    """The best place on the table at one of these x for a block, and its cost."""
-    half = float(np.linalg.norm(block.size[:2])) / 2 + 0.008
-    others = _on_table(desk, block)
-
-    def cost(spot: tuple[float, float]) -> float:
-        point = np.array([spot])
-        room = min((float(distance_to(other, point)[0]) for other in others), default=1.0)
-        room = min(room, float(np.linalg.norm(point[0] - desk.layout.button[:2])) - L.BUTTON_RING[0])
-        over = abs(spot[0]) + half - L.TABLE_X[1]
-        return 50 * max(0.0, half - room) + 50 * max(0.0, over) + math.dist(spot, block.pos[:2].tolist())
-
-    best = min(((float(x), y) for x in xs for y in (-0.13, -0.11, -0.09, -0.07, -0.05)), key=cost)
-    return best, cost(best)
-
-
-def _carry(desk: Desk, block: Block, spot: tuple[float, float]) -> Plan:
-    """Take a block to a place on the table and drop it from a little above."""
-    yield from take(desk, block.name)
-    z = float(desk.sight.tcp[2])
-    yield Move(moved(desk.sight.tcp, 0, 0, 0.06), CLOSED, near=0.015, limit=8, until=_lost(block.name))
-    yield funnel((*spot, z + 0.005), desk.sight.euler, CLOSED, near=0.006, limit=40, until=_lost(block.name))
-    yield wait(desk, OPEN, 4)
-    yield Move(moved(desk.sight.tcp, 0, 0, 0.08), OPEN, near=0.02, limit=10)
-
-
-def _free_way(desk: Desk, block: Block, left: bool) -> tuple[Array, float]:
-    """Unit vector (3,) of the push and its cost: to the side, slanted where a block or the button is in the way."""
-    best, best_cost = np.array([-1.0 if left else 1.0, 0, 0]), math.inf
-    for angle in PUSH_ANGLES:
-        way = np.array([(-1 if left else 1) * math.cos(angle), math.sin(angle), 0.0])
-        length = 0.125 / math.cos(angle)
-        start = block.pos - way * (block.half_extent(way) + PUSH_BEHIND + 0.012)
-        path = np.linspace(start[:2], (block.pos + way * (length + block.half_extent(way)))[:2], 15)
-        half = block.half_extent((-way[1], way[0], 0)) + 0.006
-        cost = abs(angle)
-        for other in desk.sight.blocks.values():
-            if other.name != block.name and not in_cabinet(other) and not in_drawer(other):
-                cost += 100 * max(0.0, half - float(distance_to(other, path).min()))
-        ring = float(np.linalg.norm(path - desk.layout.button[:2], axis=1).min())
-        cost += 100 * max(0.0, half + L.BUTTON_RING[0] - ring)
-        end_y = float(path[-1, 1])
-        cost += 60 * max(0.0, end_y + 0.01) + 60 * max(0.0, L.TABLE_FRONT_Y + 0.03 - end_y)
-        if cost < best_cost:
-            best, best_cost = way, cost
-    return best, best_cost
-
-
-def push_into_drawer(desk: Desk) -> Plan:
-    """Sweep a block over the table's front edge into the open drawer; carry it there if there is no room to push."""
-    if desk.sight.held is not None:
-        yield from place_in_drawer(desk)
-        return
-    yield from free_hand(desk)
-    block = _sweepable(desk)
-    if block is None:
-        return
-    low, high = desk.layout.drawer_space_at(desk.sight.drawer)
-    way = np.array([0.0, -1.0, 0.0])
-    half = block.half_extent((1, 0, 0))
-    behind = block.pos - way * (block.half_extent(way) + PUSH_BEHIND - 0.004)
-    inside = low[0] + half + 0.008 < block.pos[0] < high[0] - half - 0.008
-    others = _on_table(desk, block)
-    crowded = any(float(distance_to(b, behind[None, :2]).min()) < 0.025 for b in others)
-    if desk.attempt > 1 or not inside or crowded or behind[1] > 0.002:
-        yield from take(desk, block.name)
-        yield Move(moved(desk.sight.tcp, 0, 0, 0.08), CLOSED, near=0.02, limit=10)
-        yield from place_in_drawer(desk)
-        return
-    behind[2] = L.TABLE_Z + 0.017
-    turn = home_turn(desk)
-    yield funnel(behind, turn, CLOSED, near=0.010, near_turn=0.2)
-    name = block.name
-
-    def goal(sight: Sight) -> Array:
-        aside = float(sight.blocks[name].pos[0] - sight.tcp[0])
-        return np.array([sight.tcp[0] + aside * 1.5, sight.tcp[1] - 0.05, behind[2]])
-
-    yield Move(goal, CLOSED, turn, limit=25, speed=0.7, until=lambda s: s.blocks[name].pos[2] < 0.42, arrive=False)
-    yield Move(moved(desk.sight.tcp, 0, 0, 0.08), CLOSED, near=0.02, limit=10)
-
-
-def _sweepable(desk: Desk) -> Block | None:
-    """The block on the table that is easiest to get into the drawer."""
-    low, high = desk.layout.drawer_space_at(desk.sight.drawer)
-    blocks = [b for b in desk.sight.blocks.values() if not in_cabinet(b) and not in_drawer(b)]
-    outside = {b.name: max(float(low[0] - b.pos[0]), float(b.pos[0] - high[0]), 0.0) for b in blocks}
-    return min(blocks, key=lambda b: (outside[b.name], float(b.pos[1])), default=None)
+    yield Move(moved(desk.sight.tcp, 0, 0, 0.08), CLOSED, near=0.01, limit=14, until=lost(name))

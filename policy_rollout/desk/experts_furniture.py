@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from policy_rollout.desk import layout as L
+from policy_rollout.desk.experts_grasp import free_spot
 from policy_rollout.desk.experts_motion import (
     CLOSED,
     OPEN,
@@ -30,9 +31,8 @@ def free_hand(desk: Desk) -> Plan:
     block = desk.sight.held
     if block is not None:
         low, high = desk.layout.table_space
-        tcp = desk.sight.tcp
-        spot = np.array([np.clip(tcp[0], low[0], high[0]), np.clip(tcp[1], -0.13, -0.09), 0.0])
-        drop = float(tcp[2] - block.pos[2]) + block.half_extent((0, 0, 1)) + L.TABLE_Z + 0.004
+        drop = float(desk.sight.tcp[2] - block.pos[2]) + block.half_extent((0, 0, 1)) + L.TABLE_Z + 0.004
+        spot = np.array([*free_spot(desk, block, np.arange(low[0], high[0], 0.03))[0], 0.0])
         turn = home_turn(desk)
         yield Move(moved(spot, 0, 0, TRAVEL_Z), CLOSED, turn, near=0.02, near_turn=0.3)
         yield Move(moved(spot, 0, 0, drop), CLOSED, turn, limit=20)

@@ -55,7 +55,7 @@ def grasp_of(desk: Desk, name: str, turn_by: float = 0.0) -> Grasp:
     block = sight.blocks[name]
     upright = int(np.abs(block.matrix[2]).argmax())
     height = block.half_extent((0, 0, 1))
-    tcp = moved(block.pos, 0, 0, height - 0.024 if height > 0.024 else -0.003)
+    middle = moved(block.pos, 0, 0, height - 0.024 if height > 0.024 else -0.003)
     options = []
     for axis in range(3):
         if axis == upright or block.size[axis] > WIDEST:
@@ -64,17 +64,20 @@ def grasp_of(desk: Desk, name: str, turn_by: float = 0.0) -> Grasp:
         yaw = half_turn_near(math.atan2(direction[1], direction[0]) + math.pi / 2 + turn_by / 2, sight.yaw)
         yaw -= turn_by / 2
         cost = turn_cost(yaw + turn_by / 2, sight.yaw) + 10 * max(0.0, float(block.size[axis]) - 0.04)
-        cost += _crowding(desk, block, yaw)
-        options.append(Grasp(tcp, yaw, cost))
+        across = np.array([math.sin(yaw), -math.cos(yaw), 0.0])
+        slack = L.GRIPPER_RANGE[1] / 2 - float(block.size[axis]) / 2 - 0.005
+        for shift in (0.0, 0.5, -0.5, 1.0, -1.0):  # an open hand need not be in the middle, where there is no room
+            tcp = middle + across * slack * shift
+            options.append(Grasp(tcp, yaw, cost + 0.2 * abs(shift) + _crowding(desk, block, tcp, yaw)))
     return min(options, key=lambda grasp: grasp.cost)
 
 
-def _crowding(desk: Desk, block: Block, yaw: float) -> float:
+def _crowding(desk: Desk, block: Block, tcp: Array, yaw: float) -> float:
     """Cost of open fingers that would come down on something, and of a palm that sticks into the cabinet."""
     across = np.array([math.sin(yaw), -math.cos(yaw)])
     along = np.array([math.cos(yaw), math.sin(yaw)])
     corners = [s * across * FINGER_REACH + t * along * L.FINGER_HALF[0] for s in (-1, 1) for t in (-1, 1)]
-    fingers = block.pos[:2] + np.array(corners)
+    fingers = tcp[:2] + np.array(corners)
     cost = 0.0
     for other in desk.sight.blocks.values():
         if other.name != block.name and abs(other.pos[2] - block.pos[2]) < 0.03:
@@ -88,6 +91,27 @@ def _crowding(desk: Desk, block: Block, yaw: float) -> float:
     else:
         ring = np.linalg.norm(fingers - desk.layout.button[:2], axis=1).min()
         cost += 100 * max(0.0, L.BUTTON_RING[0] + 0.009 - float(ring))
-        palm = float(block.pos[1]) + 0.09 * abs(math.cos(yaw)) + 0.03 * abs(math.sin(yaw))
+        palm = float(tcp[1]) + L.PALM_HALF[1] * abs(math.cos(yaw)) + L.PALM_HALF[0] * abs(math.sin(yaw))
         cost += 20 * max(0.0, palm - 0.02)
     return cost
+
+
+def on_table(desk: Desk, block: Block) -> list[Block]:
+    """The other blocks on the table."""
+    return [b for b in desk.sight.blocks.values() if b.name != block.name and not in_cabinet(b) and not in_drawer(b)]
+
+
+def free_spot(desk: Desk, block: Block, xs: Array) -> tuple[tuple[float, float], float]:
+    """The best place on the table at one of these x for a block, and its cost."""
+    half = float(np.linalg.norm(block.size[:2])) / 2 + 0.008
+    others = on_table(desk, block)
+
+    def cost(spot: tuple[float, float]) -> float:
+        point = np.array([spot])
+        room = min((float(distance_to(other, point)[0]) for other in others), default=1.0)
+        room = min(room, float(np.linalg.norm(point[0] - desk.layout.button[:2])) - L.BUTTON_RING[0])
+        over = abs(spot[0]) + half - L.TABLE_X[1]
+        return 50 * max(0.0, half - room) + 50 * max(0.0, over) + math.dist(spot, block.pos[:2].tolist())
+
+    best = min(((float(x), y) for x in xs for y in (-0.13, -0.11, -0.09, -0.07, -0.05)), key=cost)
+    return best, cost(best)

@@ -22,6 +22,7 @@ from policy_rollout.desk.rotation import euler_of, matrix_of, nearest_turn
 Array = npt.NDArray[np.float64]
 
 HOME_YAW = math.pi / 2
+CLEAR_Y = -0.065  # nearer to the viewer than this nothing sticks out of the cabinet
 TRAVEL_Z = 0.535  # the tcp passes over blocks and button at this height
 OPEN, CLOSED = 1.0, -1.0
 GAIN = 0.8  # share of the remaining way that is asked for per step; the servos then arrive without overshooting
@@ -216,7 +217,9 @@ def rise(desk: Desk, height: float = TRAVEL_Z) -> Plan:
             way = np.array([0.0, -0.6, 0.8])
         yield Move(tcp + way * 0.10, gripper, near=0.02, near_turn=9.0, limit=10)
         tcp = desk.sight.tcp
-    if tcp[2] < height - 0.01:
+    if tcp[1] > CLEAR_Y + 0.02 and tcp[2] < 0.64:  # before the bars of door and switch, that stick out
+        yield Move(np.array([tcp[0], CLEAR_Y, max(tcp[2], height)]), gripper, near=0.025, near_turn=9.0, limit=12)
+    elif tcp[2] < height - 0.01:
         yield Move(np.array([tcp[0], tcp[1], height]), gripper, near=0.015, near_turn=9.0, limit=25)
 
 

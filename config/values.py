@@ -21,7 +21,10 @@ FALSE = frozenset({"false", "no", "off"})
 
 
 class ConfigError(ValueError):
-    """One line for the user: the key, the value, what is allowed."""
+    """One line for the user: the key, the value, what is allowed. What cannot be printed is shown escaped."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__(printable(line))
 
 
 class Quoted(str):
@@ -32,6 +35,11 @@ class Quoted(str):
 
 class Wrong(ValueError):
     """A value that does not fit its key's annotation or bounds."""
+
+
+def printable(text: str) -> str:
+    """The text on one line, with line ends and whatever else has no picture as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def shown(value: Any) -> str:
@@ -46,7 +54,7 @@ def shown(value: Any) -> str:
         text = str(value).lower()
     else:
         text = str(value)
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    text = printable(text)
     return text if len(text) <= 160 else text[:157] + "..."
 
 

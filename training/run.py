@@ -112,6 +112,9 @@ def open_run(job: Job) -> Iterator[Run]:
         yield run
         # Ranks that leave at different times have been seen to abort the process group of the others.
         accelerator.wait_for_everyone()
+    except KeyboardInterrupt:
+        run.say("stopped by hand; experiment.resume_from_checkpoint=latest goes on from the last checkpoint")
+        raise SystemExit(130) from None
     finally:
         run.board.close()
     accelerator.end_training()

@@ -23,6 +23,18 @@ from training.data.cotrain import CotrainLoader, Flow, cotrain_loader, robot_dat
 from training.optim import Schedule, build_optimizer
 from training.run import Run
 
+SAME_FIELDS = {
+    "act_step": "act_step",
+    "num_view": "model.vla.num_view",
+    "num_vq_tokens": "model.showo.num_vq_tokens",
+    "clip_width": "the width of model.showo.clip_model_path",
+    "resolution": "dataset.preprocessing.resolution",
+    "max_seq_length": "dataset.preprocessing.max_seq_length",
+    "words": "the vocabulary of model.showo.llm_model_path",
+}
+"""What a run and the checkpoint it continues have to agree on: field of the model's description -> what to call it."""
+SAME_SIZES = ("model_type", "hidden_size", "num_hidden_layers")
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -90,15 +102,7 @@ def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
 
 def _model(job: Job, resumed: Checkpoint | None) -> Built:
     """The network at the start of the run: from the configuration, or from the checkpoint that is continued."""
-    if resumed is None:
-        built = build(job)
-    else:
-        built = replace(load_folder(resumed.model_dir), notes=())
-        _same(resumed, "act_step", built.spec.act_step, job.act_step)
-        _same(resumed, "model.vla.num_view", built.spec.num_view, job.model.vla.num_view)
-        _same(resumed, "dataset.preprocessing.resolution", built.spec.resolution, job.dataset.preprocessing.resolution)
-        built.model.spec = replace(built.spec, text_objective=job.training.text_objective)
-        built.model.requires_grad_(True)
+    built = build(job) if resumed is None else _continued(job, resumed)
     if job.model.gradient_checkpointing:
         built.model.backbone.enable_gradient_checkpointing()
     if job.training.compile:
@@ -106,9 +110,21 @@ def _model(job: Job, resumed: Checkpoint | None) -> Built:
     return built
 
 
-def _same(resumed: Checkpoint, key: str, saved: object, wanted: object) -> None:
-    if saved != wanted:
-        raise ValueError(f"{key}={wanted}, but {resumed.path}, which this run continues, was trained with {saved}")
+def _continued(job: Job, resumed: Checkpoint) -> Built:
+    """The checkpoint's network, if it is the one that the configuration describes; ``ValueError`` if not."""
+    built, wanted = load_folder(resumed.model_dir), build(job, device="meta").spec
+    saved = built.spec
+    pairs = {key: (getattr(saved, field), getattr(wanted, field)) for field, key in SAME_FIELDS.items()}
+    pairs |= {f"model.showo.llm_model_path's {field}": (saved.llm[field], wanted.llm[field]) for field in SAME_SIZES}
+    for key, (had, want) in pairs.items():
+        if had != want:
+            raise ValueError(
+                f"{key} is {want}, but {resumed.path}, which this run continues, was trained with {had}; "
+                "choose another experiment.output_dir, or experiment.resume_from_checkpoint=false"
+            )
+    built.model.spec = replace(saved, text_objective=job.training.text_objective)
+    built.model.requires_grad_(True)
+    return replace(built, notes=())
 
 
 def _needs_clip(job: Job) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from config.load import ConfigError
+from tests.tiny import write_language_model
 from tests.training.runs import Outcome, same
 from training.checkpoint import find_checkpoint, open_checkpoint
 
@@ -89,10 +90,22 @@ def test_a_run_can_go_on_elsewhere_from_a_path(run: Start) -> None:
     assert same(whole.weights(), other.weights())
 
 
-def test_a_model_of_other_sizes_does_not_go_on(run: Start) -> None:
-    run(experiment__save_every=1)
-    with pytest.raises(ConfigError, match=r"num_view=2.*trained with 1"):
-        run(experiment__resume_from_checkpoint="latest", model__vla__num_view=2)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model__vla__num_view": 2}, r"num_view is 2.*trained with 1"),
+        ({"act_step": 3}, r"act_step is 3.*trained with 4"),
+        ({"model__showo__llm_model_path": "{other}"}, r"hidden_size is 64.*trained with 32"),
+    ],
+)
+def test_a_model_of_other_sizes_does_not_go_on(
+    run: Start, tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    run(experiment__save_every=1, training__max_train_steps=1)
+    other = write_language_model(tmp_path / "other", hidden=64)
+    wanted = {key: str(value).format(other=other) for key, value in change.items()}
+    with pytest.raises(ConfigError, match=said):
+        run(experiment__resume_from_checkpoint="latest", **wanted)
 
 
 def test_an_optimizer_of_other_parameters_does_not_go_on(run: Start) -> None:

@@ -140,8 +140,8 @@ class Layout:
 
     def drawer_space_at(self, drawer: float) -> tuple[Array, Array]:
         """Lower and upper corner of the drawer's inside that is not under the table."""
-        low = [self.drawer_x - DRAWER_HALF_WIDTH + DRAWER_WALL, DRAWER_Y[0] - drawer, DRAWER_FLOOR_Z]
-        high = [self.drawer_x + DRAWER_HALF_WIDTH - DRAWER_WALL, TABLE_FRONT_Y, DRAWER_RIM_Z]
+        low = [self.drawer_x - DRAWER_HALF_WIDTH + 2 * DRAWER_WALL, DRAWER_Y[0] - drawer, DRAWER_FLOOR_Z]
+        high = [self.drawer_x + DRAWER_HALF_WIDTH - 2 * DRAWER_WALL, TABLE_FRONT_Y, DRAWER_RIM_Z]
         return np.array(low), np.array(high)
 
     @property

@@ -89,7 +89,7 @@ class Moments:
 
     @property
     def std(self) -> Array:
-        return np.sqrt(np.maximum(self.squares / self.count - self.mean**2, 0.0))
+        return np.asarray(np.sqrt(np.maximum(self.squares / self.count - self.mean**2, 0.0)))
 
     def as_json(self) -> dict[str, Any]:
         return {k: v if isinstance(v, int) else v.tolist() for k, v in vars(self).items()}

@@ -61,5 +61,4 @@ def clip(split: CalvinSplit) -> list[Frame]:
             held = split.frame(i, ["rgb_static", "rgb_gripper"])
             row = beside([held["rgb_static"], held["rgb_gripper"]], height=200)
             frames.append(captioned(row, window.instruction, window.task or ""))
-    height = max(frame.shape[0] for frame in frames)
-    return [np.pad(f, ((0, height - f.shape[0]), (0, 0), (0, 0)), mode="edge") for f in frames]
+    return frames

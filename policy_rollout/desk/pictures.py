@@ -41,11 +41,11 @@ def beside(frames: Sequence[Frame], height: int, gap: int = 4) -> Frame:
     return np.concatenate(parts, axis=1)
 
 
-def captioned(frame: Frame, text: str, note: str = "", colour: _Colour = FAINT, size: int = 13) -> Frame:
-    """`frame` above a strip with `text` (as many lines as it needs, at least two) and a coloured `note` below."""
+def captioned(frame: Frame, text: str, note: str = "", colour: _Colour = FAINT) -> Frame:
+    """`frame` above a strip with `text` (as many lines as it needs) and a coloured `note` below."""
     width = frame.shape[1]
+    size = int(np.clip(width // 30, 11, 24))
     lines = _wrapped(text, width - 10, size)
-    lines += [""] * (2 - len(lines))
     line = size + 4
     strip = Image.new("RGB", (width, line * (len(lines) + bool(note)) + 8), PAPER)
     draw = ImageDraw.Draw(strip)
@@ -85,6 +85,12 @@ def sheet(cells: Sequence[Frame], columns: int, gap: int = 8) -> Frame:
     return page
 
 
+def level(frames: Sequence[Frame]) -> list[Frame]:
+    """Frames all as high as the highest, as an animation needs them: captions differ in their number of lines."""
+    height = max(frame.shape[0] for frame in frames)
+    return [np.pad(f, ((0, height - f.shape[0]), (0, 0), (0, 0)), mode="edge") for f in frames]
+
+
 def write_png(path: Path, frame: Frame) -> None:
     """The file appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +104,7 @@ def write_gif(path: Path, frames: Sequence[Frame], fps: float = 15.0, colours: i
     if not frames:
         raise ValueError(f"no frames to write to {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    frames = level(frames)
     some = [frames[i] for i in np.linspace(0, len(frames) - 1, min(8, len(frames))).astype(int)]
     palette = Image.fromarray(np.concatenate(some)).quantize(colours, Image.Quantize.MEDIANCUT)
     pages = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]

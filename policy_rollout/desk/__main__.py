@@ -1,0 +1,10 @@
+"""`python -m policy_rollout.desk`: look at the desk, let the experts play, measure what it costs."""
+
+from __future__ import annotations
+
+import sys
+
+from policy_rollout.desk.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""What the desk costs on this machine, in milliseconds of CPU (waiting for other programs does not count)."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+
+import mujoco
+import numpy as np
+
+from policy_rollout.calvin.oracle import TaskOracle
+from policy_rollout.desk.env import DeskEnv
+from policy_rollout.desk.experts import PLAY, ScriptedExpert, task_resets
+
+SIZES = (("static", 64), ("static", 128), ("static", 200), ("static", 336), ("gripper", 64), ("gripper", 84))
+SECONDS = 0.6  # of CPU for each figure
+
+
+def bench(env: DeskEnv) -> str:
+    """A Markdown table: one control step, the parts around it, and pictures by size."""
+    task = "open_drawer"
+    rows = [("a control step: physics, observation, info", _step(env))]
+    oracle, start = TaskOracle(), env.get_info()
+    rows.append(("the oracle's verdict on all 34 tasks", _ms(lambda: oracle.tasks_done(start, start))))
+    obs = env.reset(*task_resets(task, 0, env.scene))
+    expert = ScriptedExpert(env.layout, task, np.random.default_rng(0), PLAY)
+    rows.append(("an expert's action", _ms(lambda: expert.act(obs))))
+    rows += [(f"{camera} camera, {size} px", _ms(lambda c=camera, s=size: env.picture(c, s))) for camera, size in SIZES]  # type: ignore[misc]
+    machine = f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, mujoco {mujoco.__version__}"
+    lines = ["| what | CPU ms |", "|---|---|", *(f"| {what} | {ms:.2f} |" for what, ms in rows)]
+    return "\n".join(
+        [*lines, "", f"scene {env.scene}, renderer {env.renderer}; {machine}; {time.strftime('%Y-%m-%d')}"]
+    )
+
+
+def _step(env: DeskEnv) -> float:
+    """With an expert at work, so that things touch and move."""
+    env.reset(*task_resets("open_drawer", 0, env.scene))
+    expert = ScriptedExpert(env.layout, "open_drawer", np.random.default_rng(0), PLAY)
+    actions, obs = [], env.get_obs(render=False)
+    for _ in range(40):
+        actions.append(expert.act(obs))
+        obs, _, _, _ = env.step(actions[-1])
+
+    def replay() -> None:
+        env.reset(*task_resets("open_drawer", 0, env.scene))
+        for action in actions:
+            env.step(action)
+
+    return _ms(replay) / len(actions)
+
+
+def _ms(work: Callable[[], object]) -> float:
+    """Milliseconds of CPU of one call."""
+    work()  # what is made once is not counted
+    calls, began = 0, time.process_time()
+    while (spent := time.process_time() - began) < SECONDS:
+        work()
+        calls += 1
+    return spent / calls * 1000
+
+
+def _processor() -> str:
+    """The processor's name where Linux tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()

@@ -1,0 +1,183 @@
+"""The desk on the command line. Every option is one function below; `main` only reads the options."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from policy_rollout.calvin.initial_states import initial_state
+from policy_rollout.calvin.instructions import HELD_OUT, TRAINING
+from policy_rollout.calvin.oracle import TaskOracle
+from policy_rollout.calvin.sequences import desk_sequences
+from policy_rollout.calvin.tasks import TASK_NAMES
+from policy_rollout.desk import DeskEnv
+from policy_rollout.desk.bench import bench
+from policy_rollout.desk.experts import EXPERT_TASKS, PLAY, QUIET, task_resets
+from policy_rollout.desk.layout import SCENES
+from policy_rollout.desk.pictures import beside, captioned, write_gif, write_png
+from policy_rollout.desk.render import RENDERERS
+from policy_rollout.desk.show import Film, expert_hand, play_task, random_hand
+
+DESCRIPTION = """\
+The desk: CALVIN's tasks on a table of our own, in MuJoCo, with no OpenGL and no download.
+Four scenes (A, B, C, D), 34 tasks, two cameras, the same actions, observations and judge as the real CALVIN."""
+
+EPILOG = """\
+examples:
+  python -m policy_rollout.desk --list
+      the 34 tasks, each with a sentence that asks for it
+  python -m policy_rollout.desk --draw state.png --scene B --seed 3
+      what both cameras see of a random start
+  python -m policy_rollout.desk --task open_drawer --expert --save clip.gif
+      an expert does it; the clip shows both cameras, the instruction and the outcome
+  python -m policy_rollout.desk --chain 5 --save chain.gif
+      five tasks one after the other, as CALVIN evaluates
+  python -m policy_rollout.desk --bench
+      milliseconds of CPU per step and per picture, on this machine
+
+more:
+  python -m policy_rollout.desk.experts --table --chains 100      success of the experts, in numbers
+  python preprocess_data/make_desk_demos.py --help                record demonstrations in CALVIN's format"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m policy_rollout.desk",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = made.add_argument_group("what to do (one of them)").add_mutually_exclusive_group(required=True)
+    what.add_argument("--list", action="store_true", help="print the tasks")
+    what.add_argument("--task", metavar="NAME", help="play one task from a random start in which it can be done")
+    what.add_argument("--chain", type=int, metavar="N", help="play N tasks in a row (1 to 8; CALVIN's chains have 5)")
+    what.add_argument("--draw", type=Path, metavar="FILE.png", help="draw a start as both cameras see it")
+    what.add_argument("--bench", action="store_true", help="measure physics, expert and cameras (a few seconds)")
+    who = made.add_mutually_exclusive_group()
+    who.add_argument("--expert", action="store_true", help="the scripted expert acts (default)")
+    who.add_argument("--random", action="store_true", help="random actions instead")
+    made.add_argument("--noise", action="store_true", help="disturb the expert, as demonstrations are recorded")
+    made.add_argument("--save", type=Path, metavar="FILE.gif", help="the clip of --task or --chain")
+    made.add_argument("--scene", choices=SCENES, default="D", help="default D")
+    made.add_argument("--seed", type=int, default=0, help="which random start (default 0)")
+    made.add_argument("--size", type=int, default=200, metavar="PX", help="edge of the static picture (default 200)")
+    made.add_argument("--renderer", choices=RENDERERS, default="raycast", help="gl needs OpenGL (default raycast)")
+    return made
+
+
+def list_tasks() -> int:
+    """Print every task with a sentence, and whether there is an expert for it."""
+    width = max(map(len, TASK_NAMES))
+    print(f"{'task':{width}}  expert  for example")
+    for task in TASK_NAMES:
+        expert = "yes" if task in EXPERT_TASKS else "no"
+        print(f"{task:{width}}  {expert:6}  {TRAINING[task][0]}")
+    phrasings = sum(map(len, TRAINING.values())), sum(map(len, HELD_OUT.values()))
+    print(f"{len(TASK_NAMES)} tasks, {phrasings[0]} sentences for training and {phrasings[1]} held out")
+    return 0
+
+
+def draw(env: DeskEnv, path: Path, seed: int) -> int:
+    """A random start, static and wrist camera side by side."""
+    env.reset(seed=seed)
+    size = env.static_size
+    picture = beside([env.render("static"), env.render("gripper", size)], size)
+    write_png(path, captioned(picture, f"scene {env.scene}, seed {seed}"))
+    print(f"{path}: scene {env.scene}, seed {seed}, {size} px")
+    return 0
+
+
+def play_one(env: DeskEnv, task: str, options: argparse.Namespace) -> int:
+    """One task; prints how it went. Returns 0 if it was done, 1 if not."""
+    film = _film(options)
+    obs = env.reset(*task_resets(task, options.seed, env.scene), seed=options.seed)
+    rng = np.random.default_rng(options.seed)
+    hand = random_hand(rng) if options.random else expert_hand(env, task, rng, PLAY if options.noise else QUIET)
+    instruction = TRAINING[task][options.seed % len(TRAINING[task])]
+    success, steps = play_task(env, TaskOracle(), task, obs, hand, film, instruction)
+    print(f'{task}, scene {env.scene}, seed {options.seed}: "{instruction}"')
+    print(f"{'done' if success else 'NOT done'} after {steps} steps ({steps / env.control_freq:.1f} s)")
+    _save(film, options.save)
+    return 0 if success else 1
+
+
+def play_chain(env: DeskEnv, length: int, options: argparse.Namespace) -> int:
+    """Tasks one after the other until one fails. Returns 0 if all were done, 1 if not."""
+    film, oracle = _film(options), TaskOracle()
+    chain = desk_sequences(1, EXPERT_TASKS, options.seed, length)[0]
+    obs = env.reset(*initial_state(chain.state), seed=options.seed)
+    rng = np.random.default_rng(options.seed)
+    done = 0
+    for number, task in enumerate(chain.tasks, 1):
+        hand = random_hand(rng) if options.random else expert_hand(env, task, rng, PLAY if options.noise else QUIET)
+        instruction = TRAINING[task][options.seed % len(TRAINING[task])]
+        success, steps = play_task(env, oracle, task, obs, hand, film, f"{number}. {instruction}")
+        print(f'{number}. {task}: "{instruction}": {"done" if success else "NOT done"} after {steps} steps')
+        if not success:
+            break
+        done += 1
+        obs = env.get_obs(render=False)
+    print(f"{done} of {len(chain.tasks)} in a row")
+    _save(film, options.save)
+    return 0 if done == len(chain.tasks) else 1
+
+
+def _film(options: argparse.Namespace) -> Film | None:
+    return None if options.save is None else Film()
+
+
+def _save(film: Film | None, path: Path | None) -> None:
+    if film is not None and path is not None:
+        write_gif(path, film.frames)
+        print(f"{path}: {len(film.frames)} frames, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """ValueError naming the option, its value and what is allowed."""
+    if options.task is not None and options.task not in EXPERT_TASKS:
+        near = [task for task in EXPERT_TASKS if options.task.replace(" ", "_") in task] or ["see --list"]
+        raise ValueError(f"--task {options.task!r} is not a task; did you mean {', '.join(near[:4])}?")
+    if options.chain is not None and not 1 <= options.chain <= 8:
+        raise ValueError(f"--chain is {options.chain}; it must be from 1 to 8")
+    if not 16 <= options.size <= 2000:
+        raise ValueError(f"--size is {options.size}; it must be from 16 to 2000 pixels")
+    if options.seed < 0:
+        raise ValueError(f"--seed is {options.seed}; it must not be negative")
+    for option, path, suffix in (("--save", options.save, ".gif"), ("--draw", options.draw, ".png")):
+        if path is not None and path.suffix.lower() != suffix:
+            raise ValueError(f"{option} {path}: the file must end in {suffix}")
+    if options.save is not None and options.task is None and options.chain is None:
+        raise ValueError("--save goes with --task or --chain; a picture is drawn with --draw")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what the options say; returns the exit status."""
+    _check(options)
+    if options.list:
+        return list_tasks()
+    env = DeskEnv(options.scene, options.renderer, static_size=options.size, seed=options.seed)
+    try:
+        if options.bench:
+            print(bench(env))
+            return 0
+        if options.draw is not None:
+            return draw(env, options.draw, options.seed)
+        if options.task is not None:
+            return play_one(env, options.task, options)
+        return play_chain(env, options.chain, options)
+    finally:
+        env.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. 0: all well; 1: a task was not done; 2: the options are wrong or a file cannot be written."""
+    options = parser().parse_args(argv)
+    try:
+        return run(options)
+    except (ValueError, OSError) as error:
+        print(f"policy_rollout.desk: {error}", file=sys.stderr)
+        return 2

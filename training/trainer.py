@@ -49,8 +49,8 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(parts.model, parts.optimizer)
         if run.resumed is not None:
             checkpoint.load_state(accelerator, run.resumed)
-        run.begin()
         self.validator = Validator(job, run, parts)
+        run.begin()
         self.meter = Meter()
         self._divisors = torch.ones(3, device=run.device)
         self._bad_step = torch.full((), -1, dtype=torch.long, device=run.device)

@@ -5,22 +5,23 @@ All ranks do the same work on their share (losses) or the same work (answers, fr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
+from config.load import ConfigError
 from config.schema import Job
 from models.decoding import generate
 from models.images import clip_pixels, to_uint8
 from models.loss import Tally
 from models.sequence import robot_sequence
-from training.data.batch import CoBatch, RobotBatch, collate_robot
+from training.data.batch import CoBatch, RobotBatch, TextSample, collate_robot
 from training.data.cotrain import Batch, Flow
-from training.data.files import IMAGE_SUFFIXES
+from training.data.files import IMAGE_SUFFIXES, read_image
 from training.metrics import Meter
 from training.run import Run
 from training.setup import Parts
@@ -34,6 +35,15 @@ QUESTION_SEPARATOR = " *** "
 MEASURES = (*(f"{name}/loss" for name in COUNTED), "text/nats_per_token", "action/mae")
 
 
+@dataclass(frozen=True)
+class Picture:
+    """Something to ask about: ``pixels`` as CLIP wants them [3, S, S]; ``questions`` with the true answer, if known."""
+
+    name: str
+    pixels: Tensor
+    questions: Sequence[tuple[str, str | None]]
+
+
 class Validator:
     """Measures and shows one run's model."""
 
@@ -43,6 +53,11 @@ class Validator:
             run.say(
                 "no held-out data (dataset.params.validation_pre_shards_path_or_url, ...mmu...): nothing to evaluate on"
             )
+        if job.experiment.generate_every and job.mmu_image_root is not None:
+            try:
+                pictures_in(Path(job.mmu_image_root))
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
 
     @property
     def _has_data(self) -> bool:
@@ -111,32 +126,46 @@ class Validator:
         return torch.cat(list(columns), dim=1)
 
     def answers(self) -> list[tuple[str, str]]:
-        """(picture's name, its questions with the model's answers)."""
-        names, pixels = self._pictures()
-        if not names:
+        """(picture's name, what it was asked and what the model said)."""
+        pictures = self._pictures()
+        if not pictures:
             return []
-        questions = [question.strip() for question in self.job.question.split(QUESTION_SEPARATOR)]
+        asked = [(row, question, truth) for row, p in enumerate(pictures) for question, truth in p.questions]
         patches = None
-        if self.parts.clip is not None and pixels is not None:
-            patches = self.parts.clip.features(pixels.to(self.run.device)).repeat_interleave(len(questions), 0)
-        asked = questions * len(names)
-        said = generate(self.model, self.parts.prompter, asked, patches, self.job.max_new_tokens).texts
-        pairs = [f"**{q}** {a}" for q, a in zip(asked, said, strict=True)]
-        return [(n, "\n\n".join(pairs[i * len(questions) :][: len(questions)])) for i, n in enumerate(names)]
+        if self.parts.clip is not None:
+            pixels = torch.stack([picture.pixels for picture in pictures])
+            patches = self.parts.clip.features(pixels.to(self.run.device))[[row for row, _, _ in asked]]
+        questions = [question for _, question, _ in asked]
+        said = generate(self.model, self.parts.prompter, questions, patches, self.job.max_new_tokens).texts
+        lines: list[list[str]] = [[] for _ in pictures]
+        for (row, question, truth), answer in zip(asked, said, strict=True):
+            lines[row].append(f"**{question}** {answer}" + (f" *(in the data: {truth})*" if truth else ""))
+        return [(picture.name, "\n\n".join(told)) for picture, told in zip(pictures, lines, strict=True)]
 
-    def _pictures(self) -> tuple[list[str], Tensor | None]:
-        """Names and CLIP pixels [B, 3, S, S] of the pictures that are asked about."""
+    def _pictures(self) -> list[Picture]:
+        """The pictures of ``mmu_image_root``, or some of the conversations' own with their question and answer."""
+        questions = [(question.strip(), None) for question in self.job.question.split(QUESTION_SEPARATOR)]
         clip, root = self.parts.clip, self.job.mmu_image_root
         if root is not None:
-            files = sorted(f for f in Path(root).iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)[:SHOWN_PICTURES]
-            if clip is None or not files:
-                return [f.stem for f in files], None
-            return [f.stem for f in files], torch.stack([clip_pixels(Image.open(f), clip.image_spec) for f in files])
+            spec = None if clip is None else clip.image_spec
+            return [
+                Picture(f.stem, torch.empty(0) if spec is None else clip_pixels(read_image(f), spec), questions)
+                for f in pictures_in(Path(root))[:SHOWN_PICTURES]
+            ]
         flow = self.parts.heldout_text or self.parts.data.text
         if flow is None:
-            return [], None
+            return []
         samples = [flow.dataset[i] for i in spread(len(flow.dataset), SHOWN_PICTURES)]
-        return [f"picture-{s.index}" for s in samples], torch.stack([s.pixels for s in samples])
+        return [Picture(f"picture-{s.index}", s.pixels, [self._first_turn(s), *questions]) for s in samples]
+
+    def _first_turn(self, sample: TextSample) -> tuple[str, str]:
+        """The first question of a conversation, and its answer."""
+        learned = [*sample.answer, False]
+        start = learned.index(True) if True in learned else len(sample.ids)  # a cut conversation may lack its answer
+        stop = learned.index(False, start)
+        prompter = self.parts.prompter
+        asked = prompter.decode(sample.ids[:start]).removeprefix("USER:").removesuffix("ASSISTANT:").strip()
+        return asked, prompter.decode(sample.ids[start:stop])
 
     @contextmanager
     def _looking(self) -> Iterator[None]:
@@ -146,6 +175,14 @@ class Validator:
         with torch.no_grad(), self.run.accelerator.autocast():
             yield
         self.model.train(was_training)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The picture files of a folder, by name. Raises ``ValueError`` when there is none."""
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise ValueError(f"mmu_image_root={folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
+    return files
 
 
 def spread(length: int, wanted: int) -> list[int]:

@@ -103,6 +103,22 @@ def test_tensorboard_shows_losses_rates_answers_and_future_frames(run: Start, wo
     assert "**Is it red?**" in answers["answers/blue"]
 
 
+def test_without_a_folder_of_pictures_the_data_is_asked_about_with_its_own_answers(run: Start) -> None:
+    done = run(experiment__generate_every=2)
+    said = {tag: text for record in done.metrics for tag, text in record.items() if tag.startswith("answers/")}
+    assert len(said) == 4
+    assert "**Which colour is it?**" in said["answers/picture-0"]
+    assert "*(in the data: It is red.)*" in said["answers/picture-0"]
+    assert "**Is it red?**" in said["answers/picture-0"]
+
+
+def test_a_folder_without_pictures_is_said_at_start(run: Start, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"mmu_image_root=.*holds no picture"):
+        run(experiment__generate_every=2, mmu_image_root=tmp_path / "empty")
+    assert not (tmp_path / "run").exists()
+
+
 def test_pred_tuning_leaves_the_action_head_as_it_was(run: Start) -> None:
     before = run("before", training__max_train_steps=1, training__act_coeff=0, optimizer__params__learning_rate=1e-12)
     after = run("after", training__max_train_steps=2, training__act_coeff=0)

@@ -76,7 +76,7 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    style = '"' if text in NULLS else None
+    style = '"' if text in NULLS or not text.isprintable() else None  # plain YAML folds unusual line ends
     return dumper.represent_scalar("tag:yaml.org,2002:str", files.escape(text), style=style)
 
 

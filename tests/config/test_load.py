@@ -23,7 +23,7 @@ CONTRACT = """
     mdmvla_stage2_action_tuning mdmvla_action_tuning bdvla_action_tuning bdvla_action_tuning_qwen3_elastic
     debug_arvla_1step debug_mdmvla_1step debug_bdvla_1step tiny_arvla tiny_mdmvla tiny_bdvla
 """
-quick = settings(deadline=None, max_examples=40)
+quick = settings(deadline=None, max_examples=40, derandomize=True)  # the same examples everywhere
 UPVLA = "config=config/upvla_action_tuning.yaml"
 
 

@@ -33,8 +33,8 @@ from policy_rollout.desk.experts_motion import (
 Array = npt.NDArray[np.float64]
 
 TURN = math.radians(82)  # of a rotation; the oracle wants more than 60 degrees
-PUSH_BEHIND = 0.026  # from a block's side to the middle of the fingers before they push
-PUSH_SPEED = 0.75  # of the fastest
+PUSH_BEHIND = 0.022  # from a block's side to the middle of the fingers before they push
+PUSH_AHEAD = (0.008, 0.019)  # metres that the hand is asked to go per step, at first and when the block is moving
 COAST_FROM = 0.090  # metres of a push after which the hand stops and the block slides on alone
 BLOCKED = 1.2  # cost of a way to push from which on there is none
 PUSH_ANGLES = tuple(math.radians(a) for a in (0, 10, -10, 20, -20, 30, -30))
@@ -69,7 +69,7 @@ def push(desk: Desk, name: str, left: bool) -> Plan:
     behind = block.pos - way * (block.half_extent(way) + PUSH_BEHIND)
     behind[2] = L.TABLE_Z + 0.021
     turn = home_turn(desk)
-    yield funnel(behind, turn, CLOSED, near=0.010, near_turn=0.2)
+    yield funnel(behind, turn, CLOSED, near=0.008, near_turn=0.2)
     sign = -1.0 if left else 1.0
     stop = COAST_FROM if desk.attempt == 0 else 0.105
     begin = block.pos.copy()
@@ -82,14 +82,15 @@ def push(desk: Desk, name: str, left: bool) -> Plan:
         wanted /= np.linalg.norm(wanted)
         apart = now - sight.tcp
         aside = apart - wanted * float(apart @ wanted)
-        target = sight.tcp + wanted * 0.05 + aside * 1.2
+        ahead = min(PUSH_AHEAD[1], PUSH_AHEAD[0] + 0.35 * float((now - begin) @ way))
+        target = sight.tcp + wanted * max(PUSH_AHEAD[0], ahead) + aside * 1.2
         target[2] = behind[2]
         return np.asarray(target)
 
     def far(sight: Sight) -> bool:
         return bool((sight.blocks[name].pos[0] - start_x) * sign > stop)
 
-    yield Move(goal, CLOSED, turn, limit=20, speed=PUSH_SPEED, until=far, arrive=False)
+    yield Move(goal, CLOSED, turn, limit=30, until=far, arrive=False)
     yield Move(moved(desk.sight.tcp - way * 0.02, 0, 0, 0.08), CLOSED, near=0.02, limit=10)
 
 
@@ -151,7 +152,7 @@ def push_into_drawer(desk: Desk) -> Plan:
     low, high = desk.layout.drawer_space_at(desk.sight.drawer)
     way = np.array([0.0, -1.0, 0.0])
     half = block.half_extent((1, 0, 0))
-    behind = block.pos - way * (block.half_extent(way) + PUSH_BEHIND - 0.004)
+    behind = block.pos - way * (block.half_extent(way) + PUSH_BEHIND - 0.002)
     inside = low[0] + half + 0.008 < block.pos[0] < high[0] - half - 0.008
     others = on_table(desk, block)
     crowded = any(float(distance_to(b, behind[None, :2]).min()) < 0.025 for b in others)
@@ -162,14 +163,16 @@ def push_into_drawer(desk: Desk) -> Plan:
         return
     behind[2] = L.TABLE_Z + 0.021
     turn = home_turn(desk)
-    yield funnel(behind, turn, CLOSED, near=0.010, near_turn=0.2)
+    yield funnel(behind, turn, CLOSED, near=0.008, near_turn=0.2)
     name = block.name
 
     def goal(sight: Sight) -> Array:
-        aside = float(sight.blocks[name].pos[0] - sight.tcp[0])
-        return np.array([sight.tcp[0] + aside * 1.5, sight.tcp[1] - 0.05, behind[2]])
+        now = sight.blocks[name].pos
+        aside = float(now[0] - sight.tcp[0])
+        ahead = min(PUSH_AHEAD[1], PUSH_AHEAD[0] + 0.35 * max(0.0, float(block.pos[1] - now[1])))
+        return np.array([sight.tcp[0] + aside * 1.2, sight.tcp[1] - ahead, behind[2]])
 
-    yield Move(goal, CLOSED, turn, limit=25, speed=0.7, until=lambda s: s.blocks[name].pos[2] < 0.42, arrive=False)
+    yield Move(goal, CLOSED, turn, limit=40, until=lambda s: s.blocks[name].pos[2] < 0.42, arrive=False)
     yield Move(moved(desk.sight.tcp, 0, 0, 0.08), CLOSED, near=0.02, limit=10)
 
 

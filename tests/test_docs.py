@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,12 @@ def _is_module_or_file(name: str) -> bool:
     """`training.data` and `model.safetensors` look like keys."""
     path = ROOT / "/".join(name.split(".")[:2])
     return path.is_dir() or path.with_suffix(".py").is_file() or name.endswith((".safetensors", ".yaml"))
+
+
+@pages
+def test_python_examples_compile_and_import_what_exists(page: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = import_module(str(node.module))
+                assert all(hasattr(module, name.name) for name in node.names), node.module

@@ -1,0 +1,61 @@
+"""The small desk recording that the project brings along, in CALVIN's formats, and the check that it can be made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from preprocess_data import make_desk_demos, process_calvin
+
+RAW = "calvin"
+"""Folder of the raw splits: `training`, `validation`."""
+TASKS = (
+    "open_drawer,close_drawer,move_slider_left,move_slider_right,turn_on_led,lift_red_block_table,push_blue_block_left"
+)
+EPISODES = {"training": (2, 3), "validation": (1, 3)}
+"""(episodes, tasks attempted in each)."""
+SIZES = ("--static-size", "96", "--gripper-size", "48")
+"""Pixels; CALVIN's 200 and 84 would be four times the megabytes."""
+FRAMES_COMPARED = 40
+PIXEL_TOLERANCE = 0.5
+"""Mean absolute difference of a frame, in grey levels: another processor rounds a ray's hit differently."""
+
+
+def write_demonstrations(folder: Path) -> None:
+    """`folder/calvin/{training,validation}` raw, and `folder/calvin_processed_{training,validation}` that refer to them."""
+    for split in EPISODES:
+        record(folder / RAW, split)
+        process_calvin.main(
+            ["--source-split-dir", str(folder / RAW / split), "--output-dir", str(folder / f"calvin_processed_{split}")]
+        )
+
+
+def record(folder: Path, split: str) -> None:
+    episodes, tasks = EPISODES[split]
+    made = {"--out": folder, "--episodes": episodes, "--tasks-per-episode": tasks, "--split": split, "--tasks": TASKS}
+    make_desk_demos.main([*[str(word) for pair in made.items() for word in pair], *SIZES, "--no-preview"])
+
+
+def differences(committed: Path, scratch: Path) -> list[str]:
+    """Re-records the validation split into `scratch` and compares its first frames with the committed ones."""
+    record(scratch / RAW, "validation")
+    problems = []
+    again = sorted((scratch / RAW / "validation").glob("episode_*.npz"))
+    there = sorted((committed / RAW / "validation").glob("episode_*.npz"))
+    if [file.name for file in again] != [file.name for file in there]:
+        return [f"{committed.name}/{RAW}/validation holds {len(there)} frames, made again it has {len(again)}"]
+    for new, old in list(zip(again, there, strict=True))[:FRAMES_COMPARED]:
+        with np.load(new) as a, np.load(old) as b:
+            for key in sorted(set(a.files) | set(b.files)):
+                if key not in a.files or key not in b.files or not _alike(a[key], b[key]):
+                    problems.append(f"{old.relative_to(committed.parent)}: {key} differs")
+    return problems
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.dtype == np.uint8:
+        return float(np.abs(a.astype(int) - b.astype(int)).mean()) <= PIXEL_TOLERANCE
+    return bool(np.allclose(a, b, rtol=1e-5, atol=1e-6))

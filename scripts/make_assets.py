@@ -1,0 +1,111 @@
+"""Make the small models and data that the project brings along, or check that they can be made again.
+
+    python scripts/make_assets.py                    # everything, into assets/ and dummy_data/ (about an hour on two cores)
+    python scripts/make_assets.py phi clip           # only these
+    python scripts/make_assets.py --check            # make the quick parts in a scratch folder and compare
+
+Same command, same files: tokenizer, configurations and CLIP tower to the byte; pictures to the pixel (their files may
+be compressed differently); demonstrations to the last digit of their numbers. The trained image tokenizer is the same
+on one machine and one number of threads; elsewhere its last digits may differ, so it is not compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from preprocess_data.embedded import clip, conversations, demonstrations, language, tokenizer_training  # noqa: E402
+
+TOKENIZER_SCENES, TOKENIZER_STEPS = 1200, 800
+TRAINING_PICTURES, VALIDATION_PICTURES = 360, 90
+TRAINING_QUESTIONS, VALIDATION_QUESTIONS = 108, 24
+"""Of each kind."""
+TRAINING_SEED, VALIDATION_SEED = 1, 2
+
+
+def make_magvit(root: Path) -> None:
+    frames = tokenizer_training.pictures(TOKENIZER_SCENES, seed=0)
+    model, errors = tokenizer_training.train_magvit(frames, TOKENIZER_STEPS)
+    tokenizer_training.write_magvit(model, root / "assets/tiny_magvit")
+    print(f"mean absolute error of the last 50 steps: {np.mean(errors[-50:]):.4f} (of a range of 2)")
+
+
+def make_llava(root: Path) -> None:
+    for folder, pictures, questions, seed in (
+        ("llava", TRAINING_PICTURES, TRAINING_QUESTIONS, TRAINING_SEED),
+        ("llava_validation", VALIDATION_PICTURES, VALIDATION_QUESTIONS, VALIDATION_SEED),
+    ):
+        count = conversations.write_conversations(root / "dummy_data" / folder, pictures, questions, seed)
+        print(f"dummy_data/{folder}: {count} questions")
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "phi": lambda root: language.write_phi(root / "assets/tiny_phi"),
+    "qwen3": lambda root: language.write_qwen3(root / "assets/tiny_qwen3"),
+    "clip": lambda root: clip.write_clip(root / "assets/tiny_clip"),
+    "magvit": make_magvit,
+    "demonstrations": lambda root: demonstrations.write_demonstrations(root / "dummy_data"),
+    "llava": make_llava,
+}
+QUICK = ("phi", "qwen3", "clip")
+
+
+def check() -> list[str]:
+    """Differences between what is committed and what is made again now; empty when there are none."""
+    problems = []
+    with tempfile.TemporaryDirectory() as scratch:
+        again = Path(scratch)
+        for name in QUICK:
+            MAKERS[name](again)
+        for made in sorted(path for path in again.rglob("*") if path.is_file()):
+            name = str(made.relative_to(again))
+            committed = ROOT / name
+            if not committed.is_file():
+                problems.append(f"{name} is missing")
+            elif made.suffix == ".json" and _same_json(made, committed):
+                continue
+            elif not filecmp.cmp(made, committed, shallow=False):
+                problems.append(f"{name} differs")
+        problems += demonstrations.differences(ROOT / "dummy_data", again)
+    return problems
+
+
+def _same_json(a: Path, b: Path) -> bool:
+    """Equal but for the version of the library that wrote them."""
+    left, right = (json.loads(file.read_text(encoding="utf-8")) for file in (a, b))
+    for data in (left, right):
+        if isinstance(data, dict):
+            data.pop("transformers_version", None)
+    return bool(left == right)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("assets", nargs="*", metavar="asset", help=f"which: {', '.join(MAKERS)} (default: all)")
+    parser.add_argument("--check", action="store_true", help="compare instead of writing; exit code 1 on a difference")
+    args = parser.parse_args(argv)
+    unknown = sorted(set(args.assets) - set(MAKERS))
+    if unknown:
+        parser.error(f"unknown asset {', '.join(unknown)}; choose from {', '.join(MAKERS)}")
+    if args.check:
+        problems = check()
+        print("\n".join(problems) or "assets can be made again: no difference")
+        return 1 if problems else 0
+    for name in args.assets or MAKERS:
+        print(f"making {name}")
+        MAKERS[name](ROOT)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

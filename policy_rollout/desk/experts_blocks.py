@@ -41,6 +41,8 @@ Array = npt.NDArray[np.float64]
 def take(desk: Desk, name: str, grasp: Grasp | None = None) -> Plan:
     """Close the fingers around a block that stands free or in the drawer; look again if it moves meanwhile."""
     yield from rise(desk)
+    if desk.attempt > 0:
+        yield from _clear_bar(desk, name)
     for _ in range(3):
         grasp = grasp or grasp_of(desk, name)
         turn = hand_turn(grasp.yaw)
@@ -50,6 +52,14 @@ def take(desk: Desk, name: str, grasp: Grasp | None = None) -> Plan:
             break
         grasp = None
     yield wait(desk, CLOSED, 5)
+
+
+def _clear_bar(desk: Desk, name: str) -> Plan:
+    """Slide the door away if its bar is in the way of the palm over a block."""
+    pos, bar = desk.sight.blocks[name].pos, desk.layout.door_handle_at(desk.sight.slide)
+    if -0.08 < pos[1] < 0.02 and abs(float(pos[0] - bar[0])) < L.PALM_HALF[1] + 0.02:
+        yield from slide_left(desk) if desk.sight.slide < L.SLIDE_RANGE[1] / 2 else slide_right(desk)
+        yield from rise(desk)
 
 
 def displaced(desk: Desk, name: str) -> Callable[[Sight], bool]:

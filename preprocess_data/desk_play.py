@@ -171,8 +171,7 @@ class _Episode:
         infos = [self.env.get_info()]  # infos[k] belongs to the observation of frame first + k
         self.expert.reset(task, self.obs)
         while True:
-            self._step()
-            infos.append(self.env.get_info())
+            infos.append(self._step())
             taken = len(infos) - 1
             if success is None and self.oracle.done(task, infos[0], infos[-1]):
                 success = taken
@@ -196,13 +195,14 @@ class _Episode:
                 return start, end
         return None
 
-    def _step(self) -> None:
-        """Act once and hand out the frame: the observation before the action, and the action."""
+    def _step(self) -> dict[str, Any]:
+        """Act once and hand out the frame: the observation before the action, and the action. Returns the new info."""
         before = self.obs
         command = self.expert.act(before)
-        self.obs, _, _, _ = self.env.step(command, render=True)
+        self.obs, _, _, info = self.env.step(command, render=True)
         self.sink(self.count, frame_of(before, self.obs, self.settings.depth))
         self.count += 1
+        return info
 
 
 def _first_task(settings: Settings, episode: int) -> str:

@@ -18,7 +18,7 @@ from policy_rollout.desk import DeskEnv
 from policy_rollout.desk.bench import bench
 from policy_rollout.desk.experts import EXPERT_TASKS, PLAY, QUIET, task_resets
 from policy_rollout.desk.layout import SCENES
-from policy_rollout.desk.pictures import beside, captioned, write_gif, write_png
+from policy_rollout.desk.pictures import beside, captioned, sheet, write_gif, write_png
 from policy_rollout.desk.render import RENDERERS
 from policy_rollout.desk.show import Film, expert_hand, play_task, random_hand
 
@@ -32,6 +32,10 @@ examples:
       the 34 tasks, each with a sentence that asks for it
   python -m policy_rollout.desk --draw state.png --scene B --seed 3
       what both cameras see of a random start
+  python -m policy_rollout.desk --draw scenes.png --scene all
+      the four scenes
+  python -m policy_rollout.desk --sheet tasks.png
+      every task before and after, done by its expert
   python -m policy_rollout.desk --task open_drawer --expert --save clip.gif
       an expert does it; the clip shows both cameras, the instruction and the outcome
   python -m policy_rollout.desk --chain 5 --save chain.gif
@@ -56,13 +60,14 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--task", metavar="NAME", help="play one task from a random start in which it can be done")
     what.add_argument("--chain", type=int, metavar="N", help="play N tasks in a row (1 to 8; CALVIN's chains have 5)")
     what.add_argument("--draw", type=Path, metavar="FILE.png", help="draw a start as both cameras see it")
+    what.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw every task before and after (a minute)")
     what.add_argument("--bench", action="store_true", help="measure physics, expert and cameras (a few seconds)")
     who = made.add_mutually_exclusive_group()
     who.add_argument("--expert", action="store_true", help="the scripted expert acts (default)")
     who.add_argument("--random", action="store_true", help="random actions instead")
     made.add_argument("--noise", action="store_true", help="disturb the expert, as demonstrations are recorded")
     made.add_argument("--save", type=Path, metavar="FILE.gif", help="the clip of --task or --chain")
-    made.add_argument("--scene", choices=SCENES, default="D", help="default D")
+    made.add_argument("--scene", choices=(*SCENES, "all"), default="D", help="default D; all goes with --draw")
     made.add_argument("--seed", type=int, default=0, help="which random start (default 0)")
     made.add_argument("--size", type=int, default=200, metavar="PX", help="edge of the static picture (default 200)")
     made.add_argument("--renderer", choices=RENDERERS, default="raycast", help="gl needs OpenGL (default raycast)")
@@ -81,13 +86,31 @@ def list_tasks() -> int:
     return 0
 
 
-def draw(env: DeskEnv, path: Path, seed: int) -> int:
-    """A random start, static and wrist camera side by side."""
-    env.reset(seed=seed)
-    size = env.static_size
-    picture = beside([env.render("static"), env.render("gripper", size)], size)
-    write_png(path, captioned(picture, f"scene {env.scene}, seed {seed}"))
-    print(f"{path}: scene {env.scene}, seed {seed}, {size} px")
+def draw(path: Path, options: argparse.Namespace) -> int:
+    """A random start, static and wrist camera side by side; of one scene or of all."""
+    size, cells = options.size, []
+    for scene in SCENES if options.scene == "all" else (options.scene,):
+        env = DeskEnv(scene, options.renderer, size, size, seed=options.seed)
+        env.reset(seed=options.seed)
+        cells.append(captioned(beside([env.render("static"), env.render("gripper")], size), f"scene {scene}"))
+        env.close()
+    write_png(path, sheet(cells, columns=2) if len(cells) > 1 else cells[0])
+    print(f"{path}: scene {options.scene}, seed {options.seed}, {size} px")
+    return 0
+
+
+def draw_tasks(env: DeskEnv, path: Path, seed: int) -> int:
+    """Every task before and after its expert."""
+    oracle, cells, failed = TaskOracle(), [], []
+    for task in EXPERT_TASKS:
+        obs = env.reset(*task_resets(task, seed, env.scene), seed=seed)
+        before = env.render("static")
+        success, _ = play_task(env, oracle, task, obs, expert_hand(env, task, np.random.default_rng(seed), QUIET))
+        failed += [] if success else [task]
+        pair = beside([before, env.render("static")], env.static_size)
+        cells.append(captioned(pair, TRAINING[task][seed % len(TRAINING[task])], task))
+    write_png(path, sheet(cells, columns=5))
+    print(f"{path}: {len(cells)} tasks before and after; not done: {', '.join(failed) or 'none'}")
     return 0
 
 
@@ -147,9 +170,12 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--size is {options.size}; it must be from 16 to 2000 pixels")
     if options.seed < 0:
         raise ValueError(f"--seed is {options.seed}; it must not be negative")
-    for option, path, suffix in (("--save", options.save, ".gif"), ("--draw", options.draw, ".png")):
+    files = ("--save", options.save, ".gif"), ("--draw", options.draw, ".png"), ("--sheet", options.sheet, ".png")
+    for option, path, suffix in files:
         if path is not None and path.suffix.lower() != suffix:
             raise ValueError(f"{option} {path}: the file must end in {suffix}")
+    if options.scene == "all" and options.draw is None:
+        raise ValueError(f"--scene all goes with --draw only; give one of {', '.join(SCENES)}")
     if options.save is not None and options.task is None and options.chain is None:
         raise ValueError("--save goes with --task or --chain; a picture is drawn with --draw")
 
@@ -159,13 +185,15 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     if options.list:
         return list_tasks()
+    if options.draw is not None:
+        return draw(options.draw, options)
     env = DeskEnv(options.scene, options.renderer, static_size=options.size, seed=options.seed)
     try:
         if options.bench:
             print(bench(env))
             return 0
-        if options.draw is not None:
-            return draw(env, options.draw, options.seed)
+        if options.sheet is not None:
+            return draw_tasks(env, options.sheet, options.seed)
         if options.task is not None:
             return play_one(env, options.task, options)
         return play_chain(env, options.chain, options)

@@ -106,7 +106,8 @@ def write_gif(path: Path, frames: Sequence[Frame], fps: float = 15.0, colours: i
     path.parent.mkdir(parents=True, exist_ok=True)
     frames = level(frames)
     some = [frames[i] for i in np.linspace(0, len(frames) - 1, min(8, len(frames))).astype(int)]
-    palette = Image.fromarray(np.concatenate(some)).quantize(colours, Image.Quantize.MEDIANCUT)
+    # An octree keeps small patches of strong colour (a block, a lamp), which a median cut gives to the wood.
+    palette = Image.fromarray(np.concatenate(some)).quantize(colours, Image.Quantize.FASTOCTREE)
     pages = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     times = [round(1000 / fps)] * (len(pages) - 1) + [1000]
     unfinished = path.with_name(path.name + ".tmp")

@@ -75,6 +75,17 @@ def test_a_drawing_depends_on_scene_and_seed(tmp_path: Path) -> None:
     assert (drawn[0] != drawn[3]).any()
 
 
+def test_all_scenes_and_all_tasks_are_drawn_on_one_sheet_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "EXPERT_TASKS", ("open_drawer", "turn_on_led"))
+    assert cli.main(["--draw", str(tmp_path / "scenes.png"), "--scene", "all", "--size", "40"]) == 0
+    assert cli.main(["--sheet", str(tmp_path / "tasks.png"), "--size", "40"]) == 0
+    assert "2 tasks before and after; not done: none" in capsys.readouterr().out
+    assert Image.open(tmp_path / "scenes.png").size[0] > 2 * 84
+    assert Image.open(tmp_path / "tasks.png").size[0] > 2 * 84
+
+
 def test_the_bench_measures_steps_and_pictures(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +106,7 @@ def test_the_bench_measures_steps_and_pictures(
         ("--draw state.jpg", "must end in .png"),
         ("--chain 9", "--chain is 9"),
         ("--list --size 4", "--size is 4"),
+        ("--bench --scene all", "--scene all goes with --draw"),
         ("--list --save a.gif", "--save goes with --task or --chain"),
         ("--draw /proc/none/state.png", "/proc/none"),
     ],

@@ -55,15 +55,19 @@ def owners(body_names: list[str]) -> list[tuple[int, int]]:
 def contacts_by_uid(data: Any, geom_owner: list[tuple[int, int]]) -> dict[int, tuple[Contact, ...]]:
     """All contacts, listed under each of the two bodies that touch."""
     found: dict[int, list[Contact]] = {}
-    count = int(data.ncon)
-    geoms = np.array(data.contact.geom[:count]).tolist()
-    distances = np.array(data.contact.dist[:count]).tolist()
-    places = np.array(data.contact.pos[:count]).tolist()
-    frames = np.array(data.contact.frame[:count]).reshape(count, 9)[:, :3].tolist()
-    for (first, second), distance, place, normal in zip(geoms, distances, places, frames, strict=True):
+    contact = data.contact
+    frames = contact.frame.reshape(-1, 9)[:, :3]
+    rows = zip(
+        contact.geom.tolist(),
+        contact.dist.tolist(),
+        contact.pos.tolist(),
+        frames.tolist(),
+        (-frames).tolist(),
+        strict=True,
+    )
+    for (first, second), distance, place, out, back in rows:
         (uid_a, link_a), (uid_b, link_b) = geom_owner[first], geom_owner[second]
-        spot, out = tuple(place), tuple(normal)
-        back = tuple(-v for v in normal)
-        found.setdefault(uid_a, []).append((0, uid_a, uid_b, link_a, link_b, spot, spot, back, distance, 0.0))
-        found.setdefault(uid_b, []).append((0, uid_b, uid_a, link_b, link_a, spot, spot, out, distance, 0.0))
+        spot = tuple(place)
+        found.setdefault(uid_a, []).append((0, uid_a, uid_b, link_a, link_b, spot, spot, tuple(back), distance, 0.0))
+        found.setdefault(uid_b, []).append((0, uid_b, uid_a, link_b, link_a, spot, spot, tuple(out), distance, 0.0))
     return {uid: tuple(items) for uid, items in found.items()}

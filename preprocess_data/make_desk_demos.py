@@ -65,8 +65,8 @@ class SettingsDiffer(ValueError):
 _player: Player | None = None
 
 
-def record(job: tuple[Settings, int, Path]) -> float:
-    """Record one episode as folder `job[2]`, which appears when it is complete; returns the CPU seconds it took."""
+def record(job: tuple[Settings, int, Path]) -> tuple[int, float]:
+    """Record one episode as folder `job[2]`, which appears when it is complete; returns its frames and CPU seconds."""
     settings, episode, folder = job
     global _player  # the desk of the last episode is used again
     if _player is None or _player.settings != settings:
@@ -93,7 +93,7 @@ def record(job: tuple[Settings, int, Path]) -> float:
     )
     (unfinished / "episode.json").write_bytes(json_bytes(placed.as_json()))
     os.replace(unfinished, folder)
-    return time.process_time() - began
+    return played.frames, time.process_time() - began
 
 
 def _leave_interrupts_to_the_parent() -> None:
@@ -197,9 +197,8 @@ def make_demos(out: Path, settings: Settings, workers: int = 1, progress: bool =
     else. `preview` writes a contact sheet and a clip beside the split.
     """
     recording = Recording(out, settings)
-    had = sum(e.frames for e in recording.episodes)
     jobs = [(settings, k, recording.folder(k)) for k in recording.missing()]
-    seconds = 0.0
+    new, seconds = 0, 0.0
     with tqdm(total=settings.episodes, unit="episode", desc=settings.split, disable=not progress) as bar:
 
         def advance() -> None:
@@ -209,16 +208,15 @@ def make_demos(out: Path, settings: Settings, workers: int = 1, progress: bool =
             bar.update(len(recording.episodes) - bar.n)
 
         advance()
-        for took in _recorded(jobs, workers):
-            seconds += took
+        for frames, took in _recorded(jobs, workers):
+            new, seconds = new + frames, seconds + took
             advance()
     write_index_files(recording.path, recording.episodes, settings)
-    new = sum(e.frames for e in recording.episodes) - had
     files = write_preview(recording.path, out) if preview else ()
-    return _summary(recording, seconds / new * 1000 if jobs and new else None, files)
+    return _summary(recording, seconds / new * 1000 if new else None, files)
 
 
-def _recorded(jobs: Sequence[tuple[Settings, int, Path]], workers: int) -> Iterator[float]:
+def _recorded(jobs: Sequence[tuple[Settings, int, Path]], workers: int) -> Iterator[tuple[int, float]]:
     if workers <= 1 or len(jobs) <= 1:
         yield from map(record, jobs)
         return
@@ -253,7 +251,7 @@ def _summary(recording: Recording, milliseconds: float | None, pictures: tuple[P
 
 
 def describe(summary: Summary) -> str:
-    cost = "nothing was missing" if summary.milliseconds is None else f"{summary.milliseconds:.1f} ms of CPU per frame"
+    cost = "no frame was missing" if summary.milliseconds is None else f"{summary.milliseconds:.1f} ms of CPU per frame"
     lines = [f"look at {path}" for path in summary.pictures]
     lines.append(
         f"{summary.path}: {summary.episodes} episodes, {summary.frames} frames, {summary.windows} annotated windows of "

@@ -174,9 +174,8 @@ def average(results: Sequence[ChainResult]) -> float:
 
 def _print_chains(who: str, results: Sequence[ChainResult]) -> None:
     rates = [sum(r.done > k for r in results) / len(results) for k in range(len(results[0].tasks))]
-    scene = results[0].scene
     shares = " ".join(f"{rate:.2f}" for rate in rates)
-    print(f"{scene}  {who}: average chain length {average(results):.2f} over {len(results)} chains ({shares})")
+    print(f"{who}: average chain length {average(results):.2f} over {len(results)} chains ({shares})")
     for r in results if average(results) > 1 else ():
         if r.done < len(r.tasks):
             failed = f"{r.tasks[r.done]} failed after {', '.join(r.tasks[: r.done]) or 'the start'}"
@@ -194,15 +193,15 @@ def markdown(
         "# Experts on the desk",
         "",
         f"Written by `{command}` on {time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPU cores; "
-        + ("no noise." if noise == QUIET else f"with noise {noise}."),
+        f"{'no noise' if noise == QUIET else _words(noise)}.",
         "An episode is won when the task oracle says so within 360 steps of 1/30 s.",
     ]
     if chains:
-        lines += ["", "## Chains of five", "", "| who | scene | chains | average length | 1 | 2 | 3 | 4 | 5 |"]
-        lines += ["|---|---|---|---|---|---|---|---|---|"]
+        lines += ["", "## Chains of five", "", "| who, scene | chains | average length | 1 | 2 | 3 | 4 | 5 |"]
+        lines += ["|---|---|---|---|---|---|---|---|"]
         for who, results in chains.items():
             rates = " | ".join(f"{sum(r.done > k for r in results) / len(results):.2f}" for k in range(5))
-            lines.append(f"| {who} | {results[0].scene} | {len(results)} | {average(results):.2f} | {rates} |")
+            lines.append(f"| {who} | {len(results)} | {average(results):.2f} | {rates} |")
         ended = [(who, r) for who, rs in chains.items() if average(rs) > 1 for r in rs if r.done < len(r.tasks)]
         lines += ["", "Chains that ended early:", ""] if ended else []
         lines += [
@@ -217,6 +216,11 @@ def markdown(
         lines += ["", "## Failed episodes", ""] if failed else []
         lines += [f"* scene {e.scene}, {e.task}, seed {e.seed}, {e.steps} steps" for e in failed]
     return "\n".join(lines) + "\n"
+
+
+def _words(noise: Noise) -> str:
+    low, high = noise.burst_steps
+    return f"noise {noise.sigma:g} and pushes of {low} to {high} steps at {noise.burst_rate:g} a step"
 
 
 def _task_rows(episodes: Sequence[Episode]) -> list[str]:
@@ -262,9 +266,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     chains: dict[str, list[ChainResult]] = {}
     for scene in scenes if args.chains else ():
         chains[f"experts, {scene}"] = chain_lengths(scene, args.chains, noise, args.workers)
+    if args.chains:
+        scene = scenes[-1]
+        chains[f"experts with {_words(PLAY)}, {scene}"] = chain_lengths(scene, args.chains, PLAY, args.workers)
         chains[f"random actions, {scene}"] = chain_lengths(scene, args.chains, None, args.workers)
-        for who in ("experts", "random actions"):
-            _print_chains(who, chains[f"{who}, {scene}"])
+    for who, results in chains.items():
+        _print_chains(who, results)
     if args.markdown is not None:
         shown = " ".join(argv) if argv is not None else " ".join(sys.argv[1:])
         _write(args.markdown, markdown(episodes, chains, f"python -m policy_rollout.desk.experts {shown}", noise))

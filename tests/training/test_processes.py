@@ -17,7 +17,9 @@ from tests.training.world import argv
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def launch(world: Path, folder: Path, *options: str, env: dict[str, str] | None = None) -> Outcome:
+def launch(
+    world: Path, folder: Path, *options: str, env: dict[str, str] | None = None, overrides: tuple[str, ...] = ()
+) -> Outcome:
     """``accelerate launch`` the entry point with two CPU processes; the end is judged by what it left behind."""
     command = [
         sys.executable,
@@ -28,7 +30,7 @@ def launch(world: Path, folder: Path, *options: str, env: dict[str, str] | None 
         "0",
         "train_upvla.py",
     ]
-    given = argv(world, folder, "optimizer.params.epsilon=1e-3")
+    given = argv(world, folder, "optimizer.params.epsilon=1e-3", *overrides)
     settings = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
     done = subprocess.run([*command, *given], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=300)
     assert (folder / "model.safetensors").is_file(), done.stderr[-2000:]
@@ -47,11 +49,14 @@ def test_two_processes_with_batch_two_take_the_step_of_one_with_batch_four(
 
 
 @pytest.mark.slow
-def test_deepspeed_takes_it_too(run: Callable[..., Outcome], world: Path, tmp_path: Path) -> None:
+def test_deepspeed_takes_it_too_with_accumulated_micro_batches(
+    run: Callable[..., Outcome], world: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("deepspeed")
-    one = run("one", training__batch_size_pre=4, training__batch_size_mmu=4, optimizer__params__epsilon=1e-3)
+    one = run("one", training__batch_size_pre=8, training__batch_size_mmu=8, optimizer__params__epsilon=1e-3)
     config = str(ROOT / "accelerate_configs" / "4_gpus_deepspeed_zero2.yaml")
-    two = launch(world, tmp_path / "two", "--config_file", config, "--num_processes", "2")
+    halves = ("training.gradient_accumulation_steps=2",)
+    two = launch(world, tmp_path / "two", "--config_file", config, "--num_processes", "2", overrides=halves)
     assert two.curve("total/loss") == pytest.approx(one.curve("total/loss"), rel=2e-6)
     assert same(one.weights(), two.weights(), tolerance=2e-6)
 

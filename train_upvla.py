@@ -30,11 +30,11 @@ def train(job: Job) -> None:
         trainer = Trainer(job, run, parts)
         for micro_batches in trainer.steps():  # one optimizer step after another
             tasks = []
-            for number, batch in enumerate(micro_batches):
+            for batch in micro_batches:
                 codes = encode_views(parts, batch.robot)  # frames now and act_step later -> image codes
                 future = future_task(parts, codes, trainer.step)  # see now; learn later and the actions between
                 turn = encode_picture(parts, batch.text)  # picture -> CLIP patches, beside the words
-                text = text_task(parts, turn, trainer.rng(number))  # the objective decides what is hidden of the answer
+                text = text_task(parts, turn, trainer.draws())  # the objective decides what is hidden of the answer
                 tasks.append(bundle(parts, future, text))
             for task in trainer.share(tasks):  # counts over micro-batches and ranks, which the losses are divided by
                 losses = trainer.model(task.future, task.text)  # one forward: image, action and text losses

@@ -194,7 +194,9 @@ class BlockDiffusion:
         [8, 16, 32, 64], "block sizes to draw from (or to pass through, see anneal_steps)", at_least=1
     )
     anneal_steps: int = key(
-        0, "steps in which the block size grows through the smaller block_size_candidates to block_size; 0 = none", at_least=0
+        0,
+        "steps in which the block size grows through the smaller block_size_candidates to block_size; 0 = none",
+        at_least=0,
     )
     mask_eps: float = key(0.001, "smallest mask ratio of a block", at_least=0.0, below=1.0)
     complementary_mask: bool = key(True, "a second noisy view masks what the first shows (bd and mdm)")
@@ -216,7 +218,8 @@ class TextMDM:
         1.0, "upper end; below 1 a fully masked answer is never trained", above=0.0, at_most=1.0
     )
     canvas_multiple: int = key(
-        32, "answers are continued with end-of-text to a multiple of this many tokens, so their length is not given away",
+        32,
+        "answers are continued with end-of-text to a multiple of this many tokens, so their length is not given away",
         at_least=1,
     )
 

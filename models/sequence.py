@@ -62,17 +62,24 @@ class TokenSequence:
 class TextTurn:
     """A conversation about one picture, tokenised: ``ids`` [B, L] right-padded with [PAD], ``answer`` [B, L] True at
     the assistant's words and their end-of-text, ``patches`` [B, P, C] CLIP features of the picture (None: a turn
-    without a picture)."""
+    without a picture), ``indices`` [B]: which samples of the data set these are (None: numbered by row)."""
 
     ids: Tensor
     answer: Tensor
     patches: Tensor | None = None
+    indices: Tensor | None = None
+
+    @property
+    def samples(self) -> list[int]:
+        """By which each row's random draws are named."""
+        return list(range(self.ids.shape[0])) if self.indices is None else self.indices.tolist()
 
     def to(self, device: torch.device | str) -> TextTurn:
         return TextTurn(
             self.ids.to(device, non_blocking=True),
             self.answer.to(device, non_blocking=True),
             None if self.patches is None else self.patches.to(device, non_blocking=True),
+            self.indices,
         )
 
 

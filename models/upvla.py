@@ -54,8 +54,8 @@ class FutureTask:
 
 @dataclass(frozen=True)
 class Losses:
-    """Sums and counts of one micro-batch: ``image`` over span slots, ``action`` over numbers, ``text`` over answer
-    tokens. ``nats``: negative log-likelihood of the answers, or its bound, in nats."""
+    """Sums and counts of one micro-batch: ``image`` over span slots, ``action`` over numbers, ``text`` over what the
+    text objective counts. ``nats``: negative log-likelihood of the answers, or its bound, over answer tokens."""
 
     image: Tally
     action: Tally
@@ -116,10 +116,10 @@ class UPVLA(nn.Module):
         return image, action
 
     def text_loss(self, task: TextTask) -> tuple[Tally, Tally]:
-        """(training loss, negative log-likelihood or its bound), each per real answer token."""
+        """(training loss; negative log-likelihood or its bound per real answer token)."""
         losses = self.text_cross_entropy(task)
         return (
-            Tally((losses * task.weights).sum(), task.answer_tokens),
+            Tally((losses * task.weights).sum(), task.counted),
             Tally((losses.detach() * task.bound_weights).sum(), task.answer_tokens),
         )
 

@@ -90,7 +90,7 @@ def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
         prompter=built.prompter,
         vq=vq,
         clip=clip,
-        objective=text_objective(job.training.text_objective),
+        objective=text_objective(job),
         optimizer=build_optimizer(model, job, run.device),
         schedule=Schedule.of(job),
         data=cotrain_loader(job, built.prompter, image_spec, rank=run.rank, world=run.world, patches=patches),

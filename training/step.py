@@ -8,15 +8,15 @@ Shape letters: B batch, V views, R resolution, M moments (now, later), N codes o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from models.draws import Draws, generator
 from models.images import normalise
-from models.objectives import TextTask
+from models.objectives import TextObjective, TextTask
 from models.sequence import TextTurn, future_targets, pad_right, robot_sequence
 from models.upvla import FutureTask
 from training.data.batch import RobotBatch, TextBatch
@@ -74,7 +74,7 @@ def encode_picture(parts: Parts, batch: TextBatch | None) -> TextTurn | None:
         patches = parts.clip.features(batch.pixels.to(parts.device, non_blocking=True))
     ids = pad_right(batch.ids, parts.prompter.vocab.pad)
     answer = pad_right([[int(a) for a in row] for row in batch.answers], 0).bool()
-    return TextTurn(ids=ids, answer=answer, patches=patches)
+    return TextTurn(ids=ids, answer=answer, patches=patches, indices=batch.indices)
 
 
 def future_task(parts: Parts, codes: RobotCodes | None, step: int | None = None) -> FutureTask | None:
@@ -105,16 +105,19 @@ def drop_conditions(indices: Sequence[int], probability: float, seed: int, step:
     return [bool(torch.rand((), generator=generator(seed, "condition", step, i)) < probability) for i in indices]
 
 
-def text_task(parts: Parts, turn: TextTurn | None, rng: torch.Generator | None) -> TextTask | None:
-    """The text problem of the run's objective; ``rng`` draws masks, ratios and block sizes."""
+def text_task(
+    parts: Parts, turn: TextTurn | None, draws: Draws | None = None, objective: TextObjective | None = None
+) -> TextTask | None:
+    """The text problem of the run's objective (or of ``objective``); ``draws`` gives masks, ratios and block sizes."""
     if turn is None:
         return None
-    return parts.objective.prepare(parts.prompter.vocab, parts.prompter.system_ids, turn, rng)
+    objective = objective or parts.objective
+    return objective.prepare(parts.prompter.vocab, parts.prompter.system_ids, turn, draws)
 
 
 def bundle(parts: Parts, future: FutureTask | None, text: TextTask | None) -> Tasks:
     """Both tasks on the device. Their counts are taken first, where nobody has to wait for the device."""
-    counts = torch.tensor([*_robot_counts(future), 0.0 if text is None else float(text.answer_tokens)])
+    counts = torch.tensor([*_robot_counts(future), 0.0 if text is None else float(text.counted)])
     return Tasks(
         future=None if future is None else future.to(parts.device),
         text=None if text is None else text.to(parts.device),
@@ -132,9 +135,3 @@ def _robot_counts(task: FutureTask | None) -> tuple[float, float]:
     if task.action_weight is None:
         return image, float(task.actions.numel())
     return image, float(task.action_weight.sum()) * task.actions.shape[-1]
-
-
-def generator(seed: int, *key: int | str) -> torch.Generator:
-    """A random number generator of its own for (seed, key): no draw depends on what was drawn before."""
-    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config.schema import Job
+from models.draws import Draws
 from models.loss import Tally
 from models.upvla import Losses
 from training import checkpoint
@@ -26,7 +27,7 @@ from training.metrics import Meter
 from training.optim import set_lr
 from training.run import Run
 from training.setup import Parts
-from training.step import COUNTED, Tasks, generator
+from training.step import COUNTED, Tasks
 from training.validate import Validator
 
 LATE = 0.1
@@ -92,9 +93,10 @@ class Trainer:
         except (ValueError, FileNotFoundError) as error:  # a file of the data is bad; the message names it
             raise SystemExit(f"stopped before step {self.step + 1}: {error}") from error
 
-    def rng(self, micro: int) -> torch.Generator:
-        """Draws of the text objective for this micro-batch: a function of seed, step, micro-batch and rank."""
-        return generator(self.job.training.seed, "text", self.step, micro, self.run.rank)
+    def draws(self) -> Draws:
+        """The text objective's random draws in this step: a function of seed, step and sample, so that every split of
+        a batch over ranks and micro-batches hides the same words."""
+        return Draws(self.job.training.seed, self.step)
 
     def share(self, tasks: list[Tasks]) -> Iterator[Tasks]:
         """Agree on the step's divisors over ranks and micro-batches, then hand out the micro-batches one by one.

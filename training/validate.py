@@ -16,6 +16,7 @@ from torch import Tensor
 from config.load import ConfigError
 from config.schema import Job
 from models.decoding import generate
+from models.draws import Draws
 from models.images import clip_pixels, to_uint8
 from models.loss import Tally
 from models.sequence import robot_sequence
@@ -25,10 +26,12 @@ from training.data.files import IMAGE_SUFFIXES, read_image
 from training.metrics import Meter
 from training.run import Run
 from training.setup import Parts
-from training.step import COUNTED, bundle, encode_picture, encode_views, future_task, generator, text_task
+from training.step import COUNTED, bundle, encode_picture, encode_views, future_task, text_task
 
 MEASURED_SAMPLES = 64
 """Samples of each held-out data set that an evaluation looks at, spread evenly over it."""
+MEASURED_DRAWS = 4
+"""Independent draws of hidden words per conversation and evaluation."""
 SHOWN_FRAMES = 4
 SHOWN_PICTURES = 4
 QUESTION_SEPARATOR = " *** "
@@ -72,14 +75,16 @@ class Validator:
         meter = Meter()
         meter.add({name: Tally.zero(self.run.device) for name in MEASURES})  # the same names on every rank
         with self._looking():
-            for number, batch in enumerate(self._heldout()):
-                self._measure(batch, number, meter)
+            for batch in self._heldout():
+                self._measure(batch, meter)
         return {f"validation/{name}": value for name, value in meter.read(self.run.sum).items()}
 
-    def _measure(self, batch: CoBatch, number: int, meter: Meter) -> None:
-        rng = generator(self.job.training.seed, "validation", number, self.run.rank)
+    def _measure(self, batch: CoBatch, meter: Meter) -> None:
+        draws = Draws(self.job.training.seed)  # the same at every evaluation and on every split over ranks
         future = future_task(self.parts, encode_views(self.parts, batch.robot))
-        tasks = bundle(self.parts, future, text_task(self.parts, encode_picture(self.parts, batch.text), rng))
+        turn = encode_picture(self.parts, batch.text)
+        text = text_task(self.parts, turn, draws, self.parts.objective.measuring(MEASURED_DRAWS))
+        tasks = bundle(self.parts, future, text)
         losses = self.model(tasks.future, tasks.text)
         meter.add({f"{name}/loss": getattr(losses, name) for name in COUNTED})
         meter.add({"text/nats_per_token": losses.nats})

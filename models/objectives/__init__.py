@@ -1,27 +1,35 @@
-"""Text objectives: how the model learns to speak. One file each; the switch ``training.text_objective`` names one."""
+"""Text objectives: how the model learns to speak. The switch ``training.text_objective`` names one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from config.schema import Job
 from models.objectives.ar import Autoregressive
 from models.objectives.base import TextObjective, TextTask
+from models.objectives.bd import block_diffusion
+from models.objectives.mdm import masked_diffusion
 
-OBJECTIVES = {"ar": Autoregressive}
-"""Objectives that can be trained. ``mdm`` and ``bd`` join here when they land."""
-
-PLANNED = ("mdm", "bd")
-
-
-def text_objective(name: str) -> TextObjective:
-    """The objective behind a value of ``training.text_objective``. Raises ``ValueError`` for one that does not exist
-    (yet)."""
-    if name in OBJECTIVES:
-        return OBJECTIVES[name]()
-    if name in PLANNED:
-        raise ValueError(
-            f"training.text_objective={name} cannot be trained yet: it is specified (its configs load and its model "
-            f"builds) but its loss has not landed; use ar with train_upvla.py"
-        )
-    raise ValueError(f"training.text_objective is {name!r}; allowed: {', '.join([*OBJECTIVES, *PLANNED])}")
+OBJECTIVES: dict[str, Callable[[Job], TextObjective]] = {
+    "ar": lambda job: Autoregressive(),
+    "mdm": masked_diffusion,
+    "bd": block_diffusion,
+}
+"""What each value of the switch makes of a job."""
 
 
-__all__ = ["OBJECTIVES", "PLANNED", "Autoregressive", "TextObjective", "TextTask", "text_objective"]
+def text_objective(job: Job | str) -> TextObjective:
+    """The objective of a job, its knobs set as the job says; a name alone stands for a job of defaults.
+
+    Raises ``ValueError`` for a name that does not exist.
+    """
+    if isinstance(job, str):
+        name, job = job, Job()
+    else:
+        name = job.training.text_objective
+    if name not in OBJECTIVES:
+        raise ValueError(f"training.text_objective is {name!r}; allowed: {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name](job)
+
+
+__all__ = ["OBJECTIVES", "Autoregressive", "TextObjective", "TextTask", "text_objective"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from models.draws import Draws
 from models.masks import Kind
 from models.objectives.base import TextTask
 from models.sequence import TextTurn, clean_text_sequence
@@ -18,9 +19,9 @@ class Autoregressive:
     name = "ar"
 
     def prepare(
-        self, vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn, generator: torch.Generator | None = None
+        self, vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn, draws: Draws | None = None
     ) -> TextTask:
-        """The token at an answer slot is read from the slot before it; ``generator`` is not used."""
+        """The token at an answer slot is read from the slot before it; nothing is drawn."""
         sequence = clean_text_sequence(vocab, system_ids, turn)
         rows, columns = (sequence.slots.kind == Kind.ANSWER).nonzero(as_tuple=True)  # [S], [S]
         ones = torch.ones(rows.shape[0], device=rows.device)
@@ -31,5 +32,10 @@ class Autoregressive:
             targets=sequence.ids[rows, columns],
             weights=ones,
             bound_weights=ones,
+            counted=ones.sum(),
             answer_tokens=ones.sum(),
         )
+
+    def measuring(self, draws: int) -> Autoregressive:
+        """Itself: the likelihood is exact."""
+        return self

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from models.draws import Draws
 from models.sequence import TextTurn, TokenSequence
 from models.tokens import Vocabulary
 
@@ -22,8 +23,9 @@ class TextTask:
 
     ``sequence``: what the backbone reads. ``rows``, ``slots`` [S]: where hidden states are gathered. ``targets`` [S]:
     ids to predict there. ``weights`` [S]: of each cross-entropy in the training loss. ``bound_weights`` [S]: of each
-    cross-entropy in the negative log-likelihood (or its bound), whatever is trained. ``answer_tokens`` []: real answer
-    tokens, by which both are divided.
+    cross-entropy in the negative log-likelihood (or its bound), whatever is trained. ``counted`` []: what the training
+    loss is divided by. ``answer_tokens`` []: real answer tokens, by which the likelihood is divided, so that the curves
+    of all objectives share one axis.
     """
 
     sequence: TokenSequence
@@ -32,6 +34,7 @@ class TextTask:
     targets: Tensor
     weights: Tensor
     bound_weights: Tensor
+    counted: Tensor
     answer_tokens: Tensor
 
     def to(self, device: torch.device | str) -> TextTask:
@@ -46,6 +49,7 @@ class TextTask:
             targets=move(self.targets),
             weights=move(self.weights),
             bound_weights=move(self.bound_weights),
+            counted=move(self.counted),
             answer_tokens=move(self.answer_tokens),
         )
 
@@ -53,13 +57,20 @@ class TextTask:
 class TextObjective(Protocol):
     """Corruption, layout and loss weights of one way to learn text. The decoder of each is in ``models.decoding``."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def prepare(
-        self, vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn, generator: torch.Generator | None = None
+        self, vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn, draws: Draws | None = None
     ) -> TextTask:
-        """Conversations -> a task. ``generator`` draws masks, ratios and block sizes; nothing global is touched.
+        """Conversations -> a task. ``draws`` gives every sample its masks, ratios and block size; nothing global is
+        touched.
 
         Work on the host's ids (before they go to the device): finding the answer's slots would otherwise make the
         device wait."""
+        ...
+
+    def measuring(self, draws: int) -> TextObjective:
+        """The objective that held-out data are measured with: the likelihood (or its bound, over all mask ratios, at
+        the block size that answers are decoded with), averaged over this many independent draws per sample."""
         ...

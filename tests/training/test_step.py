@@ -10,6 +10,7 @@ import torch
 
 from config.schema import Job
 from models.checkpoint import build
+from models.draws import generator
 from models.magvit import load_magvit
 from models.objectives import text_objective
 from models.vision import load_clip
@@ -18,7 +19,7 @@ from training.data.batch import CoBatch
 from training.data.cotrain import cotrain_loader
 from training.optim import Schedule, build_optimizer
 from training.setup import Parts
-from training.step import bundle, drop_conditions, encode_picture, encode_views, future_task, generator, text_task
+from training.step import bundle, drop_conditions, encode_picture, encode_views, future_task, text_task
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_later_frames_are_not_encoded_where_nobody_learns_them(parts: Parts, bat
 
 def test_counts_known_beforehand_are_what_the_losses_sum_over(parts: Parts, batch: CoBatch) -> None:
     future = future_task(parts, encode_views(parts, batch.robot))
-    text = text_task(parts, encode_picture(parts, batch.text), generator(0))
+    text = text_task(parts, encode_picture(parts, batch.text))
     tasks = bundle(parts, future, text)
     losses = parts.model(tasks.future, tasks.text)
     found = [float(tally.count) for tally in (losses.image, losses.action, losses.text)]

@@ -14,7 +14,7 @@ import train_upvla
 from config.load import ConfigError
 from models.checkpoint import load_folder
 from models.upvla import UPVLA
-from tests.training.runs import Outcome, forget_processes, same, train
+from tests.training.runs import Outcome, forget_processes, same
 from tests.training.world import argv
 
 Start = Callable[..., Outcome]
@@ -231,19 +231,6 @@ def test_the_learning_rate_logged_is_the_schedules(run: Start) -> None:
     done = run(training__max_train_steps=5, lr_scheduler__params__warmup_steps=2)
     cosine = [0.5 * (1 + math.cos(math.pi * i / 3)) for i in range(3)]
     assert done.curve("lr") == pytest.approx([0.003 * factor for factor in (0.0, 0.5, *cosine)])
-
-
-@pytest.mark.parametrize("objective", ["mdm", "bd"])
-def test_an_objective_that_has_not_landed_is_refused_before_anything_is_written(
-    world: Path, tmp_path: Path, objective: str
-) -> None:
-    from models.objectives import OBJECTIVES
-
-    if objective in OBJECTIVES:
-        pytest.skip(f"{objective} has landed")
-    with pytest.raises(ConfigError, match=f"training.text_objective={objective} cannot be trained yet"):
-        train(world, tmp_path / "out", objective, training__text_objective=objective)
-    assert not (tmp_path / "out").exists()
 
 
 def test_an_objective_given_to_another_script_names_the_right_one(world: Path, tmp_path: Path) -> None:

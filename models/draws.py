@@ -1,0 +1,34 @@
+"""Random numbers that depend on what they are for, never on what was drawn before or where.
+
+A generator of its own is made for every purpose: (seed, "text", step, sample) gives the masks of one conversation in
+one step. The same masks come out whatever the world size, the micro-batch or the number of data workers, and after a
+resume; dropout, which reads the global generator, has no part in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+
+def generator(seed: int, *key: int | str) -> torch.Generator:
+    """A random number generator of its own for (seed, key), on the CPU."""
+    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Where a text objective's masks, mask ratios and block sizes come from.
+
+    ``step``: the optimizer step, which annealed block sizes read too.
+    """
+
+    seed: int = 0
+    step: int = 0
+
+    def of(self, sample: int) -> torch.Generator:
+        """The draws of one sample (its index in the data set) in this step."""
+        return generator(self.seed, "text", self.step, sample)

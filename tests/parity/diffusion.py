@@ -1,0 +1,107 @@
+"""Diffusion of text against the original's arrays: where its rule is ours, and where ours departs on purpose.
+
+Its layout is ``[noisy | clean]``, ours ``[clean | noisy views]``; rows and columns are put in its order here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.testing import assert_array_equal
+from torch import Tensor
+
+from models.masks import CAUSAL, Kind, Slots, with_views
+from models.objectives.blocks import hide
+from models.objectives.levels import Ratio
+
+LAYOUTS = {"bd_L7_B3": (0, 7, 3), "bd_L16_B4": (0, 16, 4), "bd_L33_B8": (0, 33, 8), "bd_L20_B32": (0, 20, 32)}
+PREFIXED = {"prefixed_P5_L6_B2": (5, 6, 2), "prefixed_P9_L10_B4": (9, 10, 4), "prefixed_P0_L7_B3": (0, 7, 3)}
+
+
+def our_mask(prefix: int, length: int, block: int) -> Tensor:
+    """Our rule over the original's order: prefix, noisy copy, clean copy."""
+    head, offset = torch.arange(prefix), torch.arange(length)
+    start = prefix + offset // block * block
+    none = torch.full_like
+    slots = Slots(
+        kind=torch.full((1, prefix + 2 * length), int(Kind.ANSWER)),
+        pos=torch.cat([head, prefix + offset, prefix + offset])[None],
+        view=torch.cat([none(head, 0), none(offset, 1), none(offset, 0)])[None],
+        start=torch.cat([none(head, -1), start, none(offset, -1)])[None],
+    )
+    return with_views(CAUSAL).dense(slots)[0, 0]
+
+
+def check_layout(theirs: np.ndarray, prefix: int, length: int, block: int) -> None:
+    ours = our_mask(prefix, length, block).numpy()
+    head, noisy, clean = slice(0, prefix), slice(prefix, prefix + length), slice(prefix + length, None)
+    for queries, keys in ((noisy, noisy), (noisy, clean), (noisy, head), (clean, noisy), (clean, head), (head, head)):
+        assert_array_equal(ours[queries, keys], theirs[queries, keys])
+    # The departure: the original's clean copy sees its whole block, also what comes after; ours is causal, so that it
+    # is the AR model's own stream, can be cached, and can verify a draft.
+    grid = np.arange(length) // block
+    assert_array_equal(theirs[clean, clean], grid[None, :] <= grid[:, None])
+    assert_array_equal(ours[clean, clean], np.tril(np.ones((length, length), bool)))
+
+
+def check_masks(parity: Path) -> None:
+    arrays = np.load(parity / "block_diffusion.npz")
+    for name, sizes in {**LAYOUTS, **PREFIXED}.items():
+        check_layout(arrays[name], *sizes)
+    for mask, size in zip(arrays["elastic_masks"], arrays["elastic_block_sizes"].tolist(), strict=True):
+        check_layout(mask, 0, int(arrays["elastic_L"]), size)
+
+
+def corrupt(level: np.ndarray, u: np.ndarray, valid: np.ndarray, size: int, ratio: Ratio) -> Tensor:
+    """Our hiding rule with given draws. ``level``: a draw per block of ``size`` tokens, counted from the row's start as
+    the original does (ours counts from the start of the answer)."""
+    block = torch.arange(len(u)) // size
+    return hide(torch.tensor(u), ratio.of(torch.tensor(level))[block], torch.tensor(valid))
+
+
+def check_corruption(parity: Path) -> None:
+    """Given the same draws the same tokens are hidden: elastic blocks, and the recorded steps of bd and mdm."""
+    arrays = np.load(parity / "block_diffusion.npz")
+    for row, size in enumerate(arrays["elastic_block_sizes"].tolist()):
+        valid, u = arrays["elastic_valid"][row], arrays["elastic_u"][row]
+        primary = corrupt(arrays[f"elastic_t{row}"], u, valid, size, Ratio(low=1e-3))
+        assert_array_equal(primary.numpy(), arrays["elastic_primary_mask"][row])
+        assert_array_equal(valid & ~primary.numpy(), arrays["elastic_complementary_mask"][row])
+    steps = json.loads((parity / "steps.json").read_text())
+    bd, mdm = np.load(parity / "step_bd.npz"), np.load(parity / "step_mdm.npz")
+    low, high = steps["mdm"]["mask_ratio"]
+    hidden_words = 0
+    for flow in ("pre", "mmu"):
+        for row in range(2):
+            u, valid = bd[f"{flow}_noise_u"][row], bd[f"{flow}_valid_mask"][row]
+            eps, size = steps["bd"]["eps"], steps["bd"]["block_size"]
+            primary = corrupt(bd[f"{flow}_noise_level"][row], u, valid, size, Ratio(low=eps)).numpy()
+            hidden_words += int(primary.sum())
+            assert_array_equal(primary, bd[f"{flow}_primary_mask"][row])
+            assert_array_equal(valid & ~primary, bd[f"{flow}_complementary_mask"][row])
+            u, valid = mdm[f"{flow}_noise_u"][row], mdm[f"{flow}_valid_mask"][row]
+            level = mdm[f"{flow}_noise_level"][row]  # recorded as a ratio already
+            assert low <= level.item() <= high
+            hidden = corrupt(level, u, valid, len(u), Ratio())
+            assert_array_equal(hidden.numpy(), mdm[f"{flow}_masked_pos"][row])
+            hidden_words += int(hidden.sum())
+    assert hidden_words > 10
+
+
+def check_departures(parity: Path) -> None:
+    """What the original's arrays say that ours do not do."""
+    bd, mdm = np.load(parity / "step_bd.npz"), np.load(parity / "step_mdm.npz")
+    # It also hides words of the robot's instruction; here the text objectives learn answers alone.
+    assert bd["pre_valid_mask"].any()
+    assert mdm["pre_masked_pos"].any()
+    # Its text passes do not see the picture: the chat rows hold no slot for it.
+    assert bd["mmu_clean_ids"].shape[1] == mdm["mmu_clean_ids"].shape[1] == 93
+    # With a ratio of 0 it hides one token all the same; here nothing is hidden and the draw weighs nothing, which is
+    # what makes the weights (n + 1) / k exact.
+    edge = np.load(parity / "mdm_edge.npz")
+    assert ((edge["labels"] != -100).sum(1) == edge["valid_mask"].any(1)).all()
+    nothing = hide(torch.rand(4, 9), torch.zeros(4, 9), torch.tensor(edge["valid_mask"]))
+    assert not nothing.any()

@@ -124,6 +124,13 @@ def _lift_from_cabinet(desk: Desk, name: str) -> Plan:
 # ---- with a block in the hand ----
 
 
+def _regain(desk: Desk) -> Plan:
+    """If the block that was held at the start has been lost, fetch it."""
+    lost_one = desk.start.held
+    if desk.sight.held is None and lost_one is not None:
+        yield from lift(desk, lost_one.name)
+
+
 def _level(desk: Desk, block: Block) -> Array:
     """Euler angles (3,) of the hand that make the held block level, the hand's wide side across the desk."""
     up = int(np.abs(block.matrix[2]).argmax())
@@ -147,6 +154,7 @@ def _offset(desk: Desk, block: Block, turn: Array) -> Array:
 
 def place_in_drawer(desk: Desk) -> Plan:
     """Lower the held block into the open drawer, away from the blocks in it."""
+    yield from _regain(desk)
     yield from rise(desk)
     block = desk.sight.held
     if block is None:
@@ -156,7 +164,7 @@ def place_in_drawer(desk: Desk) -> Plan:
     y = max(float(low[1]) + 0.05, min(float(high[1]) - 0.07, float(low[1] + high[1]) / 2))
     x = _clear_x(desk, block, (float(low[0]) + 0.065, float(high[0]) - 0.065), y)
     spot = np.array([x, y, L.DRAWER_FLOOR_Z + block.half_extent((0, 0, 1)) + 0.008]) + _offset(desk, block, turn)
-    yield funnel(spot, turn, CLOSED, near=0.012, near_turn=0.15, height=0.20, limit=60, until=lost(block.name))
+    yield funnel(spot, turn, CLOSED, near=0.012, near_turn=0.15, limit=60, until=lost(block.name))
     yield wait(desk, OPEN, 4)
     yield Move(moved(desk.sight.tcp, 0, 0, 0.12), OPEN, near=0.02, limit=12)
 
@@ -172,8 +180,15 @@ def _clear_x(desk: Desk, block: Block, span: tuple[float, float], y: float) -> f
     return float(options[int(np.argmin(cost))])
 
 
+def _room_at(desk: Desk, block: Block, x: float) -> float:
+    """How far the nearest other block in the cabinet is, metres along x."""
+    others = [b for b in desk.sight.blocks.values() if b.name != block.name and in_cabinet(b)]
+    return min((abs(x - float(b.pos[0])) for b in others), default=1.0)
+
+
 def place_in_slider(desk: Desk) -> Plan:
     """Put the held block into the opening of the cabinet that the door leaves free."""
+    yield from _regain(desk)
     yield from rise(desk)
     block = desk.sight.held
     if block is None:
@@ -181,6 +196,10 @@ def place_in_slider(desk: Desk) -> Plan:
     gap = max(gaps(desk.layout, desk.sight.slide), key=lambda g: g[1] - g[0])
     margin = min(0.075, (gap[1] - gap[0]) / 2)
     x = _clear_x(desk, block, (gap[0] + margin, gap[1] - margin), 0.092)
+    if gap[1] - gap[0] < 0.22 and _room_at(desk, block, x) < 0.07:  # make more: put it down, move the door, come back
+        yield from free_hand(desk)
+        yield from slide_left(desk) if gap[0] > desk.layout.opening_x[0] + 0.01 else slide_right(desk)
+        return
     tilt = cabinet_tilt(x, gap)
     turn = hand_turn(half_turn_near(HOME_YAW, desk.sight.yaw), tilt)
     yield from _enter(desk, x, turn, CLOSED)
@@ -203,6 +222,7 @@ def _sink(desk: Desk, block: Block, turn: Array) -> float:
 
 def stack(desk: Desk) -> Plan:
     """Put the held block on another one that stands on the table."""
+    yield from _regain(desk)
     yield from rise(desk, 0.56)
     block = desk.sight.held
     if block is None:

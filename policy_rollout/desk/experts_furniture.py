@@ -45,7 +45,7 @@ def open_drawer(desk: Desk) -> Plan:
     yield from free_hand(desk)
     layout, turn = desk.layout, home_turn(desk)
     bar = layout.drawer_handle_at(desk.sight.drawer)
-    yield funnel(moved(bar, 0, 0.026, -0.004), turn, CLOSED, near=0.010, near_turn=0.15, height=0.10)
+    yield funnel(moved(bar, 0, 0.026, -0.004), turn, CLOSED, near=0.010, near_turn=0.15, steep=4.0)
     end = moved(layout.drawer_handle_at(L.DRAWER_RANGE[1]), 0, -0.02, -0.004)
     yield Move(end, CLOSED, turn, limit=30, until=lambda s: s.drawer > 0.215, arrive=False)
 
@@ -55,7 +55,7 @@ def close_drawer(desk: Desk) -> Plan:
     yield from free_hand(desk)
     layout, turn = desk.layout, home_turn(desk)
     bar = layout.drawer_handle_at(desk.sight.drawer)
-    yield funnel(moved(bar, 0, -0.036, 0.004), turn, CLOSED, near=0.012, near_turn=0.3, height=0.10)
+    yield funnel(moved(bar, 0, -0.036, 0.004), turn, CLOSED, near=0.012, near_turn=0.3)
     end = moved(layout.drawer_handle_at(0.0), 0, 0.02, 0.004)
     yield Move(end, CLOSED, turn, limit=30, until=lambda s: s.drawer < 0.004, arrive=False)
 

@@ -181,15 +181,21 @@ class Desk:
 
 
 def funnel(point: npt.ArrayLike, turn: Array, gripper: float, back: Array | None = None, **options: Any) -> Move:
-    """Come to `point` along `back` reversed (from above by default), only as close as place and turn are right."""
+    """Come to `point` along `back` reversed (from above by default), only as close as place and turn are right.
+
+    Until then the hand is `height` away, from above at travelling height; it may come `steep` metres nearer with every
+    metre that it is less aside.
+    """
     target = np.asarray(point, np.float64)
     along = np.array([0.0, 0.0, 1.0]) if back is None else back
-    height = float(options.pop("height", 0.075))
+    lowest = 0.075 if back is not None else max(0.075, TRAVEL_Z - float(target[2]))
+    height = float(options.pop("height", lowest))
+    steep = float(options.pop("steep", 2.0))
 
     def goal(sight: Sight) -> Array:
         off = sight.tcp - target
         aside = float(np.linalg.norm(off - along * float(off @ along)))
-        distance = 2.0 * (aside - 0.008) + 0.25 * (turn_error(sight, turn) - 0.10)
+        distance = steep * (aside - 0.008) + 0.25 * (turn_error(sight, turn) - 0.10)
         return target + along * min(height, max(0.0, distance))
 
     return Move(goal, gripper, turn, **options)

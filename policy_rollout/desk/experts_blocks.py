@@ -55,10 +55,10 @@ def take(desk: Desk, name: str, grasp: Grasp | None = None) -> Plan:
 
 
 def _clear_bar(desk: Desk, name: str) -> Plan:
-    """Slide the door away if its bar is in the way of the palm over a block."""
+    """Slide the door if its bar is in the palm's way, but so little that it can still be told to go either way."""
     pos, bar = desk.sight.blocks[name].pos, desk.layout.door_handle_at(desk.sight.slide)
     if -0.08 < pos[1] < 0.02 and abs(float(pos[0] - bar[0])) < L.PALM_HALF[1] + 0.02:
-        yield from slide_left(desk) if desk.sight.slide < L.SLIDE_RANGE[1] / 2 else slide_right(desk)
+        yield from slide_left(desk, 0.09) if desk.sight.slide < L.SLIDE_RANGE[1] / 2 else slide_right(desk, 0.09)
         yield from rise(desk)
 
 

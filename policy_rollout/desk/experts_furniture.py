@@ -60,25 +60,26 @@ def close_drawer(desk: Desk) -> Plan:
     yield Move(end, CLOSED, turn, limit=30, until=lambda s: s.drawer < 0.004, arrive=False)
 
 
-def _slide(desk: Desk, left: bool) -> Plan:
+def _slide(desk: Desk, left: bool, by: float) -> Plan:
     yield from free_hand(desk)
     layout, turn = desk.layout, home_turn(desk)
     side = 1.0 if left else -1.0  # the fingers push from the other side
-    bar = layout.door_handle_at(desk.sight.slide)
+    begin = desk.sight.slide
+    bar = layout.door_handle_at(begin)
     yield funnel(moved(bar, side * 0.036, 0, 0), turn, CLOSED, np.array([0.0, -0.8, 0.6]), near=0.012, near_turn=0.3)
-    end = moved(layout.door_handle_at(L.SLIDE_RANGE[1] if left else 0.0), -side * 0.02, 0, 0)
-    goal_met = (lambda s: s.slide > 0.275) if left else (lambda s: s.slide < 0.005)
-    yield Move(end, CLOSED, turn, limit=40, until=goal_met, arrive=False)
+    last = min(begin + by, L.SLIDE_RANGE[1]) if left else max(begin - by, 0.0)
+    end = moved(layout.door_handle_at(last), -side * 0.02, 0, 0)
+    yield Move(end, CLOSED, turn, limit=40, until=lambda s: (s.slide - last) * side > -0.005, arrive=False)
 
 
-def slide_left(desk: Desk) -> Plan:
-    """Push the door's bar from the right."""
-    yield from _slide(desk, left=True)
+def slide_left(desk: Desk, by: float = 1.0) -> Plan:
+    """Push the door's bar from the right; `by` is how far, metres, at most to the end."""
+    yield from _slide(desk, True, by)
 
 
-def slide_right(desk: Desk) -> Plan:
+def slide_right(desk: Desk, by: float = 1.0) -> Plan:
     """Push the door's bar from the left."""
-    yield from _slide(desk, left=False)
+    yield from _slide(desk, False, by)
 
 
 def press_button(desk: Desk) -> Plan:

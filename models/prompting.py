@@ -138,4 +138,4 @@ class Prompter:
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text without special tokens; ids past the words (image codes, mask) are never words."""
         words = [i for i in ids if i < self.vocab.words]
-        return str(self.tokenizer.decode(words, skip_special_tokens=True)).strip()
+        return str(self.tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()

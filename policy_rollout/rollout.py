@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from policy_rollout.chunking import ChunkPlayer
 from policy_rollout.policy import ActionConvention, Observation, Policy, require_same_convention
@@ -194,16 +192,3 @@ def binary_gripper(action: NDArray[np.float32]) -> NDArray[np.float64]:
     out = np.array(action, dtype=np.float64)
     out[6] = 1.0 if out[6] > 0 else -1.0
     return out
-
-
-def write_gif(frames: Sequence[NDArray[np.uint8]], path: Path, fps: float = 15.0) -> None:
-    """Frames uint8 HWC as an endless animation. The file appears complete or not at all."""
-    if not frames:
-        raise ValueError(f"no frames to write to {path}")
-    pictures = [Image.fromarray(frame) for frame in frames]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    pictures[0].save(
-        unfinished, format="GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0
-    )
-    unfinished.replace(path)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from policy_rollout.desk.pictures import beside, captioned, sheet, write_gif, write_png
+from policy_rollout.pictures import beside, captioned, sheet, write_gif, write_png
 from training.data.calvin import Annotation, CalvinSplit
 
 Frame = npt.NDArray[np.uint8]

@@ -1,6 +1,6 @@
 """Make the small models and data that the project brings along, or check that they can be made again.
 
-    python scripts/make_assets.py                    # everything, into assets/ and dummy_data/ (about an hour on two cores)
+    python scripts/make_assets.py                    # everything (half an hour of one core)
     python scripts/make_assets.py phi clip           # only these
     python scripts/make_assets.py --check            # make the quick parts in a scratch folder and compare
 
@@ -26,16 +26,16 @@ sys.path.insert(0, str(ROOT))
 
 from preprocess_data.embedded import clip, conversations, demonstrations, language, tokenizer_training  # noqa: E402
 
-TOKENIZER_SCENES, TOKENIZER_STEPS = 1200, 800
-TRAINING_PICTURES, VALIDATION_PICTURES = 360, 90
+TOKENIZER_SCENES, TOKENIZER_STEPS = 1200, 1300
+TRAINING_PICTURES, VALIDATION_PICTURES = 360, 160
 TRAINING_QUESTIONS, VALIDATION_QUESTIONS = 108, 24
 """Of each kind."""
 TRAINING_SEED, VALIDATION_SEED = 1, 2
 
 
 def make_magvit(root: Path) -> None:
-    frames = tokenizer_training.pictures(TOKENIZER_SCENES, seed=0)
-    model, errors = tokenizer_training.train_magvit(frames, TOKENIZER_STEPS)
+    frames, groups = tokenizer_training.pictures(TOKENIZER_SCENES, seed=0)
+    model, errors = tokenizer_training.train_magvit(frames, groups, TOKENIZER_STEPS)
     tokenizer_training.write_magvit(model, root / "assets/tiny_magvit")
     print(f"mean absolute error of the last 50 steps: {np.mean(errors[-50:]):.4f} (of a range of 2)")
 

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -41,8 +40,9 @@ from policy_rollout.calvin.instructions import validation_instruction  # noqa: E
 from policy_rollout.calvin.oracle import TaskOracle  # noqa: E402
 from policy_rollout.desk import DeskEnv  # noqa: E402
 from policy_rollout.desk.experts import task_resets  # noqa: E402
+from policy_rollout.pictures import GREEN, RED, beside, captioned, sheet, write_gif, write_png  # noqa: E402
 from policy_rollout.policy import ConstantPolicy, Observation, Policy, UPVLAPolicy  # noqa: E402
-from policy_rollout.rollout import Episode, Rollout, run_episodes, write_gif  # noqa: E402
+from policy_rollout.rollout import Episode, Rollout, run_episodes  # noqa: E402
 from preprocess_data import make_desk_demos, process_calvin  # noqa: E402
 from training.data.calvin import CalvinSplit  # noqa: E402
 
@@ -159,19 +159,14 @@ def _episode(index: int) -> Episode:
 def picture_futures(policy: UPVLAPolicy, split: CalvinSplit, path: Path, rows: int = 4) -> None:
     """A sheet of now | predicted | true, T steps ahead, for held-out frames."""
     windows = [w for w in split.annotations if w.end - w.start >= policy.act_step][:rows]
-    sheet = []
+    cells = []
     for window in windows:
-        now, later = (
-            split.frame(i, ("rgb_static",))["rgb_static"] for i in (window.start, window.start + policy.act_step)
-        )
+        moments = (window.start, window.start + policy.act_step)
+        now, later = (split.frame(moment, ("rgb_static",))["rgb_static"] for moment in moments)
         predicted = policy.predict_future([Observation(now, window.instruction)])[0, 0]
-        sheet.append(np.concatenate([_square(now), _square(predicted), _square(later)], axis=1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(sheet, axis=0)).save(path)
-
-
-def _square(frame: NDArray[np.uint8], side: int = 192) -> NDArray[np.uint8]:
-    return np.asarray(Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC))
+        row = beside([now, predicted, later], height=192)
+        cells.append(captioned(row, window.instruction, f"now | predicted | true, {policy.act_step} steps ahead"))
+    write_png(path, sheet(cells, columns=1))
 
 
 COLUMNS = {
@@ -179,7 +174,6 @@ COLUMNS = {
     "RMSE": "rmse_all",
     "MAE position": "mae_pos",
     "MAE rotation": "mae_rot",
-    "gripper sign": "gripper_sign_acc",
 }
 
 
@@ -207,7 +201,7 @@ def tell(verdicts: Sequence[Verdict], folder: Path, seconds: float) -> None:
     lines = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows_of(verdicts)]]
     note = (
         "Embedded models (random start), a few minutes of training: this shows that everything works, not how good "
-        "the method is. The pictures: now, predicted, true (T steps ahead)."
+        "the method is."
     )
     links = "\n".join(f"![{p.stem}](pictures/{p.name})" for p in sorted((folder / "pictures").glob("*")))
     (folder / "report.md").write_text(
@@ -255,8 +249,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         picture_futures(trained, validation, folder / "pictures/now_predicted_true.png")
         for index, frames in verdicts[0].rollout.frames.items():
             outcome = verdicts[0].rollout.records[index]
-            ending = "done" if outcome.success else "not_done"
-            write_gif(frames, folder / f"pictures/rollout_{index}_{outcome.task}_{ending}.gif")
+            ending, colour = ("done", GREEN) if outcome.success else (f"not done in {PATIENCE} steps", RED)
+            told = [captioned(frame, outcome.instruction, ending, colour) for frame in frames]
+            write_gif(folder / f"pictures/rollout_{index}_{outcome.task}.gif", told)
     except (ConfigError, ValueError, FileNotFoundError) as error:
         print(f"quickstart: {error}", file=sys.stderr)
         return 2

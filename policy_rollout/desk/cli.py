@@ -18,9 +18,9 @@ from policy_rollout.desk import DeskEnv
 from policy_rollout.desk.bench import bench
 from policy_rollout.desk.experts import EXPERT_TASKS, PLAY, QUIET, task_resets
 from policy_rollout.desk.layout import SCENES
-from policy_rollout.desk.pictures import beside, captioned, sheet, write_gif, write_png
 from policy_rollout.desk.render import RENDERERS
 from policy_rollout.desk.show import Film, expert_hand, play_task, random_hand
+from policy_rollout.pictures import beside, captioned, sheet, write_gif, write_png
 
 DESCRIPTION = """\
 The desk: CALVIN's tasks on a table of our own, in MuJoCo, with no OpenGL and no download.

@@ -1,4 +1,4 @@
-"""The small desk recording that the project brings along, in CALVIN's formats, and the check that it can be made again."""
+"""The small desk recording that the project brings along, in CALVIN's formats, and the check that it repeats."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PIXEL_TOLERANCE = 0.5
 
 
 def write_demonstrations(folder: Path) -> None:
-    """`folder/calvin/{training,validation}` raw, and `folder/calvin_processed_{training,validation}` that refer to them."""
+    """`folder/calvin/<split>` raw, and `folder/calvin_processed_<split>` that refers to it, for both splits."""
     for split in EPISODES:
         record(folder / RAW, split)
         process_calvin.main(

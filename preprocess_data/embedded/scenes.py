@@ -24,7 +24,7 @@ class Scene:
 
 def random_scenes(count: int, seed: int, scenes: tuple[str, ...] = tuple(SCENES)) -> Iterator[Scene]:
     """`count` scenes: doors, lights, blocks and hand anywhere; the same ones for the same seed."""
-    environments = {name: DeskEnv(scene=name) for name in scenes}
+    environments = {name: DeskEnv(scene=name) for name in dict.fromkeys(scenes)}
     for index in range(count):
         rng = np.random.default_rng([seed, index])
         env = environments[scenes[index % len(scenes)]]

@@ -1,7 +1,6 @@
 """Train the small MagVITv2 on pictures of the desk, long enough that decoded frames are recognisable.
 
-Reconstruction error plus the codebook losses of lookup-free quantisation (`models.lfq`). Pixels that differ from the
-mean picture weigh more: blocks, hand and doors are few pixels of a frame, and all that matters in it.
+Reconstruction error plus the codebook losses of lookup-free quantisation (`models.lfq`); what moves weighs most.
 """
 
 from __future__ import annotations
@@ -23,23 +22,41 @@ from preprocess_data.embedded.scenes import random_scenes
 ENCODER = Tower(32, (1, 1, 2, 2, 2), (1, 1, 1, 1, 1))
 DECODER = Tower(32, (1, 1, 2, 2, 2), (1, 1, 1, 1, 1))
 RESOLUTION = 96
-GRIPPER_SHARE = 4
-"""One picture in so many is the gripper camera's."""
+SCENES = ("D", "A", "D", "B", "D", "C")
+"""In turn; half of the pictures are of the scene that the quickstart plays in."""
+GRIPPER_EVERY = 7
+"""One picture in so many is the gripper camera's; no divisor of the scenes' turn, so that every scene has some."""
 
 
-def pictures(count: int, seed: int) -> Tensor:
-    """[count, 3, R, R] uint8: static frames, with a gripper frame now and then."""
-    frames = []
-    for index, scene in enumerate(tqdm(random_scenes(count, seed), total=count, desc="scenes", unit="frame")):
-        frame = scene.gripper if index % GRIPPER_SHARE == GRIPPER_SHARE - 1 else scene.static
+def pictures(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Frames [count, 3, R, R] uint8, and the group [count] of each: same camera and, for the static one, same scene."""
+    frames, groups = [], []
+    for index, scene in enumerate(tqdm(random_scenes(count, seed, SCENES), total=count, desc="scenes", unit="frame")):
+        by_gripper = index % GRIPPER_EVERY == GRIPPER_EVERY - 1
+        frame = scene.gripper if by_gripper else scene.static
         frames.append(torch.from_numpy(np.ascontiguousarray(fit(frame, RESOLUTION))))
-    return torch.stack(frames)
+        groups.append(-1 if by_gripper else SCENES.index(SCENES[index % len(SCENES)]))
+    return torch.stack(frames), torch.tensor(groups)
+
+
+def emphasis(frames: Tensor, groups: Tensor) -> Tensor:
+    """Weight of every pixel [count, 1, R, R]: blocks, hand, doors and lights are few pixels, and all that matters.
+
+    In a fixed camera's pictures, what differs from their mean moves; the gripper camera's pictures move as a whole.
+    """
+    pixels = normalise(frames)
+    weights = torch.full_like(pixels[:, :1], 0.5)
+    for group in sorted({int(g) for g in groups if g >= 0}):
+        mine = groups == group
+        away = (pixels[mine] - pixels[mine].mean(dim=0)).abs().mean(dim=1, keepdim=True)
+        weights[mine] = 0.2 + 5 * away
+    return weights
 
 
 def train_magvit(
-    frames: Tensor, steps: int, batch_size: int = 8, learning_rate: float = 2e-3, seed: int = 0
+    frames: Tensor, groups: Tensor, steps: int, batch_size: int = 8, learning_rate: float = 2e-3, seed: int = 0
 ) -> tuple[MagVITv2, list[float]]:
-    """A tokenizer and its reconstruction error by step (mean absolute, of a range of 2). Deterministic on one machine."""
+    """A tokenizer and its error by step (mean absolute, of a range of 2). Deterministic on one machine."""
     draw = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -47,16 +64,16 @@ def train_magvit(
     model.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
-    mean = normalise(frames).mean(dim=0)
+    weights = emphasis(frames, groups)
     errors = []
     progress = tqdm(range(steps), desc="tokenizer", unit="step")
     for step in progress:
-        pixels = normalise(frames[torch.randint(0, len(frames), (batch_size,), generator=draw)])
+        chosen = torch.randint(0, len(frames), (batch_size,), generator=draw)
+        pixels = normalise(frames[chosen])
         decoded, latent = model.reconstruct(pixels)
-        weight = 0.3 + (pixels - mean).abs().mean(dim=1, keepdim=True) * 3
         difference = decoded - pixels
-        reconstruction = (weight * (difference.abs() + difference.square())).mean()
-        books = 0.3 * (1 - step / steps)  # the codebook is in use after a while; then the picture is all that counts
+        reconstruction = (weights[chosen] * (difference.abs() + difference.square())).mean()
+        books = 0.2 * max(0.0, 1 - 2 * step / steps)  # once the codebook is in use, the picture is all that counts
         loss = reconstruction + codebook_losses(latent, sharpness=0.5).total(entropy=books)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from policy_rollout.pictures import write_gif
 from policy_rollout.policy import CAMERAS, ActionConvention, RandomPolicy
-from policy_rollout.rollout import Episode, binary_gripper, run_episodes, write_gif
+from policy_rollout.rollout import Episode, binary_gripper, run_episodes
 from tests.policy.recorded_play import Recorder
 
 T = 4
@@ -124,7 +125,7 @@ def test_only_filmed_episodes_keep_frames_and_they_make_an_animation(tmp_path):
     result = run_episodes(Line, Recorder(forward, T), MIXED, PastTheLine(), max_steps=10, film={2}, film_every=2)
     assert list(result.frames) == [2]
     assert [int(frame[0, 0, 0]) for frame in result.frames[2]] == [21, 23, 25]
-    write_gif(result.frames[2], tmp_path / "clips" / "2.gif")
+    write_gif(tmp_path / "clips" / "2.gif", result.frames[2])
     assert Image.open(tmp_path / "clips" / "2.gif").n_frames == 3
     assert [path.name for path in (tmp_path / "clips").iterdir()] == ["2.gif"]
 

@@ -195,10 +195,10 @@ def markdown(
         f"Written by `{command}` on {time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPU cores; "
         f"{'no noise' if noise == QUIET else _words(noise)} unless stated.",
         "",
-        "The experts are scripted controllers (`policy_rollout/desk/experts*.py`). They see `robot_obs`, `scene_obs` and",
-        "the layout's constants, and act through the 7-d relative action alone. An episode is won when the task oracle",
-        "says so within 360 steps of 1/30 s; single tasks start from random states in which they can be done, chains from",
-        "CALVIN's initial states. Random actions are uniform in [-1, 1].",
+        "The experts are scripted controllers (`policy_rollout/desk/experts*.py`). They see `robot_obs`, `scene_obs`",
+        "and the layout's constants, and act through the 7-d relative action alone. An episode is won when the task",
+        "oracle says so within 360 steps of 1/30 s; single tasks start from random states in which they can be done,",
+        "chains from CALVIN's initial states. Random actions are uniform in [-1, 1].",
     ]
     if chains:
         lines += ["", "## Chains of five", "", "| who, scene | chains | average length | 1 | 2 | 3 | 4 | 5 |"]

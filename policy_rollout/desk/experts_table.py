@@ -135,6 +135,7 @@ def _free_way(desk: Desk, block: Block, left: bool) -> tuple[Array, float]:
         cost += 100 * max(0.0, half + L.BUTTON_RING[0] - ring)
         end_y = float(path[-1, 1])
         cost += 60 * max(0.0, end_y + 0.01) + 60 * max(0.0, L.TABLE_FRONT_Y + 0.03 - end_y)
+        cost += 20 * max(0.0, L.TABLE_FRONT_Y + 0.05 - float(block.pos[1] + way[1] * length))  # near the front edge
         if cost < best_cost:
             best, best_cost = way, cost
     return best, best_cost

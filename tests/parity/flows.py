@@ -6,6 +6,7 @@ Every function takes the parity directory; `BLOCKDIFF_PARITY_DIR=<dir> pytest -m
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor
 
-from models.checkpoint import Built, UpstreamSettings, load_folder, to_disk_names, with_settings
+from models.checkpoint import Built, UpstreamSettings, load_folder, save_folder, to_disk_names, with_settings
 from models.decoding import generate
 from models.objectives import TextTask, text_objective
 from models.sequence import TextTurn, TokenSequence, future_targets, pad_right, robot_sequence
@@ -33,10 +34,20 @@ def close(ours: Tensor, theirs: np.ndarray, relative: float = RELATIVE) -> None:
     assert_allclose(ours.detach().numpy(), theirs, rtol=0, atol=relative * float(np.abs(theirs).max()))
 
 
-def upstream(parity: Path, checkpoint: str = "ckpt/upvla_run", max_seq_length: int = 24) -> Built:
+def upstream_settings(parity: Path, max_seq_length: int | None = None) -> UpstreamSettings:
+    """What the original's folder leaves out; ``max_seq_length`` is that of the robot flow where it is not given."""
+    if max_seq_length is None:
+        max_seq_length = read_json(parity / "pre_text.json")["max_text_len"]
+    resolution = np.load(parity / "pre_1view.npz")["images_static"].shape[-1]
+    return UpstreamSettings(
+        llm_model_path=str(parity / "ckpt/phi"), max_seq_length=max_seq_length, resolution=resolution
+    )
+
+
+def upstream(parity: Path, max_seq_length: int | None = None) -> Built:
     """The original's checkpoint; its text head leaves the mask's logit in, so ours does here."""
-    settings = UpstreamSettings(llm_model_path=str(parity / "ckpt/phi"), max_seq_length=max_seq_length, resolution=64)
-    return with_settings(load_folder(parity / checkpoint, upstream=settings), mask_logit_banned=False)
+    built = load_folder(parity / "ckpt/upvla_run", upstream=upstream_settings(parity, max_seq_length))
+    return with_settings(built, mask_logit_banned=False)
 
 
 def robot(parity: Path, views: int, built: Built, pad: bool) -> tuple[TokenSequence, Any]:
@@ -118,47 +129,57 @@ def check_robot_flow(parity: Path, views: int) -> None:
             close(model.action_head.pool(hidden[:, sequence.actions.columns]), arrays["map_pooled"])
 
 
-def conversations(parity: Path, built: Built, first: int) -> TextTurn:
-    """The first conversations of mmu_text.json, as `collated_*` has them, with CLIP features of the parity arrays."""
-    spoken = read_json(parity / "mmu_text.json")["conversations"][:first]
+def quotes_a_role(turns: list[dict[str, str]]) -> bool:
+    """The original re-tokenises pieces, stumbles over a quoted role, and learns nothing from such a record."""
+    return any("ASSISTANT:" in turn["value"] for turn in turns)
+
+
+def conversations(parity: Path, built: Built) -> TextTurn:
+    """The conversations of `collated_*`, cut to its width, with CLIP features of the parity arrays."""
+    arrays = np.load(parity / "mmu.npz")
+    count, width = arrays["collated_input_ids"].shape
+    spoken = read_json(parity / "mmu_text.json")["conversations"][:count]
     rows = [built.prompter.conversation([(turn["from"], turn["value"]) for turn in turns]) for turns in spoken]
     return TextTurn(
-        ids=pad_right([row.ids for row in rows], built.model.vocab.pad),
-        answer=pad_right([row.answer for row in rows], 0).bool(),
-        patches=torch.tensor(np.load(parity / "mmu.npz")["clip_features"][:first]),
+        ids=pad_right([row.ids[:width] for row in rows], built.model.vocab.pad),
+        answer=pad_right([row.answer[:width] for row in rows], 0).bool(),
+        patches=torch.tensor(arrays["clip_features"]),
     )
 
 
 def text_task(parity: Path, built: Built) -> TextTask:
-    turn = conversations(parity, built, 2)
-    return text_objective("ar").prepare(built.model.vocab, built.prompter.system_ids, turn)
+    return text_objective("ar").prepare(built.model.vocab, built.prompter.system_ids, conversations(parity, built))
+
+
+def check_conversation_ids(parity: Path) -> None:
+    prompter = upstream(parity).prompter
+    arrays, texts = np.load(parity / "mmu.npz"), read_json(parity / "mmu_text.json")
+    assert prompter.system_prompt == texts["system_prompt"]
+    assert texts["conversations"]
+    for index, turns in enumerate(texts["conversations"]):
+        assert_array_equal(prompter.system_ids, arrays[f"item{index}_input_ids_system"])
+        row = prompter.conversation([(turn["from"], turn["value"]) for turn in turns])
+        assert_array_equal(row.ids, arrays[f"item{index}_input_ids"])
+        expected = arrays[f"item{index}_labels"]
+        if quotes_a_role(turns) and (expected == -100).all():
+            assert any(row.answer)
+        else:
+            assert_array_equal([i if answer else -100 for i, answer in zip(row.ids, row.answer, strict=True)], expected)
 
 
 def check_mmu_flow(parity: Path) -> None:
     built = upstream(parity)
-    model, prompter = built.model, built.prompter
-    arrays, texts = np.load(parity / "mmu.npz"), read_json(parity / "mmu_text.json")
-    assert prompter.system_prompt == texts["system_prompt"]
-    assert_array_equal(prompter.system_ids, arrays["item0_input_ids_system"])
-    for index, turns in enumerate(texts["conversations"]):
-        row = prompter.conversation([(turn["from"], turn["value"]) for turn in turns])
-        assert_array_equal(row.ids, arrays[f"item{index}_input_ids"])
-        expected = arrays[f"item{index}_labels"]
-        if "ASSISTANT:" in turns[0]["value"]:
-            # The original re-tokenises pieces, stumbles over the quoted role and learns nothing from this record.
-            assert (expected == -100).all()
-            assert any(row.answer)
-        else:
-            assert_array_equal([i if answer else -100 for i, answer in zip(row.ids, row.answer, strict=True)], expected)
-    turn = conversations(parity, built, 2)
-    padded = pad_right([ids[: len(ids)].tolist() for ids in turn.ids], model.vocab.pad, 62)
-    assert_array_equal(padded.numpy(), arrays["collated_input_ids"])
+    model = built.model
+    arrays, spans = np.load(parity / "mmu.npz"), read_json(parity / "mmu_text.json")["segments"]
+    expected_ids = arrays["collated_input_ids"]
+    padded = pad_right(conversations(parity, built).ids.tolist(), model.vocab.pad, expected_ids.shape[1])
+    assert_array_equal(padded.numpy(), expected_ids)
 
     task = text_task(parity, built)
     sequence = task.sequence
-    width = sequence.ids.shape[1]
+    rows, width = sequence.ids.shape
     valid = sequence.slots.valid
-    expected_mask = np.broadcast_to(arrays["allow_mask"][:width, :width], (2, width, width))[valid.numpy()]
+    expected_mask = np.broadcast_to(arrays["allow_mask"][:width, :width], (rows, width, width))[valid.numpy()]
     ours = sequence.rule.dense(sequence.slots)[:, 0].numpy()[valid.numpy()]
     keys = np.repeat(valid.numpy()[:, None], width, axis=1)[valid.numpy()]
     assert_array_equal(ours[keys], expected_mask[keys])  # padding keys are never attended here
@@ -166,11 +187,19 @@ def check_mmu_flow(parity: Path) -> None:
     assert_allclose(loss.mean.item(), arrays["loss_mmu"], rtol=LOSS)
     assert_allclose(nats.mean.item(), arrays["loss_mmu_f64"], rtol=LOSS)
     embeds = model.embed(sequence)
-    close(embeds[:, :32], arrays["embeddings_head"])
-    close(embeds[:, 604:620], arrays["embeddings_tail"])
-    close(embeds[:, 30:34], arrays["projected_first4"])
-    logits = model.backbone.logits(model.hidden(sequence)[:, [0, 29, 30, 605, 606, 607, 610]])
-    close(logits[..., :64], arrays["logits_first64_at"])
+    head, tail = arrays["embeddings_head"], arrays["embeddings_tail"]
+    first, end = spans["clip"]
+    close(embeds[:, : head.shape[1]], head)
+    # The tail begins with the last patches; what the original pads beyond our longest row is not there here.
+    start = end - 2
+    close(embeds[:, start : start + tail.shape[1]], tail[:, : width - start])
+    close(embeds[:, first : first + arrays["projected_first4"].shape[1]], arrays["projected_first4"])
+    close(embeds[:, end - arrays["projected_last4"].shape[1] : end], arrays["projected_last4"])
+    text = spans["text"][0]
+    recorded = [0, spans["soi"][0], first, end - 1, spans["eoi"][0], text, text + 3]
+    logits, expected = model.backbone.logits(model.hidden(sequence)[:, recorded]), arrays["logits_first64_at"]
+    at_valid = valid[:, recorded]
+    close(logits[..., : expected.shape[-1]][at_valid], expected[at_valid.numpy()])
 
 
 def check_step(parity: Path) -> None:
@@ -231,33 +260,33 @@ def check_generation(parity: Path) -> None:
     built = upstream(parity)
     arrays, texts = np.load(parity / "generate.npz"), read_json(parity / "generate_text.json")
     question = texts["prompt"].removeprefix("USER: ").removesuffix(" ASSISTANT:")
-    patches = torch.tensor(np.load(parity / "mmu.npz")["clip_features"][:1])
+    patches = torch.tensor(np.load(parity / "mmu.npz")["clip_features"][:1])  # the recorded answers are about image 0
     system = built.prompter.system_ids
     for name, ids in (("with_system", system), ("no_system", [])):
         built.prompter.system_ids = list(ids)
-        answer = generate(built.model, built.prompter, [question], patches, max_new_tokens=12, words_only=False)
         expected = arrays[f"{name}_tokens"].tolist()
+        ask = partial(
+            generate, built.model, built.prompter, [question], patches, max_new_tokens=len(expected), words_only=False
+        )
+        answer = ask()
         said = answer.ids[0]
         assert said == expected[: len(said)]
-        # Ours ends at the model's own end-of-text; the original was asked for twelve tokens whatever they are.
+        # Ours ends at the model's own end-of-text; the original was asked for so many tokens whatever they are.
         assert len(said) == len(expected) or said[-1] == built.model.vocab.eos
         assert answer.stats.forwards == len(said)
-        stop = int(arrays[f"{name}_stop_token"])
-        stopped = generate(
-            built.model, built.prompter, [question], patches, max_new_tokens=12, words_only=False, stop=stop
-        )
+        stopped = ask(stop=int(arrays[f"{name}_stop_token"]))
         assert stopped.ids[0] == arrays[f"{name}_tokens_with_stop"].tolist()
 
 
 def check_checkpoint_folders(parity: Path, scratch: Path) -> None:
     """Every way to name the original's run gives the same weights, and our folder gives them back."""
-    from models.checkpoint import save_folder
-
     run = parity / "ckpt/upvla_run"
-    settings = UpstreamSettings(llm_model_path=str(parity / "ckpt/phi"), max_seq_length=24, resolution=64)
+    settings = upstream_settings(parity)
     reference = load_folder(run, upstream=settings)
     weights = reference.model.state_dict()
-    paths = [run / "checkpoint-7", run / "checkpoint-7/unwrapped_model", run / "pytorch_model.bin"]
+    saved = sorted(run.glob("checkpoint-*"))
+    assert saved
+    paths = [*saved, *(step / "unwrapped_model" for step in saved), run / "pytorch_model.bin"]
     for path in paths:
         other = load_folder(path, upstream=settings).model.state_dict()
         assert all(torch.equal(weights[name], other[name]) for name in weights), path

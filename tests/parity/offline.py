@@ -68,7 +68,7 @@ def check_acting(parity: Path, views: int, scratch: Path) -> None:
         "model": {
             "vq_model": {"vq_model_name": str(parity / "ckpt/magvit")},
             "showo": {
-                "tuned_model_path": str(parity / "ckpt/upvla_run/checkpoint-7"),
+                "tuned_model_path": str(next((parity / "ckpt/upvla_run").glob("checkpoint-*"))),
                 "llm_model_path": str(parity / "ckpt/phi"),
             },
             "vla": {"num_view": views},

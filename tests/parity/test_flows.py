@@ -26,7 +26,11 @@ def test_the_robot_flow_has_the_same_losses_actions_and_future_codes(parity: Pat
     flows.check_robot_flow(parity, views)
 
 
-def test_the_mmu_flow_has_the_same_ids_labels_mask_and_loss(parity: Path) -> None:
+def test_conversations_become_the_same_ids_and_labels(parity: Path) -> None:
+    flows.check_conversation_ids(parity)
+
+
+def test_the_mmu_flow_has_the_same_embeddings_mask_logits_and_loss(parity: Path) -> None:
     flows.check_mmu_flow(parity)
 
 

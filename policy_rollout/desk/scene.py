@@ -178,8 +178,8 @@ def _lights(scene: Layout) -> str:
   {box("led", (-0.075, -0.026, 0.0), (0.075, 0.026, 0.014), "led")}
 </body>
 <body name="light_link" pos="{_numbers(bulb)}">
-  <geom name="bulb_socket" type="cylinder" pos="0 0 0.006" size="0.018 0.006" material="handle"/>
-  <geom name="bulb" type="sphere" pos="0 0 0.038" size="0.032" material="lightbulb"/>
+  <geom name="bulb_socket" type="cylinder" pos="0 0 0.002" size="0.016 0.002" material="handle"/>
+  <geom name="bulb" type="sphere" pos="0 0 {L.BULB_RADIUS}" size="{L.BULB_RADIUS}" material="lightbulb"/>
 </body>"""
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from policy_rollout.desk import LAYOUTS, SCENES, DeskEnv
 from policy_rollout.desk.cameras import gripper_camera, static_camera
+from policy_rollout.desk.layout import BULB_RADIUS
 
 OPEN = np.array([0.28, 0.22, 0, 0.088, 1, 1, 0.0703, 0.0924, 0.461, 0, 0, 1.6, 0.05, -0.12, 0.46, 0, 0, 1.4])
 OPEN = np.concatenate([OPEN, [0.18, -0.1, 0.46, 0, 0, 0.5]])
@@ -64,6 +65,18 @@ def test_everything_a_task_needs_is_visible_in_the_static_camera(scene: str):
         column, row = static_camera().project(point, 200)
         assert 4 < column < 196
         assert 4 < row < 196
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_the_bulb_is_whole_in_the_picture_and_seen_under_any_jitter(scene: str):
+    bulb = LAYOUTS[scene].bulb + np.array([0, 0, 2 * BULB_RADIUS])
+    assert static_camera().project(bulb, 200)[1] >= 0
+    dark = OPEN.copy()
+    dark[4] = 0
+    for seed in range(12):
+        env = DeskEnv(scene, camera_jitter=1.0)
+        pictures = [(env.reset(AWAY, state, seed=seed), env.render(size=64))[1].astype(int) for state in (OPEN, dark)]
+        assert (np.abs(pictures[0] - pictures[1]).max(-1) > 40).sum() >= 6
 
 
 def test_the_kept_background_gives_the_same_picture_as_a_fresh_desk():

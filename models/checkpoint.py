@@ -133,11 +133,21 @@ def _spec_of(job: Job, tokenizer: Any, words: int) -> ModelSpec:
         clip_width=clip_width(showo.clip_model_path) if showo.w_clip_vit else None,
         max_seq_length=job.dataset.preprocessing.max_seq_length,
         resolution=job.dataset.preprocessing.resolution,
-        text_objective=job.training.text_objective,
+        **text_settings(job),
         mask_logit_banned=showo.mask_logit_banned,
         attn_implementation=showo.attn_implementation,
         versions={name: version(name) for name in ("torch", "transformers")},
     )
+
+
+def text_settings(job: Job) -> dict[str, Any]:
+    """What a model's description says of how it learned to speak, as decoding needs it."""
+    return {
+        "text_objective": job.training.text_objective,
+        "text_prediction": job.text_diffusion.prediction,
+        "text_block_size": job.block_diffusion.block_size,
+        "text_canvas_multiple": job.text_mdm.canvas_multiple,
+    }
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -28,7 +28,9 @@ class ModelSpec:
     ``llm``: the transformers config of the backbone as a plain dict. ``words``, ``bos``, ``eos``, ``codebook_size``:
     the id space. ``act_step``: T. ``num_view``: cameras read. ``num_vq_tokens``: image codes per view.
     ``clip_width``: channels of a CLIP feature, None without a CLIP tower. ``resolution``: pixels of a square frame.
-    ``mask_logit_banned``: the mask's logit is -inf in text heads (False: as the original, which leaves it in).
+    ``text_objective``, ``text_prediction`` (``shift`` | ``aligned``), ``text_block_size``, ``text_canvas_multiple``:
+    how it learned to speak, and so how it decodes. ``mask_logit_banned``: the mask's logit is -inf in text heads
+    (False: as the original, which leaves it in).
     """
 
     llm: Mapping[str, Any]
@@ -44,6 +46,9 @@ class ModelSpec:
     resolution: int = 512
     system_prompt: str = SYSTEM_PROMPT
     text_objective: str = "ar"
+    text_prediction: str = "shift"
+    text_block_size: int = 32
+    text_canvas_multiple: int = 32
     mask_logit_banned: bool = True
     attn_implementation: str = "sdpa"
     llm_model_path: str = ""

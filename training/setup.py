@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from config.load import ConfigError
 from config.schema import Job
-from models.checkpoint import Built, build, load_folder, save_folder
+from models.checkpoint import Built, build, load_folder, save_folder, text_settings
 from models.images import ClipImageSpec
 from models.magvit import MagVITv2, load_magvit
 from models.objectives import TextObjective, text_objective
@@ -122,7 +122,7 @@ def _continued(job: Job, resumed: Checkpoint) -> Built:
                 f"{key} is {want}, but {resumed.path}, which this run continues, was trained with {had}; "
                 "choose another experiment.output_dir, or experiment.resume_from_checkpoint=false"
             )
-    built.model.spec = replace(saved, text_objective=job.training.text_objective)
+    built.model.spec = replace(saved, **text_settings(job))
     built.model.requires_grad_(True)
     return replace(built, notes=())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from models.checkpoint import load_folder
 from tests.training.runs import Outcome, same, train
 
 OBJECTIVES = ["ar", "mdm", "bd"]
@@ -42,6 +43,7 @@ def test_text_is_learned_and_measured(world: Path, tmp_path: Path, name: str) ->
         training__batch_size_mmu=4,
         experiment__log_every=1,
         experiment__eval_every=60,
+        experiment__generate_every=60,
         dataset__params__validation_mmu_shards_path_or_url=world / "chat",
         **SMALL,
     )
@@ -50,6 +52,8 @@ def test_text_is_learned_and_measured(world: Path, tmp_path: Path, name: str) ->
     held_out = done.curve("validation/text/nats_per_token")
     assert math.isfinite(held_out[-1])
     assert held_out[-1] < curve[0]
+    spec = load_folder(done.folder).spec  # it decodes as it was trained
+    assert (spec.text_objective, spec.text_block_size, spec.text_canvas_multiple) == (name, 4, 8)
 
 
 @pytest.mark.parametrize("name", ["mdm", "bd"])

@@ -30,7 +30,7 @@ PLANK_Z = 0.441  # the floor of the cabinet's compartments, 1 mm above the table
 PLANK_Y = (0.03, 0.158)
 SHELF_Z = 0.648  # top of the cabinet, where the two lights stand
 SHELF_Y = (0.140, 0.205)
-BULB_RADIUS = 0.027  # no larger, and at the shelf's edge, or the static camera would see half of it
+BULB_RADIUS = 0.025  # no larger, and at the shelf's edge, or the static camera would see half of it
 FRONT_ORIGIN = (0.075, 0.535)  # (y, z) of the leaning front at t = 0
 FRONT_UP = (0.5, math.sqrt(0.75))  # its upward direction in (y, z)
 FRONT_OUT = (-math.sqrt(0.75), 0.5)  # its outward normal in (y, z)
@@ -151,7 +151,7 @@ class Layout:
 
     @property
     def bulb(self) -> Array:
-        return np.array([self.switch_x, SHELF_Y[0] + 0.018, SHELF_Z])
+        return np.array([self.switch_x, SHELF_Y[0] + 0.016, SHELF_Z])
 
     @property
     def compartments(self) -> dict[str, tuple[Array, Array]]:

@@ -1,7 +1,7 @@
 """Closed loop: a policy acts, the environment answers, the oracle judges.
 
 Several environments run side by side in one process and the policy is asked about all of them at once, so that one
-forward serves many episodes. An environment renders only when the policy looks at it.
+forward serves many episodes. An environment renders only when the policy looks at it, and only what the policy sees.
 
 Shape letters: T actions per chunk, A action size (7).
 """
@@ -20,14 +20,19 @@ from policy_rollout.policy import ActionConvention, Observation, Policy, require
 from policy_rollout.statistics import Interval, wilson
 
 Info = Mapping[str, Any]
+Render = bool | Collection[str]
 
 
 class Env(Protocol):
-    """CALVIN's environment interface, as the embedded desk and the real simulator speak it."""
+    """CALVIN's environment interface, as the embedded desk and the real simulator speak it.
+
+    `render` says which cameras are needed: none (False), all (True) or those named, of "static" and "gripper". Where
+    one costs as much as both, an environment may draw more than it was asked for.
+    """
 
     def reset(self, robot_obs: NDArray[Any] | None = None, scene_obs: NDArray[Any] | None = None) -> dict[str, Any]: ...
-    def step(self, action: NDArray[Any], render: bool = True) -> tuple[dict[str, Any], Any, bool, Info]: ...
-    def get_obs(self, render: bool = True) -> dict[str, Any]: ...
+    def step(self, action: NDArray[Any], render: Render = True) -> tuple[dict[str, Any], Any, bool, Info]: ...
+    def get_obs(self, render: Render = True) -> dict[str, Any]: ...
     def get_info(self) -> Info: ...
     def close(self) -> None: ...
 
@@ -83,6 +88,7 @@ class _Desk:
     env: Env
     player: ChunkPlayer
     episode: Episode
+    cameras: tuple[str, ...]
     start_info: Info = field(default_factory=dict)
     steps: int = 0
     film: list[NDArray[np.uint8]] | None = None
@@ -95,14 +101,14 @@ class _Desk:
         self.start_info = self.env.get_info()
 
     def observe(self) -> Observation:
-        return observation(self.env.get_obs(render=True), self.episode.instruction)
+        return observation(self.env.get_obs(render=self.cameras), self.episode.instruction)
 
     def play(self, oracle: Oracle, max_steps: int, film_every: int) -> EpisodeRecord | None:
         """Acts until the player wants a new plan (None) or the episode is over (its record)."""
         while not self.player.wants_plan:
             filmed = self.film is not None and self.steps % film_every == 0
             action = binary_gripper(self.player.next_action())
-            obs, _, _, info = self.env.step(action, render=filmed)
+            obs, _, _, info = self.env.step(action, render=("static",) if filmed else False)
             self.steps += 1
             if filmed and self.film is not None:
                 self.film.append(np.array(obs["rgb_obs"]["rgb_static"], dtype=np.uint8))
@@ -137,6 +143,7 @@ def run_episodes(
     """
     require_same_convention(policy.convention, convention or ActionConvention(), "the environment")
     policy.reset()
+    cameras = tuple(name.removeprefix("rgb_") for name in policy.cameras)
     waiting: Iterator[Episode] = iter(episodes)
     records: dict[int, EpisodeRecord] = {}
     films: dict[int, list[NDArray[np.uint8]]] = {}
@@ -145,7 +152,7 @@ def run_episodes(
     try:
         for episode in _take(waiting, min(parallel, len(episodes))):
             envs.append(make_env())
-            desk = _Desk(envs[-1], ChunkPlayer(policy.act_step, replan_every, ensemble), episode)
+            desk = _Desk(envs[-1], ChunkPlayer(policy.act_step, replan_every, ensemble), episode, cameras)
             desk.begin(episode, episode.index in film)
             desks.append(desk)
         while desks:

@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
+CAMERAS = ("static", "gripper")
+
 # CALVIN's static camera: far away with a narrow view.
 STATIC_FROM = (2.871459009488717, -2.166602199425597, 2.555159848480571)
 STATIC_AT = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)
@@ -19,6 +21,16 @@ STATIC_FOV = 10.0
 GRIPPER_POS = (-0.1, 0.0, -0.14)
 GRIPPER_TILT = math.pi / 2 - 1.3
 GRIPPER_FOV = 75.0
+
+
+MAX_JITTER = 3.0  # beyond, the desk leaves the picture or lies in the dark
+
+
+def checked_jitter(value: float, what: str) -> float:
+    """`value` if it is a size of jitter; ValueError that begins with `what` otherwise."""
+    if not 0.0 <= value <= MAX_JITTER:
+        raise ValueError(f"{what} is {value:g}; it must be from 0 (none) to {MAX_JITTER:g} (1 is clearly visible)")
+    return value
 
 
 @dataclass(frozen=True)

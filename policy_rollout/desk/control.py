@@ -33,14 +33,14 @@ class HandTarget:
     gripper: float
 
 
-def _clipped(values: Array, low: Array, high: Array) -> Array:
-    return np.minimum(np.maximum(values, low), high)  # a third of the time of np.clip
-
-
-def _vector(values: npt.ArrayLike, size: int, what: str) -> Array:
-    out = np.array(values, dtype=np.float64).reshape(-1)
+def vector(values: npt.ArrayLike, size: int, what: str) -> Array:
+    """A copy of `values` as float64 (size,). Raises ValueError that begins with `what` for anything else."""
+    try:
+        out = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} must be {size} numbers, not {values!r:.80}") from error
     if out.shape != (size,):
-        raise ValueError(f"{what} has {out.size} numbers; the desk takes {size}")
+        raise ValueError(f"{what} has {out.size} numbers, shape {out.shape}; the desk takes shape ({size},)")
     if not np.isfinite(out).all():
         raise ValueError(f"{what} has a value that is not finite: {out.tolist()}")
     return out
@@ -65,10 +65,10 @@ def _split(action: Action) -> tuple[bool, Array]:
             raise ValueError(
                 f'an action dictionary needs type "cartesian_rel" or "cartesian_abs" and action, not {action}'
             )
-        return kind == "cartesian_abs", _vector(action["action"], 7, "the action")
+        return kind == "cartesian_abs", vector(action["action"], 7, "the action")
     if isinstance(action, Sequence) and len(action) == 3:  # calvin_env's (position, orientation, gripper)
-        return True, _vector(np.concatenate([np.ravel(np.asarray(part)) for part in action]), 7, "the action")
-    return False, _vector(action, 7, "the action")
+        return True, vector(np.concatenate([np.ravel(np.asarray(part)) for part in action]), 7, "the action")
+    return False, vector(action, 7, "the action")
 
 
 def apply_action(target: HandTarget, action: Action, tcp_pos: Array, angles: Array) -> HandTarget:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +12,22 @@ import numpy.typing as npt
 
 from policy_rollout.desk import info as I
 from policy_rollout.desk import layout as L
-from policy_rollout.desk.cameras import Jitter, gripper_camera, static_camera
-from policy_rollout.desk.control import Action, HandTarget, apply_action
-from policy_rollout.desk.render import Picture, make_renderer
+from policy_rollout.desk.cameras import CAMERAS, Jitter, checked_jitter, gripper_camera, static_camera
+from policy_rollout.desk.control import Action, HandTarget, apply_action, vector
+from policy_rollout.desk.render import RENDERERS, Picture, make_renderer
 from policy_rollout.desk.rotation import euler_of, matrix_of, quaternion_of
 from policy_rollout.desk.scene import SUBSTEPS, desk_xml
 
 Array = npt.NDArray[np.float64]
 Observation = dict[str, Any]
 Info = dict[str, Any]
+Render = bool | Collection[str]  # which cameras are drawn: all, none, or those named
 
 _DOORS = ("base__slide", "base__drawer")
 _JOINTS = (*_DOORS, "base__button", "base__switch")  # the order of scene_obs
 _HAND = ("hand_x", "hand_y", "hand_z", "hand_roll", "hand_pitch", "hand_yaw")
 HOME = np.array([*L.HOME_TCP, *L.HOME_EULER, 0.08, *([0.0] * 7), 1.0])
+FARTHEST = 100.0  # metres or rad; a state with a number beyond is a mistake, and MuJoCo would give up on it in silence
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class DeskEnv:
         static_size, gripper_size: picture edge lengths in pixels.
         camera_jitter, light_jitter: 0 is none, 1 is a clearly visible change drawn anew at every reset.
         seed: of the places that `reset()` draws and of the jitter.
+
+    Raises ValueError naming the argument where one of them is not what it must be.
     """
 
     control_freq = 30
@@ -62,14 +67,17 @@ class DeskEnv:
         light_jitter: float = 0.0,
         seed: int = 0,
     ) -> None:
+        if renderer not in RENDERERS:
+            raise ValueError(f"renderer is {renderer!r}; the desk has {', '.join(RENDERERS)}")
         self.layout = L.layout_of(scene)
         self.scene = scene
         self.renderer = renderer
-        self.static_size = static_size
-        self.gripper_size = gripper_size
+        self.static_size = _whole(static_size, "static_size", 1)
+        self.gripper_size = _whole(gripper_size, "gripper_size", 1)
         self.model = mujoco.MjModel.from_xml_string(desk_xml(scene))
         self.data = mujoco.MjData(self.model)
-        self._camera_jitter, self._light_jitter = camera_jitter, light_jitter
+        self._camera_jitter = checked_jitter(camera_jitter, "camera_jitter")
+        self._light_jitter = checked_jitter(light_jitter, "light_jitter")
         self._jitter = Jitter()
         self._pictures: Any = None
         self._find_addresses()
@@ -92,6 +100,7 @@ class DeskEnv:
 
     def seed(self, seed: int) -> list[int]:
         """Start the random places and the jitter anew."""
+        seed = _whole(seed, "seed", 0)
         self.np_random = np.random.default_rng(seed)
         self._jitter_random = np.random.default_rng([seed, 1])
         return [seed]
@@ -101,21 +110,19 @@ class DeskEnv:
         robot_obs: npt.ArrayLike | None = None,
         scene_obs: npt.ArrayLike | None = None,
         seed: int | None = None,
-        render: bool = False,
+        render: Render = False,
     ) -> Observation:
         """Put everything where the two observations say and return the observation.
 
         Nothing is simulated, so a recorded state comes back exactly (the joint angles, which a hand without an arm
         does not have, come back as zeros). Without `robot_obs` (15,) the hand goes to CALVIN's start; without
         `scene_obs` (24,) doors, drawer and lights start closed and off and the blocks are placed at random.
+        Raises ValueError, with the desk as it was, where they are not that many numbers of at most 100 metres or rad.
         """
         if seed is not None:
             self.seed(seed)
-        robot = HOME if robot_obs is None else np.array(robot_obs, dtype=np.float64)
-        scene = self._random_scene() if scene_obs is None else np.array(scene_obs, dtype=np.float64)
-        for what, values, size in (("robot_obs", robot, 15), ("scene_obs", scene, 24)):
-            if values.shape != (size,) or not np.isfinite(values).all():
-                raise ValueError(f"{what} must be {size} finite numbers; got shape {values.shape}")
+        robot = HOME if robot_obs is None else _state(robot_obs, 15, "robot_obs")
+        scene = self._random_scene() if scene_obs is None else _state(scene_obs, 24, "scene_obs")
         mujoco.mj_resetData(self.model, self.data)
         self._place_scene(scene)
         self._place_hand(robot)
@@ -127,7 +134,7 @@ class DeskEnv:
         qpos = self.data.qpos
         for name, value in zip(_JOINTS, scene[:4], strict=True):
             qpos[self._qpos[name]] = value
-        self._bulb, self._led = round(float(scene[4])), round(float(scene[5]))
+        self._bulb, self._led = int(scene[4] > 0.5), int(scene[5] > 0.5)
         self._pressed = bool(scene[2] > L.BUTTON_THRESHOLD)
         for i, name in enumerate(L.BLOCKS):
             at = self._qpos[name]
@@ -159,10 +166,11 @@ class DeskEnv:
 
     # Acting
 
-    def step(self, action: Action, render: bool = False) -> tuple[Observation, int, bool, Info]:
+    def step(self, action: Action, render: Render = False) -> tuple[Observation, int, bool, Info]:
         """Act for 1/30 s. `action`: relative (7,), or {"type": "cartesian_rel" | "cartesian_abs", "action": (7,)}.
 
-        Returns calvin_env's old four: observation (pictures only with `render`), reward 0, done False, info.
+        Returns calvin_env's old four: observation (pictures only with `render`, see `get_obs`), reward 0, done False,
+        info.
         """
         tcp = np.array(self.data.xpos[self._hand])
         self._target = apply_action(self._target, action, tcp, self.data.qpos[self._hand_qpos[3:]])
@@ -188,11 +196,14 @@ class DeskEnv:
 
     # Looking
 
-    def get_obs(self, render: bool = True) -> Observation:
-        """CALVIN's observation; `rgb_obs` and `depth_obs` are None without `render`."""
+    def get_obs(self, render: Render = True) -> Observation:
+        """CALVIN's observation. `render`: True draws both cameras, ("static",) only that one; what was not drawn is
+        not in `rgb_obs` and `depth_obs`, and without any they are None. Drawing changes nothing of the desk.
+        """
         obs: Observation = {"rgb_obs": None, "depth_obs": None}
-        if render:
-            shots = {name: self.picture(name) for name in ("static", "gripper")}
+        cameras = _cameras(render)
+        if cameras:
+            shots = {name: self.picture(name) for name in cameras}
             obs["rgb_obs"] = {f"rgb_{name}": shot.rgb for name, shot in shots.items()}
             obs["depth_obs"] = {f"depth_{name}": shot.depth for name, shot in shots.items()}
         obs["robot_obs"] = self._robot_obs()
@@ -201,15 +212,16 @@ class DeskEnv:
 
     def picture(self, camera: str = "static", size: int | None = None) -> Picture:
         """Colours (size, size, 3) and depth (size, size) in metres of the "static" or "gripper" camera."""
-        if camera not in ("static", "gripper"):
+        if camera not in CAMERAS:
             raise ValueError(f'camera is {camera!r}; the desk has "static" and "gripper"')
         if self._pictures is None:
             self._pictures = make_renderer(self.renderer, self.model, self.scene)
         if camera == "static":
-            view, size = static_camera(self._jitter), size or self.static_size
+            view, usual = static_camera(self._jitter), self.static_size
         else:
             pose = self.data.xpos[self._hand], self.data.xmat[self._hand].reshape(3, 3)
-            view, size = gripper_camera(*pose), size or self.gripper_size
+            view, usual = gripper_camera(*pose), self.gripper_size
+        size = usual if size is None else _whole(size, "size", 1)
         shot: Picture = self._pictures.shoot(self.data, view, size, self._led, self._bulb, self._jitter)
         return shot
 
@@ -318,6 +330,27 @@ class DeskEnv:
         if self._pictures is not None:
             self._pictures.close()
             self._pictures = None
+
+
+def _cameras(render: Render) -> tuple[str, ...]:
+    if isinstance(render, str):
+        return (render,)
+    if isinstance(render, Collection):
+        return tuple(render)
+    return CAMERAS if render else ()
+
+
+def _whole(value: int, what: str, least: int) -> int:
+    if not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{what} is {value!r}; it must be a whole number of at least {least}")
+    return int(value)
+
+
+def _state(values: npt.ArrayLike, size: int, what: str) -> Array:
+    out = vector(values, size, what)
+    if np.abs(out).max() > FARTHEST:
+        raise ValueError(f"{what} has {np.abs(out).max():g}; metres and rad on the desk are below {FARTHEST:g}")
+    return out
 
 
 def _any_yaw(rng: np.random.Generator, low: Array) -> float:

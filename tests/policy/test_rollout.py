@@ -35,7 +35,7 @@ class Line:
         return self.get_obs(render), 0, False, self.get_info()
 
     def get_obs(self, render=True):
-        self.renders += render
+        self.renders += bool(render)
         picture = np.full((8, 8, 3), int(self.x) % 256, dtype=np.uint8)
         return {"rgb_obs": dict.fromkeys(CAMERAS, picture) if render else None, "robot_obs": np.zeros(15)}
 
@@ -99,6 +99,21 @@ def test_the_policy_is_asked_about_all_running_episodes_at_once():
 def test_cameras_are_rendered_only_when_the_policy_looks():
     run_episodes(Line, Recorder(forward, T), episodes(("8", "go")), PastTheLine())
     assert Line.made[0].renders == 2  # 8 steps are two chunks of four
+
+
+def test_only_the_cameras_the_policy_has_are_drawn():
+    asked = []
+
+    class Noting(Line):
+        def get_obs(self, render=True):
+            asked.append(render)
+            return super().get_obs(render)
+
+    run_episodes(Noting, Recorder(forward, T, cameras=CAMERAS[:1]), episodes(("6", "go")), PastTheLine(), film={0})
+    assert [cameras for cameras in asked if cameras] == [("static",)] * 5  # looks twice, films three of six steps
+    asked.clear()
+    run_episodes(Noting, Recorder(forward, T), episodes(("4", "go")), PastTheLine())
+    assert [cameras for cameras in asked if cameras] == [("static", "gripper")]
 
 
 def test_replanning_more_often_looks_more_often():

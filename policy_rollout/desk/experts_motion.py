@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,17 @@ _FLIP = matrix_of(np.array([math.pi, 0.0, 0.0]))
 
 @dataclass(frozen=True)
 class Block:
-    """One block as seen: middle (3,), rotation matrix (3, 3), full edge lengths (3,)."""
+    """One block as seen: middle (3,), Euler angles (3,), full edge lengths (3,)."""
 
     name: str
     pos: Array
-    matrix: Array
+    euler: Array
     size: Array
+
+    @cached_property
+    def matrix(self) -> Array:
+        """Rotation matrix (3, 3)."""
+        return matrix_of(self.euler)
 
     def half_extent(self, direction: npt.ArrayLike) -> float:
         """Half of its width along a unit vector of the world."""
@@ -65,7 +71,7 @@ class Sight:
         robot, scene = np.asarray(obs["robot_obs"], np.float64), np.asarray(obs["scene_obs"], np.float64)
         blocks = {}
         for name, values in zip(L.BLOCKS, scene[6:].reshape(3, 6), strict=True):
-            blocks[name] = Block(name, values[:3], matrix_of(values[3:]), np.array(layout.blocks[name]))
+            blocks[name] = Block(name, values[:3], values[3:], np.array(layout.blocks[name]))
         slide, drawer, button, switch, bulb, led = scene[:6].tolist()
         hand = matrix_of(robot[3:6])
         closing = bool(robot[14] < 0)

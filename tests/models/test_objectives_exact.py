@@ -394,6 +394,15 @@ def test_12_image_and_action_losses_are_the_same_under_all_three(built: Built) -
         assert not torch.equal(losses[name].text.sum, losses["ar"].text.sum)
 
 
+@torch.no_grad()
+def test_eager_and_sdpa_attention_agree_on_noisy_views(tmp_path: Path) -> None:
+    losses = []
+    for attention in ("sdpa", "eager"):
+        built = tiny_model(tmp_path / attention, attn_implementation=attention)
+        losses.append(value(built, ask(built, bd(3), talk(built))))
+    torch.testing.assert_close(losses[0], losses[1])
+
+
 def test_a_conversation_without_an_answer_costs_nothing(built: Built) -> None:
     turn = talk(built)
     empty = replace(turn, answer=torch.zeros_like(turn.answer))

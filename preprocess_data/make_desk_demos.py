@@ -6,31 +6,30 @@ python preprocess_data/make_desk_demos.py --out data/desk --episodes 100 --scene
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
-import signal
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from policy_rollout.calvin.tasks import TASK_NAMES
+from policy_rollout.desk.cameras import checked_jitter
 from policy_rollout.desk.layout import SCENES
 from policy_rollout.desk.render import RENDERERS
-from preprocess_data.desk_files import Moments, Placed, json_bytes, npz_bytes, write_bytes, write_index_files
-from preprocess_data.desk_play import INSTRUCTIONS, SPLITS, Array, Frame, Player, Settings
+from preprocess_data.desk_files import Placed, json_bytes, write_bytes, write_index_files
+from preprocess_data.desk_play import INSTRUCTIONS, SPLITS, Settings
 from preprocess_data.desk_preview import write_preview
+from preprocess_data.desk_workers import record_all
 
 DESCRIPTION = """\
 Record demonstrations on the embedded desk: scripted experts with noise do one task after the other, as CALVIN's
@@ -60,44 +59,8 @@ class SettingsDiffer(ValueError):
     """The folder holds a recording with other options."""
 
 
-# ---- one episode, in a worker ----
-
-_player: Player | None = None
-
-
-def record(job: tuple[Settings, int, Path]) -> tuple[int, float]:
-    """Record one episode as folder `job[2]`, which appears when it is complete; returns its frames and CPU seconds."""
-    settings, episode, folder = job
-    global _player  # the desk of the last episode is used again
-    if _player is None or _player.settings != settings:
-        _player = Player(settings)
-    began = time.process_time()
-    unfinished = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    rows: dict[str, list[Array]] = {"robot_obs": [], "scene_obs": [], "actions": []}
-
-    def sink(number: int, frame: Frame) -> None:
-        (unfinished / f"{number:06d}.npz").write_bytes(npz_bytes(frame))
-        for key, held in rows.items():
-            held.append(frame[key])
-
-    played = _player.play(episode, sink)
-    placed = Placed(
-        first=0,
-        frames=played.frames,
-        scene=settings.scene(episode),
-        windows=tuple((w.start, w.end, w.task, w.instruction) for w in played.windows),
-        failed=played.failed,
-        moments={key: Moments.of(np.array(held)) for key, held in rows.items()},
-    )
-    (unfinished / "episode.json").write_bytes(json_bytes(placed.as_json()))
-    os.replace(unfinished, folder)
-    return played.frames, time.process_time() - began
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class RecordingBusy(ValueError):
+    """Another process is recording into the folder."""
 
 
 # ---- the recording ----
@@ -116,6 +79,26 @@ class Summary:
     megabytes: float
     milliseconds: float | None  # of CPU per frame; None where nothing was left to record
     pictures: tuple[Path, ...] = ()
+
+
+@contextmanager
+def only_recorder(path: Path) -> Iterator[None]:
+    """Holds the folder `path` (made if missing) so that no other process records into it.
+
+    Raises RecordingBusy where one does. The system ends the hold when the process ends, however it ends.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RecordingBusy(
+                f"{path}: another process is recording there; wait for it, or give another --out"
+            ) from error
+        yield
+    finally:
+        os.close(folder)
 
 
 class Recording:
@@ -148,6 +131,8 @@ class Recording:
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise FileExistsError(f"{self.path} holds files that are not of this program; give another --out")
         (self.state / "episodes").mkdir(parents=True, exist_ok=True)
+        for unfinished in self.state.glob("*.tmp"):  # of workers that were killed
+            shutil.rmtree(unfinished, ignore_errors=True)
         write_bytes(held, json_bytes(wanted))
 
     def _finished(self) -> Iterator[Placed]:
@@ -193,10 +178,20 @@ def _short(value: object) -> str:
 def make_demos(out: Path, settings: Settings, workers: int = 1, progress: bool = True, preview: bool = True) -> Summary:
     """Record what is missing of `settings` under `out`/`settings.split`.
 
-    Raises ValueError where the folder holds a recording with other settings, FileExistsError where it holds anything
-    else. `preview` writes a contact sheet and a clip beside the split.
+    Raises ValueError where the folder holds a recording with other settings or another process records there,
+    FileExistsError where it holds anything else. `preview` writes a contact sheet and a clip beside the split.
     """
-    recording = Recording(out, settings)
+    with only_recorder(out / settings.split):
+        recording = Recording(out, settings)
+        cost = _record_missing(recording, workers, progress)
+        write_index_files(recording.path, recording.episodes, settings)
+        files = write_preview(recording.path, out) if preview else ()
+    return _summary(recording, cost, files)
+
+
+def _record_missing(recording: Recording, workers: int, progress: bool) -> float | None:
+    """Milliseconds of CPU per frame; None where nothing was missing."""
+    settings = recording.settings
     jobs = [(settings, k, recording.folder(k)) for k in recording.missing()]
     new, seconds = 0, 0.0
     with tqdm(total=settings.episodes, unit="episode", desc=settings.split, disable=not progress) as bar:
@@ -208,25 +203,10 @@ def make_demos(out: Path, settings: Settings, workers: int = 1, progress: bool =
             bar.update(len(recording.episodes) - bar.n)
 
         advance()
-        for frames, took in _recorded(jobs, workers):
+        for frames, took in record_all(jobs, workers):
             new, seconds = new + frames, seconds + took
             advance()
-    write_index_files(recording.path, recording.episodes, settings)
-    files = write_preview(recording.path, out) if preview else ()
-    return _summary(recording, seconds / new * 1000 if new else None, files)
-
-
-def _recorded(jobs: Sequence[tuple[Settings, int, Path]], workers: int) -> Iterator[tuple[int, float]]:
-    if workers <= 1 or len(jobs) <= 1:
-        yield from map(record, jobs)
-        return
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_leave_interrupts_to_the_parent
-    )
-    try:
-        yield from pool.map(record, jobs)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return seconds / new * 1000 if new else None
 
 
 def _so_far(episodes: Sequence[Placed]) -> str:
@@ -304,9 +284,10 @@ def settings_of(options: argparse.Namespace) -> Settings:
     for name in ("episodes", "tasks_per_episode", "workers", "static_size", "gripper_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")
-    for name in ("seed", "camera_jitter", "light_jitter"):
-        if getattr(options, name) < 0:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must not be negative")
+    if options.seed < 0:
+        raise ValueError(f"--seed is {options.seed}; it must not be negative")
+    for name in ("camera_jitter", "light_jitter"):
+        checked_jitter(getattr(options, name), f"--{name.replace('_', '-')}")
     if options.episodes < len(scenes):
         raise ValueError(f"--episodes is {options.episodes}; {len(scenes)} scenes need at least one each")
     return Settings(

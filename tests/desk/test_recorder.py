@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +24,8 @@ from policy_rollout.calvin.tasks import TASK_NAMES, read_task_table
 from policy_rollout.desk import DeskEnv
 from preprocess_data import make_desk_demos
 from preprocess_data.desk_play import WINDOW, Settings
-from preprocess_data.make_desk_demos import make_demos, record
+from preprocess_data.desk_workers import record
+from preprocess_data.make_desk_demos import make_demos, only_recorder
 from preprocess_data.process_calvin import write_processed
 from training.data.calvin import CalvinSplit, relative_action
 from training.data.files import read_pickled_npy
@@ -216,6 +219,56 @@ def test_a_recording_that_was_interrupted_anywhere_ends_with_the_same_bytes(
     assert (again.frames, again.windows) == (summary.frames, summary.windows)
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks for processes in Linux's /proc")
+def test_a_recording_that_was_killed_goes_on_and_its_workers_die_with_it(desk: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "preprocess_data" / "make_desk_demos.py"), "--out", str(tmp_path), *OPTIONS]
+    killed = subprocess.Popen(
+        [*command, "--workers", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    state = tmp_path / "training" / ".recording"
+    try:
+        wait_until(lambda: len(list(state.glob("*.tmp/*.npz"))) > 20)
+        begun = {path.name for path in state.glob("*.tmp")}
+    finally:
+        killed.kill()
+        killed.wait()
+    assert all(name.count(".") == 2 for name in begun), "each worker has a folder of its own"
+    wait_until(lambda: not others_in_session(killed.pid))
+    summary = make_demos(tmp_path, SMALL, progress=False, preview=False)
+    assert summary.milliseconds is not None
+    assert contents(tmp_path / "training") == contents(desk)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def others_in_session(session: int) -> list[int]:
+    """Processes of the session `session` that are still there."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                state, _, _, its = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(its) == session and state != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def test_two_recordings_do_not_write_into_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with only_recorder(tmp_path / "training"):
+        assert make_desk_demos.main(["--out", str(tmp_path), *OPTIONS]) == 2
+    error = capsys.readouterr().err
+    assert "another process is recording there" in error
+    assert error.count("\n") == 1
+    assert os.listdir(tmp_path / "training") == []
+
+
 def test_archives_hold_no_time_of_day(desk: Path) -> None:
     with zipfile.ZipFile(desk / "episode_0000000.npz") as archive:
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
@@ -271,7 +324,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest
         ("--episodes 1 --scenes A,E", "--scenes 'A,E': 'E'"),
         ("--episodes 1 --scenes A,B", "2 scenes"),
         ("--episodes 1 --tasks open_door", "'open_door'"),
-        ("--episodes 1 --camera-jitter -1", "--camera-jitter"),
+        ("--episodes 1 --camera-jitter -1", "--camera-jitter is -1"),
+        ("--episodes 1 --light-jitter nan", "--light-jitter is nan"),
+        ("--episodes 1 --seed -1", "--seed is -1"),
     ],
 )
 def test_a_wrong_option_is_one_line_that_names_it(

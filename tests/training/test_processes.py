@@ -11,14 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.runs import Outcome, same
+from tests.training.runs import Outcome, same, train
 from tests.training.world import argv
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def launch(
-    world: Path, folder: Path, *options: str, env: dict[str, str] | None = None, overrides: tuple[str, ...] = ()
+    world: Path,
+    folder: Path,
+    *options: str,
+    env: dict[str, str] | None = None,
+    overrides: tuple[str, ...] = (),
+    script: str = "train_upvla.py",
 ) -> Outcome:
     """``accelerate launch`` the entry point with two CPU processes; the end is judged by what it left behind."""
     command = [
@@ -28,7 +33,7 @@ def launch(
         *options,
         "--main_process_port",
         "0",
-        "train_upvla.py",
+        script,
     ]
     given = argv(world, folder, "optimizer.params.epsilon=1e-3", *overrides)
     settings = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
@@ -45,6 +50,25 @@ def test_two_processes_with_batch_two_take_the_step_of_one_with_batch_four(
     launcher = ("--multi_gpu", "--num_processes", "2")
     two = launch(world, tmp_path / "two", *launcher, env={"ACCELERATE_USE_CPU": "true"})
     assert two.curve("total/loss") == pytest.approx(one.curve("total/loss"), rel=2e-6)
+    assert same(one.weights(), two.weights(), tolerance=2e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_hide_the_words_that_one_hides(world: Path, tmp_path: Path) -> None:
+    """Block diffusion draws by sample: the split over ranks has no say."""
+    bd = {"training__text_objective": "bd", "training__batch_size_pre": 4, "training__batch_size_mmu": 4}
+    one = train(world, tmp_path / "one", "bd", optimizer__params__epsilon=1e-3, **bd)
+    two = launch(
+        world,
+        tmp_path / "two",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        env={"ACCELERATE_USE_CPU": "true"},
+        overrides=("training.text_objective=bd",),
+        script="train_blockdiff_vla.py",
+    )
+    assert two.curve("text/nats_per_token") == pytest.approx(one.curve("text/nats_per_token"), rel=2e-6)
     assert same(one.weights(), two.weights(), tolerance=2e-6)
 
 

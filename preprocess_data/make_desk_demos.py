@@ -122,7 +122,7 @@ class Recording:
             different = [k for k in wanted if found.get(k) != wanted[k]]
             if different == ["episodes"] and len(self.settings.scenes) == 1:
                 different = []  # of one scene, more may be recorded later
-            if different:
+            if different and self._has_episodes():
                 key = different[0]
                 raise SettingsDiffer(
                     f"{self.path} was recorded with {key} {_short(found.get(key))}, now it is {_short(wanted[key])}; "
@@ -134,6 +134,9 @@ class Recording:
         for unfinished in self.state.glob("*.tmp"):  # of workers that were killed
             shutil.rmtree(unfinished, ignore_errors=True)
         write_bytes(held, json_bytes(wanted))
+
+    def _has_episodes(self) -> bool:
+        return any(self.state.glob("episodes/*.json")) or any(self.state.glob("[0-9]*/episode.json"))
 
     def _finished(self) -> Iterator[Placed]:
         for number in range(10**7):
@@ -322,7 +325,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = settings_of(options)
         summary = make_demos(options.out, settings, options.workers, preview=not options.no_preview)
     except (ValueError, OSError, BrokenProcessPool) as error:
-        print(f"make_desk_demos: {error}", file=sys.stderr)
+        # A full disk names no file.
+        where = f"{options.out}: " if isinstance(error, OSError) and error.filename is None else ""
+        print(f"make_desk_demos: {where}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("make_desk_demos: stopped; give the same command again to go on", file=sys.stderr)

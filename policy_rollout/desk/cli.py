@@ -162,8 +162,9 @@ def _save(film: Film | None, path: Path | None) -> None:
 def _check(options: argparse.Namespace) -> None:
     """ValueError naming the option, its value and what is allowed."""
     if options.task is not None and options.task not in EXPERT_TASKS:
-        near = [task for task in EXPERT_TASKS if options.task.replace(" ", "_") in task] or ["see --list"]
-        raise ValueError(f"--task {options.task!r} is not a task; did you mean {', '.join(near[:4])}?")
+        near = [task for task in EXPERT_TASKS if options.task.replace(" ", "_") in task][:4]
+        hint = f"did you mean {', '.join(near)}?" if options.task and near else "--list shows them all"
+        raise ValueError(f"--task {options.task!r} is not a task; {hint}")
     if options.chain is not None and not 1 <= options.chain <= 8:
         raise ValueError(f"--chain is {options.chain}; it must be from 1 to 8")
     if not 16 <= options.size <= 2000:

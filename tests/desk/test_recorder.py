@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -307,6 +308,25 @@ def test_other_options_do_not_mix_with_a_recording(desk: Path, capsys: pytest.Ca
     assert make_desk_demos.main(["--out", str(desk.parent), *OPTIONS, "--seed", "6"]) == 2
     assert "seed 5, now it is 6" in capsys.readouterr().err
     assert contents(desk) == before
+
+
+def test_options_may_change_as_long_as_no_episode_is_recorded(desk: Path, tmp_path: Path) -> None:
+    state = tmp_path / "training" / ".recording"
+    (state / "000000.77.tmp").mkdir(parents=True)  # a first attempt that failed
+    (state / "settings.json").write_text(json.dumps(replace(SMALL, renderer="gl").as_dict()))
+    make_demos(tmp_path, SMALL, progress=False, preview=False)
+    assert contents(tmp_path / "training") == contents(desk)
+
+
+def test_a_full_disk_is_one_line_that_names_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(make_desk_demos, "make_demos", full)
+    assert make_desk_demos.main(["--out", str(tmp_path), *OPTIONS]) == 2
+    assert capsys.readouterr().err == f"make_desk_demos: {tmp_path}: [Errno 28] No space left on device\n"
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,8 @@ from models.decoding import generate
 from models.draws import Draws
 from models.images import clip_pixels, to_uint8
 from models.loss import Tally
+from models.measure import MEASURES as TEXT_MEASURES
+from models.measure import measure_text
 from models.sequence import robot_sequence
 from training.data.batch import CoBatch, RobotBatch, TextSample, collate_robot
 from training.data.cotrain import Batch, Flow
@@ -35,7 +37,7 @@ MEASURED_DRAWS = 4
 SHOWN_FRAMES = 4
 SHOWN_PICTURES = 4
 QUESTION_SEPARATOR = " *** "
-MEASURES = (*(f"{name}/loss" for name in COUNTED), "text/nats_per_token", "action/mae")
+MEASURES = (*(f"{name}/loss" for name in COUNTED), "text/nats_per_token", "action/mae", *TEXT_MEASURES)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Validator:
         losses = self.model(tasks.future, tasks.text)
         meter.add({f"{name}/loss": getattr(losses, name) for name in COUNTED})
         meter.add({"text/nats_per_token": losses.nats})
+        if turn is not None:
+            meter.add(measure_text(self.model, self.parts.prompter, self.parts.objective, turn, draws.seed))
         if tasks.future is not None and tasks.future.actions is not None:
             errors = (self.model.predict(tasks.future.sequence).actions - tasks.future.actions).abs()
             meter.add({"action/mae": Tally(errors.sum(), torch.full_like(errors.sum(), errors.numel()))})

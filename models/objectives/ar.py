@@ -34,6 +34,7 @@ class Autoregressive:
             bound_weights=ones,
             counted=ones.sum(),
             answer_tokens=ones.sum(),
+            hidden_share=torch.zeros_like(ones),
         )
 
     def measuring(self, draws: int) -> Autoregressive:

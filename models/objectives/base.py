@@ -25,7 +25,8 @@ class TextTask:
     ids to predict there. ``weights`` [S]: of each cross-entropy in the training loss. ``bound_weights`` [S]: of each
     cross-entropy in the negative log-likelihood (or its bound), whatever is trained. ``counted`` []: what the training
     loss is divided by. ``answer_tokens`` []: real answer tokens, by which the likelihood is divided, so that the curves
-    of all objectives share one axis.
+    of all objectives share one axis. ``hidden_share`` [S]: of the block a token is read in, how much is hidden (0: it
+    is read from the clean stream).
     """
 
     sequence: TokenSequence
@@ -36,6 +37,7 @@ class TextTask:
     bound_weights: Tensor
     counted: Tensor
     answer_tokens: Tensor
+    hidden_share: Tensor
 
     def to(self, device: torch.device | str) -> TextTask:
         def move(tensor: Tensor) -> Tensor:
@@ -51,6 +53,7 @@ class TextTask:
             bound_weights=move(self.bound_weights),
             counted=move(self.counted),
             answer_tokens=move(self.answer_tokens),
+            hidden_share=move(self.hidden_share),
         )
 
 

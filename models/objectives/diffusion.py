@@ -12,7 +12,7 @@ Legend: B batch, L sequence, C slots of a view, W views, S scored slots, n token
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -81,6 +81,7 @@ class Diffusion:
             bound_weights=scored.bound,
             counted=counted,
             answer_tokens=answer_tokens,
+            hidden_share=scored.share,
         )
 
     @property
@@ -115,7 +116,8 @@ class Diffusion:
             loss = likelihood_weight(count, canvas.size) / self.views
         rows, columns = where.nonzero(as_tuple=True)
         slots = span.start + columns - (1 if shift else 0)  # a block's slots are neighbours
-        return _Scored(rows, slots, canvas.ids[rows, columns], loss[rows, columns], bound[rows, columns])
+        at, share = (rows, columns), count / canvas.size.clamp_min(1)
+        return _Scored(rows, slots, canvas.ids[at], loss[at], bound[at], share[at])
 
     def _first_rows(self, canvas: Canvas, hidden: Tensor) -> _Scored:
         """First tokens of blocks, read from the clean slot before: no mask has a say there, so the weight is the
@@ -124,13 +126,14 @@ class Diffusion:
         slots = canvas.start[rows, columns] - 1  # clean columns are positions
         ones = torch.ones(rows.shape[0])
         loss = hidden.sum(0)[rows, columns].float() if self.weighting == "uniform" else ones
-        return _Scored(rows, slots, canvas.ids[rows, columns], loss, ones)
+        return _Scored(rows, slots, canvas.ids[rows, columns], loss, ones, torch.zeros_like(ones))
 
     def _clean_rows(self, clean: TokenSequence) -> _Scored:
         """Next-token prediction of the clean stream; no part of the bound."""
         rows, columns = (clean.slots.kind == Kind.ANSWER).nonzero(as_tuple=True)
         weight = torch.full((rows.shape[0],), self.ar_aux_weight)
-        return _Scored(rows, columns - 1, clean.ids[rows, columns], weight, torch.zeros_like(weight))
+        nothing = torch.zeros_like(weight)
+        return _Scored(rows, columns - 1, clean.ids[rows, columns], weight, nothing, nothing)
 
     def measuring(self, draws: int) -> Diffusion:
         """Ratios from all of (0, 1), pairs of views, the block size of decoding, ``draws`` pairs per sample."""
@@ -139,16 +142,16 @@ class Diffusion:
 
 @dataclass(frozen=True)
 class _Scored:
-    """Scored slots, all [S]: sequence row, slot that is read, id to predict, weights in loss and bound."""
+    """Scored slots, all [S]: sequence row, slot that is read, id to predict, weights in loss and bound, hidden share of
+    the block."""
 
     rows: Tensor
     slots: Tensor
     targets: Tensor
     weights: Tensor
     bound: Tensor
+    share: Tensor
 
     @classmethod
     def join(cls, parts: Sequence[_Scored]) -> _Scored:
-        return cls(
-            *(torch.cat([getattr(p, n) for p in parts]) for n in ("rows", "slots", "targets", "weights", "bound"))
-        )
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))

@@ -65,10 +65,23 @@ def _criterion(task: str, row: Sequence[Any]) -> Criterion:
         signature = ", ".join(field.name for field in allowed)
         raise ValueError(f"task {task!r}: {name}({signature}) takes {needed} to {len(allowed)}, got {len(arguments)}")
     try:
+        for field, value in zip(allowed, arguments, strict=False):  # defaults may be left out
+            _check_argument(field.name, str(field.type), value)
         criterion: Criterion = kind(*arguments)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"task {task!r}: {name}{tuple(arguments)}: {error}") from error
     return criterion
+
+
+def _check_argument(name: str, annotation: str, value: Any) -> None:
+    """ValueError where `value` is not of the kind that the field's annotation says."""
+    if annotation in ("int", "float"):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        _require(number, f"{name} is {value!r}; it must be a finite number")
+    elif not (isinstance(value, str) or (value is None and "None" in annotation)):
+        several = "Sequence" in annotation and isinstance(value, Sequence) and bool(value)
+        named = several and all(isinstance(item, str) for item in value)
+        _require(named, f"{name} is {value!r}; it must be a name{' or a list of names' * ('Sequence' in annotation)}")
 
 
 # ---- the functions of the table: one class each, its fields are the arguments in CALVIN's order ----
@@ -229,6 +242,9 @@ class ToggleLight:
     light_name: str
     start_state: int
     end_state: int
+
+    def __post_init__(self) -> None:
+        _require(self.start_state != self.end_state, "the two states must differ")
 
     def __call__(self, start: Info, end: Info) -> bool:
         before = _entry(start, "lights", self.light_name)["logical_state"]

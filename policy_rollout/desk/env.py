@@ -40,6 +40,7 @@ class Snapshot:
     led: int
     bulb: int
     pressed: bool
+    jitter: Jitter
 
 
 class DeskEnv:
@@ -312,10 +313,13 @@ class DeskEnv:
         mujoco.mj_getState(self.model, self.data, physics, spec)
         t = self._target
         target = HandTarget(t.pos.copy(), t.orn.copy(), t.width, t.gripper)
-        return Snapshot(self.scene, physics, target, self._led, self._bulb, self._pressed)
+        return Snapshot(self.scene, physics, target, self._led, self._bulb, self._pressed, self._jitter)
 
     def load(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot of the same scene; the future is then the same to the last bit."""
+        """Go back to a snapshot of this scene, taken here or elsewhere; the future is then the same to the last bit.
+
+        What is drawn at random by later resets is not part of it.
+        """
         if snapshot.scene != self.scene:
             raise ValueError(f"the snapshot is of scene {snapshot.scene}; this desk is scene {self.scene}")
         spec = int(mujoco.mjtState.mjSTATE_INTEGRATION)
@@ -323,6 +327,7 @@ class DeskEnv:
         t = snapshot.target
         self._target = HandTarget(t.pos.copy(), t.orn.copy(), t.width, t.gripper)
         self._led, self._bulb, self._pressed = snapshot.led, snapshot.bulb, snapshot.pressed
+        self._jitter = snapshot.jitter
         mujoco.mj_forward(self.model, self.data)
 
     def close(self) -> None:

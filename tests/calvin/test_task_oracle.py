@@ -227,6 +227,11 @@ def test_only_the_asked_tasks_are_judged():
      (["push_object", "block_red", 0.1], r"push_object\(obj_name, x_direction, y_direction\) takes 3 to 3, got 2"),
      (["push_object", "block_red", 0.1, 0.1], "exactly one"), (["lift_object", "block_red", 0], "above 0"),
      (["move_door_rel", "base__drawer", 0], "must not be 0"), (["move_door_rel", "base__drawer", 1, 2], "got 3"),
+     (["move_door_rel", "base__drawer", "far"], "threshold is 'far'"),
+     (["move_door_rel", "base__drawer", float("nan")], "threshold is nan"),
+     (["lift_object", None, 0.05], "obj_name is None; it must be a name"),
+     (["toggle_light", "led", "off", "on"], "start_state is 'off'"), (["toggle_light", "led", 1, 1], "must differ"),
+     (["push_object_into", [], "table", "a", "table", "b"], "must be a name or a list of names"),
      ([], "not a list")],
 )  # fmt: skip
 def test_a_wrong_row_is_refused_at_construction_naming_the_task(row, message):

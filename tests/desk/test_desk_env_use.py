@@ -12,6 +12,7 @@ import pytest
 
 from policy_rollout.desk import SCENES, DeskEnv
 from policy_rollout.desk.cli import main
+from policy_rollout.desk.env import Snapshot
 
 Array = npt.NDArray[np.float64]
 
@@ -88,6 +89,32 @@ def test_desks_in_other_processes_do_the_same() -> None:
     jobs = [("D", 1), ("B", 2)]
     with get_context("spawn").Pool(2) as pool:
         assert pool.map(played, jobs) == [played(job) for job in jobs]
+
+
+def goes_on(snapshot: Snapshot) -> list[tuple[Any, ...]]:
+    """What happens after a snapshot on a desk of its own, with the first and last pictures."""
+    env = DeskEnv(snapshot.scene, static_size=24, gripper_size=24)
+    env.load(snapshot)
+    return future(env)
+
+
+def future(env: DeskEnv) -> list[tuple[Any, ...]]:
+    seen: list[tuple[Any, ...]] = [(env.render("static").tobytes(), repr(env.get_info()))]
+    for action in actions(8, 40):
+        obs, _, _, info = env.step(action)
+        seen.append((obs["robot_obs"].tobytes(), obs["scene_obs"].tobytes(), repr(info)))
+    return [*seen, (env.render("static").tobytes(), env.render("gripper").tobytes())]
+
+
+def test_a_snapshot_goes_on_alike_on_another_desk_and_in_another_process() -> None:
+    env = DeskEnv("A", static_size=24, gripper_size=24, camera_jitter=1.0, light_jitter=1.0, seed=3)
+    for action in actions(7, 40):
+        env.step(action)
+    snapshot = env.save()
+    here = future(env)
+    assert goes_on(snapshot) == here
+    with get_context("spawn").Pool(1) as pool:
+        assert pool.map(goes_on, [snapshot]) == [here]
 
 
 # ---- nonsense ----

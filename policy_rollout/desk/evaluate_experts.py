@@ -119,11 +119,11 @@ def random_action(rng: np.random.Generator) -> Array:
 # ---- many of them, in worker processes ----
 
 
-def table_job(job: tuple[str, str, int, Noise]) -> list[Episode]:
+def table_job(job: tuple[str, str, range, Noise]) -> list[Episode]:
     """All resets of one task in one scene."""
-    scene, task, resets, noise = job
+    scene, task, seeds, noise = job
     env, oracle = DeskEnv(scene), TaskOracle()
-    return [run_episode(env, oracle, task, seed, noise) for seed in range(resets)]
+    return [run_episode(env, oracle, task, seed, noise) for seed in seeds]
 
 
 def chain_job(job: tuple[str, tuple[tuple[int, Chain], ...], Noise | None]) -> list[ChainResult]:
@@ -142,10 +142,10 @@ def _map(function: Callable[[Any], list[Any]], jobs: Sequence[Any], workers: int
 
 
 def success_table(
-    scenes: Sequence[str], tasks: Sequence[str], resets: int, noise: Noise = QUIET, workers: int = 1
+    scenes: Sequence[str], tasks: Sequence[str], seeds: range, noise: Noise = QUIET, workers: int = 1
 ) -> list[Episode]:
-    """Every task `resets` times in every scene, printed as it goes."""
-    jobs = [(scene, task, resets, noise) for scene in scenes for task in tasks]
+    """Every task from every seed's reset in every scene, printed as it goes."""
+    jobs = [(scene, task, seeds, noise) for scene in scenes for task in tasks]
     episodes: list[Episode] = []
     for (scene, task, _, _), some in zip(jobs, _map(table_job, jobs, workers), strict=True):
         episodes += some
@@ -256,6 +256,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="*", default=list(EXPERT_TASKS), metavar="TASK", choices=EXPERT_TASKS)
     parser.add_argument("--scenes", default="D", help="of A,B,C,D, separated by commas")
     parser.add_argument("--resets", type=int, default=50, help="episodes per task and scene")
+    parser.add_argument("--seed", type=int, default=0, help="of the first reset and of the chains")
     parser.add_argument("--noise", action="store_true", help="disturb the experts as the recorder does")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the results there, too")
@@ -266,14 +267,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.table and args.chains < 1:
         parser.error("nothing to do; give --table, --chains N, or both")
     noise = PLAY if args.noise else QUIET
-    episodes = success_table(scenes, args.tasks, args.resets, noise, args.workers) if args.table else []
+    seeds = range(args.seed, args.seed + args.resets)
+    episodes = success_table(scenes, args.tasks, seeds, noise, args.workers) if args.table else []
     chains: dict[str, list[ChainResult]] = {}
     for scene in scenes if args.chains else ():
-        chains[f"experts, {scene}"] = chain_lengths(scene, args.chains, noise, args.workers)
+        chains[f"experts, {scene}"] = chain_lengths(scene, args.chains, noise, args.workers, args.seed)
     if args.chains:
         scene = scenes[-1]
-        chains[f"experts with {_words(PLAY)}, {scene}"] = chain_lengths(scene, args.chains, PLAY, args.workers)
-        chains[f"random actions, {scene}"] = chain_lengths(scene, args.chains, None, args.workers)
+        chains[f"experts with {_words(PLAY)}, {scene}"] = chain_lengths(
+            scene, args.chains, PLAY, args.workers, args.seed
+        )
+        chains[f"random actions, {scene}"] = chain_lengths(scene, args.chains, None, args.workers, args.seed)
     for who, results in chains.items():
         _print_chains(who, results)
     if args.markdown is not None:

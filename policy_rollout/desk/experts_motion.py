@@ -222,6 +222,9 @@ def rise(desk: Desk, height: float = TRAVEL_Z) -> Plan:
     sight = desk.sight
     gripper = CLOSED if sight.closing else OPEN
     tcp = sight.tcp
+    for block in sight.blocks.values():  # the hand must leave a stack without pulling its top off
+        if block is not sight.held and float(np.linalg.norm(block.pos[:2] - tcp[:2])) < 0.07:
+            height = max(height, float(block.pos[2]) + block.half_extent((0, 0, 1)) + L.FINGER_TIP + 0.028)
     if tcp[1] > -0.03 and tcp[2] < 0.64:  # near or in the cabinet: out the way the fingers came
         way = 0.4 * np.array([0.0, 0.0, 1.0]) - sight.hand[:, 2]
         way = way / np.linalg.norm(way)

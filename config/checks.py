@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from config.build import Key, get, keys, put
@@ -122,10 +123,22 @@ def check_paths(job: Job, tree: Tree) -> None:
             "model.showo.pretrained_model_path=null: has to be given with model.showo.load_from_showo=true; "
             "set that to false to start from model.showo.llm_model_path alone"
         )
-    output = Path(job.experiment.output_dir)
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"experiment.output_dir={shown(job.experiment.output_dir)}: is a file; expected a folder")
+    _check_output(job.experiment.output_dir)
     _check_resume(job)
+
+
+def _check_output(output_dir: str) -> None:
+    """The output folder can be made and written to, as far as that can be told without making it."""
+    there = Path(output_dir).absolute()
+    while not there.exists():
+        there = there.parent
+    start = f"experiment.output_dir={shown(output_dir)}:"
+    if not there.is_dir():
+        raise ConfigError(
+            f"{start} {'' if there == Path(output_dir).absolute() else f'{there} '}is a file; expected a folder"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{start} {there} cannot be written to; expected a folder of yours")
 
 
 def _check_resume(job: Job) -> None:

@@ -32,11 +32,13 @@ class Tree:
 
     def source(self, dotted: str) -> str:
         """Where the value was written: a file, the command line, or `default`."""
-        while dotted:
-            if dotted in self._sources:
-                return self._sources[dotted]
-            dotted = dotted.rpartition(".")[0]
-        return "default"
+        above = dotted
+        while above:
+            if above in self._sources:
+                return self._sources[above]
+            above = above.rpartition(".")[0]
+        below = (source for name, source in self._sources.items() if name.startswith(f"{dotted}."))
+        return next(below, "default")  # a section that came with its first key
 
     def set(self, dotted: str, value: Any, source: str) -> None:
         """Put a value (or a section) at a dotted key; later calls win."""

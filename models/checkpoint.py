@@ -187,7 +187,7 @@ def load_weights(model: UPVLA, file: Path) -> tuple[str, ...]:
     """Load a Show-o or UP-VLA weight file. A base Show-o checkpoint has no action head yet: it stays random, and the
     returned note says so; any other missing, unexpected or resized key raises ``ValueError``."""
     state = _with_tied_head(model, from_disk_names(read_weights(file)))
-    absent = load_strict(model, state, file, allow_missing=ACTION_HEAD_KEYS)
+    absent = load_strict(model, state, file, ACTION_HEAD_KEYS, named=lambda name: _rename(name, KEY_PREFIXES))
     return ("the checkpoint has no action head: it starts from random weights",) if absent else ()
 
 

@@ -11,7 +11,7 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +205,11 @@ def _state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:
 
 # --------------------------------------------------------------------------------------------------------------- check
 def load_strict(
-    module: nn.Module, state: Mapping[str, torch.Tensor], source: str | Path, allow_missing: Sequence[str] = ()
+    module: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    source: str | Path,
+    allow_missing: Sequence[str] = (),
+    named: Callable[[str], str] = str,
 ) -> list[str]:
     """Load a state dict into a module, all of it or not at all.
 
@@ -214,6 +218,7 @@ def load_strict(
     Args:
         source: the file's name, for the error message.
         allow_missing: prefixes of keys (`"token_learner."`) that may be absent; a prefix is absent whole or not at all.
+        named: what the file calls a key, for the error message.
 
     Returns:
         The keys that were absent and allowed to be, in the module's order.
@@ -222,7 +227,7 @@ def load_strict(
         ValueError: missing or unexpected keys, or other shapes; names the first few of each and counts them.
     """
     expected = module.state_dict()
-    absent = check_state({name: tensor.shape for name, tensor in expected.items()}, state, source, allow_missing)
+    absent = check_state({name: tensor.shape for name, tensor in expected.items()}, state, source, allow_missing, named)
     on_meta = any(tensor.is_meta for tensor in expected.values())
     if on_meta:
         state = {name: tensor.to(expected[name].dtype, copy=True) for name, tensor in state.items()}
@@ -235,6 +240,7 @@ def check_state(
     state: Mapping[str, torch.Tensor],
     source: str | Path,
     allow_missing: Sequence[str] = (),
+    named: Callable[[str], str] = str,
 ) -> list[str]:
     """Compare a state dict with the expected names and shapes; returns and raises as `load_strict`."""
     missing = [name for name in expected if name not in state]
@@ -243,13 +249,17 @@ def check_state(
     missing = [name for name in missing if not name.startswith(tuple(allowed))]
     unexpected = [name for name in state if name not in expected]
     resized = [
-        f"{name} is {list(state[name].shape)}, not {list(shape)}"
+        f"{named(name)} is {list(state[name].shape)}, not {list(shape)}"
         for name, shape in expected.items()
         if name in state and state[name].shape != shape
     ]
     problems = [
         f"{len(names)} {what}: {_some(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", resized))
+        for what, names in (
+            ("missing", [*map(named, missing)]),
+            ("unexpected", [*map(named, unexpected)]),
+            ("of another shape", resized),
+        )
         if names
     ]
     if problems:

@@ -99,6 +99,8 @@ def prepare(options: argparse.Namespace) -> Job:
     for name, least in (("stride", 0), ("max_samples", 0), ("batch_size", 0), ("act_step", 1)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
+    if options.output_json is not None:
+        require_writable(options.output_json)
     split = CalvinSplit(options.dataset_root / options.split)
     policy = make_policy(options)
     samples = list_samples(split.annotations, policy.act_step, options.start_only, options.stride, options.max_samples)
@@ -159,9 +161,18 @@ def record(options: argparse.Namespace, job: Job, report: Report, seconds: float
     }
 
 
+def require_writable(path: Path) -> None:
+    """Hours of evaluation are not lost because their results cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output-json {path}: the folder cannot be made ({error.strerror})") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"--output-json {path}: " + ("is a folder" if path.is_dir() else "the folder is read-only"))
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.tmp")
     unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, path)

@@ -70,13 +70,21 @@ class Run:
         """
         self.accelerator.wait_for_everyone()  # no rank still looks for a checkpoint there
         if self.writes:
-            for note in set_aside(self.output_dir) if self.resumed is None else []:
-                self.say(note)
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            _write_config(self.job, self.output_dir / "config.yaml")
-            for writer in _writers(self.job, self.output_dir, self.start_step):
-                self.board.add(writer)
+            try:
+                self._open_folder()
+            except OSError as error:  # a full or a read-only disk
+                raise ConfigError(
+                    f"experiment.output_dir={self.output_dir}: cannot be written to ({error.strerror})"
+                ) from error
         self.accelerator.wait_for_everyone()
+
+    def _open_folder(self) -> None:
+        for note in set_aside(self.output_dir) if self.resumed is None else []:
+            self.say(note)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        _write_config(self.job, self.output_dir / "config.yaml")
+        for writer in _writers(self.job, self.output_dir, self.start_step):
+            self.board.add(writer)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over all ranks (a collective call)."""
@@ -90,6 +98,11 @@ def open_run(job: Job) -> Iterator[Run]:
         text_objective(job.training.text_objective)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if job.block_diffusion.action_enabled:
+        raise ConfigError(
+            "block_diffusion.action_enabled=true: block-diffusion actions are not built yet; "
+            "expected false (the regression head learns the actions)"
+        )
     if job.experiment.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
         raise ConfigError(
             "experiment.tracker=wandb needs the package wandb (pip install wandb); allowed: tensorboard, wandb, none"

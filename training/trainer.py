@@ -8,6 +8,7 @@ batch 2 therefore take the same step, to rounding.
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -212,7 +213,11 @@ class Trainer:
         if run.writes:
             checkpoint.save_final_model(run.output_dir, self.parts.save_model)
         run.accelerator.wait_for_everyone()
-        curves = {"tensorboard": f"; tensorboard --logdir {run.output_dir}", "wandb": "; curves in wandb", "none": ""}
+        curves = {
+            "tensorboard": f"; tensorboard --logdir {shlex.quote(str(run.output_dir))}",
+            "wandb": "; curves in wandb",
+            "none": "",
+        }
         run.say(
             f"done at step {self.step}: model and config.yaml in {run.output_dir}, last checkpoint "
             f"checkpoint-{self.step} there, numbers in metrics.jsonl{curves[self.job.experiment.tracker]}"

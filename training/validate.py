@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,9 +61,9 @@ class Validator:
             )
         if job.experiment.generate_every and job.mmu_image_root is not None:
             try:
-                pictures_in(Path(job.mmu_image_root))
+                self._pictures()
             except ValueError as error:
-                raise ConfigError(str(error)) from error
+                raise ConfigError(f"mmu_image_root={job.mmu_image_root}: {error}") from error
 
     @property
     def _has_data(self) -> bool:
@@ -106,7 +107,7 @@ class Validator:
     def _share_of(self, flow: Flow[Batch]) -> Iterator[Batch]:
         mine = spread(len(flow.dataset), MEASURED_SAMPLES)[self.run.rank :: self.run.world]
         for start in range(0, len(mine), flow.batch_size):
-            yield flow.collate([flow.dataset[i] for i in mine[start : start + flow.batch_size]])
+            yield flow.collate(read_samples(flow, mine[start : start + flow.batch_size]))
 
     # --- pictures and words ------------------------------------------------------------------------------------
 
@@ -115,7 +116,7 @@ class Validator:
         with self._looking():
             flow = self.parts.heldout_robot or self.parts.data.robot
             if flow is not None:
-                batch = collate_robot([flow.dataset[i] for i in spread(len(flow.dataset), SHOWN_FRAMES)])
+                batch = collate_robot(read_samples(flow, spread(len(flow.dataset), SHOWN_FRAMES)))
                 self.run.board.picture("future/now_true_predicted", self.frames(batch), step)
             for name, said in self.answers():
                 self.run.board.text(f"answers/{name}", said, step)
@@ -164,7 +165,7 @@ class Validator:
         flow = self.parts.heldout_text or self.parts.data.text
         if flow is None:
             return []
-        samples = [flow.dataset[i] for i in spread(len(flow.dataset), SHOWN_PICTURES)]
+        samples = read_samples(flow, spread(len(flow.dataset), SHOWN_PICTURES))
         return [Picture(f"picture-{s.index}", s.pixels, [self._first_turn(s), *questions]) for s in samples]
 
     def _first_turn(self, sample: TextSample) -> tuple[str, str]:
@@ -190,8 +191,16 @@ def pictures_in(folder: Path) -> list[Path]:
     """The picture files of a folder, by name. Raises ``ValueError`` when there is none."""
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise ValueError(f"mmu_image_root={folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
+        raise ValueError(f"{folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
     return files
+
+
+def read_samples(flow: Flow[Any], indices: Sequence[int]) -> list[Any]:
+    """Samples to look at. A bad file among them ends the run with its name, as it does in training."""
+    try:
+        return [flow.dataset[i] for i in indices]
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"stopped while looking at data: {error}") from error
 
 
 def spread(length: int, wanted: int) -> list[int]:

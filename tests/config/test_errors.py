@@ -92,6 +92,7 @@ MISTAKES = {
     "model.vq_model.pretrained_model_path=config": "is a folder; expected a weights file",
     "mmu_image_root=nowhere": "no such path",
     "experiment.output_dir=pyproject.toml": "is a file; expected a folder",
+    "experiment.output_dir=pyproject.toml/run": "is a file; expected a folder",
 }
 
 
@@ -146,6 +147,21 @@ def test_some_loss_must_count(given: Given) -> None:
     argv = [UPVLA, *given.argv, "training.pre_coeff=0", "training.act_coeff=0"]
     assert load_job(argv).training.mmu_coeff == 0.1
     assert "one loss needs a weight above 0" in complaint([*argv, "dataset.und_type=null"])
+
+
+def test_a_section_that_is_not_there_is_reported_where_it_was_typed(given: Given) -> None:
+    assert "(command line): no such key (did you mean training?)" in complaint([UPVLA, *given.argv, "trainng.seed=3"])
+
+
+def test_an_output_folder_that_cannot_be_written_is_said_at_start(
+    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # whoever runs the tests may be allowed everything
+    line = complaint([UPVLA, *given.argv, f"experiment.output_dir={tmp_path}/runs/one"])
+    assert (
+        line
+        == f"experiment.output_dir={tmp_path}/runs/one: {tmp_path} cannot be written to; expected a folder of yours"
+    )
 
 
 def test_a_job_of_another_objective_is_answered_with_the_command_to_run(given: Given) -> None:

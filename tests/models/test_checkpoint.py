@@ -92,10 +92,10 @@ def test_a_base_showo_checkpoint_starts_with_a_random_action_head_and_says_so(tm
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda s: s.pop("mm_projector.0.weight"), r"1 missing: projector\.0\.weight"),
-        (lambda s: s.pop("token_learner.latents"), r"1 missing: action_head\.pool\.latents"),
+        (lambda s: s.pop("mm_projector.0.weight"), r"1 missing: mm_projector\.0\.weight"),
+        (lambda s: s.pop("token_learner.latents"), r"1 missing: token_learner\.latents"),
         (lambda s: s.update({"surprise": torch.zeros(1)}), r"1 unexpected: surprise"),
-        (lambda s: s.update({"to_logits.0.bias": torch.zeros(3)}), r"action_head\.out\.bias is \[3\], not \[28\]"),
+        (lambda s: s.update({"to_logits.0.bias": torch.zeros(3)}), r"to_logits\.0\.bias is \[3\], not \[28\]"),
     ],
 )
 def test_wrong_keys_are_named(tmp_path: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]

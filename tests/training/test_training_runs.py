@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,7 +94,8 @@ def test_tensorboard_shows_losses_rates_answers_and_future_frames(run: Start, wo
     events.Reload()
     losses = {"image/loss", "action/loss", "text/loss", "text/nats_per_token"}
     rates = {"total/loss", "lr", "grad_norm", "samples_per_s", "data_wait_share"}
-    measured = {f"validation/{name}" for name in (*losses, "action/mae")}
+    of_text = {f"text/{name}" for name in ("accuracy", "picture_gap", "scored_per_answer_token")}
+    measured = {f"validation/{name}" for name in (*losses, *of_text, "action/mae")}
     assert losses | rates | measured == set(events.Tags()["scalars"])
     (picture,) = events.Images("future/now_true_predicted")
     assert (picture.width, picture.height) == (3 * 32, 4 * 2 * 32)  # now, true, predicted; 4 samples of 2 views
@@ -117,6 +119,33 @@ def test_a_folder_without_pictures_is_said_at_start(run: Start, tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"mmu_image_root=.*holds no picture"):
         run(experiment__generate_every=2, mmu_image_root=tmp_path / "empty")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_unreadable_picture_to_ask_about_is_said_at_start(run: Start, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ConfigError, match=r"mmu_image_root=.*a\.png cannot be decoded as a picture"):
+        run(experiment__generate_every=2, mmu_image_root=tmp_path / "pictures")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_held_out_frame_ends_the_run_with_its_name(run: Start, world: Path, tmp_path: Path) -> None:
+    held_out = tmp_path / "held_out"
+    shutil.copytree(world / "robot_validation", held_out)
+    frame = sorted(held_out.rglob("*.npz"))[1]
+    frame.write_bytes(frame.read_bytes()[:100])
+    with pytest.raises(SystemExit, match=f"{frame.name} cannot be read"):
+        run(experiment__eval_every=1, dataset__params__validation_pre_shards_path_or_url=held_out)
+
+
+def test_an_output_folder_that_cannot_be_made_is_a_line_and_no_traceback(run: Start) -> None:
+    with pytest.raises(ConfigError, match=r"experiment\.output_dir=/proc/runs.* cannot be written to"):
+        run(experiment__output_dir="/proc/runs/one")
+
+
+def test_block_diffusion_of_actions_is_refused_until_it_exists(run: Start) -> None:
+    with pytest.raises(ConfigError, match=r"block_diffusion\.action_enabled=true: .* not built yet"):
+        run(block_diffusion__action_enabled="true")
 
 
 def test_pred_tuning_leaves_the_action_head_as_it_was(run: Start) -> None:

@@ -56,9 +56,13 @@ def fill_blocks(turn: Turn, blocks: Blocks) -> None:
         ended = turn.done
         while not ended.all():
             hidden = _readings(turn.stream, block, blocks.shift)  # [B, n, D]
-            open_ = _open(block == turn.mask, blocks.window) & wanted & ~ended[:, None]
+            useful = (block == turn.mask) & wanted & ~_behind(block == turn.stop) & ~ended[:, None]
+            open_ = _open(useful, blocks.window)
             proposed, confidence = block.clone(), torch.zeros(block.shape, device=block.device)
             proposed[open_], confidence[open_] = turn.propose(hidden[open_])
+            # Nothing is filled behind the first proposed end: the continuation is what a model is surest of, and would
+            # be filled first, to no use.
+            open_ = open_ & ~_behind(open_ & (proposed == turn.stop))
             fresh = blocks.accept.keep(confidence, open_, turn.generator)
             block = torch.where(fresh, proposed, block)
             turn.tell(block, fresh)
@@ -79,6 +83,11 @@ def _readings(stream: CleanStream, block: Tensor, shift: bool) -> Tensor:
     """[B, n, D]: the hidden state each token of the block is read from."""
     _, noisy = stream.read(block)
     return torch.cat([stream.last[:, None], noisy[:, :-1]], dim=1) if shift else noisy
+
+
+def _behind(ends: Tensor) -> Tensor:
+    """[B, n] True behind the first True of each row."""
+    return (ends.long().cumsum(dim=1) - ends.long()) > 0
 
 
 def _open(hidden: Tensor, window: int | None) -> Tensor:

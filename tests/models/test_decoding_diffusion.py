@@ -97,9 +97,13 @@ def uncached(
             before, own = alone(built, turn, Block(0, start, shown), shown)
             scores = (torch.cat([before[None], own[:-1]]) if shift else own)[:, : vocab.words].log_softmax(-1)
             forwards += 1
-            open_ = [i for i, token in enumerate(shown[: room - len(answer)]) if token == vocab.mask]
+            visible = shown[: room - len(answer)]
+            visible = visible[: visible.index(vocab.eos)] if vocab.eos in visible else visible
+            open_ = [i for i, token in enumerate(visible) if token == vocab.mask]
             if window:
                 open_ = [i for i in open_ if i // window == open_[0] // window]
+            ends = [i for i in open_ if int(scores[i].argmax()) == vocab.eos]
+            open_ = [i for i in open_ if not ends or i <= ends[0]]
             surest = sorted(open_, key=lambda i: (-float(scores[i].max()), i))
             if isinstance(accept, Threshold):
                 kept = [i for i in open_ if scores[i].max().exp() > accept.level] or surest[:1]
@@ -193,6 +197,21 @@ def test_a_good_draft_is_kept_whole(built: Built, monkeypatch: pytest.MonkeyPatc
     assert answer.stats.forwards == 6
     assert say(built, "bd", 16).stats.forwards == 4  # all of a block above the threshold at once
     assert say(built, "ar", 16).stats.forwards == 16
+
+
+@pytest.mark.parametrize("objective", ["bd", "mdm"])
+def test_no_forward_is_spent_behind_the_end(built: Built, objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that ends at once, and is as sure of every end that could follow."""
+    import models.decoding.sampling as sampling
+
+    said_otherwise(built)
+    eos = built[0].vocab.eos
+    monkeypatch.setattr(
+        sampling.Voice, "logits", lambda self, hidden: torch.eye(50)[eos].expand(*hidden.shape[:-1], 50)
+    )
+    answer = say(built, objective, 12, accept=Threshold(1.01))
+    assert answer.ids == [[eos], [eos]]
+    assert answer.stats.forwards == 1
 
 
 @pytest.mark.parametrize("objective", ["bd", "mdm"])

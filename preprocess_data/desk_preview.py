@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,21 @@ def write_preview(split: Path, out: Path) -> tuple[Path, ...]:
 
 def contact_sheet(split: CalvinSplit) -> Frame:
     """Windows of different tasks, four moments each: the static camera, with the last wrist picture beside them."""
-    return sheet([_strip(split, window) for window in _varied(split.annotations, SHOWN)], columns=2)
+    return sheet([_strip(split, window) for window in varied(split, SHOWN)], columns=2)
 
 
-def _varied(windows: Sequence[Annotation], count: int) -> list[Annotation]:
-    """`count` windows: of every task its first, then every task's second, and so on; shown in the split's order."""
-    seen: dict[str | None, int] = {}
-    ranked = []
-    for position, window in enumerate(windows):
-        ranked.append((seen.get(window.task, 0), position))
-        seen[window.task] = seen.get(window.task, 0) + 1
-    return [windows[position] for _, position in sorted(sorted(ranked)[:count], key=lambda pair: pair[1])]
+def varied(split: CalvinSplit, count: int) -> list[Annotation]:
+    """At most `count` windows in the split's order, from runs of play all over it, of as many tasks as can be."""
+    runs = [[w for w in split.annotations if first <= w.start <= last] for first, last in split.ranges.tolist()]
+    runs = [run for run in runs if run]
+    if len(runs) > count:
+        runs = [runs[i] for i in np.linspace(0, len(runs) - 1, count).astype(int)]
+    chosen: list[Annotation] = []
+    while len(chosen) < count and any(runs):
+        shown = Counter(window.task for window in chosen)
+        run = max(runs, key=len) if len(chosen) >= len(runs) else runs[len(chosen)]
+        chosen.append(run.pop(min(range(len(run)), key=lambda i: shown[run[i].task])))
+    return sorted(chosen, key=lambda window: window.start)
 
 
 def _strip(split: CalvinSplit, window: Annotation) -> Frame:
@@ -56,7 +60,7 @@ def _strip(split: CalvinSplit, window: Annotation) -> Frame:
 def clip(split: CalvinSplit) -> list[Frame]:
     """Some windows one after the other, every second frame, both cameras with the instruction below."""
     frames: list[Frame] = []
-    for window in split.annotations[:CLIPPED]:
+    for window in varied(split, CLIPPED):
         for i in window.frames[::2]:
             held = split.frame(i, ["rgb_static", "rgb_gripper"])
             row = beside([held["rgb_static"], held["rgb_gripper"]], height=200)

@@ -25,6 +25,7 @@ from policy_rollout.calvin.tasks import TASK_NAMES, read_task_table
 from policy_rollout.desk import DeskEnv
 from preprocess_data import make_desk_demos
 from preprocess_data.desk_play import WINDOW, Settings
+from preprocess_data.desk_preview import varied
 from preprocess_data.desk_workers import record
 from preprocess_data.make_desk_demos import make_demos, only_recorder
 from preprocess_data.process_calvin import write_processed
@@ -298,6 +299,18 @@ def test_held_out_wording_describes_the_same_frames_and_validation_shows_others(
     later = CalvinSplit(tmp_path / "later" / "validation")
     assert later.frame_path(0).read_bytes() != said.frame_path(0).read_bytes()
     assert all(window.instruction in TRAINING[str(window.task)] for window in later.annotations)
+
+
+def test_the_preview_shows_every_part_of_a_recording_before_it_shows_one_twice(desk: Path) -> None:
+    split = CalvinSplit(desk)
+    runs = split.ranges.tolist()
+    for count in (2, 3, 100):
+        shown = varied(split, count)
+        assert len(shown) == min(count, len(split.annotations))
+        assert shown == sorted(shown, key=lambda window: window.start)
+        seen = {next(i for i, (first, last) in enumerate(runs) if first <= w.start <= last) for w in shown}
+        assert len(seen) == min(count, len(runs))
+    assert {runs[0][0] <= w.start <= runs[0][1] for w in varied(split, 2)} == {True, False}
 
 
 # ---- mistakes ----

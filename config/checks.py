@@ -82,10 +82,6 @@ def _check_sizes(job: Job) -> None:
             f"model.showo.vocab_size={showo.vocab_size}: expected {total} = llm_vocab_size + num_new_special_tokens + "
             "codebook_size + 1; or set model.showo.auto_set_llm_vocab_size=true"
         )
-    if showo.attn_implementation == "flex_attention" and job.training.device == "cpu":
-        raise ConfigError(
-            "model.showo.attn_implementation=flex_attention: cannot train on a CPU; expected sdpa or eager"
-        )
 
 
 def _check_text(job: Job) -> None:

@@ -19,7 +19,7 @@ Tracker = Literal["tensorboard", "wandb", "none"]
 LoaderMode = Literal["min_size", "max_size", "max_size_cycle", "sequential"]
 Precision = Literal["no", "fp16", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
-Attention = Literal["sdpa", "eager", "flex_attention"]
+Attention = Literal["sdpa", "eager"]
 Schedule = Literal[
     "constant",
     "constant_with_warmup",
@@ -126,7 +126,7 @@ class Showo:
         "auto", "auto (as llm_model_path's config.json says), or its transformers type: phi, qwen3, ..."
     )
     trust_remote_code: bool = key(False, "let transformers run code that comes with llm_model_path")
-    attn_implementation: Attention = key("sdpa", "attention kernel; flex_attention trains on GPU only")
+    attn_implementation: Attention = key("sdpa", "attention kernel: torch's fused one, or plain matrix products")
     auto_set_llm_vocab_size: bool = key(False, "take vocab_size and llm_vocab_size from the tokenizer")
     w_clip_vit: bool = key(True, "picture questions see CLIP patches through the projector")
     clip_model_path: str = key(

@@ -46,7 +46,8 @@ def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder}: no usable tokenizer there ({error}); tokenizer.json is expected") from error
+        reason = str(error).splitlines()[0] if (folder / "tokenizer.json").is_file() else "it has none"
+        raise ValueError(f"{folder}: no usable tokenizer.json there ({reason})") from error
     if not tokenizer.is_fast:
         raise ValueError(f"{folder}: a fast tokenizer (tokenizer.json) is needed; this one has no character offsets")
     if tokenizer.eos_token_id is None:

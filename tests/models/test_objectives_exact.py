@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -26,6 +25,8 @@ from tests.models.text_problems import (
     Built,
     blocks_of,
     cross_entropies,
+    enumerated_bound,
+    hidden_probability,
     one_row,
     shown_in,
     talk,
@@ -185,27 +186,6 @@ def test_4_a_block_as_long_as_the_answer_makes_bd_masked_diffusion(
 # --- 5 ---------------------------------------------------------------------------------------------------------------
 
 
-def hidden_probability(n: int, k: int, low: float, high: float) -> float:
-    """Of one particular set of k hidden tokens of n, by quadrature over the ratio."""
-    nodes, weights = np.polynomial.legendre.leggauss(24)
-    t = (high - low) / 2 * nodes + (high + low) / 2
-    return float((weights / 2 * t**k * (1 - t) ** (n - k)).sum())
-
-
-def enumerated_bound(built: Built, turn: TextTurn, size: int, prediction: str) -> Tensor:
-    """sum over k of (1/k) E[sum of the cross-entropies of the k hidden], over every block and every set."""
-    total = torch.zeros(())
-    for block in blocks_of(built, turn, size):
-        n = len(block.ids)
-        for k in range(1, n + 1):
-            sets = [s for s in itertools.product([False, True], repeat=n) if sum(s) == k]
-            losses = [
-                torch.stack(list(cross_entropies(built, turn, block, s, prediction).values())).sum() for s in sets
-            ]
-            total = total + torch.stack(losses).mean() / k
-    return total
-
-
 @pytest.mark.parametrize("prediction", READINGS)
 @pytest.mark.parametrize("complementary", [True, False])
 @torch.no_grad()
@@ -243,7 +223,7 @@ def test_the_paired_estimate_varies_least(built: Built) -> None:
     spread = {}
     for name, complementary in (("pair", True), ("single", False)):
         objective = bd(8, prediction="aligned", complementary=complementary)
-        estimates = torch.stack([ask(built, objective, turn, seed).bound_weights.sum() for seed in range(300)])
+        estimates = torch.stack([ask(built, objective, turn, seed).bound_weights.sum() for seed in range(150)])
         length = sum(len(block.ids) for block in blocks_of(built, turn, 8))
         assert abs(float(estimates.mean()) / length - 1) < 0.1
         spread[name] = float(estimates.std() / estimates.mean())

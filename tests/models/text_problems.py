@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -139,3 +141,24 @@ def cross_entropies(
         else:
             found[offset] = -first[word] if offset == 0 else -own[offset - 1, word]
     return found
+
+
+def hidden_probability(n: int, k: int, low: float, high: float) -> float:
+    """Of one particular set of k hidden tokens of n, by quadrature over the ratio."""
+    nodes, weights = np.polynomial.legendre.leggauss(24)
+    t = (high - low) / 2 * nodes + (high + low) / 2
+    return float((weights / 2 * t**k * (1 - t) ** (n - k)).sum())
+
+
+def enumerated_bound(built: Built, turn: TextTurn, size: int, prediction: str) -> Tensor:
+    """sum over k of (1/k) E[sum of the cross-entropies of the k hidden], over every block and every set."""
+    total = torch.zeros(())
+    for block in blocks_of(built, turn, size):
+        n = len(block.ids)
+        for k in range(1, n + 1):
+            sets = [s for s in itertools.product([False, True], repeat=n) if sum(s) == k]
+            losses = [
+                torch.stack(list(cross_entropies(built, turn, block, s, prediction).values())).sum() for s in sets
+            ]
+            total = total + torch.stack(losses).mean() / k
+    return total

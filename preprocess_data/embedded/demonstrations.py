@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ PIXEL_TOLERANCE = 0.5
 def write_demonstrations(folder: Path) -> None:
     """`folder/calvin/<split>` raw, and `folder/calvin_processed_<split>` that refers to it, for both splits."""
     for split in EPISODES:
+        shutil.rmtree(folder / RAW / split, ignore_errors=True)  # a complete recording would be left as it is
         record(folder / RAW, split)
         process_calvin.main(
             ["--source-split-dir", str(folder / RAW / split), "--output-dir", str(folder / f"calvin_processed_{split}")]

@@ -42,18 +42,18 @@ def test_the_bundled_recording_has_both_splits_several_instructions_and_annotati
 
 
 def test_the_image_tokenizer_shows_what_it_was_given() -> None:
-    """Frames of held-out scenes come back much closer to themselves than to the average frame."""
+    """Held-out frames of the quickstart's scene come back closer to themselves than the scene's average is, and much
+    closer than to another frame."""
     vq = load_magvit(ROOT / "assets/tiny_magvit")
-    frames = torch.stack([torch.from_numpy(fit(scene.static, 96)) for scene in random_scenes(12, seed=77)])
+    frames = torch.stack([torch.from_numpy(fit(scene.static, 96)) for scene in random_scenes(12, 77, ("D",))])
     pixels = normalise(frames)
     codes = vq.encode(pixels)
     decoded = vq.decode(codes)
-    own = (decoded - pixels).abs().mean()
-    other = (decoded - pixels.roll(4, dims=0)).abs().mean()  # another frame of the same scene (four scenes in turn)
-    assert codes.unique().numel() > 30
-    assert float(own) < 0.12  # of a range of 2
-    assert float(own) < 0.8 * float(other)
-    assert to_uint8(decoded).dtype == torch.uint8
+    own = float((decoded - pixels).abs().mean())
+    assert codes.unique().numel() > 100
+    assert own < 0.85 * float((pixels - pixels.mean(dim=0)).abs().mean())
+    assert own < 0.6 * float((decoded - pixels.roll(1, dims=0)).abs().mean())
+    assert to_uint8(decoded).shape == frames.shape
 
 
 def test_training_the_tokenizer_lowers_its_error_and_repeats() -> None:

@@ -68,7 +68,7 @@ REPLAN_EVERY = 5
 class Size:
     """How much of everything; the default fits ten minutes on two cores, installation included."""
 
-    training_episodes: int = 32
+    training_episodes: int = 20
     validation_episodes: int = 4
     steps: int = 400
     offline_samples: int = 240

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -357,12 +357,6 @@ def _upstream_spec(folder: Path, description: Mapping[str, Any], upstream: Upstr
         resolution=upstream.resolution,
     )
     return spec, tokenizer
-
-
-def with_settings(built: Built, **changes: Any) -> Built:
-    """The same weights under a changed description (for instance ``mask_logit_banned=False``)."""
-    built.model.spec = replace(built.model.spec, **changes)
-    return built
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Any causal language model that transformers knows, behind four methods."""
+"""Any causal language model that transformers knows, behind one small class."""
 
 from models.backbones.backbone import Backbone, backbone_config
 

@@ -1,4 +1,4 @@
-"""The language model as the rest of the project sees it: embed, forward, logits, grow_vocabulary.
+"""The language model as the rest of the project sees it: embed, forward, head, logits.
 
 The network itself is transformers' own (Phi with per-head ``qk_layernorm``, Qwen3, ...). We hand it embeddings, a
 4-D mask and positions, take the hidden states after its final norm, and project only the slots somebody scores.
@@ -118,10 +118,6 @@ class Backbone(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V] in float32."""
         return self.head(hidden).float()
-
-    def grow_vocabulary(self, size: int) -> None:
-        """More rows for embedding and head; existing rows keep their values."""
-        self.lm.resize_token_embeddings(size, mean_resizing=False)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass (about a third more time, far less memory)."""

@@ -15,7 +15,7 @@ from policy_rollout.desk import layout as L
 from policy_rollout.desk.cameras import CAMERAS, Jitter, checked_jitter, gripper_camera, static_camera
 from policy_rollout.desk.control import Action, HandTarget, apply_action, vector
 from policy_rollout.desk.render import RENDERERS, Picture, make_renderer
-from policy_rollout.desk.rotation import euler_of, matrix_of, quaternion_of
+from policy_rollout.desk.rotation import euler_of, quaternion_of
 from policy_rollout.desk.scene import SUBSTEPS, desk_xml
 
 Array = npt.NDArray[np.float64]
@@ -361,8 +361,3 @@ def _state(values: npt.ArrayLike, size: int, what: str) -> Array:
 def _any_yaw(rng: np.random.Generator, low: Array) -> float:
     """On the table any yaw; in the cabinet near pi / 2, as CALVIN's initial states, so that a block fits."""
     return float(rng.uniform(-np.pi, np.pi) if low[1] < 0 else rng.uniform(-np.pi / 8, np.pi / 8) + np.pi / 2)
-
-
-def hand_axes(robot_obs: Array) -> Array:
-    """Rotation matrix (3, 3) of the hand in `robot_obs`: columns are its x, its opening direction y, its reach z."""
-    return matrix_of(robot_obs[3:6])

@@ -123,6 +123,22 @@ def test_a_language_model_keeps_its_rows_and_the_new_tokens_are_random(tmp_path:
     assert any("rows of the special tokens" in note for note in built.notes)
 
 
+def test_a_phi_without_query_and_key_norms_loads_and_says_so(tmp_path: Path) -> None:
+    """As Phi-1.5 is released: Show-o's norms per head are not in it."""
+    start = job(tmp_path)
+    state = build(start).model.backbone.lm.state_dict()
+    weights = {
+        name: w.clone() for name, w in state.items() if ".q_layernorm" not in name and ".k_layernorm" not in name
+    }
+    file = Path(start.model.showo.llm_model_path) / "model.safetensors"
+    write_safetensors(file, weights)
+    assert any("query/key norms" in note for note in build(start).notes)
+    weights.pop("model.layers.0.mlp.fc1.weight")
+    write_safetensors(file, weights)
+    with pytest.raises(ValueError, match=r"model\.layers\.0\.mlp\.fc1\.weight"):
+        build(start)
+
+
 def test_building_does_not_touch_the_global_generator_and_repeats_with_its_seed(tmp_path: Path) -> None:
     start = job(tmp_path)
     torch.manual_seed(1)

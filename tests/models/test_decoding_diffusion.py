@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.checkpoint import Built as Loaded
-from models.checkpoint import with_settings
 from models.decoding import (
     Acceptance,
     Decoding,
@@ -57,7 +56,8 @@ def varied(folder: Path, kind: str) -> Built:
 
 def said_otherwise(built: Built, **spec: object) -> Built:
     """The same weights, declared to have been trained otherwise."""
-    with_settings(Loaded(*built), **{"text_prediction": "shift", "text_block_size": SIZE, **spec})
+    model = built[0]
+    model.spec = replace(model.spec, **{"text_prediction": "shift", "text_block_size": SIZE, **spec})
     return built
 
 

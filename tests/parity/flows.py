@@ -6,6 +6,7 @@ Every function takes the parity directory; `BLOCKDIFF_PARITY_DIR=<dir> pytest -m
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor
 
-from models.checkpoint import Built, UpstreamSettings, load_folder, save_folder, to_disk_names, with_settings
+from models.checkpoint import Built, UpstreamSettings, load_folder, save_folder, to_disk_names
 from models.decoding import generate
 from models.objectives import TextTask, text_objective
 from models.sequence import TextTurn, TokenSequence, future_targets, pad_right, robot_sequence
@@ -47,7 +48,8 @@ def upstream_settings(parity: Path, max_seq_length: int | None = None) -> Upstre
 def upstream(parity: Path, max_seq_length: int | None = None) -> Built:
     """The original's checkpoint; its text head leaves the mask's logit in, so ours does here."""
     built = load_folder(parity / "ckpt/upvla_run", upstream=upstream_settings(parity, max_seq_length))
-    return with_settings(built, mask_logit_banned=False)
+    built.model.spec = replace(built.model.spec, mask_logit_banned=False)
+    return built
 
 
 def robot(parity: Path, views: int, built: Built, pad: bool) -> tuple[TokenSequence, Any]:

@@ -1,0 +1,25 @@
+"""The first command a user types, end to end at its smallest size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts import quickstart
+
+
+@pytest.mark.slow
+def test_quickstart_records_trains_judges_and_says_where_to_look(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run here"
+    assert quickstart.main(["--steps", "2", "--episodes", "1", "--output", str(folder)]) == 0
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert set(results) == {"trained", "untrained", "mean action"}
+    assert all(row["samples"] > 0 for row in results.values())
+    assert results["trained"]["mae_all"] != results["untrained"]["mae_all"]
+    assert len(list((folder / "pictures").glob("rollout_*.gif"))) == 4
+    assert "pictures/now_predicted_true.png" in (folder / "report.md").read_text(encoding="utf-8")
+    assert "look at" in capsys.readouterr().out

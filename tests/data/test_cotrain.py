@@ -1,4 +1,4 @@
-"""Both flows are functions of the micro-step: resuming, shuffling, dealing out to processes, and what an epoch is."""
+"""Both flows are functions of a place in them: resuming, shuffling, dealing out to processes, and what an epoch is."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ from training.data.batch import CoBatch
 from training.data.cotrain import (
     CotrainLoader,
     Flow,
-    StepSampler,
-    Timetable,
     conversation_budget,
     cotrain_loader,
     flow_seed,
 )
+from training.data.order import Position, StepSampler, Timetable
 
 SPEC = ClipImageSpec(resize=8, crop=(8, 8), resample=3, scale=1 / 255, mean=(0.5,) * 3, std=(0.5,) * 3)
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 7), st.integers(1, 4))  # samples, batch size, processes
@@ -57,8 +56,21 @@ def test_a_sampler_that_starts_late_goes_on_as_one_that_ran_all_along(
     length, batch_size, world = size
     for rank in range(world):
         whole = itertools.islice(StepSampler(length, batch_size, seed, 0, rank, world), start, start + 5)
-        late = itertools.islice(StepSampler(length, batch_size, seed, start, rank, world), 5)
+        late = itertools.islice(StepSampler(length, batch_size, seed, start * batch_size * world, rank, world), 5)
         assert list(whole) == list(late)
+
+
+@given(size=sizes, other=sizes, seed=st.integers(0, 100), batches=st.integers(0, 30))
+def test_other_processes_and_batch_sizes_go_on_in_the_middle_of_a_batch(
+    size: tuple[int, int, int], other: tuple[int, int, int], seed: int, batches: int
+) -> None:
+    length, batch_size, world = size
+    _, other_batch_size, other_world = other
+    taken = batches * batch_size * world
+    late = [StepSampler(length, other_batch_size, seed, taken, rank, other_world) for rank in range(other_world)]
+    stream = [index for row in zip(*(sampler.batch(0) for sampler in late), strict=True) for index in row]
+    alone = StepSampler(length, 1, seed)
+    assert stream == [alone.batch(taken + place)[0] for place in range(other_batch_size * other_world)]
 
 
 @given(length=st.integers(1, 60), batch_size=st.integers(1, 4), seed=st.integers(0, 100))
@@ -189,8 +201,46 @@ def test_a_run_resumed_at_any_micro_step_gets_the_same_batches(job: Job, mode: s
     job = changed(job, combined_loader_mode=mode, num_workers=workers)
     whole = [seen(batch) for batch in taken(cotrain_loader(changed(job, num_workers=0), PROMPTER, SPEC), 18)]
     for start in (0, 1, 8, 11) if workers == 0 else (9,):
-        late = taken(cotrain_loader(job, PROMPTER, SPEC, start_step=start), 18 - start)
+        loader = cotrain_loader(job, PROMPTER, SPEC)
+        late = list(itertools.islice(loader.batches(loader.after(Position(), start)), 18 - start))
         assert [seen(batch) for batch in late] == whole[start:]
+
+
+@given(
+    mode=st.sampled_from(["min_size", "max_size_cycle", "max_size", "sequential"]),
+    lengths=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    runs=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(0, 12)), min_size=1, max_size=4),
+)
+def test_a_run_that_goes_on_with_other_processes_repeats_and_skips_nothing(
+    mode: Any, lengths: tuple[int, int], runs: list[tuple[int, int, int]]
+) -> None:
+    """Each run: samples per batch, processes, micro-steps."""
+    position, streams = Position(), ([], [])
+    for batch_size, world, micro_steps in runs:
+        loaders = [
+            CotrainLoader(
+                *(Flow(range(n), list, batch_size, seed, rank=rank, world=world) for seed, n in enumerate(lengths)),
+                mode=mode,
+            )
+            for rank in range(world)
+        ]
+        batches = zip(*(loader.batches(position) for loader in loaders), strict=True)
+        for step, of_ranks in enumerate(itertools.islice(batches, micro_steps)):
+            here = loaders[0].after(position, step)
+            robot_is_through, text_is_through = here.robot.in_epoch >= lengths[0], here.text.in_epoch >= lengths[1]
+            if mode == "max_size":
+                assert (of_ranks[0].robot is None, of_ranks[0].text is None) == (robot_is_through, text_is_through)
+            if mode == "sequential":
+                assert (of_ranks[0].robot is None, of_ranks[0].text is None) == (robot_is_through, not robot_is_through)
+            for flow, shares in enumerate(zip(*((batch.robot, batch.text) for batch in of_ranks), strict=True)):
+                streams[flow].extend(
+                    index for row in zip(*(share or [] for share in shares), strict=True) for index in row
+                )
+        position = loaders[0].after(position, micro_steps)
+    assert (position.robot.samples, position.text.samples) == tuple(map(len, streams))
+    for flow, (stream, length) in enumerate(zip(streams, lengths, strict=True)):
+        alone = StepSampler(length, 1, flow)
+        assert stream == [alone.batch(place)[0] for place in range(len(stream))]
 
 
 def test_batches_are_stacked_samples_of_both_flows(job: Job) -> None:
@@ -305,7 +355,6 @@ def test_flows_have_seeds_of_their_own_and_describe_themselves(job: Job) -> None
         "robot flow 13 samples in batches of 2 x 1 (7 a pass), mmu flow 5 samples in batches of 2 x 1 (3 a pass); "
         "an epoch is 7 micro-steps (max_size_cycle)"
     )
-    assert loader.epoch(14) == 2.0
 
 
 @settings(max_examples=20)

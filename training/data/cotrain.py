@@ -1,9 +1,10 @@
-"""Both data flows of a run, micro-step by micro-step, each a pure function of the micro-step's number.
+"""Both data flows of a run, micro-step by micro-step, each a pure function of where the run stands in it.
 
 Every flow is an endless stream: its samples in a new random order, then again in another, and so on. With G = batch
-size x processes, batch b is samples [b * G, (b + 1) * G) of that stream, dealt out to the processes like cards. So
+size x processes, a micro-step takes the next G samples of that stream, dealt out to the processes like cards. So
 
-* a run that resumes at micro-step t reads on exactly where it stopped, with any number of data workers, across epochs;
+* a run that resumes reads on exactly where it stopped (``Position``: the samples taken of each stream), with any number
+  of data workers, across epochs, and with any number of processes;
 * nothing is dropped, and nothing comes twice before everything came once; the batch at the end of a pass is filled
   from the next one, as often as needed where the data set is smaller than G;
 * no global random number generator is touched.
@@ -27,20 +28,23 @@ In the first two no flow is ever restarted before it is through, so that they di
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from config.schema import Job, LoaderMode
 from models.images import ClipImageSpec
 from models.prompting import Prompter
 from training.data.batch import CoBatch, RobotBatch, Samples, TextBatch, collate_robot, collate_text
 from training.data.llava import LlavaDataset
+from training.data.order import START, Position, StepSampler, Taken, Timetable
 from training.future_view_prediction_w_action_dataset import DataProvider
+from training.signals import leave_signals_to_the_run
 
 Batch = TypeVar("Batch", RobotBatch, TextBatch)
 
@@ -48,44 +52,6 @@ CLIP_PATCHES = 576
 """Patches of CLIP ViT-L/14 at 336 pixels, whose place the original leaves in a conversation's length."""
 
 logger = logging.getLogger(__name__)
-
-
-def permutation(length: int, seed: int, epoch: int) -> torch.Tensor:
-    """int64 [length]: the order of one pass. The same as torch's DistributedSampler with ``set_epoch(epoch)``."""
-    return torch.randperm(length, generator=torch.Generator().manual_seed(seed + epoch))
-
-
-class StepSampler(Sampler[list[int]]):
-    """Batches of indices without end, from batch ``start``; batch b of a process is always the same.
-
-    ``length`` samples, ``batch_size`` of them per batch and process.
-    """
-
-    def __init__(self, length: int, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
-        if length < 1 or batch_size < 1 or not 0 <= rank < world:
-            raise ValueError(f"no batches of {batch_size} from {length} samples for process {rank} of {world}")
-        self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.start, self.rank, self.world = start, rank, world
-        self._orders: dict[int, torch.Tensor] = {}
-
-    def batch(self, number: int) -> list[int]:
-        """Batch ``number`` of this process."""
-        first = number * self.batch_size * self.world + self.rank
-        places = (first + self.world * row for row in range(self.batch_size))
-        return [int(self._order(place // self.length)[place % self.length]) for place in places]
-
-    def _order(self, epoch: int) -> torch.Tensor:
-        if epoch not in self._orders:
-            if len(self._orders) > 1:
-                self._orders.clear()
-            self._orders[epoch] = permutation(self.length, self.seed, epoch)
-        return self._orders[epoch]
-
-    def __iter__(self) -> Iterator[list[int]]:
-        number = self.start
-        while True:
-            yield self.batch(number)
-            number += 1
 
 
 @dataclass(frozen=True)
@@ -128,17 +94,27 @@ class Flow(Generic[Batch]):
     world: int = 1
 
     @property
+    def together(self) -> int:
+        """Samples that all processes take in a micro-step."""
+        return self.batch_size * self.world
+
+    @property
     def steps(self) -> int:
         """Micro-steps in which every sample has come at least once."""
-        return -(-len(self.dataset) // (self.batch_size * self.world))
+        return self.left(0)
+
+    def left(self, taken: int) -> int:
+        """Micro-steps until every sample has come, if an epoch has taken this many already."""
+        return max(0, -(-(len(self.dataset) - taken) // self.together))
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        """This process's batches from number ``start`` on, without end."""
+        """This process's batches without end, beginning ``start`` samples into the stream of all processes."""
         loader = DataLoader(
             _Fetch(self.dataset, self.collate),
             batch_sampler=StepSampler(len(self.dataset), self.batch_size, self.seed, start, self.rank, self.world),
             collate_fn=_as_it_is,
             num_workers=self.workers,
+            worker_init_fn=leave_signals_to_the_run,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or else making the iterator would draw from the global one
         )
@@ -149,81 +125,61 @@ class Flow(Generic[Batch]):
 
 
 @dataclass(frozen=True)
-class Timetable:
-    """Which batch of which flow belongs to a micro-step; ``robot`` and ``text`` are steps of a pass, None: no flow."""
-
-    mode: LoaderMode
-    robot: int | None
-    text: int | None
-
-    @property
-    def epoch_steps(self) -> int:
-        present = [steps for steps in (self.robot, self.text) if steps is not None]
-        if self.mode == "sequential":
-            return sum(present)
-        return min(present) if self.mode == "min_size" else max(present)
-
-    def before(self, step: int) -> tuple[int, int]:
-        """How many batches each flow has given before micro-step ``step``."""
-        if self.robot is None or self.text is None or self.mode in ("min_size", "max_size_cycle"):
-            return (0 if self.robot is None else step), (0 if self.text is None else step)
-        epoch, place = divmod(step, self.epoch_steps)
-        text_place = place - self.robot if self.mode == "sequential" else place
-        return epoch * self.robot + min(place, self.robot), epoch * self.text + min(max(text_place, 0), self.text)
-
-    def at(self, step: int) -> tuple[int | None, int | None]:
-        """(batch number of the robot flow, of the mmu flow) at micro-step ``step``; None where a flow pauses."""
-        (robot, text), (robot_after, text_after) = self.before(step), self.before(step + 1)
-        return robot if robot_after > robot else None, text if text_after > text else None
-
-
-@dataclass(frozen=True)
 class CotrainLoader:
-    """Iterating it gives one CoBatch per micro-step, without end, from ``start_step``."""
+    """Iterating it gives one CoBatch per micro-step, without end, from the beginning of the data."""
 
     robot: Flow[RobotBatch] | None
     text: Flow[TextBatch] | None
     mode: LoaderMode = "max_size_cycle"
-    start_step: int = 0
 
     def __post_init__(self) -> None:
         if self.robot is None and self.text is None:
             raise ValueError("there is neither a robot nor an mmu flow to train on")
 
-    @property
-    def timetable(self) -> Timetable:
+    def timetable(self, start: Position = START) -> Timetable:
+        """Micro-steps from ``start`` on."""
+        first = None
+        if self.robot is not None and self.text is not None:
+            first = self.robot.left(start.robot.in_epoch), self.text.left(start.text.in_epoch)
         return Timetable(
             self.mode,
             robot=None if self.robot is None else self.robot.steps,
             text=None if self.text is None else self.text.steps,
+            first=first,
         )
 
     @property
     def epoch_steps(self) -> int:
         """Micro-steps of an epoch, as ``mode`` counts them."""
-        return self.timetable.epoch_steps
-
-    def epoch(self, step: int) -> float:
-        """How many epochs are done before micro-step ``step``."""
-        return step / self.epoch_steps
+        return self.timetable().epoch_steps
 
     def __iter__(self) -> Iterator[CoBatch]:
-        return self.batches(self.start_step)
+        return self.batches(START)
 
-    def batches(self, start_step: int) -> Iterator[CoBatch]:
-        """From micro-step ``start_step`` on. Raises ValueError or FileNotFoundError naming a file that is bad."""
-        table = self.timetable
-        robot_start, text_start = table.before(start_step)
-        robot = self.robot.batches(robot_start) if self.robot is not None else iter(())
-        text = self.text.batches(text_start) if self.text is not None else iter(())
-        step = start_step
-        while True:
+    def batches(self, start: Position) -> Iterator[CoBatch]:
+        """From ``start`` on. Raises ValueError or FileNotFoundError naming a file that is bad."""
+        table = self.timetable(start)
+        robot = self.robot.batches(start.robot.samples) if self.robot is not None else iter(())
+        text = self.text.batches(start.text.samples) if self.text is not None else iter(())
+        for step in itertools.count():
             robot_number, text_number = table.at(step)
             yield CoBatch(
                 robot=None if robot_number is None else next(robot),
                 text=None if text_number is None else next(text),
             )
-            step += 1
+
+    def after(self, start: Position, micro_steps: int) -> Position:
+        """Where a run stands that was at ``start`` and took so many micro-steps."""
+        table = self.timetable(start)
+        given = table.before(micro_steps)
+        same_epoch, place = table.in_epoch(micro_steps)
+        ends = []
+        for flow, had, batches, placed in zip(
+            (self.robot, self.text), (start.robot, start.text), given, place, strict=True
+        ):
+            size = 0 if flow is None else flow.together
+            ends.append(Taken(had.samples + batches * size, (had.in_epoch if same_epoch else 0) + placed * size))
+        return Position(*ends)
 
     def describe(self) -> str:
         """One line for the log: samples, batches, epoch."""
@@ -274,12 +230,11 @@ def cotrain_loader(
     job: Job,
     prompter: Prompter,
     image_spec: ClipImageSpec | None,
-    start_step: int = 0,
     rank: int = 0,
     world: int = 1,
     patches: int = CLIP_PATCHES,
 ) -> CotrainLoader:
-    """Both flows of a job for process ``rank`` of ``world``, from micro-step ``start_step``.
+    """Both flows of a job for process ``rank`` of ``world``.
 
     ``image_spec``: how CLIP wants pictures (None: pictures are not opened); ``patches``: how many it makes of one.
     Raises ValueError or FileNotFoundError in the user's words when the data is missing or wrong.
@@ -310,7 +265,7 @@ def cotrain_loader(
             rank=rank,
             world=world,
         )
-    loader = CotrainLoader(robot, text, job.dataset.combined_loader_mode, start_step)
+    loader = CotrainLoader(robot, text, job.dataset.combined_loader_mode)
     for name, flow in (("robot", robot), ("mmu", text)):
         if flow is not None and len(flow.dataset) < flow.batch_size * world:
             logger.warning(

@@ -1,0 +1,130 @@
+"""In which order samples come: streams, who takes which part of them, and where a run stands in them.
+
+Nothing here knows what a sample is, and nothing has a state: batches are functions of a place in a stream.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Sampler
+
+from config.schema import LoaderMode
+
+
+def permutation(length: int, seed: int, epoch: int) -> torch.Tensor:
+    """int64 [length]: the order of one pass. The same as torch's DistributedSampler with ``set_epoch(epoch)``."""
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed + epoch))
+
+
+class StepSampler(Sampler[list[int]]):
+    """Batches of indices without end, beginning ``start`` samples into the stream of all processes.
+
+    ``length`` samples in the data set, ``batch_size`` of them per batch and process.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
+        if length < 1 or batch_size < 1 or start < 0 or not 0 <= rank < world:
+            raise ValueError(f"no batches of {batch_size} from {length} samples for process {rank} of {world}")
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.start, self.rank, self.world = start, rank, world
+        self._orders: dict[int, torch.Tensor] = {}
+
+    def batch(self, number: int) -> list[int]:
+        """This process's batch ``number``, counted from ``start``."""
+        first = self.start + number * self.batch_size * self.world + self.rank
+        places = (first + self.world * row for row in range(self.batch_size))
+        return [int(self._order(place // self.length)[place % self.length]) for place in places]
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        if epoch not in self._orders:
+            if len(self._orders) > 1:
+                self._orders.clear()
+            self._orders[epoch] = permutation(self.length, self.seed, epoch)
+        return self._orders[epoch]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(self.batch, itertools.count())
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """Which batch of which flow belongs to a micro-step; ``robot`` and ``text`` are steps of a pass, None: no flow.
+
+    ``first``: the steps of each flow that are left in the epoch with which the table begins (default: a whole one).
+    """
+
+    mode: LoaderMode
+    robot: int | None
+    text: int | None
+    first: tuple[int, int] | None = None
+
+    @property
+    def epoch_steps(self) -> int:
+        present = [steps for steps in (self.robot, self.text) if steps is not None]
+        if self.mode == "sequential":
+            return sum(present)
+        return min(present) if self.mode == "min_size" else max(present)
+
+    @property
+    def _takes_turns(self) -> bool:
+        return self.robot is not None and self.text is not None and self.mode in ("max_size", "sequential")
+
+    def before(self, step: int) -> tuple[int, int]:
+        """How many batches each flow has given before micro-step ``step``."""
+        return self._split(step)[0]
+
+    def in_epoch(self, step: int) -> tuple[bool, tuple[int, int]]:
+        """Is micro-step ``step`` still in the epoch that the table begins with? And how many batches has each flow
+        given before it in its epoch?"""
+        _, first, place = self._split(step)
+        return first, place
+
+    def _split(self, step: int) -> tuple[tuple[int, int], bool, tuple[int, int]]:
+        if not self._takes_turns:
+            both = (0 if self.robot is None else step), (0 if self.text is None else step)
+            return both, True, both
+        assert self.robot is not None
+        assert self.text is not None
+        whole, first = (self.robot, self.text), self.first or (self.robot, self.text)
+        lead = sum(first) if self.mode == "sequential" else max(first)
+        if step < lead:
+            place = self._within(step, first)
+            return place, True, place
+        epoch, rest = divmod(step - lead, self.epoch_steps)
+        place = self._within(rest, whole)
+        given = tuple(f + epoch * w + p for f, w, p in zip(first, whole, place, strict=True))
+        return (given[0], given[1]), False, place
+
+    def _within(self, place: int, steps: tuple[int, int]) -> tuple[int, int]:
+        """Batches given in an epoch of so many steps of each flow, before its micro-step ``place``."""
+        text_place = place - steps[0] if self.mode == "sequential" else place
+        return min(place, steps[0]), min(max(text_place, 0), steps[1])
+
+    def at(self, step: int) -> tuple[int | None, int | None]:
+        """(batch number of the robot flow, of the mmu flow) at micro-step ``step``; None where a flow pauses."""
+        (robot, text), (robot_after, text_after) = self.before(step), self.before(step + 1)
+        return robot if robot_after > robot else None, text if text_after > text else None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What all processes together have taken of one flow: samples of its stream, and of those the ones since the
+    present epoch began (counted in the modes in which flows take turns)."""
+
+    samples: int = 0
+    in_epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands in its data. It says nothing of batches or processes, so these may change at it."""
+
+    robot: Taken = Taken()
+    text: Taken = Taken()
+
+
+START = Position()

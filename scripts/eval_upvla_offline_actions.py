@@ -121,7 +121,7 @@ def mean_training_action(options: argparse.Namespace) -> NDArray[np.float32]:
     """Mean action [A] of a processed split, or of the annotated frames of a raw one."""
     folder = options.train_split or options.dataset_root / "training"
     if (folder / INDEX_NAME).is_file() and options.action_key == "rel_actions":
-        mean: NDArray[np.float32] = read_index(folder).actions.mean(axis=0, dtype=np.float64).astype(np.float32)
+        mean: NDArray[np.float32] = np.mean(read_index(folder).actions[:], axis=0, dtype=np.float64).astype(np.float32)
         return mean
     training = CalvinSplit(folder)
     return mean_action(training, list_samples(training.annotations, options.act_step), options.action_key)

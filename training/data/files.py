@@ -6,6 +6,7 @@ and CALVIN's pickled annotations (``.npy``, with nothing but numbers and plain c
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import struct
@@ -19,6 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from training.data.archive import inside, is_file, open_binary
 
 CHUNK = 1 << 22  # characters read at a time from a JSON list
 
@@ -52,7 +55,7 @@ def read_npz(
     Raises FileNotFoundError or ValueError naming the file, the missing key and what the file has.
     """
     try:
-        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
+        with open_binary(path) as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             present = set(archive.files)
             wanted: dict[str, None] = {}
             for key in keys:
@@ -76,7 +79,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 def read_image(path: Path) -> Image.Image:
     """An RGB picture, decoded. Raises FileNotFoundError or ValueError naming the file."""
     try:
-        with Image.open(path) as image:
+        # PIL opens a path by itself, and closes it; what lies in a zip is handed to it open.
+        with Image.open(path if inside(path) is None else open_binary(path)) as image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
@@ -160,7 +164,7 @@ class _Buffer:
 
 def _open_text(path: Path) -> Any:
     try:
-        return path.open(encoding="utf-8")
+        return io.TextIOWrapper(open_binary(path), encoding="utf-8")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
 
@@ -204,10 +208,10 @@ def read_pickled_npy(path: Path) -> Any:
 
     Raises FileNotFoundError or ValueError naming the file.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f"{path} does not exist")
     try:
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             version = np.lib.format.read_magic(file)
             read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             if version not in read_header:
@@ -224,7 +228,7 @@ def read_pickled_npy(path: Path) -> Any:
 def read_npy(path: Path) -> npt.NDArray[Any]:
     """A plain ``.npy`` array. Raises FileNotFoundError or ValueError naming the file."""
     try:
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None

@@ -11,38 +11,61 @@ file, with a second one under ``gripper_dir`` where there are two cameras. Relat
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import logging
 import os
-from array import array
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
+from training.data import archive
 from training.data.actions import ACTION_SIZE
 from training.data.files import iterate_json_list
-from training.data.strings import Strings
+from training.data.index_file import Column, IndexFile, IndexWriter, OtherVersion, Texts
 
 INDEX_NAME = "dataset_info.json"
+BINARY_NAME = "dataset_info.index"
+WORTH_AN_INDEX = 1 << 20  # bytes: a smaller dataset_info.json is read faster than its reader notices
+
+NUMBERS = {
+    "starts": "<i8",
+    "episode_of": "<i4",
+    "actions": f"{ACTION_SIZE}<f4",
+    "instruction_of": "<i4",
+    "task_of": "<i4",
+}
+TEXTS = ("frames", "gripper_frames", "texts")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ProcessedIndex:
-    """E episodes of N frames together, one after the other; everything is found by position, nothing by search."""
+    """E episodes of N frames together, one after the other; everything is found by position, nothing by search.
+
+    The columns lie on disk (or in memory, for a small or unwritable folder) and are read where they are touched:
+    ``index.actions[start:end]``, ``index.starts[episode]``, ``np.asarray(index.starts)``.
+    """
 
     path: Path  # of dataset_info.json
     base: Path  # what relative frame paths are relative to
-    starts: npt.NDArray[np.int64]  # [E + 1] first frame of each episode, then N
-    episode_of: npt.NDArray[np.int32]  # [N]
-    actions: npt.NDArray[np.float32]  # [N, A] relative actions
-    frames: Strings  # N paths as written
-    gripper_frames: Strings  # N paths, or none: where the second camera's pictures are files of their own
-    texts: Strings  # unique instructions and task names
-    instruction_of: npt.NDArray[np.int32]  # [E] into texts
-    task_of: npt.NDArray[np.int32]  # [E] into texts, -1 where not given
+    file: IndexFile
+    starts: Column[np.int64]  # [E + 1] first frame of each episode, then N
+    episode_of: Column[np.int32]  # [N]
+    actions: Column[np.float32]  # [N, A] relative actions
+    frames: Texts  # N paths as written
+    gripper_frames: Texts  # N paths, or none: where the second camera's pictures are files of their own
+    texts: Texts  # unique instructions and task names
+    instruction_of: Column[np.int32]  # [E] into texts
+    task_of: Column[np.int32]  # [E] into texts, -1 where not given
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -66,58 +89,138 @@ class ProcessedIndex:
 
 
 def read_index(root: str | os.PathLike[str]) -> ProcessedIndex:
-    """Read and check ``<root>/dataset_info.json``, one episode in memory at a time.
+    """The index of ``<root>/dataset_info.json``: the binary one beside it where it is fresh, else made from the json.
 
-    Raises FileNotFoundError when it or its first or last frame is missing, and ValueError naming episode, frame and
-    key where the content is wrong.
+    A large json gets its binary index on the way (once; where the folder cannot be written, in memory at every start).
+    Raises FileNotFoundError when the json or its first or last frame is missing, and ValueError naming episode, frame
+    and key where the content is wrong.
     """
     path = Path(root) / INDEX_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; preprocess_data/process_calvin.py makes it from raw CALVIN")
-    starts, instruction_of, task_of = array("q", [0]), array("i"), array("i")
-    actions = array("f")
-    frames, gripper_frames, texts = Strings(), Strings(), Strings()
+    file = _fresh(path)
+    if file is None:
+        worth = path.stat().st_size >= WORTH_AN_INDEX
+        file = build_index(root) if worth and os.access(path.parent, os.W_OK) else _in_memory(path)
+    return _opened(path, file)
+
+
+def build_index(root: str | os.PathLike[str], progress: bool | None = None) -> IndexFile:
+    """Check ``<root>/dataset_info.json`` and write the binary index beside it, complete or not at all.
+
+    Needs memory for one episode. Raises as ``read_index``. ``progress``: None shows a bar on a terminal.
+    """
+    path = Path(root) / INDEX_NAME
+    target = path.with_name(BINARY_NAME)
+    logger.info("making %s, once", target)
+    partial = target.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with partial.open("wb") as file:
+            _write(path, path.parent, file, progress)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return IndexFile(target)
+
+
+def _in_memory(path: Path) -> IndexFile:
+    if path.stat().st_size >= WORTH_AN_INDEX:
+        logger.warning("%s cannot be written; its index is made in memory, at every start", path.parent)
+    content = io.BytesIO()
+    _write(path, None, content, None)
+    return IndexFile(path, content.getvalue())
+
+
+def _fresh(path: Path) -> IndexFile | None:
+    """The binary index beside a json, if it was made from just this json."""
+    binary = path.with_name(BINARY_NAME)
+    if not binary.is_file():
+        return None
+    try:
+        file = IndexFile(binary)
+    except OtherVersion:
+        return None
+    state, source = path.stat(), file.about["source"]
+    if state.st_size != source["bytes"] or list(file.about["columns"]) != [*NUMBERS, *TEXTS]:
+        return None
+    # Copies have other times; then the content decides.
+    same = state.st_mtime_ns == source["modified_ns"] or _digest(path) == source["blake2b"]
+    return file if same else None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        total = hashlib.blake2b(digest_size=16)
+        while piece := file.read(1 << 20):
+            total.update(piece)
+    return total.hexdigest()
+
+
+def _write(path: Path, scratch: Path | None, file: BinaryIO, progress: bool | None) -> None:
+    """The index of a json, to ``file``."""
+    state = path.stat()
+    writer = IndexWriter(NUMBERS, TEXTS, scratch)
     known: dict[str, int] = {}
 
     def number(text: str) -> int:
         if text not in known:
-            known[text] = len(texts)
-            texts.append(text)
+            known[text] = len(known)
+            writer.text("texts", [text])
         return known[text]
 
+    writer.numbers("starts", [0])
+    frames = 0
+    hidden = state.st_size < 32 * WORTH_AN_INDEX if progress is None else not progress
+    bar = tqdm(desc=f"indexing {path}", unit=" frames", unit_scale=True, disable=hidden or None)
     for episode, record in enumerate(iterate_json_list(path)):
         where = f"{path}: episode {episode}"
         instruction = _text(record, "instruction", where, may_be_empty=True)
         task, listed = record.get("task"), record.get("frames")
         if not isinstance(listed, list) or not listed:
             raise ValueError(f"{where} needs a list of at least one frame under 'frames'")
-        actions.frombytes(_actions(listed, where).tobytes())
-        for position, frame in enumerate(listed):
-            frames.append(_text(frame, "dir", f"{where}, frame {position}"))
-            if "gripper_dir" in frame:
-                gripper_frames.append(_text(frame, "gripper_dir", f"{where}, frame {position}"))
-        if len(gripper_frames) not in (0, len(frames)):
+        writer.numbers("actions", _actions(listed, where))
+        writer.text("frames", [_text(frame, "dir", f"{where}, frame {at}") for at, frame in enumerate(listed)])
+        hands = [(at, frame) for at, frame in enumerate(listed) if "gripper_dir" in frame]
+        writer.text("gripper_frames", [_text(frame, "gripper_dir", f"{where}, frame {at}") for at, frame in hands])
+        frames += len(listed)
+        if writer.count("gripper_frames") not in (0, frames):
             raise ValueError(f"{where} must have gripper_dir in every frame, as the others have, or none anywhere")
-        starts.append(len(frames))
-        instruction_of.append(number(instruction))
-        task_of.append(-1 if task is None else number(str(task)))
-    if not len(frames):
+        writer.numbers("starts", [frames])
+        writer.numbers("episode_of", np.full(len(listed), episode))
+        writer.numbers("instruction_of", [number(instruction)])
+        writer.numbers("task_of", [-1 if task is None else number(str(task))])
+        bar.update(len(listed))
+    bar.close()
+    if not frames:
         raise ValueError(f"{path} lists no episode")
-    bounds = np.asarray(starts, dtype=np.int64)
+    source = {"bytes": state.st_size, "modified_ns": state.st_mtime_ns, "blake2b": _digest(path)}
+    with suppress(FileNotFoundError):
+        after = path.stat()
+        if (after.st_size, after.st_mtime_ns) == (state.st_size, state.st_mtime_ns):
+            writer.write(file, {"source": source, "columns": [*NUMBERS, *TEXTS]})
+            return
+    raise ValueError(f"{path} was changed while it was read; start again")
+
+
+def _opened(path: Path, file: IndexFile) -> ProcessedIndex:
+    frames = file.texts("frames")
     index = ProcessedIndex(
         path=path,
         base=_base(path, frames[0]),
-        starts=bounds,
-        episode_of=np.repeat(np.arange(len(bounds) - 1, dtype=np.int32), np.diff(bounds)),
-        actions=np.asarray(actions, dtype=np.float32).reshape(-1, ACTION_SIZE),
+        file=file,
+        starts=file.column("starts"),
+        episode_of=file.column("episode_of"),
+        actions=file.column("actions"),
         frames=frames,
-        gripper_frames=gripper_frames,
-        texts=texts,
-        instruction_of=np.asarray(instruction_of, dtype=np.int32),
-        task_of=np.asarray(task_of, dtype=np.int32),
+        gripper_frames=file.texts("gripper_frames"),
+        texts=file.texts("texts"),
+        instruction_of=file.column("instruction_of"),
+        task_of=file.column("task_of"),
     )
     last = index.frame_path(len(index) - 1)
-    if not last.is_file():
+    if not archive.is_file(last):
         raise FileNotFoundError(f"{last}, the last frame that {path} names, does not exist")
     return index
 
@@ -157,7 +260,7 @@ def _base(path: Path, first: str) -> Path:
     """The folder from which the first frame's path is found; all relative paths count from it."""
     candidates = [path.parent, path.parent.parent, Path.cwd()]
     for base in candidates:
-        if (base / first).is_file():
+        if archive.is_file(base / first):
             return base
     tried = str(Path(first)) if Path(first).is_absolute() else " or ".join(str(base / first) for base in candidates)
     raise FileNotFoundError(f"the first frame that {path} names, {first!r}, does not exist: looked for {tried}")

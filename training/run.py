@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import KwargsHandler, set_seed
+from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,6 +24,7 @@ from config.schema import Job
 from models.objectives import text_objective
 from training.checkpoint import Checkpoint, find_checkpoint, set_aside
 from training.metrics import METRICS_FILE, Board, JsonLinesWriter, TensorBoardWriter, WandbWriter, Writer
+from training.processes import start_processes
 
 
 @dataclass(frozen=True)
@@ -98,18 +99,13 @@ def open_run(job: Job) -> Iterator[Run]:
         text_objective(job.training.text_objective)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if job.block_diffusion.action_enabled:
-        raise ConfigError(
-            "block_diffusion.action_enabled=true: block-diffusion actions are not built yet; "
-            "expected false (the regression head learns the actions)"
-        )
     if job.experiment.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
         raise ConfigError(
             "experiment.tracker=wandb needs the package wandb (pip install wandb); allowed: tensorboard, wandb, none"
         )
     # Data workers are forked after the tokenizer was used, which it would otherwise complain of in each of them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    accelerator = _accelerator(job)
+    accelerator = start_processes(job)
     set_seed(job.training.seed)
     torch.backends.cuda.matmul.allow_tf32 = job.training.enable_tf32
     torch.backends.cudnn.allow_tf32 = job.training.enable_tf32
@@ -137,47 +133,6 @@ def _write_config(job: Job, path: Path) -> None:
     beside = path.with_suffix(".tmp")
     beside.write_text(to_yaml(job))
     os.replace(beside, path)
-
-
-def _accelerator(job: Job) -> Accelerator:
-    """Accelerate's object for the launch that started this process, with a check that it sees the same world."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
-    wish = job.training.device
-    if wish == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("training.device=cuda: torch sees no CUDA device here (allowed: auto, cpu, cuda)")
-    on_cpu = wish == "cpu" or not torch.cuda.is_available()
-    if on_cpu and job.training.mixed_precision == "fp16":  # accelerate would quietly train in fp32
-        raise ConfigError("training.mixed_precision=fp16 needs a CUDA device; allowed on a CPU: no, bf16")
-    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(find_unused_parameters=_skips_parameters(job))]
-    if on_cpu and deepspeed and world > 1:
-        # Without a GPU accelerate would start DeepSpeed with a world of one.
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    try:
-        accelerator = Accelerator(
-            mixed_precision=job.training.mixed_precision,
-            gradient_accumulation_steps=job.training.gradient_accumulation_steps,
-            kwargs_handlers=handlers,
-            # torchrun without a GPU would otherwise make independent runs; DeepSpeed would be switched off by the flag.
-            cpu=on_cpu and not deepspeed,
-        )
-    except ValueError as error:  # bf16 on a GPU that cannot
-        raise ConfigError(f"training.mixed_precision={job.training.mixed_precision}: {error}") from error
-    if accelerator.num_processes != world:
-        raise ConfigError(
-            f"the launcher started {world} processes but accelerate sees {accelerator.num_processes}: "
-            "launch CPU processes with `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N`"
-        )
-    return accelerator
-
-
-def _skips_parameters(job: Job) -> bool:
-    """Are there steps in which a trainable parameter takes no part? (DDP has to look for them only then.)"""
-    one_flow = job.dataset.und_type is None
-    # In these modes the longer flow goes on alone.
-    uneven = not one_flow and job.dataset.combined_loader_mode in ("max_size", "sequential")
-    silent_head = one_flow and job.training.pre_coeff == 0
-    return uneven or silent_head
 
 
 def _writers(job: Job, output_dir: Path, step: int) -> list[Writer]:

@@ -12,6 +12,7 @@ import os
 import struct
 import threading
 import zlib
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -212,7 +213,7 @@ class Archive:
 
     def _read_entries(self, directory: bytes) -> None:
         found: list[bytes] = []
-        numbers: list[tuple[int, int, int, int, int, int]] = []
+        numbers = array("Q")
         at = 0
         for _ in range(self._count):
             entry = _ENTRY.unpack_from(directory, at)
@@ -229,12 +230,12 @@ class Archive:
             if name[-1:] != b"/" and name:
                 # Names in the old encoding are ASCII in practice; others stay as their bytes, found by nobody.
                 found.append(name)
-                numbers.append((flags, method, checksum, packed, size, offset))
+                numbers.extend((flags, method, checksum, packed, size, offset))
         if at > len(directory):
             raise self._damaged("its directory is cut off")
         if found and max(map(len, found)) > 4096:
             raise self._damaged("its directory is damaged (a name of more than 4096 bytes)")
-        table = np.array(numbers, dtype=np.uint64).reshape(-1, 6)
+        table = np.frombuffer(numbers, dtype=np.uint64).reshape(-1, 6)
         listed: npt.NDArray[np.bytes_] = np.array(found, dtype=np.bytes_) if found else np.array([], dtype="S1")
         order = np.argsort(listed, kind="stable")
         self._names = listed[order]

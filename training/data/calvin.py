@@ -2,7 +2,8 @@
 
 A split is a directory (``training/`` or ``validation/``) of ``episode_0000123.npz`` files, one per time step at 30 Hz,
 with ``lang_annotations/auto_lang_ann.npy`` naming windows of them and ``ep_start_end_ids.npy`` the stretches of
-uninterrupted play. Nothing is listed or opened before it is asked for: full splits have half a million files.
+uninterrupted play. It may lie inside the zip it was downloaded as (``calvin/task_D_D.zip/task_D_D/training``). Nothing
+is listed or opened before it is asked for: full splits have half a million files.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from training.data import archive
 from training.data.files import read_npy, read_npz, read_pickled_npy
 
 Array = npt.NDArray[Any]
@@ -27,6 +29,7 @@ MAX_RELATIVE_ROTATION = 0.05  # radians per step
 
 _EPISODE = re.compile(r"episode_(\d+)\.npz")
 _SHAPES = {"actions": (7,), "rel_actions": (7,), "robot_obs": (15,), "scene_obs": (24,)}
+SPLITS = ("training", "validation")
 _CAMERAS = ("rgb_static", "rgb_gripper")
 
 
@@ -47,37 +50,41 @@ class Annotation:
 class CalvinSplit:
     """Frames, annotations and ranges of one raw split.
 
-    Raises FileNotFoundError when ``path`` is not a directory; everything else is checked when it is first used, and
-    is then one ValueError or FileNotFoundError naming the file.
+    Raises FileNotFoundError when ``path`` is neither a directory nor one inside a zip; everything else is checked when
+    it is first used, and is then one ValueError or FileNotFoundError naming the file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        if not self.path.is_dir():
+        if not archive.is_folder(self.path):
             raise FileNotFoundError(f"{self.path} is not a directory; give a CALVIN split such as task_D_D/training")
 
     @cached_property
     def frame_ids(self) -> npt.NDArray[np.int64]:
         """Sorted ids of all frames that lie in the directory (lists it once)."""
-        found = [int(match[1]) for name in os.listdir(self.path) if (match := _EPISODE.fullmatch(name))]
+        found = [int(match[1]) for name in archive.names(self.path) if (match := _EPISODE.fullmatch(name))]
         if not found:
-            raise ValueError(f"{self.path} holds no episode_*.npz; a raw CALVIN split has one per frame")
+            raise self._no_split()
         return np.sort(np.asarray(found, dtype=np.int64))
 
     @cached_property
     def _digits(self) -> int:
         """How many digits file names have: 7 in the released data, 5 in some recordings."""
-        with os.scandir(self.path) as entries:
-            for entry in entries:
-                if match := _EPISODE.fullmatch(entry.name):
-                    return len(match[1])
-        raise ValueError(f"{self.path} holds no episode_*.npz; a raw CALVIN split has one per frame")
+        match = next(filter(None, map(_EPISODE.fullmatch, archive.names(self.path))), None)
+        if match is None:
+            raise self._no_split()
+        return len(match[1])
+
+    def _no_split(self) -> ValueError:
+        below = [str(self.path / name) for name in splits_in(self.path)]
+        hint = f"; did you mean {' or '.join(below)}?" if below else "; a raw CALVIN split has one per frame"
+        return ValueError(f"{self.path} holds no episode_*.npz{hint}")
 
     def frame_path(self, index: int) -> Path:
         return self.path / f"episode_{index:0{self._digits}d}.npz"
 
     def has_frame(self, index: int) -> bool:
-        return self.frame_path(index).is_file()
+        return archive.is_file(self.frame_path(index))
 
     def frame(self, index: int, keys: Sequence[str]) -> dict[str, Array]:
         """The arrays ``keys`` of frame ``index``, from one open of its file; no other array is decompressed.
@@ -125,6 +132,24 @@ class CalvinSplit:
             _annotation(path, number, sentences[number], tasks[number] if tasks is not None and len(tasks) else None, w)
             for number, w in enumerate(windows)
         )
+
+
+def splits_in(path: Path) -> list[str]:
+    """The splits in a folder or zip, as paths below it: training and validation, at the top or one folder down."""
+    try:
+        top = sorted(archive.names(path))
+    except OSError:
+        return []
+    found = [str(name) for name in SPLITS if name in top]
+    if found:
+        return found
+    below = [name for name in top if archive.is_folder(path / name)][:50]
+    return [f"{name}/{split}" for name in below for split in SPLITS if archive.is_folder(path / name / split)]
+
+
+def is_split(path: Path) -> bool:
+    """Are there frames directly in this folder (of a zip)?"""
+    return archive.is_folder(path) and any(map(_EPISODE.fullmatch, archive.names(path)))
 
 
 def relative_action(action: Array, robot_obs: Array) -> Array:

@@ -46,7 +46,7 @@ def ban(logits: Tensor, banned: int | None) -> Tensor:
     """Logits with one id's set to -inf (out of place: autograd keeps the original)."""
     if banned is None:
         return logits
-    index = torch.tensor([banned], device=logits.device)
+    index = torch.full((1,), banned, device=logits.device)  # filled on the device: nobody waits
     return logits.index_fill(-1, index, float("-inf"))
 
 
@@ -57,13 +57,32 @@ def token_cross_entropy(
 
     ``head``: [*, D] -> [*, V]; ``hidden`` [S, D]; ``targets`` [S] ids; ``banned``: an id that is never predicted.
     """
+    if label_smoothing and banned is not None:
+        raise ValueError("label smoothing spreads mass over every id; it cannot be used where one id is banned")
 
     def score(rows: Tensor, goals: Tensor) -> Tensor:
-        logits = head(rows).float()
-        if label_smoothing and banned is not None:
-            raise ValueError("label smoothing spreads mass over every id; it cannot be used where one id is banned")
-        return F.cross_entropy(ban(logits, banned), goals, reduction="none", label_smoothing=label_smoothing)
+        logits = ban(head(rows).float(), banned)
+        return F.cross_entropy(logits, goals, reduction="none", label_smoothing=label_smoothing)
 
+    return _in_chunks(score, head, hidden, targets)
+
+
+def judged_cross_entropy(
+    head: Head, hidden: Tensor, targets: Tensor, banned: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """[S] cross-entropies, and [S] 1 where the target is the most likely id: from the same logits."""
+
+    def score(rows: Tensor, goals: Tensor) -> Tensor:
+        logits = ban(head(rows).float(), banned)
+        right = (logits.detach().argmax(dim=-1) == goals).float()
+        return torch.stack([F.cross_entropy(logits, goals, reduction="none"), right], dim=1)  # [S, 2]
+
+    losses, right = _in_chunks(score, head, hidden, targets).unbind(dim=1)
+    return losses, right.detach()
+
+
+def _in_chunks(score: Callable[[Tensor, Tensor], Tensor], head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
+    """``score`` of all rows, at most ``MAX_LOGITS`` logits at once."""
     vocabulary = getattr(head, "out_features", None)
     rows_at_once = MAX_LOGITS // int(vocabulary) if vocabulary else hidden.shape[0]
     if hidden.shape[0] <= max(rows_at_once, 1):

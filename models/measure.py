@@ -1,99 +1,109 @@
 """What a text objective has learned, on held-out conversations: more than one number, and how sure it is.
 
-Legend: B conversations, S scored slots, D hidden, V vocabulary.
+Legend: B conversations, S scored slots, K independent draws of what is hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from models.details import ACCURACY, BINNED, CLEAN, COUNTS, NATS, PERPLEXITY, perplexity, text_details
 from models.draws import Draws
-from models.loss import Tally, ban
+from models.loss import Tally
 from models.objectives import TextObjective, TextTask, text_objective
 from models.prompting import Prompter
 from models.sequence import TextTurn
 from models.upvla import UPVLA
 
-SHARES = (0.25, 0.5, 0.75, 1.0)
-"""Upper ends of the bins of the hidden share of a block."""
-ROWS_AT_ONCE = 1024
+LOSS, GAP, SPREAD = "text/loss", "text/picture_gap", "text/estimate_spread"
+SCORED, VARIANCE = "text/scored_per_answer_token", "text/nats_variance"
+ERROR = "text/nats_error"
+"""Standard error of ``NATS``, made of ``VARIANCE`` when everything is added up (``text_figures``)."""
 
-BINS = ("00_25", "25_50", "50_75", "75_100")
-MEASURES = (
-    "text/accuracy",
-    "text/clean_nats_per_token",
-    "text/picture_gap",
-    "text/estimate_spread",
-    "text/scored_per_answer_token",
-    *(f"text/{what}_hidden_{bin_}" for what in ("nats", "accuracy") for bin_ in BINS),
-)
+MEASURES = (LOSS, NATS, VARIANCE, ACCURACY, *BINNED, CLEAN, GAP, SPREAD, SCORED)
+DRAWS = 4
+"""Independent draws of what is hidden per conversation, two complementary views each, all in one forward."""
 
 
 @torch.no_grad()
 def measure_text(
-    model: UPVLA, prompter: Prompter, objective: TextObjective, turn: TextTurn, seed: int = 0, draws: int = 4
+    model: UPVLA, prompter: Prompter, objective: TextObjective, turn: TextTurn, seed: int = 0, draws: int = DRAWS
 ) -> dict[str, Tally]:
-    """Means that add up over batches and ranks, under the names of ``MEASURES`` (where there is something to say).
+    """Means that add up over batches and ranks, under names of ``MEASURES`` (where there is something to say).
 
-    ``accuracy``: share of scored tokens that are the most likely word. ``clean_nats_per_token``: what next-token
-    prediction would pay. ``picture_gap``: how many nats per token the likelihood loses when pictures are exchanged
-    within the batch. ``estimate_spread``: standard deviation of one draw's bound over its mean, per conversation;
-    over the root of the draws it is the relative standard error. ``..._hidden_25_50``: of tokens whose block has more
-    than 25 % and up to 50 % hidden.
+    Many views of each answer share one forward with its prefix. ``nats_per_token``: the likelihood (``ar``) or its
+    bound, averaged over the draws; ``nats_variance``: of that average, see ``text_figures``. ``estimate_spread``:
+    standard deviation of one draw's bound over its mean, per conversation. ``accuracy``: share of scored tokens that
+    are the most likely word. ``clean_nats_per_token``: what next-token prediction would pay. ``picture_gap``: how many
+    nats per token the likelihood loses when pictures are exchanged within the batch. ``..._hidden_25_50``: of tokens
+    whose block has more than 25 % and up to 50 % hidden.
     """
-
-    def ask(objective: TextObjective, turn: TextTurn, step: int) -> tuple[TextTask, Tensor, Tensor]:
-        task = objective.prepare(prompter.vocab, prompter.system_ids, turn, Draws(seed, step)).to(model.device)
-        return task, *_score(model, task)
-
-    one_draw = objective.measuring(1)
-    found: dict[str, Tally] = {}
-    estimates = []  # [draws][B]
-
-    def add(name: str, values: Tensor, count: Tensor | None = None) -> None:
-        counted = torch.full_like(values.sum(), values.numel()) if count is None else count
-        tally = Tally(values.sum(), counted)
-        found[name] = found[name] + tally if name in found else tally
-
-    for step in range(draws):
-        task, nats, right = ask(one_draw, turn, step)
-        rows = torch.zeros(turn.ids.shape[0], device=nats.device).index_add_(0, task.rows, nats * task.bound_weights)
-        estimates.append(rows)
-        add("text/accuracy", right)
-        add("text/scored_per_answer_token", torch.ones_like(nats), task.answer_tokens)
-        _by_share(task, nats, right, add)
-    bound = torch.stack(estimates)
-    if objective.name != "ar":
-        add("text/estimate_spread", bound.std(dim=0) / bound.mean(dim=0).clamp_min(1e-9))
-        clean, nats, _ = ask(text_objective("ar"), turn, 0)
-        add("text/clean_nats_per_token", nats, clean.answer_tokens)
+    many = objective.measuring(draws)
+    task, nats, right = _ask(model, prompter, many, turn, seed)
+    bound = _bounds(task, nats, draws)  # [K, B]
+    details = text_details(task, nats, right)
+    found = {name: details[name] for name in (ACCURACY, *BINNED)}
+    answer = task.answer_tokens
+    found[NATS] = Tally(bound.mean(dim=0).sum(), answer)
+    found[LOSS] = Tally((nats * task.weights).sum(), task.counted)
+    found[VARIANCE] = Tally(torch.zeros_like(answer), answer)
+    found[SCORED] = Tally(torch.full_like(answer, nats.numel() / draws if _drawn(objective) else nats.numel()), answer)
+    found[CLEAN] = found[NATS]
+    if _drawn(objective):
+        plain, plain_nats, _ = _ask(model, prompter, text_objective("ar"), turn, seed)
+        found[CLEAN] = Tally(plain_nats.sum(), plain.answer_tokens)
+        if draws > 1:
+            deviation = bound.std(dim=0)
+            found[VARIANCE] = Tally((deviation.square() / draws).sum(), answer)
+            found[SPREAD] = _mean_of(deviation / bound.mean(dim=0).clamp_min(1e-9))
     if turn.patches is not None and turn.patches.shape[0] > 1:
         others = replace(turn, patches=turn.patches.roll(1, dims=0))
-        task, nats, _ = ask(one_draw, others, 0)
-        add("text/picture_gap", (nats * task.bound_weights).sum() - bound[0].sum(), task.answer_tokens)
+        blind, blind_nats, _ = _ask(model, prompter, many, others, seed)  # the same words are hidden
+        found[GAP] = Tally((blind_nats * blind.bound_weights).sum() - found[NATS].sum, answer)
     return found
 
 
-def _by_share(task: TextTask, nats: Tensor, right: Tensor, add: Callable[[str, Tensor], None]) -> None:
-    low = 0.0
-    for high, name in zip(SHARES, BINS, strict=True):
-        inside = (task.hidden_share > low) & (task.hidden_share <= high)
-        add(f"text/nats_hidden_{name}", nats[inside])
-        add(f"text/accuracy_hidden_{name}", right[inside])
-        low = high
+def text_figures(totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """What follows from sums and counts of ``MEASURES``: ``nats_error``, the standard error of ``nats_per_token`` that
+    comes from what was drawn to be hidden (0 for ``ar``; it says how exact the number is for these conversations, not
+    how many there were), its perplexity, and over how many answer tokens it was taken."""
+    nats, answer_tokens = totals.get(NATS, (0.0, 0.0))
+    if not answer_tokens:
+        return {}
+    variance = totals[VARIANCE][0]
+    return {
+        ERROR: float(variance) ** 0.5 / answer_tokens,
+        COUNTS[1]: answer_tokens,
+        PERPLEXITY: perplexity(nats / answer_tokens),
+    }
 
 
-def _score(model: UPVLA, task: TextTask) -> tuple[Tensor, Tensor]:
-    """([S] cross-entropies, [S] 1 where the target is the most likely word)."""
-    hidden = model.hidden(task.sequence)[task.rows, task.slots]
-    nats, right = [hidden.new_zeros(0, dtype=torch.float32)], [hidden.new_zeros(0, dtype=torch.float32)]
-    for rows, targets in zip(torch.split(hidden, ROWS_AT_ONCE), torch.split(task.targets, ROWS_AT_ONCE), strict=True):
-        logits = ban(model.backbone.logits(rows), model.banned_word)
-        nats.append(F.cross_entropy(logits, targets, reduction="none"))
-        right.append((logits.argmax(dim=-1) == targets).float())
-    return torch.cat(nats), torch.cat(right)
+def _drawn(objective: TextObjective) -> bool:
+    """Is something hidden at random? The likelihood of ``ar`` is exact."""
+    return objective.name != "ar"
+
+
+def _ask(
+    model: UPVLA, prompter: Prompter, objective: TextObjective, turn: TextTurn, seed: int
+) -> tuple[TextTask, Tensor, Tensor]:
+    """(task, [S] cross-entropies, [S] 1 where the target is the most likely word)."""
+    task = objective.prepare(prompter.vocab, prompter.system_ids, turn, Draws(seed)).to(model.device)
+    return task, *model.text_scores(task)
+
+
+def _bounds(task: TextTask, nats: Tensor, draws: int) -> Tensor:
+    """[K, B]: what each draw alone says of each conversation; tokens read from the clean stream are in all of them."""
+    costs = nats * task.bound_weights
+    view = task.sequence.slots.view[task.rows, task.slots]  # [S]: 0 clean, then two views for each draw
+    draw = torch.div(view - 1, 2, rounding_mode="floor") + 1  # [S]: 0 clean
+    table = torch.zeros(draws + 1, task.sequence.ids.shape[0], dtype=nats.dtype, device=nats.device)
+    table.index_put_((draw, task.rows), costs, accumulate=True)
+    return table[:1] + draws * table[1:]
+
+
+def _mean_of(values: Tensor) -> Tally:
+    return Tally(values.sum(), torch.full_like(values.sum(), float(values.numel())))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,8 +14,10 @@ import torch
 from torch import Tensor
 
 from models.loss import Tally
+from training.manifest import flush
 
 METRICS_FILE = "metrics.jsonl"
+WANDB_ID_FILE = "wandb_id.txt"
 
 
 class Meter:
@@ -30,21 +34,38 @@ class Meter:
             kept = Tally(tally.sum.detach().double(), tally.count.detach().double())
             self._tallies[name] = self._tallies[name] + kept if name in self._tallies else kept
 
+    def state(self) -> dict[str, list[float]]:
+        """Name -> [sum, count] of this rank, for a checkpoint. Waits for the device."""
+        return {name: [float(tally.sum), float(tally.count)] for name, tally in self._tallies.items()}
+
+    def restore(self, state: Mapping[str, Sequence[float]], device: torch.device) -> None:
+        """Go on counting from ``state``."""
+        pairs = {name: torch.tensor(pair, dtype=torch.float64, device=device) for name, pair in state.items()}
+        self.add({name: Tally(pair[0], pair[1]) for name, pair in pairs.items()})
+
     def read(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means over everything counted on all ranks since the last reading; names that counted nothing are left out.
 
         ``reduce`` sums a tensor over ranks. One transfer from the device, whatever the number of names.
         """
+        return means(self.totals(reduce))
+
+    def totals(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, tuple[float, float]]:
+        """As ``read``, but (sum, count) of every name."""
         names, self._tallies, tallies = sorted(self._tallies), {}, self._tallies
         if not names:
             return {}
         table = torch.stack([torch.stack([tallies[n].sum, tallies[n].count]) for n in names])  # [names, 2]
-        sums, counts = reduce(table).T.tolist()
-        return {n: s / c for n, s, c in zip(names, sums, counts, strict=True) if c > 0}
+        return {name: (pair[0], pair[1]) for name, pair in zip(names, reduce(table).tolist(), strict=True)}
+
+
+def means(totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Of everything that counted something."""
+    return {name: sum_ / count for name, (sum_, count) in totals.items() if count > 0}
 
 
 class Writer(Protocol):
-    """Where metrics go. ``picture`` is uint8 [3, H, W]."""
+    """Where metrics go. ``picture`` is uint8 [3, H, W]. What cannot be written is an ``OSError``."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None: ...
     def text(self, tag: str, text: str, step: int) -> None: ...
@@ -58,6 +79,7 @@ class TensorBoardWriter:
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        _leave_disk_errors_to_the_caller()
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -75,14 +97,32 @@ class TensorBoardWriter:
         self._writer.close()
 
 
+def _leave_disk_errors_to_the_caller() -> None:
+    """TensorBoard writes in a thread of its own, which prints a traceback and then raises the same error at the next
+    call: one of the two is enough."""
+    told = threading.excepthook
+
+    def tell(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            told(args)
+
+    threading.excepthook = tell
+
+
 class WandbWriter:
-    """Weights & Biases, where it is installed. Its files go to the run's own folder."""
+    """Weights & Biases, where it is installed. Its files go to the run's own folder, and so does its name for the run,
+    by which a resumed one goes on in the same curves."""
 
     def __init__(self, project: str, name: str, folder: Path, config: dict[str, Any]) -> None:
         import wandb
 
+        kept = folder / WANDB_ID_FILE
+        if not kept.exists():
+            kept.write_text(uuid.uuid4().hex)
         self._wandb = wandb
-        self._run = wandb.init(project=project, name=name, dir=str(folder), config=config, resume="allow")
+        self._run = wandb.init(
+            project=project, name=name, dir=str(folder), config=config, id=kept.read_text(), resume="allow"
+        )
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
@@ -100,16 +140,19 @@ class WandbWriter:
 class JsonLinesWriter:
     """One JSON object a line: ``{"step": ..., tag: value, ...}``; texts too, pictures not.
 
-    A resumed run drops the lines that a killed one had written beyond ``step``, so that no step is told twice.
+    A resumed run drops the lines that a killed one had written beyond ``step``, so that no step is told twice. A line
+    is written whole or not at all.
     """
 
     def __init__(self, path: Path, step: int) -> None:
+        self.path = path
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            kept = [line for line in path.read_text(errors="replace").splitlines() if _step_of(line) <= step]
             beside = path.with_suffix(".tmp")
             beside.write_text("".join(line + "\n" for line in kept))
+            flush(beside)
             os.replace(beside, path)
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("ab", buffering=0)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._line({"step": step, **values})
@@ -120,17 +163,27 @@ class JsonLinesWriter:
     def picture(self, tag: str, picture: Tensor, step: int) -> None:
         pass
 
+    def on_disk(self) -> None:
+        """Nothing that was written so far can get lost any more."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         self._file.close()
 
     def _line(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        end, rest = self._file.tell(), (json.dumps(record) + "\n").encode()
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+        except OSError as error:
+            self._file.truncate(end)
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):  # the half line of a killed run
+    except (json.JSONDecodeError, KeyError, TypeError):  # the half line of a killed run
         return float("inf")
 
 
@@ -155,6 +208,18 @@ class Board:
         for writer in self._writers:
             writer.picture(tag, picture, step)
 
-    def close(self) -> None:
+    def on_disk(self) -> None:
+        """What was told so far has to be there at least as long as a checkpoint that is written now."""
         for writer in self._writers:
-            writer.close()
+            if isinstance(writer, JsonLinesWriter):
+                writer.on_disk()
+
+    def close(self) -> list[str]:
+        """Returns what could not be written any more."""
+        warnings = []
+        for writer in self._writers:
+            try:
+                writer.close()
+            except OSError as error:
+                warnings.append(f"warning: the last curves are missing in {type(writer).__name__} ({error.strerror})")
+        return warnings

@@ -6,7 +6,7 @@ All ranks do the same work on their share (losses) or the same work (answers, fr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,28 +17,26 @@ from torch import Tensor
 from config.load import ConfigError
 from config.schema import Job
 from models.decoding import generate
-from models.draws import Draws
 from models.images import clip_pixels, to_uint8
 from models.loss import Tally
 from models.measure import MEASURES as TEXT_MEASURES
-from models.measure import measure_text
+from models.measure import VARIANCE, measure_text, text_figures
 from models.sequence import robot_sequence
 from training.data.batch import CoBatch, RobotBatch, TextSample, collate_robot
 from training.data.cotrain import Batch, Flow
 from training.data.files import IMAGE_SUFFIXES, read_image
-from training.metrics import Meter
+from training.metrics import Meter, means
 from training.run import Run
 from training.setup import Parts
-from training.step import COUNTED, bundle, encode_picture, encode_views, future_task, text_task
+from training.sharding import Whole
+from training.step import bundle, encode_picture, encode_views, future_task
 
 MEASURED_SAMPLES = 64
 """Samples of each held-out data set that an evaluation looks at, spread evenly over it."""
-MEASURED_DRAWS = 4
-"""Independent draws of hidden words per conversation and evaluation."""
 SHOWN_FRAMES = 4
 SHOWN_PICTURES = 4
 QUESTION_SEPARATOR = " *** "
-MEASURES = (*(f"{name}/loss" for name in COUNTED), "text/nats_per_token", "action/mae", *TEXT_MEASURES)
+MEASURES = ("image/loss", "action/loss", "action/mae", *TEXT_MEASURES)
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,8 @@ class Picture:
 class Validator:
     """Measures and shows one run's model."""
 
-    def __init__(self, job: Job, run: Run, parts: Parts) -> None:
-        self.job, self.run, self.parts, self.model = job, run, parts, parts.model
+    def __init__(self, job: Job, run: Run, parts: Parts, whole: Whole) -> None:
+        self.job, self.run, self.parts, self.model, self.whole = job, run, parts, parts.model, whole
         if job.experiment.eval_every and not self._has_data:
             run.say(
                 "no held-out data (dataset.params.validation_pre_shards_path_or_url, ...mmu...): nothing to evaluate on"
@@ -80,21 +78,23 @@ class Validator:
         with self._looking():
             for batch in self._heldout():
                 self._measure(batch, meter)
-        return {f"validation/{name}": value for name, value in meter.read(self.run.sum).items()}
+        totals = meter.totals(self.run.sum)
+        found = {**means(totals), **text_figures(totals)}
+        found.pop(VARIANCE, None)  # told as an error
+        return {f"validation/{name}": value for name, value in sorted(found.items())}
 
     def _measure(self, batch: CoBatch, meter: Meter) -> None:
-        draws = Draws(self.job.training.seed)  # the same at every evaluation and on every split over ranks
-        future = future_task(self.parts, encode_views(self.parts, batch.robot))
         turn = encode_picture(self.parts, batch.text)
-        text = text_task(self.parts, turn, draws, self.parts.objective.measuring(MEASURED_DRAWS))
-        tasks = bundle(self.parts, future, text)
-        losses = self.model(tasks.future, tasks.text)
-        meter.add({f"{name}/loss": getattr(losses, name) for name in COUNTED})
-        meter.add({"text/nats_per_token": losses.nats})
         if turn is not None:
-            meter.add(measure_text(self.model, self.parts.prompter, self.parts.objective, turn, draws.seed))
-        if tasks.future is not None and tasks.future.actions is not None:
-            errors = (self.model.predict(tasks.future.sequence).actions - tasks.future.actions).abs()
+            seed = self.job.training.seed  # the same draws at every evaluation and on every split over ranks
+            meter.add(measure_text(self.model, self.parts.prompter, self.parts.objective, turn, seed))
+        task = bundle(self.parts, future_task(self.parts, encode_views(self.parts, batch.robot)), None).future
+        if task is None:
+            return
+        losses = self.model(task)
+        meter.add({"image/loss": losses.image, "action/loss": losses.action})
+        if task.actions is not None:
+            errors = (self.model.predict(task.sequence).actions - task.actions).abs()
             meter.add({"action/mae": Tally(errors.sum(), torch.full_like(errors.sum(), errors.numel()))})
 
     def _heldout(self) -> Iterator[CoBatch]:
@@ -179,12 +179,14 @@ class Validator:
 
     @contextmanager
     def _looking(self) -> Iterator[None]:
-        """No gradients, no dropout, the run's arithmetic; then back to training."""
-        was_training = self.model.training
-        self.model.eval()
-        with torch.no_grad(), self.run.accelerator.autocast():
+        """The whole network (its average, where one is kept), no gradients, no dropout, the run's arithmetic; then back
+        to training."""
+        was_training, average = self.parts.model.training, self.parts.average
+        self.parts.model.eval()
+        averaged = nullcontext() if average is None else average.applied()
+        with torch.no_grad(), self.run.accelerator.autocast(), averaged, self.whole.at_hand() as self.model:
             yield
-        self.model.train(was_training)
+        self.model = self.parts.model.train(was_training)
 
 
 def pictures_in(folder: Path) -> list[Path]:

@@ -39,6 +39,12 @@ class TextTask:
     answer_tokens: Tensor
     hidden_share: Tensor
 
+    @property
+    def clean_only(self) -> Tensor:
+        """[S] True at next-token predictions of the clean stream that are learned beside the objective
+        (``text_diffusion.ar_aux_weight``) and no part of the likelihood."""
+        return (self.bound_weights == 0) & (self.hidden_share == 0)
+
     def to(self, device: torch.device | str) -> TextTask:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
+from models.details import BINNED, BINS
 from models.draws import Draws
-from models.measure import BINS, MEASURES, measure_text
+from models.loss import Tally
+from models.measure import MEASURES, measure_text, text_figures
 from models.objectives import text_objective
-from tests.models.text_problems import Built, talk
+from models.objectives.diffusion import Diffusion
+from models.objectives.schedules import Fixed
+from models.sequence import TextTurn
+from tests.models.text_problems import Built, enumerated_bound, talk
 from tests.tiny import tiny_model
 
 
@@ -25,6 +32,20 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return model, prompter
 
 
+def totals(found: dict[str, Tally]) -> dict[str, tuple[float, float]]:
+    return {name: (float(tally.sum), float(tally.count)) for name, tally in found.items()}
+
+
+def answer_nats(built: Built, turn: TextTurn) -> Tensor:
+    """[answer tokens] negative log-likelihoods, one forward for each token, no layout of ours."""
+    model, prompter = built
+    plain = text_objective("ar").prepare(model.vocab, prompter.system_ids, turn)
+    with torch.no_grad():
+        logits = model.backbone.logits(model.hidden(plain.sequence))[..., : model.vocab.mask].log_softmax(dim=-1)
+    pairs = zip(plain.rows.tolist(), plain.slots.tolist(), plain.targets.tolist(), strict=True)
+    return torch.stack([-logits[row, slot, goal] for row, slot, goal in pairs])
+
+
 @pytest.mark.parametrize("name", ["ar", "mdm", "bd"])
 def test_all_names_are_known_and_all_numbers_finite(built: Built, name: str) -> None:
     model, prompter = built
@@ -36,13 +57,67 @@ def test_all_names_are_known_and_all_numbers_finite(built: Built, name: str) -> 
         assert set(found) == set(MEASURES)
 
 
-def test_the_clean_stream_pays_what_ar_pays(built: Built) -> None:
+def test_of_ar_everything_is_exact(built: Built) -> None:
     model, prompter = built
-    found = measure_text(model, prompter, text_objective("bd"), talk(built))
-    task = text_objective("ar").prepare(model.vocab, prompter.system_ids, talk(built))
+    turn = talk(built)
+    found = totals(measure_text(model, prompter, text_objective("ar"), turn))
+    nats = answer_nats(built, turn)
+    assert found["text/nats_per_token"] == pytest.approx((float(nats.sum()), len(nats)), rel=1e-5)
+    assert found["text/clean_nats_per_token"] == found["text/loss"] == found["text/nats_per_token"]
+    assert found["text/scored_per_answer_token"] == (len(nats), len(nats))
+    figures = text_figures(found)
+    assert figures["text/nats_error"] == 0
+    assert figures["text/answer_tokens"] == len(nats)
+    assert figures["text/perplexity_bound"] == pytest.approx(math.exp(float(nats.mean())), rel=1e-5)
+    assert all(found[name] == (0, 0) for name in BINNED)  # nothing is hidden
+
+
+def test_the_clean_stream_of_a_diffusion_model_pays_what_ar_pays(built: Built) -> None:
+    model, prompter = built
+    turn = talk(built)
+    found = measure_text(model, prompter, text_objective("bd"), turn)
+    torch.testing.assert_close(found["text/clean_nats_per_token"].mean, answer_nats(built, turn).mean())
+
+
+@pytest.mark.parametrize("prediction", ["shift", "aligned"])
+def test_many_views_estimate_the_enumerated_bound_within_their_standard_error(built: Built, prediction: str) -> None:
+    model, prompter = built
+    turn = talk(built, [[("where?", "inside")], [("lit?", "no")]])
+    objective = Diffusion("bd", Fixed(3), prediction=prediction)
     with torch.no_grad():
-        expected = model.text_loss(task)[1]
-    torch.testing.assert_close(found["text/clean_nats_per_token"].mean, expected.mean)
+        expected = float(enumerated_bound(built, turn, 3, prediction)) / float(turn.answer.sum())
+    misses = []
+    for seed in range(4):
+        found = totals(measure_text(model, prompter, objective, turn, seed, draws=24))
+        sum_, count = found["text/nats_per_token"]
+        misses.append((sum_ / count - expected) / text_figures(found)["text/nats_error"])
+    assert max(map(abs, misses)) < 4
+    assert 0.2 < torch.tensor(misses).square().mean().sqrt() < 2.2  # errors are as large as they are said to be
+
+
+def test_the_standard_error_is_the_deviation_of_repeated_measurements(built: Built) -> None:
+    model, prompter = built
+    turn = talk(built)
+    said, values = [], []
+    for seed in range(40):
+        found = totals(measure_text(model, prompter, text_objective("mdm"), turn, seed, draws=2))
+        said.append(text_figures(found)["text/nats_error"] ** 2)
+        values.append(found["text/nats_per_token"][0] / found["text/nats_per_token"][1])
+    deviation = float(torch.tensor(values).std())
+    assert (sum(said) / len(said)) ** 0.5 == pytest.approx(deviation, rel=0.35)
+
+
+def test_the_spread_is_that_of_single_draws(built: Built) -> None:
+    model, prompter = built
+    turn = talk(built, [[("where?", "inside the drawer")]])
+    found = measure_text(model, prompter, text_objective("mdm"), turn, draws=48)["text/estimate_spread"].mean
+    objective, bounds = text_objective("mdm").measuring(1), []
+    for step in range(96):
+        task = objective.prepare(model.vocab, prompter.system_ids, turn, Draws(3, step))
+        with torch.no_grad():
+            bounds.append(model.text_loss(task)[1].sum)
+    estimates = torch.stack(bounds)
+    assert float(found) == pytest.approx(float(estimates.std() / estimates.mean()), rel=0.4)
 
 
 def test_the_picture_gap_is_zero_where_pictures_are_alike_and_not_where_they_differ(built: Built) -> None:
@@ -58,28 +133,28 @@ def test_the_picture_gap_is_zero_where_pictures_are_alike_and_not_where_they_dif
     assert "text/picture_gap" not in measure_text(model, prompter, text_objective("bd"), single)
 
 
+def test_the_picture_gap_of_ar_is_the_difference_of_two_exact_likelihoods(built: Built) -> None:
+    model, prompter = built
+    turn = talk(built)
+    assert turn.patches is not None
+    exchanged = replace(turn, patches=turn.patches.flip(0))
+    expected = answer_nats(built, exchanged).mean() - answer_nats(built, turn).mean()
+    found = measure_text(model, prompter, text_objective("ar"), turn)["text/picture_gap"].mean
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
 def test_bins_hold_every_token_read_from_a_view_once(built: Built) -> None:
     model, prompter = built
-    draws = 3
-    found = measure_text(model, prompter, text_objective("bd"), talk(built), seed=7, draws=draws)
-    objective, from_views, everything = text_objective("bd").measuring(1), 0, 0
-    for step in range(draws):
-        task = objective.prepare(model.vocab, prompter.system_ids, talk(built), Draws(7, step))
-        from_views += int((task.sequence.slots.view[task.rows, task.slots] > 0).sum())
-        everything += len(task.rows)
+    found = measure_text(model, prompter, text_objective("bd"), talk(built), seed=7, draws=3)
+    task = text_objective("bd").measuring(3).prepare(model.vocab, prompter.system_ids, talk(built), Draws(7))
+    from_views = int((task.sequence.slots.view[task.rows, task.slots] > 0).sum())
     assert sum(int(found[f"text/nats_hidden_{bin_}"].count) for bin_ in BINS) == from_views
-    assert int(found["text/accuracy"].count) == everything > from_views
+    assert int(found["text/accuracy"].count) == len(task.rows) > from_views
 
 
-def test_the_spread_is_that_of_single_draws(built: Built) -> None:
+def test_measuring_twice_gives_the_same_numbers_and_touches_no_global_generator(built: Built) -> None:
     model, prompter = built
-    turn = talk(built, [[("where?", "inside the drawer")]])
-    found = measure_text(model, prompter, text_objective("mdm"), turn, draws=5)["text/estimate_spread"].mean
-    objective, bounds = text_objective("mdm").measuring(1), []
-    for step in range(5):
-        task = objective.prepare(model.vocab, prompter.system_ids, turn, Draws(0, step))
-        with torch.no_grad():
-            bounds.append(model.text_loss(task)[1].sum)
-    estimates = torch.stack(bounds)
-    torch.testing.assert_close(found, estimates.std() / estimates.mean(), rtol=1e-4, atol=1e-6)
-    assert float(found) > 0
+    before = torch.get_rng_state()
+    first, second = (totals(measure_text(model, prompter, text_objective("bd"), talk(built), seed=2)) for _ in "ab")
+    assert first == second
+    assert torch.equal(before, torch.get_rng_state())

@@ -204,6 +204,8 @@ class BlockDiffusion:
     action_infer_enabled: bool = key(
         False, "act by decoding them in place of the regression head; needs action_enabled"
     )
+    action_coeff: float = key(1.0, "weight of their loss beside the regression's, times training.act_coeff", above=0.0)
+    action_block_size: int = key(7, "action tokens per block; 7 is one time step", at_least=1)
     action_num_bins: int = key(256, "bins per action dimension over [-1, 1]", at_least=2, at_most=CODEBOOK_SIZE)
     action_conf_threshold: float = key(0.9, "decoding accepts action tokens above this probability", at_least=0.0)
     action_infer_steps: int = key(8, "most forwards per block of actions", at_least=1)
@@ -291,7 +293,9 @@ class OptimizerParams:
 class Optimizer:
     """How weights move."""
 
-    name: Literal["adamw"] = key("adamw", "optimizer")
+    name: Literal["adamw", "adamw_8bit"] = key(
+        "adamw", "adamw (torch's fused one), or adamw_8bit: moments in 8 bits, not 32 (needs the package bitsandbytes)"
+    )
     params: OptimizerParams = field(default_factory=OptimizerParams)
 
 
@@ -315,6 +319,22 @@ class LRScheduler:
 
 
 @dataclass
+class LoRA:
+    """Low-rank adapters in the backbone (peft): the backbone rests, small matrices beside its own are trained."""
+
+    rank: int = key(0, "rank of the adapters; 0 = none, the backbone itself is trained", at_least=0)
+    alpha: float | None = key(None, "adapters are scaled by alpha / rank; null = twice the rank", above=0.0)
+    targets: list[str] = key(
+        [], "linear layers of the backbone that get one, by the end of their name, e.g. [q_proj, v_proj]; [] = all"
+    )
+    train_fully: list[str] = key(
+        ["projector.*", "action_head.*"],
+        "names of parameters (* stands for anything) trained as a whole beside the adapters; "
+        "all that lies outside the adapters and is not named here rests",
+    )
+
+
+@dataclass
 class Training:
     """The losses and the loop."""
 
@@ -331,6 +351,16 @@ class Training:
     enable_tf32: bool = key(True, "TF32 matrix products on NVIDIA GPUs")
     device: Device = key("auto", "auto takes a GPU if there is one")
     compile: bool = key(False, "torch.compile the backbone")
+    freeze: list[str] = key(
+        [], "names of parameters (* stands for anything) that are not trained, e.g. [backbone.lm.model.embed_tokens.*]"
+    )
+    ema_decay: float | None = key(
+        None,
+        "average the weights after every step with this decay (less at first: at most (1 + step) / (10 + step)); "
+        "the average is evaluated, saved and acts; null = no average",
+        above=0.0,
+        below=1.0,
+    )
     seed: int = key(10086, "seed of weights, data order and masks", at_least=0)
     max_train_steps: int = key(200000, "optimizer steps of the run", at_least=1)
     cond_dropout_prob: float = key(
@@ -338,6 +368,11 @@ class Training:
     )
     label_smoothing: float = key(0.0, "label smoothing of the image loss", at_least=0.0, below=1.0)
     max_grad_norm: float | None = key(None, "clip the gradient to this norm; null = do not clip", above=0.0)
+    explosion_factor: float | None = key(
+        20.0,
+        "stop when loss or gradient norm stay above this multiple of their running median; null = only if not finite",
+        above=1.0,
+    )
 
 
 @dataclass
@@ -351,6 +386,7 @@ class Job:
     text_mdm: TextMDM = field(default_factory=TextMDM)
     dataset: Dataset = field(default_factory=Dataset)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    lora: LoRA = field(default_factory=LoRA)
     lr_scheduler: LRScheduler = field(default_factory=LRScheduler)
     training: Training = field(default_factory=Training)
     act_step: int = key(10, "T: actions per chunk, and distance in frames of the predicted future frame", at_least=1)

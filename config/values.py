@@ -78,7 +78,8 @@ def allowed(annotation: Any, metadata: Mapping[str, Any]) -> str:
         if get_origin(member) is Literal:
             parts += [shown(v) for v in get_args(member)]
         elif get_origin(member) is list:
-            parts.append("a list of whole numbers" + _bounds(metadata))
+            items = {int: "whole numbers", str: "names"}[get_args(member)[0]]
+            parts.append(f"a list of {items}" + _bounds(metadata))
         elif member is type(None):
             parts.append("null")
         else:
@@ -154,7 +155,11 @@ def _word(value: Any, words: tuple[Any, ...]) -> tuple[bool, Any]:
 
 def _list(value: Any, item: Any) -> tuple[bool, Any]:
     if isinstance(value, str):
-        value = parse_flow(value if value.strip().startswith("[") else f"[{value}]")
+        listed = value.strip() if value.strip().startswith("[") else f"[{value}]"
+        found = parse_flow(listed)
+        if found is None and item is str and listed.endswith("]"):  # YAML refuses a bare `*` in front of a name
+            found = [name.strip().strip("'\"") for name in listed[1:-1].split(",")]
+        value = found
     if not isinstance(value, list):
         return False, None
     results = [_convert_one(v, item, True) for v in value]

@@ -11,6 +11,7 @@ processes plays no part.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,16 +50,35 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, job: Job, device: torch.device) -> AdamW:
-    """AdamW over the trainable parameters of ``model``, in its fused form where torch has one for the device."""
+def build_optimizer(model: nn.Module, job: Job, device: torch.device) -> Optimizer:
+    """AdamW over the trainable parameters of ``model``, in its fused form where torch has one for the device, or with
+    moments in 8 bits. ``ValueError`` where that cannot be had."""
     params = job.optimizer.params
-    return AdamW(
-        parameter_groups(model, params.weight_decay),
-        lr=params.learning_rate,
-        betas=(params.beta1, params.beta2),
-        eps=params.epsilon,
-        fused=device.type in ("cuda", "cpu"),
-    )
+    settings: dict[str, Any] = {
+        "lr": params.learning_rate,
+        "betas": (params.beta1, params.beta2),
+        "eps": params.epsilon,
+    }
+    groups = parameter_groups(model, params.weight_decay)
+    if job.optimizer.name == "adamw":
+        return AdamW(groups, fused=device.type in ("cuda", "cpu"), **settings)
+    return _in_8_bits(model, groups, settings)
+
+
+def _in_8_bits(model: nn.Module, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
+    """bitsandbytes' AdamW. Embedding tables keep 32 bits, as it advises: most of their rows see no gradient in a step.
+    ``ValueError`` where it is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "optimizer.name=adamw_8bit needs the package bitsandbytes (pip install bitsandbytes); adamw does not"
+        )
+    from bitsandbytes.optim import AdamW8bit, GlobalOptimManager
+
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            GlobalOptimManager.get_instance().register_module_override(module, "weight", {"optim_bits": 32})
+    optimizer: Optimizer = AdamW8bit(groups, **settings)
+    return optimizer
 
 
 @dataclass(frozen=True)

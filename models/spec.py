@@ -30,7 +30,9 @@ class ModelSpec:
     ``clip_width``: channels of a CLIP feature, None without a CLIP tower. ``resolution``: pixels of a square frame.
     ``text_objective``, ``text_prediction`` (``shift`` | ``aligned``), ``text_block_size``, ``text_canvas_multiple``:
     how it learned to speak, and so how it decodes. ``mask_logit_banned``: the mask's logit is -inf in text heads
-    (False: as the original, which leaves it in).
+    (False: as the original, which leaves it in). ``action_bins``: values a number of an action may have as a token,
+    None where block-diffusion actions were not trained; ``action_block_size``, ``action_prediction``: how they were.
+    ``weights``: which ones lie beside it, those that were trained or their average over the steps.
     """
 
     llm: Mapping[str, Any]
@@ -49,9 +51,13 @@ class ModelSpec:
     text_prediction: str = "shift"
     text_block_size: int = 32
     text_canvas_multiple: int = 32
+    action_bins: int | None = None
+    action_block_size: int = 7
+    action_prediction: str = "shift"
     mask_logit_banned: bool = True
     attn_implementation: str = "sdpa"
     llm_model_path: str = ""
+    weights: str = "trained"
     action_convention: Mapping[str, Any] = field(default_factory=lambda: dict(CALVIN_RELATIVE))
     versions: Mapping[str, str] = field(default_factory=dict)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from config.load import ConfigError
@@ -17,10 +19,14 @@ from models.objectives import TextObjective, text_objective
 from models.prompting import Prompter
 from models.upvla import UPVLA
 from models.vision import ClipTower, load_clip
+from training import live, lora
+from training.average import Average
 from training.checkpoint import Checkpoint
 from training.data.batch import RobotBatch, TextBatch, collate_robot, collate_text
 from training.data.cotrain import CotrainLoader, Flow, cotrain_loader, robot_dataset, text_dataset
+from training.freeze import freeze
 from training.optim import Schedule, build_optimizer
+from training.processes import describe, is_sharded
 from training.run import Run
 
 SAME_FIELDS = {
@@ -41,7 +47,8 @@ class Parts:
     """What a training loop is made of. ``model`` alone is trained; ``vq`` and ``clip`` are frozen and stand outside.
     (The trainer wraps ``model`` for its processes; this one stays the network itself.)
 
-    ``data``: what is trained on; ``heldout_...``: what is measured on, None where there is none.
+    ``data``: what is trained on; ``heldout_...``: what is measured on, None where there is none. ``average``: of the
+    weights, where one is kept (``training.ema_decay``); ``resting``: the size of all that is not trained.
     """
 
     job: Job
@@ -56,10 +63,29 @@ class Parts:
     data: CotrainLoader
     heldout_robot: Flow[RobotBatch] | None = None
     heldout_text: Flow[TextBatch] | None = None
+    average: Average | None = None
+    resting: float = 0.0
 
-    def save_model(self, path: Path) -> None:
-        """Write the folder that acting needs."""
-        save_folder(self.model, self.prompter, path)
+    def save_model(self, path: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write the folder that acting needs; ``state``: its weights, where ``model`` holds only a part of them.
+
+        What acts is the average of the weights where there is one, and has adapters merged in (they lie beside it).
+        """
+        settings, acting = self.job.lora, dict(self.model.state_dict() if state is None else state)
+        if self.average is not None:
+            acting |= self.average.values
+        if settings.rank > 0:
+            lora.save_adapter(acting, settings, path / lora.ADAPTER_FOLDER, self.model.spec.llm_model_path)
+            acting = lora.merged(acting, settings)
+        save_folder(self.model, self.prompter, path, acting)
+
+    def save_live(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write what learns, where that is something else, beside the optimizer's state in ``folder``."""
+        if live.is_needed(self.job):
+            now = dict(self.model.named_parameters()) if state is None else state
+            trained = {name: now[name] for name, p in self.model.named_parameters() if p.requires_grad}
+            average = {} if self.average is None else self.average.values
+            live.write(folder, self.job.lora, trained, average, self.resting)
 
 
 def setup(job: Job, run: Run) -> Parts:
@@ -74,9 +100,10 @@ def setup(job: Job, run: Run) -> Parts:
 
 
 def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
-    built = _model(job, run.resumed)
-    notes = [*built.notes, *_freeze_what_learns_nothing(job, built.model)]
-    model = built.model.to(run.device)
+    built, saved = _model(job, run.resumed)
+    resting = live.size_of_the_rest(built.model) if live.is_needed(job) else 0.0
+    model, notes = built.model.to(run.device), list(built.notes)
+    average = _average(job, run, model, saved, notes)
     vq = load_magvit(job.model.vq_model.vq_model_name, job.model.vq_model.pretrained_model_path).to(run.device)
     clip = load_clip(job.model.showo.clip_model_path).to(run.device) if _needs_clip(job) else None
     _check_codes(job, vq)
@@ -96,18 +123,56 @@ def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
         data=cotrain_loader(job, built.prompter, image_spec, rank=run.rank, world=run.world, patches=patches),
         heldout_robot=heldout_robot,
         heldout_text=heldout_text,
+        average=average,
+        resting=resting,
     )
     return parts, notes
 
 
-def _model(job: Job, resumed: Checkpoint | None) -> Built:
-    """The network at the start of the run: from the configuration, or from the checkpoint that is continued."""
-    built = build(job) if resumed is None else _continued(job, resumed)
+def _model(job: Job, resumed: Checkpoint | None) -> tuple[Built, live.LiveWeights | None]:
+    """The network at the start of the run: from the configuration, or from the checkpoint that is continued; with what
+    that one says of the weights that learn, where they are not the ones that act."""
+    saved = None if resumed is None else live.read(resumed.state_dir)
+    if resumed is None:
+        built = build(job)
+    elif job.lora.rank == 0:
+        built = _continued(job, resumed)
+    elif saved is not None and saved.lora.get("rank"):
+        built = replace(build(job), notes=())  # merged weights cannot be taken apart again
+    else:
+        raise ValueError(
+            f"lora.rank={job.lora.rank}, but {resumed.path}, which this run continues, was trained without adapters; "
+            "start a new run from its weights (model.showo.pretrained_model_path)"
+        )
+    model = built.model
+    notes = [*built.notes, *lora.attach(model, job), *_freeze_what_learns_nothing(job, model)]
+    notes += freeze(model, job.training.freeze)
+    if saved is not None:
+        live.put_back(saved, model, job.lora)
     if job.model.gradient_checkpointing:
-        built.model.backbone.enable_gradient_checkpointing()
+        model.backbone.enable_gradient_checkpointing()
     if job.training.compile:
-        built.model.backbone.compile(dynamic=True)  # lengths change from batch to batch
-    return built
+        model.backbone.compile(dynamic=True)  # lengths change from batch to batch
+    return replace(built, notes=tuple(notes)), saved
+
+
+def _average(job: Job, run: Run, model: UPVLA, saved: live.LiveWeights | None, notes: list[str]) -> Average | None:
+    """The average of the weights that the run keeps, as far as it got, and what the model's description says of it."""
+    decay = job.training.ema_decay
+    model.spec = replace(model.spec, weights="trained" if decay is None else f"average, decay {decay:g}")
+    if decay is None:
+        return None
+    if is_sharded(run.accelerator):
+        raise ValueError(
+            f"training.ema_decay={decay:g}: an average needs whole weights on every process, and with "
+            f"{describe(run.accelerator)} none has them; allowed: null, or a launch with DDP or ZeRO-1/2"
+        )
+    average = Average(model, decay)
+    if saved is not None and saved.average:
+        average.load(saved.average)
+    elif run.resumed is not None:
+        notes.append(f"training.ema_decay: {run.resumed.path} has no average yet; it starts from the weights there")
+    return average
 
 
 def _continued(job: Job, resumed: Checkpoint) -> Built:

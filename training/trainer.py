@@ -12,6 +12,8 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,16 +21,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config.schema import Job
+from models.details import COUNTS, NATS, derived
 from models.draws import Draws
 from models.loss import Tally
 from models.upvla import Losses
-from training import checkpoint
+from training import checkpoint, live
 from training.data.batch import CoBatch
+from training.data.order import Position
 from training.metrics import Meter
 from training.optim import set_lr
+from training.processes import tell_deepspeed
 from training.run import Run
 from training.setup import Parts
-from training.step import COUNTED, Tasks
+from training.sharding import Whole
+from training.step import COUNTED, Tasks, coefficients
 from training.validate import Validator
 
 LATE = 0.1
@@ -43,18 +49,20 @@ class Trainer:
     def __init__(self, job: Job, run: Run, parts: Parts) -> None:
         self.job, self.run, self.parts = job, run, parts
         self.step = run.start_step
-        weights = [job.training.pre_coeff, job.training.act_coeff, job.training.mmu_coeff]  # as COUNTED
-        self.coefficients = torch.tensor(weights, device=run.device)
+        self.coefficients = torch.tensor(coefficients(job), device=run.device)  # as COUNTED
         accelerator = run.accelerator
         checkpoint.leave_weights_to_model_folder(accelerator)
-        self._tell_deepspeed()
+        if live.is_needed(job):
+            accelerator.register_save_state_pre_hook(self._save_live)
+        tell_deepspeed(accelerator, job)
+        self.whole = Whole(accelerator, parts.model)
         self.model, self.optimizer = accelerator.prepare(parts.model, parts.optimizer)
         if run.resumed is not None:
             checkpoint.load_state(accelerator, run.resumed)
-        self.validator = Validator(job, run, parts)
+        self.validator = Validator(job, run, parts, self.whole)
         run.begin()
         self.meter = Meter()
-        self._divisors = torch.ones(3, device=run.device)
+        self._divisors = torch.ones(len(COUNTED), device=run.device)
         self._bad_step = torch.full((), -1, dtype=torch.long, device=run.device)
         self._grad_norm: Tensor | None = None
         self._saved_step = self.step
@@ -67,7 +75,8 @@ class Trainer:
         if self.step >= last:
             self.run.say(f"nothing to train: step {self.step} of training.max_train_steps={last} is already done")
         micro_steps = job.training.gradient_accumulation_steps
-        batches = self.parts.data.batches(self.step * micro_steps)
+        data = self.parts.data
+        batches = data.batches(data.after(Position(), self.step * micro_steps))
         self.model.train()
         with tqdm(
             total=last,
@@ -113,7 +122,7 @@ class Trainer:
 
     def backward(self, losses: Losses) -> None:
         """Add this micro-batch's share of the total's gradient."""
-        sums = torch.stack([losses.image.sum, losses.action.sum, losses.text.sum])  # as COUNTED
+        sums = torch.stack([getattr(losses, name).sum for name in COUNTED])
         shares = self.coefficients * sums / self._divisors
         # accelerate (or DeepSpeed) divides by the micro-batches, the gradient exchange by the ranks.
         scale = self.job.training.gradient_accumulation_steps * self.run.world
@@ -123,7 +132,10 @@ class Trainer:
         self._bad_step = torch.where((self._bad_step < 0) & ~total.isfinite(), self.step + 1, self._bad_step)
         # The total's shares of all micro-batches and ranks add up to one step's total.
         tallies["total/loss"] = Tally(total, torch.full_like(total, 1.0 / scale))
-        self.meter.add({**tallies, "text/nats_per_token": losses.nats})
+        details = dict(losses.details)
+        for name in COUNTS:  # of an optimizer step
+            details[name] = Tally(details[name].sum, torch.full_like(total, 1.0 / scale))
+        self.meter.add({**tallies, **details, NATS: losses.nats})
 
     def update(self) -> None:
         """One optimizer step."""
@@ -135,6 +147,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        if self.parts.average is not None:
+            self.parts.average.update(self.step)
 
     # --- what is due after a step --------------------------------------------------------------------------------
 
@@ -155,6 +169,7 @@ class Trainer:
     def _log(self) -> None:
         """The means since the last log: the one place where the host waits for the device."""
         values = self.meter.read(self.run.sum)
+        values |= derived(values, self.job.training.text_objective)
         if self._grad_norm is not None:
             values["grad_norm"] = float(self._grad_norm)
             self._grad_norm = None
@@ -202,16 +217,23 @@ class Trainer:
             self.run.accelerator,
             self.run.output_dir,
             self.step,
-            self.parts.save_model,
+            partial(self.parts.save_model, state=self.whole.state()),
             self.job.experiment.checkpoints_total_limit,
         )
         self._saved_step = self.step
         self.run.say(f"saved {saved.path}")
 
+    def _save_live(self, models: list[object], weights: list[object], folder: str) -> None:
+        """What learns, where it is not what acts; accelerate calls this on all ranks when it saves."""
+        state = self.whole.state()
+        if self.run.writes:
+            self.parts.save_live(Path(folder), state)
+
     def _finish(self) -> None:
         run = self.run
+        state = self.whole.state()
         if run.writes:
-            checkpoint.save_final_model(run.output_dir, self.parts.save_model)
+            checkpoint.save_final_model(run.output_dir, partial(self.parts.save_model, state=state))
         run.accelerator.wait_for_everyone()
         curves = {
             "tensorboard": f"; tensorboard --logdir {shlex.quote(str(run.output_dir))}",
@@ -222,14 +244,6 @@ class Trainer:
             f"done at step {self.step}: model and config.yaml in {run.output_dir}, last checkpoint "
             f"checkpoint-{self.step} there, numbers in metrics.jsonl{curves[self.job.experiment.tracker]}"
         )
-
-    def _tell_deepspeed(self) -> None:
-        """DeepSpeed reads the batch size off a prepared loader (ours are not) and clips by its own configuration; the
-        job's number counts there too."""
-        plugin = self.run.accelerator.state.deepspeed_plugin
-        if plugin is not None:
-            plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = self.job.training.batch_size_pre
-            plugin.deepspeed_config["gradient_clipping"] = self.job.training.max_grad_norm or 0.0
 
 
 class _Window:

@@ -1,0 +1,1 @@
+"""How fast and how large: every figure of the documentation comes from a command in here."""

@@ -7,6 +7,7 @@ process, or plain data parallel) is an error here, with the command that does wh
 from __future__ import annotations
 
 import os
+import subprocess
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -19,6 +20,7 @@ from config.schema import Job
 
 def start_processes(job: Job) -> Accelerator:
     """Accelerate's object for the launch that started this process, checked against what the launcher asked for."""
+    _join_slurm_step()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     deepspeed, fsdp = _asked("DEEPSPEED"), _asked("FSDP")
     wish = job.training.device
@@ -65,6 +67,12 @@ def describe(accelerator: Accelerator) -> str:
     return "one process" if accelerator.distributed_type == DistributedType.NO else "DDP"
 
 
+def told(accelerator: Accelerator) -> str:
+    """For the user: ``1 process``, ``2 processes (DDP)``."""
+    many, kind = accelerator.num_processes, describe(accelerator)
+    return f"{many} process{'' if many == 1 else 'es'}" + ("" if kind == "one process" else f" ({kind})")
+
+
 def is_sharded(accelerator: Accelerator) -> bool:
     """Does each process hold only a part of every parameter?"""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -79,6 +87,29 @@ def tell_deepspeed(accelerator: Accelerator, job: Job) -> None:
     if plugin is not None:
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = job.training.batch_size_pre
         plugin.deepspeed_config["gradient_clipping"] = job.training.max_grad_norm or 0.0
+
+
+def _join_slurm_step() -> None:
+    """``srun --ntasks=N python train_upvla.py ...``: the tasks of a Slurm step are the processes of one run (DDP), with
+    no launcher between. Under accelerate or torchrun the launcher has said already who is who."""
+    env = os.environ
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
+    if "WORLD_SIZE" in env or "SLURM_STEP_ID" not in env or tasks == 1:
+        return
+    env["WORLD_SIZE"], env["RANK"], env["LOCAL_RANK"] = str(tasks), env["SLURM_PROCID"], env["SLURM_LOCALID"]
+    env.setdefault("MASTER_PORT", str(40000 + int(env["SLURM_JOB_ID"]) % 20000))
+    if "MASTER_ADDR" not in env:
+        env["MASTER_ADDR"] = "127.0.0.1" if env.get("SLURM_STEP_NUM_NODES", "1") == "1" else _first_node()
+
+
+def _first_node() -> str:
+    """Name of the node that runs rank 0 of this Slurm step."""
+    command = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
+    try:
+        names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ConfigError(f"the first node of this Slurm step is not known ({error}): set MASTER_ADDR to it") from error
+    return names[0]
 
 
 def _asked(launcher: str) -> bool:
@@ -100,8 +131,11 @@ def _check(job: Job, accelerator: Accelerator, world: int, deepspeed: bool, fsdp
     if kind != DistributedType.DEEPSPEED:
         return
     config = accelerator.state.deepspeed_plugin.deepspeed_config
-    steps = config.get("gradient_accumulation_steps", settings.gradient_accumulation_steps)
-    if steps != settings.gradient_accumulation_steps:  # DeepSpeed would step after that many micro-batches
+    steps = config.get("gradient_accumulation_steps", "auto")
+    if steps not in (
+        "auto",
+        settings.gradient_accumulation_steps,
+    ):  # DeepSpeed would step after that many micro-batches
         raise ConfigError(
             f"training.gradient_accumulation_steps={settings.gradient_accumulation_steps}, but the launch file's "
             f"deepspeed_config says {steps}: leave it out there, or give both the same number"

@@ -1,0 +1,73 @@
+"""Runs of the real entry points through ``accelerate launch``, with two CPU processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.training.runs import Outcome
+from tests.training.world import argv
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH_FILES = ROOT / "accelerate_configs"
+ON_CPU = {"ACCELERATE_USE_CPU": "true"}
+"""What DDP and FSDP need where there is no GPU; DeepSpeed must not see it."""
+DDP = (("--multi_gpu", "--num_processes", "2"), ON_CPU)
+
+
+def sharded(kind: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Launch options and environment of ``zero1``, ``zero2``, ``zero3``, ``fsdp2`` or ``ddp``."""
+    if kind == "ddp":
+        return DDP
+    if kind == "fsdp2":
+        return ("--config_file", str(LAUNCH_FILES / "4_gpus_fsdp2.yaml"), "--num_processes", "2"), ON_CPU
+    config = LAUNCH_FILES / f"4_gpus_deepspeed_{kind}.yaml"
+    return ("--config_file", str(config), "--num_processes", "2"), {}
+
+
+def start(
+    world: Path,
+    folder: Path,
+    options: tuple[str, ...],
+    env: dict[str, str] | None = None,
+    overrides: tuple[str, ...] = (),
+    script: str = "train_upvla.py",
+    port: str = "0",
+) -> subprocess.CompletedProcess[str]:
+    """``accelerate launch`` the entry point on the CPU and wait for its end, whatever that is."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options, "--main_process_port", port, script]
+    given = argv(world, folder, "optimizer.params.epsilon=1e-3", *overrides)
+    settings = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "SLURM_"))}
+    settings |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(env or {})}
+    return subprocess.run([*launcher, *given], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=600)
+
+
+def launch(
+    world: Path,
+    folder: Path,
+    options: tuple[str, ...],
+    env: dict[str, str] | None = None,
+    overrides: tuple[str, ...] = (),
+    script: str = "train_upvla.py",
+) -> Outcome:
+    """As ``start``, to a good end. That is judged by what was left behind: processes on a loaded CPU have been seen to
+    abort after they had done everything."""
+    done = start(world, folder, options, env, overrides, script)
+    assert (folder / "model.safetensors").is_file(), done.stdout[-1000:] + done.stderr[-3000:]
+    return Outcome(folder)
+
+
+def complaint(done: subprocess.CompletedProcess[str]) -> str:
+    """The line with which a run refused to start."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("config error:")]
+    assert lines, done.stderr[-3000:]
+    return lines[0]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -79,31 +79,15 @@ def test_a_reference_that_computes_something_else_is_not_timed(monkeypatch: pyte
     assert not (tmp_path / "never.json").exists()
 
 
-TINY = [
-    "--prefix",
-    "40",
-    "--patches",
-    "4",
-    "--answer",
-    "12",
-    "--block-size",
-    "4",
-    "--hidden",
-    "32",
-    "--layers",
-    "1",
-    "--words",
-    "50",
-    "--objectives",
-    "bd",
-]
+SMALL = {"prefix": 40, "patches": 4, "answer": 12, "block-size": 4, "hidden": 32, "layers": 1, "words": 50}
+TINY = ["--objectives=bd", *(f"--{name}={value}" for name, value in SMALL.items())]
 
 
 def test_the_command_writes_its_figures_with_their_circumstances(tmp_path: Path) -> None:
     out = tmp_path / "deep/layout.json"
     text_layout.main([*TINY, "--rounds", "2", "--out", str(out)])
     record = json.loads(out.read_text())
-    assert record["command"].startswith("python -m benchmarks.text_layout --prefix 40")
+    assert record["command"].startswith("python -m benchmarks.text_layout --objectives=bd --prefix=40")
     assert record["hardware"]["threads"] == 1
     assert {"date", "commit", "software"} <= record.keys()
     found = record["results"]["bd"]

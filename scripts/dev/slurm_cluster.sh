@@ -10,6 +10,7 @@
 # Debian: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge. Has to be root, as slurmd has.
 set -euo pipefail
 
+# Prints the comment above.
 usage() {
     sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
     exit 2
@@ -74,8 +75,11 @@ CONF
 }
 
 up() {
-    command -v slurmctld slurmd munged sbatch >/dev/null ||
-        die "slurmctld, slurmd, munged and sbatch are needed: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
+    local tool
+    for tool in slurmctld slurmd munged sbatch; do
+        command -v "$tool" >/dev/null ||
+            die "there is no $tool: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
+    done
     [[ $(id -u) == 0 ]] || die "slurmd has to be root"
     [[ ! -e $dir/slurmctld.pid ]] || die "$dir has a cluster already: $0 down $dir"
     local host memory

@@ -1,0 +1,148 @@
+# shellcheck shell=bash
+# What the sbatch files have in common; they source it after they have found the project (PROJECT).
+#
+# From the environment, each with a default:
+#   RUN_ROOT       where outputs/, results/ and debug_data/ go         (the folder sbatch was called in)
+#   DATASET_ROOT   CALVIN data with training/ and validation/           (the embedded frames, dummy_data/calvin)
+#   ENV_MODE       venv: VENV, made if missing; system: PYTHON as it is; auto: VENV if it exists, else PYTHON if it has
+#                  the packages, else VENV is made                      (auto)
+#   VENV           a virtual environment                                (.venv of the project)
+#   PYTHON         the interpreter of ENV_MODE=system                   (python3)
+#   PIP_USER       ENV_MODE=system: install missing packages: 1 into the home folder (pip --user), 0 into PYTHON's own
+#                  environment; empty: install nothing                  (empty)
+#   INSTRUCTION, MAX_FRAMES   of the small training split               (open the drawer, 256)
+#   MAX_SAMPLES    samples of the offline evaluation, one an annotation; 0: all   (64)
+#   PRETRAINED_MODEL_PATH, LLM_MODEL_PATH, VQ_MODEL_PATH, CLIP_MODEL_PATH   real networks: the first switches from the
+#                  embedded models to the full-size recipe              (none: the embedded models)
+#   OVERRIDES      further section.key=value, separated by blanks       (none)
+
+say() { echo "[$(date '+%F %T')] $*"; }
+
+die() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# The folders of the run; from here on everything happens in the project.
+enter_project() {
+    RUN_ROOT=$(realpath -m "${RUN_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}")
+    DATASET_ROOT=$(realpath -m "${DATASET_ROOT:-$PROJECT/dummy_data/calvin}")
+    VENV=$(realpath -m "${VENV:-$PROJECT/.venv}")
+    mkdir -p "$RUN_ROOT/outputs" "$RUN_ROOT/results" || die "RUN_ROOT=$RUN_ROOT cannot be written to"
+    for part in training validation; do
+        [[ -d $DATASET_ROOT/$part ]] || die "DATASET_ROOT=$DATASET_ROOT has no folder $part"
+    done
+    export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+    cd "$PROJECT" || die "PROJECT=$PROJECT cannot be entered"
+    say "job ${SLURM_JOB_ID:-(none)} on ${SLURM_JOB_NODELIST:-$(hostname -s)}, project $PROJECT, results under $RUN_ROOT"
+}
+
+# The packages of requirements_minimal.txt that $1 lacks.
+missing_packages() {
+    "$1" - <<'PYTHON'
+from importlib.util import find_spec
+
+needed = ["torch", "transformers", "accelerate", "omegaconf", "hydra", "yaml", "scipy", "PIL", "tensorboard", "tqdm"]
+print(*[name for name in needed if find_spec(name) is None])
+PYTHON
+}
+
+# Sets PYTHON to an interpreter that can run the project.
+choose_python() {
+    local system=${PYTHON:-python3} mode=${ENV_MODE:-auto} lacks
+    case $mode in
+    auto)
+        if [[ -x $VENV/bin/python ]]; then
+            mode=venv
+        elif command -v "$system" >/dev/null && [[ -z $(missing_packages "$system") ]]; then
+            mode=system
+        else
+            mode=venv
+        fi
+        ;;
+    venv | system) ;;
+    *) die "ENV_MODE=$mode: allowed are auto, venv, system" ;;
+    esac
+    if [[ $mode == system ]]; then
+        command -v "$system" >/dev/null || die "PYTHON=$system: no such interpreter"
+        PYTHON=$(command -v "$system")
+        lacks=$(missing_packages "$PYTHON")
+        if [[ -n $lacks ]]; then
+            [[ -n ${PIP_USER:-} ]] || die "$PYTHON lacks: $lacks (PIP_USER=1 installs them, or take ENV_MODE=venv)"
+            install_packages -r requirements_minimal.txt
+        fi
+    else
+        PYTHON=$VENV/bin/python
+        if [[ ! -x $PYTHON ]] || [[ -n $(missing_packages "$PYTHON") ]]; then
+            say "making the environment $VENV"
+            make venv VENV="$VENV" PYTHON="$system"
+        fi
+    fi
+    export PYTHON
+    say "python: $PYTHON ($("$PYTHON" -c 'import torch; print("torch", torch.__version__, "- CUDA devices:", torch.cuda.device_count())'))"
+}
+
+# pip install into PYTHON's environment, or into the home folder where PIP_USER=1 says so.
+install_packages() {
+    local user=()
+    [[ ${PIP_USER:-0} != 1 ]] || user=(--user)
+    # pip reads PIP_USER itself, and refuses --user in a virtual environment.
+    env -u PIP_USER "$PYTHON" -m pip install --disable-pip-version-check --quiet "${user[@]}" "$@"
+}
+
+# A small processed split out of the first frames of DATASET_ROOT/training, in TRAIN_DATA.
+prepare_data() {
+    TRAIN_DATA=$RUN_ROOT/debug_data/calvin_debug_processed_training
+    "$PYTHON" scripts/prepare_calvin_debug_processed.py --source-split-dir "$DATASET_ROOT/training" \
+        --output-dir "$TRAIN_DATA" --instruction "${INSTRUCTION:-open the drawer}" --max-frames "${MAX_FRAMES:-256}"
+}
+
+# arguments OBJECTIVE OUTPUT_DIR STEPS -> TRAIN, the script of the objective with its arguments
+training_command() {
+    local objective=$1 output_dir=$2 steps=$3 extra=()
+    case $objective in
+    ar) TRAIN=(train_upvla.py) name=arvla ;;
+    mdm) TRAIN=(train_mdm_vla.py) name=mdmvla ;;
+    bd) TRAIN=(train_blockdiff_vla.py) name=bdvla ;;
+    *) die "$objective: allowed are ar, mdm, bd" ;;
+    esac
+    if [[ -n ${PRETRAINED_MODEL_PATH:-} ]]; then
+        TRAIN+=("config=$PROJECT/config/${name}_action_tuning.yaml" dataset.und_type=null
+            "model.showo.pretrained_model_path=$PRETRAINED_MODEL_PATH" lr_scheduler.params.warmup_steps=0
+            experiment.eval_every=0 experiment.generate_every=0 experiment.log_every=1
+            experiment.resume_from_checkpoint=false)
+    else
+        TRAIN+=("config=$PROJECT/config/debug_${name}_1step.yaml")
+    fi
+    [[ -z ${LLM_MODEL_PATH:-} ]] || TRAIN+=("model.showo.llm_model_path=$LLM_MODEL_PATH")
+    [[ -z ${VQ_MODEL_PATH:-} ]] || TRAIN+=("model.vq_model.vq_model_name=$VQ_MODEL_PATH")
+    [[ -z ${CLIP_MODEL_PATH:-} ]] || TRAIN+=("model.showo.clip_model_path=$CLIP_MODEL_PATH")
+    read -ra extra <<<"${OVERRIDES:-}"
+    TRAIN+=("dataset.params.train_pre_shards_path_or_url=$TRAIN_DATA" "experiment.output_dir=$output_dir"
+        "experiment.save_every=$steps" "training.max_train_steps=$steps" "${extra[@]}")
+}
+
+# arguments OUTPUT_DIR RESULT: offline evaluation of what a run wrote, on DATASET_ROOT/validation
+evaluate_offline() {
+    local output_dir=$1 result=$2
+    "$PYTHON" - "$output_dir" <<'PYTHON'
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+run = Path(sys.argv[1])
+settings = OmegaConf.load(run / "config.yaml")
+OmegaConf.update(settings, "model.showo.tuned_model_path", str(run), force_add=True)
+OmegaConf.save(settings, run / "model.yaml")
+PYTHON
+    "$PYTHON" scripts/eval_upvla_offline_actions.py --dataset-root "$DATASET_ROOT" --split validation \
+        --model-config "$output_dir/model.yaml" --device auto --start-only --max-samples "${MAX_SAMPLES:-64}" \
+        --output-json "$result"
+}
+
+# arguments RESULT...: one row for each, in results/summary.md
+summarize() {
+    "$PYTHON" scripts/summarize_offline_eval_json.py --inputs "$@" --output "$RUN_ROOT/results/summary.md"
+    say "done: $RUN_ROOT/results/summary.md"
+}

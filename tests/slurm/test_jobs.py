@@ -1,0 +1,160 @@
+"""The sbatch files, submitted, queued and run on a real Slurm."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.slurm.conftest import ROOT, Slurm
+from tests.training.world import build_world
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+SCRIPTS = ROOT / "scripts"
+COLUMNS = "| evaluation | samples |"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_world(tmp_path_factory.mktemp("world"))
+
+
+def rows(summary: Path) -> list[str]:
+    lines = summary.read_text().splitlines()
+    assert lines[0].startswith(COLUMNS)
+    return [line.split("|")[1].strip() for line in lines[2:]]
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for(what: Callable[[], bool], seconds: float, why: Callable[[], str]) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, why()
+        time.sleep(0.5)
+
+
+def test_the_quick_check_leaves_what_it_promises(slurm: Slurm, tmp_path: Path) -> None:
+    """Submitted from a folder that is not the project; everything lands in that folder."""
+    code, said = slurm.submit(SCRIPTS / "quick_debug_ar_eval.sbatch", cwd=tmp_path, TRAIN_STEPS="2", MAX_SAMPLES="4")
+    assert code == 0, said
+    assert (tmp_path / "outputs" / "quick_arvla" / "checkpoint-2" / "unwrapped_model" / "model.safetensors").is_file()
+    results = json.loads((tmp_path / "results" / "quick_arvla_offline_eval.json").read_text())
+    assert results["overall"]["samples"] == 4
+    assert results["policy"]["checkpoint"].startswith(str(tmp_path))
+    assert rows(tmp_path / "results" / "summary.md") == ["quick_arvla_offline_eval"]
+
+
+def test_the_quick_check_trains_with_deepspeed_on_as_many_processes_as_gpus(slurm: Slurm, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    run_root = tmp_path / "elsewhere"
+    script = SCRIPTS / "quick_debug_ar_eval_deepspeed.sbatch"
+    env = {"RUN_ROOT": str(run_root), "INSTALL_DEEPSPEED": "0", "TRAIN_STEPS": "1", "MAX_SAMPLES": "2"}
+    code, said = slurm.submit("--gres=gpu:2", script, cwd=tmp_path, **env)
+    assert code == 0, said
+    assert "2 processes (DeepSpeed ZeRO-2)" in said
+    assert (run_root / "outputs" / "quick_arvla" / "checkpoint-1" / "metadata.json").is_file()
+    assert rows(run_root / "results" / "summary.md") == ["quick_arvla_offline_eval"]
+
+
+def test_all_three_objectives_have_their_row(slurm: Slurm, tmp_path: Path) -> None:
+    script = SCRIPTS / "blockdiff_debug_pip_home.sbatch"
+    env = {"ENV_MODE": "system", "PYTHON": sys.executable, "MAX_SAMPLES": "2"}
+    code, said = slurm.submit(script, cwd=tmp_path, **env)
+    assert code == 0, said
+    assert rows(tmp_path / "results" / "summary.md") == [f"debug_{o}_offline_eval" for o in ("ar", "mdm", "bd")]
+    for objective in ("ar", "mdm", "bd"):
+        config = yaml.safe_load((tmp_path / "outputs" / f"debug_{objective}" / "config.yaml").read_text())
+        assert config["training"]["text_objective"] == objective
+
+
+def test_a_job_that_cannot_run_says_why_and_fails(slurm: Slurm, tmp_path: Path) -> None:
+    script = SCRIPTS / "quick_debug_ar_eval.sbatch"
+    code, said = slurm.submit(script, cwd=tmp_path, DATASET_ROOT="/nowhere")
+    assert code == 2
+    assert "error: DATASET_ROOT=/nowhere has no folder training" in said
+    code, said = slurm.submit(script, cwd=tmp_path, ENV_MODE="conda")
+    assert code == 2
+    assert "ENV_MODE=conda: allowed are auto, venv, system" in said
+
+
+def test_srun_with_two_tasks_is_one_run_with_two_processes(slurm: Slurm, world: Path, tmp_path: Path) -> None:
+    given = [f"config={world / 'tiny.yaml'}", f"experiment.output_dir={tmp_path / 'out'}"]
+    done = slurm.command("srun", "--ntasks=2", "--output", "none", sys.executable, "train_upvla.py", *given, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "out" / "checkpoint-2" / "metadata.json").read_text())
+    assert len(list((tmp_path / "out" / "checkpoint-2" / "training_state").glob("random_states_*.pkl"))) == 2
+    assert record["global_step"] == 2
+
+
+def test_two_nodes_train_together_and_go_on_after_a_preemption(slurm: Slurm, world: Path, tmp_path: Path) -> None:
+    """SIGUSR1, as Slurm sends it before a job's time is over: a checkpoint, back into the queue, on to the end. The
+    losses are those of a run that nobody disturbed."""
+    pytest.importorskip("deepspeed")
+    last = 60
+
+    def command(folder: Path) -> list[str | Path]:
+        options = ["--nodes=2", "--gres=gpu:1", "--cpus-per-task=1"]
+        given = [f"config={world / 'tiny.yaml'}", f"experiment.output_dir={folder}", f"training.max_train_steps={last}"]
+        return [*options, SCRIPTS / "train_multinode.sbatch", "train_upvla.py", *given, *latest]
+
+    latest = ["experiment.resume_from_checkpoint=latest"]
+    out = tmp_path / "disturbed"
+    job, _ = slurm.submit(*command(out), cwd=tmp_path, wait=False)
+    log = slurm.logs / f"blockdiff_train-{job}.out"
+
+    def told() -> str:
+        return (log.read_text() if log.is_file() else "") + str(slurm.job(job))
+
+    wait_for(lambda: (out / "metrics.jsonl").is_file() and len(metrics(out)) >= 3, 240, told)
+    assert slurm.command("scancel", "--batch", "--signal=USR1", str(job)).returncode == 0
+    wait_for(lambda: slurm.job(job).get("Restarts") == "1", 120, told)
+    stopped_at = max(int(folder.name.rpartition("-")[2]) for folder in out.glob("checkpoint-*"))
+    assert 3 <= stopped_at < last
+    assert slurm.command("scontrol", "update", f"JobId={job}", "StartTime=now").returncode == 0  # not in two minutes
+    wait_for(lambda: slurm.job(job)["JobState"] in ("COMPLETED", "FAILED"), 300, told)
+    assert slurm.job(job)["JobState"] == "COMPLETED", told()
+    assert "start 2: 2 node(s) x 1 process(es)" in told()
+    assert f"checkpoint-{stopped_at} at step {stopped_at}" in told()
+    assert [record["step"] for record in metrics(out)] == list(range(1, last + 1))
+
+    code, said = slurm.submit(*command(tmp_path / "quiet"), cwd=tmp_path)
+    assert code == 0, said
+    assert [r["total/loss"] for r in metrics(out)] == [r["total/loss"] for r in metrics(tmp_path / "quiet")]
+
+
+def test_jobs_queue_for_the_gpus_there_are(slurm: Slurm, tmp_path: Path) -> None:
+    """Four on each of two nodes: the third job that wants four waits, one that wants five of a node is refused."""
+    wants = ("--gres=gpu:4", "--nodes=1", "--ntasks=1", "--wrap=sleep 60")
+    jobs = [slurm.submit(*wants, cwd=tmp_path, wait=False)[0] for _ in range(3)]
+    wait_for(
+        lambda: [slurm.job(j)["JobState"] for j in jobs] == ["RUNNING", "RUNNING", "PENDING"], 20, lambda: str(jobs)
+    )
+    assert slurm.command("sbatch", "--gres=gpu:5", *wants[1:], cwd=tmp_path).returncode != 0
+    assert slurm.command("scancel", *map(str, jobs)).returncode == 0
+
+
+def test_the_sandbox_goes_down_without_a_trace(slurm: Slurm, tmp_path: Path) -> None:
+    """Beside the other one: with ports of its own."""
+    import os
+
+    env = {**os.environ, "PORT": "27817", "NODES": "1"}
+    script = str(SCRIPTS / "dev" / "slurm_cluster.sh")
+    up = subprocess.run([script, "up", str(tmp_path), "0"], env=env, capture_output=True, text=True, timeout=60)
+    assert up.returncode == 0, up.stderr
+    pids = [int(file.read_text()) for file in [*tmp_path.glob("*.pid"), tmp_path / "munge" / "pid"]]
+    assert len(pids) == 3
+    subprocess.run([script, "down", str(tmp_path)], check=True, timeout=60)
+    alive = [
+        pid for pid in pids if Path(f"/proc/{pid}/cmdline").is_file() and Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    assert not alive
+    assert not list(tmp_path.glob("*.pid"))

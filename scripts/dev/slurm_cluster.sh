@@ -8,7 +8,7 @@
 # GPUS (8): pretended GPUs per node. They are clones of /dev/null, good enough to be requested, allotted and queued for.
 # NODES (2), CPUS (32, per node, pretended), PORT (16817, and as many above it as there are nodes): from the environment.
 # Debian: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge. Has to be root, as slurmd has.
-set -euo pipefail
+set -Eeuo pipefail
 
 # Prints the comment above.
 usage() {
@@ -99,7 +99,9 @@ up() {
     done
     [[ -z ${gpus:-} ]] || echo "Name=gpu Flags=nvidia_gpu_env File=$dir/dev/nvidia[0-$((gpus - 1))]" >"$dir/gres.conf"
     export SLURM_CONF=$dir/slurm.conf
-    (detached munged --key-file="$dir/munge/key" --socket="$dir/munge/run/socket" --pid-file="$dir/munge/pid" \
+    trap 'tail -n 5 "$dir"/log/*.log "$dir/munge/log" >&2; down; die "did not come up; the last lines of the logs are above"' ERR
+    # --force: DIR may lie in a folder that only root enters; all of this is root's.
+    (detached munged --force --key-file="$dir/munge/key" --socket="$dir/munge/run/socket" --pid-file="$dir/munge/pid" \
         --log-file="$dir/munge/log" --seed-file="$dir/munge/seed" --num-threads=2)
     (detached slurmctld -c -f "$dir/slurm.conf")
     for ((n = 0; n < nodes; n++)); do
@@ -110,13 +112,13 @@ up() {
         if [[ $(sinfo -h -N -t idle -o %N 2>/dev/null | sort -u | wc -l) == "$nodes" ]]; then
             sinfo -N -o "%N %t %c cpus %m MB %G" >&2
             echo "export SLURM_CONF=$dir/slurm.conf"
+            trap - ERR
             return
         fi
         sleep 0.25
     done
-    tail -n 5 "$dir"/log/*.log "$dir/munge/log" >&2
-    down
-    die "the nodes did not come up within 20 s; the last lines of their logs are above"
+    sinfo -N >&2
+    false # not within 20 s
 }
 
 down() {

@@ -105,6 +105,10 @@ def _check_text(job: Job) -> None:
         )
     if blocks.action_infer_enabled and not blocks.action_enabled:
         raise ConfigError("block_diffusion.action_infer_enabled=true: needs block_diffusion.action_enabled=true")
+    if blocks.action_enabled and job.training.act_coeff == 0:
+        raise ConfigError(
+            "block_diffusion.action_enabled=true: needs training.act_coeff above 0, which its loss is weighed by too"
+        )
 
 
 def check_paths(job: Job, tree: Tree) -> None:

@@ -141,8 +141,12 @@ def _spec_of(job: Job, tokenizer: Any, words: int) -> ModelSpec:
 
 
 def text_settings(job: Job) -> dict[str, Any]:
-    """What a model's description says of how it learned to speak, as decoding needs it."""
+    """What a model's description says of how it learned to speak (and to act in tokens), as decoding needs it."""
+    blocks = job.block_diffusion
     return {
+        "action_bins": blocks.action_num_bins if blocks.action_enabled else None,
+        "action_block_size": blocks.action_block_size,
+        "action_prediction": job.text_diffusion.prediction,
         "text_objective": job.training.text_objective,
         "text_prediction": job.text_diffusion.prediction,
         "text_block_size": job.block_diffusion.block_size,

@@ -21,14 +21,16 @@ def generator(seed: int, *key: int | str) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Draws:
-    """Where a text objective's masks, mask ratios and block sizes come from.
+    """Where a diffusion objective's masks, mask ratios and block sizes come from.
 
-    ``step``: the optimizer step, which annealed block sizes read too.
+    ``step``: the optimizer step, which annealed block sizes read too. ``flow``: what is drawn for; sample 3 of the
+    conversations and sample 3 of the demonstrations have nothing to do with each other.
     """
 
     seed: int = 0
     step: int = 0
+    flow: str = "text"
 
     def of(self, sample: int) -> torch.Generator:
         """The draws of one sample (its index in the data set) in this step."""
-        return generator(self.seed, "text", self.step, sample)
+        return generator(self.seed, self.flow, self.step, sample)

@@ -26,7 +26,7 @@ class Kind(IntEnum):
     IMAGE = 2  # robot flow: <|soi|>, image codes, <|eoi|>
     PATCH = 3  # mmu flow: one projected CLIP patch
     ACTION = 4  # <|lvg|>: the slots that the action head reads
-    ANSWER = 5  # words that the text objective learns, clean or noisy
+    ANSWER = 5  # words that the text objective learns, or action tokens, clean or noisy
 
 
 LETTERS = {Kind.PAD: ".", Kind.TEXT: "t", Kind.IMAGE: "i", Kind.PATCH: "p", Kind.ACTION: "a", Kind.ANSWER: "w"}
@@ -133,13 +133,15 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 CAUSAL = Rule(lambda q, k: k.pos <= q.pos, "causal")
 TO_PATCHES = Rule(lambda q, k: k.kind == Kind.PATCH, "to_patches")
-FROM_IMAGE = Rule(lambda q, k: q.kind == Kind.IMAGE, "from_image")
+# Action tokens behind the robot flow are what is to be found out: the image span, which sees ahead, must not see them.
+FROM_IMAGE = Rule(lambda q, k: (q.kind == Kind.IMAGE) & (k.kind != Kind.ANSWER), "from_image")
 CLEAN_TO_CLEAN = Rule(lambda q, k: (q.view == 0) & (k.view == 0), "clean_to_clean")
 NOISY_TO_PAST = Rule(lambda q, k: (q.view > 0) & (k.view == 0) & (k.pos < q.start), "noisy_to_past")
 NOISY_TO_OWN_BLOCK = Rule(lambda q, k: (q.view > 0) & (k.view == q.view) & (k.start == q.start), "noisy_to_own_block")
 
 ROBOT = CAUSAL | FROM_IMAGE
-"""Robot flow: text and action slots look back, the image span sees every valid slot (also the actions after it)."""
+"""Robot flow: text and action slots look back, the image span sees every valid slot (also the actions after it), but no
+action tokens."""
 
 MULTIMODAL = CAUSAL | TO_PATCHES
 """Mmu flow: causal, and everybody sees the picture."""

@@ -9,7 +9,7 @@ Legend: B batch, L sequence, N image tokens of all views, P patches, C CLIP widt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -136,6 +136,21 @@ def robot_sequence(
     kind = torch.where(columns < padding, int(Kind.PAD), kind)
     pos = (columns - padding).clamp_min(0)
     return TokenSequence(ids=ids, slots=Slots.plain(kind, pos), rule=ROBOT, image=image, actions=actions)
+
+
+def with_action_tokens(robot: TokenSequence, ids: Tensor, real: Tensor) -> TokenSequence:
+    """The robot flow with the clean tokens of a chunk behind it: ``[... <|lvg|> x T] [action tokens]``.
+
+    ``ids``, ``real`` [B, T * A]; what is not real is padding. They are tagged as an answer is, so that the layout of
+    noisy copies (``models.objectives.blocks``) serves them too.
+    """
+    kind = torch.where(real, int(Kind.ANSWER), int(Kind.PAD))
+    pos = robot.slots.pos[:, -1:] + 1 + torch.arange(ids.shape[1], device=ids.device)
+    tokens = Slots.plain(kind, pos)
+    slots = Slots(
+        **{f.name: torch.cat([getattr(robot.slots, f.name), getattr(tokens, f.name)], dim=1) for f in fields(Slots)}
+    )
+    return replace(robot, ids=torch.cat([robot.ids, ids], dim=1), slots=slots)
 
 
 def future_targets(vocab: Vocabulary, future_codes: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ Legend: B batch, L sequence, D hidden, V vocabulary, T chunk, A action size, N i
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig
 
 from models.backbones import Backbone
+from models.details import ACTION_DETAILS, action_details, no_details, text_details
 from models.heads import PooledRegression
-from models.loss import Tally, token_cross_entropy
+from models.loss import Tally, judged_cross_entropy, token_cross_entropy
 from models.objectives.base import TextTask
 from models.sequence import TokenSequence
 from models.spec import ModelSpec
@@ -31,6 +33,8 @@ class FutureTask:
 
     ``sequence``: from ``robot_sequence``; ``targets`` [B, N + 2]: ids of the future frame (None: no image loss);
     ``actions`` [B, T, A] with ``action_weight`` [B, T] (1 counts a step, 0 leaves it out); None: no action loss.
+    ``action_tokens``: the same chunk as tokens, laid out behind the sequence (``models.objectives.actions``); None: no
+    block-diffusion actions.
     """
 
     sequence: TokenSequence
@@ -38,6 +42,17 @@ class FutureTask:
     actions: Tensor | None
     action_weight: Tensor | None = None
     label_smoothing: float = 0.0
+    action_tokens: TextTask | None = None
+
+    @property
+    def whole(self) -> TokenSequence:
+        """What one forward reads: the robot flow, and the action tokens behind it. These are laid out on the host,
+        where the image codes of the flow are not known; its ids are taken from ``sequence``."""
+        if self.action_tokens is None:
+            return self.sequence
+        laid = self.action_tokens.sequence
+        behind = laid.ids[:, self.sequence.ids.shape[1] :]
+        return replace(laid, ids=torch.cat([self.sequence.ids, behind], dim=1))
 
     def to(self, device: torch.device | str) -> FutureTask:
         def move(tensor: Tensor | None) -> Tensor | None:
@@ -49,18 +64,23 @@ class FutureTask:
             targets=move(self.targets),
             actions=move(self.actions),
             action_weight=move(self.action_weight),
+            action_tokens=None if self.action_tokens is None else self.action_tokens.to(device),
         )
 
 
 @dataclass(frozen=True)
 class Losses:
     """Sums and counts of one micro-batch: ``image`` over span slots, ``action`` over numbers, ``text`` over what the
-    text objective counts. ``nats``: negative log-likelihood of the answers, or its bound, over answer tokens."""
+    text objective counts. ``nats``: negative log-likelihood of the answers, or its bound, over answer tokens.
+    ``action_bd``: block-diffusion actions, over what their objective counts. ``details``: what else is told of the
+    losses of tokens (``models.details.DETAILS``, ``ACTION_DETAILS``)."""
 
     image: Tally
     action: Tally
     text: Tally
     nats: Tally
+    action_bd: Tally
+    details: Mapping[str, Tally] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,14 +112,23 @@ class UPVLA(nn.Module):
     def forward(self, future: FutureTask | None = None, text: TextTask | None = None) -> Losses:
         """Losses of one micro-batch. One call covers both flows: wrappers (DDP, DeepSpeed, FSDP) hook it once."""
         zero = Tally.zero(self.device)
-        image, action = (zero, zero) if future is None else self.future_losses(future)
-        words, nats = (zero, zero) if text is None else self.text_loss(text)
-        return Losses(image=image, action=action, text=words, nats=nats)
+        image = action = action_bd = zero
+        told = no_details(zero.sum.device, ACTION_DETAILS)
+        if future is not None:
+            hidden = self.hidden(future.whole)
+            image, action = self.future_losses(future, hidden)
+            if future.action_tokens is not None:
+                action_bd, told = self.action_token_losses(future.action_tokens, hidden)
+        words, nats, details = (zero, zero, no_details(zero.sum.device)) if text is None else self.text_losses(text)
+        return Losses(
+            image=image, action=action, text=words, nats=nats, action_bd=action_bd, details={**details, **told}
+        )
 
-    def future_losses(self, task: FutureTask) -> tuple[Tally, Tally]:
+    def future_losses(self, task: FutureTask, hidden: Tensor | None = None) -> tuple[Tally, Tally]:
         """Cross-entropy of the future frame's codes over the image span (same slot, no shift; full vocabulary, as
-        released weights were trained), and squared error of the actions."""
-        hidden = self.hidden(task.sequence)
+        released weights were trained), and squared error of the actions. ``hidden`` [B, L, D]: of ``task.whole``, if it
+        was computed already."""
+        hidden = self.hidden(task.sequence) if hidden is None else hidden
         image = action = Tally.zero(hidden.device)
         if task.targets is not None:
             assert task.sequence.image is not None
@@ -115,19 +144,32 @@ class UPVLA(nn.Module):
             action = Tally((errors * weight[..., None]).sum(), weight.sum() * errors.shape[-1])
         return image, action
 
-    def text_loss(self, task: TextTask) -> tuple[Tally, Tally]:
-        """(training loss; negative log-likelihood or its bound per real answer token)."""
-        losses = self.text_cross_entropy(task)
+    def text_losses(self, task: TextTask) -> tuple[Tally, Tally, dict[str, Tally]]:
+        """(training loss; negative log-likelihood or its bound per real answer token; details)."""
+        losses, right = self.text_scores(task)
         return (
             Tally((losses * task.weights).sum(), task.counted),
             Tally((losses.detach() * task.bound_weights).sum(), task.answer_tokens),
+            text_details(task, losses, right),
         )
 
-    def text_cross_entropy(self, task: TextTask) -> Tensor:
-        """[S] cross-entropies at the scored slots."""
-        hidden = self.hidden(task.sequence)
+    def action_token_losses(self, task: TextTask, hidden: Tensor) -> tuple[Tally, dict[str, Tally]]:
+        """(training loss of block-diffusion actions; details). ``hidden`` [B, L, D]: of the forward that the robot
+        flow's losses are read from too."""
+        losses, right = self._scores(task, hidden)
+        return Tally((losses * task.weights).sum(), task.counted), action_details(task, losses, right)
+
+    def text_loss(self, task: TextTask) -> tuple[Tally, Tally]:
+        """``text_losses`` without the details."""
+        return self.text_losses(task)[:2]
+
+    def text_scores(self, task: TextTask) -> tuple[Tensor, Tensor]:
+        """[S] cross-entropies at the scored slots, and [S] 1 where the target is the most likely word."""
+        return self._scores(task, self.hidden(task.sequence))
+
+    def _scores(self, task: TextTask, hidden: Tensor) -> tuple[Tensor, Tensor]:
         scored = hidden[task.rows, task.slots]  # [S, D]
-        return token_cross_entropy(self.backbone.head, scored, task.targets, banned=self.banned_word)
+        return judged_cross_entropy(self.backbone.head, scored, task.targets, banned=self.banned_word)
 
     # --- pieces ------------------------------------------------------------------------------------------------
 
@@ -166,12 +208,14 @@ class UPVLA(nn.Module):
             return Prediction(actions)
         assert sequence.image is not None
         inner = hidden[:, sequence.image.start + 1 : sequence.image.stop - 1]
-        return Prediction(actions, self._code_logits(inner).argmax(dim=-1))
+        return Prediction(actions, self.code_logits(inner).argmax(dim=-1))
 
-    def _code_logits(self, hidden: Tensor) -> Tensor:
-        """[..., D] -> [..., codebook_size] in float32."""
+    def code_logits(self, hidden: Tensor, count: int | None = None) -> Tensor:
+        """[..., D] -> logits of the first ``count`` image codes (None: of all; bins of actions are the first), in
+        float32."""
         head = self.backbone.lm.get_output_embeddings()
-        rows = slice(self.vocab.first_code, self.vocab.mask)
+        first = self.vocab.first_code
+        rows = slice(first, self.vocab.mask if count is None else first + count)
         bias = None if head.bias is None else head.bias[rows]
         return F.linear(hidden, head.weight[rows], bias).float()
 

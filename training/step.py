@@ -14,16 +14,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from config.schema import Job
+from models.actions import ActionBins
 from models.draws import Draws, generator
 from models.images import normalise
-from models.objectives import TextObjective, TextTask
+from models.objectives import TextObjective, TextTask, action_diffusion, action_task
 from models.sequence import TextTurn, future_targets, pad_right, robot_sequence
 from models.upvla import FutureTask
 from training.data.batch import RobotBatch, TextBatch
 from training.setup import Parts
 
-COUNTED = ("image", "action", "text")
-"""The three losses, in the order of every triple of counts."""
+COUNTED = ("image", "action", "text", "action_bd")
+"""The losses, in the order of every row of counts."""
+
+
+def coefficients(job: Job) -> list[float]:
+    """The weights of ``COUNTED`` in the total. Block-diffusion actions are a second action loss, and weighed as one."""
+    training = job.training
+    action_bd = training.act_coeff * job.block_diffusion.action_coeff
+    return [training.pre_coeff, training.act_coeff, training.mmu_coeff, action_bd]
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class RobotCodes:
 
 @dataclass(frozen=True)
 class Tasks:
-    """One micro-batch, prepared, on the device. ``counts`` [3], on the host: how much each of ``COUNTED`` sums over."""
+    """One micro-batch, prepared, on the device. ``counts`` [4], on the host: how much each of ``COUNTED`` sums over."""
 
     future: FutureTask | None
     text: TextTask | None
@@ -77,10 +86,14 @@ def encode_picture(parts: Parts, batch: TextBatch | None) -> TextTurn | None:
     return TextTurn(ids=ids, answer=answer, patches=patches, indices=batch.indices)
 
 
-def future_task(parts: Parts, codes: RobotCodes | None, step: int | None = None) -> FutureTask | None:
+def future_task(
+    parts: Parts, codes: RobotCodes | None, step: int | None = None, measured_draws: int = 1
+) -> FutureTask | None:
     """The robot flow: see the frames now, tell the frames T steps later and the T actions between.
 
-    ``step``: the optimizer step, from which it is drawn which instructions are left out; None leaves out none.
+    ``step``: the optimizer step, from which it is drawn which instructions are left out, and which action tokens are
+    hidden. None leaves out none and is for measuring: tokens are hidden the same way at every evaluation,
+    ``measured_draws`` times, over all mask ratios.
     """
     if codes is None:
         return None
@@ -97,6 +110,28 @@ def future_task(parts: Parts, codes: RobotCodes | None, step: int | None = None)
         actions=batch.actions if with_actions else None,
         action_weight=(~batch.action_is_pad).float() if masked else None,
         label_smoothing=job.training.label_smoothing,
+        action_tokens=action_tokens(parts, batch, instructions, step, measured_draws) if with_actions else None,
+    )
+
+
+def action_tokens(
+    parts: Parts, batch: RobotBatch, instructions: Sequence[Sequence[int]], step: int | None, measured_draws: int
+) -> TextTask | None:
+    """Block-diffusion actions behind the robot flow, if the job has them. Laid out on the host: the codes, which are on
+    the device, play no part in where something stands (``FutureTask.whole`` puts them in)."""
+    job, vocab = parts.job, parts.prompter.vocab
+    objective = action_diffusion(job)
+    if objective is None:
+        return None
+    without_codes = torch.zeros(len(batch), parts.model.spec.num_image_tokens, dtype=torch.long)
+    return action_task(
+        objective if step is not None else objective.measuring(measured_draws),
+        ActionBins(vocab, job.block_diffusion.action_num_bins),
+        robot_sequence(vocab, instructions, without_codes, batch.actions.shape[1]),
+        batch.actions,
+        ~batch.action_is_pad if job.dataset.params.mask_action_padding else None,
+        batch.indices.tolist(),
+        Draws(job.training.seed, step or 0, "action"),
     )
 
 
@@ -117,7 +152,8 @@ def text_task(
 
 def bundle(parts: Parts, future: FutureTask | None, text: TextTask | None) -> Tasks:
     """Both tasks on the device. Their counts are taken first, where nobody has to wait for the device."""
-    counts = torch.tensor([*_robot_counts(future), 0.0 if text is None else float(text.counted)])
+    action_bd = None if future is None else future.action_tokens
+    counts = torch.tensor([*_robot_counts(future), *(float(t.counted) if t else 0.0 for t in (text, action_bd))])
     return Tasks(
         future=None if future is None else future.to(parts.device),
         text=None if text is None else text.to(parts.device),

@@ -1,6 +1,7 @@
-"""Saying something: a picture and a question in, an answer out. ``generate`` is the one call."""
+"""Saying something: a picture and a question in, an answer out (``generate``). Acting in tokens: ``decode_actions``."""
 
 from models.decoding.accept import Acceptance, Factor, FirstHitting, Static, Threshold, acceptance
+from models.decoding.actions import ActionDecoding, DecodedActions, decode_actions
 from models.decoding.generate import Decoding, DecodingStats, Generation, generate
 from models.decoding.sampling import Sampling
 from models.decoding.stream import prompt_sequence
@@ -8,6 +9,8 @@ from models.decoding.turn import Progress
 
 __all__ = [
     "Acceptance",
+    "ActionDecoding",
+    "DecodedActions",
     "Decoding",
     "DecodingStats",
     "Factor",
@@ -18,6 +21,7 @@ __all__ = [
     "Static",
     "Threshold",
     "acceptance",
+    "decode_actions",
     "generate",
     "prompt_sequence",
 ]

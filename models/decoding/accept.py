@@ -75,6 +75,17 @@ class FirstHitting:
         return open_ & (_rank(chance, open_) == 0)
 
 
+def accept_within(
+    accept: Acceptance, left: int, confidence: Tensor, open_: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """What ``accept`` keeps, and so many more of the most confident that ``left`` forwards fill every open slot.
+
+    [B, n] boolean, row by row: a row is filled as it would be alone.
+    """
+    least = -(-open_.sum(dim=-1, keepdim=True) // left)  # [B, 1]
+    return accept.keep(confidence, open_, generator) | (open_ & (_rank(confidence, open_) < least))
+
+
 def acceptance(text: str) -> Acceptance:
     """``threshold:0.9``, ``static:2``, ``factor:1.0`` or ``first-hitting``. Raises ``ValueError`` naming these."""
     name, _, number = text.partition(":")

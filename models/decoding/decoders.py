@@ -55,7 +55,7 @@ def fill_blocks(turn: Turn, blocks: Blocks) -> None:
         wanted = torch.arange(blocks.size, device=block.device) < turn.left
         ended = turn.done
         while not ended.all():
-            hidden = _readings(turn.stream, block, blocks.shift)  # [B, n, D]
+            hidden = readings(turn.stream, block, blocks.shift)  # [B, n, D]
             useful = (block == turn.mask) & wanted & ~_behind(block == turn.stop) & ~ended[:, None]
             open_ = _open(useful, blocks.window)
             proposed, confidence = block.clone(), torch.zeros(block.shape, device=block.device)
@@ -79,7 +79,7 @@ def fill_blocks(turn: Turn, blocks: Blocks) -> None:
             turn.stream.read()
 
 
-def _readings(stream: CleanStream, block: Tensor, shift: bool) -> Tensor:
+def readings(stream: CleanStream, block: Tensor, shift: bool) -> Tensor:
     """[B, n, D]: the hidden state each token of the block is read from."""
     _, noisy = stream.read(block)
     return torch.cat([stream.last[:, None], noisy[:, :-1]], dim=1) if shift else noisy
@@ -106,7 +106,7 @@ def draft_and_verify(turn: Turn, size: int, shift: bool) -> None:
     batch = turn.done.shape[0]
     while not turn.over():
         masks = torch.full((batch, size), turn.mask, device=turn.done.device)
-        draft = turn.propose(_readings(turn.stream, masks, shift).flatten(0, 1))[0].view(batch, size)
+        draft = turn.propose(readings(turn.stream, masks, shift).flatten(0, 1))[0].view(batch, size)
         before = turn.stream.last
         turn.stream.append(draft)
         clean, _ = turn.stream.read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from config.schema import Job
+from models.objectives.actions import action_diffusion, action_task
 from models.objectives.ar import Autoregressive
 from models.objectives.base import TextObjective, TextTask
 from models.objectives.bd import block_diffusion
@@ -32,4 +33,12 @@ def text_objective(job: Job | str) -> TextObjective:
     return OBJECTIVES[name](job)
 
 
-__all__ = ["OBJECTIVES", "Autoregressive", "TextObjective", "TextTask", "text_objective"]
+__all__ = [
+    "OBJECTIVES",
+    "Autoregressive",
+    "TextObjective",
+    "TextTask",
+    "action_diffusion",
+    "action_task",
+    "text_objective",
+]

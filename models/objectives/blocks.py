@@ -28,12 +28,14 @@ from models.tokens import Vocabulary
 class Canvas:
     """What one noisy view stands for: the answers of each row end to end, with their continuation. All [B, C].
 
-    ``ids``: clean tokens; ``pos``: true positions; ``start``: position of the block's first token; ``block``: number of
-    the block in its row; ``size``: tokens of the block; ``valid``: 0 at the padding of shorter rows.
+    ``ids``: clean tokens; ``pos``: true positions; ``column``: where the clean token stands in its row (a row padded on
+    the left begins at a later column than at position 0); ``start``: position of the block's first token; ``block``:
+    number of the block in its row; ``size``: tokens of the block; ``valid``: 0 at the padding of shorter rows.
     """
 
     ids: Tensor
     pos: Tensor
+    column: Tensor
     start: Tensor
     block: Tensor
     size: Tensor
@@ -48,6 +50,11 @@ class Canvas:
     def first(self) -> Tensor:
         """[B, C] True at the first token of each block."""
         return self.real & (self.pos == self.start)
+
+    @property
+    def start_column(self) -> Tensor:
+        """[B, C]: where the first token of the slot's block stands in the clean stream (padding: -1)."""
+        return self.start + self.column - self.pos
 
     @property
     def blocks(self) -> int:
@@ -69,7 +76,10 @@ def canvas_of(clean: TokenSequence, vocab: Vocabulary, sizes: Sequence[int], who
     rows = []
     for row, size in enumerate(sizes):
         ids = clean.ids[row]
-        answers = [_lay(ids[a:z], a, vocab.eos, size, whole) for a, z in answers_of(clean.slots.kind[row])]
+        pos = clean.slots.pos[row]
+        answers = [
+            _lay(ids[a:z], a, int(pos[a]), vocab.eos, size, whole) for a, z in answers_of(clean.slots.kind[row])
+        ]
         rows.append(_end_to_end(answers))
     names = [field.name for field in fields(Canvas)]
     padding = {"ids": vocab.pad, "start": -1}
@@ -86,7 +96,7 @@ def answers_of(kind: Tensor) -> list[tuple[int, int]]:
     return list(zip((edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist(), strict=True))
 
 
-def _lay(answer: Tensor, start: int, eos: int, size: int, whole: bool) -> dict[str, Tensor]:
+def _lay(answer: Tensor, column: int, start: int, eos: int, size: int, whole: bool) -> dict[str, Tensor]:
     """Tags of one answer and its continuation."""
     length = answer.shape[0]
     continued = -(-length // size) * size if int(answer[-1]) == eos else length
@@ -96,6 +106,7 @@ def _lay(answer: Tensor, start: int, eos: int, size: int, whole: bool) -> dict[s
     return {
         "ids": torch.cat([answer, answer.new_full((continued - length,), eos)]),
         "pos": start + offset,
+        "column": column + offset,
         "start": start + block * size,
         "block": block,
         "size": torch.full_like(offset, size).clamp_max(continued - block * size),
@@ -123,11 +134,11 @@ def without_unread(clean: TokenSequence, canvas: Canvas) -> TokenSequence:
     """Without the clean slots that no noisy slot sees and no token is read from: from the start of a row's last block
     on. For one block per answer and one answer that is all of x0: ``[P | v1 | v2]``."""
     length = clean.ids.shape[1]
-    starts = canvas.start if canvas.start.shape[1] else torch.full((clean.ids.shape[0], 1), -1)
+    starts = canvas.start_column if canvas.start.shape[1] else torch.full((clean.ids.shape[0], 1), -1)
     last = starts.max(dim=1).values  # [B]
     last = torch.where(last < 0, length, last)
     width = int(last.max())
-    kept = torch.arange(width) < last[:, None]  # clean columns are positions
+    kept = torch.arange(width) < last[:, None]
     slots = clean.slots.map(lambda tag: tag[:, :width])
     kind = torch.where(kept, slots.kind, int(Kind.PAD))
     return replace(clean, ids=clean.ids[:, :width], slots=replace(slots, kind=kind))

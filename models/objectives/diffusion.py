@@ -52,10 +52,18 @@ class Diffusion:
     def prepare(
         self, vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn, draws: Draws | None = None
     ) -> TextTask:
-        """Draw what is hidden, lay out the one sequence, and say where which token is read and what it weighs."""
-        # 1. The clean conversation, and a canvas of blocks over its answers.
-        clean = clean_text_sequence(vocab, system_ids, turn)
-        generators = [(draws or Draws()).of(sample) for sample in turn.samples]
+        """A conversation's answers are what is hidden and read back."""
+        return self.task(vocab, clean_text_sequence(vocab, system_ids, turn), turn.samples, draws)
+
+    def task(
+        self, vocab: Vocabulary, clean: TokenSequence, samples: Sequence[int], draws: Draws | None = None
+    ) -> TextTask:
+        """Draw what is hidden, lay out the one sequence, and say where which token is read and what it weighs.
+
+        ``clean``: a stream whose answers are of kind ``ANSWER``, on the host; ``samples`` [B]: name each row's draws.
+        """
+        # 1. A canvas of blocks over the answers of the clean stream.
+        generators = [(draws or Draws()).of(sample) for sample in samples]
         sizes = [self.sizes.size((draws or Draws()).step, g) for g in generators]
         canvas = canvas_of(clean, vocab, sizes, self.whole)
         # 2. What each view hides.
@@ -123,7 +131,7 @@ class Diffusion:
         """First tokens of blocks, read from the clean slot before: no mask has a say there, so the weight is the
         expectation of what masks would give, exactly 1 (uniform: once for each view that hides it)."""
         rows, columns = canvas.first.nonzero(as_tuple=True)
-        slots = canvas.start[rows, columns] - 1  # clean columns are positions
+        slots = canvas.column[rows, columns] - 1
         ones = torch.ones(rows.shape[0])
         loss = hidden.sum(0)[rows, columns].float() if self.weighting == "uniform" else ones
         return _Scored(rows, slots, canvas.ids[rows, columns], loss, ones, torch.zeros_like(ones))

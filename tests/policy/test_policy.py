@@ -91,7 +91,7 @@ def test_acting_computes_no_logits_and_decodes_no_picture(policy, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError
 
-    monkeypatch.setattr(policy.model, "_code_logits", refuse)
+    monkeypatch.setattr(policy.model, "code_logits", refuse)
     monkeypatch.setattr(policy.vq, "decode", refuse)
     policy.act([observe(0)])
 

@@ -10,12 +10,16 @@ import os
 import subprocess
 
 import torch
+import torch.utils._pytree as pytree
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, KwargsHandler
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from config.load import ConfigError
 from config.schema import Job
+from models.loss import Tally
+from models.upvla import UPVLA, Losses
 
 
 def start_processes(job: Job) -> Accelerator:
@@ -87,6 +91,20 @@ def tell_deepspeed(accelerator: Accelerator, job: Job) -> None:
     if plugin is not None:
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = job.training.batch_size_pre
         plugin.deepspeed_config["gradient_clipping"] = job.training.max_grad_norm or 0.0
+
+
+def tell_fsdp(accelerator: Accelerator, model: UPVLA) -> None:
+    """Which layers are units of sharding, and that gradients are added up in fp32 (accelerate would take 16 bits).
+    Called before the model is wrapped; nothing to do for other launches."""
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    plugin = accelerator.state.fsdp_plugin
+    plugin.transformer_cls_names_to_wrap = sorted(model.backbone.lm._no_split_modules)
+    low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32)
+    for output in (Tally, Losses):  # FSDP looks for the tensors in what forward returns
+        if output not in pytree.SUPPORTED_NODES:
+            pytree.register_dataclass(output)
 
 
 def _join_slurm_step() -> None:

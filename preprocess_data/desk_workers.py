@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
 
 from preprocess_data.desk_files import Moments, Placed, json_bytes, npz_bytes
 from preprocess_data.desk_play import Array, Frame, Player, Settings
+from preprocess_data.processes import in_processes
 
 Job = tuple[Settings, int, Path]  # the recording, the number of the episode, the folder it becomes
 
@@ -57,24 +53,4 @@ def record(job: Job) -> tuple[int, float]:
 
 def record_all(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, float]]:
     """Record episodes in up to `workers` processes; frames and CPU seconds of each, in order."""
-    if workers <= 1 or len(jobs) <= 1:
-        yield from map(record, jobs)
-        return
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_serve_the_parent)
-    try:
-        yield from pool.map(record, jobs)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _serve_the_parent() -> None:
-    """Leave interrupts to the parent, and end with it: without this, workers outlive a parent that is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
-
-
-def _end_with_the_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
+    return in_processes(record, jobs, workers)

@@ -7,41 +7,50 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
-from tqdm import tqdm
 
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from preprocess_data.calvin_choice import Choice, source_splits
+from preprocess_data.calvin_frames import finish, read_actions, windows_without
+from preprocess_data.calvin_verify import verify
 from training.data.calvin import Annotation, CalvinSplit
-from training.data.processed import INDEX_NAME, Episode, Frame, write_index
+from training.data.processed import INDEX_NAME, WORTH_AN_INDEX, Episode, Frame, build_index, write_index
 
 Placement = Literal["relative", "absolute", "copy"]
 
 DESCRIPTION = """\
-Make a processed split, which training reads, out of a raw CALVIN split (task_D_D/training, the debug data set, or what
-the embedded desk records): a folder with dataset_info.json, in which every language annotation is one episode with its
-instruction, the files of its frames (first to last, both included) and their relative and absolute actions.
-Run it once for training/ and once for validation/."""
+Make a processed split, which training reads, out of a raw CALVIN split (task_D_D/training, the debug data set, the zip
+it was downloaded as, or what the embedded desk records): a folder with dataset_info.json, in which every language
+annotation is one episode with its instruction, the files of its frames (first to last, both included) and their
+relative and absolute actions; and beside it dataset_info.index, from which training starts in no time.
+Killed, it goes on where it was when started again."""
 
 EPILOG = """\
 examples:
   process_calvin.py --source-split-dir calvin/task_D_D/training --output-dir data/task_D_D_training
       all annotations; the frames stay where they are, and are found relative to the output folder:
       move both folders together
+  process_calvin.py --source-split-dir task_D_D.zip --output-dir data/task_D_D
+      training and validation out of the download, which is not unpacked: training reads its frames inside the zip
+      (one split: --split validation, or task_D_D.zip/task_D_D/validation)
   process_calvin.py ... --copy-frames
       a folder that can be moved anywhere by itself (as large as the frames it names)
+  process_calvin.py ... --tasks open_drawer close_drawer --fraction 0.1
+  process_calvin.py ... --instruction "blue block" --count 200
   process_calvin.py ... --annotations 0 1 2 3
-      only these annotations, counted from 0 in the order of auto_lang_ann.npy
+      only some annotations: by task, by words, a share, a number, or counted from 0 in the order of auto_lang_ann.npy
+  process_calvin.py --verify calvin/task_D_D/training [--full] [--report problems.json]
+      is every frame there and whole? of a raw split (folder or zip) or a processed one; exit code 1 if not
+  process_calvin.py --summary data/task_D_D_training [--sheet summary.png]
+      what a processed split holds, as text and as a picture
 
 then train with dataset.params.train_pre_shards_path_or_url=<output folder>"""
 
@@ -55,16 +64,7 @@ class Summary:
     frames: int  # listed; annotations overlap, so a file may be listed more than once
     files: int  # distinct
     instructions: int  # distinct
-
-
-def chosen(annotations: Sequence[Annotation], choice: Sequence[int] | None) -> list[Annotation]:
-    """The annotations with these numbers, or all of them for None. Raises ValueError for a number there is not."""
-    if choice is None:
-        return list(annotations)
-    for number in choice:
-        if not 0 <= number < len(annotations):
-            raise ValueError(f"--annotations {number}: the split has annotations 0 to {len(annotations) - 1}")
-    return [annotations[number] for number in choice]
+    left_out: tuple[str, ...] = ()  # windows with a bad frame, and why; none unless asked for
 
 
 def write_processed(
@@ -74,47 +74,61 @@ def write_processed(
     placement: Placement = "relative",
     workers: int = 4,
     progress: bool = True,
+    skip_bad: bool = False,
 ) -> Summary:
     """Write ``annotations`` of ``split`` as a processed split under ``output_dir``; each frame file is read once.
 
     ``placement``: how frames are named: relative to ``output_dir``, by absolute path, or copied into it.
-    Raises ValueError or FileNotFoundError naming the first file that is missing or damaged; no dataset_info.json is
-    left behind then (an older one stays as it was).
+    ``skip_bad``: leave out windows with a missing or damaged frame, and list them; otherwise the first one raises
+    ValueError or FileNotFoundError naming it, and no dataset_info.json is left behind (an older one stays as it was).
     """
     if not annotations:
         raise ValueError(f"{split.path} gives no annotated window to process")
     output_dir.mkdir(parents=True, exist_ok=True)
-    ids = np.unique(np.concatenate([np.arange(window.start, window.end + 1) for window in annotations]))
+    ids = _frames_of(annotations)
     name = _namer(split, output_dir, placement)
-
-    def read(frame: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        arrays = split.frame(frame, ("rel_actions", "actions"))
-        if placement == "copy":
-            _copy(split.frame_path(frame), output_dir / name(frame))
-        return arrays["rel_actions"], arrays["actions"]
-
-    relative = np.empty((len(ids), 7), dtype=np.float32)
-    absolute = np.empty((len(ids), 7), dtype=np.float32)
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        results = pool.map(read, ids.tolist())
-        for row, (rel, abs_) in enumerate(tqdm(results, "frames", len(ids), unit="frame", disable=not progress)):
-            relative[row], absolute[row] = rel, abs_
+    copies = output_dir / "frames" if placement == "copy" else None
+    read = read_actions(split, ids, output_dir, copies, workers, progress, keep_bad=skip_bad)
+    good = windows_without(read.bad, ((window.start, window.end) for window in annotations))
+    kept = [window for window, whole in zip(annotations, good, strict=True) if whole]
+    left_out = tuple(
+        f"frames {window.start} to {window.end}, {window.instruction!r}: {read.bad[_first_bad(window, read.bad)]}"
+        for window, whole in zip(annotations, good, strict=True)
+        if not whole
+    )
+    if not kept:
+        raise ValueError(f"{split.path}: no window is whole; the first: {left_out[0]}")
 
     def episodes() -> Iterator[Episode]:
-        for window in annotations:
+        for window in kept:
             first = int(np.searchsorted(ids, window.start))
             rows = range(first, first + len(window.frames))
-            frames = [Frame(name(int(ids[row])), relative[row].tolist(), absolute[row].tolist()) for row in rows]
+            frames = [
+                Frame(name(int(ids[row])), read.relative[row].tolist(), read.absolute[row].tolist()) for row in rows
+            ]
             yield Episode(window.instruction, window.task, frames)
 
     frames = write_index(output_dir, episodes())
+    if (output_dir / INDEX_NAME).stat().st_size >= WORTH_AN_INDEX:
+        build_index(output_dir, progress)
+    finish(output_dir)
     return Summary(
         path=output_dir / INDEX_NAME,
-        episodes=len(annotations),
+        episodes=len(kept),
         frames=frames,
-        files=len(ids),
-        instructions=len({window.instruction for window in annotations}),
+        files=len(_frames_of(kept)),
+        instructions=len({window.instruction for window in kept}),
+        left_out=left_out,
     )
+
+
+def _frames_of(windows: Sequence[Annotation]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Ids of the frames that windows name, each once, in order."""
+    return np.unique(np.concatenate([np.arange(window.start, window.end + 1) for window in windows]))
+
+
+def _first_bad(window: Annotation, bad: dict[int, str]) -> int:
+    return next(frame for frame in window.frames if frame in bad)
 
 
 def _namer(split: CalvinSplit, output_dir: Path, placement: Placement) -> Callable[[int], str]:
@@ -125,17 +139,6 @@ def _namer(split: CalvinSplit, output_dir: Path, placement: Placement) -> Callab
     return lambda frame: (folder / split.frame_path(frame).name).as_posix()
 
 
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(exist_ok=True)
-    if target.is_file():
-        have, want = target.stat(), source.stat()
-        if (have.st_size, have.st_mtime_ns) == (want.st_size, want.st_mtime_ns):
-            return  # an earlier, interrupted run got this far
-    partial = target.with_suffix(".npz.tmp")
-    shutil.copy2(source, partial)  # with its time, by which the line above knows it again
-    os.replace(partial, target)
-
-
 def describe(summary: Summary) -> str:
     return (
         f"{summary.path}: {summary.episodes} episodes, {summary.frames} frames ({summary.files} files), "
@@ -143,11 +146,11 @@ def describe(summary: Summary) -> str:
     )
 
 
-def _choice(words: Sequence[str]) -> list[int] | None:
+def _numbers(words: Sequence[str]) -> tuple[int, ...] | None:
     if list(words) == ["all"]:
         return None
     try:
-        return [int(word) for word in words]
+        return tuple(int(word) for word in words)
     except ValueError:
         raise ValueError(f"--annotations takes 'all' or numbers, not {' '.join(words)!r}") from None
 
@@ -156,28 +159,96 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--source-split-dir", type=Path, required=True, help="folder with episode_*.npz")
-    made.add_argument("--output-dir", type=Path, required=True, help="folder to write; made if missing")
-    made.add_argument("--annotations", nargs="+", default=["all"], metavar="N", help="'all' (default) or numbers")
-    place = made.add_mutually_exclusive_group()
+    make = made.add_argument_group("make a processed split")
+    make.add_argument(
+        "--source-split-dir", type=Path, metavar="PATH", help="folder with episode_*.npz, the folder above it, or a zip"
+    )
+    make.add_argument("--output-dir", type=Path, metavar="PATH", help="folder to write; made if missing")
+    make.add_argument(
+        "--split",
+        choices=("training", "validation"),
+        help="which one, where the source holds both (default: both, as folders of the output folder)",
+    )
+    place = make.add_mutually_exclusive_group()
     place.add_argument("--absolute", action="store_true", help="write absolute frame paths")
     place.add_argument("--copy-frames", action="store_true", help="copy the frames into the output folder")
-    made.add_argument("--workers", type=int, default=4, help="files read at the same time (default 4)")
+    make.add_argument(
+        "--skip-bad", action="store_true", help="leave out windows with a bad frame, and list them (default: stop)"
+    )
+    make.add_argument(
+        "--workers",
+        type=int,
+        default=min(os.cpu_count() or 1, 8),
+        help="processes that read (default: cores, at most 8)",
+    )
+    some = made.add_argument_group("only some annotations")
+    some.add_argument("--annotations", nargs="+", default=["all"], metavar="N", help="'all' (default) or numbers")
+    some.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="only these tasks")
+    some.add_argument("--instruction", action="append", default=[], metavar="WORDS", help="only where it says this")
+    some.add_argument("--fraction", type=float, metavar="F", help="a share of them, drawn")
+    some.add_argument("--count", type=int, metavar="N", help="at most so many, drawn")
+    some.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
+    look = made.add_argument_group("look at what is there")
+    look.add_argument("--verify", type=Path, metavar="PATH", help="check a raw or processed split, change nothing")
+    look.add_argument("--full", action="store_true", help="with --verify: decode every picture too, not only headers")
+    look.add_argument("--report", type=Path, metavar="JSON", help="with --verify: write all problems here")
+    look.add_argument("--summary", type=Path, metavar="PATH", help="say what a processed (or raw) split holds")
+    look.add_argument("--sheet", type=Path, metavar="PNG", help="draw it as well (also after making a split)")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    placement: Placement = "copy" if options.copy_frames else "absolute" if options.absolute else "relative"
     try:
-        split = CalvinSplit(options.source_split_dir)
-        windows = chosen(split.annotations, _choice(options.annotations))
-        summary = write_processed(split, windows, options.output_dir, placement, options.workers)
+        if options.verify is not None:
+            return verify(options.verify, options.full, options.workers, options.report)
+        if options.summary is not None:
+            _summarise(options.summary, options.sheet)
+            return 0
+        if options.source_split_dir is None or options.output_dir is None:
+            raise ValueError(
+                "give --source-split-dir and --output-dir, or --verify or --summary; --help shows examples"
+            )
+        return _make(options)
     except (ValueError, OSError) as error:
         print(f"process_calvin: {error}", file=sys.stderr)
         return 2
-    print(describe(summary))
+
+
+def _make(options: argparse.Namespace) -> int:
+    placement: Placement = "copy" if options.copy_frames else "absolute" if options.absolute else "relative"
+    choice = Choice(
+        numbers=_numbers(options.annotations),
+        tasks=tuple(options.tasks),
+        phrases=tuple(options.instruction),
+        fraction=options.fraction,
+        count=options.count,
+        seed=options.seed,
+    )
+    for name, path in source_splits(options.source_split_dir, options.split):
+        split, output = CalvinSplit(path), options.output_dir / name
+        windows = choice.of(split.annotations)
+        summary = write_processed(split, windows, output, placement, options.workers, skip_bad=options.skip_bad)
+        for line in summary.left_out:
+            print(f"left out: {line}", file=sys.stderr)
+        if options.sheet is not None:
+            _summarise(output, options.sheet.with_stem(f"{options.sheet.stem}_{name}") if name else options.sheet)
+        print(describe(summary))
     return 0
+
+
+def _summarise(root: Path, sheet: Path | None) -> None:
+    # Drawing is not loaded by those who only read: every worker process imports this file.
+    from preprocess_data.browsing.facts import Facts
+    from preprocess_data.browsing.sheet import draw_sheet
+    from preprocess_data.browsing.sources import open_source
+
+    source = open_source(root)
+    facts = Facts.of(source)
+    print(facts.text())
+    if sheet is not None:
+        draw_sheet(source, facts, sheet)
+        print(f"drawn: {sheet}")
 
 
 if __name__ == "__main__":

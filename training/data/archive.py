@@ -81,6 +81,12 @@ def names(path: Path) -> Iterator[str]:
             yield entry.name
 
 
+def size(path: Path) -> int:
+    """Bytes of a file, unpacked."""
+    found = inside(path)
+    return path.stat().st_size if found is None else archive(found[0]).size(found[1])
+
+
 def modified_ns(path: Path) -> int:
     """When a file (of a member: its archive) was last written."""
     found = inside(path)
@@ -128,6 +134,10 @@ class Archive:
         row = int(np.searchsorted(self._names, key))
         return row if row < len(self._names) and self._names[row] == key else None
 
+    def size(self, name: str) -> int:
+        """Bytes of a file, unpacked."""
+        return int(self._sizes[self._row(name)])
+
     def has_folder(self, name: str) -> bool:
         first, last = self._below(name)
         return first < last
@@ -145,9 +155,7 @@ class Archive:
 
     def read(self, name: str) -> bytes:
         """A file's content. Raises FileNotFoundError, or ValueError naming archive and file."""
-        row = self.find(name)
-        if row is None:
-            raise FileNotFoundError(f"{self.path}/{name} does not exist: the archive has no such file")
+        row = self._row(name)
         packed, size, method = int(self._packed[row]), int(self._sizes[row]), int(self._methods[row])
         if self._flags[row] & 1:
             raise self._damaged(f"{name} is encrypted")
@@ -243,6 +251,12 @@ class Archive:
         self._flags, self._methods = table[:, 0].astype(np.uint16), table[:, 1].astype(np.uint16)
         self._checksums = table[:, 2].astype(np.uint32)
         self._packed, self._sizes, self._offsets = (table[:, column].copy() for column in (3, 4, 5))
+
+    def _row(self, name: str) -> int:
+        row = self.find(name)
+        if row is None:
+            raise FileNotFoundError(f"{self.path}/{name} does not exist: the archive has no such file")
+        return row
 
     def _row_of(self, key: bytes) -> int:
         return int(np.searchsorted(self._names, np.bytes_(key)))

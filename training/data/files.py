@@ -73,6 +73,25 @@ def read_npz(
     raise ValueError(f"{path} lacks {' and '.join(map(repr, missing))}; it has {names}")
 
 
+def npz_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Name -> (shape, dtype) of every array of an ``.npz``, from their headers alone. Raises as ``read_npz``."""
+    found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+    try:
+        with open_binary(path) as file, zipfile.ZipFile(file) as packed:
+            for name in packed.namelist():
+                with packed.open(name) as member:
+                    version = np.lib.format.read_magic(member)
+                    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
+                    shape, _, dtype = (header or np.lib.format.read_array_header_2_0)(member)
+                found[name.removesuffix(".npy")] = (shape, dtype)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist; fetch or record it, or remove its episode") from None
+    except _DAMAGED as error:
+        raise ValueError(f"{path} cannot be read ({_first_line(error)}); fetch or record it again") from None
+    return found
+
+
+LLAVA_NAME = "llava_v1_5_mix665k.json"  # the list of conversations in a folder of them
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 

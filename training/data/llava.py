@@ -22,10 +22,10 @@ from torch.utils.data import Dataset
 from models.images import ClipImageSpec, clip_pixels
 from models.prompting import ASSISTANT, HUMAN, Prompter
 from training.data.batch import TextSample
-from training.data.files import iterate_json_list, read_image
+from training.data.files import LLAVA_NAME, iterate_json_list, read_image
 from training.data.strings import Strings
 
-INDEX_NAME = "llava_v1_5_mix665k.json"
+INDEX_NAME = LLAVA_NAME
 NAMED = 5  # how many records are named per reason
 
 OnBadImage = Literal["skip", "error"]

@@ -1,0 +1,285 @@
+"""What can be looked at: one small seam, and the data sets behind it.
+
+To add a format: a class like ``ProcessedSource`` and its opener in ``OPENERS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from training.data import archive
+from training.data.calvin import Annotation, CalvinSplit, is_split, splits_in
+from training.data.files import LLAVA_NAME, iterate_json_list, npz_shapes, read_image, read_npz
+from training.data.processed import INDEX_NAME, ProcessedIndex, read_index
+from training.data.strings import Strings
+
+Picture = npt.NDArray[np.uint8]  # [height, width, 3]
+Floats = npt.NDArray[np.float32]
+
+ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+SAMPLED = 1000  # frames whose actions are read where each costs a file
+RATE = 30.0  # frames a second, of CALVIN and the desk
+
+
+@dataclass(frozen=True)
+class EpisodeView:
+    """One episode (or one conversation: a single moment) as it is shown."""
+
+    number: int
+    title: str  # the instruction
+    note: str  # where it is, which task
+    length: int  # moments
+    cameras: tuple[str, ...]
+    picture: Callable[[str, int], Picture]  # of a camera at a moment
+    actions: Floats | None = None  # [length, A]
+    turns: tuple[tuple[str, str], ...] = ()  # speaker and text, of a conversation
+
+
+@dataclass(frozen=True)
+class Label:
+    """What is known of an episode without opening its frames."""
+
+    instruction: str
+    task: str | None
+    length: int
+
+
+class Source(Protocol):
+    """A data set to be looked at."""
+
+    path: Path
+    kind: str  # in words
+    rate: float  # moments a second; 0: they are not moments in time
+    action_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Episodes."""
+
+    def labels(self) -> Iterator[Label]:
+        """Of all episodes, in order."""
+
+    def actions(self) -> tuple[Iterator[Floats], str]:
+        """Actions in pieces [n, A], and which they are of, in words."""
+
+    def notes(self) -> list[str]:
+        """What a reader should know besides."""
+
+    def episode(self, number: int) -> EpisodeView: ...
+
+
+class RawSource:
+    """A raw CALVIN split: its annotated windows; where it has none, its stretches of play."""
+
+    kind: str = "raw CALVIN split"
+    rate: float = RATE
+    action_names: tuple[str, ...] = ACTION_NAMES
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._split = CalvinSplit(path)
+
+    @cached_property
+    def _windows(self) -> tuple[Annotation, ...]:
+        if archive.is_file(self._split.annotation_path):
+            return self._split.annotations
+        if archive.is_file(self.path / "ep_start_end_ids.npy"):
+            return tuple(Annotation(first, last, "", None) for first, last in self._split.ranges.tolist())
+        ids = self._split.frame_ids
+        return (Annotation(int(ids[0]), int(ids[-1]), "", None),)
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def labels(self) -> Iterator[Label]:
+        return (Label(window.instruction, window.task, len(window.frames)) for window in self._windows)
+
+    def actions(self) -> tuple[Iterator[Floats], str]:
+        ids = self._split.frame_ids
+        chosen = ids[np.linspace(0, len(ids) - 1, min(SAMPLED, len(ids))).astype(int)]
+        of = "all frames" if len(chosen) == len(ids) else f"{len(chosen)} frames, evenly out of {len(ids)}"
+        return (self._action(int(frame))[None] for frame in chosen), of
+
+    def notes(self) -> list[str]:
+        return [f"{len(self._split.frame_ids):,} frames on disk, annotated or not"]
+
+    def episode(self, number: int) -> EpisodeView:
+        window = self._windows[number]
+
+        def picture(camera: str, moment: int) -> Picture:
+            return self._split.frame(window.start + moment, (camera,))[camera]
+
+        return EpisodeView(
+            number=number,
+            title=window.instruction or "(no instruction)",
+            note=" · ".join(filter(None, [window.task, f"frames {window.start} to {window.end}"])),
+            length=len(window.frames),
+            cameras=_cameras(self._split.frame_path(window.start)),
+            picture=picture,
+            actions=np.stack([self._action(frame) for frame in window.frames]),
+        )
+
+    def _action(self, frame: int) -> Floats:
+        return self._split.frame(frame, ("rel_actions",))["rel_actions"].astype(np.float32)
+
+
+class ProcessedSource:
+    """A processed split: dataset_info.json."""
+
+    kind: str = "processed split"
+    rate: float = RATE
+    action_names: tuple[str, ...] = ACTION_NAMES
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.index: ProcessedIndex = read_index(path)
+
+    def __len__(self) -> int:
+        return self.index.episodes
+
+    def labels(self) -> Iterator[Label]:
+        lengths = np.diff(np.asarray(self.index.starts))
+        return (Label(self.index.instruction(i), self.index.task(i), int(n)) for i, n in enumerate(lengths))
+
+    def actions(self) -> tuple[Iterator[Floats], str]:
+        piece = 1 << 18
+        return (self.index.actions[start : start + piece] for start in range(0, len(self.index), piece)), "all frames"
+
+    def notes(self) -> list[str]:
+        return [f"frames are found from {self.index.base}"]
+
+    def episode(self, number: int) -> EpisodeView:
+        index = self.index
+        start, end = index.starts[number : number + 2].tolist()
+        packed = index.frame_path(start).suffix == ".npz"
+        cameras: tuple[str, ...] = ("picture", "hand") if len(index.gripper_frames) else ("picture",)
+        if packed:
+            cameras = _cameras(index.frame_path(start))
+
+        def picture(camera: str, moment: int) -> Picture:
+            path = index.frame_path(start + moment)
+            if packed:
+                return _rgb(path, camera, read_npz(path, (camera,))[camera])
+            hand = index.gripper_path(start + moment)
+            return np.asarray(read_image(hand if camera == "hand" and hand is not None else path))
+
+        return EpisodeView(
+            number=number,
+            title=index.instruction(number) or "(no instruction)",
+            note=" · ".join(filter(None, [index.task(number), f"samples {start} to {end - 1}"])),
+            length=end - start,
+            cameras=cameras,
+            picture=picture,
+            actions=index.actions[start:end],
+        )
+
+
+class ConversationSource:
+    """LLaVA json: pictures and what is said about them."""
+
+    kind: str = "conversations about pictures"
+    rate: float = 0.0
+    action_names: tuple[str, ...] = ()
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path / LLAVA_NAME if path.is_dir() else path
+        self._images, self._turns, self._ids = Strings(), Strings(), Strings()
+        self._without = 0
+        for number, record in enumerate(iterate_json_list(self._file)):
+            turns, image = record.get("conversations"), record.get("image")
+            if not isinstance(turns, list) or not all(_is_turn(turn) for turn in turns):
+                raise ValueError(
+                    f"{self._file}: record {number} has no 'conversations' of turns with 'from' and 'value'"
+                )
+            self._without += image is None
+            self._images.append(image if isinstance(image, str) else "")
+            self._turns.append("\0".join(f"{turn['from']}\1{turn['value']}" for turn in turns))
+            self._ids.append(str(record.get("id", "")))
+        if not len(self._images):
+            raise ValueError(f"{self._file} holds no record")
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def labels(self) -> Iterator[Label]:
+        for number in range(len(self)):
+            turns = self._said(number)
+            first = next((text for _, text in turns), "").replace("<image>", "").strip()
+            yield Label(
+                first.splitlines()[0] if first else "", self._images[number].partition("/")[0] or None, len(turns)
+            )
+
+    def actions(self) -> tuple[Iterator[Floats], str]:
+        return iter(()), "there are none"
+
+    def notes(self) -> list[str]:
+        return [f"{self._without} records without a picture"] if self._without else []
+
+    def episode(self, number: int) -> EpisodeView:
+        image = self._images[number]
+        return EpisodeView(
+            number=number,
+            title=next((text for _, text in self._said(number)), "").replace("<image>", "").strip() or "(no words)",
+            note=" · ".join(filter(None, [f"record {number}", self._ids[number], image or "without a picture"])),
+            length=1,
+            cameras=("picture",) if image else (),
+            picture=lambda camera, moment: np.asarray(read_image(self._file.parent / image)),
+            turns=tuple((who, text.replace("<image>", "").strip()) for who, text in self._said(number)),
+        )
+
+    def _said(self, number: int) -> list[tuple[str, str]]:
+        turns = [turn.partition("\1") for turn in self._turns[number].split("\0") if turn]
+        return [(who, text) for who, _, text in turns]
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str)
+
+
+def _cameras(path: Path) -> tuple[str, ...]:
+    present = npz_shapes(path)
+    return tuple(name for name in ("rgb_static", "rgb_gripper") if name in present)
+
+
+def _rgb(path: Path, camera: str, array: npt.NDArray[Any]) -> Picture:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise ValueError(f"{path}: {camera} must be uint8 [height, width, 3], found {array.dtype} {list(array.shape)}")
+    return array
+
+
+def _raw(path: Path) -> Source | None:
+    return RawSource(path) if is_split(path) else None
+
+
+def _processed(path: Path) -> Source | None:
+    return ProcessedSource(path) if (path / INDEX_NAME).is_file() else None
+
+
+def _conversations(path: Path) -> Source | None:
+    named = path.suffix == ".json" and path.is_file() and path.name != INDEX_NAME
+    return ConversationSource(path) if named or (path / LLAVA_NAME).is_file() else None
+
+
+OPENERS: list[Callable[[Path], Source | None]] = [_processed, _conversations, _raw]
+
+
+def open_source(path: Path) -> Source:
+    """The data set at ``path``. Raises ValueError or FileNotFoundError saying what could be looked at."""
+    if path.name == INDEX_NAME:
+        path = path.parent
+    if not path.exists() and not archive.is_folder(path):
+        raise FileNotFoundError(f"{path} does not exist")
+    for opener in OPENERS:
+        source = opener(path)
+        if source is not None:
+            return source
+    below = [str(path / name) for name in splits_in(path)]
+    hint = f"; did you mean {' or '.join(below)}?" if below else ""
+    raise ValueError(f"{path} is no data set that is read here ({INDEX_NAME}, {LLAVA_NAME}, episode_*.npz){hint}")

@@ -1,0 +1,86 @@
+"""Which raw splits, and which of their annotated windows, are processed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from training.data.calvin import Annotation, is_split, splits_in
+
+
+def source_splits(source: Path, split: str | None) -> list[tuple[str, Path]]:
+    """(name, path) of the splits that ``source`` means: itself, or training and validation below it.
+
+    ``source`` is a folder or a zip: a split, or what holds ``training`` and ``validation``, at its top or one folder
+    down (task_D_D.zip, calvin_debug_dataset). ``split`` picks one by name.
+    Raises ValueError or FileNotFoundError saying what is there.
+    """
+    if not source.exists() and not is_split(source):
+        raise FileNotFoundError(f"{source} does not exist; give a CALVIN split, the folder above it, or its zip")
+    if is_split(source):
+        if split is not None and source.name != split:
+            raise ValueError(f"--split {split}: {source} is a split itself; leave --split out")
+        return [("", source)]
+    below = {path.rpartition("/")[2]: source / path for path in splits_in(source)}
+    if not below:
+        raise ValueError(f"{source} holds no episode_*.npz, and no training or validation folder that could")
+    if split is None:
+        return list(below.items())
+    if split not in below:
+        raise ValueError(f"--split {split}: {source} holds {' and '.join(map(str, below.values()))}")
+    return [("", below[split])]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which annotations to take; what is None or empty does not restrict."""
+
+    numbers: tuple[int, ...] | None = None  # counted from 0, in this order
+    tasks: tuple[str, ...] = ()
+    phrases: tuple[str, ...] = ()  # of which one must be in the instruction, upper or lower case
+    fraction: float | None = None  # of what is left then, drawn
+    count: int | None = None  # at most so many, drawn
+    seed: int = 0
+
+    def of(self, annotations: Sequence[Annotation]) -> list[Annotation]:
+        """The chosen annotations, in the order of the split (numbers: in the order given).
+
+        Raises ValueError naming the option that leaves nothing or asks for what is not there.
+        """
+        chosen = list(annotations) if self.numbers is None else [self._numbered(n, annotations) for n in self.numbers]
+        if self.tasks:
+            known = {window.task for window in annotations}
+            for task in self.tasks:
+                if task not in known:
+                    names = ", ".join(sorted(str(name) for name in known))
+                    raise ValueError(f"--tasks {task}: the split's tasks are {names}")
+            chosen = [window for window in chosen if window.task in self.tasks]
+        if self.phrases:
+            wanted = [phrase.casefold() for phrase in self.phrases]
+            chosen = [w for w in chosen if any(phrase in w.instruction.casefold() for phrase in wanted)]
+        count = len(chosen)
+        if self.fraction is not None:
+            if not 0 < self.fraction <= 1:
+                raise ValueError(f"--fraction must be over 0 and at most 1, is {self.fraction}")
+            count = max(round(count * self.fraction), 1)
+        if self.count is not None:
+            if self.count < 1:
+                raise ValueError(f"--count must be at least 1, is {self.count}")
+            count = min(count, self.count)
+        if not chosen:
+            raise ValueError(
+                f"none of the split's {len(annotations)} annotations was chosen; see --tasks, --instruction"
+            )
+        if count < len(chosen):
+            drawn = np.random.default_rng(self.seed).permutation(len(chosen))[:count]
+            chosen = [chosen[place] for place in sorted(drawn)]
+        return chosen
+
+    @staticmethod
+    def _numbered(number: int, annotations: Sequence[Annotation]) -> Annotation:
+        if not 0 <= number < len(annotations):
+            raise ValueError(f"--annotations {number}: the split has annotations 0 to {len(annotations) - 1}")
+        return annotations[number]

@@ -1,0 +1,257 @@
+"""Is a raw or processed split whole? Every fault is listed with the file it is in; nothing is changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from preprocess_data.processes import in_processes
+from training.data import archive
+from training.data.calvin import CalvinSplit, is_split, splits_in
+from training.data.files import IMAGE_SUFFIXES, npz_shapes, read_image, read_npz
+from training.data.processed import INDEX_NAME, ProcessedIndex, read_index
+
+SHOWN = 8  # problems of a kind that are printed
+PART = 512  # files
+TOLERANCE = 1e-4  # by which a relative action may pass 1
+_VECTORS = {"actions": 7, "rel_actions": 7, "robot_obs": 15, "scene_obs": 24}
+_CAMERAS = ("rgb_static", "rgb_gripper")
+_Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Problem:
+    kind: str  # "missing frame", "damaged frame", "wrong shape", "action out of range", "annotation", "split"
+    file: str
+    what: str
+
+
+@dataclass
+class Report:
+    path: Path
+    full: bool
+    files: int = 0
+    windows: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, file: Path | str, what: str) -> None:
+        self.problems.append(Problem(kind, str(file), what))
+
+    def text(self) -> str:
+        kinds: dict[str, list[Problem]] = {}
+        for problem in self.problems:
+            kinds.setdefault(problem.kind, []).append(problem)
+        lines = [f"note: {note}" for note in self.notes]
+        for kind, problems in kinds.items():
+            lines.append(f"{kind}: {len(problems)}")
+            lines += [f"  {problem.file}: {problem.what}" for problem in problems[:SHOWN]]
+            lines += [f"  ... and {len(problems) - SHOWN} more (--report lists all)"] if len(problems) > SHOWN else []
+        how = "decoded whole" if self.full else "headers and actions read; --full decodes the pictures too"
+        verdict = f"{len(self.problems)} problems" if self.problems else "no problem found"
+        return "\n".join([*lines, f"{self.path}: {self.files} files ({how}), {self.windows} windows: {verdict}"])
+
+
+def verify(path: Path, full: bool, workers: int, report_file: Path | None, progress: bool = True) -> int:
+    """Check what lies at ``path``, print it, and return the exit code: 1 if there is a problem.
+
+    ``path``: a processed split, a raw one, or a folder or zip that holds raw ones.
+    Raises ValueError or FileNotFoundError when it is none of these.
+    """
+    if (path / INDEX_NAME).is_file():
+        reports = [verify_processed(path, full, workers, progress)]
+    elif is_split(path):
+        reports = [verify_raw(CalvinSplit(path), full, workers, progress)]
+    else:
+        below = splits_in(path)
+        if not below:
+            raise ValueError(f"{path} holds neither {INDEX_NAME} nor episode_*.npz, so there is nothing to verify")
+        reports = [verify_raw(CalvinSplit(path / name), full, workers, progress) for name in below]
+    for report in reports:
+        print(report.text())
+    if report_file is not None:
+        content = [asdict(problem) for report in reports for problem in report.problems]
+        partial = report_file.with_suffix(f".{os.getpid()}.tmp")
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, report_file)
+        print(f"all problems: {report_file}")
+    return 1 if any(report.problems for report in reports) else 0
+
+
+def verify_raw(split: CalvinSplit, full: bool = False, workers: int = 1, progress: bool = True) -> Report:
+    report = Report(split.path, full)
+    try:
+        ids = split.frame_ids
+    except ValueError as error:
+        report.add("split", split.path, str(error))
+        return report
+    report.files = len(ids)
+    ranges = _ranges(split, ids, report)
+    missing = _missing(split, ids, ranges, report)
+    _windows(split, ids, ranges, missing, report)
+    paths = [split.frame_path(int(i)) for i in ids]
+    _frames(paths, _first_shapes(paths), full, workers, progress, report)
+    return report
+
+
+def verify_processed(root: Path, full: bool = False, workers: int = 1, progress: bool = True) -> Report:
+    report = Report(root, full)
+    try:
+        index = read_index(root)
+    except (ValueError, FileNotFoundError) as error:
+        report.add("split", root / INDEX_NAME, str(error))
+        return report
+    report.windows = index.episodes
+    _processed_actions(index, report)
+    named = (index.frames[i] for i in range(len(index)))
+    hands = (index.gripper_frames[i] for i in range(len(index.gripper_frames)))
+    paths = [index.base / name for name in dict.fromkeys([*named, *hands])]
+    report.files = len(paths)
+    there = [path for path in paths if archive.is_file(path)]
+    for path in set(paths) - set(there) if len(there) < len(paths) else ():
+        report.add("missing frame", path, "does not exist")
+    _frames(there, _first_shapes(there), full, workers, progress, report)
+    return report
+
+
+# -------------------------------------------------------------------------------------------- what belongs to a split
+def _ranges(split: CalvinSplit, ids: npt.NDArray[np.int64], report: Report) -> npt.NDArray[np.int64] | None:
+    try:
+        return split.ranges
+    except FileNotFoundError:
+        report.notes.append(f"{split.path} has no ep_start_end_ids.npy: gaps between frames cannot be told from losses")
+    except ValueError as error:
+        report.add("split", split.path / "ep_start_end_ids.npy", str(error))
+    return None
+
+
+def _missing(
+    split: CalvinSplit, ids: npt.NDArray[np.int64], ranges: npt.NDArray[np.int64] | None, report: Report
+) -> set[int]:
+    """Frames that the ranges promise and that are not there."""
+    missing: set[int] = set()
+    for first, last in ranges.tolist() if ranges is not None else ():
+        start, stop = np.searchsorted(ids, [first, last + 1])
+        if stop - start != last + 1 - first:
+            missing |= set(range(first, last + 1)) - set(ids[start:stop].tolist())
+    for frame in sorted(missing):
+        report.add("missing frame", split.frame_path(frame), "does not exist, though ep_start_end_ids.npy counts it")
+    return missing
+
+
+def _windows(
+    split: CalvinSplit,
+    ids: npt.NDArray[np.int64],
+    ranges: npt.NDArray[np.int64] | None,
+    missing: set[int],
+    report: Report,
+) -> None:
+    try:
+        windows = split.annotations
+    except FileNotFoundError:
+        report.notes.append(f"{split.path} has no language annotations; process_calvin.py needs them")
+        return
+    except ValueError as error:
+        report.add("annotation", split.annotation_path, str(error))
+        return
+    report.windows = len(windows)
+    held = set(ids.tolist())
+    for number, window in enumerate(windows):
+        what = f"annotation {number}, {window.instruction!r}, frames {window.start} to {window.end}"
+        lost = [frame for frame in window.frames if frame not in held]
+        if ranges is not None and not ((ranges[:, 0] <= window.start) & (window.end <= ranges[:, 1])).any():
+            report.add("annotation", split.annotation_path, f"{what}: out of the bounds of every stretch of play")
+        for frame in lost:
+            if frame not in missing:
+                report.add("missing frame", split.frame_path(frame), f"does not exist, but {what} needs it")
+
+
+def _processed_actions(index: ProcessedIndex, report: Report) -> None:
+    for start in range(0, len(index), 1 << 20):
+        actions = index.actions[start : start + (1 << 20)]
+        for row in np.flatnonzero((np.abs(actions) > 1 + TOLERANCE).any(axis=1)).tolist():
+            values = np.array2string(actions[row], precision=3)
+            report.add("action out of range", index.frame_path(start + row), f"rel_action {values} passes 1")
+
+
+# ----------------------------------------------------------------------------------------------------- files of frames
+def _first_shapes(paths: Sequence[Path]) -> _Shapes:
+    """Shapes of the pictures in the first readable frame; the others should be like it."""
+    for path in paths[:20]:
+        if path.suffix == ".npz":
+            try:
+                return {key: shape for key, (shape, _) in npz_shapes(path).items() if key in _CAMERAS}
+            except (ValueError, FileNotFoundError):
+                continue
+    return {}
+
+
+def _frames(paths: Sequence[Path], expected: _Shapes, full: bool, workers: int, progress: bool, report: Report) -> None:
+    parts = [(paths[start : start + PART], expected, full) for start in range(0, len(paths), PART)]
+    with tqdm(desc="frames", total=len(paths), unit="frame", disable=not progress or None) as bar:
+        for part, problems in zip(
+            parts, in_processes(_check_part, parts, workers if len(parts) > 4 else 1), strict=True
+        ):
+            report.problems += problems
+            bar.update(len(part[0]))
+    sys.stderr.flush()
+
+
+def _check_part(part: tuple[Sequence[Path], _Shapes, bool]) -> list[Problem]:
+    paths, expected, full = part
+    return [problem for path in paths for problem in check_frame(path, expected, full)]
+
+
+def check_frame(path: Path, expected: _Shapes, full: bool) -> Iterator[Problem]:
+    """What is wrong with one frame's file; ``full`` decompresses everything in it."""
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        yield from _check_picture(path)
+        return
+    try:
+        shapes = npz_shapes(path)
+        keys = list(shapes) if full else [key for key in _VECTORS if key in shapes]
+        arrays = read_npz(path, [key for key in keys if shapes[key][1].kind != "O"])
+    except (ValueError, FileNotFoundError) as error:
+        yield Problem("damaged frame", str(path), str(error))
+        return
+    if "rgb_static" not in shapes:
+        yield Problem("wrong shape", str(path), f"has no rgb_static; it has {', '.join(sorted(shapes)) or 'nothing'}")
+    for key, shape in expected.items():
+        if key not in shapes or shapes[key] != (shape, np.dtype(np.uint8)):
+            found = f"{shapes[key][1]} {list(shapes[key][0])}" if key in shapes else "missing"
+            yield Problem("wrong shape", str(path), f"{key} is {found}; in the first frame it is uint8 {list(shape)}")
+    if "rel_actions" not in shapes and not {"actions", "robot_obs"} <= set(shapes):
+        yield Problem(
+            "wrong shape", str(path), "has neither rel_actions nor actions and robot_obs to compute them from"
+        )
+    for key, size in _VECTORS.items():
+        if key in arrays:
+            yield from _check_vector(path, key, arrays[key], size)
+
+
+def _check_picture(path: Path) -> Iterator[Problem]:
+    """Pictures are decoded whole in either mode: there is no cheaper way to know that one is not cut off."""
+    try:
+        read_image(path)
+    except (ValueError, FileNotFoundError) as error:
+        yield Problem("damaged frame", str(path), str(error))
+
+
+def _check_vector(path: Path, key: str, vector: npt.NDArray[np.float64], size: int) -> Iterable[Problem]:
+    if vector.dtype.kind != "f" or vector.shape != (size,):
+        yield Problem("wrong shape", str(path), f"{key} is {vector.dtype} {list(vector.shape)}, not floats [{size}]")
+        return
+    if not np.isfinite(vector).all():
+        yield Problem("action out of range", str(path), f"{key} holds a number that is not finite")
+    elif key == "rel_actions" and np.abs(vector).max() > 1 + TOLERANCE:
+        yield Problem("action out of range", str(path), f"{key} {np.array2string(vector, precision=3)} passes 1")
+    elif key in ("rel_actions", "actions") and abs(vector[6]) != 1:
+        yield Problem("action out of range", str(path), f"the gripper of {key} is {vector[6]:g}; it must be -1 or 1")

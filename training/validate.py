@@ -16,9 +16,11 @@ from torch import Tensor
 
 from config.load import ConfigError
 from config.schema import Job
-from models.decoding import generate
+from models.decoding import ActionDecoding, decode_actions, generate
+from models.details import ACTION_DETAILS
 from models.images import clip_pixels, to_uint8
 from models.loss import Tally
+from models.measure import DRAWS
 from models.measure import MEASURES as TEXT_MEASURES
 from models.measure import VARIANCE, measure_text, text_figures
 from models.sequence import robot_sequence
@@ -36,7 +38,9 @@ MEASURED_SAMPLES = 64
 SHOWN_FRAMES = 4
 SHOWN_PICTURES = 4
 QUESTION_SEPARATOR = " *** "
-MEASURES = ("image/loss", "action/loss", "action/mae", *TEXT_MEASURES)
+ACTION_MEASURES = ("action_bd/loss", "action_bd/mae", "action_bd/forwards_per_chunk", *ACTION_DETAILS)
+"""Of block-diffusion actions: their loss, and how far decoding them is from what was recorded."""
+MEASURES = ("image/loss", "action/loss", "action/mae", *ACTION_MEASURES, *TEXT_MEASURES)
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,19 @@ class Validator:
         if turn is not None:
             seed = self.job.training.seed  # the same draws at every evaluation and on every split over ranks
             meter.add(measure_text(self.model, self.parts.prompter, self.parts.objective, turn, seed))
-        task = bundle(self.parts, future_task(self.parts, encode_views(self.parts, batch.robot)), None).future
+        codes = encode_views(self.parts, batch.robot)
+        task = bundle(self.parts, future_task(self.parts, codes, measured_draws=DRAWS), None).future
         if task is None:
             return
         losses = self.model(task)
-        meter.add({"image/loss": losses.image, "action/loss": losses.action})
+        meter.add({"image/loss": losses.image, "action/loss": losses.action, "action_bd/loss": losses.action_bd})
+        meter.add({name: losses.details[name] for name in ACTION_DETAILS})
         if task.actions is not None:
-            errors = (self.model.predict(task.sequence).actions - task.actions).abs()
-            meter.add({"action/mae": Tally(errors.sum(), torch.full_like(errors.sum(), errors.numel()))})
+            meter.add({"action/mae": _absolute(self.model.predict(task.sequence).actions - task.actions)})
+        if task.actions is not None and task.action_tokens is not None:
+            decoded = decode_actions(self.model, task.sequence, ActionDecoding.of(self.job.block_diffusion))
+            meter.add({"action_bd/mae": _absolute(decoded.actions - task.actions)})
+            meter.add({"action_bd/forwards_per_chunk": _absolute(decoded.forwards.float())})
 
     def _heldout(self) -> Iterator[CoBatch]:
         """Batches of this rank's share, evenly spread over each data set: robot flow first, then the mmu flow."""
@@ -187,6 +196,12 @@ class Validator:
         with torch.no_grad(), self.run.accelerator.autocast(), averaged, self.whole.at_hand() as self.model:
             yield
         self.model = self.parts.model.train(was_training)
+
+
+def _absolute(errors: Tensor) -> Tally:
+    """Of numbers: the sum of their sizes, and how many there are."""
+    total = errors.abs().sum()
+    return Tally(total, torch.full_like(total, errors.numel()))
 
 
 def pictures_in(folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from config.schema import BlockDiffusion
 from models.actions import ActionBins
 from models.decoding.accept import Threshold, accept_within
 from models.decoding.decoders import readings
@@ -31,6 +32,11 @@ class ActionDecoding:
 
     threshold: float = 0.9
     forwards: int = 8
+
+    @classmethod
+    def of(cls, settings: BlockDiffusion) -> ActionDecoding:
+        """As ``block_diffusion.*`` says."""
+        return cls(settings.action_conf_threshold, settings.action_infer_steps)
 
     def __post_init__(self) -> None:
         if self.forwards < 1:

@@ -15,17 +15,17 @@ from models.decoding import ActionDecoding, DecodedActions, Static, decode_actio
 from models.decoding.accept import accept_within
 from models.masks import Kind
 from models.upvla import UPVLA
-from tests.models.action_problems import Built, acting_model, alone, robot
+from tests.models.action_problems import Built, alone, robot, telling_model
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return acting_model(tmp_path_factory.mktemp("phi"), louder=6.0)
+    return telling_model(tmp_path_factory.mktemp("phi"))
 
 
 @pytest.fixture(scope="module", params=["phi", "qwen3"])
 def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return acting_model(tmp_path_factory.mktemp(request.param), request.param, louder=6.0)
+    return telling_model(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,12 @@ from config.files import PROJECT_DIR, display, read_into
 from config.schema import MISSING, VQ_STRIDE, Job
 from config.values import ConfigError, shown
 from models.checkpoint import UpstreamSettings
+from models.decoding import ActionDecoding
 from models.spec import ModelSpec
 
 CHECKPOINT_KEY = "model.showo.tuned_model_path"
+ACTION_DECODERS = ("regression", "block_diffusion")
+"""What can make actions: the regression head, or the decoding of action tokens."""
 _FROM_TOKENIZER = ("model.showo.llm_vocab_size", "model.showo.vocab_size")
 _TRAINING_ONLY = "dataset.params.train_pre_shards_path_or_url"
 
@@ -45,6 +48,25 @@ class ModelYaml:
             max_seq_length=text.max_seq_length,
             resolution=text.resolution,
         )
+
+    def decoding(self, spec: ModelSpec, folder: Path, wish: str | None = None) -> ActionDecoding | None:
+        """How action tokens are decoded, None where the regression head acts. ``wish`` (one of ``ACTION_DECODERS``)
+        stands in for the file's ``block_diffusion.action_infer_enabled``.
+
+        Raises `ConfigError` for a checkpoint that never learned action tokens.
+        """
+        settings = self.job.block_diffusion
+        if wish not in (None, *ACTION_DECODERS):
+            raise ConfigError(f"action decoder {wish!r} is unknown; allowed: {', '.join(ACTION_DECODERS)}")
+        if wish == ACTION_DECODERS[0] or (wish is None and not settings.action_infer_enabled):
+            return None
+        if spec.action_bins is None:
+            asked = f"block_diffusion.action_infer_enabled=true ({display(self.path)})"
+            raise ConfigError(
+                f"{asked if wish is None else f'action decoder {wish}'}: the checkpoint {folder} was not trained with "
+                "block_diffusion.action_enabled=true; it acts by its regression head alone"
+            )
+        return ActionDecoding.of(settings)
 
     def require_agreement(self, spec: ModelSpec, folder: Path) -> None:
         """Raises `ConfigError` at the first key of this file that contradicts what the checkpoint says of itself."""
@@ -76,6 +98,17 @@ def _declared(spec: ModelSpec) -> dict[str, Any]:
         "dataset.preprocessing.max_seq_length": spec.max_seq_length,
         "dataset.preprocessing.resolution": spec.resolution,
         "dataset.params.resolution": spec.resolution,
+    } | _declared_of_tokens(spec)
+
+
+def _declared_of_tokens(spec: ModelSpec) -> dict[str, Any]:
+    """Of block-diffusion actions; a checkpoint without has nothing to say of them but that."""
+    learned = {"block_diffusion.action_enabled": spec.action_bins is not None}
+    if spec.action_bins is None:
+        return learned
+    return learned | {
+        "block_diffusion.action_num_bins": spec.action_bins,
+        "block_diffusion.action_block_size": spec.action_block_size,
     }
 
 

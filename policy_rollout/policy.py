@@ -1,6 +1,7 @@
 """From an observation to actions: the one path that evaluation, serving and one's own robot use.
 
     pictures --images.fit--> [3,R,R] --MagVIT--> codes --robot_sequence--> UPVLA.predict --> chunk of T actions
+                                                                         or decode_actions
 
 Shape letters: B observations, T actions per chunk, A action size (7), V views, R resolution.
 """
@@ -21,12 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.checkpoint import Built, load_folder, model_folder
+from models.decoding import ActionDecoding, decode_actions
 from models.images import fit, normalise, to_uint8
 from models.magvit import MagVITv2, load_magvit
-from models.sequence import robot_sequence
-from models.upvla import Prediction
+from models.sequence import TokenSequence, robot_sequence
 from models.weights import find_weights, resolve_model_dir, weight_parts
-from policy_rollout.model_yaml import CHECKPOINT_KEY, load_model_yaml, located
+from policy_rollout.model_yaml import ACTION_DECODERS, CHECKPOINT_KEY, load_model_yaml, located
 
 ACTION_SIZE = 7
 CAMERAS = ("rgb_static", "rgb_gripper")
@@ -144,7 +145,8 @@ def pick_device(wish: str | int = "auto") -> torch.device:
 class UPVLAPolicy:
     """UP-VLA acting: a saved model, its prompter, and the frozen image tokenizer.
 
-    Holds no episode state: a chunk depends on the observation alone.
+    Holds no episode state: a chunk depends on the observation alone. ``action_decoder`` says what makes actions: the
+    ``regression`` head, or ``block_diffusion``.
     """
 
     def __init__(
@@ -155,8 +157,12 @@ class UPVLAPolicy:
         device: torch.device | str = "cpu",
         precision: str = "no",
         source: PolicySource | None = None,
+        decoding: ActionDecoding | None = None,
     ) -> None:
-        """`precision` "bf16"/"fp16" runs the network (not the tokenizer, whose codes would change) in autocast."""
+        """`precision` "bf16"/"fp16" runs the network (not the tokenizer, whose codes would change) in autocast.
+
+        `decoding`: act by decoding action tokens, like this; None: the regression head acts.
+        """
         self.device = torch.device(device)
         self.model = built.model.to(self.device).eval()
         self.vq = vq.to(self.device).eval()
@@ -165,13 +171,20 @@ class UPVLAPolicy:
         self.notes = built.notes
         self.source = source
         self.convention = ActionConvention(**built.spec.action_convention)
+        self.decoding = decoding
         self._precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self.reset()
 
     @classmethod
     def from_config(
-        cls, model_yaml: str | Path, device: str = "auto", checkpoint: str | Path | None = None
+        cls,
+        model_yaml: str | Path,
+        device: str = "auto",
+        checkpoint: str | Path | None = None,
+        action_decoder: str | None = None,
     ) -> UPVLAPolicy:
-        """The policy that a model yaml describes. `checkpoint` stands in for its `model.showo.tuned_model_path`.
+        """The policy that a model yaml describes. `checkpoint` stands in for its `model.showo.tuned_model_path`,
+        `action_decoder` (one of `ACTION_DECODERS`) for its `block_diffusion.action_infer_enabled`.
 
         Raises `ValueError` or `FileNotFoundError` in one line naming the key or the file.
         """
@@ -189,6 +202,7 @@ class UPVLAPolicy:
             device=pick_device(device),
             precision=precision,
             source=PolicySource(config.path, path if path.is_file() else folder),
+            decoding=config.decoding(built.spec, folder, action_decoder),
         )
 
     @property
@@ -199,18 +213,39 @@ class UPVLAPolicy:
     def cameras(self) -> tuple[str, ...]:
         return CAMERAS[: self.spec.num_view]
 
+    @property
+    def action_decoder(self) -> str:
+        """Which of `ACTION_DECODERS` acts."""
+        return ACTION_DECODERS[0 if self.decoding is None else 1]
+
+    @property
+    def forwards_per_chunk(self) -> float:
+        """Forwards of the backbone that a chunk took on average since `reset`; 0 before the first."""
+        return self._forwards / max(self._chunks, 1)
+
     def reset(self) -> None:
-        """Nothing to forget: see the class."""
+        """Nothing to forget (see the class) but what it cost."""
+        self._chunks = self._forwards = 0
 
     @torch.inference_mode()
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:
-        chunks: NDArray[np.float32] = self._predict(observations).actions.cpu().numpy()
+        sequence = self._read(observations)
+        with self._arithmetic():
+            if self.decoding is None:
+                actions, forwards = self.model.predict(sequence).actions, len(observations)
+            else:
+                decoded = decode_actions(self.model, sequence, self.decoding)
+                actions, forwards = decoded.actions, int(decoded.forwards.sum())
+        self._chunks, self._forwards = self._chunks + len(observations), self._forwards + forwards
+        chunks: NDArray[np.float32] = actions.cpu().numpy()
         return chunks
 
     @torch.inference_mode()
     def predict_codes(self, observations: Sequence[Observation]) -> NDArray[np.int64]:
         """Image codes [B, N] of the frames T steps ahead, views one after the other."""
-        codes = self._predict(observations, want_codes=True).codes
+        sequence = self._read(observations)
+        with self._arithmetic():
+            codes = self.model.predict(sequence, want_codes=True).codes
         assert codes is not None
         found: NDArray[np.int64] = codes.cpu().numpy()
         return found
@@ -225,15 +260,16 @@ class UPVLAPolicy:
         pictures: NDArray[np.uint8] = frames.cpu().numpy()
         return pictures
 
-    def _predict(self, observations: Sequence[Observation], want_codes: bool = False) -> Prediction:
-        """The one path from what is seen to what is done."""
+    def _arithmetic(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self._precision, enabled=self._precision is not None)
+
+    def _read(self, observations: Sequence[Observation]) -> TokenSequence:
+        """The one path from what is seen to what the network reads."""
         if not observations:
             raise ValueError("a policy is asked about at least one observation")
         codes = self._codes(observations)  # [B, N]
         instructions = [self.prompter.instruction(observation.instruction) for observation in observations]
-        sequence = robot_sequence(self.model.vocab, instructions, codes, self.act_step)
-        with torch.autocast(self.device.type, self._precision, enabled=self._precision is not None):
-            return self.model.predict(sequence, want_codes=want_codes)
+        return robot_sequence(self.model.vocab, instructions, codes, self.act_step)
 
     def _codes(self, observations: Sequence[Observation]) -> Tensor:
         """Pictures -> image codes [B, N], views one after the other."""

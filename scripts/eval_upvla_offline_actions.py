@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from policy_rollout.benchmarks.offline import (
     list_samples,
     mean_action,
 )
+from policy_rollout.model_yaml import ACTION_DECODERS
 from policy_rollout.policy import ACTION_SIZE, ConstantPolicy, Policy, UPVLAPolicy
 from training.data.calvin import CalvinSplit
 from training.data.processed import INDEX_NAME, read_index
@@ -54,6 +55,9 @@ examples:
         --output-json results/mean.json
   both in one table:
     python scripts/summarize_offline_eval_json.py --inputs results/mine.json results/mean.json
+
+The same model, acting by its block-diffusion actions (trained with block_diffusion.action_enabled=true):
+    ... --model-config my_model.yaml --action-decoder block_diffusion --output-json results/mine_bd.json
 
 The model yaml names the checkpoint in model.showo.tuned_model_path; copy one of policy_rollout/*_model.yaml, set it
 there and pass the copy."""
@@ -83,6 +87,12 @@ def parser() -> argparse.ArgumentParser:
     who = made.add_argument_group("policy (one of --model-config and --baseline)")
     who = who.add_mutually_exclusive_group(required=True)
     who.add_argument("--model-config", help="model yaml, e.g. policy_rollout/arvla_model.yaml")
+    made.add_argument(
+        "--action-decoder",
+        choices=ACTION_DECODERS,
+        help="what makes the actions of --model-config: the regression head, or block-diffusion action tokens "
+        "(default: as block_diffusion.action_infer_enabled in the model yaml says)",
+    )
     who.add_argument("--baseline", choices=("mean", "zero"), help="a constant: mean training action, or zero")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>; without CUDA the CPU is used")
     made.add_argument("--batch-size", type=int, default=0, help="samples per forward (default: 0, as many as fit)")
@@ -111,7 +121,11 @@ def prepare(options: argparse.Namespace) -> Job:
 
 def make_policy(options: argparse.Namespace) -> Policy:
     if options.model_config is not None:
-        return UPVLAPolicy.from_config(options.model_config, device=options.device)
+        return UPVLAPolicy.from_config(
+            options.model_config, device=options.device, action_decoder=options.action_decoder
+        )
+    if options.action_decoder is not None:
+        raise ValueError(f"--action-decoder {options.action_decoder}: a baseline has none; it goes with --model-config")
     if options.baseline == "zero":
         return ConstantPolicy(np.zeros(ACTION_SIZE, dtype=np.float32), options.act_step)
     return ConstantPolicy(mean_training_action(options), options.act_step)
@@ -145,7 +159,11 @@ def record(options: argparse.Namespace, job: Job, report: Report, seconds: float
             "weights_sha256": source.weights_sha256,
             "image_tokenizer_sha256": job.policy.vq.weights_hash,
             "device": str(job.policy.device),
+            "action_decoder": job.policy.action_decoder,
+            "forwards_per_chunk": round(job.policy.forwards_per_chunk, 4),
         }
+        if job.policy.decoding is not None:
+            policy |= {"action_decoding": asdict(job.policy.decoding)}
     if isinstance(job.policy, ConstantPolicy):
         policy["action"] = [float(number) for number in job.policy.action]
     return {
@@ -210,6 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"eval_upvla_offline_actions: {error}", file=sys.stderr)
         return 2
     print(table(report))
+    if isinstance(job.policy, UPVLAPolicy):
+        print(f"actions by {job.policy.action_decoder}, {job.policy.forwards_per_chunk:.2f} forwards per chunk")
     if options.output_json is not None:
         write_json(options.output_json, record(options, job, report, time.perf_counter() - started))
         print(f"written to {options.output_json}")

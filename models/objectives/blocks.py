@@ -77,9 +77,7 @@ def canvas_of(clean: TokenSequence, vocab: Vocabulary, sizes: Sequence[int], who
     for row, size in enumerate(sizes):
         ids = clean.ids[row]
         pos = clean.slots.pos[row]
-        answers = [
-            _lay(ids[a:z], a, int(pos[a]), vocab.eos, size, whole) for a, z in answers_of(clean.slots.kind[row])
-        ]
+        answers = [_lay(ids[a:z], a, int(pos[a]), vocab.eos, size, whole) for a, z in answers_of(clean.slots.kind[row])]
         rows.append(_end_to_end(answers))
     names = [field.name for field in fields(Canvas)]
     padding = {"ids": vocab.pad, "start": -1}

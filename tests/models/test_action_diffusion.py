@@ -101,7 +101,11 @@ def test_the_configuration_makes_the_objective() -> None:
     job.block_diffusion.action_enabled = True
     assert action_diffusion(job) == Diffusion("action_bd", Fixed(7), ratio=Ratio(low=0.001))
     job.block_diffusion.action_block_size, job.block_diffusion.complementary_mask = 5, False
-    job.text_diffusion.prediction, job.text_diffusion.weighting, job.block_diffusion.mask_eps = "aligned", "uniform", 0.2
+    job.text_diffusion.prediction, job.text_diffusion.weighting, job.block_diffusion.mask_eps = (
+        "aligned",
+        "uniform",
+        0.2,
+    )
     expected = Diffusion("action_bd", Fixed(5), False, Ratio(low=0.2), False, "aligned", "uniform")
     assert action_diffusion(job) == expected
 
@@ -123,7 +127,9 @@ def test_a_time_step_is_a_block_behind_the_robot_flow(built: Built) -> None:
     assert (slots.view == 0).sum(1).tolist() == [length + 14] * 2
     assert slots.shape[1] == length + 14 + 2 * 21
     assert tokens(task).answer_tokens == tokens(task).counted == 2 * 3 * 7
-    assert ((tokens(task).targets >= model.vocab.first_code) & (tokens(task).targets < model.vocab.first_code + 16)).all()
+    assert (
+        (tokens(task).targets >= model.vocab.first_code) & (tokens(task).targets < model.vocab.first_code + 16)
+    ).all()
     assert task.whole.image == task.sequence.image
     assert task.whole.actions == task.sequence.actions
     assert torch.equal(task.whole.ids[:, :length], task.sequence.ids)
@@ -308,6 +314,8 @@ def test_what_is_told_of_action_tokens_adds_up(built: Built) -> None:
     shares = tokens(task).hidden_share
     binned = [told[f"action_bd/nats_hidden_{name}"] for name in ("00_25", "25_50", "50_75", "75_100")]
     assert sum(float(tally.count) for tally in binned) == float((shares > 0).sum())
-    torch.testing.assert_close(told["action_bd/nats_per_token"].mean, built[0](task).action_bd.mean)  # nelbo, all ratios
+    torch.testing.assert_close(
+        told["action_bd/nats_per_token"].mean, built[0](task).action_bd.mean
+    )  # nelbo, all ratios
     assert 0 <= float(told["action_bd/accuracy"].mean) <= 1
     assert all(float(t.count) == 0 for n, t in built[0](future(built, None)).details.items() if "action_bd" in n)

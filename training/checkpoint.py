@@ -3,70 +3,47 @@
     checkpoint-<step>/
         unwrapped_model/     all that acting needs (``models.checkpoint``)
         training_state/      all that resuming needs: optimizer, gradient scaler, random numbers, per rank where needed
-        metadata.json        {"global_step": ..., "files": {name: bytes}}
+        metadata.json        the step, the place in the data, every file's size and checksum (``training.manifest``)
 
-The learning rate is a function of the step, and so is the order of the data: neither has a state. A checkpoint is
-written to a hidden folder first and renamed when complete, so that a folder with its final name is a whole one.
+The learning rate is a function of the step, and the order of the data one of the place in it: neither has a state. A
+checkpoint is written to a hidden folder first, and renamed when all of it is on the disk, so that a folder with its
+final name is a whole one. What a kill leaves half done has a name that begins with ``.checkpoint-``.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from safetensors import SafetensorError
 
 from config.load import ConfigError
+from config.schema import Job
+from training.agreement import Ranks
+from training.data.cotrain import CotrainLoader
+from training.data.order import Position
+from training.manifest import Checkpoint, flush, open_checkpoint, told_position, write_manifest
+from training.metrics import METRICS_FILE, WANDB_ID_FILE
+from training.processes import describe
+from training.regroup import state_folder
 
-METADATA = "metadata.json"
 NAME = re.compile(r"checkpoint-(\d+)")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A folder with the state after ``step`` optimizer steps."""
-
-    path: Path
-    step: int
-
-    @property
-    def model_dir(self) -> Path:
-        return self.path / "unwrapped_model"
-
-    @property
-    def state_dir(self) -> Path:
-        return self.path / "training_state"
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint's metadata and see that every file it lists is there in full; ``ValueError`` if not."""
-    metadata = path / METADATA
-    try:
-        record = json.loads(metadata.read_text())
-        step, files = int(record["global_step"]), dict(record.get("files", {}))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is not a checkpoint of a training run: it has no {METADATA}") from None
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{metadata} is damaged: {error}") from error
-    for name, size in files.items():
-        file = path / name
-        found = file.stat().st_size if file.is_file() else None
-        if found != size:
-            raise ValueError(
-                f"{file} is damaged: {size} bytes expected, " + (f"{found} found" if found else "none found")
-            )
-    checkpoint = Checkpoint(path, step)
-    if not checkpoint.state_dir.is_dir():
-        raise ValueError(
-            f"{path} holds weights but no training state, so it cannot be resumed; "
-            "to start from its weights set model.showo.pretrained_model_path to it"
-        )
-    return checkpoint
+HALF_DONE = ".checkpoint-*"
+UNWRITABLE = (OSError, SafetensorError, RuntimeError)
+"""What a disk that takes no more looks like through the file formats' libraries, ..."""
+TORCHS_WRITER = "inline_container"
+"""... the last with this word in it."""
+NO_SPACE = 1 << 20
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -109,9 +86,24 @@ def _newest(output_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, [*notes, f"no checkpoint under {output_dir} to continue from: starting at step 0"]
 
 
-def set_aside(output_dir: Path) -> list[str]:
-    """Move what an earlier run left in ``output_dir`` to ``earlier-<n>/``: nothing is lost, and two runs never mix."""
-    left = [*list_checkpoints(output_dir), output_dir / "logs", output_dir / "metrics.jsonl"]
+def set_aside(output_dir: Path, resumed: Checkpoint | None) -> list[str]:
+    """Leave in ``output_dir`` what belongs to the run that begins now, and move the rest to ``earlier-<n>/``: nothing
+    is lost, two runs never mix, and no checkpoint of another past stands before those to come.
+
+    A run that continues one of the checkpoints there keeps those before it and the records; newer ones, damaged ones
+    among them, go. Any other run keeps nothing.
+    """
+    for half in output_dir.glob(HALF_DONE):
+        shutil.rmtree(half)
+    left = list_checkpoints(output_dir)
+    if resumed is not None and resumed.path.resolve().parent == output_dir.resolve():
+        left = [path for path in left if int(path.name.rpartition("-")[2]) > resumed.step]
+        why = f"moved to {{aside}}: {', '.join(path.name for path in left)} (newer than {resumed.path.name} or damaged)"
+    else:
+        left += [output_dir / name for name in ("logs", METRICS_FILE, WANDB_ID_FILE)]
+        why = f"{output_dir} held an earlier run: moved to {{aside}}"
+        if resumed is None:
+            why += " (experiment.resume_from_checkpoint=latest continues it)"
     left = [path for path in left if path.exists()]
     if not left:
         return []
@@ -120,61 +112,186 @@ def set_aside(output_dir: Path) -> list[str]:
         n += 1
     aside = output_dir / f"earlier-{n}"
     aside.mkdir()
-    for path in left:
+    for path in reversed(left):  # newest first: whatever is left after a kill, the newest of it is no older than before
         os.replace(path, aside / path.name)
-    return [
-        f"{output_dir} held an earlier run: moved to {aside} (experiment.resume_from_checkpoint=latest continues it)"
-    ]
+    return [why.format(aside=aside)]
 
 
-def save_checkpoint(
-    accelerator: Accelerator,
-    output_dir: Path,
-    step: int,
-    save_model: Callable[[Path], None],
-    keep: int | None,
-) -> Checkpoint:
-    """Write ``checkpoint-<step>``; called by all ranks at the end of an optimizer step.
+class CannotSave(SystemExit):
+    """A checkpoint could not be written; those before it are as they were."""
 
-    ``save_model`` writes the model folder (called on rank 0 only). ``keep``: how many checkpoints may stay
-    (``None``: all); the oldest go, after the new one is in place.
-    """
-    final = Checkpoint(output_dir / f"checkpoint-{step}", step)
-    partial = Checkpoint(output_dir / f".checkpoint-{step}.tmp", step)
-    if accelerator.is_main_process:
-        shutil.rmtree(partial.path, ignore_errors=True)
-        partial.path.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial.state_dir))
-    if accelerator.is_main_process:
-        save_model(partial.model_dir)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        files = {
-            str(f.relative_to(partial.path)): f.stat().st_size for f in sorted(partial.path.rglob("*")) if f.is_file()
-        }
-        (partial.path / METADATA).write_text(json.dumps({"global_step": step, "files": files}, indent=1))
-        if final.path.exists():
-            shutil.rmtree(final.path)
-        os.replace(partial.path, final.path)
-        if keep is not None:
-            for old in list_checkpoints(output_dir)[: -max(keep, 1)]:
-                shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-    return final
+
+@dataclass(frozen=True)
+class Saver:
+    """Writes a run's checkpoints. ``keep``: how many may stay (None: all)."""
+
+    accelerator: Accelerator
+    ranks: Ranks
+    output_dir: Path
+    keep: int | None
+    conditions: Mapping[str, Any]
+    """What the numbers of later steps depend on (``conditions`` below)."""
+
+    def save(
+        self, step: int, position: Position, save_model: Callable[[Path], None], mine: Mapping[str, Any]
+    ) -> Checkpoint:
+        """Write ``checkpoint-<step>``; called by all ranks at the end of an optimizer step.
+
+        ``save_model`` writes the model folder (called on rank 0 only); ``mine`` is what this rank alone knows. The
+        oldest checkpoints go when the new one is in place. Raises ``CannotSave`` on all ranks if it cannot be written.
+        """
+        final = Checkpoint(self.output_dir / f"checkpoint-{step}", step, position)
+        partial = Checkpoint(self.output_dir / f".checkpoint-{step}.tmp", step)
+        is_main, rank = self.accelerator.is_main_process, self.accelerator.process_index
+
+        def prepare() -> None:
+            if is_main:
+                shutil.rmtree(partial.path, ignore_errors=True)
+                partial.state_dir.mkdir(parents=True)
+
+        def write() -> None:
+            self.accelerator.save_state(str(partial.state_dir))
+            (partial.state_dir / f"progress_{rank}.json").write_text(json.dumps(mine))
+            if is_main:
+                save_model(partial.model_dir)
+
+        def complete() -> None:
+            if is_main:
+                write_manifest(partial.path, step, told_position(position), {"conditions": self.conditions})
+                if final.path.exists():  # of a run that went on from elsewhere; see set_aside
+                    _remove(final.path)
+                os.replace(partial.path, final.path)
+                flush(self.output_dir)
+
+        for act in (prepare, write, complete):
+            self._together(act, partial)
+        if is_main and self.keep is not None:
+            for old in list_checkpoints(self.output_dir)[: -max(self.keep, 1)]:
+                _remove(old)
+        return final
+
+    def _together(self, act: Callable[[], None], partial: Checkpoint) -> None:
+        """Do it on every rank, or on none: the rank that cannot says why, and what was written so far goes."""
+        trouble = None
+        try:
+            act()
+        except UNWRITABLE as error:
+            if isinstance(error, RuntimeError) and TORCHS_WRITER not in str(error):
+                raise
+            trouble = why_unwritable(error, self.output_dir)
+            if (
+                self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+                and act.__name__ == "write"
+            ):
+                # The other ranks wait inside the library for this one, which is never going to come.
+                shutil.rmtree(partial.path, ignore_errors=True)
+                raise CannotSave(self._told(partial, trouble)) from error
+        troubles = [text for text in self.ranks.all(trouble) if text is not None]
+        if troubles:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(partial.path, ignore_errors=True)
+            self.ranks.most(0)  # nobody leaves before that
+            raise CannotSave(self._told(partial, troubles[0]) if self.accelerator.is_main_process else 1)
+
+    def _told(self, partial: Checkpoint, trouble: str) -> str:
+        kept = list_checkpoints(self.output_dir)
+        last = f"{kept[-1]} is as it was" if kept else "there is none before it"
+        return (
+            f"stopped: checkpoint-{partial.step} cannot be written to {self.output_dir} ({trouble}); {last}. "
+            "Make room and start the same command again; experiment.checkpoints_total_limit keeps fewer of them."
+        )
+
+
+def why_unwritable(error: BaseException, folder: Path) -> str:
+    """The reason in a few words; the libraries of the file formats often lose it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as failed:
+        return os.strerror(failed.errno or errno.EIO)
+    text = str(error).strip().splitlines()
+    return os.strerror(errno.ENOSPC) if free < NO_SPACE else text[0] if text else type(error).__name__
+
+
+def _remove(checkpoint: Path) -> None:
+    """A kill in between leaves no checkpoint that is only half there."""
+    going = checkpoint.with_name(f".{checkpoint.name}.old")
+    shutil.rmtree(going, ignore_errors=True)
+    os.replace(checkpoint, going)
+    shutil.rmtree(going)
 
 
 def save_final_model(output_dir: Path, save_model: Callable[[Path], None]) -> None:
     """Write the model's files directly under ``output_dir``, each of them whole or not at all (rank 0 only)."""
-    partial = output_dir / ".model.tmp"
+    partial = output_dir / ".checkpoint-model.tmp"
     shutil.rmtree(partial, ignore_errors=True)
-    save_model(partial)
+    try:
+        save_model(partial)
+    except UNWRITABLE as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CannotSave(
+            f"the final model cannot be written to {output_dir} ({why_unwritable(error, output_dir)}); it is also in "
+            "the last checkpoint there. Make room and start the same command again."
+        ) from error
     for path in sorted(partial.iterdir()):
         target = output_dir / path.name
         if target.is_dir():
             shutil.rmtree(target)
         os.replace(path, target)
     partial.rmdir()
+
+
+def saved_progress(checkpoint: Checkpoint, rank: int, world: int) -> list[dict[str, Any]]:
+    """What the ranks of the run that saved it knew, as far as this one takes their place: its own namesake, and for
+    rank 0 also those that have none now."""
+    had = int(checkpoint.record.get("conditions", {}).get("processes", 1))
+    mine = [number for number in range(had) if number == rank or (rank == 0 and number >= world)]
+    files = [checkpoint.state_dir / f"progress_{number}.json" for number in mine]
+    return [json.loads(file.read_text()) for file in files if file.is_file()]
+
+
+WITHOUT_EFFECT = (
+    "experiment.", "config_path", "mmu_image_root", "question", "max_new_tokens", "dataset.params.num_workers",
+    "dataset.params.validation_", "training.explosion_factor",
+)  # fmt: skip
+"""Keys, or beginnings of keys, that no number of training depends on."""
+
+
+def conditions(job: Job, accelerator: Accelerator, data: CotrainLoader) -> dict[str, Any]:
+    """What the numbers of a run's next steps depend on beside its checkpoint: name -> value, as json has it."""
+    flows = {"robot samples": data.robot, "mmu samples": data.text}
+    settings = {key: value for key, value in _flat(asdict(job)).items() if not key.startswith(WITHOUT_EFFECT)}
+    return {
+        "processes": accelerator.num_processes,
+        "sharing": describe(accelerator),
+        "device": accelerator.device.type,
+        "torch": torch.__version__,
+        **{name: len(flow.dataset) for name, flow in flows.items() if flow is not None},
+        **settings,
+    }
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+    return flat
+
+
+def changes(checkpoint: Checkpoint, now: Mapping[str, Any]) -> list[str]:
+    """What to tell a user who goes on under other conditions; nothing if the run goes on bit for bit."""
+    before = checkpoint.record.get("conditions")
+    if before is None:
+        return []
+    names = [name for name in now if name in before and now[name] != before[name]]
+    if not names:
+        return []
+    told = ", ".join(f"{name} {now[name]} (was {before[name]})" for name in names)
+    data = "no sample of the epoch comes again or is left out"
+    if {"robot samples", "mmu samples", "training.seed"} & {*names}:
+        data = "the order of the data is another one, so samples of this epoch may come again or be left out"
+    return [f"note: from here on not bit for bit the run that was interrupted: {told}; {data}"]
 
 
 def leave_weights_to_model_folder(accelerator: Accelerator) -> None:
@@ -196,7 +313,8 @@ def leave_weights_to_model_folder(accelerator: Accelerator) -> None:
 def load_state(accelerator: Accelerator, checkpoint: Checkpoint) -> None:
     """Restore optimizer, scaler and random numbers (the weights were loaded when the model was built)."""
     try:
-        accelerator.load_state(str(checkpoint.state_dir))
+        with state_folder(accelerator, checkpoint) as folder:
+            accelerator.load_state(str(folder))
     except ValueError as error:
         raise ConfigError(
             f"{checkpoint.path} was saved by a run that trained other parameters, so its optimizer cannot go on here "

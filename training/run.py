@@ -22,20 +22,27 @@ from tqdm import tqdm
 from config.load import ConfigError, to_yaml
 from config.schema import Job
 from models.objectives import text_objective
-from training.checkpoint import Checkpoint, find_checkpoint, set_aside
+from training.agreement import LOST_WORKER, Ranks, is_lost_process, is_lost_worker
+from training.checkpoint import find_checkpoint, set_aside
+from training.manifest import Checkpoint
 from training.metrics import METRICS_FILE, Board, JsonLinesWriter, TensorBoardWriter, WandbWriter, Writer
 from training.processes import start_processes
+from training.signals import StopRequest, listening
+from training.status import write_status
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the parts of a training run share. ``resumed`` is the checkpoint it continues from, if any."""
+    """What the parts of a training run share. ``resumed`` is the checkpoint it continues from, if any; ``ranks``: the
+    processes, talking on the host; ``asked``: whether this one was asked to stop."""
 
     job: Job
     accelerator: Accelerator
     output_dir: Path
     board: Board
     resumed: Checkpoint | None
+    ranks: Ranks
+    asked: StopRequest
 
     @property
     def device(self) -> torch.device:
@@ -69,23 +76,23 @@ class Run:
 
         What an earlier run left there is moved aside, unless it is continued.
         """
-        self.accelerator.wait_for_everyone()  # no rank still looks for a checkpoint there
-        if self.writes:
-            try:
-                self._open_folder()
-            except OSError as error:  # a full or a read-only disk
-                raise ConfigError(
-                    f"experiment.output_dir={self.output_dir}: cannot be written to ({error.strerror})"
-                ) from error
-        self.accelerator.wait_for_everyone()
+        try:
+            self.ranks.from_main(self._open_folder)
+        except OSError as error:  # a full or a read-only disk
+            if not self.writes:
+                raise SystemExit(2) from None
+            raise ConfigError(
+                f"experiment.output_dir={self.output_dir}: cannot be written to ({error.strerror})"
+            ) from error
 
     def _open_folder(self) -> None:
-        for note in set_aside(self.output_dir) if self.resumed is None else []:
+        for note in set_aside(self.output_dir, self.resumed):
             self.say(note)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         _write_config(self.job, self.output_dir / "config.yaml")
         for writer in _writers(self.job, self.output_dir, self.start_step):
             self.board.add(writer)
+        write_status(self.output_dir, "running", self.start_step, self.resumed.path if self.resumed else None)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over all ranks (a collective call)."""
@@ -110,23 +117,40 @@ def open_run(job: Job) -> Iterator[Run]:
     torch.backends.cuda.matmul.allow_tf32 = job.training.enable_tf32
     torch.backends.cudnn.allow_tf32 = job.training.enable_tf32
     output_dir = Path(job.experiment.output_dir)
+    ranks = Ranks(accelerator)
     try:
-        resumed, notes = find_checkpoint(output_dir, job.experiment.resume_from_checkpoint)
+        resumed, notes = ranks.from_main(lambda: find_checkpoint(output_dir, job.experiment.resume_from_checkpoint))
     except (ValueError, FileNotFoundError) as error:
+        if not ranks.is_main:
+            raise SystemExit(2) from None
         raise ConfigError(str(error)) from error
-    run = Run(job, accelerator, output_dir, Board(), resumed)
-    for note in notes:
-        run.say(note)
-    try:
-        yield run
-        # Ranks that leave at different times have been seen to abort the process group of the others.
-        accelerator.wait_for_everyone()
-    except KeyboardInterrupt:
-        run.say("stopped by hand; experiment.resume_from_checkpoint=latest goes on from the last checkpoint")
-        raise SystemExit(130) from None
-    finally:
-        run.board.close()
+    with listening() as asked:
+        run = Run(job, accelerator, output_dir, Board(), resumed, ranks, asked)
+        for note in notes:
+            run.say(note)
+        try:
+            yield run
+            # Ranks that leave at different times have been seen to abort the process group of the others.
+            accelerator.wait_for_everyone()
+        except KeyboardInterrupt:
+            run.say("stopped by hand; experiment.resume_from_checkpoint=latest goes on from the last checkpoint")
+            raise SystemExit(130) from None
+        except RuntimeError as error:
+            raise _in_one_line(error) from error
+        finally:
+            for warning in run.board.close():
+                run.say(warning)
     accelerator.end_training()
+
+
+def _in_one_line(error: RuntimeError) -> BaseException:
+    """What ends a run from outside, in the user's words; any other error as it is."""
+    again = "the same command goes on from the last checkpoint"
+    if is_lost_process(error):
+        return SystemExit(f"stopped: another process of this run has ended (what it said is above); {again}")
+    if is_lost_worker(error):
+        return SystemExit(f"stopped: {LOST_WORKER}; {again}")
+    return error
 
 
 def _write_config(job: Job, path: Path) -> None:

@@ -8,16 +8,18 @@ batch 2 therefore take the same step, to rounding.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from config.schema import Job
@@ -27,13 +29,16 @@ from models.loss import Tally
 from models.upvla import Losses
 from training import checkpoint, live
 from training.data.batch import CoBatch
-from training.data.order import Position
+from training.data.order import START, Position
+from training.guard import Guard
 from training.metrics import Meter
 from training.optim import set_lr
-from training.processes import tell_deepspeed
+from training.processes import tell_deepspeed, tell_fsdp
+from training.regroup import expect_state_of
 from training.run import Run
 from training.setup import Parts
 from training.sharding import Whole
+from training.status import write_status
 from training.step import COUNTED, Tasks, coefficients
 from training.validate import Validator
 
@@ -55,16 +60,25 @@ class Trainer:
         if live.is_needed(job):
             accelerator.register_save_state_pre_hook(self._save_live)
         tell_deepspeed(accelerator, job)
+        tell_fsdp(accelerator, parts.model)
+        expect_state_of(accelerator, run.resumed)
         self.whole = Whole(accelerator, parts.model)
         self.model, self.optimizer = accelerator.prepare(parts.model, parts.optimizer)
         if run.resumed is not None:
             checkpoint.load_state(accelerator, run.resumed)
         self.validator = Validator(job, run, parts, self.whole)
+        self.meter, self.guard = Meter(), Guard(job, run)
+        self._grad_norm: Tensor | None = None  # not told yet
+        self._norm: Tensor | None = None  # of the last step, where it was measured
+        self._go_on()
         run.begin()
-        self.meter = Meter()
+        conditions = checkpoint.conditions(job, run.accelerator, parts.data)
+        self.saver = checkpoint.Saver(
+            accelerator, run.ranks, run.output_dir, job.experiment.checkpoints_total_limit, conditions
+        )
+        self._total = torch.zeros((), device=run.device)  # this rank's share of the last step's loss
+        self._watched = self.step  # the step up to which the losses were looked at
         self._divisors = torch.ones(len(COUNTED), device=run.device)
-        self._bad_step = torch.full((), -1, dtype=torch.long, device=run.device)
-        self._grad_norm: Tensor | None = None
         self._saved_step = self.step
         self._window, self._logs, self._complained = _Window(), 0, False
         self._bar: Any = None
@@ -75,33 +89,54 @@ class Trainer:
         if self.step >= last:
             self.run.say(f"nothing to train: step {self.step} of training.max_train_steps={last} is already done")
         micro_steps = job.training.gradient_accumulation_steps
-        data = self.parts.data
-        batches = data.batches(data.after(Position(), self.step * micro_steps))
+        batches = self.parts.data.batches(self._position())
         self.model.train()
-        with tqdm(
-            total=last,
-            initial=self.step,
-            desc=job.experiment.name,
-            unit="step",
-            disable=not self.run.writes,
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 10.0,  # a log file wants few lines
-        ) as self._bar:
+        with (
+            closing(batches),
+            tqdm(
+                total=last,
+                initial=self.step,
+                desc=job.experiment.name,
+                unit="step",
+                disable=not self.run.writes,
+                dynamic_ncols=True,
+                mininterval=0.5 if sys.stderr.isatty() else 10.0,  # a log file wants few lines
+            ) as self._bar,
+        ):
             self._window = _Window()
             while self.step < last:
                 before, step = time.perf_counter(), self.step
-                micro_batches = self._read(batches, micro_steps)
+                micro_batches = self.guard.read(batches, micro_steps, step + 1)
+                self.guard.agree(step, self._save)
                 self._window.saw(micro_batches, time.perf_counter() - before)
                 yield micro_batches
                 assert self.step == step + 1, "every step of the loop ends in update()"
                 self._after_step()
+        self.guard.agree(self.step)
         self._finish()
 
-    def _read(self, batches: Iterator[CoBatch], count: int) -> list[CoBatch]:
-        try:
-            return [next(batches) for _ in range(count)]
-        except (ValueError, FileNotFoundError) as error:  # a file of the data is bad; the message names it
-            raise SystemExit(f"stopped before step {self.step + 1}: {error}") from error
+    def _go_on(self) -> None:
+        """Take up what a checkpoint knows beside weights and optimizer."""
+        run, data = self.run, self.parts.data
+        self._origin, self._origin_step = START, self.step
+        if run.resumed is None:
+            return
+        for note in checkpoint.changes(run.resumed, checkpoint.conditions(self.job, run.accelerator, data)):
+            run.say(note)
+        before = run.resumed.position
+        done = self.step * self.job.training.gradient_accumulation_steps
+        self._origin = data.after(START, done) if before is None else before
+        for saved in checkpoint.saved_progress(run.resumed, run.rank, run.world):
+            self.meter.restore(saved["meter"], run.device)
+        for saved in checkpoint.saved_progress(run.resumed, 0, run.world)[:1]:  # the same on all ranks
+            self.guard.watch.restore(saved["watch"])
+            if saved["grad_norm"] is not None:
+                self._grad_norm = torch.tensor(saved["grad_norm"], dtype=torch.float64)
+
+    def _position(self) -> Position:
+        """Where the run stands in its data after ``step`` steps."""
+        micro_steps = (self.step - self._origin_step) * self.job.training.gradient_accumulation_steps
+        return self.parts.data.after(self._origin, micro_steps)
 
     def draws(self) -> Draws:
         """The text objective's random draws in this step: a function of seed, step and sample, so that every split of
@@ -114,7 +149,10 @@ class Trainer:
         Gradients are exchanged between ranks in the backward of the last one only.
         """
         counts = torch.stack([task.counts for task in tasks]).sum(0).to(self.run.device)
-        self._divisors = self.run.sum(counts).clamp_min(1.0)
+        sums = self.run.sum(torch.cat([counts, self._total[None]]))  # one exchange, the last step's loss in it
+        self._divisors = sums[:-1].clamp_min(1.0)
+        self._watch(sums[-1])
+        self._total = torch.zeros_like(self._total)
         set_lr(self.optimizer, self.parts.schedule(self.step))  # DeepSpeed steps inside backward
         for task in tasks:
             with self.run.accelerator.accumulate(self.model):
@@ -129,7 +167,7 @@ class Trainer:
         self.run.accelerator.backward(shares.sum() * scale)
         tallies = {f"{name}/loss": getattr(losses, name) for name in COUNTED}
         total = shares.detach().sum()
-        self._bad_step = torch.where((self._bad_step < 0) & ~total.isfinite(), self.step + 1, self._bad_step)
+        self._total = self._total + total.float()
         # The total's shares of all micro-batches and ranks add up to one step's total.
         tallies["total/loss"] = Tally(total, torch.full_like(total, 1.0 / scale))
         details = dict(losses.details)
@@ -143,10 +181,11 @@ class Trainer:
         due = _due(self.job.experiment.log_grad_norm_every, self.step + 1)
         if settings.max_grad_norm is not None or due:
             limit = float("inf") if settings.max_grad_norm is None else settings.max_grad_norm
-            self._grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), limit)
+            self._grad_norm = self._norm = _plain(accelerator.clip_grad_norm_(self.model.parameters(), limit))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self._norm = None if self._norm is None else self._norm.to(self.run.device)
         if self.parts.average is not None:
             self.parts.average.update(self.step)
 
@@ -159,10 +198,11 @@ class Trainer:
             self._log()
         started = time.perf_counter()
         if _due(every.eval_every, self.step) or (last and every.eval_every):
-            self._write(self.validator.measure())
+            self._write(self.guard.tell(self.validator.measure) or {})
         if _due(every.generate_every, self.step) or (last and every.generate_every):
-            self.validator.show(self.step)
+            self.guard.tell(lambda: self.validator.show(self.step))
         if _due(every.save_every, self.step) or last:
+            self.guard.agree(self.step)  # nothing is saved that could not be told
             self._save()
         self._window.aside += time.perf_counter() - started
 
@@ -173,10 +213,11 @@ class Trainer:
         if self._grad_norm is not None:
             values["grad_norm"] = float(self._grad_norm)
             self._grad_norm = None
-        self._stop_if_not_finite(values)
+        self._settle()
+        self.guard.check(self.step, {name: values[name] for name in _loss_names() if name in values})
         values["lr"] = self.parts.schedule(self.step - 1)
         values["samples_per_s"] = self._window.samples * self.run.world / self._window.seconds
-        values["data_wait_share"] = self._window.waited / self._window.seconds
+        values["data_wait_share"] = self.run.ranks.most(self._window.waited / self._window.seconds)
         self._complain_of_waiting(values["data_wait_share"])
         self._window = _Window()
         self._write(values)
@@ -189,39 +230,48 @@ class Trainer:
         if self._logs == 1 or share <= LATE or self._window.seconds < LONG_ENOUGH or self._complained:
             return
         self._complained = True
-        workers = self.job.dataset.params.num_workers
-        self.run.say(
-            f"{share:.0%} of the time is spent waiting for data: raise dataset.params.num_workers (now {workers})"
-        )
+        workers, cores = self.job.dataset.params.num_workers, len(os.sched_getaffinity(0))
+        remedy = f"raise dataset.params.num_workers (now {workers})"
+        if workers >= cores:
+            remedy = (
+                f"dataset.params.num_workers={workers} is no fewer than the {cores} CPU cores here: store the frames "
+                "at dataset.preprocessing.resolution, or on a faster disk, or give the process more cores"
+            )
+        self.run.say(f"warning: {share:.0%} of the time is spent waiting for data: {remedy}")
 
     def _write(self, values: dict[str, float]) -> None:
-        self.run.board.scalars(values, self.step)
+        if values:
+            self.guard.tell(lambda: self.run.board.scalars(values, self.step))
 
-    def _stop_if_not_finite(self, values: dict[str, float]) -> None:
-        bad = int(self.run.accelerator.gather(self._bad_step[None]).max())
-        if bad < 0:
-            return
-        kept = checkpoint.list_checkpoints(self.run.output_dir)
-        have = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint had been written yet"
-        told = ", ".join(f"{name} {values[name]:.4g}" for name in _loss_names() if name in values)
-        raise SystemExit(
-            f"stopped: the loss of step {bad} is not finite ({told}); {have}. "
-            "A lower optimizer.params.learning_rate or training.max_grad_norm=1.0 usually helps."
-        )
+    def _watch(self, total: Tensor) -> None:
+        """Look at the loss of the last step, summed over all ranks; once."""
+        if self._watched < self.step:
+            self.guard.watch.saw(self.step, total, self._norm)
+        self._watched, self._norm = self.step, None
+
+    def _settle(self) -> None:
+        """Look at it now, where a decision depends on it."""
+        if self._watched < self.step:
+            self._watch(self.run.sum(self._total))
 
     def _save(self) -> None:
         if self._saved_step == self.step:
             return
-        self._stop_if_not_finite({})
-        saved = checkpoint.save_checkpoint(
-            self.run.accelerator,
-            self.run.output_dir,
-            self.step,
-            partial(self.parts.save_model, state=self.whole.state()),
-            self.job.experiment.checkpoints_total_limit,
-        )
+        self._settle()
+        self.guard.check(self.step, {}, self.parts.model)
+        state = self.whole.state()
+
+        def save_model(path: Path) -> None:
+            self.run.board.on_disk()
+            self.parts.save_model(path, state=state)
+
+        norm = None if self._grad_norm is None else float(self._grad_norm)
+        mine = {"meter": self.meter.state(), "watch": self.guard.watch.state(), "grad_norm": norm}
+        saved = self.saver.save(self.step, self._position(), save_model, mine)
         self._saved_step = self.step
         self.run.say(f"saved {saved.path}")
+        if self.run.writes:
+            write_status(self.run.output_dir, "running", self.step, saved.path)
 
     def _save_live(self, models: list[object], weights: list[object], folder: str) -> None:
         """What learns, where it is not what acts; accelerate calls this on all ranks when it saves."""
@@ -233,7 +283,8 @@ class Trainer:
         run = self.run
         state = self.whole.state()
         if run.writes:
-            checkpoint.save_final_model(run.output_dir, partial(self.parts.save_model, state=state))
+            checkpoint.save_final_model(run.output_dir, lambda path: self.parts.save_model(path, state=state))
+            write_status(run.output_dir, "finished", self.step, run.output_dir / f"checkpoint-{self.step}")
         run.accelerator.wait_for_everyone()
         curves = {
             "tensorboard": f"; tensorboard --logdir {shlex.quote(str(run.output_dir))}",
@@ -267,6 +318,13 @@ class _Window:
 def _due(every: int, step: int) -> bool:
     """Does something with this interval (0: never) happen after this step?"""
     return every > 0 and step % every == 0
+
+
+def _plain(norm: Any) -> Tensor | None:
+    """A gradient norm as a 0-d tensor; DeepSpeed gives a number, and none before its first step, FSDP a DTensor."""
+    if norm is None:
+        return None
+    return norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm).detach()
 
 
 def _loss_names() -> list[str]:

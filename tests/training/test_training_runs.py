@@ -61,6 +61,7 @@ def test_the_checkpoint_is_what_the_contract_says(run: Start) -> None:
         "tokenizer",
         "logs",
         "metrics.jsonl",
+        "status.json",
     }
     for step in (2, 3):
         folder = done.folder / f"checkpoint-{step}"

@@ -30,7 +30,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -156,7 +156,7 @@ class CotrainLoader:
     def __iter__(self) -> Iterator[CoBatch]:
         return self.batches(START)
 
-    def batches(self, start: Position) -> Iterator[CoBatch]:
+    def batches(self, start: Position) -> Generator[CoBatch, None, None]:
         """From ``start`` on. Raises ValueError or FileNotFoundError naming a file that is bad."""
         table = self.timetable(start)
         robot = self.robot.batches(start.robot.samples) if self.robot is not None else iter(())

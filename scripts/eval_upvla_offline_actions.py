@@ -50,14 +50,14 @@ examples:
   one sample per annotation, on the CPU:
     python scripts/eval_upvla_offline_actions.py --dataset-root $CALVIN/task_ABC_D --model-config my_model.yaml \\
         --device cpu --start-only --output-json results/mine.json
+  the same, acting by block-diffusion actions (a model trained with block_diffusion.action_enabled=true):
+    python scripts/eval_upvla_offline_actions.py --dataset-root $CALVIN/task_ABC_D --model-config my_model.yaml \\
+        --device cpu --start-only --action-decoder block_diffusion --output-json results/mine_bd.json
   what a constant guess achieves on the same samples:
     python scripts/eval_upvla_offline_actions.py --dataset-root $CALVIN/task_ABC_D --baseline mean --start-only \\
         --output-json results/mean.json
   both in one table:
     python scripts/summarize_offline_eval_json.py --inputs results/mine.json results/mean.json
-
-The same model, acting by its block-diffusion actions (trained with block_diffusion.action_enabled=true):
-    ... --model-config my_model.yaml --action-decoder block_diffusion --output-json results/mine_bd.json
 
 The model yaml names the checkpoint in model.showo.tuned_model_path; copy one of policy_rollout/*_model.yaml, set it
 there and pass the copy."""
@@ -135,8 +135,7 @@ def mean_training_action(options: argparse.Namespace) -> NDArray[np.float32]:
     """Mean action [A] of a processed split, or of the annotated frames of a raw one."""
     folder = options.train_split or options.dataset_root / "training"
     if (folder / INDEX_NAME).is_file() and options.action_key == "rel_actions":
-        mean: NDArray[np.float32] = np.mean(read_index(folder).actions[:], axis=0, dtype=np.float64).astype(np.float32)
-        return mean
+        return np.asarray(np.mean(read_index(folder).actions[:], axis=0, dtype=np.float64), dtype=np.float32)
     training = CalvinSplit(folder)
     return mean_action(training, list_samples(training.annotations, options.act_step), options.action_key)
 

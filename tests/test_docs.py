@@ -12,7 +12,8 @@ import pytest
 from config.build import keys
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 SOURCES = (
     "config",
     "models",
@@ -20,13 +21,14 @@ SOURCES = (
     "policy_rollout",
     "preprocess_data",
     "scripts",
+    "benchmarks",
     "tests",
     "accelerate_configs",
 )
 PLANNED = {"policy_rollout.calvin_evaluate_upvla"}
 """What a page may name before it is there, because it says so."""
 
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
 def code(page: Path) -> str:

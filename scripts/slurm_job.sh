@@ -122,10 +122,9 @@ training_command() {
         "experiment.save_every=$steps" "training.max_train_steps=$steps" "${extra[@]}")
 }
 
-# arguments OUTPUT_DIR RESULT: offline evaluation of what a run wrote, on DATASET_ROOT/validation
-evaluate_offline() {
-    local output_dir=$1 result=$2
-    "$PYTHON" - "$output_dir" <<'PYTHON'
+# argument OUTPUT_DIR: OUTPUT_DIR/model.yaml, the model yaml of what a run wrote
+write_model_yaml() {
+    "$PYTHON" - "$1" <<'PYTHON'
 import sys
 from pathlib import Path
 
@@ -136,6 +135,12 @@ settings = OmegaConf.load(run / "config.yaml")
 OmegaConf.update(settings, "model.showo.tuned_model_path", str(run), force_add=True)
 OmegaConf.save(settings, run / "model.yaml")
 PYTHON
+}
+
+# arguments OUTPUT_DIR RESULT: offline evaluation of what a run wrote, on DATASET_ROOT/validation
+evaluate_offline() {
+    local output_dir=$1 result=$2
+    write_model_yaml "$output_dir"
     "$PYTHON" scripts/eval_upvla_offline_actions.py --dataset-root "$DATASET_ROOT" --split validation \
         --model-config "$output_dir/model.yaml" --device auto --start-only --max-samples "${MAX_SAMPLES:-64}" \
         --output-json "$result"

@@ -21,12 +21,12 @@ from models.upvla import UPVLA
 from models.vision import ClipTower, load_clip
 from training import live, lora
 from training.average import Average
-from training.checkpoint import Checkpoint
 from training.data.batch import RobotBatch, TextBatch, collate_robot, collate_text
 from training.data.cotrain import CotrainLoader, Flow, cotrain_loader, robot_dataset, text_dataset
 from training.freeze import freeze
+from training.manifest import Checkpoint
 from training.optim import Schedule, build_optimizer
-from training.processes import describe, is_sharded
+from training.processes import describe, is_sharded, told
 from training.run import Run
 
 SAME_FIELDS = {
@@ -180,6 +180,8 @@ def _continued(job: Job, resumed: Checkpoint) -> Built:
     built, wanted = load_folder(resumed.model_dir), build(job, device="meta").spec
     saved = built.spec
     pairs = {key: (getattr(saved, field), getattr(wanted, field)) for field, key in SAME_FIELDS.items()}
+    if saved.action_bins is not None and wanted.action_bins is not None:  # with other bins the ids mean other numbers
+        pairs["block_diffusion.action_num_bins"] = (saved.action_bins, wanted.action_bins)
     pairs |= {f"model.showo.llm_model_path's {field}": (saved.llm[field], wanted.llm[field]) for field in SAME_SIZES}
     for key, (had, want) in pairs.items():
         if had != want:
@@ -245,7 +247,9 @@ def _summary(run: Run, parts: Parts) -> list[str]:
     system = len(parts.prompter.system_ids)
     mmu = 1 + system + (0 if parts.clip is None else parts.clip.num_patches + 2)
     rows = f"{settings.batch_size_pre} robot" + (f" + {settings.batch_size_mmu} mmu" if parts.data.text else "")
-    many = f"{settings.gradient_accumulation_steps} micro-batch(es) x {run.world} process(es)"
+    tokens = settings.act_coeff * job.block_diffusion.action_coeff if job.block_diffusion.action_enabled else None
+    more = "" if tokens is None else f" + {tokens:g} block-diffusion action"
+    many = f"{settings.gradient_accumulation_steps} micro-batch(es) x {told(run.accelerator)}"
     return [
         f"{job.experiment.name}: {job.model.framework}, text objective {settings.text_objective}, on {run.device} "
         f"({'fp32' if settings.mixed_precision == 'no' else settings.mixed_precision}), seed {settings.seed}",
@@ -254,7 +258,7 @@ def _summary(run: Run, parts: Parts) -> list[str]:
         f"  data     {parts.data.describe()}",
         f"  step     {rows} x {many}; {settings.max_train_steps} steps, {job.lr_scheduler.scheduler} schedule, "
         f"learning rate {job.optimizer.params.learning_rate:g}",
-        f"  loss     {settings.pre_coeff:g} image + {settings.act_coeff:g} action + {settings.mmu_coeff:g} text",
+        f"  loss     {settings.pre_coeff:g} image + {settings.act_coeff:g} action + {settings.mmu_coeff:g} text{more}",
         f"  output   {run.output_dir}",
     ]
 

@@ -97,27 +97,36 @@ def test_many_views_estimate_the_enumerated_bound_within_their_standard_error(bu
 
 def test_the_standard_error_is_the_deviation_of_repeated_measurements(built: Built) -> None:
     model, prompter = built
-    turn = talk(built)
+    turn = talk(built, [[("where?", "inside")]])
     said, values = [], []
     for seed in range(40):
-        found = totals(measure_text(model, prompter, text_objective("mdm"), turn, seed, draws=2))
+        found = totals(measure_text(model, prompter, text_objective("bd"), turn, seed, draws=3))
         said.append(text_figures(found)["text/nats_error"] ** 2)
         values.append(found["text/nats_per_token"][0] / found["text/nats_per_token"][1])
     deviation = float(torch.tensor(values).std())
     assert (sum(said) / len(said)) ** 0.5 == pytest.approx(deviation, rel=0.35)
 
 
-def test_the_spread_is_that_of_single_draws(built: Built) -> None:
+def test_the_spread_is_that_of_the_single_draws(built: Built) -> None:
     model, prompter = built
-    turn = talk(built, [[("where?", "inside the drawer")]])
-    found = measure_text(model, prompter, text_objective("mdm"), turn, draws=48)["text/estimate_spread"].mean
-    objective, bounds = text_objective("mdm").measuring(1), []
-    for step in range(96):
-        task = objective.prepare(model.vocab, prompter.system_ids, turn, Draws(3, step))
-        with torch.no_grad():
-            bounds.append(model.text_loss(task)[1].sum)
-    estimates = torch.stack(bounds)
-    assert float(found) == pytest.approx(float(estimates.std() / estimates.mean()), rel=0.4)
+    turn, draws = talk(built), 5
+    found = measure_text(model, prompter, text_objective("bd"), turn, seed=2, draws=draws)
+    task = text_objective("bd").measuring(draws).prepare(model.vocab, prompter.system_ids, turn, Draws(2))
+    with torch.no_grad():
+        costs = (model.text_scores(task)[0] * task.bound_weights).tolist()
+    estimates = torch.zeros(draws, 2)
+    for row, slot, cost in zip(task.rows.tolist(), task.slots.tolist(), costs, strict=True):
+        view = int(task.sequence.slots.view[row, slot])
+        if view == 0:  # the first token of a block is read from the clean stream: no draw changes it
+            estimates[:, row] += cost
+        else:  # every view's share of the average over all draws, times the draws
+            estimates[(view - 1) // 2, row] += cost * draws
+    torch.testing.assert_close(estimates.mean(dim=0).sum(), found["text/nats_per_token"].sum, rtol=1e-4, atol=1e-5)
+    spread = (estimates.std(dim=0) / estimates.mean(dim=0)).mean()
+    torch.testing.assert_close(found["text/estimate_spread"].mean, spread, rtol=1e-3, atol=1e-6)
+    variance = (estimates.var(dim=0) / draws).sum()
+    torch.testing.assert_close(found["text/nats_variance"].sum, variance, rtol=1e-3, atol=1e-6)
+    assert float(spread) > 0
 
 
 def test_the_picture_gap_is_zero_where_pictures_are_alike_and_not_where_they_differ(built: Built) -> None:

@@ -1,0 +1,144 @@
+"""Who answers questions about pictures: a saved model with its CLIP tower, or the embedded one with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from config.files import PROJECT_DIR
+from config.load import load_job
+from models.checkpoint import Built, build, load_folder, model_folder
+from models.images import clip_pixels
+from models.prompting import Prompter
+from models.upvla import UPVLA
+from models.vision import ClipTower, load_clip
+from models.weights import resolve_model_dir
+from policy_rollout.model_yaml import CHECKPOINT_KEY, load_model_yaml, located
+from training.data.files import IMAGE_SUFFIXES, read_image
+
+CLIP_KEY = "model.showo.clip_model_path"
+EMBEDDED_CONFIG = PROJECT_DIR / "config" / "tiny_bdvla.yaml"
+EMBEDDED_CLIP = PROJECT_DIR / "assets" / "tiny_clip"
+EMBEDDED_PICTURES = PROJECT_DIR / "dummy_data" / "llava_validation" / "images"
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+NEVER_SEEN: dict[str, tuple[str, ...]] = {"ar": ("mdm", "bd"), "mdm": (), "bd": ()}
+"""Trained objective -> ways to decode that it cannot know: a model of next tokens has never read a mask."""
+HALF_SEEN = {("mdm", "ar"): "an mdm model has not learned to continue a clean answer",
+             ("bd", "ar"): "a bd model has learned next words at the starts of blocks, and elsewhere only with "
+                           "text_diffusion.ar_aux_weight"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """``clip`` is None for a model without a picture path, or where no picture is asked about. ``source``: where the
+    weights come from; ``notes``: what a user should know."""
+
+    model: UPVLA
+    prompter: Prompter
+    clip: ClipTower | None
+    source: str
+    notes: tuple[str, ...]
+
+    def patches(self, pictures: Sequence[Path]) -> Tensor | None:
+        """CLIP features [B, P, C] of picture files; None without a tower. Raises ``ValueError`` or
+        ``FileNotFoundError`` naming a file that cannot be read."""
+        if self.clip is None:
+            return None
+        pixels = torch.stack([clip_pixels(read_image(file), self.clip.image_spec) for file in pictures])
+        return self.clip.features(pixels.to(self.model.device)).to(self.model.action_head.out.weight.dtype)
+
+
+def answerer(
+    checkpoint: str | None, model_yaml: str | None, clip: str | None, pictures: bool, device: torch.device, dtype: str
+) -> Answerer:
+    """The model that is asked. ``clip``: folder or hub id of the tower (None: as the run or yaml says, else by the
+    width that the model was built for). Raises ``ValueError`` or ``FileNotFoundError`` in one line."""
+    if checkpoint is None and model_yaml is None:
+        built = build(load_job([f"config={EMBEDDED_CONFIG}"]))
+        source, named = "the embedded model", str(EMBEDDED_CLIP)
+        notes: tuple[str, ...] = (
+            "no --checkpoint and no --model-config: asking the embedded model with random weights, which says nothing "
+            "of sense; train one with python train_blockdiff_vla.py config=./config/tiny_bdvla.yaml",
+        )
+    else:
+        built, source, named = _saved(checkpoint, model_yaml)
+        notes = built.notes
+    tower = None
+    if pictures:
+        if built.spec.clip_width is None:
+            raise ValueError("this model reads no pictures (model.showo.w_clip_vit=false); ask with --no-picture")
+        tower = _tower(built, clip or named)
+    model = built.model.to(device=device, dtype=TYPES[dtype]).eval().requires_grad_(False)
+    return Answerer(model, built.prompter, None if tower is None else tower.to(device), source, notes)
+
+
+def _saved(checkpoint: str | None, model_yaml: str | None) -> tuple[Built, str, str | None]:
+    """(model, where it lies, the CLIP tower that its yaml names)."""
+    if model_yaml is not None:
+        config = load_model_yaml(model_yaml, checkpoint)
+        path = resolve_model_dir(config.checkpoint, key=CHECKPOINT_KEY)
+        built = load_folder(path, upstream=config.upstream)
+        config.require_agreement(built.spec, model_folder(path))
+    else:
+        assert checkpoint is not None
+        path = resolve_model_dir(located(checkpoint), key="--checkpoint")
+        built = load_folder(path)
+        beside = _run_config(path)
+        if beside is None:
+            return built, str(path), None
+        config = load_model_yaml(beside, path)
+    named = config.job.model.showo.clip_model_path if CLIP_KEY in config.given else None
+    return built, str(path), None if named is None else located(named)
+
+
+def _run_config(path: Path) -> Path | None:
+    """The ``config.yaml`` that a run left in its output folder, for a path in it."""
+    for folder in (path, *path.parents[:2]):
+        if (folder / "config.yaml").is_file():
+            return folder / "config.yaml"
+    return None
+
+
+def _tower(built: Built, named: str | None) -> ClipTower:
+    if named is None:
+        embedded = built.spec.clip_width == load_clip(EMBEDDED_CLIP).width
+        named = str(EMBEDDED_CLIP) if embedded else "openai/clip-vit-large-patch14-336"
+    tower = load_clip(located(named), key="--clip")
+    if tower.width != built.spec.clip_width:
+        raise ValueError(
+            f"--clip {named}: its features have {tower.width} channels, but the model reads {built.spec.clip_width}"
+        )
+    return tower
+
+
+def way_to_decode(trained: str, wanted: str | None, anyway: bool) -> tuple[str, str | None]:
+    """(objective to decode with, a warning). Raises ``ValueError`` for one that the model cannot know."""
+    way = wanted or trained
+    if way in NEVER_SEEN[trained] and not anyway:
+        raise ValueError(
+            f"--objective {way}: this model learned text with {trained} and has never read a hidden word; "
+            f"use --objective {trained}, or --anyway to see what comes of it"
+        )
+    told = HALF_SEEN.get((trained, way))
+    return way, None if told is None else f"--objective {way}: {told}; the answer may be poor"
+
+
+def picture_files(given: Sequence[Path]) -> list[Path]:
+    """Files, and the pictures in folders; a bundled one where none is given. ``ValueError`` for an empty folder."""
+    if not given:
+        return picture_files([EMBEDDED_PICTURES])[:1]
+    files: list[Path] = []
+    for path in given:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not inside:
+            raise ValueError(f"--picture {path}: no picture in this folder ({', '.join(IMAGE_SUFFIXES)})")
+        files += inside
+    return files

@@ -1,0 +1,251 @@
+"""`scripts/generate_text.py`: questions about pictures, asked of a saved model."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from models.checkpoint import save_folder
+from scripts import generate_text
+from scripts.trace import HIDDEN, Recorder, Step, Word, lines_of
+from scripts.trace_picture import Panel, draw_frames
+from tests.tiny import tiny_model
+from tests.training.world import write_clip
+
+WIDTH = 16
+
+
+def write_run(folder: Path, objective: str, **spec: Any) -> Path:
+    """A run's output folder with a CLIP tower beside it, which its config.yaml names."""
+    model, prompter = tiny_model(folder / "llm", clip_width=WIDTH, seed=3, text_objective=objective, **spec)
+    with torch.no_grad():  # random weights of 0.02 say one word over and over
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "embed" not in name:
+                parameter.mul_(6)
+    save_folder(model, prompter, folder / "run")
+    write_clip(folder / "clip")
+    (folder / "run" / "config.yaml").write_text(f"model:\n  showo:\n    clip_model_path: {folder / 'clip'}\n")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {}
+    for objective in ("ar", "mdm", "bd"):
+        folder = tmp_path_factory.mktemp(objective)
+        made[objective] = write_run(folder, objective, text_block_size=4, text_canvas_multiple=4)
+    return made
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for colour in ("red", "blue"):
+        Image.new("RGB", (40, 36), colour).save(folder / f"{colour}.png")
+    return folder
+
+
+def ask(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    assert generate_text.main([str(a) for a in argv]) == 0
+    return capsys.readouterr().out
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *argv: object) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(ask(capsys, *argv, "--json", "--max-new-tokens", 8))
+    return found
+
+
+@pytest.mark.parametrize("objective", ["ar", "mdm", "bd"])
+def test_the_answer_and_its_cost_are_printed(
+    objective: str, runs: dict[str, Path], pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--checkpoint", runs[objective], "--picture", pictures / "red.png", "--question", "Which colour?"]
+    told = as_json(capsys, *base)
+    (answer,) = told["answers"]
+    assert told["model"]["decoded"] == objective
+    out = ask(capsys, *base, "--max-new-tokens", 8)
+    question, said, cost = out.split("\n")[0], "\n".join(out.split("\n")[1:-2]), out.split("\n")[-2]
+    assert question == "Which colour?  (red.png)"
+    assert said == answer["answer"] != ""
+    assert cost.startswith(f"{told['stats']['tokens']} tokens in {told['stats']['forwards']} forwards")
+    for figure in ("tokens per forward", "tokens/s", "first word after"):
+        assert figure in cost
+
+
+def test_every_question_is_asked_of_every_picture_and_a_batch_answers_as_one_by_one(
+    runs: dict[str, Path], pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--checkpoint", runs["bd"], "--clip", runs["bd"].parent / "clip"]
+    many = as_json(capsys, *base, "--picture", pictures, "--question", "Which colour? *** Is it red?")["answers"]
+    assert [(Path(a["picture"]).name, a["question"]) for a in many] == [
+        (picture, question) for picture in ("blue.png", "red.png") for question in ("Which colour?", "Is it red?")
+    ]
+    for row in many:
+        alone = as_json(capsys, *base, "--picture", row["picture"], "--question", row["question"])["answers"][0]
+        assert alone == row
+    assert len({row["answer"] for row in many}) > 1  # picture or question matter
+
+
+def test_drawn_answers_repeat_with_their_seed(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--checkpoint", runs["ar"], "--no-picture", "--temperature", 1.5, "--top-k", 50, "--top-p", 0.99]
+    answers = [as_json(capsys, *base, "--seed", seed)["answers"] for seed in (1, 1, 2)]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_each_rule_of_acceptance_is_taken(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--checkpoint", runs["bd"], "--no-picture", "--accept"]
+    forwards = {
+        rule: as_json(capsys, *base, rule)["stats"]["forwards"]
+        for rule in ("threshold:2", "threshold:0", "static:2", "factor:1.0", "first-hitting")
+    }
+    assert forwards["threshold:0"] < forwards["static:2"] < forwards["threshold:2"]
+
+
+def test_speculation_answers_as_ar_does(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--checkpoint", runs["bd"], "--no-picture"]
+    drafted = as_json(capsys, *base, "--speculative")["answers"]
+    assert drafted == as_json(capsys, *base, "--objective", "ar")["answers"]
+
+
+def test_block_size_and_canvas_change_how_an_answer_is_made(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = as_json(capsys, "--checkpoint", runs["bd"], "--no-picture", "--block-size", 1)
+    assert one["answers"] == as_json(capsys, "--checkpoint", runs["bd"], "--no-picture", "--objective", "ar")["answers"]
+    parts, whole = (
+        as_json(capsys, "--checkpoint", runs["mdm"], "--no-picture", "--accept", "threshold:2", *more)["answers"]
+        for more in (["--block-size", "2"], ["--whole-canvas"])
+    )
+    assert parts != whole
+
+
+def test_a_piped_trace_shows_each_forward_and_ends_in_the_answer(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--checkpoint", runs["bd"], "--no-picture", "--max-new-tokens", 8]
+    lines = ask(capsys, *base, "--trace").splitlines()
+    steps = [line for line in lines if line.startswith("forward")]
+    told = as_json(capsys, *base[:-2])
+    assert len(steps) == told["stats"]["forwards"]
+    assert all("[" in step and "\x1b" not in step for step in steps)
+    assert HIDDEN in steps[0]
+    assert lines[-2] == told["answers"][0]["answer"]
+
+
+def words(prompter: Any, *steps: tuple[int, str, str]) -> list[Step]:
+    """Steps from (forwards, one letter a slot with _ for hidden, stars under fresh ones)."""
+    from models.decoding import Progress
+
+    recorder, mask = Recorder(prompter, 1), 999_999
+    for forwards, shown, fresh in steps:
+        ids = [mask if c == "_" else prompter.tokenizer.convert_tokens_to_ids(c) for c in shown]
+        recorder(Progress(forwards, [ids], [[c == "*" for c in fresh]], mask))
+    return recorder.steps
+
+
+def test_the_recorder_remembers_in_which_forward_a_word_came(tmp_path: Path) -> None:
+    _, prompter = tiny_model(tmp_path)
+    steps = words(prompter, (1, "_b_", " * "), (2, "ab_", "*  "), (4, "abc", "  *"))
+    assert [[word.born for word in step.rows[0]] for step in steps] == [[None, 1, None], [2, 1, None], [2, 1, 4]]
+    assert [str(line) for line in lines_of(steps[1], coloured=False)] == ["forward   2  [a]b ▁"]
+    assert [word.fresh for word in steps[2].rows[0]] == [False, False, True]
+
+
+def test_nothing_is_shown_behind_a_settled_end(tmp_path: Path) -> None:
+    _, prompter = tiny_model(tmp_path)
+    end = prompter.tokenizer.eos_token
+    recorder = Recorder(prompter, 1)
+    from models.decoding import Progress
+
+    ids = [prompter.tokenizer.convert_tokens_to_ids(t) for t in ("a", end)]
+    recorder(Progress(1, [[*ids, 999_999]], [[True, True, False]], 999_999))
+    assert [word.text for word in recorder.steps[0].rows[0]] == ["a", "⏹"]
+
+
+def test_the_animation_has_a_picture_for_every_forward_and_nothing_moves(
+    runs: dict[str, Path], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "new" / "answer.gif"
+    base = ["--checkpoint", runs["bd"], "--picture", pictures / "red.png", "--question", "Which colour?"]
+    told = as_json(capsys, *base, "--trace-gif", file)
+    with Image.open(file) as animation:
+        assert animation.n_frames >= told["stats"]["forwards"]
+        assert animation.size[0] > 600
+    assert [path.name for path in file.parent.iterdir()] == ["answer.gif"]
+    step = Step(1, 0.1, [[Word(" a", 1, True), Word(HIDDEN, None, False)]])
+    later = Step(2, 0.2, [[Word(" a", 1, False), Word(" bigger", 2, True)]])
+    frames = draw_frames([Panel(pictures / "red.png", "Which?")], [step, later], "bd")
+    assert len(frames) == 1 + 2 + 1
+    assert len({frame.size for frame in frames}) == 1
+    assert len({frame.tobytes() for frame in frames}) == 4
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--checkpoint", "/nowhere/run"], "/nowhere/run does not exist"),
+        (["--model-config", "/nowhere.yaml"], "no such file"),
+        (["--checkpoint", "{bd}", "--picture", "/nowhere.png"], "/nowhere.png does not exist"),
+        (["--checkpoint", "{bd}", "--picture", "{text}"], "cannot be decoded as a picture"),
+        (["--checkpoint", "{bd}", "--picture", "{empty}"], "no picture in this folder"),
+        (["--checkpoint", "{bd}", "--clip", "/no/clip/here"], "--clip"),
+        (["--checkpoint", "{ar}", "--objective", "bd"], "--objective ar"),
+        (["--checkpoint", "{ar}", "--accept", "static:2"], "--accept has no effect with --objective ar"),
+        (["--checkpoint", "{bd}", "--accept", "sometimes"], "first-hitting"),
+        (["--checkpoint", "{bd}", "--accept", "static:2", "--speculative"], "--accept has no effect"),
+        (["--checkpoint", "{bd}", "--speculative", "--temperature", "1"], "temperature 0"),
+        (["--checkpoint", "{bd}", "--whole-canvas"], "--whole-canvas has no effect with --objective bd"),
+        (["--checkpoint", "{bd}", "--block-size", "0"], "--block-size is 0"),
+        (["--checkpoint", "{bd}", "--top-k", "5"], "--top-k has no effect with --temperature 0"),
+        (["--checkpoint", "{bd}", "--temperature", "-1"], "temperature is -1"),
+        (["--checkpoint", "{bd}", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
+        (["--checkpoint", "{bd}", "--question", " *** "], "--question is empty"),
+        (["--checkpoint", "{bd}", "--no-picture", "--picture", "x.png"], "exclude each other"),
+        (["--checkpoint", "{bd}", "--trace-gif", "/proc/no/answer.gif"], "--trace-gif"),
+        (["--checkpoint", "{bd}", "--trace-gif", "answer.mp4"], ".gif"),
+        (["--checkpoint", "{bd}", "--device", "toaster"], "toaster"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    argv: list[str], said: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "empty").mkdir()
+    names = {**runs, "text": tmp_path / "text.png", "empty": tmp_path / "empty"}
+    assert generate_text.main([word.format(**names) for word in argv]) == 2
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.err.splitlines() if not line.startswith("note: ")]
+    assert line.startswith("generate_text: ")
+    assert said in line
+
+
+def test_a_model_of_next_words_can_be_made_to_fill_blocks_anyway(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--checkpoint", runs["ar"], "--no-picture", "--objective", "bd", "--block-size", 1]
+    assert as_json(capsys, *base, "--anyway")["model"] == {
+        "source": str(runs["ar"]), "trained": "ar", "decoded": "bd"
+    }  # fmt: skip
+
+
+def test_a_model_yaml_names_the_checkpoint_and_the_tower(
+    runs: dict[str, Path], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"model:\n  showo:\n    tuned_model_path: {runs['bd']}\n    clip_model_path: {runs['bd'].parent / 'clip'}\n"
+    (tmp_path / "model.yaml").write_text(text)
+    by_yaml = as_json(capsys, "--model-config", tmp_path / "model.yaml", "--picture", pictures / "red.png")
+    direct = as_json(capsys, "--checkpoint", runs["bd"], "--picture", pictures / "red.png")
+    assert by_yaml["answers"] == direct["answers"]
+
+
+def test_without_a_checkpoint_the_embedded_model_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate_text.main(["--max-new-tokens", "2"]) == 0
+    captured = capsys.readouterr()
+    assert "random weights" in captured.err
+    assert re.search(r"\d tokens in \d forwards", captured.out)

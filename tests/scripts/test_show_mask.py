@@ -1,0 +1,120 @@
+"""`scripts/show_mask.py`: the drawn mask is the one that training reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from config.schema import Job
+from models.draws import Draws
+from scripts.mask_layouts import LAYOUTS, Layout, Sizes, lay_out
+from scripts.mask_picture import EMPTY, PAPER, draw_mask, page_of
+from scripts.show_mask import job_of, main
+
+
+def drawn(*words: str, sizes: Sizes | None = None, seed: int = 0) -> Layout:
+    layout, job, _ = job_of(words)
+    return lay_out(layout, job, sizes or Sizes(), Draws(seed))
+
+
+def span(layout: Layout, name: str) -> list[str]:
+    """What the slots of a span hold."""
+    return [held for of, at in layout.spans if of == name for held in layout.names[at.columns]]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_text_is_the_rules_own_drawing_with_names_beside_it(layout: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([layout]) == 0
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    made = drawn(layout)
+    expected = made.sequence.rule.draw(made.sequence.slots).splitlines()
+    assert lines[0] == expected[0]
+    for line, own, name in zip(lines[1:], expected[1:], made.names, strict=True):
+        assert line.startswith(own)
+        assert name in line
+
+
+@pytest.mark.parametrize("words", [("bd",), ("robot",), ("actions", "act_step=1"), ("mdm",)])
+def test_in_the_picture_a_square_is_coloured_exactly_where_attention_is_allowed(words: tuple[str, ...]) -> None:
+    made = drawn(*words, sizes=Sizes(padding=1))
+    page, picture = page_of(made), draw_mask(made, "title", "")
+    mask = made.sequence.rule.dense(made.sequence.slots)[0, 0]
+    for row, line in enumerate(mask.tolist()):
+        for column, seen in enumerate(line):
+            centre = (page.left + int((column + 0.5) * page.cell), page.top + int((row + 0.5) * page.cell))
+            assert (picture.getpixel(centre) not in (EMPTY, PAPER)) == seen
+
+
+def test_robot_flow_has_both_cameras_and_its_padding_on_the_left() -> None:
+    made = drawn("robot", "model.vla.num_view=2", "act_step=3", sizes=Sizes(codes=3, padding=2))
+    assert [name for name, _ in made.spans] == ["padding", "instruction", "image", "<|lvg|>"]
+    assert span(made, "image") == ["<|soi|>", "c1", "c2", "c3", "c4", "c5", "c6", "<|eoi|>"]
+    assert span(made, "instruction") == ["<|t2i|>", "bos", "t1", "t2", "eos"]
+    assert len(span(made, "<|lvg|>")) == 3
+
+
+def test_views_hide_complementary_words_and_every_word_is_predicted() -> None:
+    made = drawn("bd", "block_diffusion.block_size=3", sizes=Sizes(answers=(5, 2)))
+    words = ["a1", "a2", "a3", "a4", "a5", "eos", "b1", "b2", "eos"]
+    for one, other, word in zip(span(made, "view 1"), span(made, "view 2"), words, strict=True):
+        assert {one, other} == {"▁", word}
+    predicted = [reading.target for readings in made.readings.values() for reading in readings]
+    assert sorted(set(predicted)) == sorted(set(words))
+
+
+def test_shift_reads_a_token_from_the_slot_before_it_and_aligned_from_its_own() -> None:
+    shift, aligned = drawn("ar"), drawn("mdm", "text_diffusion.prediction=aligned")
+    at = {name: slot for slot, name in enumerate(shift.names)}
+    assert all(at[readings[0].target] == slot + 1 for slot, readings in shift.readings.items())
+    assert all(aligned.names[slot] == "▁" for slot in aligned.readings)
+
+
+def test_elastic_blocks_are_drawn_by_the_seed() -> None:
+    sizes = set()
+    for seed in range(8):
+        made = drawn("bd", "block_diffusion.elastic_block_enabled=true", sizes=Sizes(answers=(7,)), seed=seed)
+        slots = made.sequence.slots
+        starts = slots.start[0][slots.view[0] == 1].tolist()
+        sizes.add(starts.count(starts[0]))
+    assert sizes == {1, 2, 4}
+
+
+def test_without_a_layout_the_configuration_decides(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config=config/bdvla_action_tuning.yaml", "--answer", "3", "--patches", "0"]) == 0
+    assert capsys.readouterr().out.startswith("bd: blocks of 32, complementary views, shift")
+
+
+def test_a_real_size_is_drawn_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "deep" / "mask.png"
+    assert main(["bd", "--answer", "40", "--patches", "144", "--png", str(file)]) == 0
+    assert str(file) in capsys.readouterr().out
+    assert min(Image.open(file).size) > 400
+    assert [path.name for path in file.parent.iterdir()] == ["mask.png"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["bdd"], "allowed: robot, ar, mdm, bd, actions"),
+        (["bd", "mdm"], "one layout at a time"),
+        (["bd", "block_diffusion.block_sizes=3"], "block_diffusion.block_size"),
+        (["bd", "block_diffusion.block_size=0"], "expected"),
+        (["bd", "--answer", "6;3"], "--answer"),
+        (["robot", "--codes", "0"], "--codes is 0"),
+        (["bd", "--answer", "200"], "--png"),
+        (["config=nowhere.yaml"], "no such file"),
+        (["bd", "--png", "/proc/mask.png"], "--png /proc/mask.png"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("show_mask: ")
+    assert said in line
+
+
+def test_a_layout_leaves_the_defaults_of_jobs_alone() -> None:
+    lay_out("actions", Job(), Sizes(), Draws())
+    assert Job().block_diffusion.action_enabled is False

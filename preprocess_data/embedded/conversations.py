@@ -1,58 +1,113 @@
-"""A LLaVA json about pictures of the desk: text that can only be learned by looking."""
+"""A LLaVA json about pictures of toys: text that can only be learned by looking."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from config.schema import MMU_INDEX
-from preprocess_data.embedded.questions import balanced
-from preprocess_data.embedded.scenes import random_scenes
-
-PICTURE_SIDE = 112
-"""Pixels: what the small CLIP tower reads, so that nothing is resized twice."""
-JPEG_QUALITY = 80
-TURNS = 2
-"""Most questions in one conversation."""
+from preprocess_data.embedded.questions import Asked, balanced
+from preprocess_data.embedded.toys import draw, random_scenes
 
 
-def write_conversations(folder: Path, pictures: int, per_kind: int, seed: int) -> int:
-    """`folder/llava_v1_5_mix665k.json` with `folder/images/*.jpg`; returns the number of questions.
+@dataclass(frozen=True)
+class Split:
+    """`turns`: most questions about one picture in one conversation. Several share the cost of a picture and a prompt;
+    held-out questions come one by one, so that no earlier answer helps."""
 
-    Of `pictures` random scenes, those that a balanced set of `per_kind` questions of each kind needs are written.
+    pictures: int
+    per_kind: int
+    seed: int
+    turns: int
+    held_out: bool
+
+
+SPLITS = {
+    "llava": Split(pictures=720, per_kind=720, seed=11, turns=3, held_out=False),
+    "llava_validation": Split(pictures=240, per_kind=80, seed=12, turns=1, held_out=True),
+}
+"""By folder."""
+COLOURS_KEPT = 24
+"""Of a picture; edges are mixed colours. A picture is about 600 bytes then."""
+PIXEL_TOLERANCE = 2.0
+"""Mean absolute difference of a picture, in grey levels: another Pillow may mix edges or choose colours differently."""
+
+
+def write_conversations(folder: Path, split: Split) -> int:
+    """`folder/llava_v1_5_mix665k.json` with `folder/images/*.png`; returns the number of questions.
+
+    Pictures that no question is about are not written.
     """
-    rng = np.random.default_rng([seed, pictures, per_kind])
-    scenes = list(tqdm(random_scenes(pictures, seed), total=pictures, desc="pictures", unit="picture"))
-    asked: dict[int, list[tuple[str, str]]] = {}
-    triples = balanced([scene.scene_obs for scene in scenes], per_kind, rng)
-    for index, kind, answer in triples:
-        asked.setdefault(index, []).append((str(rng.choice(list(kind.phrasings))), answer))
+    rng = np.random.default_rng(split.seed)
+    scenes = random_scenes(split.pictures, rng, split.held_out)
+    drawn = [draw(scene, rng) for scene in scenes]
+    asked = balanced(scenes, split.per_kind, rng)
     images = folder / "images"
-    images.mkdir(parents=True, exist_ok=True)
-    records = []
-    for index in sorted(asked):
-        name = f"images/{index:05d}.jpg"
-        picture = Image.fromarray(scenes[index].static).resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC)
-        picture.save(folder / name, quality=JPEG_QUALITY)
-        questions = [asked[index][i] for i in rng.permutation(len(asked[index]))]
-        for start in range(0, len(questions), TURNS):
-            records.append(_record(f"{index:05d}_{start // TURNS}", name, questions[start : start + TURNS]))
-    order = rng.permutation(len(records))
-    text = json.dumps([records[i] for i in order], indent=1)
+    shutil.rmtree(images, ignore_errors=True)
+    images.mkdir(parents=True)
+    for index in sorted({question.scene for question in asked}):
+        few = drawn[index].quantize(COLOURS_KEPT, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        few.save(folder / _picture(index), optimize=True)
+    talks = _conversations([asked[i] for i in rng.permutation(len(asked))], split.turns)
+    records = [json.dumps(_record(number, talks[i])) for number, i in enumerate(rng.permutation(len(talks)))]
     temporary = folder / f"{MMU_INDEX}.tmp"
-    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.write_text("[\n" + ",\n".join(records) + "\n]\n", encoding="utf-8")
     os.replace(temporary, folder / MMU_INDEX)
-    return len(triples)
+    return len(asked)
 
 
-def _record(name: str, image: str, questions: list[tuple[str, str]]) -> dict[str, object]:
-    turns = []
-    for number, (question, answer) in enumerate(questions):
-        turns.append({"from": "human", "value": f"<image>\n{question}" if number == 0 else question})
-        turns.append({"from": "gpt", "value": answer})
-    return {"id": name, "image": image, "conversations": turns}
+def _picture(scene: int) -> str:
+    return f"images/{scene:04d}.png"
+
+
+def _conversations(asked: Sequence[Asked], turns: int) -> list[list[Asked]]:
+    """Questions about one picture, at most `turns` together, in the order given."""
+    by_scene: dict[int, list[Asked]] = {}
+    for question in asked:
+        by_scene.setdefault(question.scene, []).append(question)
+    return [some[i : i + turns] for some in by_scene.values() for i in range(0, len(some), turns)]
+
+
+def _record(number: int, asked: Sequence[Asked]) -> dict[str, object]:
+    turns: list[dict[str, str]] = []
+    for question in asked:
+        mark = "" if turns else "<image>\n"
+        turns.append({"from": "human", "value": mark + question.question})
+        turns.append({"from": "gpt", "value": question.answer})
+    return {"id": number, "image": _picture(asked[0].scene), "conversations": turns}
+
+
+def write_all(data: Path, splits: Mapping[str, Split] = MappingProxyType(SPLITS)) -> dict[str, int]:
+    """Both splits under `data`; questions in each."""
+    return {folder: write_conversations(data / folder, split) for folder, split in splits.items()}
+
+
+def differences(committed: Path, scratch: Path, splits: Mapping[str, Split] = MappingProxyType(SPLITS)) -> list[str]:
+    """Makes the splits again in `scratch` and compares: words to the letter, pictures to a tolerance."""
+    problems = []
+    for folder in write_all(scratch, splits):
+        new, old = scratch / folder, committed / folder
+        if (old / MMU_INDEX).read_text(encoding="utf-8") != (new / MMU_INDEX).read_text(encoding="utf-8"):
+            problems.append(f"{committed.name}/{folder}/{MMU_INDEX} differs")
+        names = [sorted(file.name for file in (where / "images").iterdir()) for where in (new, old)]
+        if names[0] != names[1]:
+            problems.append(f"{committed.name}/{folder}/images holds other pictures")
+            continue
+        for name in names[0]:
+            if not _alike(new / "images" / name, old / "images" / name):
+                problems.append(f"{committed.name}/{folder}/images/{name} differs")
+    return problems
+
+
+def _alike(a: Path, b: Path) -> bool:
+    with Image.open(a) as one, Image.open(b) as other:
+        left, right = (np.asarray(picture.convert("RGB"), dtype=int) for picture in (one, other))
+    return left.shape == right.shape and float(np.abs(left - right).mean()) <= PIXEL_TOLERANCE

@@ -1,141 +1,154 @@
-"""Questions about pictures of the desk whose answers are in the picture and nowhere else.
+"""Questions about toys on a table whose answers are in the picture and nowhere else.
 
-Answers come from the simulator's state; every kind of question has its answers in equal shares, so that a model that
-does not look can do no better than guess.
+Every question has its answers in equal shares, so that a model that does not look is right exactly as often as its one
+guess is true (`blind_floor`), however well it knows the language. Answers are sentences of 5 to 20 words and signs;
+where the list ends has to be seen, too.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-COLOURS = ("red", "blue", "pink")
-SLIDER, DRAWER, BULB, LED = 0, 1, 4, 5
-"""Where `scene_obs` keeps the doors and lights."""
-FIRST_BLOCK, PER_BLOCK = 6, 6
-DRAWER_OPEN_M, SLIDER_LEFT_M = 0.10, 0.14
-TABLE_Z_M = 0.44
-CLEAR_GAP_M = 0.05
-"""Blocks closer than this in x are not asked which is further left: a person would hesitate too."""
+from preprocess_data.embedded.toys import COLOURS, CORNERS, SHAPES, Scene, Toy, toys
 
-Scene = np.ndarray
-Answer = str | None
+NUMBERS = ("one", "two", "three", "four")
+PAIRS = tuple(str(Toy(colour, shape)) for colour in COLOURS for shape in SHAPES)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of question: phrasings, the answers it can have, and how to read the answer off `scene_obs` (24);
-    None where this scene has no clear answer."""
+    """One kind of question: `subjects` it is asked about, `answers` it can have, `read(scene, subject)` (None where it
+    cannot be asked), and the words of both; `{s}` stands for the subject, `{a}` for the answer."""
 
     name: str
-    phrasings: tuple[str, ...]
+    subjects: tuple[str, ...]
     answers: tuple[str, ...]
-    read: Callable[[Scene], Answer]
+    read: Callable[[Scene, str], str | None]
+    question: str
+    sentence: str
+
+    def ask(self, subject: str) -> str:
+        return self.question.format(s=subject)
+
+    def say(self, subject: str, answer: str) -> str:
+        text = self.sentence.format(s=subject, a=answer)
+        return text[0].upper() + text[1:]
 
 
-def block_position(scene: Scene, colour: str) -> np.ndarray:
-    """x, y, z in metres of a block."""
-    start = FIRST_BLOCK + PER_BLOCK * COLOURS.index(colour)
-    return np.asarray(scene[start : start + 3])
+@dataclass(frozen=True)
+class Asked:
+    """One question about the scene of this number."""
+
+    scene: int
+    kind: str
+    question: str
+    answer: str
 
 
-def _lies_on_table(scene: Scene, colour: str) -> bool:
-    _, y, z = block_position(scene, colour)
-    return bool(y < 0.0 and z > TABLE_Z_M)
+def _found(scene: Scene, word: str) -> tuple[str, Toy] | None:
+    """Corner and toy that this colour or shape names."""
+    for corner, toy in zip(CORNERS, scene, strict=True):
+        if toy is not None and word in (toy.colour, toy.shape):
+            return corner, toy
+    return None
 
 
-def _extreme(scene: Scene, sign: int) -> Answer:
-    seen = [colour for colour in COLOURS if _lies_on_table(scene, colour)]
-    ordered = sorted((sign * float(block_position(scene, colour)[0]), colour) for colour in seen)
-    if len(ordered) < 2 or ordered[1][0] - ordered[0][0] < CLEAR_GAP_M:
-        return None
-    return ordered[0][1]
+def _colour(scene: Scene, shape: str) -> str | None:
+    found = _found(scene, shape)
+    return found and found[1].colour
 
 
-def _place(scene: Scene, colour: str) -> Answer:
-    x, y, z = block_position(scene, colour)
-    if y > 0.0:
-        return "in the cabinet"
-    if abs(x) < CLEAR_GAP_M or z < TABLE_Z_M:  # near the middle, or inside the drawer
-        return None
-    return "on the left of the table" if x < 0 else "on the right of the table"
+def _shape(scene: Scene, colour: str) -> str | None:
+    found = _found(scene, colour)
+    return found and found[1].shape
 
 
-def _on_table(scene: Scene) -> Answer:
-    return ("none", "one", "two", "three")[sum(_lies_on_table(scene, colour) for colour in COLOURS)]
+def _place(scene: Scene, colour: str) -> str | None:
+    found = _found(scene, colour)
+    return found and found[0]
 
 
+def _corner(scene: Scene, corner: str) -> str | None:
+    toy = scene[CORNERS.index(corner)]
+    return None if toy is None else str(toy)
+
+
+def listing(scene: Scene) -> str:
+    """All toys in reading order."""
+    *most, last = map(str, toys(scene))
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+TABLE = ("table",)
 KINDS: tuple[Kind, ...] = (
+    Kind("colour", SHAPES, tuple(COLOURS), _colour, "What colour is the {s}?", "The {s} is {a}."),
+    Kind("shape", tuple(COLOURS), SHAPES, _shape, "Which toy is {s}?", "The {a} is {s}."),
+    Kind("place", tuple(COLOURS), CORNERS, _place, "Where is the {s} toy?", "The {s} toy is in the {a} corner."),
+    Kind("corner", CORNERS, PAIRS, _corner, "What is in the {s} corner?", "In the {s} corner is {a}."),
     Kind(
-        "drawer",
-        ("Is the drawer open or closed?", "What state is the drawer in, open or closed?"),
-        ("open", "closed"),
-        lambda scene: "open" if scene[DRAWER] > DRAWER_OPEN_M else "closed",
+        "count",
+        TABLE,
+        NUMBERS,
+        lambda scene, _: NUMBERS[len(toys(scene)) - 1],
+        "How many toys are on the {s}?",
+        "I count {a} on the {s}.",
     ),
-    Kind(
-        "slider",
-        ("Is the sliding door on the left or on the right?", "Where is the sliding door?"),
-        ("on the left", "on the right"),
-        lambda scene: "on the left" if scene[SLIDER] > SLIDER_LEFT_M else "on the right",
-    ),
-    Kind(
-        "bulb",
-        ("Is the light bulb on or off?", "Does the light bulb shine?"),
-        ("the bulb is on", "the bulb is off"),
-        lambda scene: "the bulb is on" if scene[BULB] > 0.5 else "the bulb is off",
-    ),
-    Kind(
-        "led",
-        ("Is the green LED on or off?", "Does the LED shine?"),
-        ("the LED is on", "the LED is off"),
-        lambda scene: "the LED is on" if scene[LED] > 0.5 else "the LED is off",
-    ),
-    Kind(
-        "leftmost",
-        ("Which block on the table is furthest to the left?", "Name the colour of the leftmost block on the table."),
-        COLOURS,
-        lambda scene: _extreme(scene, 1),
-    ),
-    Kind(
-        "rightmost",
-        ("Which block on the table is furthest to the right?", "Name the colour of the rightmost block on the table."),
-        COLOURS,
-        lambda scene: _extreme(scene, -1),
-    ),
-    *(
-        Kind(
-            f"where_{colour}",
-            (f"Where is the {colour} block?", f"Where do you see the {colour} block?"),
-            ("in the cabinet", "on the left of the table", "on the right of the table"),
-            lambda scene, colour=colour: _place(scene, colour),  # type: ignore[misc]
-        )
-        for colour in COLOURS
-    ),
-    Kind("count", ("How many blocks are on the table?",), ("one", "two"), _on_table),
 )
+LIST = Kind("list", TABLE, (), lambda scene, _: listing(scene), "Name the toys on the {s}.", "{a}.")
+"""Too many answers to balance one by one; scenes are listed once each."""
+NAMES = (*(kind.name for kind in KINDS), LIST.name)
+
+
+def balanced(scenes: Sequence[Scene], per_kind: int, rng: np.random.Generator) -> list[Asked]:
+    """About `per_kind` questions of each kind; each subject of a kind is asked about equally often, with each of its
+    answers equally often. Raises `ValueError` where the scenes do not have them."""
+    asked: list[Asked] = []
+    for kind in KINDS:
+        share = per_kind // (len(kind.subjects) * len(kind.answers))
+        for subject in kind.subjects:
+            read = [kind.read(scene, subject) for scene in scenes]
+            for answer in kind.answers:
+                found = [index for index, here in enumerate(read) if here == answer]
+                if len(found) < share or share == 0:
+                    raise ValueError(
+                        f"{len(scenes)} scenes hold {len(found)} for {kind.ask(subject)!r} {answer!r}, "
+                        f"and {per_kind} questions a kind ask {share} of them; give more scenes"
+                    )
+                words = kind.ask(subject), kind.say(subject, answer)
+                asked += [Asked(int(index), kind.name, *words) for index in rng.permutation(found)[:share]]
+    for index in rng.permutation(len(scenes))[:per_kind]:
+        words = LIST.ask(TABLE[0]), LIST.say(TABLE[0], listing(scenes[index]))
+        asked.append(Asked(int(index), LIST.name, *words))
+    return asked
+
+
+def kind_of(question: str) -> str:
+    """Name of the kind that a question is of. Raises `ValueError` for a question that nobody here asks."""
+    for kind in (*KINDS, LIST):
+        if question in map(kind.ask, kind.subjects):
+            return kind.name
+    raise ValueError(f"{question!r} is no question about toys")
+
+
+def blind_floor(pairs: Sequence[tuple[str, str]]) -> float:
+    """Share of (question, answer) pairs that the best fixed answer to each question gets right."""
+    if not pairs:
+        raise ValueError("there is no floor of no questions")
+    by_question: dict[str, Counter[str]] = {}
+    for question, answer in pairs:
+        by_question.setdefault(question, Counter())[answer] += 1
+    return sum(max(counts.values()) for counts in by_question.values()) / len(pairs)
 
 
 def sentences() -> Iterator[tuple[str, str]]:
-    """Every question with every answer it can have: the tokenizer's text."""
+    """Every question with every answer it can have (of the lists: a pair in each place): the tokenizer's text."""
     for kind in KINDS:
-        for phrasing in kind.phrasings:
+        for subject in kind.subjects:
             for answer in kind.answers:
-                yield phrasing, answer
-
-
-def balanced(scenes: Sequence[Scene], per_kind: int, rng: np.random.Generator) -> list[tuple[int, Kind, str]]:
-    """(scene, kind, answer) triples with each answer of a kind equally often, as far as the scenes have it."""
-    chosen: list[tuple[int, Kind, str]] = []
-    for kind in KINDS:
-        by_answer: dict[str, list[int]] = {answer: [] for answer in kind.answers}
-        for index, scene in enumerate(scenes):
-            answer = kind.read(scene)
-            if answer is not None and answer in by_answer:
-                by_answer[answer].append(index)
-        share = min([per_kind // len(kind.answers), *(len(found) for found in by_answer.values())])
-        for answer, found in by_answer.items():
-            for index in rng.permutation(found)[:share]:
-                chosen.append((int(index), kind, answer))
-    return chosen
+                yield kind.ask(subject), kind.say(subject, answer)
+    for first, last in zip(PAIRS, reversed(PAIRS), strict=True):
+        yield LIST.ask(TABLE[0]), LIST.say(TABLE[0], f"{first}, {last} and {first}")

@@ -11,12 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from models.images import ClipImageSpec, clip_pixels, fit, normalise, to_uint8
+from models.images import fit, normalise, to_uint8
 from models.magvit import load_magvit
 from models.vision import load_clip
-from preprocess_data.embedded.questions import BULB, DRAWER, KINDS, LED, SLIDER, balanced
+from preprocess_data.embedded import clip, conversations
+from preprocess_data.embedded.questions import KINDS, LIST, NAMES, balanced, blind_floor, kind_of
 from preprocess_data.embedded.scenes import random_scenes
 from preprocess_data.embedded.tokenizer_training import train_magvit
+from preprocess_data.embedded.toys import COLOURS, SIDE, Toy, draw
+from preprocess_data.embedded.toys import random_scenes as random_toys
 from scripts import make_assets
 from training.data.calvin import CalvinSplit
 
@@ -66,53 +69,107 @@ def test_training_the_tokenizer_lowers_its_error_and_repeats() -> None:
     assert model.weights_hash == again.weights_hash
 
 
-def test_pictures_of_different_colours_have_different_clip_features() -> None:
-    clip = load_clip(ROOT / "assets/tiny_clip")
-    spec = ClipImageSpec.from_dir(ROOT / "assets/tiny_clip")
-    red, blue = (Image.new("RGB", (112, 112), colour) for colour in ("red", "blue"))
-    features = clip.features(torch.stack([torch.as_tensor(clip_pixels(picture, spec)) for picture in (red, blue)]))
-    assert features.shape == (2, 64, 64)
-    assert float((features[0] - features[1]).abs().mean()) > 0.05
+def test_training_the_clip_tower_lowers_its_loss_and_repeats() -> None:
+    pixels, labels = clip.pictures(24, seed=5)
+    tower, losses = clip.train_tower(pixels, labels, steps=12)
+    again, same = clip.train_tower(pixels, labels, steps=12)
+    assert losses == same
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+    assert all(torch.equal(a, b) for a, b in zip(tower.parameters(), again.parameters(), strict=True))
+
+
+def test_the_clip_features_of_a_patch_tell_what_lies_in_its_corner() -> None:
+    """A linear reading, fitted on some pictures, is right about arrangements that the tower was never trained on."""
+    tower = load_clip(ROOT / "assets/tiny_clip")
+    assert (tower.num_patches, tower.width) == (16, 64)
+    assert clip.corner_of_patch().tolist() == [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]
+
+    def read(seed: int, count: int, held_out: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels, labels = clip.pictures(count, seed, held_out)
+        seen = tower.features(pixels).flatten(0, 1)
+        return torch.cat([seen, torch.ones(len(seen), 1)], dim=1), labels[:, clip.corner_of_patch()].flatten(0, 1)
+
+    seen, truth = read(3, 200, held_out=False)
+    new, new_truth = read(4, 100, held_out=True)
+    for what, name in enumerate(("colour", "shape")):
+        wanted = torch.nn.functional.one_hot(truth[:, what]).float()
+        right = (new @ torch.linalg.lstsq(seen, wanted).solution).argmax(dim=1) == new_truth[:, what]
+        assert float(right.float().mean()) > 0.9, name
+
+
+def pairs(folder: str) -> list[tuple[str, str]]:
+    """All bundled questions with their answers."""
+    found = []
+    for record in json.loads((ROOT / "dummy_data" / folder / "llava_v1_5_mix665k.json").read_text()):
+        turns = [turn["value"].removeprefix("<image>\n") for turn in record["conversations"]]
+        found += list(zip(turns[::2], turns[1::2], strict=True))
+    return found
 
 
 @pytest.mark.parametrize("folder", ["llava", "llava_validation"])
-def test_every_kind_of_question_has_its_answers_in_equal_shares(folder: str) -> None:
-    records = json.loads((ROOT / "dummy_data" / folder / "llava_v1_5_mix665k.json").read_text())
-    kinds = {phrasing: kind for kind in KINDS for phrasing in kind.phrasings}
-    counts: dict[str, Counter[str]] = {kind.name: Counter() for kind in KINDS}
-    for record in records:
-        turns = record["conversations"]
-        for question, answer in zip(turns[::2], turns[1::2], strict=True):
-            kind = kinds[question["value"].replace("<image>\n", "")]
-            counts[kind.name][answer["value"]] += 1
+def test_every_question_has_its_answers_in_equal_shares(folder: str) -> None:
+    asked = pairs(folder)
     for kind in KINDS:
-        assert set(counts[kind.name]) == set(kind.answers), kind.name
-        assert len(set(counts[kind.name].values())) == 1, (kind.name, counts[kind.name])
+        for subject in kind.subjects:
+            answers = Counter(answer for question, answer in asked if question == kind.ask(subject))
+            assert set(answers) == {kind.say(subject, answer) for answer in kind.answers}
+            assert len(set(answers.values())) == 1, (kind.name, subject, answers)
+    assert {kind_of(question) for question, _ in asked} == set(NAMES)
 
 
-def test_pictures_of_the_two_splits_differ() -> None:
-    pictures = [
-        {file.read_bytes() for file in (ROOT / "dummy_data" / f / "images").iterdir()}
-        for f in ("llava", "llava_validation")
-    ]
-    assert not pictures[0] & pictures[1]
+def test_a_model_that_does_not_look_is_right_in_a_fifth_of_the_held_out_questions() -> None:
+    assert 0.15 < blind_floor(pairs("llava_validation")) < 0.2
 
 
-def test_answers_are_read_from_the_state_of_the_scene() -> None:
-    scene = np.zeros(24)
-    scene[6:9], scene[12:15], scene[18:21] = (-0.2, -0.1, 0.46), (0.2, -0.1, 0.46), (0.1, 0.09, 0.46)
-    read = {kind.name: kind.read(scene) for kind in KINDS}
-    assert read["leftmost"] == "red"
-    assert read["rightmost"] == "blue"  # pink is in the cabinet: only blocks on the table are asked about
-    assert read["where_pink"] == "in the cabinet"
-    assert (read["count"], read["drawer"], read["slider"]) == ("two", "closed", "on the right")
-    scene[DRAWER], scene[SLIDER], scene[BULB], scene[LED] = 0.2, 0.28, 1, 1
-    read = {kind.name: kind.read(scene) for kind in KINDS}
-    assert (read["drawer"], read["slider"]) == ("open", "on the left")
-    assert (read["bulb"], read["led"]) == ("the bulb is on", "the LED is on")
+def test_held_out_questions_come_one_by_one_and_training_questions_share_pictures() -> None:
+    for folder, split in conversations.SPLITS.items():
+        records = json.loads((ROOT / "dummy_data" / folder / "llava_v1_5_mix665k.json").read_text())
+        assert max(len(record["conversations"]) for record in records) == 2 * split.turns
+        assert all((ROOT / "dummy_data" / folder / record["image"]).is_file() for record in records)
 
 
-def test_a_balanced_set_never_asks_what_has_no_clear_answer() -> None:
-    scenes = [scene.scene_obs for scene in random_scenes(30, seed=9)]
-    for index, kind, answer in balanced(scenes, per_kind=8, rng=np.random.default_rng(0)):
-        assert kind.read(scenes[index]) == answer
+def test_the_two_splits_share_no_picture() -> None:
+    shown = [{f.read_bytes() for f in (ROOT / "dummy_data" / n / "images").iterdir()} for n in conversations.SPLITS]
+    assert not shown[0] & shown[1]
+    rng = np.random.default_rng(0)
+    assert not set(random_toys(200, rng, held_out=False)) & set(random_toys(200, rng, held_out=True))
+
+
+SCENE = (Toy("red", "ball"), None, Toy("blue", "star"), Toy("green", "box"))
+
+
+def test_answers_are_read_from_the_scene() -> None:
+    read = {(k.name, s): k.read(SCENE, s) for k in (*KINDS, LIST) for s in k.subjects}
+    assert (read["colour", "star"], read["colour", "ring"], read["shape", "green"]) == ("blue", None, "box")
+    assert (read["place", "red"], read["place", "yellow"]) == ("top left", None)
+    assert (read["corner", "bottom left"], read["corner", "top right"]) == ("a blue star", None)
+    assert (read["count", "table"], read["list", "table"]) == ("three", "a red ball, a blue star and a green box")
+    place = next(kind for kind in KINDS if kind.name == "place")
+    assert place.ask("red") == "Where is the red toy?"
+    assert place.say("red", "top left") == "The red toy is in the top left corner."
+
+
+def test_a_drawn_scene_shows_its_toys_where_they_lie() -> None:
+    pixels = np.asarray(draw(SCENE, np.random.default_rng(0)), dtype=int)
+    half = SIDE // 2
+    for (y, x), colour in {(0, 0): "red", (half, 0): "blue", (half, half): "green"}.items():
+        quarter = pixels[y : y + half, x : x + half]
+        assert (np.abs(quarter - COLOURS[colour]).sum(axis=-1) < 30).sum() > 150, colour
+    empty = pixels[:half, half:]
+    assert (empty == empty[0, -1]).all()
+
+
+def test_asking_for_more_questions_than_the_scenes_hold_is_refused() -> None:
+    with pytest.raises(ValueError, match="give more scenes"):
+        balanced([SCENE], per_kind=16, rng=np.random.default_rng(0))
+
+
+def test_a_changed_picture_or_question_is_noticed_by_the_check(tmp_path: Path) -> None:
+    few = {"few": conversations.Split(pictures=200, per_kind=64, seed=1, turns=2, held_out=False)}
+    conversations.write_all(tmp_path / "there", few)
+    assert conversations.differences(tmp_path / "there", tmp_path / "again", few) == []
+    picture = next((tmp_path / "there/few/images").iterdir())
+    Image.new("RGB", (SIDE, SIDE), "white").save(picture)
+    index = tmp_path / "there/few/llava_v1_5_mix665k.json"
+    index.write_text(index.read_text().replace("blue", "pink", 1))
+    assert len(conversations.differences(tmp_path / "there", tmp_path / "again", few)) == 2

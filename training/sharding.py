@@ -87,7 +87,7 @@ def _computing(parameter: Tensor) -> Tensor:
         whole: Tensor = parameter.full_tensor().detach()
         return whole
     if hasattr(parameter, "ds_id"):  # ZeRO-3
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         with GatheredParameters([parameter]):
             return parameter.detach().clone()

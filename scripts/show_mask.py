@@ -14,6 +14,8 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from PIL import Image
+
 from config import files
 from config.build import build, new_tree
 from config.schema import Job
@@ -142,7 +144,8 @@ def save(path: Path, layout: Layout, title: str, note: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.tmp")
-        draw_mask(layout, title, note).save(unfinished, format="PNG", optimize=True)
+        picture = draw_mask(layout, title, note).quantize(128, dither=Image.Dither.NONE)  # flat colours: a third
+        picture.save(unfinished, format="PNG", optimize=True)
         os.replace(unfinished, path)
     except OSError as error:
         raise ValueError(f"--png {path}: cannot be written ({error.strerror or error})") from error

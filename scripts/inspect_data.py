@@ -1,0 +1,107 @@
+"""Look at a data set: a summary here, and a page with pictures, instructions and action curves to open in a browser.
+
+python -m scripts.inspect_data dummy_data/calvin_processed_training
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from preprocess_data.browsing.facts import Facts
+from preprocess_data.browsing.page import write_page
+from preprocess_data.browsing.sheet import draw_sheet, varied
+from preprocess_data.browsing.sources import Source, open_source
+
+DESCRIPTION = """\
+Look at a data set: a processed split (dataset_info.json), a raw CALVIN split (folder, or inside its zip), or
+conversations (llava_v1_5_mix665k.json). Prints what it holds and writes one HTML file, which needs no other file and
+no network: tasks and sentences, how actions are spread, and episodes to play with their action curves."""
+
+EPILOG = """\
+examples:
+  python -m scripts.inspect_data dummy_data/calvin_processed_training
+  python -m scripts.inspect_data task_D_D.zip/task_D_D/validation --count 24 --out d_validation.html
+  python -m scripts.inspect_data data/task_D_D_training --task open_drawer --search "blue"
+  python -m scripts.inspect_data dummy_data/llava --episodes 0 17 200
+  python -m scripts.inspect_data data/task_D_D_training --text           only the summary
+  python -m scripts.inspect_data data/task_D_D_training --sheet d.png    the picture sheet as well"""
+
+
+def chosen(source: Source, options: argparse.Namespace) -> list[int]:
+    """Which episodes are shown: those named, or so many of as different tasks as can be."""
+    if options.episodes:
+        for number in options.episodes:
+            if not 0 <= number < len(source):
+                raise ValueError(f"--episodes {number}: {source.path} has 0 to {len(source) - 1}")
+        return list(options.episodes)
+    if options.count < 1:
+        raise ValueError(f"--count must be at least 1, is {options.count}")
+    if options.task is None and options.search is None:
+        return varied(source, options.count)
+    words = (options.search or "").casefold()
+    found = [
+        number
+        for number, label in enumerate(source.labels())
+        if options.task in (None, label.task) and words in label.instruction.casefold()
+    ]
+    if not found:
+        what = " ".join(
+            f"--{name} {value!r}" for name, value in vars(options).items() if name in ("task", "search") and value
+        )
+        raise ValueError(f"{source.path} has no episode with {what}")
+    step = max(len(found) / options.count, 1)
+    return [found[int(place * step)] for place in range(min(options.count, len(found)))]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="inspect_data",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("path", type=Path, help="the data set")
+    made.add_argument("--out", type=Path, help="HTML file to write (default outputs/inspect/<name>.html)")
+    made.add_argument("--count", type=int, default=12, help="episodes on the page (default 12)")
+    made.add_argument("--episodes", type=int, nargs="+", metavar="N", help="these episodes, counted from 0")
+    made.add_argument("--task", help="only of this task")
+    made.add_argument("--search", metavar="WORDS", help="only where the instruction says this")
+    made.add_argument("--moments", type=int, default=16, help="pictures of each episode and camera (default 16)")
+    made.add_argument("--sheet", type=Path, metavar="PNG", help="write a picture sheet too")
+    made.add_argument("--text", action="store_true", help="only print the summary")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    try:
+        if options.moments < 1:
+            raise ValueError(f"--moments must be at least 1, is {options.moments}")
+        source = open_source(options.path)
+        facts = Facts.of(source)
+        print(facts.text())
+        if options.sheet is not None:
+            draw_sheet(source, facts, options.sheet)
+            print(f"picture sheet: {options.sheet}")
+        if options.text:
+            return 0
+        absolute = source.path.absolute()
+        out = options.out or Path("outputs/inspect") / f"{absolute.parent.name}_{absolute.name}.html"
+        faults = write_page(source, facts, chosen(source, options), options.moments, out, progress=sys.stderr.isatty())
+    except (ValueError, OSError) as error:
+        print(f"inspect_data: {error}", file=sys.stderr)
+        return 2
+    for fault in faults:
+        print(f"not shown: {fault}", file=sys.stderr)
+    print(f"open in a browser: {out} ({out.stat().st_size / 1e6:.1f} MB, needs no other file)")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

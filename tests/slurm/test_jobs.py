@@ -131,6 +131,22 @@ def test_two_nodes_train_together_and_go_on_after_a_preemption(slurm: Slurm, wor
     assert [r["total/loss"] for r in metrics(out)] == [r["total/loss"] for r in metrics(tmp_path / "quiet")]
 
 
+def test_chains_are_split_over_the_tasks_of_a_job(slurm: Slurm, tmp_path: Path) -> None:
+    """Three chains over two nodes, a few steps each; then once more, where nothing is left to play."""
+    script = SCRIPTS / "rollout_distributed_calvin.sbatch"
+    env = {"NUM_SEQUENCES": "3", "LOG_DIR": str(tmp_path / "log")}
+    code, said = slurm.submit("--nodes=2", "--cpus-per-task=1", script, "ep_len=10", cwd=tmp_path, **env)
+    assert code == 0, said
+    results = json.loads((tmp_path / "log" / "results.json").read_text())
+    assert [record["index"] for record in results["records"]] == [0, 1, 2]
+    counts = [len(file.read_text().splitlines()) for file in sorted((tmp_path / "log" / "records").iterdir())]
+    assert counts == [2, 1]
+    env["MODEL_YAML"] = str(tmp_path / "outputs" / "rollout_arvla" / "model.yaml")
+    code, said = slurm.submit(script, "ep_len=10", cwd=tmp_path, **env)
+    assert code == 0, said
+    assert json.loads((tmp_path / "log" / "results.json").read_text())["records"] == results["records"]
+
+
 def test_jobs_queue_for_the_gpus_there_are(slurm: Slurm, tmp_path: Path) -> None:
     """Four on each of two nodes: the third job that wants four waits, one that wants five of a node is refused."""
     wants = ("--gres=gpu:4", "--nodes=1", "--ntasks=1", "--wrap=sleep 60")

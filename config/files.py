@@ -17,6 +17,7 @@ from config.values import ConfigError, Quoted, TextLoader, shown
 
 CONFIG_DIR = Path(__file__).resolve().parent
 PROJECT_DIR = CONFIG_DIR.parent
+PRESET_DIR = CONFIG_DIR / "presets"
 
 _REFERENCE = re.compile(r"(\\*)\$\{")
 
@@ -108,6 +109,18 @@ def find(text: str) -> Path:
     close = difflib.get_close_matches(Path(text).stem, stems, n=1)
     hint = f"did you mean config=./config/{close[0]}.yaml?" if close else f"config/ has {', '.join(stems)}"
     raise ConfigError(f"config={shown(text)}: no such file; {hint}")
+
+
+def find_preset(name: str) -> Path:
+    """The file `preset=` names: one of `config/presets`, or a path."""
+    for path in (PRESET_DIR / f"{name}.yaml", Path(name).expanduser()):
+        if path.is_file():
+            return path.resolve()
+    raise ConfigError(f"preset={shown(name)}: no such preset; there are {', '.join(presets())}, or give a .yaml file")
+
+
+def presets() -> list[str]:
+    return sorted(path.stem for path in PRESET_DIR.glob("*.yaml"))
 
 
 def read_into(tree: Tree, path: Path) -> None:

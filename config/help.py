@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from config.build import keys
-from config.files import CONFIG_DIR
+from config.files import CONFIG_DIR, presets
 from config.schema import MISSING, Objective
 from config.values import choices, shown
 
@@ -22,16 +22,21 @@ def help_text(objective: Objective | None) -> str:
     which: Objective = objective or "ar"
     script, tiny = SCRIPTS[which], f"tiny_{which}vla"
     runs = ", ".join(sorted(p.stem for p in CONFIG_DIR.glob("*.yaml") if p.stem not in FRAGMENTS))
-    head = f"""usage: python {script} config=<file.yaml> [section.key=value ...]
+    head = f"""usage: python {script} config=<file.yaml> [preset=<name>] [section.key=value ...]
+       python {script} --multirun config=<file.yaml> section.key=value1,value2 [...]
 
 Train a vision-language-action model with the {TRAINS[which]} text objective ({which}).
 
   config=       a file of config/ or a copy of one anywhere; its keys win over the files in its `defaults:` list
+  preset=       settings for a card, read over the file: {", ".join(presets())} (config/presets/)
   section.key=  any key below; wins over the file. Quote values with spaces: "question=What is open?"
+  -m --multirun one run for every combination of the values given with commas, each in a folder of its own, and a table
+                of them at the end: docs/training.md
 
 examples:
   python {script} config=./config/{tiny}.yaml
   python {script} config=./config/{tiny}.yaml training.max_train_steps=20 "experiment.output_dir=$(pwd)/outputs/mine"
+  python {script} -m config=./config/{tiny}.yaml training.seed=0,1,2 training.text_objective=ar,mdm,bd
   accelerate launch --config_file ./accelerate_configs/4_gpus_deepspeed_zero2.yaml --main_process_port=8888 \\
       {script} config=./config/<file>.yaml
 

@@ -2,6 +2,8 @@
 
     job = load_job(["config=./config/tiny_bdvla.yaml", "training.max_train_steps=20"], objective="bd")
 
+`preset=24gb` reads `config/presets/24gb.yaml` over the file; several are split by commas, and a path is taken too.
+
 A file may have `defaults: [base, fragment]`: these files (of its own folder, else of the project's `config/`) are read
 first, in order, and the file's own keys win over theirs. `${section.key}` and `${oc.env:NAME}` are OmegaConf's.
 Relative paths mean the current folder first, then the project's, so that the embedded models are found from anywhere.
@@ -37,10 +39,11 @@ def load_job(argv: Sequence[str] | None = None, objective: Objective | None = No
     if {"-h", "--help"} & set(argv):
         print(help_text(objective))
         raise SystemExit(0)
-    config, overrides = _split(argv, objective)
+    config, presets, overrides = _split(argv, objective)
     tree = new_tree()
     path = files.find(config)
-    files.read_into(tree, path)
+    for file in [path, *(files.find_preset(name) for name in presets)]:
+        files.read_into(tree, file)
     for name, text in overrides:
         tree.set(name, _override(name, text), "command line")
     job = build(tree)
@@ -83,9 +86,10 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
 _Dumper.add_representer(str, _text)
 
 
-def _split(argv: list[str], objective: Objective | None) -> tuple[str, list[tuple[str, str]]]:
-    """The config file, and (dotted key, text) for each override."""
+def _split(argv: list[str], objective: Objective | None) -> tuple[str, list[str], list[tuple[str, str]]]:
+    """The config file, the presets, and (dotted key, text) for each override."""
     config, overrides = None, []
+    presets: list[str] = []
     for argument in argv:
         name, equals, text = (part.strip() for part in argument.partition("="))
         if argument in ("-m", "--multirun") or name.startswith("hydra."):
@@ -96,7 +100,9 @@ def _split(argv: list[str], objective: Objective | None) -> tuple[str, list[tupl
             raise ConfigError(f"argument {shown(argument)}: expected {shown(right)}, without a leading {name[0]}")
         if not equals or not name:
             raise ConfigError(f"argument {shown(argument)}: expected config=<file> or section.key=value (see --help)")
-        if name != "config":
+        if name == "preset":
+            presets += [preset.strip() for preset in text.split(",") if preset.strip() not in NULLS]
+        elif name != "config":
             overrides.append((name, text))
         elif config is not None:
             raise ConfigError(f"config={shown(text)}: config= is given twice, first as {shown(config)}")
@@ -107,7 +113,7 @@ def _split(argv: list[str], objective: Objective | None) -> tuple[str, list[tupl
         raise ConfigError(
             f"config=<file> is missing, e.g. python {SCRIPTS[which]} config=./config/tiny_{which}vla.yaml"
         )
-    return config, overrides
+    return config, presets, overrides
 
 
 def _override(name: str, text: str) -> Any:

@@ -28,6 +28,9 @@ from config.schema import Job
 LATENTS = "latents"
 """Last part of the name of the learned queries of a pooling head (``token_learner.latents``, [1, D])."""
 
+SMALLEST_IN_8_BITS, BLOCK = 4096, 256
+"""bitsandbytes keeps 32-bit moments of smaller tensors, and one 32-bit scale for each block of 8-bit ones."""
+
 
 def decays(model: nn.Module) -> dict[str, bool]:
     """Name of every trainable parameter -> is it decayed? A tied parameter is listed once, under its first name."""

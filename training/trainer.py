@@ -27,7 +27,7 @@ from models.details import COUNTS, NATS, derived
 from models.draws import Draws
 from models.loss import Tally
 from models.upvla import Losses
-from training import checkpoint, live
+from training import checkpoint, live, memory
 from training.data.batch import CoBatch
 from training.data.order import START, Position
 from training.guard import Guard
@@ -59,6 +59,7 @@ class Trainer:
         checkpoint.leave_weights_to_model_folder(accelerator)
         if live.is_needed(job):
             accelerator.register_save_state_pre_hook(self._save_live)
+        memory.tell(run, parts)
         tell_deepspeed(accelerator, job)
         tell_fsdp(accelerator, parts.model)
         expect_state_of(accelerator, run.resumed)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy_rollout.statistics import bootstrap_mean, wilson
+from policy_rollout.statistics import bootstrap_mean, bootstrap_runs, paired_difference, wilson
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (1, 10), (7, 10), (10, 10), (503, 1000)])
@@ -74,3 +74,59 @@ def test_bootstrap_of_one_value_is_that_value():
 
 def test_an_interval_prints_with_its_ends():
     assert f"{wilson(5, 10):.2f}" == "0.50 [0.24, 0.76]"
+
+
+def test_a_paired_difference_is_clear_where_the_unpaired_intervals_overlap():
+    rng = np.random.default_rng(0)
+    hardness = rng.normal(size=200)
+    one, other = hardness + 0.2 + 0.1 * rng.normal(size=200), hardness + 0.1 * rng.normal(size=200)
+    assert bootstrap_runs(one).low < bootstrap_runs(other).high
+    apart = paired_difference(one, other)
+    assert apart.clear
+    assert apart.probability == 1.0
+    assert apart.interval.point == pytest.approx((one - other).mean())
+    assert 0.15 < apart.interval.low < 0.2 < apart.interval.high < 0.25
+
+
+def test_a_difference_of_nothing_is_never_clear():
+    values = np.random.default_rng(1).random(50)
+    same = paired_difference(values, values)
+    assert (same.clear, same.probability) == (False, 0.5)
+    swapped = paired_difference(values, values[::-1])
+    assert not swapped.clear
+
+
+def test_the_sign_of_a_difference_follows_the_order_of_the_two():
+    one, other = np.ones(30), np.zeros(30)
+    assert paired_difference(one, other).probability == 1.0
+    assert paired_difference(other, one).probability == 0.0
+    assert paired_difference(other, one).clear
+
+
+def test_weights_are_the_lengths_of_items():
+    values, tokens = np.array([1.0, 0.0, 0.0]), np.array([2.0, 1.0, 1.0])
+    assert bootstrap_runs(values, tokens).point == pytest.approx(0.5)
+
+
+def test_an_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    held = 0
+    for seed in range(200):
+        interval = bootstrap_runs(rng.normal(size=80), resamples=400, seed=seed)
+        held += interval.low <= 0.0 <= interval.high
+    assert 0.88 <= held / 200 <= 0.99
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    rng = np.random.default_rng(3)
+    item = rng.normal(size=100)
+    agreeing, apart = np.stack([item, item, item]), np.stack([item - 1, item, item + 1])
+    width = [bootstrap_runs(runs).high - bootstrap_runs(runs).low for runs in (agreeing, apart)]
+    assert width[1] > 2 * width[0]
+
+
+def test_other_items_and_no_items_are_refused():
+    with pytest.raises(ValueError, match="same items"):
+        paired_difference(np.zeros(3), np.zeros(4))
+    with pytest.raises(ValueError, match="nothing to resample"):
+        bootstrap_runs(np.zeros((1, 0)))

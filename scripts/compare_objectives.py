@@ -1,0 +1,202 @@
+"""Which text objective is better, and can one tell? Trains ar, mdm and bd alike, and judges them on held-out items.
+
+    make compare
+    python -m scripts.compare_objectives [--steps 300] [--seeds 0,1,2] [--blind] [section.key=value ...]
+
+Every objective gets the same starting weights, data order and number of steps, with the embedded models (any key of a
+run configuration can be overridden). Then all are asked the same held-out questions and shown the same held-out frames:
+likelihood, exact match, accuracy and speed of the answers, errors of the actions, each pair of objectives compared item
+by item with intervals. What is trained already is not trained again, and a killed command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from config.load import ConfigError, load_job  # noqa: E402
+from config.schema import Job  # noqa: E402
+from scripts.comparison.plan import CONFIGS, Budget, Plan, read_objectives, read_seeds, write_blank_pictures  # noqa: E402
+
+RAW_SPLITS = ROOT / "dummy_data/calvin"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    started = time.monotonic()
+    try:
+        budget = Budget(args.steps, args.batch_size_pre, args.batch_size_mmu, tuple(args.overrides))
+        folder = args.output_dir.resolve()
+        plan = Plan(folder, read_objectives(args.objectives), read_seeds(args.seeds), args.blind, budget)
+        jobs = {name: _job(plan, name) for name in plan.objectives}
+        plan.settle()
+        identical = _run(plan, jobs, args, argv)
+    except (ConfigError, ValueError, FileNotFoundError, RuntimeError) as error:
+        print(f"compare_objectives: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    took = time.monotonic() - started
+    print(f"done in {took:.0f} s: {folder}/summary.md, summary.json, curves.png; runs in {folder}/runs")
+    if not identical:
+        print("image or action losses of the first step differ between objectives: see summary.md", file=sys.stderr)
+    return 0 if identical else 1
+
+
+def _run(plan: Plan, jobs: dict[str, Job], args: argparse.Namespace, argv: Sequence[str] | None) -> bool:
+    """Train, judge, report; were the first steps' image and action losses identical?"""
+    from scripts.comparison.train import train_all  # torch and transformers are loaded after mistakes are told
+
+    first_job = next(iter(jobs.values()))
+    data = first_job.dataset.params
+    if not data.train_mmu_shards_path_or_url or not data.validation_mmu_shards_path_or_url:
+        raise ValueError(
+            "dataset.params.train_mmu_... and validation_mmu_shards_path_or_url are needed to compare text"
+        )
+    if plan.blind:
+        write_blank_pictures(Path(data.train_mmu_shards_path_or_url), plan.blank_data)
+    kinds = f", {len(plan.runs)} runs" + (" (half of them blind)" if plan.blind else "")
+    print(f"1/3 training {', '.join(plan.objectives)}: {plan.budget.steps} steps each{kinds}")
+    trained = train_all(plan, args.jobs)
+    kept = len(plan.runs) - len(trained)
+    if kept:
+        print(f"    {kept} of {len(plan.runs)} runs were trained already")
+    return _judge_and_report(plan, jobs, Path(data.validation_mmu_shards_path_or_url), args.dataset_root, argv)
+
+
+def _judge_and_report(plan: Plan, jobs: dict[str, Job], questions: Path, raw: Path, argv: Sequence[str] | None) -> bool:
+    from tqdm import tqdm
+
+    from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action
+    from policy_rollout.policy import ConstantPolicy
+    from scripts.comparison import judge, report, verdicts
+    from training.data.calvin import CalvinSplit
+
+    job = next(iter(jobs.values()))
+    print(f"2/3 judging on held-out questions ({questions}) and frames ({raw / 'validation'})")
+    asked = judge.read_held_out(job, questions)
+    blank = asked.blank(judge.blank_features(job, plan.blank_data / "blank.png")) if plan.blind else asked
+    training, validation = (CalvinSplit(raw / split) for split in ("training", "validation"))
+    seeing: dict[str, list[judge.Judged]] = {name: [] for name in plan.objectives}
+    blind: dict[str, list[judge.Judged]] = {name: [] for name in plan.objectives} if plan.blind else {}
+    timed = [run for run in plan.runs if run.seed == plan.seeds[0] and not run.blind]
+    total = 3 * len(asked.questions) * len(plan.runs) + len(timed) * (judge.TIMED_QUESTIONS + 1)
+    with tqdm(total=total, desc="judging", unit="question", dynamic_ncols=True) as bar:
+        for run in plan.runs:
+            bar.set_postfix_str(run.name, refresh=False)
+            found = judge.judge(run, jobs[run.objective], blank if run.blind else asked, validation, bar.update)
+            (blind if run.blind else seeing)[run.objective].append(found)
+        bar.set_postfix_str("answers one by one", refresh=False)
+        speeds = judge.time_answers(timed, job, asked, bar.update)
+        bar.update(bar.total - bar.n)
+    samples = list_samples(validation.annotations, job.act_step)
+    average = mean_action(training, list_samples(training.annotations, job.act_step))
+    constant = evaluate(validation, ConstantPolicy(average, act_step=job.act_step), samples)
+    print("3/3 writing the report")
+    findings = report.Findings(
+        plan=plan,
+        asked=asked,
+        kinds=judge.kinds_of(asked),
+        judged=seeing,
+        blind=blind,
+        speeds=speeds,
+        first=verdicts.first_steps(plan.runs),
+        mean_action=constant.overall,
+        command=shlex.join(["python", "-m", "scripts.compare_objectives", *(sys.argv[1:] if argv is None else argv)]),
+        machine=judge.machine(job),
+        date=f"{datetime.now(timezone.utc):%Y-%m-%d}",
+    )
+    report.write_report(findings)
+    _tell(findings)
+    return all(first.identical for first in findings.first)
+
+
+def _tell(findings: object) -> None:
+    """The short of it on the screen."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from scripts.comparison import report, verdicts
+
+    assert isinstance(findings, report.Findings)
+    shown = Table(title=f"Held out; the best blind guess is right in {100 * findings.floor:.0f} %")
+    for title in ("objective", "nats per token", "exact match", "shuffled pictures", "tokens/s", "action MAE"):
+        shown.add_column(title, justify="left" if title == "objective" else "right")
+    for name, runs in findings.judged.items():
+        exact, shuffled = (verdicts.interval(m, runs) for m in (verdicts.EXACT, verdicts.SHUFFLED))
+        shown.add_row(
+            name,
+            f"{verdicts.interval(verdicts.NATS, runs):.3f}",
+            f"{exact:.2f}",
+            f"{shuffled.point:.2f}",
+            f"{findings.speeds[name].tokens_per_second:.0f}",
+            f"{verdicts.interval(verdicts.ACTION, runs):.3f}",
+        )
+    console = Console()
+    console.print(shown)
+    for verdict in verdicts.verdicts(findings.judged):
+        if verdict.measure in (verdicts.EXACT, verdicts.ACTION):
+            console.print(
+                f"  {verdict.first} against {verdict.second}, {verdict.measure.name}: {verdict.words} "
+                f"(P({verdict.first} better) = {verdict.probability_better:.2f})",
+                highlight=False,
+            )
+    same = all(first.identical for first in findings.first)
+    console.print(f"  image and action losses of the first step: {'identical' if same else '[red]different[/red]'}")
+
+
+def _job(plan: Plan, objective: str) -> Job:
+    arguments = [f"config={ROOT / 'config' / CONFIGS[objective]}.yaml", *plan.budget.arguments()]
+    assert objective in ("ar", "mdm", "bd")
+    return load_job(arguments, objective)  # type: ignore[arg-type]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="compare_objectives", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = Budget()
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for all runs, as in training")
+    parser.add_argument("--steps", type=int, default=default.steps, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--seeds", default="0", help="one run of each objective for each (default: %(default)s)")
+    parser.add_argument("--objectives", default="ar,mdm,bd", help="which (default: %(default)s)")
+    parser.add_argument(
+        "--blind", action="store_true", help="train each a second time on blank pictures: how far does guessing get?"
+    )
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("results"), help="summary, figure, runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="runs trained at once (default: one for each core, %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size-pre", type=int, default=default.batch_size_pre, help="robot samples a step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size-mmu", type=int, default=default.batch_size_mmu, help="conversations a step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dataset-root",
+        type=Path,
+        default=RAW_SPLITS,
+        help="raw recording whose validation split the actions are judged on (default: dummy_data/calvin)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

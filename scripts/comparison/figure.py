@@ -1,0 +1,165 @@
+"""One picture of a comparison: the three curves, and what they were worth on held-out items."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policy_rollout.statistics import Interval
+
+COLOURS = {"ar": "#0072B2", "mdm": "#D55E00", "bd": "#009E73"}
+"""Told apart by colour-blind readers too."""
+NAMES = {"ar": "ar  autoregressive", "mdm": "mdm  masked diffusion", "bd": "bd  block diffusion"}
+GREY, INK = "#8a8a8a", "#222222"
+SMOOTHED = 0.06
+"""Share of the steps that a curve's running mean reaches back."""
+LOSSES = {
+    "text/nats_per_token": "text: nats per answer token",
+    "image/loss": "image loss",
+    "action/loss": "action loss",
+}
+
+
+@dataclass(frozen=True)
+class Bars:
+    """One figure of every objective. ``beside``: name -> the same of something that cannot know, drawn in grey."""
+
+    title: str
+    values: Mapping[str, Interval]
+    beside: Mapping[str, Mapping[str, float]]
+    floor: float | None = None
+    floor_name: str = ""
+    percent: bool = False
+
+
+def smooth(values: Sequence[float], reach: int) -> np.ndarray:
+    """Mean of the last ``reach`` values at every step, of fewer at the start."""
+    data = np.cumsum([0.0, *values])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - max(1, reach), 0)
+    return np.asarray((data[ends] - data[starts]) / (ends - starts))
+
+
+def draw_figure(
+    path: Path,
+    curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
+    held_out_nats: Mapping[str, Interval],
+    bars: Sequence[Bars],
+    title: str,
+    note: str,
+) -> None:
+    """``curves``: objective -> seeds -> lines of metrics.jsonl. Six panels: three losses by step, then ``bars``."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display
+    import matplotlib.pyplot as plt
+
+    style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY}
+    with plt.rc_context({**style, "text.color": INK, "axes.labelcolor": INK, "font.family": "DejaVu Sans"}):
+        figure, axes = plt.subplots(2, 3, figsize=(12, 7.2), layout="constrained")
+        for panel, (name, label) in zip(axes[0], LOSSES.items(), strict=True):
+            _curves(panel, curves, name, label)
+        _held_out(axes[0][0], curves, held_out_nats)
+        for panel, bar in zip(axes[1], bars, strict=False):
+            _bars(panel, bar)
+        for panel in axes[1][len(bars) :]:
+            panel.set_axis_off()
+        handles = [plt.Line2D([], [], color=COLOURS[name], linewidth=2.5, label=NAMES[name]) for name in curves]
+        figure.legend(
+            handles=handles,
+            loc="outside upper center",
+            ncols=len(handles),
+            frameon=False,
+            title=title,
+            title_fontsize=12,
+        )
+        figure.supxlabel(note, fontsize=8, color=GREY)
+        temporary = path.with_name(path.name + ".tmp")
+        figure.savefig(temporary, dpi=130, format="png")
+        plt.close(figure)
+    os.replace(temporary, path)
+
+
+def _curves(panel: Any, curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], name: str, label: str) -> None:
+    """Thin: a step's loss of the first seed; thick: the running mean of each seed."""
+    for number, (objective, seeds) in enumerate(curves.items()):
+        for seed, lines in enumerate(seeds):
+            steps = [line["step"] for line in lines if name in line]
+            values = [line[name] for line in lines if name in line]
+            if not values:
+                continue
+            reach = max(1, round(SMOOTHED * len(values)))
+            if seed == 0:
+                panel.plot(steps, values, color=COLOURS[objective], linewidth=0.5, alpha=0.25)
+            # Image and action losses nearly coincide: dashes of different phase show all of them.
+            dashes = {} if name.startswith("text") else {"linestyle": (4 * number, (6, 4))}
+            panel.plot(steps, smooth(values, reach), color=COLOURS[objective], linewidth=2, alpha=0.95, **dashes)
+    panel.set_title(label, loc="left", fontsize=10, fontweight="bold")
+    panel.set_xlabel("optimizer step")
+    panel.set_yscale("log")
+    panel.grid(axis="y", which="major", color="#e6e6e6", linewidth=0.7)
+    panel.set_axisbelow(True)
+    _plain_log_axis(panel)
+
+
+def _plain_log_axis(panel: Any) -> None:
+    """Numbers as people write them."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    panel.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _held_out(
+    panel: Any, curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], nats: Mapping[str, Interval]
+) -> None:
+    """Held-out figures as points with intervals, behind the end of the curves."""
+    last = max((line["step"] for seeds in curves.values() for lines in seeds for line in lines), default=1)
+    for number, (name, interval) in enumerate(nats.items()):
+        at = last * (1.05 + 0.04 * number)
+        panel.plot([at, at], [interval.low, interval.high], color=COLOURS[name], linewidth=1.5)
+        panel.plot([at], [interval.point], marker="o", markersize=6, color=COLOURS[name], markeredgecolor="white")
+    panel.annotate("held out", (last * 1.02, panel.get_ylim()[1]), fontsize=8, color=GREY, va="top")
+
+
+def _bars(panel: Any, bar: Bars) -> None:
+    scale = 100 if bar.percent else 1
+    width = 0.62
+    top = max([i.high for i in bar.values.values()] + [v for each in bar.beside.values() for v in each.values()])
+    for number, (name, interval) in enumerate(bar.values.items()):
+        panel.bar(number, scale * interval.point, width, color=COLOURS[name])
+        panel.plot([number, number], [scale * interval.low, scale * interval.high], color=INK, linewidth=1.2)
+        for place, values in enumerate(bar.beside.values()):
+            if name in values:
+                marker = ("v", "s")[place % 2]
+                panel.plot(number, scale * values[name], marker, color="white", markeredgecolor=INK, markersize=7)
+        text = f"{scale * interval.point:.0f}" if bar.percent else f"{interval.point:.3g}"
+        panel.annotate(
+            text, (number, scale * interval.high), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9
+        )
+    if bar.floor is not None:
+        panel.axhline(scale * bar.floor, color=GREY, linestyle=(0, (2, 2)), linewidth=1.2)
+        panel.annotate(
+            bar.floor_name,
+            (len(bar.values) - 0.55, scale * bar.floor),
+            xytext=(0, 3),
+            textcoords="offset points",
+            fontsize=8,
+            color=GREY,
+            ha="right",
+        )
+    for place, name in enumerate(bar.beside):
+        panel.plot([], [], ("v", "s")[place % 2], color="white", markeredgecolor=INK, label=name)
+    if bar.beside:
+        panel.legend(frameon=False, fontsize=8, loc="upper right")
+    panel.set_xticks(range(len(bar.values)), list(bar.values))
+    panel.set_title(bar.title, loc="left", fontsize=10, fontweight="bold")
+    panel.set_ylim(0, scale * max(top, bar.floor or 0) * (1.35 if bar.beside else 1.18))
+    panel.grid(axis="y", color="#e6e6e6", linewidth=0.7)
+    panel.set_axisbelow(True)

@@ -1,0 +1,280 @@
+"""Judging trained runs on what was held out: words, actions, and the time an answer takes.
+
+Everything is kept item by item (a question, a stretch of frames), so that two runs can be compared on the same items.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from config.schema import MMU_INDEX, Job
+from models.checkpoint import Built, load_folder
+from models.decoding import generate
+from models.details import NATS
+from models.images import clip_pixels
+from models.measure import VARIANCE, measure_text
+from models.objectives import text_objective
+from models.prompting import ASSISTANT, HUMAN, IMAGE_MARK
+from models.sequence import TextTurn
+from models.vision import load_clip
+from policy_rollout.benchmarks.offline import Sample, evaluate, list_samples
+from policy_rollout.policy import Policy, UPVLAPolicy, pick_device
+from preprocess_data.embedded.questions import kind_of
+from scripts.comparison.plan import Planned, write_text
+from training.data.calvin import CalvinSplit
+from training.data.files import iterate_json_list, read_image
+
+ANSWERED_AT_ONCE = 48
+TIMED_QUESTIONS = 24
+
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A held-out question about the picture whose features are in row ``picture``; ``answer`` is the true one."""
+
+    text: str
+    answer: str
+    picture: int
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What all runs are asked: ``patches`` [pictures, P, C] are CLIP's features, the same for all."""
+
+    questions: tuple[Question, ...]
+    patches: Tensor
+
+    def patches_of(self, questions: Sequence[Question]) -> Tensor:
+        return self.patches[[question.picture for question in questions]]
+
+    def blank(self, grey: Tensor) -> HeldOut:
+        """The same questions about one blank picture (``grey`` [P, C])."""
+        return HeldOut(self.questions, grey.expand_as(self.patches))
+
+
+@dataclass(frozen=True)
+class Words:
+    """By question, in the order of ``HeldOut.questions``: is the answer right to the letter; how many of its
+    ``tokens`` were said at their place; what its likelihood (or bound) costs in nats, and the variance of that; is the
+    answer right when another question's picture is shown."""
+
+    exact: list[bool]
+    said: list[str]
+    right_tokens: list[int]
+    tokens: list[int]
+    nats: list[float]
+    nats_variance: list[float]
+    exact_shuffled: list[bool]
+
+
+@dataclass(frozen=True)
+class Actions:
+    """``overall``: offline metrics over all start frames. By stretch of T start frames: mean absolute error, steps."""
+
+    overall: dict[str, float]
+    errors: list[float]
+    steps: list[int]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One run's held-out results."""
+
+    words: Words
+    actions: Actions
+
+    @classmethod
+    def read(cls, path: Path) -> Judged:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return cls(Words(**data["words"]), Actions(**data["actions"]))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Answers one by one: seconds of each, and what they took together."""
+
+    seconds: list[float]
+    first_token_seconds: list[float]
+    tokens: int
+    forwards: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(sum(self.seconds), 1e-9)
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return self.tokens / max(self.forwards, 1)
+
+
+# --- what is asked ---------------------------------------------------------------------------------------------------
+
+
+def read_held_out(job: Job, folder: Path) -> HeldOut:
+    """The first question of every conversation of ``folder``. Raises ``ValueError`` or ``FileNotFoundError``."""
+    clip = load_clip(job.model.showo.clip_model_path)
+    pictures: dict[str, int] = {}
+    questions = []
+    for record in iterate_json_list(folder / MMU_INDEX):
+        turns = [turn for turn in record["conversations"] if turn["from"] in (HUMAN, ASSISTANT)]
+        asked, answer = turns[0]["value"].replace(IMAGE_MARK, "").strip(), turns[1]["value"].strip()
+        questions.append(Question(asked, answer, pictures.setdefault(record["image"], len(pictures))))
+    features = [clip.features(clip_pixels(read_image(folder / name), clip.image_spec)[None])[0] for name in pictures]
+    return HeldOut(tuple(questions), torch.stack(features))
+
+
+def kinds_of(asked: HeldOut) -> list[str]:
+    """The kind of every question; of questions that are not the bundled ones, nothing is known."""
+    try:
+        return [kind_of(question.text) for question in asked.questions]
+    except ValueError:
+        return ["all"] * len(asked.questions)
+
+
+def blank_features(job: Job, picture: Path) -> Tensor:
+    """[P, C] of a blank picture."""
+    clip = load_clip(job.model.showo.clip_model_path)
+    return clip.features(clip_pixels(read_image(picture), clip.image_spec)[None])[0]
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def judge_words(built: Built, job: Job, asked: HeldOut, progress: Progress) -> Words:
+    """Answers and likelihoods of all questions; ``progress`` hears of questions done, three times each."""
+    answered = _answers(built, job, asked.questions, asked.patches_of(asked.questions), progress)
+    # Another question's picture: the model is asked as before, but cannot know.
+    others = asked.patches_of([*asked.questions[1:], *asked.questions[:1]])
+    shuffled = _answers(built, job, asked.questions, others, progress)
+    truths = [_answer_ids(built, question) for question in asked.questions]
+    nats, variances = _nats(built, job, asked, progress)
+    return Words(
+        exact=[said == q.answer for (said, _), q in zip(answered, asked.questions, strict=True)],
+        said=[said for said, _ in answered],
+        right_tokens=[
+            sum(a == b for a, b in zip(ids, truth, strict=False))
+            for (_, ids), truth in zip(answered, truths, strict=True)
+        ],
+        tokens=[len(truth) for truth in truths],
+        nats=nats,
+        nats_variance=variances,
+        exact_shuffled=[said == q.answer for (said, _), q in zip(shuffled, asked.questions, strict=True)],
+    )
+
+
+def _answers(
+    built: Built, job: Job, questions: Sequence[Question], patches: Tensor, progress: Progress
+) -> list[tuple[str, list[int]]]:
+    """(text, ids) of the greedy answers."""
+    said: list[tuple[str, list[int]]] = []
+    for start in range(0, len(questions), ANSWERED_AT_ONCE):
+        some = slice(start, start + ANSWERED_AT_ONCE)
+        texts = [question.text for question in questions[some]]
+        answer = generate(
+            built.model, built.prompter, texts, patches[some].to(built.model.device), max_new_tokens=job.max_new_tokens
+        )
+        said += zip(answer.texts, answer.ids, strict=True)
+        progress(len(texts))
+    return said
+
+
+def _conversation(built: Built, question: Question) -> tuple[list[int], list[bool]]:
+    conversation = built.prompter.conversation([(HUMAN, question.text), (ASSISTANT, question.answer)])
+    return conversation.ids, conversation.answer
+
+
+def _answer_ids(built: Built, question: Question) -> list[int]:
+    """The true answer's ids, its end-of-text included."""
+    return [i for i, answer in zip(*_conversation(built, question), strict=True) if answer]
+
+
+def _nats(built: Built, job: Job, asked: HeldOut, progress: Progress) -> tuple[list[float], list[float]]:
+    """Nats of every answer (ar: exact; mdm, bd: their bound, averaged over draws), and that figure's variance."""
+    objective = text_objective(job)
+    nats, variances = [], []
+    for number, question in enumerate(asked.questions):
+        ids, answer = _conversation(built, question)
+        patches = asked.patches_of([question]).to(built.model.device)
+        turn = TextTurn(torch.tensor([ids]), torch.tensor([answer]), patches, torch.tensor([number]))
+        found = measure_text(built.model, built.prompter, objective, turn, job.training.seed)
+        nats.append(float(found[NATS].sum))
+        variances.append(float(found[VARIANCE].sum))
+        progress(1)
+    return nats, variances
+
+
+# --- actions ---------------------------------------------------------------------------------------------------------
+
+
+def judge_actions(policy: Policy, split: CalvinSplit) -> Actions:
+    """Offline metrics of every start frame, and of stretches of T of them: neighbours see and do nearly the same, so
+    a stretch is what counts as one independent item."""
+    samples = list_samples(split.annotations, policy.act_step)
+    stretches: dict[tuple[int, int], list[Sample]] = {}
+    for number, window in enumerate(split.annotations):
+        for sample in list_samples([window], policy.act_step):
+            stretches.setdefault((number, (sample.start - window.start) // policy.act_step), []).append(sample)
+    reports = [evaluate(split, policy, some).overall for some in stretches.values()]
+    return Actions(
+        overall=evaluate(split, policy, samples).overall,
+        errors=[report["mae_all"] for report in reports],
+        steps=[int(report["steps"]) for report in reports],
+    )
+
+
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+def judge(run: Planned, job: Job, asked: HeldOut, split: CalvinSplit, progress: Progress) -> Judged:
+    """Everything about one trained run; kept in its folder, and read from there the next time."""
+    if run.judged_file.is_file():
+        progress(3 * len(asked.questions))
+        return Judged.read(run.judged_file)
+    built = load_folder(run.folder, pick_device(job.training.device))
+    policy = UPVLAPolicy.from_config(run.folder / "config.yaml", checkpoint=run.folder)
+    judged = Judged(judge_words(built, job, asked, progress), judge_actions(policy, split))
+    write_text(run.judged_file, json.dumps(asdict(judged)) + "\n")
+    return judged
+
+
+def time_answers(runs: Sequence[Planned], job: Job, asked: HeldOut, progress: Progress) -> dict[str, Speed]:
+    """Seconds of answers to the same questions, one at a time, the runs in turn at each question: what else the
+    machine does then slows all alike. The first question warms up and is not counted."""
+    models = {run.objective: load_folder(run.folder, pick_device(job.training.device)) for run in runs}
+    step = max(1, len(asked.questions) // (TIMED_QUESTIONS + 1))
+    questions = asked.questions[::step][: TIMED_QUESTIONS + 1]
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    first: dict[str, list[float]] = {name: [] for name in models}
+    tokens, forwards = dict.fromkeys(models, 0), dict.fromkeys(models, 0)
+    for number, question in enumerate(questions):
+        for name, built in models.items():
+            patches = asked.patches_of([question]).to(built.model.device)
+            started = time.perf_counter()
+            answer = generate(built.model, built.prompter, [question.text], patches, max_new_tokens=job.max_new_tokens)
+            took = time.perf_counter() - started
+            progress(1)
+            if number:
+                seconds[name].append(took)
+                first[name].append(answer.stats.first_token_seconds)
+                tokens[name] += answer.stats.tokens
+                forwards[name] += answer.stats.forwards
+    return {name: Speed(seconds[name], first[name], tokens[name], forwards[name]) for name in models}
+
+
+def machine(job: Job) -> str:
+    """On what the figures were taken, in a few words."""
+    device = pick_device(job.training.device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    return (
+        f"{where}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, Python {platform.python_version()}"
+    )

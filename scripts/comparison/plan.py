@@ -1,0 +1,192 @@
+"""What is compared: which runs there are, where each lives, and by which command it is trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from config.schema import MMU_INDEX
+
+Value = TypeVar("Value", int, str)
+ROOT = Path(__file__).resolve().parents[2]
+ENTRY_POINTS = {"ar": "train_upvla.py", "mdm": "train_mdm_vla.py", "bd": "train_blockdiff_vla.py"}
+CONFIGS = {"ar": "tiny_arvla", "mdm": "tiny_mdmvla", "bd": "tiny_bdvla"}
+PLAN_FILE = "plan.json"
+BLANK_GREY = 200
+BLANK_SIDE = 112
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every run is given alike; the default is a few minutes on two cores."""
+
+    steps: int = 300
+    batch_size_pre: int = 2
+    batch_size_mmu: int = 16
+    overrides: tuple[str, ...] = ()
+
+    def arguments(self) -> list[str]:
+        return [
+            f"training.max_train_steps={self.steps}",
+            f"training.batch_size_pre={self.batch_size_pre}",
+            f"training.batch_size_mmu={self.batch_size_mmu}",
+            "experiment.log_every=1",  # the first step's losses are compared, and the curves are drawn
+            "experiment.log_grad_norm_every=0",
+            "experiment.eval_every=0",  # judged once, at the end, all alike
+            "experiment.generate_every=0",
+            f"experiment.save_every={max(50, self.steps // 4)}",
+            "experiment.checkpoints_total_limit=1",
+            *self.overrides,
+        ]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run. ``blind``: trained on the same questions with a blank picture in place of every picture."""
+
+    objective: str
+    seed: int
+    blind: bool
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.objective}_seed{self.seed}{'_blind' if self.blind else ''}"
+
+    @property
+    def finished(self) -> bool:
+        """Is the final model written? It is the last thing a run writes."""
+        return (self.folder / "model.safetensors").is_file()
+
+    @property
+    def judged_file(self) -> Path:
+        return self.folder / "judged.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def command(self, budget: Budget, blank: Path) -> list[str]:
+        """What a user would type to train it."""
+        arguments = [
+            sys.executable,
+            ENTRY_POINTS[self.objective],
+            f"config=config/{CONFIGS[self.objective]}.yaml",
+            f"experiment.name={self.name}",
+            f"experiment.output_dir={self.folder}",
+            f"training.seed={self.seed}",
+            *budget.arguments(),
+        ]
+        if self.blind:
+            arguments.append(f"dataset.params.train_mmu_shards_path_or_url={blank}")
+        return arguments
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs under one folder."""
+
+    folder: Path
+    objectives: tuple[str, ...]
+    seeds: tuple[int, ...]
+    blind: bool
+    budget: Budget
+
+    @property
+    def runs(self) -> list[Planned]:
+        kinds = [False, True] if self.blind else [False]
+        return [
+            Planned(objective, seed, blind, self.folder / "runs" / Planned(objective, seed, blind, Path()).name)
+            for seed in self.seeds
+            for blind in kinds
+            for objective in self.objectives
+        ]
+
+    @property
+    def blank_data(self) -> Path:
+        return self.folder / "blank_pictures"
+
+    def settle(self) -> None:
+        """Write down what the runs of this folder are given, or check that it is what they were given before.
+
+        Objectives, seeds and blind runs may be added later. Raises ``ValueError`` where the budget is another one.
+        """
+        file = self.folder / PLAN_FILE
+        mine = json.loads(json.dumps(asdict(self.budget)))
+        if not file.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(file, json.dumps(mine, indent=1) + "\n")
+            return
+        there = json.loads(file.read_text(encoding="utf-8"))
+        other = [f"{key} {there.get(key)} (now {mine[key]})" for key in mine if there.get(key) != mine[key]]
+        if other:
+            raise ValueError(
+                f"{self.folder} was run with another budget: {', '.join(other)}; give another --output-dir or delete it"
+            )
+
+
+def write_blank_pictures(source: Path, folder: Path) -> None:
+    """The conversations of ``source`` in which every picture is the same grey one."""
+    from PIL import Image  # not needed by who only plans
+
+    if (folder / MMU_INDEX).is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (BLANK_SIDE, BLANK_SIDE), (BLANK_GREY,) * 3).save(folder / "blank.png")
+    records = json.loads((source / MMU_INDEX).read_text(encoding="utf-8"))
+    write_text(folder / MMU_INDEX, json.dumps([{**record, "image": "blank.png"} for record in records]))
+
+
+def read_objectives(text: str) -> tuple[str, ...]:
+    """``ar,bd`` -> names, in the order given. Raises ``ValueError`` for others, and for a name given twice."""
+    names = tuple(name.strip() for name in text.split(","))
+    if unknown := [name for name in names if name not in ENTRY_POINTS]:
+        raise ValueError(f"--objectives {text}: {unknown[0]!r} is none; choose from {', '.join(ENTRY_POINTS)}")
+    return _each_once("--objectives", text, names)
+
+
+def read_seeds(text: str) -> tuple[int, ...]:
+    """``0,1,2`` -> numbers. Raises ``ValueError``."""
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"--seeds {text}: expected whole numbers with commas between, such as 0,1,2") from error
+    if min(seeds) < 0:
+        raise ValueError(f"--seeds {text}: seeds start at 0")
+    return _each_once("--seeds", text, seeds)
+
+
+def _each_once(option: str, text: str, values: tuple[Value, ...]) -> tuple[Value, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{option} {text}: each once, please")
+    return values
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_curve(run: Planned) -> list[dict[str, float]]:
+    """What the run logged, a line for each step; of a resumed run the last word on each step."""
+    lines: dict[int, dict[str, float]] = {}
+    if run.metrics_file.is_file():
+        for line in run.metrics_file.read_text(encoding="utf-8").splitlines():
+            try:
+                values = json.loads(line)
+            except ValueError:  # the end of a file that is being written
+                continue
+            lines.setdefault(int(values["step"]), {}).update(values)
+    return [lines[step] for step in sorted(lines)]
+
+
+def pairs_of(objectives: Sequence[str]) -> list[tuple[str, str]]:
+    """(later, earlier): bd beside ar, not ar beside bd."""
+    return [(b, a) for i, a in enumerate(objectives) for b in objectives[i + 1 :]]

@@ -1,0 +1,337 @@
+"""The comparison in words: ``summary.md`` to read, ``summary.json`` to compute with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policy_rollout.statistics import Interval
+from preprocess_data.embedded.questions import blind_floor
+from scripts.comparison.figure import Bars, draw_figure
+from scripts.comparison.judge import HeldOut, Judged, Speed
+from scripts.comparison.plan import Plan, read_curve, write_text
+from scripts.comparison.verdicts import (
+    ACTION,
+    COMPARED,
+    EXACT,
+    NATS,
+    SHUFFLED,
+    TOKENS,
+    FirstStep,
+    Verdict,
+    by_kind,
+    drawing_error,
+    interval,
+    needs_picture,
+    questions_of,
+    verdicts,
+)
+
+FIGURE = "curves.png"
+CLEARLY = 0.25
+"""How far a model that sees has to be above one that does not, to call the questions questions about pictures."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that was measured. ``judged``, ``blind``: objective -> its runs, by seed; ``kinds``: of every
+    question; ``mean_action``: offline metrics of the best constant action; ``command``, ``machine``: for the record."""
+
+    plan: Plan
+    asked: HeldOut
+    kinds: Sequence[str]
+    judged: Mapping[str, Sequence[Judged]]
+    blind: Mapping[str, Sequence[Judged]]
+    speeds: Mapping[str, Speed]
+    first: Sequence[FirstStep]
+    mean_action: Mapping[str, float]
+    command: str
+    machine: str
+    date: str
+
+    @property
+    def floor(self) -> float:
+        return blind_floor(questions_of(self.asked))
+
+
+def write_report(found: Findings) -> list[Path]:
+    """``summary.md``, ``summary.json`` and the figure, in the plan's folder."""
+    folder = found.plan.folder
+    answers = verdicts(found.judged)
+    paths = [folder / "summary.md", folder / "summary.json", folder / FIGURE]
+    draw(found, paths[2])
+    write_text(paths[1], json.dumps(as_json(found, answers), indent=1) + "\n")
+    write_text(paths[0], as_markdown(found, answers))
+    return paths
+
+
+# --- to read ---------------------------------------------------------------------------------------------------------
+
+
+def as_markdown(found: Findings, answers: Sequence[Verdict]) -> str:
+    parts = [
+        _opening(found),
+        f"![Curves and held-out figures]({FIGURE})",
+        _text_section(found),
+        _action_section(found),
+        _answers_section(found, answers),
+        _first_step_section(found),
+        _caution(found),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _opening(found: Findings) -> str:
+    plan, budget = found.plan, found.plan.budget
+    seeds = ", ".join(map(str, plan.seeds))
+    extra = f" Overrides: `{' '.join(budget.overrides)}`." if budget.overrides else ""
+    return (
+        f"# Text objectives side by side\n\n`{found.command}`, {found.date}, {found.machine}.\n\n"
+        f"Each objective: {budget.steps} steps of {budget.batch_size_pre} robot samples and {budget.batch_size_mmu} "
+        f"conversations, seed{'s' if len(plan.seeds) > 1 else ''} {seeds}, same data order, same starting weights, "
+        f"all three losses.{extra} Judged on {len(found.asked.questions)} held-out questions and "
+        f"{int(found.mean_action['samples'])} held-out frames. Brackets are 95 % intervals."
+    )
+
+
+def _text_section(found: Findings) -> str:
+    rows = []
+    for name, runs in found.judged.items():
+        nats, error, speed = interval(NATS, runs), drawing_error(runs), found.speeds[name]
+        rows.append(
+            [
+                name,
+                ("" if name == "ar" else "≤ ") + f"{nats:.3f}" + (f" (± {error:.3f} by drawing)" if error else ""),
+                f"{_percent(interval(EXACT, runs))}",
+                f"{_percent(interval(TOKENS, runs))}",
+                f"{_percent(interval(SHUFFLED, runs))}",
+                *([_percent(interval(EXACT, found.blind[name]))] if found.blind else []),
+                f"{1000 * float(np.median(speed.seconds)):.0f}",
+                f"{speed.tokens_per_second:.0f}",
+                f"{speed.tokens_per_forward:.2f}",
+            ]
+        )
+    head = ["objective", "nats per token", "exact match", "token accuracy", "exact, shuffled pictures"]
+    head += ["exact, trained blind"] if found.blind else []
+    head += ["ms per answer", "tokens/s", "tokens per forward"]
+    kinds = list(dict.fromkeys(found.kinds))
+    by_name = {name: by_kind(found.kinds, EXACT, runs) for name, runs in found.judged.items()}
+    floors = {kind: _floor_of(found, kind) for kind in kinds}
+    kind_rows = [[name, *(f"{100 * of_kinds[k]:.0f}" for k in kinds)] for name, of_kinds in by_name.items()]
+    kind_rows.append(["best blind guess", *(f"{100 * floors[k]:.0f}" for k in kinds)])
+    text = (
+        "## Text\n\n" + table(head, rows) + "\n\nThe likelihood of `ar` is exact; that of `mdm` and `bd` is a bound, "
+        "drawn several times for each question. Times are of one answer at a time, the objectives in turn. "
+        f"The best fixed answer to each question is right in {100 * found.floor:.0f} %.\n\n" + _picture(found)
+    )
+    return text + "\n\nExact match by kind of question, in %:\n\n" + table(["", *kinds], kind_rows)
+
+
+def _picture(found: Findings) -> str:
+    """Does a model that does not look fail?"""
+    lines = []
+    for name, runs in found.judged.items():
+        others: list[tuple[str, Sequence[Judged] | None]] = [("another question's picture", None)]
+        others += [("one trained and asked with blank pictures", found.blind[name])] if found.blind else []
+        for what, blind in others:
+            gap = needs_picture(runs, blind)
+            clear = "clearly needs" if gap.interval.low > CLEARLY else "needs" if gap.clear else "does not show to need"
+            lines.append(f"* `{name}` {clear} the picture: {_points(gap.interval)} points above {what}.")
+    return "\n".join(lines)
+
+
+def _action_section(found: Findings) -> str:
+    columns = {
+        "MAE": "mae_all",
+        "RMSE": "rmse_all",
+        "MAE position": "mae_pos",
+        "MAE rotation": "mae_rot",
+        "MAE gripper": "mae_gripper",
+        "gripper sign": "gripper_sign_acc",
+    }
+    rows = []
+    for name, runs in found.judged.items():
+        means = {key: float(np.mean([judged.actions.overall[key] for judged in runs])) for key in columns.values()}
+        error = interval(ACTION, runs)
+        rows.append([name, f"{error:.3f}", *(f"{means[key]:.3f}" for title, key in columns.items() if title != "MAE")])
+    rows.append(["mean action", *(f"{found.mean_action[key]:.3f}" for key in columns.values())])
+    count = len(next(iter(found.judged.values()))[0].actions.errors)
+    return (
+        "## Actions\n\n" + table(["objective", *columns], rows) + f"\n\nErrors on recorded actions, not success; "
+        f"intervals over {count} stretches of consecutive frames. A policy that is not below `mean action` has not "
+        "learned from the pictures yet."
+    )
+
+
+def _answers_section(found: Findings, answers: Sequence[Verdict]) -> str:
+    rows = []
+    for verdict in answers:
+        apart = verdict.difference.interval
+        shown = f"{_points(apart)} points" if verdict.measure.unit == "share" else f"{apart:+.3f}"
+        rows.append(
+            [
+                f"{verdict.first} − {verdict.second}",
+                verdict.measure.name,
+                shown,
+                f"{verdict.probability_better:.2f}",
+                verdict.words,
+            ]
+        )
+    seeds = len(found.plan.seeds)
+    reach = (
+        "One seed: the intervals speak of other questions and frames, not of another training run."
+        if seeds == 1
+        else f"Questions and the {seeds} seeds are resampled together; {seeds} seeds say little about others."
+    )
+    return (
+        "## Is one better?\n\nThe same held-out items for both, difference by item, 10,000 bootstrap resamples. "
+        f"{reach} {len(answers)} comparisons at 95 %: about one in twenty would look clear by chance. `ar` pays its "
+        "exact likelihood and the others a bound of it, so nats can be unfair to `mdm` and `bd`, not to `ar`.\n\n"
+        + table(["", "in", "difference", "P(first is better)", "answer"], rows)
+    )
+
+
+def _first_step_section(found: Findings) -> str:
+    rows = []
+    for first in found.first:
+        for loss, of_runs in first.losses.items():
+            values = sorted(set(of_runs.values()))
+            told = "identical to the last digit" if len(values) == 1 else f"differ by {values[-1] - values[0]:.3g}"
+            rows.append([str(first.seed), loss, f"{values[0]:.9g}", f"{told} in {', '.join(of_runs)}"])
+    verdict = (
+        "The switch touches the text loss alone: before the first update image and action losses are identical."
+        if all(first.identical for first in found.first)
+        else "**Image or action losses of the first step differ: the switch touched more than the text loss.**"
+    )
+    return f"## First step\n\n{verdict}\n\n" + table(["seed", "loss", "value", ""], rows)
+
+
+def _caution(found: Findings) -> str:
+    return (
+        "## How far this carries\n\nEmbedded models of a few million parameters from random weights, generated "
+        f"pictures and {found.plan.budget.steps} steps: the figures compare the objectives in this setting and rank "
+        "nobody elsewhere. `--steps` trains longer and `--seeds 0,1,2` says how much a run depends on its seed."
+    )
+
+
+# --- to compute with -------------------------------------------------------------------------------------------------
+
+
+def as_json(found: Findings, answers: Sequence[Verdict]) -> dict[str, Any]:
+    return {
+        "command": found.command,
+        "date": found.date,
+        "machine": found.machine,
+        "steps": found.plan.budget.steps,
+        "seeds": list(found.plan.seeds),
+        "overrides": list(found.plan.budget.overrides),
+        "questions": len(found.asked.questions),
+        "blind_floor": found.floor,
+        "objectives": {name: _objective_json(found, name, runs) for name, runs in found.judged.items()},
+        "mean_action": dict(found.mean_action),
+        "pairs": [
+            {
+                "first": v.first,
+                "second": v.second,
+                "measure": v.measure.name,
+                "difference": _interval_json(v.difference.interval),
+                "probability_first_better": v.probability_better,
+                "clear": v.difference.clear,
+                "answer": v.words,
+            }
+            for v in answers
+        ],
+        "first_step": [
+            {"seed": first.seed, "identical": first.identical, "losses": first.losses} for first in found.first
+        ],
+    }
+
+
+def _objective_json(found: Findings, name: str, runs: Sequence[Judged]) -> dict[str, Any]:
+    speed = found.speeds[name]
+    measures = {m.name.replace(" ", "_").replace(",", ""): m for m in (*COMPARED, SHUFFLED)}
+    told: dict[str, Any] = {key: _interval_json(interval(m, runs)) for key, m in measures.items()}
+    told["nats_per_token"]["error_of_drawing"] = drawing_error(runs)
+    told["exact_match_by_kind"] = by_kind(found.kinds, EXACT, runs)
+    told["picture_gap"] = _interval_json(needs_picture(runs).interval)
+    if found.blind:
+        told["exact_trained_blind"] = _interval_json(interval(EXACT, found.blind[name]))
+        told["blind_gap"] = _interval_json(needs_picture(runs, found.blind[name]).interval)
+    told["actions"] = [dict(judged.actions.overall) for judged in runs]
+    told["latency_s"] = {
+        "median": float(np.median(speed.seconds)),
+        "first_token_median": float(np.median(speed.first_token_seconds)),
+        "answers": len(speed.seconds),
+    }
+    told["tokens_per_second"], told["tokens_per_forward"] = speed.tokens_per_second, speed.tokens_per_forward
+    return told
+
+
+def _interval_json(value: Interval) -> dict[str, float]:
+    return {"point": value.point, "low": value.low, "high": value.high}
+
+
+# --- to look at ------------------------------------------------------------------------------------------------------
+
+
+def draw(found: Findings, path: Path) -> None:
+    runs = {name: [r for r in found.plan.runs if r.objective == name and not r.blind] for name in found.judged}
+    beside: dict[str, Mapping[str, float]] = {
+        "shuffled pictures": {name: interval(SHUFFLED, judged).point for name, judged in found.judged.items()}
+    }
+    if found.blind:
+        beside["trained blind"] = {name: interval(EXACT, judged).point for name, judged in found.blind.items()}
+    rates = {name: Interval(s.tokens_per_second, *[s.tokens_per_second] * 2) for name, s in found.speeds.items()}
+    bars = [
+        Bars(
+            "exact match on held-out questions (%)",
+            {name: interval(EXACT, judged) for name, judged in found.judged.items()},
+            beside,
+            found.floor,
+            "best blind guess",
+            percent=True,
+        ),
+        Bars(
+            "mean absolute action error",
+            {name: interval(ACTION, judged) for name, judged in found.judged.items()},
+            {},
+            found.mean_action["mae_all"],
+            "constant mean action",
+        ),
+        Bars("answer tokens per second, one answer at a time", rates, {}),
+    ]
+    seeds = f"seed {found.plan.seeds[0]}" if len(found.plan.seeds) == 1 else f"{len(found.plan.seeds)} seeds"
+    draw_figure(
+        path,
+        {name: [read_curve(run) for run in of_name] for name, of_name in runs.items()},
+        {name: interval(NATS, judged) for name, judged in found.judged.items()},
+        bars,
+        f"Text objectives side by side: {found.plan.budget.steps} steps, {seeds}, the same data in the same order",
+        f"{found.date}, {found.machine}; bars with 95 % intervals; nats of mdm and bd are upper bounds",
+    )
+
+
+# --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _percent(value: Interval) -> str:
+    return f"{100 * value.point:.0f} % [{100 * value.low:.0f}, {100 * value.high:.0f}]"
+
+
+def _points(value: Interval) -> str:
+    return f"{100 * value.point:+.0f} [{100 * value.low:+.0f}, {100 * value.high:+.0f}]"
+
+
+def _floor_of(found: Findings, kind: str) -> float:
+    pairs = [p for p, k in zip(questions_of(found.asked), found.kinds, strict=True) if k == kind]
+    return blind_floor(pairs)

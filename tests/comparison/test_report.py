@@ -1,0 +1,94 @@
+"""What the report says of results whose answers are known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts.comparison.figure import smooth
+from scripts.comparison.report import write_report
+from scripts.comparison.verdicts import ACTION, EXACT, NATS, drawing_error, interval, needs_picture, verdicts
+from tests.comparison.invented import findings, judged
+
+
+def test_a_clear_difference_is_told_and_an_unclear_one_is_not_claimed(tmp_path: Path) -> None:
+    found = findings(tmp_path)
+    told = {(v.first, v.second, v.measure): v for v in verdicts(found.judged)}
+    assert told["bd", "ar", EXACT].words == "bd is better"
+    assert told["bd", "ar", NATS].words == "bd is better"  # fewer nats
+    assert told["bd", "ar", NATS].probability_better == 1.0
+    assert told["mdm", "ar", EXACT].words == "these data cannot tell"
+    assert told["bd", "mdm", ACTION].words == "these data cannot tell"
+
+
+def test_the_report_has_the_answers_the_floor_and_the_warning_of_one_seed(tmp_path: Path) -> None:
+    found = findings(tmp_path)
+    paths = write_report(found)
+    assert [path.name for path in paths] == ["summary.md", "summary.json", "curves.png"]
+    text = paths[0].read_text()
+    assert "right in 50 %" in text  # two answers to each question
+    assert "| bd − ar | exact match | +30 [" in text
+    assert "these data cannot tell" in text
+    assert "One seed" in text
+    assert "`bd` clearly needs the picture" in text
+    assert "identical to the last digit" in text
+    data = json.loads(paths[1].read_text())
+    assert data["objectives"]["bd"]["exact_match"]["point"] == pytest.approx(0.9)
+    assert data["objectives"]["ar"]["exact_match_by_kind"].keys() == {"colour", "place"}
+    assert [
+        p["clear"] for p in data["pairs"] if (p["first"], p["second"], p["measure"]) == ("bd", "ar", "exact match")
+    ] == [True]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_the_figure_is_a_picture_with_the_colour_of_every_objective(tmp_path: Path) -> None:
+    path = write_report(findings(tmp_path, seeds=(0, 1), blind=True))[2]
+    pixels = np.asarray(Image.open(path).convert("RGB"), dtype=int)
+    assert pixels.shape[0] > 600
+    assert pixels.shape[1] > 1000
+    for colour in ((0, 114, 178), (213, 94, 0), (0, 158, 115)):
+        assert (np.abs(pixels - colour).sum(axis=-1) < 12).sum() > 2000
+
+
+def test_a_first_step_that_differs_is_said_loudly(tmp_path: Path) -> None:
+    found = findings(tmp_path, image_loss_of_bd=8.500001)
+    assert not found.first[0].identical
+    text = write_report(found)[0].read_text()
+    assert "the switch touched more than the text loss" in text
+    assert "differ by 1e-06" in text
+
+
+def test_blind_runs_and_several_seeds_are_reported(tmp_path: Path) -> None:
+    found = findings(tmp_path, seeds=(0, 1), blind=True)
+    text = write_report(found)[0].read_text()
+    assert "exact, trained blind" in text
+    assert "one trained and asked with blank pictures" in text
+    assert "the 2 seeds are resampled together" in text
+    assert len(found.first) == 2
+
+
+def test_a_rate_of_one_run_never_has_an_interval_of_no_width() -> None:
+    everything = interval(EXACT, [judged(1.0, 0.1, 0.2)])
+    assert everything.point == 1.0
+    assert everything.low < 0.96
+
+
+def test_the_error_of_drawing_falls_with_the_number_of_questions_and_of_runs() -> None:
+    one = drawing_error([judged(0.5, 0.5, 0.2)])
+    assert one == pytest.approx((60 * 0.01) ** 0.5 / 480)
+    assert drawing_error([judged(0.5, 0.5, 0.2)] * 4) == pytest.approx(one / 2)
+
+
+def test_a_model_that_is_right_with_any_picture_does_not_show_to_need_one() -> None:
+    guessing = judged(0.5, 0.5, 0.2)
+    guessing = replace(guessing, words=replace(guessing.words, exact_shuffled=guessing.words.exact))
+    assert not needs_picture([guessing]).clear
+
+
+def test_smoothing_is_the_mean_of_the_last_values() -> None:
+    assert smooth([1.0, 2.0, 3.0, 4.0], 2).tolist() == [1.0, 1.5, 2.5, 3.5]

@@ -49,6 +49,37 @@ def test_an_evaluation_writes_its_figures_with_all_that_is_needed_to_repeat_it(s
     assert "open_drawer" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def model_with_tokens(tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model_with_tokens"), act_step=4, action_bins=16)
+
+
+def test_the_decoder_of_actions_is_chosen_and_recorded_with_its_cost(split_dir, model_with_tokens, tmp_path, capsys):
+    base = ["--model-config", str(model_with_tokens), "--device", "cpu", "--stride", "4"]
+    results = {}
+    for decoder in (None, "regression", "block_diffusion"):
+        out = tmp_path / f"{decoder}.json"
+        chosen = [] if decoder is None else ["--action-decoder", decoder]
+        assert evaluate(split_dir, *base, *chosen, "--output-json", str(out)) == 0
+        results[decoder] = json.loads(out.read_text())
+    assert "actions by block_diffusion" in capsys.readouterr().out
+    assert results[None]["overall"] == results["regression"]["overall"] != results["block_diffusion"]["overall"]
+    assert results[None]["policy"]["action_decoder"] == "regression"
+    assert results[None]["policy"]["forwards_per_chunk"] == 1
+    policy = results["block_diffusion"]["policy"]
+    assert policy["action_decoder"] == "block_diffusion"
+    assert policy["action_decoding"] == {"threshold": 0.9, "forwards": 8}
+    assert 4 <= policy["forwards_per_chunk"] <= 28
+
+
+@pytest.mark.parametrize("how", [["--model-config"], ["--baseline", "zero"]])
+def test_a_decoder_that_is_not_there_is_one_line(split_dir, model, capsys, how):
+    options = [*how, str(model)] if how == ["--model-config"] else how
+    assert evaluate(split_dir, *options, "--device", "cpu", "--action-decoder", "block_diffusion") == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ("not trained with block_diffusion.action_enabled=true" if len(how) == 1 else "a baseline has none") in said
+
+
 def test_batched_and_one_by_one_evaluations_agree(split_dir, model, tmp_path):
     for size in (1, 16):
         options = ["--model-config", str(model), "--device", "cpu", "--batch-size", str(size)]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from config.values import ConfigError
+from models.decoding import ActionDecoding
 from policy_rollout.policy import (
     CAMERAS,
     ActionConvention,
@@ -196,6 +197,67 @@ def test_a_path_that_is_not_there_is_named_with_its_key(folder, tmp_path, key):
 def test_a_model_yaml_that_is_not_there_is_named():
     with pytest.raises(ConfigError, match=r"nothing\.yaml: no such file"):
         UPVLAPolicy.from_config("nothing.yaml", "cpu")
+
+
+@pytest.fixture(scope="module")
+def in_tokens(tmp_path_factory) -> Path:
+    """A model that learned block-diffusion actions of 16 bins."""
+    made = tmp_path_factory.mktemp("in_tokens")
+    write_model(made, act_step=T, action_bins=16)
+    return made
+
+
+def test_the_model_yaml_chooses_what_makes_actions(in_tokens, tmp_path):
+    given = {"block_diffusion__action_infer_enabled": True, "block_diffusion__action_infer_steps": 3}
+    yaml = write_yaml(tmp_path / "m.yaml", in_tokens, **given)
+    acting = UPVLAPolicy.from_config(yaml, "cpu")
+    assert (acting.action_decoder, acting.decoding) == ("block_diffusion", ActionDecoding(0.9, 3))
+    chunks = acting.act(MIXED)
+    assert chunks.shape == (3, T, 7)
+    assert chunks.dtype == np.float32
+    steps = (chunks + 1) * 7.5
+    np.testing.assert_allclose(steps, steps.round(), atol=1e-5)  # values of 16 bins, -1 and 1 the outer ones
+    assert T <= acting.forwards_per_chunk <= 3 * T
+    regression = UPVLAPolicy.from_config(in_tokens / "model.yaml", "cpu")
+    assert regression.action_decoder == "regression"
+    expected = regression.act(MIXED)
+    assert regression.forwards_per_chunk == 1
+    assert not np.allclose(expected, chunks, atol=1e-3)
+    named = UPVLAPolicy.from_config(yaml, "cpu", action_decoder="regression")  # what is asked for beats the yaml
+    np.testing.assert_array_equal(named.act(MIXED), expected)
+    other = UPVLAPolicy.from_config(in_tokens / "model.yaml", "cpu", action_decoder="block_diffusion")
+    assert other.decoding == ActionDecoding()
+
+
+def test_a_batch_of_decoded_chunks_is_what_single_observations_give(in_tokens):
+    acting = UPVLAPolicy.from_config(in_tokens / "model.yaml", "cpu", action_decoder="block_diffusion")
+    together = acting.act(MIXED)
+    spent = acting.forwards_per_chunk
+    acting.reset()
+    for chunk, observation in zip(together, MIXED, strict=True):
+        np.testing.assert_array_equal(acting.act([observation])[0], chunk)
+    assert acting.forwards_per_chunk == spent > 0
+
+
+def test_a_checkpoint_without_action_tokens_is_refused_in_one_line(folder, tmp_path):
+    yaml = write_yaml(tmp_path / "m.yaml", folder, block_diffusion__action_infer_enabled=True)
+    with pytest.raises(ConfigError) as caught:
+        UPVLAPolicy.from_config(yaml, "cpu")
+    message = str(caught.value)
+    assert message.startswith("block_diffusion.action_infer_enabled=true")
+    assert "unwrapped_model was not trained with block_diffusion.action_enabled=true" in message
+    assert "\n" not in message
+    with pytest.raises(ConfigError, match="action decoder block_diffusion: the checkpoint"):
+        UPVLAPolicy.from_config(folder / "model.yaml", "cpu", action_decoder="block_diffusion")
+    with pytest.raises(ConfigError, match="'dice' is unknown; allowed: regression, block_diffusion"):
+        UPVLAPolicy.from_config(folder / "model.yaml", "cpu", action_decoder="dice")
+
+
+@pytest.mark.parametrize(("key", "value"), [("action_num_bins", 256), ("action_block_size", 8)])
+def test_action_tokens_other_than_those_learned_are_refused(in_tokens, tmp_path, key, value):
+    yaml = write_yaml(tmp_path / "m.yaml", in_tokens, **{f"block_diffusion__{key}": value})
+    with pytest.raises(ConfigError, match=rf"block_diffusion\.{key}={value} .* was made"):
+        UPVLAPolicy.from_config(yaml, "cpu")
 
 
 def test_the_convention_comes_from_the_checkpoint(tmp_path):

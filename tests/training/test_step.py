@@ -19,7 +19,16 @@ from training.data.batch import CoBatch
 from training.data.cotrain import cotrain_loader
 from training.optim import Schedule, build_optimizer
 from training.setup import Parts
-from training.step import bundle, drop_conditions, encode_picture, encode_views, future_task, text_task
+from training.step import (
+    COUNTED,
+    bundle,
+    coefficients,
+    drop_conditions,
+    encode_picture,
+    encode_views,
+    future_task,
+    text_task,
+)
 
 
 @pytest.fixture
@@ -77,7 +86,7 @@ def test_counts_known_beforehand_are_what_the_losses_sum_over(parts: Parts, batc
     text = text_task(parts, encode_picture(parts, batch.text))
     tasks = bundle(parts, future, text)
     losses = parts.model(tasks.future, tasks.text)
-    found = [float(tally.count) for tally in (losses.image, losses.action, losses.text)]
+    found = [float(getattr(losses, name).count) for name in COUNTED]
     assert tasks.counts.tolist() == found
     assert found[:2] == [2 * (4 + 2), 2 * T * 7]
     assert batch.text is not None
@@ -97,11 +106,68 @@ def test_padded_actions_are_left_out_only_when_asked(parts: Parts, batch: CoBatc
     assert float(parts.model(tasks.future).action.count) == (2 * T - 2) * 7
 
 
+def in_tokens(parts: Parts, **params: object) -> Parts:
+    """The same parts, with block-diffusion actions."""
+    job = parts.job
+    blocks = replace(job.block_diffusion, action_enabled=True, action_num_bins=16, action_coeff=0.5)
+    dataset = replace(job.dataset, params=replace(job.dataset.params, **params))  # type: ignore[arg-type]
+    return replace(parts, job=replace(job, block_diffusion=blocks, dataset=dataset))
+
+
+def test_action_tokens_ride_on_the_robot_flows_forward(parts: Parts, batch: CoBatch) -> None:
+    acting, codes = in_tokens(parts), encode_views(parts, batch.robot)
+    with_tokens, without = (bundle(p, future_task(p, codes, step=3), None) for p in (acting, parts))
+    assert with_tokens.future is not None
+    assert without.future is not None
+    calls: list[int] = []
+    handle = parts.model.backbone.register_forward_pre_hook(lambda module, args: calls.append(args[0].shape[1]))
+    beside, alone = parts.model(with_tokens.future), parts.model(without.future)
+    handle.remove()
+    assert len(calls) == 2
+    assert calls[0] == calls[1] + (T - 1) * 7 + 2 * T * 7
+    assert with_tokens.counts.tolist() == [float(getattr(beside, name).count) for name in COUNTED]
+    assert (with_tokens.counts[3], without.counts[3]) == (2 * T * 7, 0)
+    for name in ("image", "action"):
+        torch.testing.assert_close(getattr(beside, name).sum, getattr(alone, name).sum, rtol=1e-6, atol=0)
+    # The codes are not known where tokens are laid out; the forward reads them all the same.
+    length = without.future.sequence.ids.shape[1]
+    assert torch.equal(with_tokens.future.whole.ids[:, :length], without.future.sequence.ids)
+    assert coefficients(acting.job) == [*coefficients(parts.job)[:3], 0.5 * parts.job.training.act_coeff]
+
+
+def test_action_tokens_are_hidden_by_step_and_sample_and_always_alike_when_measured(
+    parts: Parts, batch: CoBatch
+) -> None:
+    acting, codes = in_tokens(parts), encode_views(parts, batch.robot)
+
+    def ids(step: int | None, draws: int = 1) -> torch.Tensor:
+        task = future_task(acting, codes, step, measured_draws=draws)
+        assert task is not None
+        assert task.action_tokens is not None
+        return task.action_tokens.sequence.ids
+
+    assert torch.equal(ids(5), ids(5))
+    assert not torch.equal(ids(5), ids(6))
+    assert torch.equal(ids(None), ids(None))
+    assert ids(None, 3).shape[1] - ids(None).shape[1] == 4 * T * 7  # two more pairs of views
+
+
+def test_padded_action_tokens_are_left_out_only_when_asked(parts: Parts, batch: CoBatch) -> None:
+    assert batch.robot is not None
+    robot = replace(batch.robot, action_is_pad=torch.tensor([[False] * T, [False, False, True, True]]))
+    codes = encode_views(parts, robot)
+    assert bundle(parts, future_task(in_tokens(parts), codes), None).counts[3] == 2 * T * 7
+    masked = in_tokens(parts, mask_action_padding=True)
+    tasks = bundle(masked, future_task(masked, codes), None)
+    assert tasks.counts[3] == (2 * T - 2) * 7
+    assert float(parts.model(tasks.future).action_bd.count) == (2 * T - 2) * 7
+
+
 def test_a_missing_flow_is_none_all_the_way(parts: Parts) -> None:
     assert encode_views(parts, None) is None
     assert encode_picture(parts, None) is None
     tasks = bundle(parts, future_task(parts, None), text_task(parts, None, None))
-    assert (tasks.future, tasks.text, tasks.counts.tolist()) == (None, None, [0.0, 0.0, 0.0])
+    assert (tasks.future, tasks.text, tasks.counts.tolist()) == (None, None, [0.0] * len(COUNTED))
 
 
 def test_instructions_are_dropped_by_sample_and_step_not_by_batch() -> None:

@@ -144,11 +144,6 @@ def test_an_output_folder_that_cannot_be_made_is_a_line_and_no_traceback(run: St
         run(experiment__output_dir="/proc/runs/one")
 
 
-def test_block_diffusion_of_actions_is_refused_until_it_exists(run: Start) -> None:
-    with pytest.raises(ConfigError, match=r"block_diffusion\.action_enabled=true: .* not built yet"):
-        run(block_diffusion__action_enabled="true")
-
-
 def test_pred_tuning_leaves_the_action_head_as_it_was(run: Start) -> None:
     before = run("before", training__max_train_steps=1, training__act_coeff=0, optimizer__params__learning_rate=1e-12)
     after = run("after", training__max_train_steps=2, training__act_coeff=0)

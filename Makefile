@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all lint smoke venv venv-train venv-dev clean distclean
+.PHONY: help quickstart compare test test-all lint smoke venv venv-train venv-dev clean distclean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ help: ## this list
 quickstart: $(VENV)/.minimal ## train a few minutes on embedded models and data, evaluate, show a table (OBJECTIVE=ar|mdm|bd)
 	@case "$(OBJECTIVE)" in ar|mdm|bd) ;; *) echo "OBJECTIVE=$(OBJECTIVE): expected ar, mdm or bd" >&2; exit 2;; esac
 	$(BIN)/python -m scripts.quickstart --objective $(OBJECTIVE)
+
+compare: $(VENV)/.minimal ## train ar, mdm and bd alike, judge them on held-out items: results/summary.md (ARGS="--steps 1000")
+	$(BIN)/python -m scripts.compare_objectives $(ARGS)
 
 test: lint ## style, types, import rules and the CPU test suite
 	$(RUN) -m pytest $(PYTEST) -m "not slow and not slurm and not gpu"

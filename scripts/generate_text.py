@@ -23,7 +23,7 @@ from rich.console import Console
 from models.decoding import Decoding, Generation, Sampling, Threshold, acceptance, generate
 from policy_rollout.policy import pick_device
 from scripts.answering import TYPES, Answerer, answerer, picture_files, way_to_decode
-from scripts.trace import Recorder, Step, lines_of
+from scripts.trace import END, Recorder, Step, lines_of, printable
 from scripts.trace_picture import Panel, save_animation
 
 DESCRIPTION = """\
@@ -148,7 +148,7 @@ class Speaker:
         """Print what has settled behind what was printed; a cut letter of several bytes waits for its rest."""
         said = ""
         for word in step.rows[0]:
-            if word.hidden or word.text == "⏹":
+            if word.hidden or word.text == END:
                 break
             said += word.text
         said = said.lstrip().rstrip("�")
@@ -226,10 +226,10 @@ def ask(options: argparse.Namespace, console: Console) -> None:
     if options.json:
         print(json.dumps(record(options, who, way, asked, made), indent=2, ensure_ascii=False))
     elif options.trace or len(asked) > 1:
-        for number, text in enumerate(made.texts, start=1):
+        for number, text in enumerate(map(printable, made.texts), start=1):
             console.print(f"#{number} " * (len(asked) > 1) + text, markup=False, highlight=False, soft_wrap=True)
     else:
-        speaker.close(made.texts[0])
+        speaker.close(printable(made.texts[0]))
     if not options.json:
         console.print(told(made, len(asked)), style="dim", highlight=False, soft_wrap=True)
     if options.trace_gif is not None:

@@ -6,6 +6,7 @@ Legend: B answers asked for at once.
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -74,7 +75,12 @@ class Recorder:
         """One token as text."""
         if id_ == self.prompter.vocab.eos:
             return END
-        return str(self.prompter.tokenizer.decode([id_], clean_up_tokenization_spaces=False))
+        return printable(str(self.prompter.tokenizer.decode([id_], clean_up_tokenization_spaces=False)))
+
+
+def printable(text: str) -> str:
+    """Without what a terminal would obey instead of show: a model can say any byte."""
+    return "".join(letter for letter in text if letter == "\n" or unicodedata.category(letter) != "Cc")
 
 
 def _until_end(words: list[Word]) -> list[Word]:

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from models.checkpoint import save_folder
+from models.decoding import Progress
 from scripts import generate_text
-from scripts.trace import HIDDEN, Recorder, Step, Word, lines_of
+from scripts.trace import HIDDEN, Recorder, Step, Word, lines_of, printable
 from scripts.trace_picture import Panel, draw_frames
 from tests.tiny import tiny_model
 from tests.training.world import write_clip
@@ -72,7 +73,7 @@ def test_the_answer_and_its_cost_are_printed(
     out = ask(capsys, *base, "--max-new-tokens", 8)
     question, said, cost = out.split("\n")[0], "\n".join(out.split("\n")[1:-2]), out.split("\n")[-2]
     assert question == "Which colour?  (red.png)"
-    assert said == answer["answer"] != ""
+    assert said == printable(answer["answer"]) != ""
     assert cost.startswith(f"{told['stats']['tokens']} tokens in {told['stats']['forwards']} forwards")
     for figure in ("tokens per forward", "tokens/s", "first word after"):
         assert figure in cost
@@ -135,13 +136,11 @@ def test_a_piped_trace_shows_each_forward_and_ends_in_the_answer(
     assert len(steps) == told["stats"]["forwards"]
     assert all("[" in step and "\x1b" not in step for step in steps)
     assert HIDDEN in steps[0]
-    assert lines[-2] == told["answers"][0]["answer"]
+    assert lines[-2] == printable(told["answers"][0]["answer"])
 
 
 def words(prompter: Any, *steps: tuple[int, str, str]) -> list[Step]:
     """Steps from (forwards, one letter a slot with _ for hidden, stars under fresh ones)."""
-    from models.decoding import Progress
-
     recorder, mask = Recorder(prompter, 1), 999_999
     for forwards, shown, fresh in steps:
         ids = [mask if c == "_" else prompter.tokenizer.convert_tokens_to_ids(c) for c in shown]
@@ -157,12 +156,14 @@ def test_the_recorder_remembers_in_which_forward_a_word_came(tmp_path: Path) -> 
     assert [word.fresh for word in steps[2].rows[0]] == [False, False, True]
 
 
+def test_what_a_terminal_would_obey_is_not_printed() -> None:
+    assert printable("a\x1b[31mb\x08\nc\x9bd") == "a[31mb\ncd"
+
+
 def test_nothing_is_shown_behind_a_settled_end(tmp_path: Path) -> None:
     _, prompter = tiny_model(tmp_path)
     end = prompter.tokenizer.eos_token
     recorder = Recorder(prompter, 1)
-    from models.decoding import Progress
-
     ids = [prompter.tokenizer.convert_tokens_to_ids(t) for t in ("a", end)]
     recorder(Progress(1, [[*ids, 999_999]], [[True, True, False]], 999_999))
     assert [word.text for word in recorder.steps[0].rows[0]] == ["a", "⏹"]

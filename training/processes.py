@@ -15,6 +15,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, KwargsHandler
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers.integrations import unset_hf_deepspeed_config
 
 from config.load import ConfigError
 from config.schema import Job
@@ -56,6 +57,12 @@ def start_processes(job: Job) -> Accelerator:
             f"the launcher started {world} processes but accelerate sees {accelerator.num_processes}: "
             "launch CPU processes with `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N`"
         )
+    if accelerator.device.type == "cpu":  # accelerate numbers it, and torch takes "cpu:0" for another device than "cpu"
+        PartialState().device = accelerator.state.device = torch.device("cpu")
+    if deepspeed:
+        # Accelerate tells transformers of ZeRO-3, which then builds a network already in parts; ours is filled with
+        # weights first, and taken to pieces by DeepSpeed itself.
+        unset_hf_deepspeed_config()
     if fsdp and world > 1 and accelerator.distributed_type == DistributedType.MULTI_CPU:
         _fsdp_on_cpu(accelerator)
     _check(job, accelerator, world, deepspeed, fsdp)

@@ -56,8 +56,14 @@ def launch(
     """As ``start``, to a good end. That is judged by what was left behind: processes on a loaded CPU have been seen to
     abort after they had done everything."""
     done = start(world, folder, options, env, overrides, script)
-    assert (folder / "model.safetensors").is_file(), done.stdout[-1000:] + done.stderr[-3000:]
+    assert (folder / "model.safetensors").is_file(), why(done)
     return Outcome(folder)
+
+
+def why(done: subprocess.CompletedProcess[str]) -> str:
+    """What the first process said at last, without the launcher's own story."""
+    own = [line for line in done.stderr.splitlines() if "[rank0]" in line or "rror:" in line]
+    return "\n".join(own[-40:]) or done.stdout[-1000:] + done.stderr[-2000:]
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> str:

@@ -1,7 +1,7 @@
 """Which text objective is better, and can one tell? Trains ar, mdm and bd alike, and judges them on held-out items.
 
     make compare
-    python -m scripts.compare_objectives [--steps 300] [--seeds 0,1,2] [--blind] [section.key=value ...]
+    python -m scripts.compare_objectives [--steps 400] [--seeds 0,1,2] [--blind] [section.key=value ...]
 
 Every objective gets the same starting weights, data order and number of steps, with the embedded models (any key of a
 run configuration can be overridden). Then all are asked the same held-out questions and shown the same held-out frames:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     started = time.monotonic()
     try:
-        budget = Budget(args.steps, args.batch_size_pre, args.batch_size_mmu, tuple(args.overrides))
+        budget = Budget(args.steps, args.batch_size_pre, args.batch_size_mmu, args.learning_rate, tuple(args.overrides))
         folder = args.output_dir.resolve()
         plan = Plan(folder, read_objectives(args.objectives), read_seeds(args.seeds), args.blind, budget)
         jobs = {name: _job(plan, name) for name in plan.objectives}
@@ -188,6 +188,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--batch-size-mmu", type=int, default=default.batch_size_mmu, help="conversations a step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--learning-rate", type=float, default=default.learning_rate, help="at its peak (default: %(default)s)"
     )
     parser.add_argument(
         "--dataset-root",

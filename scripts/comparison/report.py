@@ -93,7 +93,7 @@ def _opening(found: Findings) -> str:
     return (
         f"# Text objectives side by side\n\n`{found.command}`, {found.date}, {found.machine}.\n\n"
         f"Each objective: {budget.steps} steps of {budget.batch_size_pre} robot samples and {budget.batch_size_mmu} "
-        f"conversations, seed{'s' if len(plan.seeds) > 1 else ''} {seeds}, same data order, same starting weights, "
+        f"conversations, learning rate {budget.learning_rate:g}, seed{'s' if len(plan.seeds) > 1 else ''} {seeds}, same data order, same starting weights, "
         f"all three losses.{extra} Judged on {len(found.asked.questions)} held-out questions and "
         f"{int(found.mean_action['samples'])} held-out frames. Brackets are 95 % intervals."
     )

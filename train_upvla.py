@@ -12,10 +12,14 @@ from collections.abc import Sequence
 
 from config.load import load_job, main_or_exit
 from config.schema import Job, Objective
+from config.sweep import sweep, wants_sweep
 
 
 def main(objective: Objective = "ar", argv: Sequence[str] | None = None) -> None:
-    train(load_job(argv, objective))
+    if wants_sweep(argv):
+        sweep(argv, objective)  # one process for every combination of values
+    else:
+        train(load_job(argv, objective))
 
 
 def train(job: Job) -> None:

@@ -92,8 +92,8 @@ def _split(argv: list[str], objective: Objective | None) -> tuple[str, list[str]
     presets: list[str] = []
     for argument in argv:
         name, equals, text = (part.strip() for part in argument.partition("="))
-        if argument in ("-m", "--multirun") or name.startswith("hydra."):
-            raise ConfigError(f"{argument}: sweeps are not built in yet; start one run per value, e.g. in a shell loop")
+        if name.startswith(("hydra.", "hydra/", "sweep.")):
+            raise ConfigError(f"argument {shown(argument)}: belongs to a sweep; add --multirun, or leave it out")
         if name[:1] and name[0] in "-+~":
             bare = name.lstrip("-+~")
             right = f"{bare}={text}" if bare in keys() or bare == "config" else "config=<file> or section.key=value"

@@ -125,8 +125,8 @@ def test_a_mistake_is_answered_with_key_value_and_what_is_allowed(typed: str, gi
         ([UPVLA, "--training.seed=3"], "expected training.seed=3, without a leading -"),
         (["--config=config/tiny_arvla.yaml"], "expected config=config/tiny_arvla.yaml, without a leading -"),
         ([UPVLA, "+training.seed=3"], "without a leading +"),
-        ([UPVLA, "--multirun"], "sweeps are not built in yet"),
-        ([UPVLA, "-m"], "sweeps are not built in yet"),
+        ([UPVLA, "hydra/launcher=joblib"], "belongs to a sweep; add --multirun"),
+        ([UPVLA, "hydra.sweep.dir=x"], "belongs to a sweep; add --multirun"),
         ([UPVLA], "dataset.params.train_pre_shards_path_or_url has to be given: robot demonstrations"),
     ],
 )

@@ -197,7 +197,7 @@ def _footer(draw: ImageDraw.ImageDraw, height: int, step: Step, steps: Sequence[
         draw.rectangle((x0 * K, y * K, (x1 - (2 if last < 100 else 0)) * K, (y + 8) * K), fill=fill)
     words = sum(not word.hidden for row in step.rows for word in row)
     left = f"forward {step.forwards} of {last}"
-    right = f"{words} words"
+    right = f"{words} tokens"
     if step.forwards:
         right += f" · {words / step.forwards:.2f} per forward · {step.seconds:.2f} s"
     draw.text((MARGIN * K, (y + 32) * K), left, font=font(17 * K, "bold"), fill=INK, anchor="lm")

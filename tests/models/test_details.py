@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import loss
 from models.details import ACCURACY, BINNED, CLEAN, COUNTS, DETAILS, derived, no_details, text_details
@@ -18,6 +20,7 @@ from models.objectives.schedules import Fixed
 from models.sequence import clean_text_sequence
 from tests.models.text_problems import Built, talk
 from tests.tiny import tiny_model
+from training.metrics import Meter
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,29 @@ def test_the_model_tells_details_of_its_one_forward(built: Built, name: str) -> 
     assert binned == pytest.approx(float(cost[task.hidden_share > 0].sum()), rel=1e-5)
     assert float(losses.details[COUNTS[0]].sum) == len(task.rows)
     assert float(losses.details[COUNTS[1]].sum) == float(talk(built).answer.sum())
+
+
+class NoLooking(TorchDispatchMode):
+    """Fails at every operation whose result the host has to wait for."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).split(".")[1]
+        assert name not in self.WAITS, f"{name} makes the host wait for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def test_telling_details_never_makes_the_host_wait(built: Built) -> None:
+    model, prompter = built
+    task = text_objective("bd").prepare(model.vocab, prompter.system_ids, talk(built))
+    hidden, meter = torch.randn(len(task.rows), model.backbone.hidden_size), Meter()
+    with torch.no_grad(), NoLooking():
+        nats, right = judged_cross_entropy(model.backbone.head, hidden, task.targets, model.banned_word)
+        meter.add(text_details(task, nats, right))
+        meter.add(text_details(task, nats, right))
+    with pytest.raises(AssertionError, match="wait"), NoLooking():
+        bool((nats > 0).any())
 
 
 def test_with_an_auxiliary_loss_the_clean_stream_tells_what_ar_would_pay(built: Built) -> None:

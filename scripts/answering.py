@@ -58,10 +58,12 @@ def answerer(
 ) -> Answerer:
     """The model that is asked. ``clip``: folder or hub id of the tower (None: as the run or yaml says, else by the
     width that the model was built for). Raises ``ValueError`` or ``FileNotFoundError`` in one line."""
+    named: str | None
+    notes: tuple[str, ...]
     if checkpoint is None and model_yaml is None:
         built = build(load_job([f"config={EMBEDDED_CONFIG}"]))
         source, named = "the embedded model", str(EMBEDDED_CLIP)
-        notes: tuple[str, ...] = (
+        notes = (
             "no --checkpoint and no --model-config: asking the embedded model with random weights, which says nothing "
             "of sense; train one with python train_blockdiff_vla.py config=./config/tiny_bdvla.yaml",
         )

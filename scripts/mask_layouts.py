@@ -136,9 +136,9 @@ def _described(sequence: TokenSequence, names: dict[int, str], task: TextTask | 
     """Names of slots and spans, read off ids and tags."""
     slots = sequence.slots
     tags = list(zip(*(tag[0].tolist() for tag in (slots.kind, slots.view)), strict=True))
-    said = []
+    said: list[str] = []
     for id_, (kind, _) in zip(sequence.ids[0].tolist(), tags, strict=True):
-        patches = sum(1 for name in said if name.startswith("p") and name[1:].isdigit())
+        patches = sum(name.startswith("p") and name[1:].isdigit() for name in said)
         said.append(f"p{patches + 1}" if kind == Kind.PATCH else "" if kind == Kind.PAD else names[id_])
     spans: list[tuple[str, Span]] = []
     for column, (kind, view) in enumerate(tags):

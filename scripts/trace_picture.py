@@ -74,7 +74,8 @@ def _chips(rows: Sequence[Sequence[Word]], room: int) -> list[_Chip]:
     count = max(len(row) for row in rows)
     words = [next((row[slot] for row in reversed(rows) if slot < len(row) and not row[slot].hidden), None)
              for slot in range(count)]  # fmt: skip
-    chips, x, y = [], 0, 0
+    chips: list[_Chip] = []
+    x = y = 0
     for word in words:
         text = HIDDEN if word is None else _said(word)
         width = int(font(WORDS, "bold").getlength(text)) + 16

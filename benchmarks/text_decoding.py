@@ -1,6 +1,6 @@
 """Block decoding against next-token decoding: tokens per second at equal quality, on trained models.
 
-    python -m benchmarks.text_decoding [--thresholds 0.99,0.9,0.7,0.5] [--batches 1,8] [--steps 600]
+    python -m benchmarks.text_decoding [--thresholds 0.99,0.9,0.7,0.5] [--batches 1,8] [--steps 500]
 
 Two models learn the same reports in the same order (``benchmarks/desk_reports.py``): one by ``ar``, one by ``bd`` with
 next-token prediction beside it, whose one set of weights decodes both ways. Both have the KV cache. Trained models are
@@ -209,15 +209,15 @@ def _parser() -> argparse.ArgumentParser:
         "--thresholds", default="1,0.99,0.95,0.9,0.8,0.6,0.4", help="confidences above which words are kept"
     )
     made.add_argument("--batches", default="1,8", help="questions asked at once, by commas (1,8)")
-    made.add_argument("--held-out", type=int, default=256, help="questions that quality is judged on (256)")
-    made.add_argument("--timed", type=int, default=16, help="of these, questions that are timed (16)")
+    made.add_argument("--held-out", type=int, default=128, help="questions that quality is judged on (128)")
+    made.add_argument("--timed", type=int, default=8, help="of these, questions that are timed (8)")
     made.add_argument(
         "--tolerance", type=float, default=0.0, help="exact match that blocks may lack to count as equal (0)"
     )
     made.add_argument("--models", type=Path, default=Path("outputs/benchmarks/text_decoding"), help="kept models")
     for field, default, meaning in (
-        ("steps", 600, "optimizer steps of each model"),
-        ("batch", 16, "samples of a step"),
+        ("steps", 500, "optimizer steps of each model"),
+        ("batch", 8, "samples of a step"),
         ("hidden", 128, "width of the backbone, a Phi with a head per 32"),
         ("layers", 4, "its layers"),
         ("block-size", 8, "tokens per block"),

@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.masks import CAUSAL, Kind, Slots, with_views
-from models.objectives.blocks import hide
+from models.objectives.blocks import Canvas, canvas_of, hide, with_noisy_views
+from models.objectives.diffusion import Diffusion
 from models.objectives.levels import Ratio
+from models.objectives.schedules import Fixed
+from models.sequence import TokenSequence
+from models.tokens import Vocabulary
+
+VOCAB = Vocabulary(words=9000, bos=8998, eos=8999)
 
 LAYOUT = re.compile(r"(?:bd|prefixed_P(?P<prefix>\d+))_L(?P<length>\d+)_B(?P<block>\d+)")
 """An array's name says the sizes of the mask in it: ``bd_L7_B3``, ``prefixed_P5_L6_B2``."""
@@ -96,6 +104,72 @@ def check_corruption(parity: Path) -> None:
                 assert not theirs[~valid].any()
             hidden_words += int(hidden.sum())
     assert hidden_words
+
+
+def check_elastic_batch(parity: Path) -> None:
+    """Rows of a batch with blocks of their own: what is shown and what is to be predicted, in both copies."""
+    arrays, mask = np.load(parity / "block_diffusion.npz"), 9999
+    ids, length = arrays["elastic_clean_ids"], int(arrays["elastic_L"])
+    hidden = np.concatenate([arrays["elastic_primary_mask"], arrays["elastic_complementary_mask"]])
+    twice = np.concatenate([ids, ids])
+    assert_array_equal(arrays["elastic_input_ids"][:, :length], np.where(hidden, mask, twice))
+    assert_array_equal(arrays["elastic_input_ids"][:, length:], twice)
+    assert_array_equal(arrays["elastic_labels"], np.where(hidden, twice, -100))
+    assert_array_equal(arrays["elastic_block_sizes_out"], np.tile(arrays["elastic_block_sizes"], 2))
+    for row, size in enumerate(arrays["elastic_block_sizes"].tolist()):
+        # Ours, of one answer without end-of-text: the same blocks, shown the same.
+        clean = answer(ids[row])
+        canvas = canvas_of(clean, VOCAB, [size])
+        assert_array_equal((canvas.start[0] - clean.slots.pos[0, 1]).numpy(), np.arange(length) // size * size)
+        for copy in (row, row + len(ids)):
+            covered = torch.tensor(hidden[copy])[None, None]
+            sequence, (span,) = with_noisy_views(clean, canvas, covered, mask)
+            assert_array_equal(sequence.ids[0, span.columns].numpy(), arrays["elastic_input_ids"][copy, :length])
+
+
+def answer(ids: np.ndarray) -> TokenSequence:
+    """A word and an answer behind it."""
+    tokens = torch.tensor([[3, *ids.tolist()]])
+    kind = torch.full_like(tokens, int(Kind.ANSWER))
+    kind[0, 0] = int(Kind.TEXT)
+    return TokenSequence(tokens, Slots.plain(kind, torch.arange(tokens.shape[1])[None]), CAUSAL)
+
+
+@dataclass(frozen=True)
+class Recorded(Diffusion):
+    """Hides what it is told to."""
+
+    covered: Tensor | None = None
+
+    def _hidden(self, canvas: Canvas, generators: object) -> Tensor:
+        assert self.covered is not None
+        return self.covered[None]
+
+
+def check_reading(parity: Path) -> None:
+    """The original's shifted loss: the token at i from the noisy slot before it. Ours inside a block; the first token
+    of a block is read from the clean slot before it, where the original reads it from another block's noisy slot, and
+    never learns the first of all."""
+    arrays = np.load(parity / "block_diffusion.npz")
+    logits, labels = torch.tensor(arrays["shift_logits"]), torch.tensor(arrays["shift_labels"])
+    costs, length = [], labels.shape[1]
+    for row in range(len(labels)):
+        covered = labels[row] != -100
+        words = torch.where(covered, labels[row], 1).numpy()
+        objective = Recorded(
+            "bd", Fixed(length), complementary=False, weighting="uniform", covered=covered[None], whole=True
+        )
+        task = objective.task(VOCAB, answer(words), [0])
+        assert not covered[0]  # no first tokens here; ours would read it from the clean slot 0
+        inside = task.weights > 0
+        columns = task.slots[inside] - 1  # the clean stream in front is the one word before the answer
+        costs.append(F.cross_entropy(logits[row, columns], task.targets[inside], reduction="none"))
+        assert_array_equal(columns.numpy() + 1, covered.nonzero()[:, 0].numpy())
+    assert_allclose(torch.cat(costs).mean().item(), arrays["shift_loss"], rtol=1e-6)
+    assert arrays["shift_loss_first_only"] == 0  # the departure: nobody reads it there
+    first = Recorded("bd", Fixed(length), complementary=False, covered=torch.ones(1, length, dtype=torch.bool))
+    task = first.task(VOCAB, answer(np.full(length, 5)), [0])
+    assert task.weights[task.slots == 0].tolist() == [1.0]
 
 
 def check_departures(parity: Path) -> None:

@@ -25,5 +25,13 @@ def test_the_same_draws_hide_the_same_tokens(parity: Path) -> None:
     diffusion.check_corruption(parity)
 
 
+def test_a_batch_of_elastic_blocks_is_laid_out_alike(parity: Path) -> None:
+    diffusion.check_elastic_batch(parity)
+
+
+def test_tokens_are_read_one_slot_before_as_there_but_for_a_blocks_first(parity: Path) -> None:
+    diffusion.check_reading(parity)
+
+
 def test_the_departures_are_as_documented(parity: Path) -> None:
     diffusion.check_departures(parity)

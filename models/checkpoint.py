@@ -294,7 +294,10 @@ def load_folder(
     else:
         spec, tokenizer = _upstream_spec(folder, description, upstream or UpstreamSettings())
     model = UPVLA(spec)
-    notes = load_weights(model, weights)
+    try:
+        notes = load_weights(model, weights)
+    except ValueError as error:
+        raise ValueError(f"{error} (the model is what {folder / CONFIG_FILE} describes)") from error
     model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return Built(model, Prompter(tokenizer, spec.vocab, spec.max_seq_length, spec.system_prompt), notes)
 
@@ -368,7 +371,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         data = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{file} does not exist") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{file} is not readable json: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{file} holds a {type(data).__name__}, not a json object")

@@ -94,11 +94,11 @@ class ClipImageSpec:
             raise FileNotFoundError(f"{file} is missing: a CLIP directory needs its preprocessor_config.json")
         try:
             fields = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is not readable JSON: {error}") from error
         try:
             return cls.from_fields(fields)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"{file} does not describe a CLIP image processor: {error}") from error
 
     @classmethod

@@ -45,8 +45,9 @@ def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
     folder = resolve_model_dir(str(name_or_path), key="model.showo.llm_model_path", weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if (folder / "tokenizer.json").is_file() else "it has none"
+    except Exception as error:  # the tokenizers library raises nothing more special for a damaged tokenizer.json
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = lines[0] if (folder / "tokenizer.json").is_file() else "it has none"
         raise ValueError(f"{folder}: no usable tokenizer.json there ({reason})") from error
     if not tokenizer.is_fast:
         raise ValueError(f"{folder}: a fast tokenizer (tokenizer.json) is needed; this one has no character offsets")

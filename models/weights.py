@@ -157,6 +157,8 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise FileNotFoundError(f"weight file {path} does not exist")
     state: dict[str, torch.Tensor] = {}
     for part in weight_parts(path):
+        if not part.is_file():
+            raise FileNotFoundError(f"weight file {part} does not exist, though {path} lists it")
         state.update(_read_file(part))
     return state
 
@@ -167,14 +169,12 @@ def weight_parts(path: Path) -> list[Path]:
         return [path]
     try:
         shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not an index of sharded weights (no readable weight_map)") from error
     return [path.parent / str(shard) for shard in shards]
 
 
 def _read_file(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"weight file {path} does not exist, though the index beside it lists it")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)

@@ -35,7 +35,7 @@ def read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from None
     overall = content.get("overall") if isinstance(content, dict) else None
     missing = [name for name in COLUMNS if not isinstance(overall, dict) or name not in overall]

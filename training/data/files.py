@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from training.data.archive import inside, is_file, open_binary
+from training.data.archive import is_file, open_binary
 
 CHUNK = 1 << 22  # characters read at a time from a JSON list
 
@@ -98,13 +98,33 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 def read_image(path: Path) -> Image.Image:
     """An RGB picture, decoded. Raises FileNotFoundError or ValueError naming the file."""
     try:
-        # PIL opens a path by itself, and closes it; what lies in a zip is handed to it open.
-        with Image.open(path if inside(path) is None else open_binary(path)) as image:
+        with open_binary(path) as file:
+            content = file.read()
+        if content.startswith(_PNG):
+            _check_png(content)
+        with Image.open(io.BytesIO(content)) as image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be decoded as a picture ({_first_line(error)})") from None
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _check_png(content: bytes) -> None:
+    """Compare the pictures' chunks with their checksums: PIL decodes past a wrong one."""
+    at = len(_PNG)
+    while at + 12 <= len(content):
+        length = int.from_bytes(content[at : at + 4], "big")
+        body = content[at + 4 : at + 8 + length]
+        if zlib.crc32(body) != int.from_bytes(content[at + 8 + length : at + 12 + length], "big"):
+            raise ValueError("a part of it does not match its checksum")
+        if body[:4] == b"IEND":
+            return
+        at += 12 + length
+    raise ValueError("it is cut off")
 
 
 def iterate_json_list(path: Path) -> Iterator[dict[str, Any]]:

@@ -27,7 +27,7 @@ LOSSES = {
 
 @dataclass(frozen=True)
 class Bars:
-    """One figure of every objective. ``beside``: name -> the same of something that cannot know, drawn in grey."""
+    """One figure of every objective. ``beside``: name -> the same of something that cannot know, drawn as marks."""
 
     title: str
     values: Mapping[str, Interval]
@@ -130,36 +130,29 @@ def _held_out(
 
 def _bars(panel: Any, bar: Bars) -> None:
     scale = 100 if bar.percent else 1
-    width = 0.62
-    top = max([i.high for i in bar.values.values()] + [v for each in bar.beside.values() for v in each.values()])
-    for number, (name, interval) in enumerate(bar.values.items()):
-        panel.bar(number, scale * interval.point, width, color=COLOURS[name])
-        panel.plot([number, number], [scale * interval.low, scale * interval.high], color=INK, linewidth=1.2)
-        for place, values in enumerate(bar.beside.values()):
-            if name in values:
-                marker = ("v", "s")[place % 2]
-                panel.plot(number, scale * values[name], marker, color="white", markeredgecolor=INK, markersize=7)
+    names = list(bar.values)
+    for number, name in enumerate(names):
+        interval = bar.values[name]
+        panel.bar(number, scale * interval.point, 0.62, color=COLOURS[name])
+        if interval.high > interval.low:
+            panel.plot([number, number], [scale * interval.low, scale * interval.high], color=INK, linewidth=1.2)
         text = f"{scale * interval.point:.0f}" if bar.percent else f"{interval.point:.3g}"
-        panel.annotate(
-            text, (number, scale * interval.high), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9
-        )
+        above = (number, scale * interval.high)
+        panel.annotate(text, above, xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)
+    for place, (what, values) in enumerate(bar.beside.items()):
+        at = [number + 0.13 * (2 * place - len(bar.beside) + 1) for number in range(len(names))]
+        heights = [scale * values[name] for name in names]
+        panel.plot(at, heights, "vs"[place % 2], color="white", markeredgecolor=INK, markersize=7, label=what)
     if bar.floor is not None:
-        panel.axhline(scale * bar.floor, color=GREY, linestyle=(0, (2, 2)), linewidth=1.2)
-        panel.annotate(
-            bar.floor_name,
-            (len(bar.values) - 0.55, scale * bar.floor),
-            xytext=(0, 3),
-            textcoords="offset points",
-            fontsize=8,
-            color=GREY,
-            ha="right",
-        )
-    for place, name in enumerate(bar.beside):
-        panel.plot([], [], ("v", "s")[place % 2], color="white", markeredgecolor=INK, label=name)
-    if bar.beside:
-        panel.legend(frameon=False, fontsize=8, loc="upper right")
-    panel.set_xticks(range(len(bar.values)), list(bar.values))
+        panel.axhline(scale * bar.floor, color=INK, linestyle=(0, (3, 2)), linewidth=1.1, label=bar.floor_name)
+    entries = len(bar.beside) + (bar.floor is not None)
+    if entries:
+        panel.legend(frameon=False, fontsize=8, loc="upper center", ncols=entries, columnspacing=1.2, handletextpad=0.4)
+    panel.set_xticks(range(len(names)), names)
     panel.set_title(bar.title, loc="left", fontsize=10, fontweight="bold")
-    panel.set_ylim(0, scale * max(top, bar.floor or 0) * (1.35 if bar.beside else 1.18))
+    top = max([bar.floor or 0.0, *(interval.high for interval in bar.values.values())])
+    panel.set_ylim(0, 118 if bar.percent else top * (1.25 if entries else 1.12))
+    if bar.percent:
+        panel.set_yticks(range(0, 101, 20))
     panel.grid(axis="y", color="#e6e6e6", linewidth=0.7)
     panel.set_axisbelow(True)

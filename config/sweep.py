@@ -189,8 +189,22 @@ def _hand_to_hydra(request: Request, plan: Plan) -> None:
     quiet = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null"]
     where = [f"hydra.sweep.dir='{plan.folder}'", "hydra.sweep.subdir=."]
     own = [argument for argument in request.hydra if not argument.startswith("hydra.sweep.")]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here, and not as a page from Hydra
     kept, sys.argv = sys.argv, [sys.argv[0], "--multirun", *quiet, *where, *own, *request.swept]
     try:
         hydra.main(version_base="1.3", config_path=None, config_name=APP)(task)()
+    except _launcher_errors() as error:
+        raise ConfigError(f"--multirun: {' '.join(str(error).split())[:400]}") from error
     finally:
         sys.argv = kept
+
+
+def _launcher_errors() -> tuple[type[Exception], ...]:
+    """What says that Hydra or its launcher cannot do what was asked: an unknown launcher, a partition that is none."""
+    from hydra.errors import HydraException
+
+    if importlib.util.find_spec("submitit") is None:
+        return (HydraException,)
+    from submitit.core.utils import FailedJobError
+
+    return (HydraException, FailedJobError)

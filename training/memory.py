@@ -144,7 +144,7 @@ def room_on(device: torch.device) -> int | None:
 
 
 def estimate(parts: Parts, sharing: Sharing | None = None) -> Estimate:
-    """The memory of one step of a run. Nothing is computed; takes a second or two."""
+    """The memory of one step of a run. Nothing is computed; it takes some seconds at real size."""
     sharing = sharing or Sharing()
     trained = [p for p in parts.model.parameters() if p.requires_grad]
     return Estimate(
@@ -201,11 +201,11 @@ def _optimizer(parts: Parts, trained: list[nn.Parameter], sharing: Sharing) -> i
 
 class Living(TorchDispatchMode):
     """Adds up the bytes of all tensors made while it is on, as long as they live and do not become a gradient.
-    ``most``: the most there ever were at once."""
+    ``now``: how many; ``most``: the most at once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.most = self._now = 0
+        self.most = self.now = 0
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -213,7 +213,7 @@ class Living(TorchDispatchMode):
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._see(tensor)
-        self.most = max(self.most, self._now)
+        self.most = max(self.most, self.now)
         return out
 
     def ignore(self, module: nn.Module) -> None:
@@ -224,7 +224,7 @@ class Living(TorchDispatchMode):
     def became_gradient(self, parameter: Tensor) -> None:
         """Gradients are counted among what stays."""
         assert parameter.grad is not None
-        self._now -= parameter.grad.untyped_storage().nbytes()
+        self.now -= parameter.grad.untyped_storage().nbytes()
 
     def _see(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -232,23 +232,32 @@ class Living(TorchDispatchMode):
             return
         self._known.add(storage)
         size = storage.nbytes()
-        self._now += size
+        self.now += size
         weakref.finalize(storage, self._gone, size)
 
     def _gone(self, size: int) -> None:
-        self._now -= size
+        self.now -= size
 
 
 def _step(parts: Parts, sharing: Sharing) -> int:
-    """The most that forward and backward of one micro-batch of the longest rows hold."""
+    """The most that forward and backward of one micro-batch of the longest rows hold beside gradients.
+
+    Looked at with one and with two layers, from which the others follow: at the start of the backward every layer
+    adds as much as the one before. Later, between the backwards of the two flows, autograd holds the gradients of one
+    until those of the other come. In the first micro-batch these become the gradients; in later ones they come on top.
+    """
     tasks, layers = longest(parts), len(layers_of(parts.model))
-    if layers <= 2:
-        return _with_layers(parts, sharing, tasks, layers)
-    one, two = (_with_layers(parts, sharing, tasks, count) for count in (1, 2))
-    return one + (layers - 1) * (two - one)
+    counts = (layers,) if layers <= 2 else (1, 2)
+    found = [_with_layers(parts, sharing, tasks, count) for count in counts]
+    most, kept = (one + (layers - counts[0]) * (two - one) for one, two in zip(found[0], found[-1], strict=True))
+    if tasks.future is None or tasks.text is None or parts.job.training.gradient_accumulation_steps == 1:
+        return most
+    shared = [p for p in parts.model.backbone.parameters() if p.requires_grad]
+    return max(most, kept + _numbers(shared) * (2 if sharing.rounded else 4))
 
 
-def _with_layers(parts: Parts, sharing: Sharing, tasks: Tasks, layers: int) -> int:
+def _with_layers(parts: Parts, sharing: Sharing, tasks: Tasks, layers: int) -> tuple[int, int]:
+    """With so many layers: (the most there ever is, what the robot flow's forward leaves for its backward)."""
     living, settings = Living(), parts.job.training
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.mixed_precision)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -262,9 +271,13 @@ def _with_layers(parts: Parts, sharing: Sharing, tasks: Tasks, layers: int) -> i
         autocast = torch.autocast(parts.device.type, half, enabled=half is not None and not sharing.rounded)
         with living:
             with autocast:
+                losses = model(tasks.future, None)
+            kept = living.now
+            del losses
+            with autocast:
                 losses = model(tasks.future, tasks.text)
             torch.stack([getattr(losses, name).sum for name in COUNTED]).sum().backward()
-    return living.most
+    return living.most, kept
 
 
 def layers_of(model: UPVLA) -> nn.ModuleList:

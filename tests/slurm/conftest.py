@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -57,7 +58,11 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         pytest.skip("slurmd has to be root")
     folder = tmp_path_factory.mktemp("slurm")
     folder.chmod(0o755)
-    up = subprocess.run([str(CLUSTER), "up", str(folder), "4"], capture_output=True, text=True, timeout=60)
+    # Ports of its own: the daemons of tests that were killed may still be there.
+    settings = {**os.environ, "PORT": str(random.randrange(11000, 16000))}
+    up = subprocess.run(
+        [str(CLUSTER), "up", str(folder), "4"], env=settings, capture_output=True, text=True, timeout=60
+    )
     if up.returncode:
         subprocess.run([str(CLUSTER), "down", str(folder)], timeout=60)
     assert up.returncode == 0, up.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor
 from config.schema import Job
 from models.actions import ActionBins
 from models.draws import Draws
-from models.masks import Kind
+from models.masks import ROBOT, Kind, Slots
 from models.objectives import TextTask, action_diffusion, text_objective
+from models.objectives.blocks import canvas_of, with_noisy_views, without_unread
 from models.objectives.diffusion import Diffusion
 from models.objectives.levels import Ratio
 from models.objectives.schedules import Fixed
+from models.sequence import TokenSequence, with_action_tokens
 from models.tokens import Vocabulary
 from tests.models.action_problems import (
     INSTRUCTIONS,
@@ -132,6 +135,19 @@ def test_a_time_step_is_a_block_behind_the_robot_flow(built: Built) -> None:
     assert task.whole.image == task.sequence.image
     assert task.whole.actions == task.sequence.actions
     assert torch.equal(task.whole.ids[:, :length], task.sequence.ids)
+
+
+def test_the_documented_drawing() -> None:
+    kind = torch.tensor([[Kind.TEXT, *[Kind.IMAGE] * 3, *[Kind.ACTION] * 2]])
+    flow = TokenSequence(torch.full((1, 6), 7), Slots.plain(kind, torch.arange(6)[None]), ROBOT)
+    clean = with_action_tokens(flow, torch.full((1, 4), VOCAB.first_code), torch.ones(1, 4, dtype=torch.bool))
+    canvas = canvas_of(clean, VOCAB, [2])
+    read = without_unread(clean, canvas)
+    sequence, _ = with_noisy_views(read, canvas, torch.zeros(2, 1, 4, dtype=torch.bool), VOCAB.mask)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "algorithm.md").read_text(encoding="utf-8")
+    drawn = page[page.index("      tiiiaawwww") :].split("\n\n")[0]
+    lines = [line.removeprefix("    ").split("    ")[0].rstrip() for line in drawn.splitlines()]
+    assert lines == sequence.rule.draw(sequence.slots).splitlines()
 
 
 def test_nothing_in_the_robot_flow_sees_an_action_token(built: Built) -> None:

@@ -16,7 +16,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,6 +161,22 @@ def _digest(path: Path) -> str:
 def _write(path: Path, scratch: Path | None, file: BinaryIO, progress: bool | None) -> None:
     """The index of a json, to ``file``."""
     state = path.stat()
+    hidden = state.st_size < 32 * WORTH_AN_INDEX if progress is None else not progress
+    with tqdm(desc=f"indexing {path}", unit=" frames", unit_scale=True, disable=hidden or None) as bar:
+        writer = gather(path, iterate_json_list(path), scratch, bar.update)
+    source = {"bytes": state.st_size, "modified_ns": state.st_mtime_ns, "blake2b": _digest(path)}
+    with suppress(FileNotFoundError):
+        after = path.stat()
+        if (after.st_size, after.st_mtime_ns) == (state.st_size, state.st_mtime_ns):
+            writer.write(file, {"source": source, "columns": [*NUMBERS, *TEXTS]})
+            return
+    raise ValueError(f"{path} was changed while it was read; start again")
+
+
+def gather(
+    path: Path, records: Iterable[dict[str, Any]], scratch: Path | None, tick: Callable[[int], object]
+) -> IndexWriter:
+    """The columns of all ``records`` (of ``path``, for messages), checked; ``tick`` is told of frames as they come."""
     writer = IndexWriter(NUMBERS, TEXTS, scratch)
     known: dict[str, int] = {}
 
@@ -172,9 +188,7 @@ def _write(path: Path, scratch: Path | None, file: BinaryIO, progress: bool | No
 
     writer.numbers("starts", [0])
     frames = 0
-    hidden = state.st_size < 32 * WORTH_AN_INDEX if progress is None else not progress
-    bar = tqdm(desc=f"indexing {path}", unit=" frames", unit_scale=True, disable=hidden or None)
-    for episode, record in enumerate(iterate_json_list(path)):
+    for episode, record in enumerate(records):
         where = f"{path}: episode {episode}"
         instruction = _text(record, "instruction", where, may_be_empty=True)
         task, listed = record.get("task"), record.get("frames")
@@ -191,17 +205,10 @@ def _write(path: Path, scratch: Path | None, file: BinaryIO, progress: bool | No
         writer.numbers("episode_of", np.full(len(listed), episode))
         writer.numbers("instruction_of", [number(instruction)])
         writer.numbers("task_of", [-1 if task is None else number(str(task))])
-        bar.update(len(listed))
-    bar.close()
+        tick(len(listed))
     if not frames:
         raise ValueError(f"{path} lists no episode")
-    source = {"bytes": state.st_size, "modified_ns": state.st_mtime_ns, "blake2b": _digest(path)}
-    with suppress(FileNotFoundError):
-        after = path.stat()
-        if (after.st_size, after.st_mtime_ns) == (state.st_size, state.st_mtime_ns):
-            writer.write(file, {"source": source, "columns": [*NUMBERS, *TEXTS]})
-            return
-    raise ValueError(f"{path} was changed while it was read; start again")
+    return writer
 
 
 def _opened(path: Path, file: IndexFile) -> ProcessedIndex:

@@ -59,14 +59,21 @@ def test_two_processes_take_the_step_of_one_and_go_on_after_a_kill(
         assert resumed.curve(tag) == two.curve(tag), tag
 
 
+BF16 = ("training.mixed_precision=bf16", "experiment.save_every=2")
+
+
+@pytest.fixture(scope="module")
+def ddp_in_bf16(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return launch(world, tmp_path_factory.mktemp("bf16") / "ddp", *sharded("ddp"), steps(4, *BF16))
+
+
 @pytest.mark.parametrize("kind", ["zero2", "zero3", "fsdp2"])
-def test_bf16_trains_and_goes_on_bit_for_bit(kind: str, world: Path, tmp_path: Path) -> None:
+def test_bf16_trains_and_goes_on_bit_for_bit(kind: str, ddp_in_bf16: Outcome, world: Path, tmp_path: Path) -> None:
     require(kind)
-    settings = steps(4, "training.mixed_precision=bf16", "experiment.save_every=2", "experiment.eval_every=2")
+    settings = steps(4, *BF16)
     options, env = sharded(kind)
     whole = launch(world, tmp_path / "whole", options, env, settings)
-    ddp = launch(world, tmp_path / "ddp", *sharded("ddp"), settings)
-    assert whole.curve("total/loss") == pytest.approx(ddp.curve("total/loss"), rel=2e-2)
+    assert whole.curve("total/loss") == pytest.approx(ddp_in_bf16.curve("total/loss"), rel=2e-2)
     assert {tensor.dtype for tensor in whole.weights().values()} == {torch.float32}, (
         "saved in the optimizer's precision"
     )

@@ -76,10 +76,8 @@ def coming(parts: Parts) -> int:
     [
         {},
         {"model__gradient_checkpointing": "true"},
-        {"training__mixed_precision": "bf16"},
         {"training__mixed_precision": "bf16", "model__gradient_checkpointing": "true"},
         {"lora__rank": 4},
-        {"training__freeze": "[backbone.lm.model.layers.0.*, backbone.lm.model.layers.1.*]"},
     ],
     ids=lambda settings: ", ".join(settings) or "plain",
 )

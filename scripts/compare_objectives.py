@@ -1,7 +1,7 @@
 """Which text objective is better, and can one tell? Trains ar, mdm and bd alike, and judges them on held-out items.
 
     make compare
-    python -m scripts.compare_objectives [--steps 400] [--seeds 0,1,2] [--blind] [section.key=value ...]
+    python -m scripts.compare_objectives [--steps 300] [--seeds 0,1,2] [--blind] [section.key=value ...]
 
 Every objective gets the same starting weights, data order and number of steps, with the embedded models (any key of a
 run configuration can be overridden). Then all are asked the same held-out questions and shown the same held-out frames:
@@ -92,7 +92,8 @@ def _judge_and_report(plan: Plan, jobs: dict[str, Job], questions: Path, raw: Pa
     blind: dict[str, list[judge.Judged]] = {name: [] for name in plan.objectives} if plan.blind else {}
     timed = [run for run in plan.runs if run.seed == plan.seeds[0] and not run.blind]
     total = 3 * len(asked.questions) * len(plan.runs) + len(timed) * (judge.TIMED_QUESTIONS + 1)
-    with tqdm(total=total, desc="judging", unit="question", dynamic_ncols=True) as bar:
+    pause = 0.5 if sys.stderr.isatty() else 10.0  # a log file wants few lines
+    with tqdm(total=total, desc="judging", unit="question", dynamic_ncols=True, mininterval=pause) as bar:
         for run in plan.runs:
             bar.set_postfix_str(run.name, refresh=False)
             found = judge.judge(run, jobs[run.objective], blank if run.blind else asked, validation, bar.update)

@@ -27,7 +27,7 @@ Runs the training script for one step on bundled data with the embedded models (
 code as a full run), prints the losses, loads the checkpoint it wrote, acts once on a frame of the data, and ends with
 smoke_ok=True. Takes under a minute on two CPU cores; exits with 1 where something is wrong."""
 ROOT = Path(__file__).resolve().parents[1]
-LOSSES = ("image/loss", "action/loss", "text/loss", "total/loss")
+LOSSES = ("image/loss", "action/loss", "text/loss", "action_bd/loss", "total/loss")
 NAMES = {"ar": "arvla", "mdm": "mdmvla", "bd": "bdvla"}
 
 

@@ -1,8 +1,8 @@
 """Questions about toys on a table whose answers are in the picture and nowhere else.
 
 Every question has its answers in equal shares, so that a model that does not look is right exactly as often as its one
-guess is true (`blind_floor`), however well it knows the language. Answers are sentences of 5 to 20 words and signs;
-where the list ends has to be seen, too.
+guess is true (`blind_floor`), however well it knows the language. Answers have 5 to 12 words
+and signs; where a list ends has to be seen, too.
 """
 
 from __future__ import annotations
@@ -79,8 +79,7 @@ def _corner(scene: Scene, corner: str) -> str | None:
 
 def listing(scene: Scene) -> str:
     """All toys in reading order."""
-    *most, last = map(str, toys(scene))
-    return f"{', '.join(most)} and {last}" if most else last
+    return ", ".join(f"{toy.colour} {toy.shape}" for toy in toys(scene))
 
 
 TABLE = ("table",)
@@ -151,4 +150,4 @@ def sentences() -> Iterator[tuple[str, str]]:
             for answer in kind.answers:
                 yield kind.ask(subject), kind.say(subject, answer)
     for first, last in zip(PAIRS, reversed(PAIRS), strict=True):
-        yield LIST.ask(TABLE[0]), LIST.say(TABLE[0], f"{first}, {last} and {first}")
+        yield LIST.ask(TABLE[0]), LIST.say(TABLE[0], ", ".join((first, last, first)).replace("a ", ""))

@@ -25,7 +25,7 @@ BLANK_SIDE = 112
 class Budget:
     """What every run is given alike; the default is a few minutes on two cores."""
 
-    steps: int = 400
+    steps: int = 300
     batch_size_pre: int = 2
     batch_size_mmu: int = 8
     learning_rate: float = 2e-3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ def train_all(plan: Plan, jobs: int) -> list[Planned]:
     running: list[_Process] = []
     threads = max(1, (os.cpu_count() or 1) // jobs)
     total = plan.budget.steps
-    with tqdm(total=total * len(plan.runs), desc="training", unit="step", dynamic_ncols=True) as bar:
+    pause = 0.5 if sys.stderr.isatty() else 10.0  # a log file wants few lines
+    with tqdm(total=total * len(plan.runs), desc="training", unit="step", dynamic_ncols=True, mininterval=pause) as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
@@ -56,7 +58,12 @@ def _start(plan: Plan, run: Planned, threads: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     with (run.folder / "train.log").open("ab") as log:
         return subprocess.Popen(
-            run.command(plan.budget, plan.blank_data), cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+            run.command(plan.budget, plan.blank_data),
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches this command alone, which then asks its runs to stop
         )
 
 

@@ -143,7 +143,7 @@ def test_answers_are_read_from_the_scene() -> None:
     assert (read["colour", "star"], read["colour", "ring"], read["shape", "green"]) == ("blue", None, "box")
     assert (read["place", "red"], read["place", "yellow"]) == ("top left", None)
     assert (read["corner", "bottom left"], read["corner", "top right"]) == ("a blue star", None)
-    assert (read["count", "table"], read["list", "table"]) == ("three", "a red ball, a blue star and a green box")
+    assert (read["count", "table"], read["list", "table"]) == ("three", "red ball, blue star, green box")
     place = next(kind for kind in KINDS if kind.name == "place")
     assert place.ask("red") == "Where is the red toy?"
     assert place.say("red", "top left") == "The red toy is in the top left corner."

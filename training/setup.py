@@ -19,7 +19,7 @@ from models.objectives import TextObjective, text_objective
 from models.prompting import Prompter
 from models.upvla import UPVLA
 from models.vision import ClipTower, load_clip
-from training import live, lora
+from training import adapters, live
 from training.average import Average
 from training.data.batch import RobotBatch, TextBatch, collate_robot, collate_text
 from training.data.cotrain import CotrainLoader, Flow, cotrain_loader, robot_dataset, text_dataset
@@ -75,8 +75,8 @@ class Parts:
         if self.average is not None:
             acting |= self.average.values
         if settings.rank > 0:
-            lora.save_adapter(acting, settings, path / lora.ADAPTER_FOLDER, self.model.spec.llm_model_path)
-            acting = lora.merged(acting, settings)
+            adapters.save_adapter(acting, settings, path / adapters.ADAPTER_FOLDER, self.model.spec.llm_model_path)
+            acting = adapters.merged(acting, settings)
         save_folder(self.model, self.prompter, path, acting)
 
     def save_live(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
@@ -145,7 +145,7 @@ def _model(job: Job, resumed: Checkpoint | None) -> tuple[Built, live.LiveWeight
             "start a new run from its weights (model.showo.pretrained_model_path)"
         )
     model = built.model
-    notes = [*built.notes, *lora.attach(model, job), *_freeze_what_learns_nothing(job, model)]
+    notes = [*built.notes, *adapters.attach(model, job), *_freeze_what_learns_nothing(job, model)]
     notes += freeze(model, job.training.freeze)
     if saved is not None:
         live.put_back(saved, model, job.lora)

@@ -23,7 +23,7 @@ from tests.models.test_run_configs_build import given as real_sizes  # noqa: F40
 from tests.tiny import llm_config, write_language_model
 from tests.training.runs import Outcome, forget_processes
 from tests.training.world import load
-from training import lora, memory
+from training import adapters, memory
 from training.memory import GIB, Sharing, estimate
 from training.run import open_run
 from training.setup import Parts, setup
@@ -165,7 +165,7 @@ def at_real_size(preset: str, config: str, root: Path) -> Parts:
         ]
     )
     built = build(job, device="meta")
-    lora.attach(built.model, job)
+    adapters.attach(built.model, job)
     if job.model.gradient_checkpointing:
         built.model.backbone.enable_gradient_checkpointing()
     tower = CLIPVisionConfig(1024, 4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14)

@@ -1,8 +1,8 @@
 """Low-rank adapters in the backbone: put in by peft, merged into ordinary weights for acting.
 
-While training, a linear layer ``q_proj`` holds ``q_proj.base_layer.weight`` (W, resting) and two small matrices A and B;
-it computes with W + scale * B A. What acting reads has that sum as ``q_proj.weight``, so it needs no peft; A and B alone
-are written beside it in peft's own format (``adapter/``).
+While training, a linear layer ``q_proj`` holds ``q_proj.base_layer.weight`` (W, resting) and two small matrices A and
+B; it computes with W + scale * B A. What acting reads has that sum as ``q_proj.weight``, so it needs no peft; A and B
+alone are written beside it in peft's own format (``adapter/``).
 """
 
 from __future__ import annotations

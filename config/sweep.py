@@ -85,7 +85,10 @@ def take_apart(argv: Sequence[str]) -> Request:
     from hydra.errors import HydraException
 
     parser = OverridesParser.create()
-    fixed, swept, own, launch = [], [], [], None
+    fixed: list[str] = []
+    swept: list[str] = []
+    own: list[str] = []
+    launch = None
     for argument in (a for a in argv if a not in FLAGS):
         name, equals, text = argument.partition("=")
         name = name.strip()

@@ -98,7 +98,7 @@ def _watch(command: Sequence[str], log: Path) -> int:
         log.open("ab") as file,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as run,
     ):
-        with _handed_on(run):
+        with _Handing(run):
             assert run.stdout is not None
             while chunk := os.read(run.stdout.fileno(), 1 << 16):
                 file.write(chunk)
@@ -108,11 +108,12 @@ def _watch(command: Sequence[str], log: Path) -> int:
         return run.wait()
 
 
-class _handed_on:
+class _Handing:
     """While a run goes on, SIGTERM goes to it; when it has ended (saved, if it could), this process ends too."""
 
     def __init__(self, run: subprocess.Popen[bytes]) -> None:
-        self.run, self.came, self.before = run, False, None
+        self.run, self.came = run, False
+        self.before: Any = None
 
     def __enter__(self) -> None:
         try:

@@ -199,12 +199,12 @@ def _optimizer(parts: Parts, trained: list[nn.Parameter], sharing: Sharing) -> i
 # --- what comes and goes ----------------------------------------------------------------------------------------------
 
 
-class Living(TorchDispatchMode):
+class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes of all tensors made while it is on, as long as they live and do not become a gradient.
     ``now``: how many; ``most``: the most at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.most = self.now = 0
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -276,7 +276,8 @@ def _with_layers(parts: Parts, sharing: Sharing, tasks: Tasks, layers: int) -> t
             del losses
             with autocast:
                 losses = model(tasks.future, tasks.text)
-            torch.stack([getattr(losses, name).sum for name in COUNTED]).sum().backward()
+            total: Tensor = torch.stack([getattr(losses, name).sum for name in COUNTED]).sum()
+            torch.autograd.backward(total)
     return living.most, kept
 
 

@@ -213,9 +213,7 @@ def test_adapters_go_on_with_their_own_settings_and_weights_alone(run: Start) ->
 
 def test_a_layer_that_cannot_have_an_adapter_is_an_error_with_those_that_can(run: Start) -> None:
     pytest.importorskip("peft")
-    with pytest.raises(
-        ConfigError, match=r"lora\.targets=\[lm_head\].* it has dense, fc1, fc2, k_proj, q_proj"
-    ):
+    with pytest.raises(ConfigError, match=r"lora\.targets=\[lm_head\].* it has dense, fc1, fc2, k_proj, q_proj"):
         run(lora__rank=2, lora__targets="[lm_head]")
     with pytest.raises(ConfigError, match=r"lora\.train_fully=\[heads\.\*\]: heads\.\* fits no parameter"):
         run(lora__rank=2, lora__train_fully="[heads.*]")

@@ -14,7 +14,7 @@ import copy
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ from training.step import COUNTED, RobotCodes, Tasks, bundle, future_task, text_
 GIB = 1 << 30
 SPARE = 0.93
 """Share of a device that tensors can have: the rest goes to the driver and to holes."""
+SMALL = 0.01
+"""Share of a device below which what stays is told alone: trying out a step costs seconds, too long for a toy."""
 BUCKETS = 1 << 30
 """Bytes of the buffers in which DeepSpeed exchanges gradients (two of 5e8 bytes or so)."""
 ZERO3_LIVE = 1_000_000_000
@@ -95,7 +97,8 @@ class Estimate:
         }
         told = ", ".join(f"{name} {said(size)}" for name, size in parts.items() if size)
         has = "" if room is None else f"; {device} has {said(room)}"
-        return f"  memory   at most {said(self.total)} a process, at the longest rows: {told}{has}"
+        most = f"at most {said(self.total)} a process, at the longest rows: " if self.activations else ""
+        return f"  memory   {most}{told}{has}"
 
 
 def said(size: int) -> str:
@@ -111,8 +114,12 @@ def tell(run: Run, parts: Parts) -> None:
 
 def lines(parts: Parts, sharing: Sharing) -> list[str]:
     """What to tell the user: the estimate, and what helps if it does not fit."""
-    found, room = estimate(parts, sharing), room_on(parts.device)
-    told = [found.line(str(parts.device), room)]
+    room, device = room_on(parts.device), str(parts.device)
+    stays = staying(parts, sharing)
+    if room is not None and stays.total < SMALL * room:
+        return [f"{stays.line(device, room)} (a step is tried out from {SMALL:.0%} of that on)"]
+    found = estimate(parts, sharing)
+    told = [found.line(device, room)]
     if room is not None and found.total > SPARE * room:
         told.append(f"  warning  this will probably not fit. {remedies(parts.job)}")
     return told
@@ -146,6 +153,11 @@ def room_on(device: torch.device) -> int | None:
 def estimate(parts: Parts, sharing: Sharing | None = None) -> Estimate:
     """The memory of one step of a run. Nothing is computed; it takes some seconds at real size."""
     sharing = sharing or Sharing()
+    return replace(staying(parts, sharing), activations=max(_step(parts, sharing), _looking(parts)))
+
+
+def staying(parts: Parts, sharing: Sharing) -> Estimate:
+    """What does not come and go, counted."""
     trained = [p for p in parts.model.parameters() if p.requires_grad]
     return Estimate(
         weights=_weights(parts.model, sharing),
@@ -153,7 +165,7 @@ def estimate(parts: Parts, sharing: Sharing | None = None) -> Estimate:
         optimizer=_optimizer(parts, trained, sharing),
         average=0 if parts.job.training.ema_decay is None else 4 * _numbers(trained),
         frozen=sum(_bytes(m) for m in (parts.vq, parts.clip) if m is not None),
-        activations=max(_step(parts, sharing), _looking(parts)),
+        activations=0,
     )
 
 

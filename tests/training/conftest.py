@@ -11,7 +11,6 @@ import torch
 
 from tests.training.runs import Outcome, train
 from tests.training.world import build_world
-from training import memory
 
 
 @pytest.fixture(scope="session")
@@ -27,13 +26,6 @@ def run(world: Path, tmp_path: Path) -> Callable[..., Outcome]:
         return train(world, tmp_path / name, **overrides)
 
     return start
-
-
-@pytest.fixture(autouse=True)
-def _no_estimate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Estimating the memory takes as long as a small run's steps; only the tests that look at it wait for it."""
-    if "estimates" not in request.keywords:
-        monkeypatch.setattr(memory, "tell", lambda run, parts: None)
 
 
 @pytest.fixture(autouse=True)

@@ -207,7 +207,9 @@ def ask(options: argparse.Namespace, console: Console) -> None:
     if not options.json:
         for number, row in enumerate(asked, start=1):
             about = "" if row.picture is None else f"  ({row.picture.name})"
-            console.print(f"#{number} " * (len(asked) > 1) + row.question + about, style="bold", markup=False)
+            console.print(
+                f"#{number} " * (len(asked) > 1) + row.question + about, style="bold", markup=False, highlight=False
+            )
     speaker = Speaker(console, options.trace, len(asked))
     recorder = Recorder(who.prompter, len(asked), None if options.json else speaker.watch)
     patches = None if options.no_picture else who.patches([row.picture for row in asked if row.picture is not None])

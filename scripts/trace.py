@@ -115,7 +115,7 @@ def lines_of(step: Step, coloured: bool, before: Step | None = None) -> list[Tex
     for number, words in enumerate(step.rows):
         if before is not None and before.rows[number] and not any(word.fresh for word in words):
             continue
-        head = Text(f"forward {step.forwards:>3}  ", style=DIM)
+        head = Text().append(f"forward {step.forwards:>3}  ", style=DIM)
         if len(step.rows) > 1:
             head.append(f"#{number + 1} ", style="bold")
         lines.append(head + styled(words, coloured))

@@ -135,6 +135,18 @@ def test_action_tokens_ride_on_the_robot_flows_forward(parts: Parts, batch: CoBa
     assert coefficients(acting.job) == [*coefficients(parts.job)[:3], 0.5 * parts.job.training.act_coeff]
 
 
+def test_laying_out_action_tokens_does_not_wait_for_the_device(parts: Parts, batch: CoBatch) -> None:
+    """Codes on the meta device have no values that anybody could wait for."""
+    acting, codes = in_tokens(parts), encode_views(parts, batch.robot)
+    assert codes is not None
+    task = future_task(acting, replace(codes, now=codes.now.to("meta"), later=None), step=0)
+    assert task is not None
+    assert task.action_tokens is not None
+    assert task.sequence.ids.device.type == "meta"
+    assert task.action_tokens.sequence.ids.device.type == task.action_tokens.counted.device.type == "cpu"
+    assert task.to("meta").whole.ids.shape == task.action_tokens.sequence.ids.shape
+
+
 def test_action_tokens_are_hidden_by_step_and_sample_and_always_alike_when_measured(
     parts: Parts, batch: CoBatch
 ) -> None:

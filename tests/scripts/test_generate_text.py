@@ -14,7 +14,7 @@ from PIL import Image
 from models.checkpoint import save_folder
 from models.decoding import Progress
 from scripts import generate_text
-from scripts.trace import HIDDEN, Recorder, Step, Word, lines_of, printable
+from scripts.trace import FRESH, HIDDEN, SETTLED, Recorder, Step, Word, lines_of, printable
 from scripts.trace_picture import Panel, draw_frames
 from tests.tiny import tiny_model
 from tests.training.world import write_clip
@@ -154,6 +154,15 @@ def test_the_recorder_remembers_in_which_forward_a_word_came(tmp_path: Path) -> 
     assert [[word.born for word in step.rows[0]] for step in steps] == [[None, 1, None], [2, 1, None], [2, 1, 4]]
     assert [str(line) for line in lines_of(steps[1], coloured=False)] == ["forward   2  [a]b ▁"]
     assert [word.fresh for word in steps[2].rows[0]] == [False, False, True]
+
+
+def test_in_a_terminal_new_words_stand_out_and_hidden_ones_are_dim(tmp_path: Path) -> None:
+    _, prompter = tiny_model(tmp_path)
+    (line,) = lines_of(words(prompter, (1, "b__", "*  "), (2, "ba_", " * "))[1], coloured=True)
+    looks = {str(line)[span.start : span.end].strip(): str(span.style) for span in line.spans}
+    assert str(line).startswith("forward   2")
+    assert (looks["b"], looks["a"], looks[HIDDEN]) == (SETTLED, FRESH, "dim")
+    assert str(line.style) == ""  # nothing that every word would inherit
 
 
 def test_what_a_terminal_would_obey_is_not_printed() -> None:

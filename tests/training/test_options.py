@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from config.load import ConfigError
+from config.schema import Job
 from models.checkpoint import load_folder
 from tests.training.runs import Outcome, same
+from training import run as training_run
 from training.trainer import Trainer
 
 Start = Callable[..., Outcome]
@@ -283,3 +286,55 @@ def test_a_model_description_without_the_word_weights_is_an_older_one(run: Start
     del description["blockdiff_vla"]["weights"]
     (done.folder / "config.json").write_text(json.dumps(description))
     assert load_folder(done.folder).spec.weights == "trained"
+
+
+# --- 16-bit floats with a scaled loss ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fp16(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Accelerate has fp16 for GPUs alone; this says on a CPU what its constructor says there, so that all of its code
+    for scaled losses runs (torch has both the arithmetic and the scaler for the CPU)."""
+    start = training_run.start_processes
+
+    def switch_on(scale: float) -> None:
+        def starting(job: Job) -> Accelerator:
+            accelerator = start(job)
+            accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+            accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            return accelerator
+
+        monkeypatch.setattr(training_run, "start_processes", starting)
+
+    return switch_on
+
+
+def test_a_scaled_loss_takes_the_step_of_an_unscaled_one_clipped_or_not(
+    run: Start, fp16: Callable[[float], None]
+) -> None:
+    settings = {"optimizer__params__epsilon": 1e-3, "training__gradient_accumulation_steps": 2}
+    plain = run("plain", **settings)
+    clipped = run("clipped", **settings, training__max_grad_norm=0.1)
+    fp16(2.0**10)
+    assert run("fp16", **settings).curve("grad_norm") == pytest.approx(plain.curve("grad_norm"), rel=0.05)
+    assert same(Outcome(plain.folder.parent / "fp16").weights(), plain.weights(), tolerance=5e-4)
+    scaled = run("fp16-clipped", **settings, training__max_grad_norm=0.1)
+    assert same(scaled.weights(), clipped.weights(), tolerance=5e-4)
+    assert not same(scaled.weights(), plain.weights(), tolerance=5e-4)
+
+
+def test_steps_with_an_overflow_are_left_out_and_the_scale_comes_down(
+    run: Start, fp16: Callable[[float], None]
+) -> None:
+    start = run("start", training__max_train_steps=1, optimizer__params__learning_rate=1e-30).weights()
+    fp16(2.0**60)
+    first = run("first", training__max_train_steps=1)
+    assert same(first.weights(), start, tolerance=1e-9)
+    fp16(2.0**17)
+    more = run("more", training__max_train_steps=8)
+    assert not same(more.weights(), start, tolerance=1e-4)
+
+
+def test_a_run_with_a_scaled_loss_goes_on_exactly(run: Start, fp16: Callable[[float], None]) -> None:
+    fp16(2.0**17)  # it comes down in the first steps, which the second half has to know
+    assert_same_run(*continued(run))

@@ -140,6 +140,7 @@ def test_a_run_with_an_average_goes_on_exactly(run: Start) -> None:
     assert_same_run(*continued(run, training__ema_decay=0.5))
 
 
+@pytest.mark.slow
 def test_an_average_may_begin_or_end_in_the_middle_of_a_run(run: Start, capfd: pytest.CaptureFixture[str]) -> None:
     plain, averaged = continued(run, training__ema_decay=0.5)
     assert_same_run(plain, averaged)
@@ -309,6 +310,7 @@ def fp16(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return switch_on
 
 
+@pytest.mark.slow
 def test_a_scaled_loss_takes_the_step_of_an_unscaled_one_clipped_or_not(
     run: Start, fp16: Callable[[float], None]
 ) -> None:

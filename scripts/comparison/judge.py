@@ -18,12 +18,12 @@ from torch import Tensor
 from config.schema import MMU_INDEX, Job
 from models.checkpoint import Built, load_folder
 from models.decoding import generate
-from models.details import NATS
+from models.draws import Draws
 from models.images import clip_pixels
-from models.measure import VARIANCE, measure_text
+from models.measure import DRAWS
 from models.objectives import text_objective
 from models.prompting import ASSISTANT, HUMAN, IMAGE_MARK
-from models.sequence import TextTurn
+from models.sequence import TextTurn, pad_right
 from models.vision import load_clip
 from policy_rollout.benchmarks.offline import Sample, evaluate, list_samples
 from policy_rollout.policy import Policy, UPVLAPolicy, pick_device
@@ -198,19 +198,31 @@ def _answer_ids(built: Built, question: Question) -> list[int]:
     return [i for i, answer in zip(*_conversation(built, question), strict=True) if answer]
 
 
+@torch.no_grad()
 def _nats(built: Built, job: Job, asked: HeldOut, progress: Progress) -> tuple[list[float], list[float]]:
     """Nats of every answer (ar: exact; mdm, bd: their bound, averaged over draws), and that figure's variance."""
-    objective = text_objective(job)
-    nats, variances = [], []
-    for number, question in enumerate(asked.questions):
-        ids, answer = _conversation(built, question)
-        patches = asked.patches_of([question]).to(built.model.device)
-        turn = TextTurn(torch.tensor([ids]), torch.tensor([answer]), patches, torch.tensor([number]))
-        found = measure_text(built.model, built.prompter, objective, turn, job.training.seed)
-        nats.append(float(found[NATS].sum))
-        variances.append(float(found[VARIANCE].sum))
-        progress(1)
-    return nats, variances
+    objective, prompter, model = text_objective(job).measuring(1), built.prompter, built.model
+    draws = 1 if objective.name == "ar" else DRAWS
+    found = []  # [K, B] of every batch
+    for start in range(0, len(asked.questions), ANSWERED_AT_ONCE):
+        some = asked.questions[start : start + ANSWERED_AT_ONCE]
+        pairs = [_conversation(built, question) for question in some]
+        turn = TextTurn(
+            ids=pad_right([ids for ids, _ in pairs], prompter.vocab.pad),
+            answer=pad_right([[int(a) for a in answer] for _, answer in pairs], 0).bool(),
+            patches=asked.patches_of(some).to(model.device),
+            indices=torch.arange(start, start + len(some)),
+        )
+        costs = torch.zeros(draws, len(some), device=model.device)
+        for number in range(draws):
+            drawn = Draws(job.training.seed, number)
+            task = objective.prepare(prompter.vocab, prompter.system_ids, turn, drawn).to(model.device)
+            costs[number].index_add_(0, task.rows, model.text_scores(task)[0] * task.bound_weights)
+        found.append(costs.double().cpu())
+        progress(len(some))
+    table = torch.cat(found, dim=1)
+    spread = table.var(dim=0) / draws if draws > 1 else torch.zeros(len(asked.questions))
+    return table.mean(dim=0).tolist(), spread.tolist()
 
 
 # --- actions ---------------------------------------------------------------------------------------------------------

@@ -12,6 +12,11 @@ import torch
 from config.load import load_job
 from config.schema import MMU_INDEX
 from models.checkpoint import build
+from models.details import NATS
+from models.measure import measure_text
+from models.objectives import text_objective
+from models.prompting import ASSISTANT, HUMAN
+from models.sequence import TextTurn, pad_right
 from policy_rollout.benchmarks.offline import list_samples
 from policy_rollout.policy import ConstantPolicy
 from scripts import compare_objectives
@@ -96,6 +101,27 @@ def test_actions_are_judged_by_stretches_that_add_up_to_all_frames() -> None:
     assert len(judged.errors) >= len(list_samples(split.annotations, 10)) // 10
     weighted = sum(e * s for e, s in zip(judged.errors, judged.steps, strict=True)) / sum(judged.steps)
     assert weighted == pytest.approx(judged.overall["mae_all"], rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["ar", "bd"])
+def test_the_nats_of_all_questions_together_are_what_validation_measures(few_questions: Path, objective: str) -> None:
+    """``training/validate.py`` and the comparison have one axis."""
+    name = {"ar": "tiny_arvla", "bd": "tiny_bdvla"}[objective]
+    job = load_job([f"config={ROOT}/config/{name}.yaml", "max_new_tokens=2"], objective)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    built, asked = build(job), read_held_out(job, few_questions)
+    with torch.no_grad():
+        words = judge_words(built, job, asked, lambda _: None)
+        pairs = [built.prompter.conversation([(HUMAN, q.text), (ASSISTANT, q.answer)]) for q in asked.questions]
+        turn = TextTurn(
+            pad_right([c.ids for c in pairs], built.prompter.vocab.pad),
+            pad_right([[int(a) for a in c.answer] for c in pairs], 0).bool(),
+            asked.patches_of(asked.questions),
+        )
+        measured = measure_text(built.model, built.prompter, text_objective(job), turn, draws=16)
+    ours = sum(words.nats) / sum(words.tokens)
+    assert ours == pytest.approx(float(measured[NATS].mean), rel=1e-4 if objective == "ar" else 0.1)
+    assert any(words.nats_variance) == (objective == "bd")
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ Everything is kept item by item (a question, a stretch of frames), so that two r
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -286,7 +287,8 @@ def time_answers(runs: Sequence[Planned], job: Job, asked: HeldOut, progress: Pr
 def machine(job: Job) -> str:
     """On what the figures were taken, in a few words."""
     device = pick_device(job.training.device)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    cores = f"{os.cpu_count()} {platform.machine()} CPU cores"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else cores
     return (
         f"{where}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, Python {platform.python_version()}"
     )

@@ -119,7 +119,7 @@ def test_two_nodes_train_together_and_go_on_after_a_preemption(slurm: Slurm, wor
     wait_for(lambda: slurm.job(job).get("Restarts") == "1", 120, told)
     stopped_at = max(int(folder.name.rpartition("-")[2]) for folder in out.glob("checkpoint-*"))
     assert 3 <= stopped_at < last
-    assert slurm.command("scontrol", "update", f"JobId={job}", "StartTime=now").returncode == 0  # not in two minutes
+    slurm.command("scontrol", "update", f"JobId={job}", "StartTime=now")  # not in two minutes, if it waits for that
     wait_for(lambda: slurm.job(job)["JobState"] in ("COMPLETED", "FAILED"), 300, told)
     assert slurm.job(job)["JobState"] == "COMPLETED", told()
     assert "start 2: 2 node(s) x 1 process(es)" in told()

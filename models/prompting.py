@@ -141,3 +141,8 @@ class Prompter:
         """Ids -> text without special tokens; ids past the words (image codes, mask) are never words."""
         words = [i for i in ids if i < self.vocab.words]
         return str(self.tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
+
+
+def questions_in(text: str) -> list[str]:
+    """Several questions in one text are split by `` *** ``."""
+    return [question.strip() for question in text.split("***") if question.strip()]

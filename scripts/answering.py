@@ -18,7 +18,7 @@ from models.upvla import UPVLA
 from models.vision import ClipTower, load_clip
 from models.weights import resolve_model_dir
 from policy_rollout.model_yaml import CHECKPOINT_KEY, load_model_yaml, located
-from training.data.files import IMAGE_SUFFIXES, read_image
+from training.data.files import pictures_in, read_image
 
 CLIP_KEY = "model.showo.clip_model_path"
 EMBEDDED_CONFIG = PROJECT_DIR / "config" / "tiny_bdvla.yaml"
@@ -134,13 +134,4 @@ def picture_files(given: Sequence[Path]) -> list[Path]:
     """Files, and the pictures in folders; a bundled one where none is given. ``ValueError`` for an empty folder."""
     if not given:
         return picture_files([EMBEDDED_PICTURES])[:1]
-    files: list[Path] = []
-    for path in given:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-        if not inside:
-            raise ValueError(f"--picture {path}: no picture in this folder ({', '.join(IMAGE_SUFFIXES)})")
-        files += inside
-    return files
+    return [file for path in given for file in (pictures_in(path) if path.is_dir() else [path])]

@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 
 from models.decoding import Decoding, Generation, Sampling, Threshold, acceptance, generate
+from models.prompting import questions_in
 from policy_rollout.policy import pick_device
 from scripts.answering import TYPES, Answerer, answerer, picture_files, way_to_decode
 from scripts.trace import END, Recorder, Step, lines_of, printable
@@ -47,7 +48,6 @@ examples:
 rules of --accept (which of the proposed words of a block a forward keeps; at least one):
   threshold:0.9  all that are more probable than this        static:2       the two surest
   factor:1.0     the more at once, the surer each must be    first-hitting  one slot, picked at random"""
-SEPARATOR = "***"
 QUESTION = "Name the toys on the table."
 
 
@@ -117,7 +117,7 @@ def decoding(options: argparse.Namespace, way: str) -> Decoding:
 
 def asked_of(options: argparse.Namespace) -> list[Asked]:
     """Every question of every picture. Raises ``ValueError`` where there is nothing to ask."""
-    questions = [q.strip() for q in options.question.split(SEPARATOR) if q.strip()]
+    questions = questions_in(options.question)
     if not questions:
         raise ValueError("--question is empty")
     if options.no_picture and options.picture:

@@ -20,13 +20,13 @@ from models.decoding import ActionDecoding, decode_actions, generate
 from models.details import ACTION_DETAILS
 from models.images import clip_pixels, to_uint8
 from models.loss import Tally
-from models.measure import DRAWS
+from models.measure import DRAWS, VARIANCE, measure_text, text_figures
 from models.measure import MEASURES as TEXT_MEASURES
-from models.measure import VARIANCE, measure_text, text_figures
+from models.prompting import questions_in
 from models.sequence import robot_sequence
 from training.data.batch import CoBatch, RobotBatch, TextSample, collate_robot
 from training.data.cotrain import Batch, Flow
-from training.data.files import IMAGE_SUFFIXES, read_image
+from training.data.files import pictures_in, read_image
 from training.metrics import Meter, means
 from training.run import Run
 from training.setup import Parts
@@ -37,7 +37,6 @@ MEASURED_SAMPLES = 64
 """Samples of each held-out data set that an evaluation looks at, spread evenly over it."""
 SHOWN_FRAMES = 4
 SHOWN_PICTURES = 4
-QUESTION_SEPARATOR = " *** "
 ACTION_MEASURES = ("action_bd/loss", "action_bd/mae", "action_bd/forwards_per_chunk", *ACTION_DETAILS)
 """Of block-diffusion actions: their loss, and how far decoding them is from what was recorded."""
 MEASURES = ("image/loss", "action/loss", "action/mae", *ACTION_MEASURES, *TEXT_MEASURES)
@@ -147,9 +146,9 @@ class Validator:
     def answers(self) -> list[tuple[str, str]]:
         """(picture's name, what it was asked and what the model said)."""
         pictures = self._pictures()
-        if not pictures:
-            return []
         asked = [(row, question, truth) for row, p in enumerate(pictures) for question, truth in p.questions]
+        if not asked:
+            return []
         patches = None
         if self.parts.clip is not None:
             pixels = torch.stack([picture.pixels for picture in pictures])
@@ -163,7 +162,7 @@ class Validator:
 
     def _pictures(self) -> list[Picture]:
         """The pictures of ``mmu_image_root``, or some of the conversations' own with their question and answer."""
-        questions = [(question.strip(), None) for question in self.job.question.split(QUESTION_SEPARATOR)]
+        questions = [(question, None) for question in questions_in(self.job.question)]
         clip, root = self.parts.clip, self.job.mmu_image_root
         if root is not None:
             spec = None if clip is None else clip.image_spec
@@ -202,14 +201,6 @@ def _absolute(errors: Tensor) -> Tally:
     """Of numbers: the sum of their sizes, and how many there are."""
     total = errors.abs().sum()
     return Tally(total, torch.full_like(total, errors.numel()))
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """The picture files of a folder, by name. Raises ``ValueError`` when there is none."""
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise ValueError(f"{folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
-    return files
 
 
 def read_samples(flow: Flow[Any], indices: Sequence[int]) -> list[Any]:

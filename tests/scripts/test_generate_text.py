@@ -203,7 +203,7 @@ def test_the_animation_has_a_picture_for_every_forward_and_nothing_moves(
         (["--model-config", "/nowhere.yaml"], "no such file"),
         (["--checkpoint", "{bd}", "--picture", "/nowhere.png"], "/nowhere.png does not exist"),
         (["--checkpoint", "{bd}", "--picture", "{text}"], "cannot be decoded as a picture"),
-        (["--checkpoint", "{bd}", "--picture", "{empty}"], "no picture in this folder"),
+        (["--checkpoint", "{bd}", "--picture", "{empty}"], "holds no picture"),
         (["--checkpoint", "{bd}", "--clip", "/no/clip/here"], "--clip"),
         (["--checkpoint", "{ar}", "--objective", "bd"], "--objective ar"),
         (["--checkpoint", "{ar}", "--accept", "static:2"], "--accept has no effect with --objective ar"),

@@ -95,6 +95,14 @@ LLAVA_NAME = "llava_v1_5_mix665k.json"  # the list of conversations in a folder 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """The picture files of a folder, by name. Raises ``ValueError`` when there is none."""
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise ValueError(f"{folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
+    return files
+
+
 def read_image(path: Path) -> Image.Image:
     """An RGB picture, decoded. Raises FileNotFoundError or ValueError naming the file."""
     try:

@@ -24,7 +24,7 @@ from tests.tiny import llm_config, write_language_model
 from tests.training.runs import Outcome, forget_processes
 from tests.training.world import load
 from training import adapters, memory
-from training.memory import GIB, Sharing, estimate
+from training.memory import GIB, Sharing, estimate, staying
 from training.run import open_run
 from training.setup import Parts, setup
 from training.step import COUNTED
@@ -97,7 +97,7 @@ def test_gradient_checkpointing_lets_activations_go(world: Path, tmp_path: Path)
 
 def test_each_part_of_the_estimate_is_counted(world: Path, tmp_path: Path) -> None:
     parts = parts_of(world, tmp_path, training__ema_decay=0.9)
-    found, numbers = estimate(parts), sum(p.numel() for p in parts.model.parameters())
+    found, numbers = staying(parts, Sharing()), sum(p.numel() for p in parts.model.parameters())
     assert found.weights == pytest.approx(4 * numbers, rel=0.01)
     assert (found.gradients, found.optimizer, found.average) == (4 * numbers, 8 * numbers, 4 * numbers)
     assert found.total == sum(getattr(found, f.name) for f in dataclasses.fields(found))
@@ -106,12 +106,12 @@ def test_each_part_of_the_estimate_is_counted(world: Path, tmp_path: Path) -> No
 def test_zero_shares_what_its_stage_says(world: Path, tmp_path: Path) -> None:
     parts = parts_of(world, tmp_path)
     numbers = sum(p.numel() for p in parts.model.parameters())
-    alone, two, three = (estimate(parts, Sharing(4, stage, rounded=True)) for stage in (1, 2, 3))
+    alone, two, three = (staying(parts, Sharing(4, stage, rounded=True)) for stage in (1, 2, 3))
     assert two.weights == alone.weights == pytest.approx(2 * numbers, rel=0.01)
     assert two.optimizer == alone.optimizer == 16 * numbers // 4  # moments, and 32-bit weights and gradients
     assert two.gradients < alone.gradients
     assert three.optimizer == two.optimizer
-    ddp = estimate(parts, Sharing(4))
+    ddp = staying(parts, Sharing(4))
     assert ddp.gradients == 2 * 4 * numbers  # and the copy that is exchanged
 
 

@@ -18,6 +18,8 @@ from config.values import ConfigError, Quoted, TextLoader, shown
 CONFIG_DIR = Path(__file__).resolve().parent
 PROJECT_DIR = CONFIG_DIR.parent
 PRESET_DIR = CONFIG_DIR / "presets"
+DEEPEST = 100
+"""Brackets within brackets in a configuration file."""
 
 _REFERENCE = re.compile(r"(\\*)\$\{")
 
@@ -170,12 +172,17 @@ def _find_default(name: str, user: Path) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     where = display(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=TextLoader)  # builds text, lists and dicts only
+        text = path.read_text(encoding="utf-8")
+        if _depth(text) > DEEPEST:  # the parser takes minutes for a few thousand
+            raise ConfigError(f"config={where}: not a configuration: brackets are nested {_depth(text)} deep")
+        content = yaml.load(text, Loader=TextLoader)  # builds text, lists and dicts only
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = " ".join(p for p in (error.context, error.problem) if p)
         raise ConfigError(f"config={where}{place}: not valid YAML: {problem}") from None
+    except RecursionError:
+        raise ConfigError(f"config={where}: not a configuration: it is nested too deeply") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"config={where}: not valid YAML: {str(error).splitlines()[0]}") from None
     except UnicodeDecodeError as error:
@@ -189,6 +196,15 @@ def _read(path: Path) -> dict[str, Any]:
             f"config={where}: expected sections with keys (training:, model:, ...), found {shown(content)}"
         )
     return content
+
+
+def _depth(text: str) -> int:
+    """How deep brackets are nested, those in comments and texts too."""
+    depth = deepest = 0
+    for mark in re.findall(r"[\[\]{}]", text):
+        depth = depth + 1 if mark in "[{" else max(depth - 1, 0)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

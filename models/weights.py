@@ -33,7 +33,7 @@ NAMES_SHOWN = 6
 # The restricted unpickler is a small stack machine: on arbitrary bytes it fails in any of these ways.
 DAMAGED = (
     pickle.UnpicklingError, RuntimeError, EOFError, OSError, ArithmeticError, AssertionError, AttributeError,
-    LookupError, TypeError, ValueError, struct.error,
+    LookupError, TypeError, ValueError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 
 

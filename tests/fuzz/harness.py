@@ -71,7 +71,7 @@ def _read(kind: Kind, folder: Path, damaged: bytes, good: Any) -> str:
         content = _content(kind, folder, damaged)
     except (ValueError, FileNotFoundError) as error:
         said = str(error)
-        if kind.file not in said:
+        if kind.file not in said and not (kind.also and kind.also in said):
             return f"FAILED: does not name the file: {said[:300]!r}"
         if "\n" in said.strip() or len(said) > 2000:
             return f"FAILED: not one line: {said[:300]!r}"

@@ -49,6 +49,7 @@ class Kind:
     file: str
     read: Reader
     prepare: Callable[[Path], None] | None = None  # puts into the folder what the reader needs besides
+    also: str = ""  # what an error may say instead of the file's name
     checked: bool = False  # the format has checksums all over: what reads without complaint must be unchanged
 
 
@@ -184,13 +185,18 @@ def _settings() -> list[Kind]:
     clip = (ROOT / "assets" / "tiny_clip" / "preprocessor_config.json").read_bytes()
     results = json.dumps({"overall": dict.fromkeys(COLUMNS, 0.5), "per_task": {}}).encode()
     return [
-        Kind("yaml (run)", config, "run.yaml", lambda path: repr(load_job([f"config={path}"], paths=False))),
+        # An empty configuration is one that leaves everything out: then it is a key that is missing.
+        Kind("yaml (run)", config, "run.yaml", _job, also="train_pre_shards_path_or_url has to be given"),
         Kind("yaml (model)", model, "model.yaml", lambda path: repr(load_model_yaml(path, checkpoint="x"))),
         Kind(
             "json (CLIP pictures)", clip, "preprocessor_config.json", lambda path: ClipImageSpec.from_dir(path.parent)
         ),
         Kind("json (results)", results, "results.json", read_results),
     ]
+
+
+def _job(path: Path) -> Any:
+    return repr(load_job([f"config={path}"], paths=False))
 
 
 # --------------------------------------------------------------------------------------------------------------- models

@@ -65,8 +65,8 @@ class DataProvider(Dataset[RobotSample]):
         resolution: R, side of the square pictures in pixels.
         num_view: V, cameras: 1 static, 2 static and gripper. Cameras that are not asked for are not read.
 
-    The index costs about 70 bytes a frame plus its file name, is shared by data workers, and finds a sample in constant
-    time. A sample opens the file of its frame and the file of the future frame, once each.
+    The index is mapped from disk (for a small data set: in memory), shared by data workers, and finds a sample in
+    constant time. A sample opens the file of its frame and the file of the future frame, once each.
 
     Raises ValueError or FileNotFoundError naming the file and, where there is one, the episode: at construction for a
     bad ``dataset_info.json`` or an unreadable first frame, later for any other frame.

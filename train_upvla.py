@@ -35,7 +35,7 @@ def train(job: Job) -> None:
         for micro_batches in trainer.steps():  # one optimizer step after another
             tasks = []
             for batch in micro_batches:
-                codes = encode_views(parts, batch.robot)  # frames now and act_step later -> image codes
+                codes = encode_views(parts, batch.robot, trainer.step)  # frames now and act_step later -> image codes
                 future = future_task(parts, codes, trainer.step)  # see now; learn later and the actions between
                 turn = encode_picture(parts, batch.text)  # picture -> CLIP patches, beside the words
                 text = text_task(parts, turn, trainer.draws())  # the objective decides what is hidden of the answer

@@ -261,6 +261,17 @@ class Preprocessing:
 
 
 @dataclass
+class Augment:
+    """Random changes of the robot's pictures, the same for a sample's frames now and later; all 0 = none."""
+
+    crop: float = key(0.0, "largest share of the side that is cut off before resizing back", at_least=0.0, below=1.0)
+    shift: float = key(0.0, "largest shift in shares of the side; the border is repeated", at_least=0.0, below=1.0)
+    brightness: float = key(0.0, "largest relative change of brightness", at_least=0.0, at_most=1.0)
+    contrast: float = key(0.0, "largest relative change of contrast", at_least=0.0, at_most=1.0)
+    saturation: float = key(0.0, "largest relative change of saturation", at_least=0.0, at_most=1.0)
+
+
+@dataclass
 class Dataset:
     """The two data flows."""
 
@@ -275,6 +286,7 @@ class Dataset:
         "an epoch ends with the shorter flow (min_size), or the longer (max_size, max_size_cycle restarts the other)",
     )
     params: DataParams = field(default_factory=DataParams)
+    augment: Augment = field(default_factory=Augment)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
 

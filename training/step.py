@@ -21,6 +21,7 @@ from models.images import normalise
 from models.objectives import TextObjective, TextTask, action_diffusion, action_task
 from models.sequence import TextTurn, future_targets, pad_right, robot_sequence
 from models.upvla import FutureTask
+from training import augment
 from training.data.batch import RobotBatch, TextBatch
 from training.setup import Parts
 
@@ -55,9 +56,12 @@ class Tasks:
 
 
 @torch.no_grad()
-def encode_views(parts: Parts, batch: RobotBatch | None, with_later: bool | None = None) -> RobotCodes | None:
+def encode_views(
+    parts: Parts, batch: RobotBatch | None, step: int | None = None, with_later: bool | None = None
+) -> RobotCodes | None:
     """Camera frames now, and T steps later -> codes, views one after the other. One call of the tokenizer.
 
+    ``step``: the optimizer step, from which augmentation is drawn; None is for measuring and changes no picture.
     ``with_later``: encode the later frames too (default: if the image loss has a weight).
     """
     if batch is None:
@@ -65,7 +69,12 @@ def encode_views(parts: Parts, batch: RobotBatch | None, with_later: bool | None
     with_later = parts.job.training.pre_coeff > 0 if with_later is None else with_later
     moments = [batch.views, batch.future_views] if with_later else [batch.views]
     frames = torch.stack(moments)[:, :, : parts.job.model.vla.num_view]  # [M, B, V, 3, R, R] uint8
-    pixels = normalise(frames.flatten(0, 2).to(parts.device, non_blocking=True))
+    frames = frames.to(parts.device, non_blocking=True)
+    settings = parts.job.dataset.augment
+    if step is not None and not augment.is_off(settings):
+        change = augment.draw(settings, parts.job.training.seed, step, batch.indices.tolist(), frames.shape[2])
+        frames = augment.apply(frames, change)
+    pixels = normalise(frames.flatten(0, 2))
     codes = parts.vq.encode(pixels).view(len(moments), len(batch), -1)  # [M, B, N]
     return RobotCodes(now=codes[0], later=codes[1] if with_later else None, batch=batch)
 

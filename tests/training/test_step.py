@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from config.schema import Job
+from config.schema import Augment, Job
 from models.checkpoint import build
 from models.draws import generator
 from models.magvit import load_magvit
@@ -69,6 +69,17 @@ def test_codes_are_those_of_each_frame_alone(parts: Parts, batch: CoBatch) -> No
     assert swapped is not None
     assert torch.equal(swapped.now, codes.later)
     assert torch.equal(swapped.later, codes.now)
+
+
+def test_pictures_are_changed_in_training_and_never_in_measuring(parts: Parts, batch: CoBatch) -> None:
+    data = replace(parts.job.dataset, augment=Augment(crop=0.3, shift=0.2, brightness=0.5))
+    changing = replace(parts, job=replace(parts.job, dataset=data))
+    plain, measured = encode_views(parts, batch.robot), encode_views(changing, batch.robot)
+    trained, again = encode_views(changing, batch.robot, step=3), encode_views(changing, batch.robot, step=3)
+    assert plain is not None and measured is not None and trained is not None and again is not None  # noqa: PT018
+    assert torch.equal(measured.now, plain.now)
+    assert not torch.equal(trained.now, plain.now)
+    assert torch.equal(trained.now, again.now)
 
 
 def test_later_frames_are_not_encoded_where_nobody_learns_them(parts: Parts, batch: CoBatch) -> None:

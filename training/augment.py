@@ -1,0 +1,98 @@
+"""Random crops, shifts and colours of robot pictures: a sample's frames now and later get the very same change.
+
+Off unless asked for (``dataset.augment``). Applied to the whole batch on the training device, after loading, so that
+data workers stay as they are; drawn by (seed, step, sample), so that it is the same change after a resume and on
+whichever process the sample lies. Pictures that are measured or acted on are never changed.
+
+Shape letters: M moments (now, later), B batch, V views, R resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from config.schema import Augment
+from models.draws import generator
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a grey value (ITU-R BT.601)."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happens to each sample. ``zoom``, ``move`` per camera, the colours per sample: light is shared.
+
+    ``zoom`` [B, V]: share of the side that is kept; ``move`` [B, V, 2]: how far the window's centre moves to the right
+    and down, where 2 is the whole side; ``brightness``, ``contrast``, ``saturation`` [B]: factors.
+    """
+
+    zoom: Tensor
+    move: Tensor
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+
+
+def is_off(settings: Augment) -> bool:
+    return settings == Augment()
+
+
+def draw(settings: Augment, seed: int, step: int, indices: Sequence[int], views: int) -> Change:
+    """The changes of the samples ``indices`` in a step. Lies on the host."""
+    rows = [torch.rand(views * 5 + 3, generator=generator(seed, "augment", step, index)) for index in indices]
+    drawn = torch.stack(rows)  # [B, 5 V + 3], in [0, 1)
+    geometry = drawn[:, : views * 5].view(len(rows), views, 5)
+    cut = settings.crop * geometry[..., 0]  # [B, V]
+    # A window of (1 - cut) of the side stays inside while its centre moves by at most cut (of half a side).
+    inside = cut[..., None] * (2 * geometry[..., 1:3] - 1)
+    beyond = 2 * settings.shift * (2 * geometry[..., 3:5] - 1)
+    strength = torch.tensor([settings.brightness, settings.contrast, settings.saturation])
+    factors = 1 + strength * (2 * drawn[:, views * 5 :] - 1)  # [B, 3]
+    return Change(1 - cut, inside + beyond, *factors.unbind(1))
+
+
+def apply(frames: Tensor, change: Change) -> Tensor:
+    """uint8 [M, B, V, 3, R, R] -> the same shape, changed, on the same device. All moments of a sample alike."""
+    device = frames.device
+    moments, batch, views, _, size, _ = frames.shape
+    pixels = frames.float()
+    if not (bool((change.zoom == 1).all()) and not bool(change.move.any())):
+        pixels = _moved(pixels, change.zoom.to(device, non_blocking=True), change.move.to(device, non_blocking=True))
+    factors = [
+        factor.to(device, non_blocking=True).view(1, batch, 1, 1, 1, 1)
+        for factor in (change.brightness, change.contrast, change.saturation)
+    ]
+    brightness, contrast, saturation = factors
+    pixels = pixels * brightness
+    # The grey that contrast turns about is that of the first moment, or else the moments would be changed differently.
+    pivot = _grey(pixels[:1]).mean(dim=(3, 4, 5), keepdim=True)  # [1, B, V, 1, 1, 1]
+    pixels = pivot + contrast * (pixels - pivot)
+    grey = _grey(pixels)
+    pixels = grey + saturation * (pixels - grey)
+    assert pixels.shape == (moments, batch, views, 3, size, size)
+    return pixels.round().clamp(0, 255).to(torch.uint8)
+
+
+def _moved(pixels: Tensor, zoom: Tensor, move: Tensor) -> Tensor:
+    """Each camera's window resized back to the whole picture; beyond the border its last pixel is repeated."""
+    moments, batch, views, channels, size, _ = pixels.shape
+    theta = torch.zeros(batch, views, 2, 3, device=pixels.device)
+    theta[..., 0, 0] = theta[..., 1, 1] = zoom
+    theta[..., 2] = move
+    theta = theta.expand(moments, batch, views, 2, 3).reshape(-1, 2, 3)
+    grid = F.affine_grid(theta, [len(theta), channels, size, size], align_corners=False)
+    moved = F.grid_sample(
+        pixels.reshape(-1, channels, size, size), grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return moved.view_as(pixels)
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    """[..., 3, R, R] -> [..., 1, R, R]."""
+    weights = torch.tensor(LUMA, device=pixels.device).view(3, 1, 1)
+    return (pixels * weights).sum(dim=-3, keepdim=True)

@@ -93,9 +93,10 @@ def test_tensorboard_shows_losses_rates_answers_and_future_frames(run: Start, wo
     )
     events = EventAccumulator(str(done.folder / "logs"))
     events.Reload()
-    losses = {"image/loss", "action/loss", "text/loss", "text/nats_per_token"}
-    rates = {"total/loss", "lr", "grad_norm", "samples_per_s", "data_wait_share"}
-    of_text = {f"text/{name}" for name in ("accuracy", "picture_gap", "scored_per_answer_token")}
+    losses = {"image/loss", "action/loss", "text/loss", "text/nats_per_token", "text/answer_tokens", "text/accuracy"}
+    losses |= {"text/perplexity_bound", "text/clean_nats_per_token"}
+    rates = {"total/loss", "lr", "grad_norm", "samples_per_s", "data_wait_share", "text/supervised_tokens"}
+    of_text = {f"text/{name}" for name in ("nats_error", "picture_gap", "scored_per_answer_token")}
     measured = {f"validation/{name}" for name in (*losses, *of_text, "action/mae")}
     assert losses | rates | measured == set(events.Tags()["scalars"])
     (picture,) = events.Images("future/now_true_predicted")

@@ -7,6 +7,7 @@ costs more than all the rest of such a small run and which training does not rea
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -18,8 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LIMIT_S = 120.0
+LIMIT_S = 600.0
 """A run that takes longer hangs."""
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def _child(
     code = 70
     try:
         os.setpgid(0, 0)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nothing outlives the trial
         out = os.open(log, os.O_WRONLY | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)

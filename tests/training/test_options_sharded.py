@@ -1,0 +1,41 @@
+"""Adapters, an average and frozen parts with several processes: as with one, or refused where they cannot be had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.training.launches import complaint, launch, sharded, start
+from tests.training.runs import same, train
+
+pytestmark = pytest.mark.slow
+ADAPTERS = ("lora.rank=2", "training.freeze=[projector.*]")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("ddp", (*ADAPTERS, "training.ema_decay=0.5")),
+        ("zero2", (*ADAPTERS, "training.ema_decay=0.5")),
+        ("zero3", ADAPTERS),
+        ("fsdp2", ADAPTERS),
+    ],
+)
+def test_two_processes_take_the_steps_of_one(world: Path, tmp_path: Path, kind: str, options: tuple[str, ...]) -> None:
+    pytest.importorskip("peft")
+    if kind.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    whole = {"training__batch_size_pre": 4, "training__batch_size_mmu": 4, "optimizer__params__epsilon": 1e-3}
+    given = dict(option.split("=", 1) for option in options)
+    one = train(world, tmp_path / "one", **whole, **{name.replace(".", "__"): text for name, text in given.items()})
+    two = launch(world, tmp_path / "two", *sharded(kind), options)
+    assert two.curve("total/loss") == pytest.approx(one.curve("total/loss"), rel=2e-6)
+    assert same(one.weights(), two.weights(), tolerance=2e-6)
+    assert (two.folder / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_an_average_of_weights_that_no_process_has_is_refused(world: Path, tmp_path: Path) -> None:
+    done = start(world, tmp_path / "out", *sharded("fsdp2"), ("training.ema_decay=0.5",))
+    assert complaint(done).startswith("config error: training.ema_decay=0.5: an average needs whole weights")
+    assert not (tmp_path / "out").exists()

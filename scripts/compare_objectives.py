@@ -1,7 +1,7 @@
 """Which text objective is better, and can one tell? Trains ar, mdm and bd alike, and judges them on held-out items.
 
     make compare
-    python -m scripts.compare_objectives [--steps 300] [--seeds 0,1,2] [--blind] [section.key=value ...]
+    python -m scripts.compare_objectives [--steps 400] [--seeds 0,1,2] [--blind] [section.key=value ...]
 
 Every objective gets the same starting weights, data order and number of steps, with the embedded models (any key of a
 run configuration can be overridden). Then all are asked the same held-out questions and shown the same held-out frames:

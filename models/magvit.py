@@ -333,7 +333,7 @@ def _config(path: Path) -> dict[str, Any]:
         return {}
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not readable JSON: {error}") from error
     return fields if isinstance(fields, dict) else {}
 

@@ -99,9 +99,11 @@ def read_config(path: Path) -> CLIPVisionConfig:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: a CLIP directory needs its config.json")
     try:
-        fields: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        fields: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not readable JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{file} holds a {type(fields).__name__}, not a JSON object")
     if fields.get("model_type") not in ("clip", "clip_vision_model"):
         raise ValueError(f"{file} describes a model of type {fields.get('model_type')!r}, not a CLIP vision tower")
     return CLIPVisionConfig.from_dict(fields.get("vision_config", fields))

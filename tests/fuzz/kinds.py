@@ -23,7 +23,9 @@ from safetensors.torch import save as save_safetensors
 from config.load import load_job
 from models.checkpoint import load_folder, save_folder
 from models.images import ClipImageSpec
+from models.magvit import load_magvit
 from models.prompting import load_tokenizer
+from models.vision import load_clip
 from models.weights import read_weights
 from policy_rollout.model_yaml import load_model_yaml
 from preprocess_data.browsing.sources import ConversationSource
@@ -35,6 +37,7 @@ from training.data import archive
 from training.data.calvin import CalvinSplit
 from training.data.files import iterate_json_list, npz_shapes, read_image, read_npy, read_pickled_npy
 from training.data.processed import BINARY_NAME, INDEX_NAME, build_index, read_index
+from training.manifest import open_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 Reader = Callable[[Path], Any]
@@ -222,7 +225,23 @@ def _models() -> list[Kind]:
         for file in tokenizer.iterdir():
             (folder / file.name).write_bytes(file.read_bytes())
 
+    def clip_weights(folder: Path) -> None:
+        for name in ("model.safetensors", "preprocessor_config.json"):
+            (folder / name).write_bytes((ROOT / "assets" / "tiny_clip" / name).read_bytes())
+
+    def magvit_weights(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes((ROOT / "assets" / "tiny_magvit" / "model.safetensors").read_bytes())
+
+    def state_dir(folder: Path) -> None:
+        (folder / "training_state").mkdir(exist_ok=True)
+
+    clip = (ROOT / "assets" / "tiny_clip" / "config.json").read_bytes()
+    magvit = (ROOT / "assets" / "tiny_magvit" / "config.json").read_bytes()
+    fits = "does not fit the model"  # a changed size is told by the weights, which are of another
     return [
+        Kind("json (CLIP)", clip, "config.json", _clip, prepare=clip_weights, also=fits),
+        Kind("json (MAGVITv2)", magvit, "config.json", _magvit, prepare=magvit_weights, also=fits),
+        Kind("json (checkpoint)", b'{"global_step": 3, "files": {}}', "metadata.json", _checkpoint, prepare=state_dir),
         Kind("safetensors", content, "weights.safetensors", _weights),
         Kind("torch pickle (zip)", pickled.getvalue(), "pytorch_model.bin", _weights),
         Kind("torch pickle (old)", old.getvalue(), "weights.pt", _weights),
@@ -246,6 +265,18 @@ def saved_model() -> dict[str, bytes]:
 
 def _weights(path: Path) -> Any:
     return {name: tensor.numpy() for name, tensor in read_weights(path).items()}
+
+
+def _clip(path: Path) -> Any:
+    return sorted(load_clip(path.parent).state_dict())
+
+
+def _magvit(path: Path) -> Any:
+    return sorted(load_magvit(path.parent).state_dict())
+
+
+def _checkpoint(path: Path) -> Any:
+    return open_checkpoint(path.parent).step
 
 
 def _folder(path: Path) -> Any:

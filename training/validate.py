@@ -78,10 +78,16 @@ class Validator:
             return {}
         meter = Meter()
         meter.add({name: Tally.zero(self.run.device) for name in MEASURES})  # the same names on every rank
+        stopped: SystemExit | None = None
         with self._looking():
-            for batch in self._heldout():
-                self._measure(batch, meter)
+            try:
+                for batch in self._heldout():
+                    self._measure(batch, meter)
+            except SystemExit as error:  # a bad file; the other ranks wait for this one's sums all the same
+                stopped = error
         totals = meter.totals(self.run.sum)
+        if stopped is not None:
+            raise stopped
         found = {**means(totals), **text_figures(totals)}
         found.pop(VARIANCE, None)  # told as an error
         return {f"validation/{name}": value for name, value in sorted(found.items())}

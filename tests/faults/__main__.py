@@ -2,7 +2,7 @@
 
     python -m tests.faults                    # everything: half an hour on two cores
     python -m tests.faults --short            # two minutes
-    python -m tests.faults --only kill disk   # some kinds: matrix kill writes stop rank files disk
+    python -m tests.faults --only kill disk   # some kinds: matrix kill writes stop rank data files disk
 
 Ends with a table of faults tried and survived; exit code 1 if a promise did not hold.
 """
@@ -22,7 +22,7 @@ from tests.faults.fleet import ALONE, DDP, ZERO2, load_everything
 from tests.faults.world import Broken, Count, Small
 from tests.training.world import build_world
 
-KINDS = ("matrix", "kill", "writes", "stop", "rank", "files", "disk")
+KINDS = ("matrix", "kill", "writes", "stop", "rank", "data", "files", "disk")
 Trial = tuple[str, str, Callable[[], Count]]
 
 
@@ -89,6 +89,7 @@ def trials(root: Path, world: Path, given: argparse.Namespace) -> list[Trial]:
         name = f"{small.launch.describe()}, {small.workers} workers"
         found.append(("stop", f"signals, {name}", lambda s=small: kinds.ask_to_stop(s, of(s), few, rng)))  # type: ignore[misc]
     found.append(("rank", "a rank lost", lambda: kinds.lose_a_rank(pair, of(pair), few, rng)))
+    found.append(("data", "damaged data", lambda: kinds.damage_the_data(pair, few, rng)))
     found.append(("files", "damaged files", lambda: kinds.damage_files(alone, of(alone), rng, 1 if given.short else 5)))
     found.append(("disk", "disk full", lambda: kinds.fill_the_disk(alone, of(alone), 3 if given.short else 10)))
     found.append(

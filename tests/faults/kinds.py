@@ -165,6 +165,35 @@ def lose_a_rank(small: Small, reference: Reference, times: int, rng: random.Rand
     return count
 
 
+def damage_the_data(small: Small, times: int, rng: random.Random) -> Count:
+    """A frame of the training or of the held-out data cannot be read: the rank that meets it tells the others."""
+    count = Count(f"a damaged frame in the data, {small.launch.describe()}")
+    for number in range(times):
+        split = ("train_pre_shards_path_or_url", "validation_pre_shards_path_or_url")[number % 2]
+        source = small.world / ("robot" if number % 2 == 0 else "robot_validation")
+        data = small.folder.with_name("damaged-data")
+        shutil.rmtree(data, ignore_errors=True)
+        shutil.copytree(source, data)
+        frame = rng.choice(sorted(data.rglob("*.npz"))[1:])
+        _cut(frame, rng)
+        small.forget()
+        fleet = small.start(f"dataset.params.{split}={data}", "experiment.eval_every=2")
+        fleet.wait()
+        count.tried += 1
+        count.note("training" if number % 2 == 0 else "held-out")
+        said = [line for line in fleet.said().splitlines() if "stopped" in line]
+        if (
+            set(fleet.codes.values()) != {1}
+            or "Traceback" in fleet.said()
+            or len(said) != 1
+            or frame.name not in said[0]
+        ):
+            raise Broken(f"{frame} damaged: ended with {fleet.codes}, {said}\n{fleet.said()[-3000:]}")
+        small.checkpoints_must_be_whole()
+        count.survived += 1
+    return count
+
+
 def damage_files(small: Small, reference: Reference, rng: random.Random, flips: int) -> Count:
     """Every file of the newest checkpoint: bits flipped, cut off, emptied, removed. Found each time; one of each file
     is followed by a run that says so, takes the one before, and ends as it should."""

@@ -157,10 +157,15 @@ class Speaker:
             self.console.file.flush()
             self.spoken = said
 
-    def close(self, answer: str) -> None:
-        """The rest of an answer that was printed as it grew."""
-        rest = answer[len(self.spoken) :] if answer.startswith(self.spoken) else f"\r{answer}"
-        self.console.file.write(rest + "\n")
+    def close(self, answers: list[str]) -> None:
+        """The answers, or the rest of one that was printed as it grew."""
+        if not self.trace and self.rows == 1:
+            (answer,) = answers
+            rest = answer[len(self.spoken) :] if answer.startswith(self.spoken) else f"\r{answer}"
+            self.console.file.write(rest + "\n")
+            return
+        for number, text in enumerate(answers, start=1):
+            self.console.print(f"#{number} " * (self.rows > 1) + text, markup=False, highlight=False, soft_wrap=True)
 
 
 def told(stats: Generation, rows: int) -> str:
@@ -207,9 +212,8 @@ def ask(options: argparse.Namespace, console: Console) -> None:
     if not options.json:
         for number, row in enumerate(asked, start=1):
             about = "" if row.picture is None else f"  ({row.picture.name})"
-            console.print(
-                f"#{number} " * (len(asked) > 1) + row.question + about, style="bold", markup=False, highlight=False
-            )
+            head = f"#{number} " * (len(asked) > 1) + row.question + about
+            console.print(head, style="bold", markup=False, highlight=False, soft_wrap=True)
     speaker = Speaker(console, options.trace, len(asked))
     recorder = Recorder(who.prompter, len(asked), None if options.json else speaker.watch)
     patches = None if options.no_picture else who.patches([row.picture for row in asked if row.picture is not None])
@@ -227,12 +231,8 @@ def ask(options: argparse.Namespace, console: Console) -> None:
     )
     if options.json:
         print(json.dumps(record(options, who, way, asked, made), indent=2, ensure_ascii=False))
-    elif options.trace or len(asked) > 1:
-        for number, text in enumerate(map(printable, made.texts), start=1):
-            console.print(f"#{number} " * (len(asked) > 1) + text, markup=False, highlight=False, soft_wrap=True)
     else:
-        speaker.close(printable(made.texts[0]))
-    if not options.json:
+        speaker.close([printable(text) for text in made.texts])
         console.print(told(made, len(asked)), style="dim", highlight=False, soft_wrap=True)
     if options.trace_gif is not None:
         panels = [Panel(row.picture, row.question) for row in asked]

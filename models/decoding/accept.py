@@ -71,7 +71,8 @@ class FirstHitting:
     """One slot, picked at random: the order in which the diffusion process itself would uncover them."""
 
     def keep(self, confidence: Tensor, open_: Tensor, generator: torch.Generator | None) -> Tensor:
-        chance = torch.rand(open_.shape, generator=generator).to(open_.device)
+        where = "cpu" if generator is None else generator.device
+        chance = torch.rand(open_.shape, generator=generator, device=where).to(open_.device)
         return open_ & (_rank(chance, open_) == 0)
 
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from config.load import ConfigError
 from config.schema import Job
+from models.actions import ActionScale
 from models.checkpoint import Built, build, load_folder, save_folder, text_settings
 from models.images import ClipImageSpec
 from models.magvit import MagVITv2, load_magvit
@@ -22,6 +23,7 @@ from models.vision import ClipTower, load_clip
 from training import adapters, live
 from training.average import Average
 from training.data.batch import RobotBatch, TextBatch, collate_robot, collate_text
+from training.data.contract import action_scale, read_contract
 from training.data.cotrain import CotrainLoader, Flow, cotrain_loader, robot_dataset, text_dataset
 from training.freeze import freeze
 from training.manifest import Checkpoint
@@ -66,6 +68,16 @@ class Parts:
     average: Average | None = None
     resting: float = 0.0
 
+    def normalised(self, actions: Tensor) -> Tensor:
+        """[..., A] as recorded -> as the network learns them (``dataset.action_normalisation``)."""
+        scale = self.model.spec.scale
+        return actions if scale is None else scale.apply(actions)
+
+    def in_robot_units(self, actions: Tensor) -> Tensor:
+        """The way back, for what the network says."""
+        scale = self.model.spec.scale
+        return actions if scale is None else scale.undo(actions)
+
     def save_model(self, path: Path, state: Mapping[str, Tensor] | None = None) -> None:
         """Write the folder that acting needs; ``state``: its weights, where ``model`` holds only a part of them.
 
@@ -102,7 +114,7 @@ def setup(job: Job, run: Run) -> Parts:
 def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
     built, saved = _model(job, run.resumed)
     resting = live.size_of_the_rest(built.model) if live.is_needed(job) else 0.0
-    model, notes = built.model.to(run.device), list(built.notes)
+    model, notes = built.model.to(run.device), [*built.notes, *declare_data(job, built.model, run.resumed)]
     average = _average(job, run, model, saved, notes)
     vq = load_magvit(job.model.vq_model.vq_model_name, job.model.vq_model.pretrained_model_path).to(run.device)
     clip = load_clip(job.model.showo.clip_model_path).to(run.device) if _needs_clip(job) else None
@@ -138,7 +150,8 @@ def _model(job: Job, resumed: Checkpoint | None) -> tuple[Built, live.LiveWeight
     elif job.lora.rank == 0:
         built = _continued(job, resumed)
     elif saved is not None and saved.lora.get("rank"):
-        built = replace(build(job), notes=())  # merged weights cannot be taken apart again
+        _continued(job, resumed)  # for what it sees to; merged weights cannot be taken apart again
+        built = replace(build(job), notes=())
     else:
         raise ValueError(
             f"lora.rank={job.lora.rank}, but {resumed.path}, which this run continues, was trained without adapters; "
@@ -192,6 +205,49 @@ def _continued(job: Job, resumed: Checkpoint) -> Built:
     built.model.spec = replace(saved, **text_settings(job))
     built.model.requires_grad_(True)
     return replace(built, notes=())
+
+
+def declare_data(job: Job, model: UPVLA, resumed: Checkpoint | None) -> list[str]:
+    """Write into the model's description what the robot data says of itself: cameras, what an action means, its scale.
+
+    Raises ``ValueError`` where held-out data or the checkpoint that is continued say something else.
+    """
+    params, kind = job.dataset.params, job.dataset.action_normalisation
+    contract = read_contract(params.train_pre_shards_path_or_url)
+    if params.validation_pre_shards_path_or_url is not None:
+        contract.require_same(read_contract(params.validation_pre_shards_path_or_url))
+    views = job.model.vla.num_view
+    if contract.cameras and len(contract.cameras) < views:
+        raise ValueError(
+            f"model.vla.num_view={views}, but {contract.path} declares one camera ({next(iter(contract.cameras))}); "
+            "allowed: 1, or a contract that names the second"
+        )
+    scale, saved = action_scale(contract, kind, params.train_pre_shards_path_or_url), model.spec
+    if resumed is not None and dict(saved.action_convention) != dict(contract.action):
+        raise ValueError(
+            f"{contract.path} declares actions as {dict(contract.action)}, but {resumed.path}, which this run "
+            f"continues, learned {dict(saved.action_convention)}; choose another experiment.output_dir"
+        )
+    if resumed is not None and saved.scale != scale:
+        raise ValueError(
+            f"dataset.action_normalisation={kind} gives {_told(scale)}, but {resumed.path}, which this run continues, "
+            f"learned with {_told(saved.scale)}; choose another experiment.output_dir"
+        )
+    cameras = {name: list(sides) for name, sides in contract.cameras.items()}
+    model.spec = replace(
+        saved,
+        action_convention=dict(contract.action),
+        action_scale=None if scale is None else scale.to_json(),
+        cameras=cameras,
+    )
+    return [] if scale is None else [f"actions are normalised: {_told(scale)}"]
+
+
+def _told(scale: ActionScale | None) -> str:
+    if scale is None:
+        return "no normalisation"
+    ranges = ", ".join(f"{low:.3g}..{high:.3g}" for low, high in zip(scale.low, scale.high, strict=True))
+    return f"{scale.kind} over {ranges}"
 
 
 def _needs_clip(job: Job) -> bool:

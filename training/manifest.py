@@ -60,13 +60,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"{path} is not a checkpoint of a training run: it has no {METADATA}") from None
     except OSError as error:
         raise ValueError(f"{metadata} cannot be read: {error.strerror}") from error
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RecursionError,
-    ) as error:  # json: ValueError
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:  # json's are ValueErrors
         raise ValueError(f"{metadata} is damaged: {error}") from error
     _check_files(path, files)
     checkpoint = Checkpoint(path, step, position, record)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import faulthandler
 import signal
+import sys
 import tempfile
 import time
 import warnings
@@ -102,9 +103,9 @@ def limited(seconds: float) -> Iterator[None]:
         raise Hang(f"still reading after {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    faulthandler.dump_traceback_later(3 * seconds, exit=True)
     try:
+        faulthandler.dump_traceback_later(3 * seconds, exit=True, file=sys.__stderr__)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -117,7 +117,7 @@ def _annotations(path: Path) -> Any:
 
 def _zipped(path: Path) -> Any:
     split = CalvinSplit(path / "D" / "training")
-    found = {int(i): split.frame(int(i), ("rgb_static", "rel_actions")) for i in split.frame_ids}
+    found: dict[Any, Any] = {i: split.frame(i, ("rgb_static", "rel_actions")) for i in range(3)}
     found |= {name: archive.archive(path).read(name) for name in ("D/training/episode_0000001.npz",)}
     return found, split.ranges
 

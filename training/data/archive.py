@@ -165,8 +165,9 @@ class Archive:
         if size > packed * _MOST_DEFLATE_SAVES or (method == STORED and size != packed):
             raise self._damaged(f"{name} claims an impossible size")
         start = int(self._offsets[row]) + self._shift
-        header = self._at(start, _LOCAL.size)
-        if len(header) < _LOCAL.size or header[:4] != b"PK\3\4":
+        header, own = self._at(start, _LOCAL.size), self._at(start + _LOCAL.size, len(name.encode()))
+        # The directory has no checksum: a flipped bit in a name there would give one frame for another.
+        if header[:4] != b"PK\3\4" or own != name.encode():
             raise self._damaged(f"{name} is not where the directory says")
         *_, name_length, extra_length = _LOCAL.unpack(header)
         data = self._at(start + _LOCAL.size + name_length + extra_length, packed)
@@ -239,8 +240,8 @@ class Archive:
                 # Names in the old encoding are ASCII in practice; others stay as their bytes, found by nobody.
                 found.append(name)
                 numbers.extend((flags, method, checksum, packed, size, offset))
-        if at > len(directory):
-            raise self._damaged("its directory is cut off")
+        if at != len(directory):
+            raise self._damaged("its directory is longer or shorter than it says")
         if found and max(map(len, found)) > 4096:
             raise self._damaged("its directory is damaged (a name of more than 4096 bytes)")
         table = np.frombuffer(numbers, dtype=np.uint64).reshape(-1, 6)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class Average:
     """The average of a model's trained parameters, in float32 on their device; what rests has no need of one.
 
-    After optimizer step s (1, 2, ...): average = d * average + (1 - d) * weights, d = min(decay, (1 + s) / (10 + s)), so
-    that a short run does not keep its random start. The average is a function of the steps alone.
+    After optimizer step s (1, 2, ...): average = d * average + (1 - d) * weights, d = min(decay, (1 + s) / (10 + s)):
+    a short run does not keep its random start. The average is a function of the steps alone.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -211,7 +211,7 @@ def test_adapters_go_on_with_their_own_settings_and_weights_alone(run: Start) ->
         run("adapters", **on)
     with pytest.raises(ConfigError, match="trained without adapters"):
         run("plain", **on, lora__rank=2)
-    with pytest.raises(ConfigError, match="act_step is 3.*trained with 4"):
+    with pytest.raises(ConfigError, match=r"act_step is 3.*trained with 4"):
         run("adapters", **on, lora__rank=2, act_step=3)
     with pytest.raises(ConfigError, match="adapters to other weights"):
         run("adapters", **on, lora__rank=2, training__seed=5)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
+from torch import Tensor
+from torch.optim import Optimizer
 
 from config.load import ConfigError
 from training.manifest import Checkpoint
@@ -58,12 +60,25 @@ def state_folder(accelerator: Accelerator, checkpoint: Checkpoint) -> Iterator[P
             f"{checkpoint.path} could not be rewritten for {accelerator.num_processes} process(es); go on with "
             f"{_recorded(checkpoint, 'processes')}"
         )
+    inner = accelerator.deepspeed_engine_wrapped.engine.optimizer.optimizer  # ours, inside DeepSpeed's
+    decays = [group["weight_decay"] for group in inner.param_groups]
     try:
         yield beside
+        _mend(inner, decays)
     finally:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def _mend(optimizer: Optimizer, decays: Sequence[float]) -> None:
+    """Reading a rewritten ZeRO-3 state, DeepSpeed (0.19) gives all groups the settings of the first, weight decay
+    included, and all of them one step counter, which then counts once for every group."""
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), Tensor):
+            state["step"] = state["step"].clone()
 
 
 def _written_for_others(accelerator: Accelerator, checkpoint: Checkpoint) -> bool:

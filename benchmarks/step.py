@@ -161,12 +161,10 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def measure(args: argparse.Namespace, objectives: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Times of all objectives in turn, then the memory of each alone."""
-    with (
-        steppers(objectives, args.configs, args.overrides) as made,
-        tqdm(total=len(objectives) * (args.rounds + 1), desc=NAME, unit="run") as bar,
-    ):
-        device = made[objectives[0]].run.device
-        laps = alternate({n: s.step for n, s in made.items()}, args.rounds, device, tick=bar.update)
+    with tqdm(total=len(objectives) * (args.rounds + 1), desc=NAME, unit="run") as bar:
+        with steppers(objectives, args.configs, args.overrides) as made:
+            device = made[objectives[0]].run.device
+            laps = alternate({n: s.step for n, s in made.items()}, args.rounds, device, tick=bar.update)
         clock, first = clock_of(device), laps[objectives[0]]
         found = {n: figures(s.noted[-args.rounds :], laps[n], first, clock) for n, s in made.items()}
         for name in objectives:

@@ -105,7 +105,7 @@ def test_an_exploding_run_names_the_last_good_checkpoint_and_its_samples(
 
     monkeypatch.setattr(Trainer, "update", update)
     with pytest.raises(SystemExit) as stop:
-        run(training__max_train_steps=12, experiment__save_every=1, training__explosion_factor=20)
+        run(training__max_train_steps=8, experiment__save_every=1, training__explosion_factor=20)
     message = str(stop.value)
     assert "the loss has exploded: from step 4 on it is more than 20 times its running median" in message
     assert "/run/checkpoint-3;" in message
@@ -247,8 +247,8 @@ def test_a_killed_data_worker_is_said_with_its_likely_cause(run: Start, monkeypa
 
     def reading(self: Guard, batches: Any, count: int, step: int) -> Any:
         if step == 2:
-            for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
-                os.kill(int(child), signal.SIGKILL)
+            children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+            os.kill(int(children[0]), signal.SIGKILL)  # of one flow; torch raises once for each that dies
         return read(self, batches, count, step)
 
     monkeypatch.setattr(Guard, "read", reading)

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import step
 
 
+@pytest.mark.slow  # two processes with a whole run in each
 def test_the_parts_of_a_step_add_up_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "step.json"
     smaller = ["training.batch_size_pre=1", "training.batch_size_mmu=1"]

@@ -20,6 +20,7 @@ LoaderMode = Literal["min_size", "max_size", "max_size_cycle", "sequential"]
 Precision = Literal["no", "fp16", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 Attention = Literal["sdpa", "eager"]
+ActionNormalisation = Literal["none", "min_max", "quantile"]
 Schedule = Literal[
     "constant",
     "constant_with_warmup",
@@ -287,6 +288,10 @@ class Dataset:
     )
     params: DataParams = field(default_factory=DataParams)
     augment: Augment = field(default_factory=Augment)
+    action_normalisation: ActionNormalisation = key(
+        "none",
+        "bring each action number into [-1, 1] by the training data's extremes, or by its 1st and 99th percentile",
+    )
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
 

@@ -1,4 +1,6 @@
-"""Actions as tokens: each of a chunk's numbers is one of ``count`` evenly spaced values in [-1, 1].
+"""Actions as numbers that a network likes (``ActionScale``), and as tokens (``ActionBins``).
+
+As tokens, each of a chunk's numbers is one of ``count`` evenly spaced values in [-1, 1].
 
 Bin b has the id of image code b. The original put its bins there too: no rows are added to embedding and head, so that
 a checkpoint with block-diffusion actions has the shapes of one without. Image codes and bins never stand in the same
@@ -9,8 +11,11 @@ Legend: B batch, T chunk, A action size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from models.tokens import Vocabulary
@@ -44,3 +49,39 @@ class ActionBins:
     def values(self, ids: Tensor) -> Tensor:
         """Ids of bins -> float32 actions of that shape."""
         return self.vocab.codes(ids).float() / (self.count - 1) * 2 - 1
+
+
+@dataclass(frozen=True)
+class ActionScale:
+    """Normalisation of actions: ``low`` becomes -1 and ``high`` +1, in each of the A dimensions.
+
+    ``kind`` ``min_max``: the extremes of the training data. ``quantile``: its 1st and 99th percentile, and what lies
+    beyond them is cut off, so that a few wild frames do not press all others together. A dimension that never changes
+    becomes 0, and comes back as what it was.
+    """
+
+    kind: str
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def apply(self, actions: Tensor) -> Tensor:
+        """[..., A] in the robot's units -> float32 [..., A] as the network learns them."""
+        low, width = self._bounds(actions)
+        scaled = torch.where(width > 0, (actions.float() - low) / torch.where(width > 0, width, 1.0) * 2 - 1, 0.0)
+        return scaled.clamp(-1.0, 1.0) if self.kind == "quantile" else scaled
+
+    def undo(self, actions: Tensor) -> Tensor:
+        """[..., A] as the network says them -> float32 [..., A] in the robot's units."""
+        low, width = self._bounds(actions)
+        return low + (actions.float() + 1) / 2 * width
+
+    def _bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        low = torch.tensor(self.low, device=like.device)
+        return low, torch.tensor(self.high, device=like.device) - low
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ActionScale:
+        return cls(str(data["kind"]), tuple(map(float, data["low"])), tuple(map(float, data["high"])))

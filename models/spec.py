@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from models.actions import ActionScale
 from models.prompting import SYSTEM_PROMPT
 from models.tokens import Vocabulary
 
@@ -32,6 +33,8 @@ class ModelSpec:
     how it learned to speak, and so how it decodes. ``mask_logit_banned``: the mask's logit is -inf in text heads
     (False: as the original, which leaves it in). ``action_bins``: values a number of an action may have as a token,
     None where block-diffusion actions were not trained; ``action_block_size``, ``action_prediction``: how they were.
+    ``action_convention``: what an action's numbers mean; ``action_scale``: how they were normalised
+    (``models.actions.ActionScale``), None if not at all; ``cameras``: name -> (height, width) of the training frames.
     ``weights``: which ones lie beside it, those that were trained or their average over the steps.
     """
 
@@ -59,11 +62,18 @@ class ModelSpec:
     llm_model_path: str = ""
     weights: str = "trained"
     action_convention: Mapping[str, Any] = field(default_factory=lambda: dict(CALVIN_RELATIVE))
+    action_scale: Mapping[str, Any] | None = None
+    cameras: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def vocab(self) -> Vocabulary:
         return Vocabulary(words=self.words, bos=self.bos, eos=self.eos, codebook_size=self.codebook_size)
+
+    @property
+    def scale(self) -> ActionScale | None:
+        """How actions were normalised."""
+        return None if self.action_scale is None else ActionScale.from_json(self.action_scale)
 
     @property
     def num_image_tokens(self) -> int:

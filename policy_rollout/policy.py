@@ -32,6 +32,8 @@ from policy_rollout.model_yaml import ACTION_DECODERS, CHECKPOINT_KEY, load_mode
 ACTION_SIZE = 7
 CAMERAS = ("rgb_static", "rgb_gripper")
 """In the order of a model's views."""
+ASPECT_TOLERANCE = 0.02
+"""By which the shape of pictures may differ from the training data's."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def require_same_convention(policy: ActionConvention, benchmark: ActionConventio
     ours, theirs = asdict(policy), asdict(benchmark)
     differing = [f"{name} {ours[name]} (policy) vs {theirs[name]}" for name in ours if ours[name] != theirs[name]]
     if differing:
-        raise ValueError(f"{judge} executes other actions than the policy produces: {'; '.join(differing)}")
+        raise ValueError(f"{judge} means other actions than the policy produces: {'; '.join(differing)}")
 
 
 class Policy(Protocol):
@@ -237,7 +239,8 @@ class UPVLAPolicy:
                 decoded = decode_actions(self.model, sequence, self.decoding)
                 actions, forwards = decoded.actions, int(decoded.forwards.sum())
         self._chunks, self._forwards = self._chunks + len(observations), self._forwards + forwards
-        chunks: NDArray[np.float32] = actions.cpu().numpy()
+        scale = self.spec.scale
+        chunks: NDArray[np.float32] = (actions if scale is None else scale.undo(actions)).cpu().numpy()
         return chunks
 
     @torch.inference_mode()
@@ -286,6 +289,13 @@ class UPVLAPolicy:
             raise ValueError(
                 f"this model looks through {self.spec.num_view} cameras, but the observation has no {missing[0]}"
             )
+        for (camera, trained), view in zip(self.spec.cameras.items(), views, strict=False):
+            height, width = view.shape[:2]
+            if abs(height * trained[1] - width * trained[0]) > ASPECT_TOLERANCE * height * trained[1]:
+                raise ValueError(
+                    f"this model was trained on {camera} pictures of {trained[0]} x {trained[1]} (height x width), this one "
+                    f"is {height} x {width}: the centre crop would show it another part of the scene"
+                )
         return views
 
 

@@ -22,7 +22,9 @@ from preprocess_data.calvin_choice import Choice, source_splits
 from preprocess_data.calvin_frames import finish, read_actions, windows_without
 from preprocess_data.calvin_verify import verify
 from training.data.calvin import Annotation, CalvinSplit
+from training.data.contract import read_contract, write_contract
 from training.data.processed import INDEX_NAME, WORTH_AN_INDEX, Episode, Frame, build_index, write_index
+from training.future_view_prediction_w_action_dataset import CAMERAS
 
 Placement = Literal["relative", "absolute", "copy"]
 
@@ -111,6 +113,8 @@ def write_processed(
     frames = write_index(output_dir, episodes())
     if (output_dir / INDEX_NAME).stat().st_size >= WORTH_AN_INDEX:
         build_index(output_dir, progress)
+    # What a raw split declares of its actions (CALVIN's convention, if nothing) goes with them.
+    write_contract(output_dir, _cameras(split, kept[0].start), read_contract(split.path).action)
     finish(output_dir)
     return Summary(
         path=output_dir / INDEX_NAME,
@@ -120,6 +124,12 @@ def write_processed(
         instructions=len({window.instruction for window in kept}),
         left_out=left_out,
     )
+
+
+def _cameras(split: CalvinSplit, frame: int) -> dict[str, tuple[int, int]]:
+    """Height and width of the pictures of each camera."""
+    pictures = split.frame(frame, CAMERAS)
+    return {name: (pictures[name].shape[0], pictures[name].shape[1]) for name in CAMERAS}
 
 
 def _frames_of(windows: Sequence[Annotation]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -36,8 +36,16 @@ from policy_rollout.benchmarks.offline import (
     mean_action,
 )
 from policy_rollout.model_yaml import ACTION_DECODERS
-from policy_rollout.policy import ACTION_SIZE, ConstantPolicy, Policy, UPVLAPolicy
+from policy_rollout.policy import (
+    ACTION_SIZE,
+    ActionConvention,
+    ConstantPolicy,
+    Policy,
+    UPVLAPolicy,
+    require_same_convention,
+)
 from training.data.calvin import CalvinSplit
+from training.data.contract import read_contract
 from training.data.processed import INDEX_NAME, read_index
 
 DESCRIPTION = """\
@@ -113,6 +121,9 @@ def prepare(options: argparse.Namespace) -> Job:
         require_writable(options.output_json)
     split = CalvinSplit(options.dataset_root / options.split)
     policy = make_policy(options)
+    if options.action_key == "rel_actions":
+        declared = read_contract(split.path)
+        require_same_convention(policy.convention, ActionConvention(**declared.action), str(declared.path))
     samples = list_samples(split.annotations, policy.act_step, options.start_only, options.stride, options.max_samples)
     if not samples:
         raise ValueError(f"{split.annotation_path} has no annotation of two frames or more: nothing to evaluate")

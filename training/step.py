@@ -116,7 +116,7 @@ def future_task(
     return FutureTask(
         sequence=robot_sequence(prompter.vocab, instructions, codes.now, batch.actions.shape[1]),
         targets=None if codes.later is None else future_targets(prompter.vocab, codes.later),
-        actions=batch.actions if with_actions else None,
+        actions=parts.normalised(batch.actions) if with_actions else None,
         action_weight=(~batch.action_is_pad).float() if masked else None,
         label_smoothing=job.training.label_smoothing,
         action_tokens=action_tokens(parts, batch, instructions, step, measured_draws) if with_actions else None,
@@ -137,7 +137,7 @@ def action_tokens(
         objective if step is not None else objective.measuring(measured_draws),
         ActionBins(vocab, job.block_diffusion.action_num_bins),
         robot_sequence(vocab, instructions, without_codes, batch.actions.shape[1]),
-        batch.actions,
+        parts.normalised(batch.actions),
         ~batch.action_is_pad if job.dataset.params.mask_action_padding else None,
         batch.indices.tolist(),
         Draws(job.training.seed, step or 0, "action"),

@@ -104,11 +104,14 @@ class Validator:
         losses = self.model(task)
         meter.add({"image/loss": losses.image, "action/loss": losses.action, "action_bd/loss": losses.action_bd})
         meter.add({name: losses.details[name] for name in ACTION_DETAILS})
-        if task.actions is not None:
-            meter.add({"action/mae": _absolute(self.model.predict(task.sequence).actions - task.actions)})
-        if task.actions is not None and task.action_tokens is not None:
+        if task.actions is None or codes is None:
+            return
+        true = codes.batch.actions.to(self.run.device)  # errors are told in the robot's units, however it learns
+        predicted = self.parts.in_robot_units(self.model.predict(task.sequence).actions)
+        meter.add({"action/mae": _absolute(predicted - true)})
+        if task.action_tokens is not None:
             decoded = decode_actions(self.model, task.sequence, ActionDecoding.of(self.job.block_diffusion))
-            meter.add({"action_bd/mae": _absolute(decoded.actions - task.actions)})
+            meter.add({"action_bd/mae": _absolute(self.parts.in_robot_units(decoded.actions) - true)})
             meter.add({"action_bd/forwards_per_chunk": _absolute(decoded.forwards.float())})
 
     def _heldout(self) -> Iterator[CoBatch]:

@@ -312,3 +312,25 @@ def test_the_random_policy_starts_again_at_reset_and_stays_in_range():
     np.testing.assert_array_equal(random.act([observe(0)] * 5), first)
     assert np.abs(first).max() <= 1
     assert set(np.unique(first[..., 6])) == {-1.0, 1.0}
+
+
+def test_normalised_actions_are_acted_in_the_robots_units(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    plain = UPVLAPolicy.from_config(write_model(tmp_path / "a"), "cpu")
+    scale = {"kind": "min_max", "low": [0.0] * 6 + [-1.0], "high": [2.0, 4.0, 1.0, 1.0, 1.0, 0.0, 1.0]}
+    scaled = UPVLAPolicy.from_config(write_model(tmp_path / "b", action_scale=scale), "cpu")
+    seen = [observe(0)]
+    said, done = plain.act(seen), scaled.act(seen)
+    width = np.array([2.0, 4.0, 1.0, 1.0, 1.0, 0.0, 2.0])
+    low = np.array([0.0] * 6 + [-1.0])
+    np.testing.assert_allclose(done, low + (said + 1) / 2 * width, atol=1e-5)
+
+
+def test_pictures_of_another_shape_than_learned_are_refused(tmp_path):
+    policy = UPVLAPolicy.from_config(write_model(tmp_path, cameras={"rgb_static": [200, 200]}), "cpu")
+    picture = np.zeros((48, 64, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"200 x 200 .* 48 x 64"):
+        policy.act([Observation(rgb_static=picture, instruction="x", rgb_gripper=picture)])
+    square = np.zeros((48, 48, 3), dtype=np.uint8)
+    policy.act([Observation(rgb_static=square, instruction="x", rgb_gripper=square)])

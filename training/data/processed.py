@@ -280,6 +280,7 @@ class Frame:
     dir: str
     rel_action: Sequence[float]
     abs_action: Sequence[float]
+    gripper_dir: str | None = None  # the second camera's picture, where it is a file of its own
 
 
 @dataclass(frozen=True)
@@ -296,6 +297,7 @@ def write_index(root: Path, episodes: Iterable[Episode]) -> int:
 
     Numbers are written with the digits that float32 needs.
     """
+    root.mkdir(parents=True, exist_ok=True)
     path = root / INDEX_NAME
     partial = path.with_suffix(".json.tmp")
     frames = 0
@@ -306,7 +308,9 @@ def write_index(root: Path, episodes: Iterable[Episode]) -> int:
             if episode.task is not None:
                 record["task"] = episode.task
             record["frames"] = [
-                {"dir": frame.dir, "rel_action": _short(frame.rel_action), "abs_action": _short(frame.abs_action)}
+                {"dir": frame.dir}
+                | ({} if frame.gripper_dir is None else {"gripper_dir": frame.gripper_dir})
+                | {"rel_action": _short(frame.rel_action), "abs_action": _short(frame.abs_action)}
                 for frame in episode.frames
             ]
             file.write(("," if number else "") + "\n" + json.dumps(record, ensure_ascii=False))

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from preprocess_data.parts import plan_folder, replace
 from preprocess_data.processes import in_processes
 from training.data import archive
 from training.data.calvin import CalvinSplit
@@ -95,21 +94,13 @@ def finish(output_dir: Path) -> None:
 
 def _plan(split: CalvinSplit, ids: npt.NDArray[np.int64], output_dir: Path, copies: Path | None) -> Path:
     """The folder of parts, emptied if it holds those of another plan."""
-    folder = output_dir / PARTS
     plan = {
         "source": str(split.path.absolute()),
         "frames": hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest(),
         "copies": str(copies),
         "part": PART,
     }
-    held = None
-    with suppress(OSError, ValueError):
-        held = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    if held != plan:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        _replace(folder / "plan.json", json.dumps(plan).encode())
-    return folder
+    return plan_folder(output_dir / PARTS, plan)
 
 
 def _held(file: Path, count: int) -> npt.NDArray[np.float32] | None:
@@ -137,7 +128,7 @@ def _read_part(part: _Part) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
     if not bad:  # else it is read again, when somebody has seen to it
         content = io.BytesIO()
         np.savez(content, actions=table)
-        _replace(part.file, content.getvalue())
+        replace(part.file, content.getvalue())
     return table, bad
 
 
@@ -158,12 +149,6 @@ def copy_frame(source: Path, folder: Path) -> None:
             partial.write_bytes(packed.read())
     os.utime(partial, ns=(modified, modified))  # by which the lines above know it again
     os.replace(partial, target)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def windows_without(bad: dict[int, str], windows: Iterator[tuple[int, int]]) -> list[bool]:

@@ -272,6 +272,20 @@ def read_pickled_npy(path: Path) -> Any:
     return held.item() if isinstance(held, np.ndarray) and held.ndim == 0 else held
 
 
+def read_pickle(path: Path) -> Any:
+    """The object in a pickled file of numbers, texts, arrays and plain containers, without running foreign code.
+
+    Raises FileNotFoundError or ValueError naming the file.
+    """
+    try:
+        with open_binary(path) as file:
+            return _PlainUnpickler(file).load()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except (*_DAMAGED, pickle.UnpicklingError, ImportError, OverflowError) as error:
+        raise ValueError(f"{path} cannot be read as pickled numbers: {_first_line(error)}") from None
+
+
 def read_npy(path: Path) -> npt.NDArray[Any]:
     """A plain ``.npy`` array. Raises FileNotFoundError or ValueError naming the file."""
     try:

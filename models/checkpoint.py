@@ -293,8 +293,8 @@ def load_folder(
             raise ValueError(f"{folder / TOKENIZER_FOLDER} has {words} words, but {CONFIG_FILE} says {spec.words}")
     else:
         spec, tokenizer = _upstream_spec(folder, description, upstream or UpstreamSettings())
-    model = UPVLA(spec)
     try:
+        model = UPVLA(spec)
         notes = load_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"{error} (the model is what {folder / CONFIG_FILE} describes)") from error

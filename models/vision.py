@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers.activations import ACT2FN
 
 from models.images import ClipImageSpec
 from models.weights import check_state, load_strict, read_weights, resolve_model_dir
@@ -106,7 +108,13 @@ def read_config(path: Path) -> CLIPVisionConfig:
         raise ValueError(f"{file} holds a {type(fields).__name__}, not a JSON object")
     if fields.get("model_type") not in ("clip", "clip_vision_model"):
         raise ValueError(f"{file} describes a model of type {fields.get('model_type')!r}, not a CLIP vision tower")
-    return CLIPVisionConfig.from_dict(fields.get("vision_config", fields))
+    try:
+        config = CLIPVisionConfig.from_dict(fields.get("vision_config", fields))
+    except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file} does not describe a CLIP vision tower: {' '.join(str(error).split())}") from error
+    if config.hidden_act not in ACT2FN:
+        raise ValueError(f"{file}: hidden_act is {config.hidden_act!r}, which transformers does not know")
+    return config
 
 
 def with_layers(config: CLIPVisionConfig, layers: int) -> CLIPVisionConfig:

@@ -39,9 +39,12 @@ def test_the_contract_is_saved_with_the_model(run: Start, robot: Path) -> None:
 
 
 def test_normalised_actions_are_another_loss_and_the_error_stays_in_the_robots_units(
-    run: Start, robot: Path, world: Path
+    run: Start, robot: Path, tmp_path: Path
 ) -> None:
-    held_out = {**SMALL, DATA: robot, "experiment__eval_every": 2, "training__max_train_steps": 2}
+    there = tmp_path / "held_out"
+    shutil.copytree(robot, there)
+    measured = {"experiment__eval_every": 2, "dataset__params__validation_pre_shards_path_or_url": there}
+    held_out = {**SMALL, DATA: robot, **measured}
     plain = run("plain", **held_out)
     scaled = run("scaled", **held_out, dataset__action_normalisation="min_max")
     assert plain.curve("action/loss")[0] != scaled.curve("action/loss")[0]

@@ -52,7 +52,8 @@ def records(frames: int, seed: int = 0) -> Iterator[dict[str, Any]]:
 def make_split(folder: Path, frames: int, from_json: bool, progress: bool) -> float:
     """A processed split of so many frames under ``folder``/split; returns the seconds that the index took."""
     root, raw = folder / "split", folder / "raw" / "training"
-    root.mkdir(), raw.mkdir(parents=True)
+    root.mkdir()
+    raw.mkdir(parents=True)
     picture = np.zeros((8, 8, 3), dtype=np.uint8)
     for number in (0, frames - 1):
         np.savez(raw / f"episode_{number:07d}.npz", rgb_static=picture, rgb_gripper=picture)

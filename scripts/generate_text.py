@@ -24,7 +24,7 @@ from models.decoding import Decoding, Generation, Sampling, Threshold, acceptanc
 from models.prompting import questions_in
 from policy_rollout.policy import pick_device
 from scripts.answering import TYPES, Answerer, answerer, picture_files, way_to_decode
-from scripts.trace import END, Recorder, Step, lines_of, printable
+from scripts.trace import Recorder, Step, lines_of, printable
 from scripts.trace_picture import Panel, save_animation
 
 DESCRIPTION = """\
@@ -97,7 +97,7 @@ def decoding(options: argparse.Namespace, way: str) -> Decoding:
     blocks = way != "ar"
     for name, given, fits in (
         ("--accept", options.accept, blocks and not options.speculative),
-        ("--block-size", options.block_size, blocks),
+        ("--block-size", options.block_size, blocks and not (way == "mdm" and options.whole_canvas)),
         ("--whole-canvas", options.whole_canvas, way == "mdm"),
         ("--speculative", options.speculative, way == "bd"),
         ("--top-k", options.top_k, options.temperature > 0),
@@ -106,6 +106,7 @@ def decoding(options: argparse.Namespace, way: str) -> Decoding:
         if given and not fits:
             why = "--temperature 0" if name.startswith("--top") else f"--objective {way}"
             why += " --speculative" if name == "--accept" and blocks else ""
+            why += " --whole-canvas" if name == "--block-size" and blocks else ""
             raise ValueError(f"{name} has no effect with {why}; leave it out")
     if options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens is {options.max_new_tokens}; it must be 1 or more")
@@ -120,8 +121,14 @@ def asked_of(options: argparse.Namespace) -> list[Asked]:
     questions = questions_in(options.question)
     if not questions:
         raise ValueError("--question is empty")
+    if any("\ud800" <= letter <= "\udfff" for letter in options.question):  # how Python keeps bytes that are no letter
+        raise ValueError("--question is not valid UTF-8")
     if options.no_picture and options.picture:
         raise ValueError("--no-picture and --picture exclude each other")
+    if options.no_picture and options.clip:
+        raise ValueError("--clip has no effect with --no-picture; leave it out")
+    if options.json and options.trace:
+        raise ValueError("--json prints nothing else: --trace has no effect with it; leave it out")
     if options.no_picture:
         return [Asked(None, question) for question in questions]
     files = picture_files(options.picture or [])
@@ -146,12 +153,7 @@ class Speaker:
 
     def _grow(self, step: Step) -> None:
         """Print what has settled behind what was printed; a cut letter of several bytes waits for its rest."""
-        said = ""
-        for word in step.rows[0]:
-            if word.hidden or word.text == END:
-                break
-            said += word.text
-        said = said.lstrip().rstrip("�")
+        said = step.said[0].rstrip("\ufffd")
         if said.startswith(self.spoken):
             self.console.file.write(said[len(self.spoken) :])
             self.console.file.flush()
@@ -256,6 +258,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
         ask(options, Console())
+    except BrokenPipeError:  # whoever was reading (``| head``) has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as error:
         print(f"generate_text: {error}", file=sys.stderr)
         return 2

@@ -22,6 +22,8 @@ LAYOUTS = ("robot", "ar", "mdm", "bd", "actions")
 AXES = "xyzαβγg"
 """One action: translation, rotation, gripper."""
 MASK = "▁"
+ANSWERS = "abcdefgh"
+"""By which letter the words of each answer are named."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Sizes:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be {smallest} or more")
         if not self.answers or min(self.answers) < 1:
             raise ValueError("--answer needs a whole number of words, 1 or more, for each answer: --answer 6 or 6,3")
+        if len(self.answers) > len(ANSWERS):
+            raise ValueError(f"--answer names {len(self.answers)} answers; at most {len(ANSWERS)} can be drawn")
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def lay_out(layout: str, job: Job, sizes: Sizes, draws: Draws) -> Layout:
 def _text(layout: str, job: Job, sizes: Sizes, draws: Draws) -> Layout:
     words = _Words(VOCAB)
     system, ids, answer = words.of("s", sizes.system), [], []
-    for letter, count in zip("abcdefgh", sizes.answers, strict=False):
+    for letter, count in zip(ANSWERS, sizes.answers, strict=False):
         asked = words.of("q", sizes.question)
         said = [*words.of(letter, count), VOCAB.eos]
         ids += [*asked, *said]
@@ -137,13 +141,14 @@ def _described(sequence: TokenSequence, names: dict[int, str], task: TextTask | 
     slots = sequence.slots
     tags = list(zip(*(tag[0].tolist() for tag in (slots.kind, slots.view)), strict=True))
     said: list[str] = []
+    patches = 0
     for id_, (kind, _) in zip(sequence.ids[0].tolist(), tags, strict=True):
-        patches = sum(name.startswith("p") and name[1:].isdigit() for name in said)
-        said.append(f"p{patches + 1}" if kind == Kind.PATCH else "" if kind == Kind.PAD else names[id_])
+        patches += kind == Kind.PATCH
+        said.append(f"p{patches}" if kind == Kind.PATCH else "" if kind == Kind.PAD else names[id_])
     spans: list[tuple[str, Span]] = []
     for column, (kind, view) in enumerate(tags):
         before = {name for name, _ in spans}
-        name = _span_name(Kind(kind), view, before, actions=sequence.actions)
+        name = _span_name(Kind(kind), view, before, said[column], actions=sequence.actions)
         if spans and spans[-1][0] == name:
             spans[-1] = (name, Span(spans[-1][1].start, column + 1))
         else:
@@ -156,14 +161,15 @@ def _described(sequence: TokenSequence, names: dict[int, str], task: TextTask | 
     return Layout(sequence, said, spans, readings)
 
 
-def _span_name(kind: Kind, view: int, before: set[str], actions: Span | None) -> str:
+def _span_name(kind: Kind, view: int, before: set[str], slot: str, actions: Span | None) -> str:
     what = "actions" if actions is not None else "answer"
     if view:
         return "padding" if kind == Kind.PAD else f"view {view}"
     if kind == Kind.TEXT:
         if actions is not None:
             return "instruction"
-        return "question" if before & {"picture", "clean answer"} else "system"
+        asked = slot.startswith("q") or before & {"picture", "clean answer"}
+        return "question" if asked else "system"
     return {
         Kind.PAD: "padding",
         Kind.IMAGE: "image",

@@ -33,6 +33,8 @@ RULES = {
 }
 LABELS_FROM = 11
 """Pixels of a square from which on slots are named one by one."""
+GRID_FROM = 12
+"""Pixels of a block from which on a line is drawn around it: a grid of thousands would hide the squares."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,14 @@ def _squares(draw: ImageDraw.ImageDraw, page: _Page, mask: torch.Tensor, layout:
 
 def _blocks(draw: ImageDraw.ImageDraw, page: _Page, layout: Layout) -> None:
     """Lines between spans, and finer ones between the blocks of a view."""
-    starts = layout.sequence.slots.start[0].tolist()
+    slots = layout.sequence.slots
+    starts, views = slots.start[0].tolist(), int(slots.view[0].max())
     ends = {span.start for _, span in layout.spans if span.start}
     k, low, high = page.scale, page.at(0), page.at(page.count)
     for column in range(1, page.count):
         edge = column in ends
-        if not edge and (starts[column] == starts[column - 1]):
+        narrow = starts.count(starts[column]) // max(views, 1) * page.cell < GRID_FROM
+        if not edge and (narrow or starts[column] == starts[column - 1]):
             continue
         x, y, wide = page.at(column) - k // 2, page.down(column) - k // 2, (2 if edge else 1) * k
         colour = INK if edge else FAINT

@@ -20,7 +20,8 @@ from config import files
 from config.build import build, new_tree
 from config.schema import Job
 from config.values import ConfigError
-from models.draws import Draws
+from models.draws import Draws, generator
+from models.objectives.schedules import block_sizes
 from scripts.mask_layouts import LAYOUTS, Layout, Sizes, lay_out
 from scripts.mask_picture import draw_mask
 
@@ -54,6 +55,8 @@ SMALL = {
 }
 WIDEST_TEXT = 160
 """Slots above which text would no longer fit any terminal."""
+LARGEST_PICTURE = 4000
+"""Slots above which a mask would take gigabytes to draw."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -106,7 +109,7 @@ def job_of(words: Sequence[str]) -> tuple[str, Job, bool]:
     return layout, job, config is not None
 
 
-def knobs(layout: str, job: Job) -> str:
+def knobs(layout: str, job: Job, step: int) -> str:
     """The settings that shape this layout, in words."""
     text, blocks = job.text_diffusion, job.block_diffusion
     if layout == "robot":
@@ -120,6 +123,9 @@ def knobs(layout: str, job: Job) -> str:
         size = f"blocks of {blocks.action_block_size}"
     elif blocks.elastic_block_enabled:
         size = f"a block size out of {', '.join(map(str, blocks.block_size_candidates))}"
+    elif blocks.anneal_steps:
+        now = block_sizes(blocks).size(step, generator(0))
+        size = f"blocks of {now} (step {step}; growing to {blocks.block_size} in {blocks.anneal_steps} steps)"
     else:
         size = f"blocks of {blocks.block_size}"
     return f"{size}, {views}, {text.prediction}"
@@ -141,6 +147,8 @@ def as_text(layout: Layout) -> str:
 
 def save(path: Path, layout: Layout, title: str, note: str) -> None:
     """The file appears complete or not at all."""
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise ValueError(f"--png {path}: expected the name of a .png file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.tmp")
@@ -166,7 +174,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         count = layout.sequence.ids.shape[1]
         if options.png is None and count > WIDEST_TEXT:
             raise ValueError(f"{count} slots are too many for text; draw a picture with --png FILE, or take fewer")
-        title = f"{name}: {knobs(name, job)}"
+        if count > LARGEST_PICTURE:
+            raise ValueError(f"{count} slots are too many for a picture, which has room for {LARGEST_PICTURE}")
+        title = f"{name}: {knobs(name, job, options.step)}"
         if options.png is not None:
             save(options.png, layout, title, "" if configured else "Small sizes, to be looked at.")
     except ValueError as error:

@@ -35,11 +35,13 @@ class Word:
 
 @dataclass(frozen=True)
 class Step:
-    """After ``forwards`` of the backbone and ``seconds``: the answers so far, hidden slots included."""
+    """After ``forwards`` of the backbone and ``seconds``: the answers so far, hidden slots included. ``said``: what
+    stands before the first hidden slot of each, read as a whole (a letter may be made of several tokens)."""
 
     forwards: int
     seconds: float
     rows: list[list[Word]]
+    said: tuple[str, ...] = ()
 
 
 @dataclass
@@ -66,10 +68,16 @@ class Recorder:
                 first = born.setdefault(slot, progress.forwards)
                 words.append(Word(self.said(id_), first, new or first == progress.forwards))
             rows.append(_until_end(words))
-        step = Step(progress.forwards, time.perf_counter() - self.started, rows)
+        said = tuple(self.begun(ids, progress.mask) for ids in progress.rows)
+        step = Step(progress.forwards, time.perf_counter() - self.started, rows, said)
         self.steps.append(step)
         if self.watch is not None:
             self.watch(step)
+
+    def begun(self, ids: list[int], mask: int) -> str:
+        """An answer up to its first hidden slot or its end."""
+        stop = next((slot for slot, id_ in enumerate(ids) if id_ in (mask, self.prompter.vocab.eos)), len(ids))
+        return printable(self.prompter.decode(ids[:stop]))
 
     def said(self, id_: int) -> str:
         """One token as text."""

@@ -50,6 +50,10 @@ class Threshold:
 
     level: float = 0.9
 
+    def __post_init__(self) -> None:
+        if not self.level >= 0:
+            raise ValueError(f"a threshold of {self.level}; it must be 0 or more")
+
     def keep(self, confidence: Tensor, open_: Tensor, generator: torch.Generator | None) -> Tensor:
         return open_ & ((confidence > self.level) | (_rank(confidence, open_) == 0))
 
@@ -60,6 +64,10 @@ class Factor:
     each has to be."""
 
     factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.factor >= 0:
+            raise ValueError(f"a factor of {self.factor}; it must be 0 or more")
 
     def keep(self, confidence: Tensor, open_: Tensor, generator: torch.Generator | None) -> Tensor:
         rank = _rank(confidence, open_)

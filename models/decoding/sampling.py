@@ -27,7 +27,7 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}; it must be 1 or more")
@@ -38,7 +38,8 @@ class Sampling:
         """[S, V] -> [S] ids."""
         if self.temperature == 0:
             return logits.argmax(dim=-1)
-        logits = logits.double() / self.temperature  # the tails want room
+        logits = logits.double()  # the tails want room
+        logits = (logits - logits.max(dim=-1, keepdim=True).values) / self.temperature  # finite however small that is
         if self.top_k is not None:
             kth = logits.topk(min(self.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
             logits = logits.masked_fill(logits < kth, float("-inf"))

@@ -78,10 +78,13 @@ def test_sampling_repeats_with_its_seed_and_narrows_with_top_k(built: Built) -> 
     assert say(warm, 1) != say(warm, 2)
     greedy = say(Sampling(), 0)
     assert say(Sampling(temperature=2.0, top_k=1), 5) == greedy
+    assert say(Sampling(temperature=1e-320), 5) == greedy  # dividing by it gives infinities
     assert say(Sampling(temperature=2.0, top_p=1e-9), 5) == greedy
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1.0}, {"temperature": float("inf")}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}]
+)
 def test_impossible_sampling_is_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         Sampling(**bad)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
+from config.files import PROJECT_DIR
 from models.checkpoint import save_folder
 from models.decoding import Progress
+from models.prompting import Prompter, load_tokenizer, vocabulary_of
 from scripts import generate_text
 from scripts.trace import FRESH, HIDDEN, SETTLED, Recorder, Step, Word, lines_of, printable
 from scripts.trace_picture import Panel, draw_frames
@@ -148,6 +152,23 @@ def words(prompter: Any, *steps: tuple[int, str, str]) -> list[Step]:
     return recorder.steps
 
 
+def test_a_letter_of_several_tokens_is_streamed_whole_and_nothing_is_printed_twice() -> None:
+    tokenizer, words_ = load_tokenizer(PROJECT_DIR / "assets" / "tiny_phi")
+    prompter = Prompter(tokenizer, vocabulary_of(tokenizer, words_), 8)
+    ids, mask = tokenizer("a caf\u00e9 \u73a9\u5177")["input_ids"], 999_999
+    assert any("\ufffd" in tokenizer.decode([id_]) for id_ in ids)  # none of these alone is a letter
+    paper, pieces = io.StringIO(), []
+    speaker = generate_text.Speaker(Console(file=paper), trace=False, rows=1)
+    recorder = Recorder(prompter, 1, speaker.watch)
+    for known in range(len(ids) + 1):
+        recorder(Progress(known + 1, [[*ids[:known], *[mask] * (len(ids) - known)]], [[False] * len(ids)], mask))
+        pieces.append(paper.getvalue())
+    speaker.close([prompter.decode(ids)])
+    assert paper.getvalue() == "a caf\u00e9 \u73a9\u5177\n"
+    assert len(set(pieces)) > 3  # as it comes
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
 def test_the_recorder_remembers_in_which_forward_a_word_came(tmp_path: Path) -> None:
     _, prompter = tiny_model(tmp_path)
     steps = words(prompter, (1, "_b_", " * "), (2, "ab_", "*  "), (4, "abc", "  *"))
@@ -215,6 +236,12 @@ def test_the_animation_has_a_picture_for_every_forward_and_nothing_moves(
         (["--checkpoint", "{bd}", "--top-k", "5"], "--top-k has no effect with --temperature 0"),
         (["--checkpoint", "{bd}", "--temperature", "-1"], "temperature is -1"),
         (["--checkpoint", "{bd}", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
+        (["--checkpoint", "{bd}", "--temperature", "nan"], "temperature is nan"),
+        (["--checkpoint", "{bd}", "--accept", "threshold:nan"], "threshold of nan"),
+        (["--checkpoint", "{mdm}", "--whole-canvas", "--block-size", "2"], "--block-size has no effect"),
+        (["--checkpoint", "{bd}", "--json", "--trace"], "--trace has no effect"),
+        (["--checkpoint", "{bd}", "--no-picture", "--clip", "x"], "--clip has no effect"),
+        (["--checkpoint", "{bd}", "--question", "\udcff"], "not valid UTF-8"),
         (["--checkpoint", "{bd}", "--question", " *** "], "--question is empty"),
         (["--checkpoint", "{bd}", "--no-picture", "--picture", "x.png"], "exclude each other"),
         (["--checkpoint", "{bd}", "--trace-gif", "/proc/no/answer.gif"], "--trace-gif"),

@@ -81,6 +81,24 @@ def test_elastic_blocks_are_drawn_by_the_seed() -> None:
     assert sizes == {1, 2, 4}
 
 
+def test_the_title_tells_the_block_size_that_an_annealed_run_has_in_that_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    annealed = ["bd", "block_diffusion.anneal_steps=10", "block_diffusion.block_size=4"]
+    for step, size in ((0, 1), (9, 2), (10, 4)):
+        assert main([*annealed, "--step", str(step)]) == 0
+        assert capsys.readouterr().out.startswith(f"bd: blocks of {size} (step {step}; growing to 4 in 10 steps)")
+        layout, job, _ = job_of(annealed)
+        starts = lay_out(layout, job, Sizes(), Draws(0, step)).sequence.slots.start[0].tolist()
+        assert starts.count(max(starts)) == 2 * size  # in both views
+
+
+def test_a_question_is_named_so_without_a_picture_too() -> None:
+    made = drawn("ar", sizes=Sizes(patches=0))
+    assert span(made, "question") == ["q1", "q2"]
+    assert span(made, "system") == ["<|mmu|>", "s1"]
+
+
 def test_without_a_layout_the_configuration_decides(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config=config/bdvla_action_tuning.yaml", "--answer", "3", "--patches", "0"]) == 0
     assert capsys.readouterr().out.startswith("bd: blocks of 32, complementary views, shift")
@@ -106,6 +124,9 @@ def test_a_real_size_is_drawn_too(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["bd", "--answer", "200"], "--png"),
         (["config=nowhere.yaml"], "no such file"),
         (["bd", "--png", "/proc/mask.png"], "--png /proc/mask.png"),
+        (["bd", "--png", "mask.jpg"], "expected the name of a .png file"),
+        (["bd", "--answer", "1,1,1,1,1,1,1,1,1"], "names 9 answers; at most 8"),
+        (["robot", "--codes", "4100", "--png", "mask.png"], "too many for a picture"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from training.data.archive import is_file, open_binary
 
@@ -114,6 +114,8 @@ def read_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
+    except UnidentifiedImageError:  # it would name an object in memory
+        raise ValueError(f"{path} cannot be decoded as a picture (it is of no known format)") from None
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be decoded as a picture ({_first_line(error)})") from None
 

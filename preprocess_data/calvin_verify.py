@@ -75,6 +75,11 @@ def verify(path: Path, full: bool, workers: int, report_file: Path | None, progr
         if not below:
             raise ValueError(f"{path} holds neither {INDEX_NAME} nor episode_*.npz, so there is nothing to verify")
         reports = [verify_raw(CalvinSplit(path / name), full, workers, progress) for name in below]
+    return tell(reports, report_file)
+
+
+def tell(reports: Sequence[Report], report_file: Path | None) -> int:
+    """Print the reports, write all problems to ``report_file``, and return the exit code: 1 if there is one."""
     for report in reports:
         print(report.text())
     if report_file is not None:

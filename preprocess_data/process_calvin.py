@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.verify is not None:
             return verify(options.verify, options.full, options.workers, options.report)
         if options.summary is not None:
-            _summarise(options.summary, options.sheet)
+            summarise(options.summary, options.sheet)
             return 0
         if options.source_split_dir is None or options.output_dir is None:
             raise ValueError(
@@ -242,12 +242,12 @@ def _make(options: argparse.Namespace) -> int:
         for line in summary.left_out:
             print(f"left out: {line}", file=sys.stderr)
         if options.sheet is not None:
-            _summarise(output, options.sheet.with_stem(f"{options.sheet.stem}_{name}") if name else options.sheet)
+            summarise(output, options.sheet.with_stem(f"{options.sheet.stem}_{name}") if name else options.sheet)
         print(describe(summary))
     return 0
 
 
-def _summarise(root: Path, sheet: Path | None) -> None:
+def summarise(root: Path, sheet: Path | None) -> None:
     # Drawing is not loaded by those who only read: every worker process imports this file.
     from preprocess_data.browsing.facts import Facts
     from preprocess_data.browsing.sheet import draw_sheet

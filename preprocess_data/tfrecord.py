@@ -52,15 +52,6 @@ def records(path: Path) -> Iterator[bytes]:
             number += 1
 
 
-def write_records(path: Path, contents: list[bytes]) -> None:
-    """A TFRecord file, for tests and for data of one's own."""
-    with path.open("wb") as file:
-        for content in contents:
-            head = struct.pack("<Q", len(content))
-            file.write(head + struct.pack("<I", masked_crc(head)))
-            file.write(content + struct.pack("<I", masked_crc(content)))
-
-
 # ------------------------------------------------------------------------------------------------------------- CRC-32C
 def masked_crc(content: bytes) -> int:
     crc = crc32c(content)

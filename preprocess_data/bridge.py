@@ -1,0 +1,259 @@
+"""Reading BridgeData V2: trajectories of the raw folders, and episodes of RLDS (TFDS) files, as one thing.
+
+Raw: ``.../traj_group0/traj0/{images0/im_0.jpg, ..., obs_dict.pkl, policy_out.pkl, lang.txt}``.
+RLDS: a folder with ``features.json``, TFDS's ``dataset_info.json`` and ``*.tfrecord-00000-of-00512``; both the fields
+of ``bridge_dataset`` (image_0, action [7], language_instruction) and of Open X's ``bridge`` (image, world_vector,
+open_gripper, natural_language_instruction) are known.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocess_data.tfrecord import Feature, parse_example, records
+from training.data.files import read_pickle
+
+Floats = npt.NDArray[np.float32]
+Picture = Path | bytes
+
+OBSERVATIONS, POLICY, LANGUAGE = "obs_dict.pkl", "policy_out.pkl", "lang.txt"
+_IMAGE = re.compile(r"im_(\d+)\.(?:jpg|jpeg|png)", re.IGNORECASE)
+_SHARD = re.compile(r"(?P<name>.+)-(?P<split>\w+)\.tfrecord-(?P<number>\d{5})-of-(?P<count>\d{5})")
+_INSTRUCTIONS = ("language_instruction", "observation/natural_language_instruction")
+_MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PN": ".png"}
+
+
+class LeftOut(ValueError):
+    """The episode is whole, but not what is asked for: no words, or not this camera."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """n moments at 5 Hz."""
+
+    where: str
+    instruction: str  # may be empty
+    states: Floats  # [n, 7]: xyz in metres, Euler xyz in radians, in the robot's base frame; gripper, 1 open
+    gripper: Floats  # [n] commanded, 1 open, 0 closed
+    pictures: Sequence[Sequence[Picture]]  # of each camera asked for, n files or encoded pictures
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+
+# ------------------------------------------------------------------------------------------------------------------ raw
+def find_raw(root: Path) -> list[Path]:
+    """The trajectory folders below ``root``, in the order of their numbers."""
+    found = []
+    for folder, below, files in os.walk(root):
+        if OBSERVATIONS in files or POLICY in files:
+            found.append(Path(folder))
+            below.clear()
+    return sorted(found, key=lambda path: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", str(path))][1:])
+
+
+def read_raw(folder: Path, cameras: Sequence[int]) -> Trajectory:
+    """Raises LeftOut, or ValueError or FileNotFoundError naming the file."""
+    states = _states(folder / OBSERVATIONS)
+    gripper = _commands(folder / POLICY, len(states))
+    return Trajectory(
+        where=str(folder),
+        instruction=_sentence(folder / LANGUAGE),
+        states=states,
+        gripper=gripper,
+        pictures=[_pictures(folder / f"images{camera}", len(states)) for camera in cameras],
+    )
+
+
+def _states(path: Path) -> Floats:
+    held = read_pickle(path)
+    if not isinstance(held, dict):
+        raise ValueError(f"{path} must hold a dictionary, found {type(held).__name__}")
+    key = next((key for key in ("full_state", "state") if key in held), None)
+    if key is None:
+        raise ValueError(f"{path} has neither full_state nor state; it has {', '.join(map(str, held)) or 'nothing'}")
+    return _table(held[key], f"{path}: {key}")
+
+
+def _commands(path: Path, moments: int) -> Floats:
+    """The last number of each action; there is one fewer than moments, and the last is held."""
+    held = read_pickle(path)
+    if not isinstance(held, list) or not held:
+        raise ValueError(f"{path} must hold a list of actions, found {type(held).__name__}")
+    rows = [row.get("actions") if isinstance(row, dict) else row for row in held]
+    table = _table(rows, f"{path}: actions")
+    if len(table) not in (moments - 1, moments):
+        raise ValueError(f"{path} has {len(table)} actions for the {moments} states of {OBSERVATIONS}")
+    grip: Floats = table[np.minimum(np.arange(moments), len(table) - 1), 6]
+    return grip
+
+
+def _table(rows: Any, what: str) -> Floats:
+    """Finite numbers [n, 7]."""
+    try:
+        table = np.asarray(rows, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{what} must be rows of 7 numbers") from None
+    if table.ndim != 2 or table.shape[1] != 7 or not len(table):
+        raise ValueError(f"{what} must be numbers [n, 7] with n of 1 or more, found {list(table.shape)}")
+    if not np.isfinite(table).all():
+        raise ValueError(f"{what} holds a number that is not finite")
+    return table
+
+
+def _sentence(path: Path) -> str:
+    """The first line that says something; annotators' "confidence: ..." lines are none."""
+    if not path.is_file():
+        return ""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text") from None
+    return next((line for line in lines if line and "confidence" not in line), "")
+
+
+def _pictures(folder: Path, moments: int) -> list[Path]:
+    if not folder.is_dir():
+        raise LeftOut(f"{folder} does not exist: the trajectory was not recorded by this camera")
+    numbered = {int(match[1]): folder / name for name in os.listdir(folder) if (match := _IMAGE.fullmatch(name))}
+    for number in range(moments):
+        if number not in numbered:
+            raise ValueError(f"{folder}/im_{number}.jpg does not exist, though {OBSERVATIONS} has {moments} states")
+    if len(numbered) != moments:
+        raise ValueError(f"{folder} holds {len(numbered)} pictures for the {moments} states of {OBSERVATIONS}")
+    return [numbered[number] for number in range(moments)]
+
+
+# ----------------------------------------------------------------------------------------------------------------- RLDS
+@dataclass(frozen=True)
+class Shard:
+    path: Path
+    episodes: int  # as TFDS's dataset_info.json counts them
+
+
+def is_rlds(path: Path) -> bool:
+    return (path / "features.json").is_file() and (path / "dataset_info.json").is_file()
+
+
+def find_rlds(root: Path) -> list[Path]:
+    """The folders of TFDS files at ``root`` or up to two folders down (name/version)."""
+    return (
+        [root]
+        if is_rlds(root)
+        else [p.parent for p in sorted([*root.glob("*/features.json"), *root.glob("*/*/features.json")])]
+    )
+
+
+def splits_of(root: Path) -> dict[str, list[Shard]]:
+    """Split -> its files. Raises ValueError or FileNotFoundError naming a file that is missing or not as counted."""
+    path = root / "dataset_info.json"
+    _object(root / "features.json")
+    found: dict[str, list[Shard]] = {}
+    names = {match["split"]: match["name"] for f in sorted(root.iterdir()) if (match := _SHARD.fullmatch(f.name))}
+    try:
+        for split in _object(path)["splits"]:
+            name, lengths = str(split["name"]), [int(length) for length in split["shardLengths"]]
+            stem = names.get(name, _object(path).get("name", "*"))
+            found[name] = [
+                Shard(root / f"{stem}-{name}.tfrecord-{number:05d}-of-{len(lengths):05d}", length)
+                for number, length in enumerate(lengths)
+            ]
+    except (KeyError, TypeError, ValueError) as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(
+            f"{path} is no dataset_info.json of TFDS: it lacks splits with name and shardLengths"
+        ) from None
+    if not found:
+        raise ValueError(f"{path} counts no split")
+    return found
+
+
+def read_shard(shard: Shard, cameras: Sequence[int]) -> Iterator[Trajectory | LeftOut | ValueError]:
+    """The episodes of a file; what is wrong with one in its place, what is wrong with the file raised at its end."""
+    number = 0
+    for number, content in enumerate(records(shard.path), 1):
+        try:
+            yield read_example(content, f"{shard.path}: record {number - 1}", cameras)
+        except ValueError as error:
+            yield error
+    if number != shard.episodes:
+        raise ValueError(
+            f"{shard.path} holds {number} episodes, but dataset_info.json counts {shard.episodes}; fetch the file again"
+        )
+
+
+def read_example(content: bytes, where: str, cameras: Sequence[int]) -> Trajectory:
+    """An RLDS episode. Raises LeftOut, or ValueError beginning with ``where``."""
+    found = parse_example(content, where)
+    steps = {name.removeprefix("steps/"): value for name, value in found.items() if name.startswith("steps/")}
+    states = _flat(steps, "observation/state", 7, where)
+    sentence = next((value for name in _INSTRUCTIONS if isinstance(value := steps.get(name), list) and value), [b""])
+    try:
+        instruction = sentence[0].decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise ValueError(f"{where}: its instruction is not UTF-8 text") from None
+    name = "action" if "action" in steps else "action/open_gripper"
+    gripper = _flat(steps, name, 7, where)[:, 6] if name == "action" else _opened(steps, len(states), where)
+    if len(gripper) != len(states):
+        raise ValueError(f"{where} has {len(gripper)} actions for {len(states)} states")
+    return Trajectory(
+        where, instruction, states, gripper, [_encoded(found, steps, c, len(states), where) for c in cameras]
+    )
+
+
+def _flat(steps: dict[str, Feature], name: str, width: int, where: str) -> Floats:
+    values = steps.get(name)
+    if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or not len(values) or len(values) % width:
+        raise ValueError(f"{where} needs float numbers [n, {width}] under steps/{name}")
+    return _table(values.reshape(-1, width), f"{where}: steps/{name}")
+
+
+def _opened(steps: dict[str, Feature], moments: int, where: str) -> Floats:
+    values = steps.get("action/open_gripper")
+    if not isinstance(values, np.ndarray) or len(values) != moments:
+        raise ValueError(f"{where} needs steps/action or steps/action/open_gripper for its {moments} moments")
+    return values.astype(np.float32)
+
+
+def _encoded(
+    found: dict[str, Feature], steps: dict[str, Feature], camera: int, moments: int, where: str
+) -> list[bytes]:
+    told = found.get(f"episode_metadata/has_image_{camera}")
+    name = next((n for n in (f"observation/image_{camera}", "observation/image") if n in steps), None)
+    if name is None or (name == "observation/image" and camera) or (isinstance(told, np.ndarray) and not told.any()):
+        raise LeftOut(f"{where} was not recorded by camera {camera}")
+    pictures = steps[name]
+    if not isinstance(pictures, list) or len(pictures) != moments:
+        raise ValueError(f"{where} needs {moments} pictures under steps/{name}")
+    for picture in pictures:
+        suffix_of(picture, f"{where}: steps/{name}")
+    return pictures
+
+
+def suffix_of(picture: bytes, where: str) -> str:
+    try:
+        return _MAGIC[picture[:3]]
+    except KeyError:
+        raise ValueError(f"{where} holds a picture that is neither JPEG nor PNG") from None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not readable JSON: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object")
+    return content

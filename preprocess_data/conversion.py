@@ -1,0 +1,210 @@
+"""Demonstrations of any robot -> processed split: in parallel, and not twice when killed.
+
+A format brings a list of jobs (a few episodes each) and a function that reads one; a finished job lies as a file of
+records in ``<output>/.parts`` until all are there. Numbers that the demonstrations hold in metres and radians become
+relative actions by one convention, ``Units``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from preprocess_data.parts import plan_folder, replace
+from preprocess_data.processes import in_processes
+from training.data.processed import INDEX_NAME, WORTH_AN_INDEX, Episode, Frame, build_index, write_index
+
+PARTS = ".parts"
+Floats = npt.NDArray[np.float32]
+Job = TypeVar("Job")
+
+
+@dataclass(frozen=True)
+class Units:
+    """What a relative action of 1.0 means; larger steps are clipped, and counted."""
+
+    position: float  # metres per step
+    rotation: float  # radians per step
+    gripper_threshold: float  # the gripper's command is +1 (open) above it, else -1 (closed)
+    gripper_inverted: bool = False  # where the recording's larger number is closed
+
+    def __post_init__(self) -> None:
+        for name, value in (("--position-unit", self.position), ("--rotation-unit", self.rotation)):
+            if not (np.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, is {value}")
+
+    def grip(self, recorded: Floats) -> Floats:
+        """Commands -1 or +1 [n] of recorded openings [n]."""
+        opened = (recorded > self.gripper_threshold) != self.gripper_inverted
+        return np.where(opened, np.float32(1), np.float32(-1))
+
+    def steps(self, poses: Floats, targets: Floats) -> tuple[Floats, int]:
+        """Relative motions [n, 6] from ``poses`` to ``targets`` (xyz, Euler xyz), and how many of the n were clipped.
+
+        Rotation: the difference of the angles, wrapped to [-pi, pi), as CALVIN's relative actions have it.
+        """
+        difference = targets.astype(np.float64) - poses
+        difference[:, 3:] = (difference[:, 3:] + np.pi) % (2 * np.pi) - np.pi
+        scaled = difference / np.repeat([self.position, self.rotation], 3)
+        clipped = int((np.abs(scaled) > 1).any(axis=1).sum())
+        return np.clip(scaled, -1, 1).astype(np.float32), clipped
+
+
+@dataclass(frozen=True)
+class Converted:
+    """One episode of n frames, read."""
+
+    instruction: str
+    pictures: Sequence[str]  # n paths, as dataset_info.json has them
+    second: Sequence[str]  # n, of the other camera; the same again where the robot has one
+    relative: Floats  # [n, 7]
+    absolute: Floats  # [n, 7]
+    sides: Sequence[tuple[int, int]]  # height and width of the first picture of each camera
+    clipped: int = 0  # frames
+    task: str | None = None
+
+    def episode(self) -> Episode:
+        rows = zip(self.pictures, self.second, self.relative.tolist(), self.absolute.tolist(), strict=True)
+        return Episode(
+            self.instruction, self.task, [Frame(one, rel, absolute, other) for one, other, rel, absolute in rows]
+        )
+
+
+@dataclass
+class Part:
+    """What a job gave. ``left_out``: episodes that are not taken, and why."""
+
+    episodes: list[Converted] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was written."""
+
+    path: Path
+    episodes: int
+    frames: int
+    instructions: int  # distinct
+    clipped: int  # frames
+    left_out: tuple[str, ...]
+
+    def text(self) -> str:
+        share = f"; {self.clipped} actions ({self.clipped / self.frames:.1%}) were clipped to the units"
+        left = f"; {len(self.left_out)} episodes left out" if self.left_out else ""
+        return f"{self.path}: {self.episodes} episodes, {self.frames} frames, {self.instructions} different " + (
+            f"instructions{share if self.clipped else ''}{left}"
+        )
+
+
+def convert(
+    jobs: Sequence[Job],
+    read: Callable[[Job], Part],
+    output: Path,
+    plan: Mapping[str, Any],
+    action: Mapping[str, Any],
+    workers: int,
+    progress: bool = True,
+    skip_bad: bool = False,
+) -> Made:
+    """Write what ``read`` makes of all ``jobs`` as a processed split, with its contract.
+
+    Args:
+        read: a module's own function; called in ``workers`` processes. What is wrong with an episode it lists under
+            ``bad``.
+        plan: what the result depends on besides the jobs; parts of another plan are not taken up.
+        action: what differs from CALVIN's actions, for the contract.
+        skip_bad: list bad episodes instead of raising ValueError with the first.
+    """
+    if not jobs:
+        raise ValueError("there is no episode to convert")
+    if (output / INDEX_NAME).is_file() and not is_processed(output):
+        raise ValueError(f"{output} holds a data set of another format; give another --output-dir")
+    output.mkdir(parents=True, exist_ok=True)
+    folder = plan_folder(output / PARTS, {**plan, "jobs": [str(job) for job in jobs]})
+    files = [folder / f"part_{number:06d}.json" for number in range(len(jobs))]
+    held = [_held(file) for file in files]
+    todo = [(job, file, read) for job, file, have in zip(jobs, files, held, strict=True) if have is None]
+    fresh = in_processes(_run, todo, workers if len(todo) >= 2 else 1)
+    left_out: list[str] = []
+    with tqdm(desc="converting", total=len(jobs), unit="part", disable=not progress) as bar:
+        for have in held:
+            missed, bad = have if have is not None else next(fresh)
+            if bad and not skip_bad:
+                raise ValueError(bad[0])
+            left_out += missed + bad
+            bar.update()
+    made = _write(output, files, action, left_out, progress)
+    shutil.rmtree(folder, ignore_errors=True)
+    return made
+
+
+def _run(work: tuple[Any, Path, Callable[[Any], Part]]) -> tuple[list[str], list[str]]:
+    job, file, read = work
+    part = read(job)
+    records = [
+        asdict(one) | {"relative": one.relative.tolist(), "absolute": one.absolute.tolist()} for one in part.episodes
+    ]
+    # A bad episode's part is kept for this run alone: it is read again when somebody has seen to it.
+    replace(file, json.dumps({"episodes": records, "left_out": part.left_out, "bad": part.bad}).encode())
+    return part.left_out, part.bad
+
+
+def _held(file: Path) -> tuple[list[str], list[str]] | None:
+    if not file.is_file():
+        return None
+    part = json.loads(file.read_text(encoding="utf-8"))
+    return None if part["bad"] else (part["left_out"], [])
+
+
+def _episodes(files: Sequence[Path]) -> Iterator[Converted]:
+    for file in files:
+        for record in json.loads(file.read_text(encoding="utf-8"))["episodes"]:
+            for name in ("relative", "absolute"):
+                record[name] = np.asarray(record[name], dtype=np.float32)
+            yield Converted(**record)
+
+
+def _write(
+    output: Path, files: Sequence[Path], action: Mapping[str, Any], left_out: Sequence[str], progress: bool
+) -> Made:
+    from training.data.contract import write_contract  # loads torch, which workers need not
+
+    clipped = episodes = 0
+    instructions: set[str] = set()
+    sides: Sequence[tuple[int, int]] = ()
+
+    def counted() -> Iterator[Episode]:
+        nonlocal clipped, episodes, sides
+        for one in _episodes(files):
+            clipped += one.clipped
+            episodes += 1
+            instructions.add(one.instruction)
+            sides = sides or one.sides
+            yield one.episode()
+
+    if next(_episodes(files), None) is None:
+        raise ValueError(f"no episode is left to write; the first: {next(iter(left_out), 'there is none')}")
+    frames = write_index(output, counted())
+    if (output / INDEX_NAME).stat().st_size >= WORTH_AN_INDEX:
+        build_index(output, progress)
+    write_contract(output, dict(zip(("rgb_static", "rgb_gripper"), sides, strict=False)), action)
+    return Made(output / INDEX_NAME, episodes, frames, len(instructions), clipped, tuple(left_out))
+
+
+def is_processed(root: Path) -> bool:
+    """Is there a dataset_info.json, and is it a list (ours), not an object (TFDS has one, too)?"""
+    path = root / INDEX_NAME
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(64).lstrip().startswith(b"[")

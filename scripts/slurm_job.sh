@@ -23,8 +23,16 @@ die() {
     exit 2
 }
 
-# The folders of the run; from here on everything happens in the project.
+# The folders of the run; from here on everything happens in the project. Relative paths in the environment start from the
+# folder sbatch was called in, which is where a job starts.
 enter_project() {
+    local name
+    for name in PRETRAINED_MODEL_PATH LLM_MODEL_PATH VQ_MODEL_PATH CLIP_MODEL_PATH ACCELERATE_CONFIG MODEL_YAML \
+        CALVIN_DATA_ROOT; do
+        # What is no file here may be a hub id, or a file of the project.
+        [[ -z ${!name:-} || ! -e ${!name} ]] || export "$name=$(realpath "${!name}")"
+    done
+    [[ -z ${LOG_DIR:-} ]] || LOG_DIR=$(realpath -m "$LOG_DIR")
     RUN_ROOT=$(realpath -m "${RUN_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}")
     DATASET_ROOT=$(realpath -m "${DATASET_ROOT:-$PROJECT/dummy_data/calvin}")
     VENV=$(realpath -m "${VENV:-$PROJECT/.venv}")
@@ -33,6 +41,8 @@ enter_project() {
         [[ -d $DATASET_ROOT/$part ]] || die "DATASET_ROOT=$DATASET_ROOT has no folder $part"
     done
     export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+    # Since 22.05 srun does not take the job's CPUs for each task's by itself: every task would have one.
+    [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
     cd "$PROJECT" || die "PROJECT=$PROJECT cannot be entered"
     say "job ${SLURM_JOB_ID:-(none)} on ${SLURM_JOB_NODELIST:-$(hostname -s)}, project $PROJECT, results under $RUN_ROOT"
 }

@@ -104,7 +104,7 @@ def take_apart(argv: Sequence[str]) -> Request:
             except HydraException:
                 several = False  # a text such as a sentence
             (swept if several else fixed).append(argument)
-    _check_launcher(own)
+    _check_own(own)
     return Request(fixed, swept, own, launch)
 
 
@@ -160,9 +160,14 @@ def _words(text: str | None) -> list[str]:
     return [] if text is None else shlex.split(text)
 
 
-def _check_launcher(own: Sequence[str]) -> None:
+def _check_own(own: Sequence[str]) -> None:
+    """What of Hydra's own settings cannot be had."""
     for argument in own:
         name, _, launcher = argument.partition("=")
+        if name.startswith("hydra.sweep.") and name != "hydra.sweep.dir":
+            raise ConfigError(
+                f"{argument}: the folders of the runs are named after what is swept; allowed here is hydra.sweep.dir"
+            )
         for word, package in PLUGINS.items():
             if name == "hydra/launcher" and word in launcher and _is_missing(package):
                 raise ConfigError(

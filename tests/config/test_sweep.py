@@ -104,6 +104,7 @@ def test_a_finished_run_with_other_settings_is_not_taken_for_this_one(argv: list
         ("training.seed=interval(0,1)", "--multirun: "),
         ("training.seed=0,1 hydra/launcher=submitit_slurm", r"needs a package of requirements-optional\.txt"),
         ("training.seed=0,1 hydra/sweeper=optuna", "only Hydra's basic sweeper"),
+        ("training.seed=0,1 hydra.sweep.subdir=x", r"hydra\.sweep\.subdir=x: .* allowed here is hydra\.sweep\.dir"),
     ],
 )
 def test_a_mistake_in_any_combination_is_told_before_the_first_run(

@@ -83,7 +83,7 @@ def trials(root: Path, world: Path, given: argparse.Namespace) -> list[Trial]:
         name = f"{small.launch.describe()}, {small.workers} workers"
         found.append(("kill", f"kill -9, {name}", lambda s=small: kinds.kill_at_random(s, of(s), kills, rng)))  # type: ignore[misc]
     found.append(
-        ("writes", "kill -9 at writes", lambda: kinds.kill_at_every_write(alone, of(alone), 23 if given.short else 3))
+        ("writes", "kill -9 at writes", lambda: kinds.kill_at_every_write(alone, of(alone), 9 if given.short else 1))
     )
     for small in (alone, *with_workers):
         name = f"{small.launch.describe()}, {small.workers} workers"

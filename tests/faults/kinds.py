@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from training.manifest import open_checkpoint
 from training.signals import PREEMPTED
 
 Reference = dict[str, Any]
+OPERATIONS = 58
+"""File operations that ``kill_at_every_write`` goes through: those of a start and of two checkpoints."""
 WHOM = {"one": "one process", "all": "all", "workers": "all and their workers"}
 
 
@@ -35,9 +38,12 @@ def kill_at_random(small: Small, reference: Reference, kills: int, rng: random.R
     while count.tried < kills:
         fleet = small.start()
         begun = _begins(fleet.log)
-        # Mostly while it trains and saves, now and then while it starts.
+        # Mostly while it trains and saves, now and then while it starts; every third aims at a checkpoint.
         ended = fleet.wait(until=begun) if rng.random() < 0.85 else fleet.poll()
         wait = rng.uniform(0.0, 2.0) + fleet.seconds
+        if rng.random() < 1 / 3:
+            ended = fleet.wait(until=lambda: any(small.folder.glob(".checkpoint-*")))
+            wait = rng.uniform(0.0, 0.1) + fleet.seconds
         if ended or fleet.wait(until=_after(fleet, wait)):
             _ended_well(fleet.codes, fleet.said())
             small.must_be_as(reference)
@@ -58,24 +64,28 @@ def kill_at_random(small: Small, reference: Reference, kills: int, rng: random.R
 
 
 def kill_at_every_write(small: Small, reference: Reference, every: int) -> Count:
-    """SIGKILL just before the n-th time that a run touches a file in its folder: n = 1, 1 + every, ... ."""
-    count = Count(f"`kill -9` before the n-th file operation, {small.launch.describe()}")
-    number = 1
-    while True:
-        small.forget()
-        small.finish(*_until(2))
-        fleet = small.start(*_until(4), prepare=lambda n=number: _die_at(small.folder, n))
+    """SIGKILL just before the n-th time that a run touches a file in its folder: n = 1, 1 + every, ...; the run goes on
+    from a checkpoint, writes two, and removes an old one."""
+    count = Count(f"`kill -9` before the n-th file operation of a run, {small.launch.describe()}")
+    small.forget()
+    small.finish(*_until(3))
+    kept = small.folder.with_name("kept-at-3")
+    shutil.rmtree(kept, ignore_errors=True)
+    small.folder.rename(kept)
+    for number in range(1, OPERATIONS, every):
+        shutil.copytree(kept, small.folder)
+        fleet = small.start(prepare=partial(_die_at, small.folder, number))
         fleet.wait()
-        if set(fleet.codes.values()) == {0}:
-            return count
         if fleet.codes[0] != -signal.SIGKILL:
             raise Broken(f"operation {number}: ended with {fleet.codes}\n{fleet.said()[-2000:]}")
         count.tried += 1
+        count.note("left half a checkpoint" if any(small.folder.glob(".checkpoint-*")) else "left none")
         small.checkpoints_must_be_whole()
         small.finish()
         small.must_be_as(reference)
+        small.forget()
         count.survived += 1
-        number += every
+    return count
 
 
 def _until(step: int) -> tuple[str, ...]:

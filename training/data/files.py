@@ -108,16 +108,24 @@ def read_image(path: Path) -> Image.Image:
     try:
         with open_binary(path) as file:
             content = file.read()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except _DAMAGED as error:
+        raise ValueError(f"{path} cannot be decoded as a picture ({_first_line(error)})") from None
+    return read_image_bytes(content, str(path))
+
+
+def read_image_bytes(content: bytes, where: str) -> Image.Image:
+    """An RGB picture out of an encoded one. Raises ValueError beginning with ``where``."""
+    try:
         if content.startswith(_PNG):
             _check_png(content)
         with Image.open(io.BytesIO(content)) as image:
             return image.convert("RGB")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist") from None
     except UnidentifiedImageError:  # it would name an object in memory
-        raise ValueError(f"{path} cannot be decoded as a picture (it is of no known format)") from None
+        raise ValueError(f"{where} cannot be decoded as a picture (it is of no known format)") from None
     except (*_DAMAGED, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be decoded as a picture ({_first_line(error)})") from None
+        raise ValueError(f"{where} cannot be decoded as a picture ({_first_line(error)})") from None
 
 
 _PNG = b"\x89PNG\r\n\x1a\n"

@@ -1,0 +1,273 @@
+"""Reading LeRobot data sets v2.1 and v3.0 (tables in parquet, pictures in mp4 or in the tables), without lerobot.
+
+Layout: ``meta/info.json`` names everything. v2.1 has a table and a video a camera for each episode, and lists in
+``meta/*.jsonl``; v3.0 has many episodes in a file, and ``meta/episodes/*.parquet`` says where each one begins.
+Needs pyarrow and PyAV (requirements-lerobot.txt).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training.data.files import read_image_bytes
+
+Picture = npt.NDArray[np.uint8]  # [height, width, 3]
+INFO = "meta/info.json"
+ANNOTATIONS = "meta/blockdiff_windows.parquet"  # ours: annotated windows that may overlap (export_lerobot.py)
+VERSIONS = ("v2.1", "v3.0")
+
+
+def libraries() -> tuple[Any, Any]:
+    """(pyarrow.parquet, av). Raises ValueError naming what is missing and how it is installed."""
+    try:
+        import av
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise ValueError(
+            f"LeRobot data needs {error.name}, which is not installed: pip install -r requirements-lerobot.txt"
+        ) from None
+    return parquet, av
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an episode lies."""
+
+    number: int
+    length: int
+    table: Path
+    first: int | None  # row of its first frame, counted over the whole data set; None: the table is its own
+    tasks: tuple[str, ...]
+    videos: dict[str, tuple[Path, float]]  # camera -> file, seconds at which it begins there
+
+
+class LerobotData:
+    """A LeRobot data set in a folder. Raises ValueError or FileNotFoundError naming the file, here or when asked."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.info = _object(root / INFO)
+        self.version = str(self.info.get("codebase_version"))
+        if self.version not in VERSIONS:
+            raise ValueError(f"{root / INFO}: codebase_version {self.version!r}; {' and '.join(VERSIONS)} are read")
+        self.features = self._get("features", dict)
+        self.fps = float(self._get("fps", (int, float)))
+        if not 0 < self.fps < 1e4 or not all(isinstance(f, dict) and "dtype" in f for f in self.features.values()):
+            raise ValueError(f"{root / INFO}: fps must be positive, and every feature must have a dtype")
+
+    def _get(self, key: str, kind: Any) -> Any:
+        value = self.info.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{self.root / INFO}: {key} is missing or of a wrong kind, found {value!r}")
+        return value
+
+    @property
+    def cameras(self) -> list[str]:
+        return [name for name, feature in self.features.items() if feature["dtype"] in ("video", "image")]
+
+    @cached_property
+    def tasks(self) -> dict[int, str]:
+        """Task number -> sentence."""
+        path = self.root / ("meta/tasks.jsonl" if self.version == "v2.1" else "meta/tasks.parquet")
+        if self.version == "v2.1":
+            rows: list[dict[str, Any]] = list(_lines(path))
+        else:
+            rows = read_table(path)
+            for row in rows:  # the sentence is the index of a pandas table
+                row["task"] = row.get("task", row.get("__index_level_0__"))
+        try:
+            found = {int(row["task_index"]): row["task"] for row in rows}
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{path} needs task_index and task in every row") from None
+        if not all(isinstance(task, str) for task in found.values()):
+            raise ValueError(f"{path} needs a text under task in every row")
+        return found
+
+    @cached_property
+    def episodes(self) -> list[Place]:
+        try:
+            places = list(self._v21() if self.version == "v2.1" else self._v30())
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"{self.root / 'meta'}: an episode lacks {error}") from None
+        if not places:
+            raise ValueError(f"{self.root} lists no episode")
+        if self.info.get("total_episodes", len(places)) != len(places):
+            raise ValueError(
+                f"{self.root / INFO} counts {self.info['total_episodes']} episodes, but {len(places)} are listed"
+            )
+        return places
+
+    def _v21(self) -> Iterator[Place]:
+        size = int(self.info.get("chunks_size", 1000))
+        for row in _lines(self.root / "meta/episodes.jsonl"):
+            number = int(row["episode_index"])
+            names = {"episode_chunk": number // size, "episode_index": number}
+            videos = {
+                camera: (self._path("video_path", video_key=camera, **names), 0.0)
+                for camera in self.cameras
+                if self.features[camera]["dtype"] == "video"
+            }
+            yield Place(number, int(row["length"]), self._path("data_path", **names), None, tuple(row["tasks"]), videos)
+
+    def _v30(self) -> Iterator[Place]:
+        films = [camera for camera in self.cameras if self.features[camera]["dtype"] == "video"]
+        files = sorted((self.root / "meta/episodes").glob("chunk-*/file-*.parquet"))
+        if not files:
+            raise FileNotFoundError(f"{self.root / 'meta/episodes'} holds no chunk-*/file-*.parquet")
+        for file in files:
+            for row in read_table(file, without="stats/"):
+                videos = {
+                    camera: (
+                        self._path(
+                            "video_path",
+                            video_key=camera,
+                            chunk_index=row[f"videos/{camera}/chunk_index"],
+                            file_index=row[f"videos/{camera}/file_index"],
+                        ),
+                        float(row[f"videos/{camera}/from_timestamp"]),
+                    )
+                    for camera in films
+                }
+                table = self._path("data_path", chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+                first = int(row["dataset_from_index"])
+                yield Place(
+                    int(row["episode_index"]), int(row["length"]), table, first, tuple(row["tasks"] or ()), videos
+                )
+
+    def _path(self, key: str, **names: Any) -> Path:
+        pattern = self._get(key, str)
+        try:
+            return self.root / str(pattern.format(**names))
+        except (KeyError, IndexError, ValueError, AttributeError):
+            raise ValueError(f"{self.root / INFO}: {key} {pattern!r} is no pattern that is known") from None
+
+    def rows(self, place: Place, columns: Sequence[str]) -> dict[str, list[Any]]:
+        """Columns of an episode's frames, in order."""
+        wanted = [*columns, "episode_index", "frame_index"]
+        rows = [row for row in read_table(place.table, wanted) if row["episode_index"] == place.number]
+        numbers = [row["frame_index"] for row in rows]
+        if numbers != list(range(place.length)):
+            raise ValueError(
+                f"{place.table}: episode {place.number} has {len(rows)} frames, which are not 0 to {place.length - 1}"
+            )
+        return {column: [row[column] for row in rows] for column in columns}
+
+    def numbers(self, place: Place, column: str, width: int) -> npt.NDArray[np.float32]:
+        """A column of vectors [n, width]."""
+        return vectors(self.rows(place, [column])[column], width, f"{place.table}: {column}")
+
+    def pictures(self, place: Place, camera: str) -> Iterator[Picture]:
+        """The n pictures of an episode, one after the other."""
+        if camera not in self.cameras:
+            raise ValueError(f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}")
+        if camera in place.videos:
+            yield from film(*place.videos[camera], self.fps, place.length)
+            return
+        for number, held in enumerate(self.rows(place, [camera])[camera]):
+            where = f"{place.table}: {camera}, frame {number}"
+            if not isinstance(held, dict) or not isinstance(held.get("bytes"), bytes):
+                raise ValueError(f"{where} holds no picture")
+            yield np.asarray(read_image_bytes(held["bytes"], where))
+
+    @cached_property
+    def windows(self) -> list[dict[str, Any]] | None:
+        """Annotated windows that export_lerobot.py wrote: first and last row of the data set, sentence, task."""
+        path = self.root / ANNOTATIONS
+        return read_table(path) if path.is_file() else None
+
+
+def vectors(rows: Sequence[Any], width: int, what: str) -> npt.NDArray[np.float32]:
+    try:
+        table = np.asarray(rows, dtype=np.float32)
+    except (TypeError, ValueError):
+        table = np.empty(0, dtype=np.float32)
+    if table.ndim != 2 or table.shape[1] < width or not np.isfinite(table).all():
+        raise ValueError(f"{what} must be {width} finite numbers a frame, found {list(table.shape)}")
+    return table
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None, without: str = "") -> list[dict[str, Any]]:
+    """The rows of a parquet file, with page checksums compared. Raises as the others here."""
+    parquet, _ = libraries()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            names = file.schema_arrow.names
+            missing = [name for name in columns or () if name not in names]
+            if missing:
+                raise ValueError(f"it has no column {missing[0]!r}; it has {', '.join(names)}")
+            if without:
+                columns = [name for name in names if not name.startswith(without)]
+            rows: list[dict[str, Any]] = file.read(columns).to_pylist()
+            return rows
+    except (ValueError, OSError, RuntimeError, TypeError, KeyError, NotImplementedError, MemoryError) as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{path} cannot be read as parquet: {said[0][:200]}") from None
+
+
+def film(path: Path, begin: float, fps: float, length: int) -> Iterator[Picture]:
+    """``length`` pictures of a video from ``begin`` seconds on, one for each 1 / ``fps``."""
+    _, av = libraries()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    taken = 0
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            origin = float((stream.start_time or 0) * stream.time_base)
+            if begin > 0:
+                container.seek(int((begin + origin) / stream.time_base), stream=stream)  # the key frame before
+            for frame in container.decode(stream):
+                if frame.is_corrupt:
+                    raise ValueError(f"a frame at {frame.time} s is corrupt")
+                place = round((frame.time - origin - begin) * fps)
+                if place < taken:
+                    continue
+                if place > taken:
+                    raise ValueError(f"there is no frame at {begin + taken / fps:.3f} s")
+                yield frame.to_ndarray(format="rgb24")
+                taken += 1
+                if taken == length:
+                    return
+    except (av.error.FFmpegError, ValueError, IndexError, OverflowError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{path} cannot be read as a video: {str(error).splitlines()[0][:200]}") from None
+    raise ValueError(f"{path} ends after {taken} of the {length} frames from {begin:.3f} s on")
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist; a LeRobot data set has one") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not readable JSON: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object")
+    return content
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}: line {number} is no JSON object")
+            yield row

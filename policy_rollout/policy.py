@@ -135,7 +135,9 @@ def pick_device(wish: str | int = "auto") -> torch.device:
     try:
         device = torch.device(text)
     except RuntimeError:
-        raise ValueError(f"device {text!r} is unknown; give auto, cpu, cuda or cuda:<number>") from None
+        device = torch.device("meta")  # nobody computes there
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {text!r} is unknown; give auto, cpu, cuda or cuda:<number>")
     if device.type == "cuda" and not torch.cuda.is_available():
         print(f"notice: {text} was asked for, but CUDA is not available here; running on the CPU", file=sys.stderr)
         return torch.device("cpu")
@@ -293,8 +295,8 @@ class UPVLAPolicy:
             height, width = view.shape[:2]
             if abs(height * trained[1] - width * trained[0]) > ASPECT_TOLERANCE * height * trained[1]:
                 raise ValueError(
-                    f"this model was trained on {camera} pictures of {trained[0]} x {trained[1]} (height x width), this one "
-                    f"is {height} x {width}: the centre crop would show it another part of the scene"
+                    f"this model was trained on {camera} pictures of {trained[0]} x {trained[1]} (height x width), "
+                    f"this one is {height} x {width}: the centre crop would show it another part of the scene"
                 )
         return views
 

@@ -29,6 +29,7 @@ from tests.models.action_problems import (
     diffusion,
     future,
 )
+from tests.models.objective_problems import assert_same_gradients, gradients
 from tests.models.text_problems import talk
 
 VOCAB = Vocabulary(words=20, bos=1, eos=2)
@@ -48,21 +49,6 @@ def tokens(task: object) -> TextTask:
     found = task.action_tokens  # type: ignore[attr-defined]
     assert found is not None
     return found
-
-
-def gradients(built: Built, loss: Tensor) -> dict[str, Tensor]:
-    model = built[0]
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    largest = max(float(g.abs().max()) for g in theirs.values())
-    assert largest > 1e-3
-    for name in theirs:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=2e-6 * largest, msg=name)
 
 
 # --- numbers and bins ------------------------------------------------------------------------------------------------

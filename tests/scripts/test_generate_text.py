@@ -247,6 +247,7 @@ def test_the_animation_has_a_picture_for_every_forward_and_nothing_moves(
         (["--checkpoint", "{bd}", "--trace-gif", "/proc/no/answer.gif"], "--trace-gif"),
         (["--checkpoint", "{bd}", "--trace-gif", "answer.mp4"], ".gif"),
         (["--checkpoint", "{bd}", "--device", "toaster"], "toaster"),
+        (["--checkpoint", "{bd}", "--device", "mps"], "device 'mps' is unknown"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(

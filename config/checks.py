@@ -7,7 +7,7 @@ from pathlib import Path
 
 from config.build import Key, get, keys, put
 from config.files import PROJECT_DIR, Tree
-from config.schema import MISSING, VQ_STRIDE, Job
+from config.schema import MISSING, VQ_STRIDE, DataParams, Job
 from config.values import ConfigError, shown
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
@@ -32,6 +32,10 @@ def _unused(job: Job) -> set[str]:
     unused = set()
     if job.dataset.und_type is None:
         unused |= {"dataset.params.train_mmu_shards_path_or_url", "dataset.params.validation_mmu_shards_path_or_url"}
+    if job.dataset.und_type is None:
+        unused |= {"dataset.params.train_mmu_sources", "dataset.params.train_mmu_image_roots"}
+    elif job.dataset.params.train_mmu_sources:
+        unused.add("dataset.params.train_mmu_shards_path_or_url")
     if not job.model.showo.load_from_showo:
         unused.add("model.showo.pretrained_model_path")
     return unused
@@ -44,11 +48,13 @@ def _check_losses(job: Job) -> None:
             f"training.batch_size_mmu={training.batch_size_mmu}: expected a whole number >= 1; "
             "to train without conversations set dataset.und_type=null"
         )
-    if dataset.und_type is not None and dataset.params.train_mmu_shards_path_or_url is None:
+    sources = dataset.params.train_mmu_sources
+    if dataset.und_type is not None and not sources and dataset.params.train_mmu_shards_path_or_url is None:
         raise ConfigError(
             "dataset.params.train_mmu_shards_path_or_url=null: has to be given; "
             "to train without conversations set dataset.und_type=null"
         )
+    _check_sources(dataset.params)
     if dataset.und_type is not None and not job.model.showo.w_clip_vit:
         raise ConfigError(
             "model.showo.w_clip_vit=false: conversations need the CLIP tower; or set dataset.und_type=null"
@@ -59,6 +65,21 @@ def _check_losses(job: Job) -> None:
             "" if text == training.mmu_coeff else " (training.mmu_coeff counts for nothing with dataset.und_type=null)"
         )
         raise ConfigError(f"training.pre_coeff=0, training.act_coeff=0: one loss needs a weight above 0{what}")
+
+
+def _check_sources(params: DataParams) -> None:
+    """Weights and picture folders belong to sources."""
+    sources, weights, roots = params.train_mmu_sources, params.train_mmu_weights, params.train_mmu_image_roots
+    if weights and len(weights) != len(sources):
+        raise ConfigError(
+            f"dataset.params.train_mmu_weights={shown(weights)}: expected one for each of the {len(sources)} "
+            "dataset.params.train_mmu_sources, or []"
+        )
+    if len(roots) > 1 and len(roots) != len(sources):
+        raise ConfigError(
+            f"dataset.params.train_mmu_image_roots={shown(roots)}: expected one folder, or one for each of the "
+            f"{len(sources)} dataset.params.train_mmu_sources"
+        )
 
 
 def _check_sizes(job: Job) -> None:
@@ -117,7 +138,8 @@ def check_paths(job: Job, tree: Tree) -> None:
     for key in keys().values():
         value = get(job, key.name)
         if key.metadata.get("path") and value is not None and key.name not in unused:
-            put(job, key.name, _found(key, str(value), tree))
+            paths = [_found(key, str(one), tree) for one in (value if isinstance(value, list) else [value])]
+            put(job, key.name, paths if isinstance(value, list) else paths[0])
     if job.model.showo.load_from_showo and job.model.showo.pretrained_model_path is None:
         raise ConfigError(
             "model.showo.pretrained_model_path=null: has to be given with model.showo.load_from_showo=true; "
@@ -155,6 +177,7 @@ def _found(key: Key, text: str, tree: Tree) -> str:
     kind, start = key.metadata["path"], f"{key.name}={shown(text)} ({tree.source(key.name)})"
     expected = {
         "dir": "a folder",
+        "list": "a folder or a json file",
         "weights": "a weights file",
         "model": "a folder, a weights file or a hub id org/name",
     }[kind]
@@ -165,7 +188,7 @@ def _found(key: Key, text: str, tree: Tree) -> str:
         if path.is_dir() if kind == "weights" else (kind == "dir" and not path.is_dir()):
             raise ConfigError(f"{start}: is a {'folder' if kind == 'weights' else 'file'}; expected {expected}")
         holds = key.metadata.get("holds")
-        if holds and not (path / holds).is_file():
+        if holds and path.is_dir() and not (path / holds).is_file():
             raise ConfigError(f"{start}: this folder has no {holds}")
         return str(path.resolve())
     if kind == "model" and _looks_like_hub_id(text):

@@ -21,6 +21,8 @@ Precision = Literal["no", "fp16", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 Attention = Literal["sdpa", "eager"]
 ActionNormalisation = Literal["none", "min_max", "quantile"]
+OnBadRecord = Literal["skip", "error"]
+TextOnly = Literal["skip", "use"]
 Schedule = Literal[
     "constant",
     "constant_with_warmup",
@@ -31,8 +33,9 @@ Schedule = Literal[
     "polynomial",
 ]
 
-PathKind = Literal["dir", "model", "weights"]
-"""dir: an existing folder. model: a folder, a weights file or a hub id. weights: a bare weights file."""
+PathKind = Literal["dir", "list", "model", "weights"]
+"""dir: an existing folder. list: a folder, or a json file. model: a folder, a weights file or a hub id. weights: a bare
+weights file. A key that is a list of texts has such a path in each."""
 
 CODEBOOK_SIZE: Final = 8192
 SPECIAL_TOKENS: Final = 10
@@ -240,6 +243,27 @@ class DataParams:
         path="dir",
         holds=MMU_INDEX,
     )
+    train_mmu_sources: list[str] = key(
+        [],
+        f"several of them, mixed: folders with {MMU_INDEX}, or json files; read in place of "
+        "train_mmu_shards_path_or_url",
+        path="list",
+        holds=MMU_INDEX,
+    )
+    train_mmu_weights: list[float] = key(
+        [], "share of each of train_mmu_sources in an epoch, in any unit; [] = by their sizes", above=0.0
+    )
+    train_mmu_image_roots: list[str] = key(
+        [],
+        "folders that the pictures' paths start from: one, or one for each source; [] = the folder of each json",
+        path="dir",
+    )
+    on_bad_record: OnBadRecord = key(
+        "skip",
+        "conversations that cannot be used (no such picture, undecodable, no answer): left out and named, or"
+        " an end of the run",
+    )
+    text_only: TextOnly = key("skip", "conversations without a picture: left out and counted, or learned without one")
     validation_pre_shards_path_or_url: str | None = key(
         None, "held-out robot demonstrations for eval_every; null = none", path="dir", holds=ROBOT_INDEX
     )

@@ -78,7 +78,7 @@ def allowed(annotation: Any, metadata: Mapping[str, Any]) -> str:
         if get_origin(member) is Literal:
             parts += [shown(v) for v in get_args(member)]
         elif get_origin(member) is list:
-            items = {int: "whole numbers", str: "names"}[get_args(member)[0]]
+            items = {int: "whole numbers", float: "numbers", str: "names"}[get_args(member)[0]]
             parts.append(f"a list of {items}" + _bounds(metadata))
         elif member is type(None):
             parts.append("null")

@@ -62,12 +62,17 @@ class TokenSequence:
 class TextTurn:
     """A conversation about one picture, tokenised: ``ids`` [B, L] right-padded with [PAD], ``answer`` [B, L] True at
     the assistant's words and their end-of-text, ``patches`` [B, P, C] CLIP features of the picture (None: a turn
-    without a picture), ``indices`` [B]: which samples of the data set these are (None: numbered by row)."""
+    without a picture), ``indices`` [B]: which samples of the data set these are (None: numbered by row).
+
+    ``pictured`` [B]: which rows have a picture at all (None: all of them, if there are patches). The patches of a row
+    without one are placeholders that nobody attends: such a row means what it means alone, without patches.
+    """
 
     ids: Tensor
     answer: Tensor
     patches: Tensor | None = None
     indices: Tensor | None = None
+    pictured: Tensor | None = None
 
     @property
     def samples(self) -> list[int]:
@@ -80,6 +85,7 @@ class TextTurn:
             self.answer.to(device, non_blocking=True),
             None if self.patches is None else self.patches.to(device, non_blocking=True),
             self.indices,
+            None if self.pictured is None else self.pictured.to(device, non_blocking=True),
         )
 
 
@@ -166,7 +172,8 @@ def future_targets(vocab: Vocabulary, future_codes: Tensor) -> Tensor:
 def clean_text_sequence(vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn) -> TokenSequence:
     """The clean stream of the mmu flow; the objectives append their noisy views to it.
 
-    The slot of a patch holds [PAD] as id; its embedding is the projected CLIP feature.
+    The slot of a patch holds [PAD] as id; its embedding is the projected CLIP feature. In a row without a picture the
+    slots of the picture and its two marks are padding, and the words behind follow on the system prompt.
     """
     batch = turn.ids.shape[0]
     device = turn.ids.device
@@ -186,6 +193,11 @@ def clean_text_sequence(vocab: Vocabulary, system_ids: Sequence[int], turn: Text
     words[turn.answer] = Kind.ANSWER
     words[turn.ids == vocab.pad] = Kind.PAD
     pos = torch.arange(ids.shape[1], device=device).expand(batch, -1)
+    if patch_span is not None and turn.pictured is not None:
+        gap = Span(patch_span.start - 1, patch_span.stop + 1)  # with <|soi|> and <|eoi|>
+        bare = ~turn.pictured[:, None]
+        kind[:, gap.columns] = torch.where(bare, int(Kind.PAD), kind[:, gap.columns])
+        pos = torch.where(bare, pos - (pos - gap.start).clamp(0, len(gap)), pos)
     return TokenSequence(
         ids=ids,
         slots=Slots.plain(kind, pos),

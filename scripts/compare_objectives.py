@@ -64,6 +64,11 @@ def _run(plan: Plan, jobs: dict[str, Job], args: argparse.Namespace, argv: Seque
         raise ValueError(
             "dataset.params.train_mmu_... and validation_mmu_shards_path_or_url are needed to compare text"
         )
+    if data.train_mmu_sources:
+        raise ValueError(
+            "dataset.params.train_mmu_sources: objectives are compared on one source; give it as "
+            "dataset.params.train_mmu_shards_path_or_url, with dataset.params.train_mmu_sources=[]"
+        )
     if plan.blind:
         write_blank_pictures(Path(data.train_mmu_shards_path_or_url), plan.blank_data)
     kinds = f", {len(plan.runs)} runs" + (" (half of them blind)" if plan.blind else "")

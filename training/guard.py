@@ -116,7 +116,7 @@ class Guard:
             "step": verdict.step,
             "reason": verdict.reason,
             "robot": params.train_pre_shards_path_or_url,
-            "mmu": params.train_mmu_shards_path_or_url,
+            "mmu": params.train_mmu_sources or params.train_mmu_shards_path_or_url,
             "samples": [{"rank": rank, "steps": steps} for rank, steps in enumerate(by_rank)],
         }
         file = self.run.output_dir / f"bad_batch-{verdict.step}.json"

@@ -24,7 +24,14 @@ from training import adapters, live
 from training.average import Average
 from training.data.batch import RobotBatch, TextBatch, collate_robot, collate_text
 from training.data.contract import action_scale, read_contract
-from training.data.cotrain import CotrainLoader, Flow, cotrain_loader, robot_dataset, text_dataset
+from training.data.cotrain import (
+    CotrainLoader,
+    Flow,
+    conversations_in,
+    cotrain_loader,
+    robot_dataset,
+    text_dataset,
+)
 from training.freeze import freeze
 from training.manifest import Checkpoint
 from training.optim import Schedule, build_optimizer
@@ -312,6 +319,7 @@ def _summary(run: Run, parts: Parts) -> list[str]:
         f"  model    {_short(count)} parameters, {_short(trained)} trained; frozen beside it: {_short(frozen)}",
         f"  tokens   robot row {spec.num_image_tokens + 2 + spec.act_step} + instruction, mmu row {mmu} + conversation",
         f"  data     {parts.data.describe()}",
+        *(f"           {line}" for flow in (parts.data.text, parts.heldout_text) for line in conversations_in(flow)),
         f"  step     {rows} x {many}; {settings.max_train_steps} steps, {job.lr_scheduler.scheduler} schedule, "
         f"learning rate {job.optimizer.params.learning_rate:g}",
         f"  loss     {settings.pre_coeff:g} image + {settings.act_coeff:g} action + {settings.mmu_coeff:g} text{more}",

@@ -81,18 +81,25 @@ def encode_views(
 
 @torch.no_grad()
 def encode_picture(parts: Parts, batch: TextBatch | None) -> TextTurn | None:
-    """Conversations, padded on the right, with the CLIP patches [B, P, C] of their pictures.
+    """Conversations, padded on the right, with the CLIP patches [B, P, C] of their pictures; zeros, which nobody
+    attends, for those without one.
 
     Ids and answers stay on the host, where the text objective looks for the answers' slots.
     """
     if batch is None:
         return None
-    patches = None
-    if parts.clip is not None:
+    patches = pictured = None
+    if parts.clip is not None and len(batch.pixels) == len(batch):
         patches = parts.clip.features(batch.pixels.to(parts.device, non_blocking=True))
+    elif parts.clip is not None:
+        pictured = batch.pictured
+        patches = torch.zeros(len(batch), parts.clip.num_patches, parts.clip.width, device=parts.device)
+        if len(batch.pixels) > 0:
+            features = parts.clip.features(batch.pixels.to(parts.device, non_blocking=True))
+            patches = patches.to(features.dtype).index_copy(0, pictured.nonzero()[:, 0].to(parts.device), features)
     ids = pad_right(batch.ids, parts.prompter.vocab.pad)
     answer = pad_right([[int(a) for a in row] for row in batch.answers], 0).bool()
-    return TextTurn(ids=ids, answer=answer, patches=patches, indices=batch.indices)
+    return TextTurn(ids=ids, answer=answer, patches=patches, indices=batch.indices, pictured=pictured)
 
 
 def future_task(

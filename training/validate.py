@@ -183,7 +183,11 @@ class Validator:
         if flow is None:
             return []
         samples = read_samples(flow, spread(len(flow.dataset), SHOWN_PICTURES))
-        return [Picture(f"picture-{s.index}", s.pixels, [self._first_turn(s), *questions]) for s in samples]
+        return [
+            Picture(f"picture-{s.index}", s.pixels, [self._first_turn(s), *questions])
+            for s in samples
+            if s.pixels is not None
+        ]
 
     def _first_turn(self, sample: TextSample) -> tuple[str, str]:
         """The first question of a conversation, and its answer."""
@@ -215,9 +219,13 @@ def _absolute(errors: Tensor) -> Tally:
 def read_samples(flow: Flow[Any], indices: Sequence[int]) -> list[Any]:
     """Samples to look at. A bad file among them ends the run with its name, as it does in training."""
     try:
-        return [flow.dataset[i] for i in indices]
+        samples = [flow.dataset[i] for i in indices]
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"stopped while looking at data: {error}") from error
+    for sample in samples:
+        if isinstance(sample, TextSample):
+            flow.left_out.tell(sample.left_out)
+    return samples
 
 
 def spread(length: int, wanted: int) -> list[int]:

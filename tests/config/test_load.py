@@ -115,6 +115,19 @@ def test_relative_paths_mean_the_current_folder_first_and_the_project_next(
     assert job.mmu_image_root == str(PROJECT_DIR / "docs")
 
 
+def test_several_sources_of_conversations_stand_in_for_the_one(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(given.root)
+    (given.root / "more.json").write_text("[]")
+    robot = given.argv[0]
+    sources = ["dataset.params.train_mmu_sources=[mmu, more.json]", "dataset.params.train_mmu_weights=3,0.5"]
+    params = load_job([UPVLA, robot, *sources, "dataset.params.train_mmu_image_roots=[robot]"]).dataset.params
+    assert params.train_mmu_sources == [str(given.root / "mmu"), str(given.root / "more.json")]
+    assert params.train_mmu_weights == [3.0, 0.5]
+    assert params.train_mmu_image_roots == [str(given.root / "robot")]
+    unread = load_job([UPVLA, robot, "dataset.und_type=null", "dataset.params.train_mmu_sources=[gone]"])
+    assert unread.dataset.params.train_mmu_sources == ["gone"]
+
+
 @pytest.mark.parametrize("word", ["no", "'no'", '"no"', "false"])
 def test_mixed_precision_no_is_a_word_and_not_a_truth_value(word: str) -> None:
     assert load(UPVLA, f"training.mixed_precision={word}").training.mixed_precision == "no"

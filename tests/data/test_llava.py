@@ -15,7 +15,7 @@ from PIL import Image
 from models.images import ClipImageSpec, clip_pixels
 from models.prompting import Conversation
 from training.data.batch import collate_text
-from training.data.llava import INDEX_NAME, LlavaDataset
+from training.data.llava import INDEX_NAME, NO_PICTURE, LeftOut, LlavaDataset
 
 SPEC = ClipImageSpec(resize=8, crop=(8, 8), resample=3, scale=1 / 255, mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -63,7 +63,7 @@ def test_a_record_becomes_ids_with_marked_answers_and_clip_pixels(root: Path) ->
     assert batch.indices.tolist() == [0, 1]
 
 
-def test_what_cannot_be_used_is_counted_and_named_once(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_used_is_counted_by_reason_and_folder_and_named(root: Path) -> None:
     records = [
         record(None, "q", "a"),
         record("coco/9.png", "q", "a"),
@@ -77,25 +77,56 @@ def test_what_cannot_be_used_is_counted_and_named_once(root: Path, caplog: pytes
         {"image": "coco/0.png", "conversations": [{"from": "human", "value": None}]},
         record("coco/1.png", "q", "right"),
         record("coco/2.png", "left out", "q", "right", first="gpt"),
+        {**record(None, "q", "a"), "image": ["coco/0.png", "coco/1.png"]},
+        record(None, "<image>\nq", "a"),
+        {**record(None, "q <image>", "a"), "image": ""},
     ]
-    with caplog.at_level(logging.WARNING):
-        data = dataset(root, records)
+    data = dataset(root, records)
     assert len(data) == 2
     assert data.skipped.counts == {
-        "without a picture": 1,
+        NO_PICTURE: 1,
         "whose picture does not exist": 2,
         "without a question and answer in turn": 7,
+        "with several pictures": 1,
+        "with an <image> mark but no picture": 2,
     }
-    assert len(caplog.records) == 1
-    said = caplog.records[0].getMessage()
-    assert "10 of 12 records left out" in said
-    assert "record 1 'coco/9.png', record 2 'nowhere/0.png'" in said
+    said = data.summary()
+    assert said[0].endswith("mix665k.json: 15 records, 2 usable [coco 2]")
+    lost = (
+        "left out: 2 whose picture does not exist [coco 1, nowhere 1]: record 1 'coco/9.png', record 2 'nowhere/0.png'"
+    )
+    assert lost in said[2]
+    assert "record 0" in said[1]
+    assert "7 without a question and answer in turn [coco 6, ? 1]" in said[3]
+    assert said[3].endswith(", ...")  # five of them are named
+    assert said[5].endswith("[no picture 2]: record 13, record 14")
 
 
-@pytest.mark.parametrize("bad", [record(None, "q", "a"), record("coco/9.png", "q", "a"), record("coco/0.png", "q")])
+@pytest.mark.parametrize(
+    "bad", [record(None, "<image>q", "a"), record("coco/9.png", "q", "a"), record("coco/0.png", "q")]
+)
 def test_the_error_policy_refuses_the_file_and_names_the_record(root: Path, bad: Any) -> None:
     with pytest.raises(ValueError, match=r"mix665k\.json: record 1.* is unusable"):
-        dataset(root, [record("coco/0.png", "q", "a"), bad], on_bad_image="error")
+        dataset(root, [record("coco/0.png", "q", "a"), bad], on_bad_record="error")
+
+
+def test_conversations_without_a_picture_are_used_as_what_they_are_when_asked(root: Path) -> None:
+    records = [record("coco/0.png", "q", "a"), record(None, "qq", "bb"), {**record(None, "q", "c"), "image": None}]
+    left_out = dataset(root, records, on_bad_record="error")  # they are no error
+    assert (len(left_out), left_out.skipped.counts) == (1, {NO_PICTURE: 2})
+    data = dataset(root, records, text_only="use")
+    assert (len(data), len(data.skipped)) == (3, 0)
+    assert data.summary()[0].endswith("3 records, 3 usable [no picture 2, coco 1]")
+    sample = data[1]
+    assert sample.pixels is None
+    assert "".join(map(chr, sample.ids)) == "qqbb"
+    mixed = collate_text([data[1], data[0], data[2]])
+    assert mixed.pictured.tolist() == [False, True, False]
+    assert mixed.pixels.shape == (1, 3, 8, 8)
+    assert torch.equal(mixed.pixels[0], clip_pixels(Image.open(root / "coco/0.png"), SPEC))
+    words = collate_text([data[1], data[2]])
+    assert len(words.pixels) == 0
+    assert not words.pictured.any()
 
 
 def test_a_picture_that_does_not_decode_is_replaced_by_the_next_record_and_said_once(
@@ -104,8 +135,12 @@ def test_a_picture_that_does_not_decode_is_replaced_by_the_next_record_and_said_
     (root / "coco/3.png").write_bytes(b"no picture")
     records = [record(f"coco/{number}.png", "q", f"a{number}") for number in (2, 3, 1)]
     data = dataset(root, records)
+    samples, told = [data[1], data[1]], LeftOut()
     with caplog.at_level(logging.WARNING):
-        samples = [data[1], data[1]]
+        told.tell(collate_text(samples).left_out)
+    assert len(told) == 1
+    assert [index for index, _ in samples[0].left_out] == [1]
+    assert data[0].left_out == ()
     assert [sample.index for sample in samples] == [2, 2]
     assert samples[0].ids == data[2].ids
     assert torch.equal(samples[0].pixels, data[2].pixels)
@@ -113,13 +148,24 @@ def test_a_picture_that_does_not_decode_is_replaced_by_the_next_record_and_said_
     assert "3.png cannot be decoded" in caplog.text
     assert "coco/3.png" in caplog.text
     with pytest.raises(ValueError, match=r"3\.png cannot be decoded"):
-        dataset(root, records, on_bad_image="error")[1]
+        dataset(root, records, on_bad_record="error")[1]
 
 
 def test_a_data_set_in_which_nothing_decodes_ends_with_an_error(root: Path) -> None:
     (root / "coco/3.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="no record can be used any more"):
+    with pytest.raises(ValueError, match=r"3 records in a row.* cannot be used; the first: .*3\.png cannot be decoded"):
         dataset(root, [record("coco/3.png", "q", "a")] * 3)[0]
+
+
+def test_where_nothing_can_be_read_any_more_not_every_record_is_tried(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.data.llava.IN_A_ROW", 2)
+    (root / "coco/3.png").write_bytes(b"no picture")
+    data = dataset(root, [record("coco/3.png", "q", "a")] * 3 + [record("coco/0.png", "q", "a")])
+    with pytest.raises(ValueError, match="2 records in a row"):
+        data[0]
+    assert data[2].index == 3
 
 
 def test_a_long_conversation_is_cut_from_the_front_and_one_cut_before_its_answer_is_replaced(root: Path) -> None:
@@ -144,7 +190,7 @@ def test_pictures_may_lie_elsewhere_and_the_json_may_have_any_name(root: Path, t
 def test_an_empty_file_a_missing_one_and_one_with_nothing_usable_are_refused(root: Path) -> None:
     with pytest.raises(ValueError, match="no usable record: it is empty"):
         dataset(root, [])
-    with pytest.raises(ValueError, match="no usable record: 1 without a picture"):
+    with pytest.raises(ValueError, match=r"no usable record: 1 without a picture \(dataset\.params\.text_only=use"):
         dataset(root, [record(None, "q", "a")])
     (root / INDEX_NAME).unlink()
     prompter: Any = LetterPrompter()

@@ -74,12 +74,13 @@ class RobotBatch:
 
 @dataclass(frozen=True)
 class TextSample:
-    """One conversation about one picture."""
+    """One conversation, about one picture or none."""
 
     ids: list[int]  # token ids of the rendered conversation, without the system prompt
     answer: list[bool]  # True where the id belongs to an answer and is to be learned
-    pixels: Tensor  # float32 [3, S, S], CLIP-normalised
+    pixels: Tensor | None  # float32 [3, S, S], CLIP-normalised; None: a conversation without a picture
     index: int
+    left_out: tuple[tuple[int, str], ...] = ()  # (index, why) of samples that this one stands in for
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,10 @@ class TextBatch:
 
     ids: list[list[int]]
     answers: list[list[bool]]
-    pixels: Tensor  # float32 [B, 3, S, S]
+    pixels: Tensor  # float32 [K, 3, S, S], of the K rows that have a picture, in their order
+    pictured: Tensor  # bool [B], which those are
     indices: Tensor  # int64 [B]
+    left_out: tuple[tuple[int, str], ...] = ()  # (index, why) of samples that others stand in for
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -99,7 +102,9 @@ class TextBatch:
             ids=self.ids,
             answers=self.answers,
             pixels=self.pixels.to(device, non_blocking=non_blocking),
+            pictured=self.pictured.to(device, non_blocking=non_blocking),
             indices=self.indices.to(device, non_blocking=non_blocking),
+            left_out=self.left_out,
         )
 
     def pin_memory(self) -> TextBatch:
@@ -108,7 +113,9 @@ class TextBatch:
             ids=self.ids,
             answers=self.answers,
             pixels=self.pixels.pin_memory(),
+            pictured=self.pictured.pin_memory(),
             indices=self.indices.pin_memory(),
+            left_out=self.left_out,
         )
 
 
@@ -139,9 +146,12 @@ def collate_robot(samples: Sequence[RobotSample]) -> RobotBatch:
 
 
 def collate_text(samples: Sequence[TextSample]) -> TextBatch:
+    pictures = [sample.pixels for sample in samples if sample.pixels is not None]
     return TextBatch(
         ids=[sample.ids for sample in samples],
         answers=[sample.answer for sample in samples],
-        pixels=torch.stack([sample.pixels for sample in samples]),
+        pixels=torch.stack(pictures) if pictures else torch.empty(0, 3, 0, 0),
+        pictured=torch.tensor([sample.pixels is not None for sample in samples]),
         indices=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+        left_out=tuple(one for sample in samples for one in sample.left_out),
     )

@@ -27,11 +27,10 @@ In the first two no flow is ever restarted before it is through, so that they di
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -41,8 +40,9 @@ from config.schema import Job, LoaderMode
 from models.images import ClipImageSpec
 from models.prompting import Prompter
 from training.data.batch import CoBatch, RobotBatch, Samples, TextBatch, collate_robot, collate_text
-from training.data.llava import LlavaDataset
-from training.data.order import START, Position, StepSampler, Taken, Timetable
+from training.data.llava import LeftOut, LlavaDataset
+from training.data.mixture import Mixture
+from training.data.order import START, Order, Position, StepSampler, Taken, Timetable, flow_seed
 from training.future_view_prediction_w_action_dataset import DataProvider
 from training.signals import leave_signals_to_the_run
 
@@ -92,6 +92,8 @@ class Flow(Generic[Batch]):
     workers: int = 0
     rank: int = 0
     world: int = 1
+    order: Order | None = None  # of a pass; None: a permutation of the data set
+    left_out: LeftOut = field(default_factory=LeftOut, compare=False)  # found while training
 
     @property
     def together(self) -> int:
@@ -109,9 +111,10 @@ class Flow(Generic[Batch]):
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """This process's batches without end, beginning ``start`` samples into the stream of all processes."""
+        sampler = StepSampler(len(self.dataset), self.batch_size, self.seed, start, self.rank, self.world, self.order)
         loader = DataLoader(
             _Fetch(self.dataset, self.collate),
-            batch_sampler=StepSampler(len(self.dataset), self.batch_size, self.seed, start, self.rank, self.world),
+            batch_sampler=sampler,
             collate_fn=_as_it_is,
             num_workers=self.workers,
             worker_init_fn=leave_signals_to_the_run,
@@ -121,6 +124,8 @@ class Flow(Generic[Batch]):
         for batch in loader:
             if isinstance(batch, _Failure):
                 raise batch.kind(batch.message)
+            if isinstance(batch, TextBatch):
+                self.left_out.tell(batch.left_out)
             yield batch
 
 
@@ -202,9 +207,50 @@ def robot_dataset(job: Job, root: str) -> DataProvider:
 
 
 def text_dataset(
-    job: Job, prompter: Prompter, image_spec: ClipImageSpec | None, root: str, patches: int = CLIP_PATCHES
+    job: Job,
+    prompter: Prompter,
+    image_spec: ClipImageSpec | None,
+    root: str,
+    patches: int = CLIP_PATCHES,
+    image_root: str | None = None,
 ) -> LlavaDataset:
-    return LlavaDataset(root, prompter, image_spec, max_ids=conversation_budget(job, prompter, patches))
+    params = job.dataset.params
+    return LlavaDataset(
+        root,
+        prompter,
+        image_spec,
+        max_ids=conversation_budget(job, prompter, patches),
+        image_root=image_root,
+        on_bad_record=params.on_bad_record,
+        text_only=params.text_only,
+    )
+
+
+def training_conversations(
+    job: Job, prompter: Prompter, image_spec: ClipImageSpec | None, patches: int = CLIP_PATCHES
+) -> LlavaDataset | Mixture:
+    """What the mmu flow walks: one source, or several by weight."""
+    params = job.dataset.params
+    roots, one = params.train_mmu_sources, params.train_mmu_shards_path_or_url
+    if not roots and one is None:
+        raise ValueError(
+            "dataset.params.train_mmu_shards_path_or_url is not set; give a folder with LLaVA's json, or train "
+            "without the mmu flow by dataset.und_type=null"
+        )
+    roots = roots or [str(one)]
+    given = params.train_mmu_image_roots
+    images: Sequence[str | None] = given * len(roots) if len(given) == 1 else (given or [None] * len(roots))
+    sources = [
+        text_dataset(job, prompter, image_spec, root, patches, image_root)
+        for root, image_root in zip(roots, images, strict=True)
+    ]
+    return Mixture(sources, params.train_mmu_weights) if params.train_mmu_sources else sources[0]
+
+
+def conversations_in(flow: Flow[TextBatch] | None) -> list[str]:
+    """What the data of an mmu flow holds and what of it is left out, line by line."""
+    data = None if flow is None else flow.dataset
+    return data.summary() if isinstance(data, LlavaDataset | Mixture) else []
 
 
 def conversation_budget(job: Job, prompter: Prompter, patches: int = CLIP_PATCHES) -> int:
@@ -251,19 +297,16 @@ def cotrain_loader(
     )
     text: Flow[TextBatch] | None = None
     if job.dataset.und_type is not None and training.batch_size_mmu > 0:
-        if params.train_mmu_shards_path_or_url is None:
-            raise ValueError(
-                "dataset.params.train_mmu_shards_path_or_url is not set; give a folder with LLaVA's json, or train "
-                "without the mmu flow by dataset.und_type=null"
-            )
+        conversations = training_conversations(job, prompter, image_spec, patches)
         text = Flow(
-            dataset=text_dataset(job, prompter, image_spec, params.train_mmu_shards_path_or_url, patches),
+            dataset=conversations,
             collate=collate_text,
             batch_size=training.batch_size_mmu,
             seed=flow_seed(training.seed, "mmu"),
             workers=params.num_workers,
             rank=rank,
             world=world,
+            order=conversations.order if isinstance(conversations, Mixture) else None,
         )
     loader = CotrainLoader(robot, text, job.dataset.combined_loader_mode)
     for name, flow in (("robot", robot), ("mmu", text)):
@@ -275,8 +318,3 @@ def cotrain_loader(
                 flow.batch_size * world,
             )
     return loader
-
-
-def flow_seed(seed: int, flow: str) -> int:
-    """A seed of its own for each flow, so that two data sets of one length are not walked in the same order."""
-    return int.from_bytes(hashlib.blake2b(f"{seed} {flow}".encode(), digest_size=7).digest(), "little")

@@ -3,8 +3,9 @@
     {"image": "coco/train2017/000000033471.jpg",
      "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A bus."}, ...]}
 
-Records that cannot be learned from by looking (no picture, or one that is not there, or no answer) are counted and
-named at start, then left out or refused; no picture is ever made up.
+Records that cannot be learned from (their picture is not there, nobody answers) are counted by reason and folder and
+named at start, then left out or refused; records without a picture are left out or used as what they are. No picture
+is ever made up.
 """
 
 from __future__ import annotations
@@ -12,48 +13,80 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
+from config.schema import OnBadRecord, TextOnly
 from models.images import ClipImageSpec, clip_pixels
-from models.prompting import ASSISTANT, HUMAN, Prompter
+from models.prompting import ASSISTANT, HUMAN, IMAGE_MARK, Prompter
 from training.data.batch import TextSample
 from training.data.files import LLAVA_NAME, iterate_json_list, read_image
 from training.data.strings import Strings
 
 INDEX_NAME = LLAVA_NAME
 NAMED = 5  # how many records are named per reason
+FOLDERS = 8  # how many folders are counted in a line
+IN_A_ROW = 1000  # records in a row that cannot be used: then it is not the records
 
-OnBadImage = Literal["skip", "error"]
+NO_PICTURE = "without a picture (dataset.params.text_only=use learns from them)"
+LOST_PICTURE = "whose picture does not exist"
+TALKS_OF_A_PICTURE = "with an <image> mark but no picture"
+SEVERAL_PICTURES = "with several pictures"
+NO_CONVERSATION = "without a question and answer in turn"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Skipped:
-    """Records left out: reason -> how many, and the first few by name."""
+    """Records left out at start: reason -> how many of which folder, and the first few by name."""
 
-    counts: dict[str, int] = field(default_factory=dict)
+    folders: dict[str, Counter[str]] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, reason: str, name: str) -> None:
-        self.counts[reason] = self.counts.get(reason, 0) + 1
+    def add(self, reason: str, name: str, folder: str) -> None:
+        self.folders.setdefault(reason, Counter())[folder] += 1
         named = self.names.setdefault(reason, [])
         if len(named) < NAMED:
             named.append(name)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        return {reason: folders.total() for reason, folders in self.folders.items()}
+
     def __len__(self) -> int:
         return sum(self.counts.values())
 
-    def __str__(self) -> str:
-        return "; ".join(
-            f"{count} {reason} ({', '.join(self.names[reason])}{', ...' if count > NAMED else ''})"
+    def lines(self) -> list[str]:
+        """One for each reason."""
+        return [
+            f"{count} {reason} [{_counted(self.folders[reason])}]: "
+            f"{', '.join(self.names[reason])}{', ...' if count > NAMED else ''}"
             for reason, count in self.counts.items()
-        )
+        ]
+
+
+class LeftOut:
+    """Samples that turned out to be unusable when they were read; each is named once."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def tell(self, found: Iterable[tuple[int, str]]) -> None:
+        """``found``: (index of the sample, why it cannot be used)."""
+        for index, why in found:
+            if index not in self._seen:
+                self._seen.add(index)
+                logger.warning("left out, number %d of this process, the next one instead: %s", len(self._seen), why)
+
+    def __len__(self) -> int:
+        return len(self._seen)
 
 
 class LlavaDataset(Dataset[TextSample]):
@@ -66,9 +99,12 @@ class LlavaDataset(Dataset[TextSample]):
         image_spec: how CLIP wants its pictures; None: pictures are not opened, pixels are [3, 0, 0].
         max_ids: a conversation is cut to this many ids, from the front; what is cut off is not learned.
         image_root: folder that ``image`` paths are relative to; the json's folder if None.
-        on_bad_image: "skip" leaves out records without a usable picture or conversation, with one warning that counts
-            and names them; "error" refuses the file. A picture that exists but cannot be decoded is found only when its
-            turn comes: then "skip" gives the next record instead (the same one at every resume) and says so.
+        on_bad_record: "skip" leaves out records without a picture that is there or without a conversation, and
+            ``summary`` counts and names them; "error" refuses the file. A picture that exists but cannot be decoded,
+            and an answer that lies wholly behind the cut, are found only when their turn comes: then "skip" gives the
+            next record instead (the same one at every resume), and ``TextSample.left_out`` says so.
+        text_only: "use" makes samples of records that have no picture and speak of none; "skip" leaves them out
+            (counted; they are no error).
 
     Raises ValueError or FileNotFoundError naming the file and the record.
     """
@@ -80,7 +116,8 @@ class LlavaDataset(Dataset[TextSample]):
         image_spec: ClipImageSpec | None,
         max_ids: int,
         image_root: str | os.PathLike[str] | None = None,
-        on_bad_image: OnBadImage = "skip",
+        on_bad_record: OnBadRecord = "skip",
+        text_only: TextOnly = "skip",
     ) -> None:
         if max_ids < 1:
             raise ValueError(f"max_ids must be at least 1, is {max_ids}")
@@ -89,41 +126,52 @@ class LlavaDataset(Dataset[TextSample]):
         self.image_spec = image_spec
         self.max_ids = max_ids
         self.image_root = Path(image_root) if image_root is not None else self.path.parent
-        self.on_bad_image = on_bad_image
+        self.on_bad_record = on_bad_record
+        self.text_only = text_only
         self.skipped = Skipped()
-        self.replaced: set[int] = set()  # samples found unusable while training, in this process
-        self._images, self._turns = Strings(), Strings()
+        self.used: Counter[str] = Counter()  # folder of the picture -> usable records
+        self._images, self._turns = Strings(), Strings()  # image "": none
         self._read()
 
     def _read(self) -> None:
         folders = _Folders(self.image_root)
-        records = 0
         for number, record in enumerate(iterate_json_list(self.path)):
-            records += 1
-            reason = self._unusable(record, folders)
+            reason, folder = self._unusable(record, folders), _folder_of(record)
             if reason is None:
-                self._images.append(record["image"])
+                self.used[folder] += 1
+                self._images.append(record.get("image") or "")
                 self._turns.append(json.dumps([[turn["from"], turn["value"]] for turn in record["conversations"]]))
                 continue
-            name = f"record {number}" + (f" {record['image']!r}" if isinstance(record.get("image"), str) else "")
-            if self.on_bad_image == "error":
-                raise ValueError(f"{self.path}: {name} is unusable: {reason}")
-            self.skipped.add(reason, name)
+            image = record.get("image")
+            name = f"record {number} {image!r}" if image and isinstance(image, str) else f"record {number}"
+            if self.on_bad_record == "error" and reason != NO_PICTURE:
+                raise ValueError(
+                    f"{self.path}: {name} is unusable: {reason}; dataset.params.on_bad_record=skip leaves such out"
+                )
+            self.skipped.add(reason, name, folder)
         if not len(self):
-            raise ValueError(f"{self.path} has no usable record: {self.skipped or 'it is empty'}")
-        if self.skipped:
-            logger.warning("%s: %d of %d records left out: %s", self.path, len(self.skipped), records, self.skipped)
+            raise ValueError(f"{self.path} has no usable record: {'; '.join(self.skipped.lines()) or 'it is empty'}")
 
     def _unusable(self, record: dict[str, Any], folders: _Folders) -> str | None:
-        image = record.get("image")
-        if image is None:
-            return "without a picture"
-        turns = record.get("conversations")
-        if not isinstance(image, str) or not _is_conversation(turns):
-            return "without a question and answer in turn"
+        image, turns = record.get("image"), record.get("conversations")
+        if isinstance(image, list):
+            return SEVERAL_PICTURES
+        if not isinstance(image or "", str) or not _is_conversation(turns):
+            return NO_CONVERSATION
+        if not image:
+            if any(turn["from"] == HUMAN and IMAGE_MARK in turn["value"] for turn in turns or ()):
+                return TALKS_OF_A_PICTURE
+            return None if self.text_only == "use" else NO_PICTURE
         if self.image_spec is not None and not folders.has(image):
-            return "whose picture does not exist"
+            return LOST_PICTURE
         return None
+
+    def summary(self) -> list[str]:
+        """What the file has, and what of it is left out and why, each in a line."""
+        return [
+            f"{self.path}: {len(self) + len(self.skipped)} records, {len(self)} usable [{_counted(self.used)}]",
+            *(f"  left out: {line}" for line in self.skipped.lines()),
+        ]
 
     def __len__(self) -> int:
         return len(self._images)
@@ -131,29 +179,33 @@ class LlavaDataset(Dataset[TextSample]):
     def __getitem__(self, index: int) -> TextSample:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        for distance in range(len(self)):
+        left_out: list[tuple[int, str]] = []
+        for distance in range(min(len(self), IN_A_ROW)):
             candidate = (index + distance) % len(self)
             try:
-                return self._sample(candidate)
+                return replace(self._sample(candidate), left_out=tuple(left_out))
             except (ValueError, FileNotFoundError) as error:
-                if self.on_bad_image == "error":
+                if self.on_bad_record == "error":
                     raise
-                if candidate not in self.replaced:
-                    self.replaced.add(candidate)
-                    logger.warning("left out, number %d, the next one instead: %s", len(self.replaced), error)
-        raise ValueError(f"{self.path}: no record can be used any more")
+                left_out.append((candidate, str(error)))
+        raise ValueError(
+            f"{self.path}: {len(left_out)} records in a row, all that were tried, cannot be used; the first: "
+            f"{left_out[0][1]}"
+        )
 
     def _sample(self, index: int) -> TextSample:
         turns = [(speaker, text) for speaker, text in json.loads(self._turns[index])]
         conversation = self.prompter.conversation(turns)
         ids, answer = conversation.ids[: self.max_ids], conversation.answer[: self.max_ids]
-        path = self.image_root / self._images[index]
+        image = self._images[index]
+        path = self.image_root / image
         if not any(answer):
-            raise ValueError(f"{self.path}: the conversation about {path} has no answer in its first {len(ids)} ids")
-        if self.image_spec is None:
-            pixels = torch.empty(3, 0, 0)
-        else:
-            pixels = clip_pixels(read_image(path), self.image_spec)
+            what = f"the conversation about {path}" if image else f"usable record {index}, {turns[0][1][:60]!r},"
+            raise ValueError(f"{self.path}: {what} has no answer in its first {len(ids)} ids")
+        pixels = None
+        if image:
+            spec = self.image_spec
+            pixels = torch.empty(3, 0, 0) if spec is None else clip_pixels(read_image(path), spec)
         return TextSample(ids=ids, answer=answer, pixels=pixels, index=index)
 
 
@@ -167,6 +219,19 @@ def _is_conversation(turns: Any) -> bool:
     if speakers and speakers[0] != HUMAN:
         speakers = speakers[1:]
     return len(speakers) >= 2 and all(who == (HUMAN, ASSISTANT)[i % 2] for i, who in enumerate(speakers))
+
+
+def _folder_of(record: dict[str, Any]) -> str:
+    """By what records are counted: the first folder of the picture's path, which in LLaVA's mix is the data set."""
+    image = record.get("image")
+    if not isinstance(image, str) or not image:
+        return "no picture" if not image else "?"
+    return Path(image).parts[0] if len(Path(image).parts) > 1 else "."
+
+
+def _counted(folders: Counter[str]) -> str:
+    told = ", ".join(f"{folder} {count}" for folder, count in folders.most_common(FOLDERS))
+    return told if len(folders) <= FOLDERS else f"{told} and {len(folders) - FOLDERS} more"
 
 
 class _Folders:

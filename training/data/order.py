@@ -5,8 +5,9 @@ Nothing here knows what a sample is, and nothing has a state: batches are functi
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,17 +21,37 @@ def permutation(length: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(length, generator=torch.Generator().manual_seed(seed + epoch))
 
 
+def flow_seed(seed: int, flow: str) -> int:
+    """A seed of its own for each flow, so that two data sets of one length are not walked in the same order."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {flow}".encode(), digest_size=7).digest(), "little")
+
+
+Order = Callable[[int, int], torch.Tensor]
+"""(seed, pass) -> int64 [length]: which sample stands where in that pass."""
+
+
 class StepSampler(Sampler[list[int]]):
     """Batches of indices without end, beginning ``start`` samples into the stream of all processes.
 
-    ``length`` samples in the data set, ``batch_size`` of them per batch and process.
+    ``length`` samples in a pass, ``batch_size`` of them per batch and process; ``order``: of a pass, a permutation of
+    all samples by default.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        order: Order | None = None,
+    ) -> None:
         if length < 1 or batch_size < 1 or start < 0 or not 0 <= rank < world:
             raise ValueError(f"no batches of {batch_size} from {length} samples for process {rank} of {world}")
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.start, self.rank, self.world = start, rank, world
+        self._new_order = order or (lambda seed, epoch: permutation(length, seed, epoch))
         self._orders: dict[int, torch.Tensor] = {}
 
     def batch(self, number: int) -> list[int]:
@@ -43,7 +64,7 @@ class StepSampler(Sampler[list[int]]):
         if epoch not in self._orders:
             if len(self._orders) > 1:
                 self._orders.clear()
-            self._orders[epoch] = permutation(self.length, self.seed, epoch)
+            self._orders[epoch] = self._new_order(self.seed, epoch)
         return self._orders[epoch]
 
     def __iter__(self) -> Iterator[list[int]]:

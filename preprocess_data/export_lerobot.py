@@ -1,0 +1,346 @@
+"""Raw CALVIN split -> LeRobot v3.0 data set at 30 fps, in which every frame is held once.
+
+python preprocess_data/export_lerobot.py --source-split-dir task_D_D/training --output-dir lerobot/calvin_D
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from tqdm import tqdm
+
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from preprocess_data.lerobot import ANNOTATIONS, INFO, libraries
+from training.data.calvin import Annotation, CalvinSplit
+
+FPS = 30
+CAMERAS = {"observation.images.static": "rgb_static", "observation.images.gripper": "rgb_gripper"}
+VECTORS = {
+    "action": ("rel_actions", 7),
+    "observation.state": ("robot_obs", 15),
+    "observation.environment_state": ("scene_obs", 24),
+    "calvin.absolute_action": ("actions", 7),
+}
+PER_FILE = 200  # episodes in a table and in a film
+UNTOLD = "play"  # the task of frames that no annotation names (with --all-frames)
+Kind = Literal["video", "lossless", "png"]
+
+DESCRIPTION = """\
+Write a raw CALVIN split as a LeRobot v3.0 data set: 30 fps, both cameras, action (CALVIN's rel_actions),
+observation.state, observation.environment_state and the absolute actions, as float32. Every frame is held once,
+though annotated windows overlap: an episode is a stretch of uninterrupted annotated play; the task of a frame is that
+of the first window that covers it, and all windows stand in meta/blockdiff_windows.parquet, by which
+process_lerobot.py makes them episodes again. Needs pyarrow and PyAV (pip install -r requirements-lerobot.txt)."""
+
+
+def stretches(split: CalvinSplit, all_frames: bool) -> list[tuple[int, int]]:
+    """(first, last) frame of every stretch of frames that follow one another, each frame in one stretch."""
+    if all_frames:
+        ids = split.frame_ids
+    else:
+        ids = np.unique(np.concatenate([np.arange(w.start, w.end + 1) for w in split.annotations]))
+    breaks = np.diff(ids) != 1
+    try:
+        ends = split.ranges[:, 1]
+    except FileNotFoundError:
+        ends = np.empty(0, dtype=np.int64)
+    breaks |= np.isin(ids[:-1], ends)  # play stopped there, though the next number follows
+    starts, lasts = ids[np.r_[True, breaks]], ids[np.r_[breaks, True]]
+    return list(zip(starts.tolist(), lasts.tolist(), strict=True))
+
+
+def export(
+    split: CalvinSplit, output: Path, kind: Kind = "video", all_frames: bool = False, progress: bool = True
+) -> int:
+    """Write the data set; returns its frames. ``meta/info.json`` comes last: a folder without it is none."""
+    libraries()
+    if (output / INFO).exists():
+        raise ValueError(f"{output} holds a data set already; give another --output-dir")
+    writer = _Writer(split, output, kind)
+    parts = stretches(split, all_frames)
+    with tqdm(desc="frames", total=sum(b - a + 1 for a, b in parts), unit="frame", disable=not progress) as bar:
+        for first, last in parts:
+            writer.episode(first, last, bar)
+    if len(writer.annotations) != len(writer.windows):
+        lost = len(writer.windows) - len(writer.annotations)
+        raise ValueError(f"{split.annotation_path}: {lost} windows go over an end of play in ep_start_end_ids.npy")
+    writer.finish()
+    return writer.frames
+
+
+class _Writer:
+    def __init__(self, split: CalvinSplit, output: Path, kind: Kind) -> None:
+        self.split, self.output, self.kind = split, output, kind
+        self.windows = sorted(split.annotations, key=lambda window: (window.start, window.end))
+        self.tasks: dict[str, int] = {}
+        self.rows: list[dict[str, Any]] = []  # of the open file
+        self.episodes: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self.films: dict[str, _Film] = {}
+        self.sizes: dict[str, tuple[int, int]] = {}
+        self.frames = 0
+        self.all: dict[str, list[npt.NDArray[np.float32]]] = {key: [] for key in VECTORS}
+        self.bright: dict[str, list[npt.NDArray[np.float64]]] = {key: [] for key in CAMERAS}
+
+    def episode(self, first: int, last: int, bar: Any) -> None:
+        number, at = len(self.episodes), self.frames
+        inside = [w for w in self.windows if first <= w.start and w.end <= last]
+        file = number // PER_FILE
+        if number and number % PER_FILE == 0:
+            self._close(file - 1)
+        begin = {camera: self.films[camera].count / FPS if camera in self.films else 0.0 for camera in CAMERAS}
+        told: dict[str, None] = {}
+        for frame in range(first, last + 1):
+            told[self._frame(frame, frame - first, number, file, inside)] = None
+            bar.update()
+        for window in inside:
+            told[window.instruction] = None
+            self.annotations.append(self._window(window, number, first))
+        row: dict[str, Any] = {"episode_index": number, "tasks": list(told), "length": last - first + 1}
+        row |= {
+            "data/chunk_index": 0,
+            "data/file_index": file,
+            "dataset_from_index": at,
+            "dataset_to_index": self.frames,
+        }
+        for camera in CAMERAS if self.kind != "png" else ():
+            row |= {
+                f"videos/{camera}/chunk_index": 0,
+                f"videos/{camera}/file_index": file,
+                f"videos/{camera}/from_timestamp": begin[camera],
+                f"videos/{camera}/to_timestamp": begin[camera] + (last - first + 1) / FPS,
+            }
+        self.episodes.append(row | {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
+
+    def _window(self, window: Annotation, episode: int, first: int) -> dict[str, Any]:
+        return {
+            "episode_index": episode,
+            "from_frame": window.start - first,
+            "to_frame": window.end + 1 - first,  # one past the last
+            "instruction": window.instruction,
+            "task": window.task,
+            "calvin_start": window.start,
+            "calvin_end": window.end,
+        }
+
+    def _frame(self, frame: int, moment: int, episode: int, file: int, inside: Sequence[Annotation]) -> str:
+        """Write one frame, and return the sentence it goes by."""
+        arrays = self.split.frame(frame, [*CAMERAS.values(), *(name for name, _ in VECTORS.values())])
+        sentence = next((w.instruction for w in inside if w.start <= frame <= w.end), UNTOLD)
+        row: dict[str, Any] = {}
+        for key, (name, _) in VECTORS.items():
+            vector = arrays[name].astype(np.float32)
+            self.all[key].append(vector)
+            row[key] = vector
+        for camera, name in CAMERAS.items():
+            picture = arrays[name]
+            size = (picture.shape[0], picture.shape[1])
+            if self.sizes.setdefault(camera, size) != size:
+                raise ValueError(
+                    f"{self.split.frame_path(frame)}: {name} is {list(size)}, but {list(self.sizes[camera])} before"
+                )
+            if self.frames % 30 == 0:
+                self.bright[camera].append(picture.reshape(-1, 3) / 255.0)
+            if self.kind == "png":
+                content = io.BytesIO()
+                Image.fromarray(picture).save(content, "png")
+                row[camera] = {"bytes": content.getvalue(), "path": f"frame-{frame:07d}.png"}
+            else:
+                if camera not in self.films:
+                    path = self.output / "videos" / camera / "chunk-000" / f"file-{file:03d}.mp4"
+                    self.films[camera] = _Film(path, size, self.kind == "lossless")
+                self.films[camera].add(picture)
+        row |= {"timestamp": moment / FPS, "frame_index": moment, "episode_index": episode, "index": self.frames}
+        row["task_index"] = self.tasks.setdefault(sentence, len(self.tasks))
+        self.rows.append(row)
+        self.frames += 1
+        return sentence
+
+    def _close(self, file: int) -> None:
+        import pyarrow as pa
+
+        vectors = {key: pa.list_(pa.float32(), size) for key, (_, size) in VECTORS.items()}
+        kinds = vectors | {"timestamp": pa.float32()}
+        if self.kind == "png":
+            kinds |= {camera: pa.struct({"bytes": pa.binary(), "path": pa.string()}) for camera in CAMERAS}
+        kinds |= dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), pa.int64())
+        _table(self.output / f"data/chunk-000/file-{file:03d}.parquet", self.rows, pa.schema(list(kinds.items())))
+        self.rows = []
+        for film in self.films.values():
+            film.close()
+        self.films = {}
+
+    def finish(self) -> None:
+        import pyarrow as pa
+
+        self._close((len(self.episodes) - 1) // PER_FILE)
+        for row in self.annotations:  # a window's own sentence is a task, too
+            self.tasks.setdefault(row["instruction"], len(self.tasks))
+        _table(self.output / "meta/episodes/chunk-000/file-000.parquet", self.episodes, None)
+        numbers = ("episode_index", "from_frame", "to_frame", "calvin_start", "calvin_end")
+        schema = pa.schema([(n, pa.int64()) for n in numbers] + [("instruction", pa.string()), ("task", pa.string())])
+        _table(self.output / ANNOTATIONS, self.annotations, schema)
+        tasks = [{"task_index": number, "__index_level_0__": task} for task, number in self.tasks.items()]
+        _table(self.output / "meta/tasks.parquet", tasks, None, _PANDAS)
+        _json(self.output / "meta/stats.json", self._statistics())
+        _json(self.output / INFO, self._info())
+
+    def _statistics(self) -> dict[str, Any]:
+        found = {}
+        for key, rows in self.all.items():
+            found[key] = _spread(np.stack(rows).astype(np.float64), self.frames)
+        for key, pixels in self.bright.items():  # of one frame in a second, shaped [3, 1, 1]
+            spread = _spread(np.concatenate(pixels), len(pixels))
+            found[key] = {n: v if n == "count" else [[[x]] for x in v] for n, v in spread.items()}
+        return found
+
+    def _info(self) -> dict[str, Any]:
+        def feature(dtype: str, shape: Sequence[int], names: Any = None) -> dict[str, Any]:
+            return {"dtype": dtype, "shape": list(shape), "names": names}
+
+        features = {key: feature("float32", [size]) for key, (_, size) in VECTORS.items()}
+        for camera, (height, width) in self.sizes.items():
+            seen = feature(
+                "image" if self.kind == "png" else "video", [height, width, 3], ["height", "width", "channels"]
+            )
+            if self.kind != "png":
+                seen["info"] = {
+                    "video.height": height,
+                    "video.width": width,
+                    "video.codec": "h264",
+                    "video.pix_fmt": "gbrp" if self.kind == "lossless" else "yuv420p",
+                    "video.is_depth_map": False,
+                    "video.fps": FPS,
+                    "video.channels": 3,
+                    "has_audio": False,
+                }
+            features[camera] = seen
+        features["timestamp"] = feature("float32", [1])
+        features |= {key: feature("int64", [1]) for key in ("frame_index", "episode_index", "index", "task_index")}
+        return {
+            "codebase_version": "v3.0",
+            "robot_type": "panda (CALVIN)",
+            "total_episodes": len(self.episodes),
+            "total_frames": self.frames,
+            "total_tasks": len(self.tasks),
+            "chunks_size": 1000,
+            "data_files_size_in_mb": 100,
+            "video_files_size_in_mb": 200,
+            "fps": FPS,
+            "splits": {"train": f"0:{len(self.episodes)}"},
+            "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+            "video_path": None
+            if self.kind == "png"
+            else "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+            "features": features,
+        }
+
+
+class _Film:
+    """One mp4 at 30 fps with a key frame every two: episodes are read from their middle."""
+
+    def __init__(self, path: Path, size: tuple[int, int], lossless: bool) -> None:
+        _, av = libraries()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not lossless and (size[0] % 2 or size[1] % 2):
+            raise ValueError(f"pictures of {size[0]} x {size[1]} do not fit yuv420p; give --pictures lossless or png")
+        self._container = av.open(str(path), "w", options={"video_track_timescale": str(FPS * 512)})
+        self._stream = self._container.add_stream("libx264rgb" if lossless else "libx264", rate=FPS)
+        self._stream.height, self._stream.width = size
+        self._stream.pix_fmt = "rgb24" if lossless else "yuv420p"
+        self._stream.options = {"g": "2", "bf": "0", "preset": "veryfast"} | (
+            {"qp": "0"} if lossless else {"crf": "18"}
+        )
+        self._stream.codec_context.time_base = Fraction(1, FPS)
+        self._frame = av.VideoFrame
+        self.count = 0
+
+    def add(self, picture: npt.NDArray[np.uint8]) -> None:
+        frame = self._frame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        frame.pts, frame.time_base = self.count, Fraction(1, FPS)
+        self._container.mux(self._stream.encode(frame))
+        self.count += 1
+
+    def close(self) -> None:
+        self._container.mux(self._stream.encode())
+        self._container.close()
+
+
+_PANDAS = {
+    b"pandas": json.dumps(
+        {
+            "index_columns": ["__index_level_0__"],
+            "column_indexes": [],
+            "columns": [
+                {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64"},
+                {"name": None, "field_name": "__index_level_0__", "pandas_type": "unicode", "numpy_type": "object"},
+            ],
+            "pandas_version": "2.2.0",
+        }
+    ).encode()
+}
+
+
+def _table(path: Path, rows: list[dict[str, Any]], schema: Any, metadata: dict[bytes, bytes] | None = None) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(
+        pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata(metadata), path, write_page_checksum=True
+    )
+
+
+def _spread(values: npt.NDArray[np.float64], count: int) -> dict[str, Any]:
+    parts = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
+    return {name: [float(x) for x in part] for name, part in parts.items()} | {"count": [count]}
+
+
+def _json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--source-split-dir", type=Path, required=True, metavar="PATH", help="raw split, also in its zip")
+    made.add_argument("--output-dir", type=Path, required=True, metavar="PATH", help="folder to write")
+    made.add_argument(
+        "--pictures",
+        choices=("video", "lossless", "png"),
+        default="video",
+        help="h264 (default; small, nearly the same), h264 without loss, or PNG in the tables (no loss, largest)",
+    )
+    made.add_argument("--all-frames", action="store_true", help="frames that no annotation names as well")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    try:
+        split = CalvinSplit(options.source_split_dir)
+        frames = export(split, options.output_dir, options.pictures, options.all_frames)
+        listed = sum(len(window.frames) for window in split.annotations)
+    except (ValueError, OSError) as error:
+        print(f"export_lerobot: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.output_dir}: {frames} frames, each once (its {len(split.annotations)} windows name {listed})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

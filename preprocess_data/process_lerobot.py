@@ -1,0 +1,255 @@
+"""LeRobot data set (v2.1 or v3.0) -> processed split, listed in ``dataset_info.json``.
+
+python preprocess_data/process_lerobot.py --source lerobot/my_robot --output-dir data/my_robot
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from preprocess_data.calvin_verify import Report, tell
+from preprocess_data.calvin_verify import verify as verify_processed
+from preprocess_data.conversion import Converted, Floats, Made, Part, Units, convert, is_processed
+from preprocess_data.lerobot import LerobotData, Place, libraries
+
+EPISODES = 8  # that a worker reads at once
+
+DESCRIPTION = """\
+Make a processed split, which training reads, out of a LeRobot data set, v2.1 or v3.0, without lerobot (pyarrow and
+PyAV: pip install -r requirements-lerobot.txt). Its pictures are unpacked. Actions, by --actions:
+  relative  the column holds relative actions in [-1, 1] already (x y z, rotation, gripper), as CALVIN's; they are
+            taken as they are, and more than 1 is clipped and counted
+  absolute  the column holds target poses (xyz in metres, Euler xyz in radians, gripper); the relative action of a
+            moment is (target - pose) / unit, the pose being the first 6 numbers of --state-key; clipped to [-1, 1]
+The gripper becomes +1 (open) above --gripper-threshold, else -1 (closed). Joint angles are no such actions: convert
+them first. What export_lerobot.py wrote comes back as it was: its annotated windows are the episodes.
+Killed, it goes on where it was when started again."""
+
+EPILOG = """\
+examples:
+  process_lerobot.py --source my_robot --output-dir data/my_robot --camera observation.images.top
+  process_lerobot.py ... --second-camera observation.images.wrist
+      the second view from another camera; without it, one camera serves as both views
+  process_lerobot.py ... --actions absolute --gripper-threshold 0.5 --position-unit 0.05 --rotation-unit 0.25
+  process_lerobot.py --verify my_robot [--report problems.json]
+      read every episode, decode every picture; also of a processed split; exit code 1 if something is wrong
+
+then train with dataset.params.train_pre_shards_path_or_url=<output folder>"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    output: Path
+    cameras: tuple[str, ...]
+    units: Units
+    absolute: bool = False
+    action_key: str = "action"
+    state_key: str = "observation.state"
+    png: bool = False
+
+
+@dataclass(frozen=True)
+class Work:
+    root: Path
+    episodes: tuple[int, ...]  # places in the list
+    settings: Settings
+
+
+def read_work(work: Work) -> Part:
+    part = Part()
+    data = LerobotData(work.root)
+    for place in (data.episodes[number] for number in work.episodes):
+        try:
+            part.episodes += _converted(data, place, work.settings)
+        except (ValueError, FileNotFoundError) as error:
+            part.bad.append(str(error))
+    return part
+
+
+def actions_of(data: LerobotData, place: Place, settings: Settings) -> tuple[Floats, Floats, int]:
+    """(relative [n, 7], absolute [n, 7], clipped frames) of an episode."""
+    held = data.numbers(place, settings.action_key, 7)
+    if held.shape[1] != 7:
+        raise ValueError(
+            f"{data.root}: {settings.action_key} has {held.shape[1]} numbers, but 7 are needed (xyz, rotation, "
+            "gripper); convert them first, docs/extending.md shows how"
+        )
+    grip = settings.units.grip(held[:, 6])[:, None]
+    if settings.absolute:
+        poses = data.numbers(place, settings.state_key, 6)[:, :6]
+        motion, clipped = settings.units.steps(poses, held[:, :6])
+        return np.concatenate([motion, grip], axis=1), np.concatenate([held[:, :6], grip], axis=1), clipped
+    motion = np.clip(held[:, :6], -1, 1)
+    clipped = int((motion != held[:, :6]).any(axis=1).sum())
+    relative = np.concatenate([motion, grip], axis=1)
+    return relative, relative, clipped
+
+
+def _converted(data: LerobotData, place: Place, settings: Settings) -> list[Converted]:
+    relative, absolute, clipped = actions_of(data, place, settings)
+    spoken = data.rows(place, ["task_index"])["task_index"]
+    pictures: list[list[str]] = []
+    sides: list[tuple[int, int]] = []
+    for camera in settings.cameras:
+        names = []
+        for number, picture in enumerate(data.pictures(place, camera)):
+            if not number:
+                sides.append((picture.shape[0], picture.shape[1]))
+            name = Path("frames", f"e{place.number:06d}", camera, f"{number:06d}.{'png' if settings.png else 'jpg'}")
+            (settings.output / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(settings.output / name, quality=95)  # of JPEG; PNG has none
+            names.append(name.as_posix())
+        pictures.append(names)
+
+    def cut(first: int, end: int, instruction: str, task: str | None) -> Converted:
+        return Converted(
+            instruction,
+            pictures[0][first:end],
+            pictures[-1][first:end],
+            relative[first:end],
+            absolute[first:end],
+            sides,
+            clipped if not first else 0,
+            task,
+        )
+
+    if data.windows is not None:
+        return [
+            cut(row["from_frame"], row["to_frame"], row["instruction"], row["task"])
+            for row in data.windows
+            if row["episode_index"] == place.number
+        ]
+    if not all(isinstance(number, int) and number in data.tasks for number in spoken):
+        raise ValueError(f"{place.table}: episode {place.number} has a task_index that meta/tasks does not know")
+    # An episode may change its task on the way: each stretch is an episode of its own.
+    edges = [0, *(i for i in range(1, len(spoken)) if spoken[i] != spoken[i - 1]), len(spoken)]
+    return [cut(a, b, data.tasks[spoken[a]], None) for a, b in pairwise(edges)]
+
+
+def process(source: Path, settings: Settings, workers: int = 1, progress: bool = True, skip_bad: bool = False) -> Made:
+    """Write the processed split of a data set. Raises ValueError or FileNotFoundError naming the first bad file."""
+    libraries()
+    data = LerobotData(source)
+    for camera in settings.cameras:
+        if camera not in data.cameras:
+            raise ValueError(f"{source} has no camera {camera!r}; it has {', '.join(data.cameras) or 'none'}")
+    numbers = range(len(data.episodes))
+    units = settings.units
+    told = asdict(settings)
+    return convert(
+        [Work(source.absolute(), tuple(numbers[at : at + EPISODES]), settings) for at in numbers[::EPISODES]],
+        read_work,
+        settings.output,
+        {"format": "lerobot", "settings": {key: str(value) for key, value in told.items()}},
+        {
+            "kind": "relative",
+            "position_m_per_unit": units.position,
+            "rotation_rad_per_unit": units.rotation,
+            "rate_hz": data.fps,
+        },
+        workers,
+        progress,
+        skip_bad,
+    )
+
+
+def verify(source: Path) -> Report:
+    """Read the tables of every episode and decode every picture of every camera."""
+    report = Report(source, full=True)
+    try:
+        data = LerobotData(source)
+        places = data.episodes
+    except (ValueError, FileNotFoundError) as error:
+        report.add("data set", source, str(error))
+        return report
+    report.windows = len(places)
+    for place in places:
+        for camera in (None, *data.cameras):
+            try:
+                if camera is None:
+                    data.rows(place, ["task_index", "index"])
+                else:
+                    report.files += sum(1 for _ in data.pictures(place, camera))
+            except (ValueError, FileNotFoundError) as error:
+                report.add(f"damaged episode {place.number}", str(error).split(" ")[0].rstrip(":"), str(error))
+    return report
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    make = made.add_argument_group("make a processed split")
+    make.add_argument("--source", type=Path, metavar="PATH", help="folder with meta/info.json")
+    make.add_argument("--output-dir", type=Path, metavar="PATH", help="folder to write; made if missing")
+    make.add_argument("--camera", metavar="KEY", help="the first view (default: the data set's first camera)")
+    make.add_argument("--second-camera", metavar="KEY", help="the second view (default: the first again)")
+    make.add_argument("--actions", choices=("relative", "absolute"), default="relative", help="what --action-key holds")
+    make.add_argument("--action-key", default="action", metavar="KEY", help="column of actions (default action)")
+    make.add_argument("--state-key", default="observation.state", metavar="KEY", help="with --actions absolute: poses")
+    make.add_argument("--position-unit", type=float, default=0.02, metavar="M", help="metres of 1.0 (default 0.02)")
+    make.add_argument("--rotation-unit", type=float, default=0.05, metavar="RAD", help="of 1.0 (default 0.05)")
+    make.add_argument("--gripper-threshold", type=float, default=0.0, metavar="X", help="open above it (default 0)")
+    make.add_argument("--gripper-inverted", action="store_true", help="open below the threshold instead")
+    make.add_argument("--png", action="store_true", help="unpack pictures without loss (default: JPEG, quality 95)")
+    make.add_argument("--skip-bad", action="store_true", help="leave out bad episodes, and list them")
+    make.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes that read")
+    look = made.add_argument_group("look at what is there")
+    look.add_argument("--verify", type=Path, metavar="PATH", help="check a LeRobot data set or a processed split")
+    look.add_argument("--report", type=Path, metavar="JSON", help="with --verify: write all problems here")
+    look.add_argument("--summary", type=Path, metavar="PATH", help="say what a processed split, or a source, holds")
+    look.add_argument("--sheet", type=Path, metavar="PNG", help="draw it as well")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    try:
+        if options.verify is not None:
+            if is_processed(options.verify):
+                return verify_processed(options.verify, True, options.workers, options.report)
+            return tell([verify(options.verify)], options.report)
+        if options.summary is not None:
+            from preprocess_data.process_calvin import summarise  # draws, which workers need not load
+
+            summarise(options.summary, options.sheet)
+            return 0
+        if options.source is None or options.output_dir is None:
+            raise ValueError("give --source and --output-dir, or --verify or --summary; --help shows examples")
+        made = process(options.source, _settings(options), options.workers, skip_bad=options.skip_bad)
+    except (ValueError, OSError) as error:
+        print(f"process_lerobot: {error}", file=sys.stderr)
+        return 2
+    for line in made.left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    print(made.text())
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    camera = options.camera or next(iter(LerobotData(options.source).cameras), "")
+    return Settings(
+        options.output_dir,
+        (camera,) if options.second_camera is None else (camera, options.second_camera),
+        Units(options.position_unit, options.rotation_unit, options.gripper_threshold, options.gripper_inverted),
+        options.actions == "absolute",
+        options.action_key,
+        options.state_key,
+        options.png,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -39,8 +39,8 @@ def measure_text(
     bound, averaged over the draws; ``nats_variance``: of that average, see ``text_figures``. ``estimate_spread``:
     standard deviation of one draw's bound over its mean, per conversation. ``accuracy``: share of scored tokens that
     are the most likely word. ``clean_nats_per_token``: what next-token prediction would pay. ``picture_gap``: how many
-    nats per token the likelihood loses when pictures are exchanged within the batch. ``..._hidden_25_50``: of tokens
-    whose block has more than 25 % and up to 50 % hidden.
+    nats per token the likelihood loses when pictures are exchanged within the batch (of answers about pictures).
+    ``..._hidden_25_50``: of tokens whose block has more than 25 % and up to 50 % hidden.
     """
     many = objective.measuring(draws)
     task, nats, right = _ask(model, prompter, many, turn, seed)
@@ -60,11 +60,25 @@ def measure_text(
             deviation = bound.std(dim=0)
             found[VARIANCE] = Tally((deviation.square() / draws).sum(), answer)
             found[SPREAD] = _mean_of(deviation / bound.mean(dim=0).clamp_min(1e-9))
-    if turn.patches is not None and turn.patches.shape[0] > 1:
-        others = replace(turn, patches=turn.patches.roll(1, dims=0))
+    others = with_exchanged_pictures(turn)
+    if others is not None:
         blind, blind_nats, _ = _ask(model, prompter, many, others, seed)  # the same words are hidden
-        found[GAP] = Tally((blind_nats * blind.bound_weights).sum() - found[NATS].sum, answer)
+        about_pictures = answer
+        if turn.pictured is not None:
+            about_pictures = turn.answer[turn.pictured].sum().to(answer)
+        found[GAP] = Tally((blind_nats * blind.bound_weights).sum() - found[NATS].sum, about_pictures)
     return found
+
+
+def with_exchanged_pictures(turn: TextTurn) -> TextTurn | None:
+    """Each conversation about a picture with the picture of the one before; None where there are not two."""
+    if turn.patches is None:
+        return None
+    everyone = torch.ones(turn.patches.shape[0], dtype=torch.bool)
+    rows = (everyone if turn.pictured is None else turn.pictured).nonzero()[:, 0].to(turn.patches.device)
+    if len(rows) < 2:
+        return None
+    return replace(turn, patches=turn.patches.index_copy(0, rows, turn.patches[rows.roll(1)]))
 
 
 def text_figures(totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:

@@ -10,9 +10,10 @@ import torch
 from config.schema import Job
 from models.draws import Draws
 from models.masks import Kind
+from models.measure import GAP, measure_text, with_exchanged_pictures
 from models.objectives import text_objective
 from models.sequence import TextTurn, clean_text_sequence
-from tests.models.text_problems import Built, one_row, talk
+from tests.models.text_problems import TALK, Built, one_row, talk
 from tests.tiny import tiny_model
 
 OBJECTIVES = ("ar", "mdm", "bd")
@@ -82,3 +83,21 @@ def test_without_a_picture_the_words_follow_on_the_system_prompt(built: Built) -
     with_all = clean_text_sequence(model.vocab, prompter.system_ids, turn)
     assert torch.equal(kinds[1], with_all.slots.kind[1])
     assert torch.equal(pos[1], with_all.slots.pos[1])
+
+
+def test_pictures_are_exchanged_among_those_who_have_one(built: Built) -> None:
+    model, prompter = built
+    turn = talk(built, [*TALK, TALK[1]])
+    assert turn.patches is not None
+    mixed = replace(turn, pictured=torch.tensor([True, False, True]))
+    others = with_exchanged_pictures(mixed)
+    assert others is not None
+    assert torch.equal(others.patches, turn.patches[[2, 1, 0]])  # type: ignore[arg-type]
+    assert with_exchanged_pictures(replace(turn, pictured=torch.tensor([False, True, False]))) is None
+    both = one_row(turn, 0), one_row(turn, 2)
+    alone = TextTurn(
+        *(torch.cat([getattr(row, name) for row in both]) for name in ("ids", "answer", "patches", "indices"))
+    )
+    gap, expected = (measure_text(model, prompter, text_objective("ar"), t)[GAP] for t in (mixed, alone))
+    assert gap.count == expected.count
+    torch.testing.assert_close(gap.sum, expected.sum, rtol=1e-4, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -105,6 +106,29 @@ def test_tensorboard_shows_losses_rates_answers_and_future_frames(run: Start, wo
     assert answers["answers/blue"].count("**") == 4
     assert "**Which colour is it?**" in answers["answers/blue"]
     assert "**Is it red?**" in answers["answers/blue"]
+
+
+def test_a_run_learns_from_several_sources_and_says_what_they_hold(
+    run: Start, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = [{"from": "human", "value": "What is red?"}, {"from": "gpt", "value": "A colour."}]
+    (tmp_path / "words.json").write_text(json.dumps([{"conversations": said}] * 3 + [{"image": "gone.png"}]))
+    done = run(
+        dataset__params__train_mmu_sources=f"[{world / 'chat'}, {tmp_path / 'words.json'}]",
+        dataset__params__train_mmu_weights="[1, 3]",
+        dataset__params__text_only="use",
+        dataset__params__validation_mmu_shards_path_or_url=tmp_path / "words.json",
+        experiment__eval_every=2,
+        experiment__generate_every=2,
+    )
+    told = capsys.readouterr().out
+    assert "2 sources, an epoch is " in told
+    assert "left out: 1 without a question and answer in turn [. 1]: record 3 'gone.png'" in told
+    assert " passes) from " in told
+    assert told.count("words.json: 4 records, 3 usable [no picture 3]") == 2  # trained on, and held out
+    assert all(math.isfinite(record["text/loss"]) for record in done.metrics if "text/loss" in record)
+    assert any("validation/text/nats_per_token" in record for record in done.metrics)
+    assert not any("validation/text/picture_gap" in record for record in done.metrics)  # held-out: words alone
 
 
 def test_without_a_folder_of_pictures_the_data_is_asked_about_with_its_own_answers(run: Start) -> None:

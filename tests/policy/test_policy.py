@@ -208,10 +208,14 @@ def in_tokens(tmp_path_factory) -> Path:
 
 
 def test_the_model_yaml_chooses_what_makes_actions(in_tokens, tmp_path):
-    given = {"block_diffusion__action_infer_enabled": True, "block_diffusion__action_infer_steps": 3}
+    given = {
+        "block_diffusion__action_infer_enabled": True,
+        "block_diffusion__action_infer_steps": 3,
+        "block_diffusion__action_conf_threshold": 0.4,
+    }
     yaml = write_yaml(tmp_path / "m.yaml", in_tokens, **given)
     acting = UPVLAPolicy.from_config(yaml, "cpu")
-    assert (acting.action_decoder, acting.decoding) == ("block_diffusion", ActionDecoding(0.9, 3))
+    assert (acting.action_decoder, acting.decoding) == ("block_diffusion", ActionDecoding(0.4, 3))
     chunks = acting.act(MIXED)
     assert chunks.shape == (3, T, 7)
     assert chunks.dtype == np.float32

@@ -119,6 +119,7 @@ def _judge_and_report(plan: Plan, jobs: dict[str, Job], questions: Path, raw: Pa
         speeds=speeds,
         first=verdicts.first_steps(plan.runs),
         mean_action=constant.overall,
+        notes=_notes(jobs),
         command=shlex.join(["python", "-m", "scripts.compare_objectives", *(sys.argv[1:] if argv is None else argv)]),
         machine=judge.machine(job),
         date=f"{datetime.now(timezone.utc):%Y-%m-%d}",
@@ -126,6 +127,16 @@ def _judge_and_report(plan: Plan, jobs: dict[str, Job], questions: Path, raw: Pa
     report.write_report(findings)
     _tell(findings)
     return all(first.identical for first in findings.first)
+
+
+def _notes(jobs: dict[str, Job]) -> list[str]:
+    """What the objectives do not share."""
+    helped = {name: job.text_diffusion.ar_aux_weight for name, job in jobs.items() if name != "ar"}
+    return [
+        f"`{name}` learns next-token prediction beside its own loss (`text_diffusion.ar_aux_weight={weight:g}`)."
+        for name, weight in helped.items()
+        if weight
+    ]
 
 
 def _tell(findings: object) -> None:

@@ -39,8 +39,11 @@ CLEARLY = 0.25
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that was measured. ``judged``, ``blind``: objective -> its runs, by seed; ``kinds``: of every
-    question; ``mean_action``: offline metrics of the best constant action; ``command``, ``machine``: for the record."""
+    """Everything that was measured.
+
+    ``judged``, ``blind``: objective -> its runs, by seed; ``kinds``: of every question; ``mean_action``: offline metrics
+    of the best constant action; ``notes``: what else a reader has to know; ``command``, ``machine``: for the record.
+    """
 
     plan: Plan
     asked: HeldOut
@@ -50,6 +53,7 @@ class Findings:
     speeds: Mapping[str, Speed]
     first: Sequence[FirstStep]
     mean_action: Mapping[str, float]
+    notes: Sequence[str]
     command: str
     machine: str
     date: str
@@ -97,6 +101,7 @@ def _opening(found: Findings) -> str:
         f"seed{'s' if len(plan.seeds) > 1 else ''} {seeds}, same data order, same starting weights, "
         f"all three losses.{extra} Judged on {len(found.asked.questions)} held-out questions and "
         f"{int(found.mean_action['samples'])} held-out frames. Brackets are 95 % intervals."
+        + "".join(f" {note}" for note in found.notes)
     )
 
 
@@ -230,6 +235,7 @@ def as_json(found: Findings, answers: Sequence[Verdict]) -> dict[str, Any]:
         "machine": found.machine,
         "steps": found.plan.budget.steps,
         "seeds": list(found.plan.seeds),
+        "notes": list(found.notes),
         "overrides": list(found.plan.budget.overrides),
         "questions": len(found.asked.questions),
         "blind_floor": found.floor,

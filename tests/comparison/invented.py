@@ -82,6 +82,7 @@ def findings(
         speeds=dict.fromkeys(worth, speed),
         first=first_steps(plan.runs),
         mean_action={"samples": 20, "steps": 200, **judged(0, 0, 0.25).actions.overall},
+        notes=["`bd` has help."],
         command="python -m scripts.compare_objectives",
         machine="a test",
         date="2026-11-22",

@@ -35,6 +35,7 @@ def test_the_report_has_the_answers_the_floor_and_the_warning_of_one_seed(tmp_pa
     assert "| bd − ar | exact match | +30 [" in text
     assert "these data cannot tell" in text
     assert "One seed" in text
+    assert "`bd` has help." in text
     assert "`bd` clearly needs the picture" in text
     assert "identical to the last digit" in text
     data = json.loads(paths[1].read_text())

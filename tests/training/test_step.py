@@ -216,3 +216,26 @@ def test_draws_of_a_key_do_not_depend_on_other_draws() -> None:
     torch.rand(7)
     assert torch.equal(torch.rand(3, generator=generator(0, "text", 5, 1)), first)
     assert not torch.equal(torch.rand(3, generator=generator(0, "text", 5, 2)), first)
+
+
+def test_pictures_go_to_the_rows_that_have_one(parts: Parts, batch: CoBatch) -> None:
+    text = batch.text
+    assert text is not None
+    assert len(text) == 2
+    whole = encode_picture(parts, text)
+    second = encode_picture(parts, replace(text, pixels=text.pixels[1:], pictured=torch.tensor([False, True])))
+    none = encode_picture(parts, replace(text, pixels=torch.empty(0, 3, 0, 0), pictured=torch.zeros(2).bool()))
+    assert whole is not None
+    assert second is not None
+    assert none is not None
+    assert whole.pictured is None
+    assert whole.patches is not None
+    assert second.patches is not None
+    assert none.patches is not None
+    torch.testing.assert_close(second.patches[1], whole.patches[1])
+    assert not second.patches[0].any()
+    assert second.pictured is not None
+    assert second.pictured.tolist() == [False, True]
+    assert none.patches.shape == whole.patches.shape
+    assert none.pictured is not None
+    assert not none.pictured.any()

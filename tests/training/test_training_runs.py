@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train_upvla
 from config.load import ConfigError
+from config.schema import MMU_INDEX
 from models.checkpoint import load_folder
 from models.upvla import UPVLA
 from tests.training.runs import Outcome, forget_processes, same
@@ -112,12 +113,14 @@ def test_a_run_learns_from_several_sources_and_says_what_they_hold(
     run: Start, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = [{"from": "human", "value": "What is red?"}, {"from": "gpt", "value": "A colour."}]
-    (tmp_path / "words.json").write_text(json.dumps([{"conversations": said}] * 3 + [{"image": "gone.png"}]))
+    words = tmp_path / "words"
+    words.mkdir()
+    (words / MMU_INDEX).write_text(json.dumps([{"conversations": said}] * 3 + [{"image": "gone.png"}]))
     done = run(
-        dataset__params__train_mmu_sources=f"[{world / 'chat'}, {tmp_path / 'words.json'}]",
+        dataset__params__train_mmu_sources=f"[{world / 'chat'}, {words / MMU_INDEX}]",
         dataset__params__train_mmu_weights="[1, 3]",
         dataset__params__text_only="use",
-        dataset__params__validation_mmu_shards_path_or_url=tmp_path / "words.json",
+        dataset__params__validation_mmu_shards_path_or_url=words,
         experiment__eval_every=2,
         experiment__generate_every=2,
     )
@@ -125,7 +128,7 @@ def test_a_run_learns_from_several_sources_and_says_what_they_hold(
     assert "2 sources, an epoch is " in told
     assert "left out: 1 without a question and answer in turn [. 1]: record 3 'gone.png'" in told
     assert " passes) from " in told
-    assert told.count("words.json: 4 records, 3 usable [no picture 3]") == 2  # trained on, and held out
+    assert told.count(f"{MMU_INDEX}: 4 records, 3 usable [no picture 3]") == 2  # trained on, and held out
     assert all(math.isfinite(record["text/loss"]) for record in done.metrics if "text/loss" in record)
     assert any("validation/text/nats_per_token" in record for record in done.metrics)
     assert not any("validation/text/picture_gap" in record for record in done.metrics)  # held-out: words alone

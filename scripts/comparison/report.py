@@ -41,7 +41,7 @@ CLEARLY = 0.25
 class Findings:
     """Everything that was measured.
 
-    ``judged``, ``blind``: objective -> its runs, by seed; ``kinds``: of every question; ``mean_action``: offline metrics
+    ``judged``, ``blind``: objective -> its runs, by seed; ``kinds``: of every question; ``mean_action``: metrics
     of the best constant action; ``notes``: what else a reader has to know; ``command``, ``machine``: for the record.
     """
 

@@ -1,8 +1,8 @@
 """Try faults on real training runs and count what is survived:
 
-    python -m tests.faults                    # everything: half an hour on two cores
-    python -m tests.faults --short            # two minutes
-    python -m tests.faults --only kill disk   # some kinds: matrix kill writes stop rank data files disk
+    python -m tests.faults                    # everything: half an hour on two idle cores
+    python -m tests.faults --short            # minutes
+    python -m tests.faults --only kill disk   # some kinds: matrix kill writes stop rank data files disk zero
 
 Ends with a table of faults tried and survived; exit code 1 if a promise did not hold.
 """
@@ -22,7 +22,7 @@ from tests.faults.fleet import ALONE, DDP, ZERO2, load_everything
 from tests.faults.world import Broken, Count, Small
 from tests.training.world import build_world
 
-KINDS = ("matrix", "kill", "writes", "stop", "rank", "data", "files", "disk")
+KINDS = ("matrix", "kill", "writes", "stop", "rank", "data", "files", "disk", "zero")
 Trial = tuple[str, str, Callable[[], Count]]
 
 
@@ -103,9 +103,9 @@ def trials(root: Path, world: Path, given: argparse.Namespace) -> list[Trial]:
         )
     )
     if not given.short:
-        found.append(("kill", "kill -9, ZeRO-2", lambda: kinds.kill_at_random(zero, of(zero), 4, rng)))
-        found.append(("stop", "signals, ZeRO-2", lambda: kinds.ask_to_stop(zero, of(zero), 2, rng)))
-        found.append(("rank", "a rank lost, ZeRO-2", lambda: kinds.lose_a_rank(zero, of(zero), 2, rng)))
+        found.append(("zero", "kill -9, ZeRO-2", lambda: kinds.kill_at_random(zero, of(zero), 4, rng)))
+        found.append(("zero", "signals, ZeRO-2", lambda: kinds.ask_to_stop(zero, of(zero), 2, rng)))
+        found.append(("zero", "a rank lost, ZeRO-2", lambda: kinds.lose_a_rank(zero, of(zero), 2, rng)))
     return found
 
 

@@ -338,7 +338,10 @@ def _upstream_spec(folder: Path, description: Mapping[str, Any], upstream: Upstr
     """The sizes of an original checkpoint; language model and tokenizer come from ``llm_model_path``."""
     name = upstream.llm_model_path or str(description.get("llm_model_path", ""))
     if not name:
-        raise ValueError(f"{folder / CONFIG_FILE} names no llm_model_path; set model.showo.llm_model_path")
+        raise ValueError(
+            f"{folder / CONFIG_FILE} names no llm_model_path; set model.showo.llm_model_path in a "
+            "copy of policy_rollout/upvla_model.yaml (what acts and answers takes it as --model-config)"
+        )
     tokenizer, words = load_tokenizer(name)
     config = backbone_config(name)
     vocab = vocabulary_of(tokenizer, words, int(description.get("codebook_size", 8192)))

@@ -96,7 +96,7 @@ class LerobotData:
         try:
             places = list(self._v21() if self.version == "v2.1" else self._v30())
         except (KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"{self.root / 'meta'}: an episode lacks {error}") from None
+            raise ValueError(f"{self.root / INFO} asks for {error}, which an episode in meta/ lacks") from None
         if not places:
             raise ValueError(f"{self.root} lists no episode")
         if self.info.get("total_episodes", len(places)) != len(places):

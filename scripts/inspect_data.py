@@ -15,8 +15,9 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from preprocess_data.browsing.facts import Facts
 from preprocess_data.browsing.page import write_page
+from preprocess_data.browsing.seam import Source
 from preprocess_data.browsing.sheet import draw_sheet, varied
-from preprocess_data.browsing.sources import Source, open_source
+from preprocess_data.browsing.sources import open_source
 
 DESCRIPTION = """\
 Look at a data set: a processed split (dataset_info.json), a raw CALVIN split (folder, or inside its zip), or

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from policy_rollout.pictures import resized
 from preprocess_data.browsing import charts
 from preprocess_data.browsing.facts import Facts
+from preprocess_data.browsing.seam import EpisodeView, Picture, Source
 from preprocess_data.browsing.sheet import moments
-from preprocess_data.browsing.sources import EpisodeView, Picture, Source
 
 HERE = Path(__file__).resolve().parent
 SIDE, HAND_SIDE = 220, 130  # pixels: heights of the first camera's and the other cameras' pictures

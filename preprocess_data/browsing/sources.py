@@ -6,72 +6,23 @@ To add a format: a class like ``ProcessedSource`` and its opener in ``OPENERS``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from preprocess_data.browsing.robots import open_bridge, open_lerobot
+from preprocess_data.browsing.seam import ACTION_NAMES, EpisodeView, Floats, Label, Picture, Source
 from training.data import archive
 from training.data.calvin import Annotation, CalvinSplit, is_split, splits_in
 from training.data.files import LLAVA_NAME, iterate_json_list, npz_shapes, read_image, read_npz
 from training.data.processed import INDEX_NAME, ProcessedIndex, read_index
 from training.data.strings import Strings
 
-Picture = npt.NDArray[np.uint8]  # [height, width, 3]
-Floats = npt.NDArray[np.float32]
-
-ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 SAMPLED = 1000  # frames whose actions are read where each costs a file
 RATE = 30.0  # frames a second, of CALVIN and the desk
-
-
-@dataclass(frozen=True)
-class EpisodeView:
-    """One episode (or one conversation: a single moment) as it is shown."""
-
-    number: int
-    title: str  # the instruction
-    note: str  # where it is, which task
-    length: int  # moments
-    cameras: tuple[str, ...]
-    picture: Callable[[str, int], Picture]  # of a camera at a moment
-    actions: Floats | None = None  # [length, A]
-    turns: tuple[tuple[str, str], ...] = ()  # speaker and text, of a conversation
-
-
-@dataclass(frozen=True)
-class Label:
-    """What is known of an episode without opening its frames."""
-
-    instruction: str
-    task: str | None
-    length: int
-
-
-class Source(Protocol):
-    """A data set to be looked at."""
-
-    path: Path
-    kind: str  # in words
-    rate: float  # moments a second; 0: they are not moments in time
-    action_names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        """Episodes."""
-
-    def labels(self) -> Iterator[Label]:
-        """Of all episodes, in order."""
-
-    def actions(self) -> tuple[Iterator[Floats], str]:
-        """Actions in pieces [n, A], and which they are of, in words."""
-
-    def notes(self) -> list[str]:
-        """What a reader should know besides."""
-
-    def episode(self, number: int) -> EpisodeView: ...
 
 
 class RawSource:
@@ -259,7 +210,8 @@ def _raw(path: Path) -> Source | None:
 
 
 def _processed(path: Path) -> Source | None:
-    return ProcessedSource(path) if (path / INDEX_NAME).is_file() else None
+    tfds = (path / "features.json").is_file()  # whose dataset_info.json is another
+    return ProcessedSource(path) if (path / INDEX_NAME).is_file() and not tfds else None
 
 
 def _conversations(path: Path) -> Source | None:
@@ -267,7 +219,7 @@ def _conversations(path: Path) -> Source | None:
     return ConversationSource(path) if named or (path / LLAVA_NAME).is_file() else None
 
 
-OPENERS: list[Callable[[Path], Source | None]] = [_processed, _conversations, _raw]
+OPENERS: list[Callable[[Path], Source | None]] = [_processed, _conversations, _raw, open_lerobot, open_bridge]
 
 
 def open_source(path: Path) -> Source:
@@ -282,4 +234,5 @@ def open_source(path: Path) -> Source:
             return source
     below = [str(path / name) for name in splits_in(path)]
     hint = f"; did you mean {' or '.join(below)}?" if below else ""
-    raise ValueError(f"{path} is no data set that is read here ({INDEX_NAME}, {LLAVA_NAME}, episode_*.npz){hint}")
+    read = f"{INDEX_NAME}, {LLAVA_NAME}, episode_*.npz, meta/info.json, obs_dict.pkl or features.json"
+    raise ValueError(f"{path} is no data set that is read here ({read}){hint}")

@@ -19,6 +19,7 @@ from PIL import Image
 
 from preprocess_data import export_lerobot, process_lerobot
 from preprocess_data.lerobot import LerobotData
+from scripts import inspect_data
 from tests.data.builders import frame_arrays, raw_split
 from training.data.contract import read_contract
 from training.data.processed import read_index
@@ -233,3 +234,12 @@ def test_a_folder_with_a_data_set_is_not_written_over(
     assert export(raw, tmp_path / "out") == 0
     assert export(raw, tmp_path / "out") == 2
     assert "holds a data set already" in capsys.readouterr().err
+
+
+def test_a_lerobot_data_set_can_be_looked_at(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(raw, tmp_path / "out") == 0
+    for path in (tmp_path / "out", v21(tmp_path / "v21")):
+        assert inspect_data.main([str(path), "--out", str(tmp_path / "page.html")]) == 0
+    said = capsys.readouterr().out
+    assert "LeRobot data set, v3.0" in said
+    assert "3 annotated windows share these frames" in said

@@ -17,6 +17,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from preprocess_data import process_bridge
 from preprocess_data.conversion import Units
 from preprocess_data.tfrecord import crc32c, masked_crc, parse_example, records
+from scripts import inspect_data
 from tests.data.bridge_files import (
     example,
     open_x_episode,
@@ -226,6 +227,15 @@ def test_what_is_no_bridge_data_is_told_in_one_line(tmp_path: Path, capsys: pyte
     assert "holds neither obs_dict.pkl" in one_error(capsys)
     assert process(tmp_path / "nothing", tmp_path / "out") == 2
     assert "is not a folder" in one_error(capsys)
+
+
+def test_both_layouts_can_be_looked_at(
+    raw: Path, rlds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path, words in ((raw, "put the pot on the stove"), (rlds, "open the drawer")):
+        assert inspect_data.main([str(path), "--out", str(tmp_path / "page.html")]) == 0
+        assert words in (tmp_path / "page.html").read_text()
+    assert "BridgeData, RLDS files" in capsys.readouterr().out
 
 
 def test_the_documented_command_works_from_any_folder(raw: Path, tmp_path: Path) -> None:

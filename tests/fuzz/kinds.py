@@ -32,6 +32,7 @@ from preprocess_data.browsing.sources import ConversationSource
 from scripts.summarize_offline_eval_json import COLUMNS
 from scripts.summarize_offline_eval_json import read as read_results
 from tests.data.builders import annotation_content, frame_arrays
+from tests.fuzz.robots import place, robot_files
 from tests.tiny import tiny_model
 from training.data import archive
 from training.data.calvin import CalvinSplit
@@ -57,7 +58,7 @@ class Kind:
 
 
 def kinds() -> list[Kind]:
-    return [*_frames(), *_lists(), *_settings(), *_models()]
+    return [*_frames(), *_lists(), *_settings(), *_models(), *robot_kinds()]
 
 
 # ------------------------------------------------------------------------------------------------------- data of robots
@@ -286,3 +287,18 @@ def _folder(path: Path) -> Any:
 def _tokenizer(path: Path) -> Any:
     tokenizer, words = load_tokenizer(path.parent)
     return words, tokenizer("open the drawer")["input_ids"]
+
+
+# ------------------------------------------------------------------------------------------------- data of other robots
+def robot_kinds() -> list[Kind]:
+    return [
+        Kind(
+            one.name,
+            one.good,
+            Path(one.file).name,
+            one.read,
+            prepare=place(one.folder, one.file) if one.folder else None,
+            checked=one.checked,
+        )
+        for one in robot_files()
+    ]

@@ -1,0 +1,145 @@
+"""Other robots' data sets to be looked at: BridgeData (raw, RLDS) and LeRobot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from preprocess_data.bridge import LeftOut, Shard, Trajectory, find_raw, find_rlds, read_raw, read_shard, splits_of
+from preprocess_data.browsing.seam import ACTION_NAMES, EpisodeView, Floats, Label, Picture, Source
+from preprocess_data.conversion import Units
+from preprocess_data.lerobot import INFO, LerobotData, Place, vectors
+from preprocess_data.process_bridge import POSITION_UNIT, RATE, ROTATION_UNIT, relative_actions
+from training.data.files import read_image, read_image_bytes
+
+LOOKED_AT = 200  # trajectories: each costs files
+
+
+class BridgeSource:
+    """The first trajectories of BridgeData; actions as process_bridge.py makes them."""
+
+    rate: float = float(RATE)
+    action_names: tuple[str, ...] = ACTION_NAMES
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        packed = find_rlds(path)
+        self.kind = "BridgeData, RLDS files" if packed else "BridgeData, raw folders"
+        self._folders = [] if packed else find_raw(path)
+        shards = [shard for split in splits_of(packed[0]).values() for shard in split] if packed else []
+        self._all = sum(shard.episodes for shard in shards) + len(self._folders)
+        self._places: list[tuple[Shard, int]] = []
+        for shard in shards:
+            room = LOOKED_AT - len(self._places)
+            self._places += [(shard, number) for number in range(min(shard.episodes, room))]
+        self._read = lru_cache(maxsize=4)(self._fresh)
+
+    def __len__(self) -> int:
+        return min(self._all, LOOKED_AT)
+
+    def _fresh(self, number: int) -> Trajectory:
+        if self._folders:
+            return read_raw(self._folders[number], (0,))
+        shard, wanted = self._places[number]
+        for place, found in enumerate(read_shard(shard, (0,))):
+            if place == wanted:
+                if isinstance(found, ValueError):
+                    raise found
+                return found
+        raise ValueError(f"{shard.path} has no episode {wanted}")
+
+    def labels(self) -> Iterator[Label]:
+        for number in range(len(self)):
+            try:
+                found = self._read(number)
+            except LeftOut:
+                yield Label("", None, 1)
+                continue
+            yield Label(found.instruction, None, len(found))
+
+    def _actions(self, trajectory: Trajectory) -> Floats:
+        return relative_actions(trajectory, Units(POSITION_UNIT, ROTATION_UNIT, 0.5))[0]
+
+    def actions(self) -> tuple[Iterator[Floats], str]:
+        of = "all trajectories" if len(self) == self._all else f"the first {len(self)} of {self._all} trajectories"
+        return (self._actions(self._read(number)) for number in range(len(self))), of
+
+    def notes(self) -> list[str]:
+        return [] if len(self) == self._all else [f"the first {len(self)} of {self._all} trajectories are looked at"]
+
+    def episode(self, number: int) -> EpisodeView:
+        found = self._read(number)
+
+        def picture(camera: str, moment: int) -> Picture:
+            held = found.pictures[0][moment]
+            return np.asarray(read_image(held) if isinstance(held, Path) else read_image_bytes(held, found.where))
+
+        return EpisodeView(
+            number=number,
+            title=found.instruction or "(no instruction)",
+            note=found.where,
+            length=len(found),
+            cameras=("camera 0",),
+            picture=picture,
+            actions=self._actions(found),
+        )
+
+
+class LerobotSource:
+    """A LeRobot data set; actions as recorded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._data = LerobotData(path)
+        self.kind = f"LeRobot data set, {self._data.version}"
+        self.rate = self._data.fps
+        first = self._actions(self._data.episodes[0])
+        self.action_names = ACTION_NAMES if first.shape[1] == 7 else tuple(map(str, range(first.shape[1])))
+
+    def __len__(self) -> int:
+        return len(self._data.episodes)
+
+    def _actions(self, place: Place) -> Floats:
+        return vectors(self._data.rows(place, ["action"])["action"], 1, f"{place.table}: action")
+
+    def labels(self) -> Iterator[Label]:
+        return (Label(" / ".join(place.tasks), None, place.length) for place in self._data.episodes)
+
+    def actions(self) -> tuple[Iterator[Floats], str]:
+        return (self._actions(place) for place in self._data.episodes), "all frames"
+
+    def notes(self) -> list[str]:
+        windows = self._data.windows
+        return [] if windows is None else [f"{len(windows)} annotated windows share these frames"]
+
+    def episode(self, number: int) -> EpisodeView:
+        place = self._data.episodes[number]
+
+        @cache
+        def film(camera: str) -> list[Picture]:
+            return list(self._data.pictures(place, camera))
+
+        return EpisodeView(
+            number=number,
+            title=" / ".join(place.tasks) or "(no task)",
+            note=f"episode {place.number}",
+            length=place.length,
+            cameras=tuple(self._data.cameras),
+            picture=lambda camera, moment: film(camera)[moment],
+            actions=self._actions(place),
+        )
+
+
+def open_bridge(path: Path) -> Source | None:
+    """Where the first levels look like it: a large folder of something else is not walked through."""
+    if not path.is_dir():
+        return None
+    near = any(True for pattern in ("obs_dict.pkl", "traj*", "*/traj*", "*/*/traj*") for _ in path.glob(pattern))
+    return BridgeSource(path) if find_rlds(path) or (near and find_raw(path)) else None
+
+
+def open_lerobot(path: Path) -> Source | None:
+    return LerobotSource(path) if (path / INFO).is_file() else None

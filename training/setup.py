@@ -22,6 +22,7 @@ from models.upvla import UPVLA
 from models.vision import ClipTower, load_clip
 from training import adapters, live
 from training.average import Average
+from training.compiled import compile_backbone
 from training.data.batch import RobotBatch, TextBatch, collate_robot, collate_text
 from training.data.contract import action_scale, read_contract
 from training.data.cotrain import (
@@ -172,7 +173,7 @@ def _model(job: Job, resumed: Checkpoint | None) -> tuple[Built, live.LiveWeight
     if job.model.gradient_checkpointing:
         model.backbone.enable_gradient_checkpointing()
     if job.training.compile:
-        model.backbone.compile(dynamic=True)  # lengths change from batch to batch
+        compile_backbone(model.backbone)
     return replace(built, notes=tuple(notes)), saved
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,10 @@ from accelerate import Accelerator
 from config.load import ConfigError
 from config.schema import Job
 from models.checkpoint import load_folder
+from tests.training.launches import ROOT
 from tests.training.runs import Outcome, same
 from training import run as training_run
+from training.compiled import CACHE
 from training.trainer import Trainer
 
 Start = Callable[..., Outcome]
@@ -245,14 +250,11 @@ def test_moments_in_8_bits_take_a_quarter_of_the_memory_and_go_on_exactly(
     pytest.importorskip("bitsandbytes")
     whole, resumed = continued(run, optimizer__name="adamw_8bit")
     assert_same_run(whole, resumed)
-    states = optimizers[0].state
-    big = {name: p for name, p in _named(optimizers[0]).items() if p.numel() >= 4096}
-    kinds = {states[p]["state1"].dtype for p in big.values()}
-    assert torch.uint8 in kinds
-
-
-def _named(optimizer: torch.optim.Optimizer) -> dict[int, torch.Tensor]:
-    return {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    few = [state for state in optimizers[0].state.values() if state["state1"].dtype == torch.uint8]
+    names = ("state1", "state2", "absmax1", "absmax2")
+    small = sum(state[name].numel() * state[name].element_size() for state in few for name in names)
+    assert few
+    assert small == pytest.approx(sum(8 * state["state1"].numel() for state in few) / 4, rel=0.02)
 
 
 def test_without_bitsandbytes_8_bits_are_refused_in_one_line(run: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,6 +269,26 @@ def _hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
 
 
 # --- compilation ------------------------------------------------------------------------------------------------------
+
+
+def test_compiling_on_a_cpu_never_reads_what_a_killed_run_left(tmp_path: Path) -> None:
+    """A library that was being linked is cut short, and every later start would stumble over it."""
+    ask = (
+        "import os; from torch import nn; from training.compiled import CACHE, compile_backbone; "
+        "compile_backbone(nn.Linear(1, 1)); print(os.environ[CACHE], os.path.isdir(os.environ[CACHE]))"
+    )
+    clean = {name: value for name, value in os.environ.items() if name != CACHE} | {"CUDA_VISIBLE_DEVICES": ""}
+
+    def folder_of(env: dict[str, str]) -> tuple[str, str]:
+        done = subprocess.run([sys.executable, "-c", ask], env=env, cwd=ROOT, capture_output=True, text=True)
+        folder, there = done.stdout.split()
+        return folder, there
+
+    first, second = folder_of(clean), folder_of(clean)
+    assert first[1] == second[1] == "True"
+    assert first[0] != second[0]
+    assert not Path(first[0]).exists()
+    assert folder_of(clean | {CACHE: str(tmp_path)})[0] == str(tmp_path)
 
 
 @pytest.mark.slow

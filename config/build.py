@@ -8,13 +8,14 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from config.files import Tree, as_text
-from config.schema import MISSING, Job
+from config.knob import MISSING
+from config.schema import Job
 from config.values import ConfigError, Quoted, Wrong, allowed, choices, convert, did_you_mean, is_section, shown
 
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One knob: its dotted name, annotation, default and what `config.schema.key` said about it."""
+    """One knob: its dotted name, annotation, default and what `config.knob.key` said about it."""
 
     name: str
     annotation: Any

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from config.build import Key, get, keys, put
 from config.files import PROJECT_DIR, Tree
-from config.schema import MISSING, VQ_STRIDE, DataParams, Job
+from config.knob import MISSING
+from config.schema import VQ_STRIDE, DataParams, Job
 from config.values import ConfigError, shown
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")

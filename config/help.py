@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from config.build import keys
 from config.files import CONFIG_DIR, presets
-from config.schema import MISSING, Objective
+from config.knob import MISSING
+from config.schema import Objective
 from config.values import choices, shown
 
 SCRIPTS: dict[Objective, str] = {"ar": "train_upvla.py", "mdm": "train_mdm_vla.py", "bd": "train_blockdiff_vla.py"}

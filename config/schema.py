@@ -1,17 +1,17 @@
 """What can be set: one dataclass for each section of a run configuration, and the only list of keys there is.
 
-Every field is declared by `key(default, doc, ...)`: the one-line `doc` is the documentation of the knob (`--help`
-prints it), and the bounds and path kinds beside it are what `config.load` checks before anything expensive starts.
+Every field is declared by `config.knob.key(default, doc, ...)`: the one-line `doc` is the documentation of the knob
+(`--help` prints it), and the bounds and path kinds beside it are what `config.load` checks before anything expensive
+starts.
 Nothing here imports torch; nothing below this package sees anything but these plain dataclasses.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-MISSING: Final = "???"
-"""Value of a key that the user has to give; `config.load` refuses a job in which one is left."""
+from config.knob import MISSING, key
 
 Objective = Literal["ar", "mdm", "bd"]
 Framework = Literal["upvla", "arvla", "mdmvla", "bdvla"]
@@ -24,18 +24,9 @@ ActionNormalisation = Literal["none", "min_max", "quantile"]
 OnBadRecord = Literal["skip", "error"]
 TextOnly = Literal["skip", "use"]
 Schedule = Literal[
-    "constant",
-    "constant_with_warmup",
-    "cosine",
-    "cosine_with_restarts",
-    "inverse_sqrt",
-    "linear",
-    "polynomial",
+    "constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "inverse_sqrt", "linear", "polynomial"
 ]
 
-PathKind = Literal["dir", "list", "model", "weights"]
-"""dir: an existing folder. list: a folder, or a json file. model: a folder, a weights file or a hub id. weights: a bare
-weights file. A key that is a list of texts has such a path in each."""
 
 CODEBOOK_SIZE: Final = 8192
 SPECIAL_TOKENS: Final = 10
@@ -43,36 +34,6 @@ VQ_STRIDE: Final = 16
 """Pixels along one side of an image that become one VQ token (four stride-2 convolutions)."""
 ROBOT_INDEX: Final = "dataset_info.json"
 MMU_INDEX: Final = "llava_v1_5_mix665k.json"
-
-
-def key(
-    default: Any,
-    doc: str,
-    *,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    path: PathKind | None = None,
-    holds: str | None = None,
-    says: str | None = None,
-) -> Any:
-    """Declare one knob: default, one-line documentation, bounds (inclusive `at_*`, exclusive `above`/`below`).
-
-    `path` says what kind of path the value is, `holds` names a file that must lie in that folder, `says` puts what is
-    allowed in words where the annotation alone does not.
-    """
-    bounds = {"at_least": at_least, "at_most": at_most, "above": above, "below": below}
-    metadata = {
-        "doc": doc,
-        "path": path,
-        "holds": holds,
-        "says": says,
-        **{k: v for k, v in bounds.items() if v is not None},
-    }
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass

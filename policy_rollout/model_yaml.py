@@ -14,7 +14,8 @@ from typing import Any
 
 from config.build import build, get, new_tree
 from config.files import PROJECT_DIR, display, read_into
-from config.schema import MISSING, VQ_STRIDE, Job
+from config.knob import MISSING
+from config.schema import VQ_STRIDE, Job
 from config.values import ConfigError, shown
 from models.checkpoint import UpstreamSettings
 from models.decoding import ActionDecoding

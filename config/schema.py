@@ -1,8 +1,7 @@
 """What can be set: one dataclass for each section of a run configuration, and the only list of keys there is.
 
 Every field is declared by `config.knob.key(default, doc, ...)`: the one-line `doc` is the documentation of the knob
-(`--help` prints it), and the bounds and path kinds beside it are what `config.load` checks before anything expensive
-starts.
+(`--help` prints it); bounds and path kinds beside it are what `config.load` checks before anything expensive starts.
 Nothing here imports torch; nothing below this package sees anything but these plain dataclasses.
 """
 

@@ -60,6 +60,8 @@ MailProg=/bin/true
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SchedulerParameters=sched_interval=2,bf_interval=5,requeue_setup_env_fail
 MinJobAge=3600
 KillWait=10
@@ -71,7 +73,8 @@ CONF
         echo "NodeName=node$n NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 1 + n)) CPUs=$cpus Sockets=1" \
             "CoresPerSocket=$cpus ThreadsPerCore=1 RealMemory=$memory${gpus:+ Gres=gpu:$gpus} State=UNKNOWN"
     done
-    echo "PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP"
+    echo "PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60"
+    echo "PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF" # takes nodes from the other
 }
 
 up() {

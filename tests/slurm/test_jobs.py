@@ -131,6 +131,48 @@ def test_two_nodes_train_together_and_go_on_after_a_preemption(slurm: Slurm, wor
     assert [r["total/loss"] for r in metrics(out)] == [r["total/loss"] for r in metrics(tmp_path / "quiet")]
 
 
+LAUNCHER = """#!/usr/bin/env bash
+case "$*" in
+*accelerate.commands.launch*)
+    echo "launched, restarts: ${SLURM_RESTART_COUNT:-0}"
+    [[ ${SLURM_RESTART_COUNT:-0} == 0 ]] || exit "$(cat "$0.code")"
+    trap 'echo "SIGTERM came"; sleep 1; exit 1' TERM
+    while :; do sleep 0.2; done ;;
+*) exec REAL "$@" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("code", "ends"), [("0", "COMPLETED"), ("3", "FAILED")])
+def test_a_job_that_saved_when_a_more_urgent_one_came_is_requeued(
+    slurm: Slurm, tmp_path: Path, code: str, ends: str
+) -> None:
+    """SIGTERM, as Slurm's own preemption sends it; the training is a stand-in that leaves as training does under a
+    launcher. Its second start fails by itself, or does not, and is not requeued."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(LAUNCHER.replace("REAL", sys.executable))
+    python.chmod(0o755)
+    (tmp_path / "bin" / "python.code").write_text(code)
+    given = ["--nodes=2", "--gres=gpu:4", "--cpus-per-task=1", SCRIPTS / "train_multinode.sbatch", "train_upvla.py"]
+    job, _ = slurm.submit(*given, "config=x", cwd=tmp_path, wait=False, VENV=str(tmp_path))
+    log = slurm.logs / f"blockdiff_train-{job}.out"
+
+    def told() -> str:
+        return (log.read_text() if log.is_file() else "") + str(slurm.job(job))
+
+    wait_for(lambda: told().count("launched, restarts: 0") == 2, 120, told)
+    urgent, _ = slurm.submit("-p", "urgent", "--nodes=2", "--gres=gpu:4", "--wrap=true", cwd=tmp_path, wait=False)
+    wait_for(lambda: slurm.job(job).get("Restarts") == "1", 60, told)
+    assert "SIGTERM came" in told()
+    assert "stopped before its time (code 1): back into the queue" in told()
+    wait_for(lambda: slurm.job(urgent)["JobState"] == "COMPLETED", 60, told)
+    slurm.command("scontrol", "update", f"JobId={job}", "StartTime=now")
+    wait_for(lambda: slurm.job(job)["JobState"] in ("COMPLETED", "FAILED"), 60, told)
+    assert slurm.job(job)["JobState"] == ends
+    assert slurm.job(job)["Restarts"] == "1"
+
+
 def test_chains_are_split_over_the_tasks_of_a_job(slurm: Slurm, tmp_path: Path) -> None:
     """Three chains over two nodes, a few steps each; then once more, where nothing is left to play."""
     script = SCRIPTS / "rollout_distributed_calvin.sbatch"

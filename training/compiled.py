@@ -21,7 +21,8 @@ def compile_backbone(backbone: Backbone) -> None:
     half a library there, on which every later start fails ("file too short"). So each process has a cache of its own
     there, removed at its end; a folder that the user names in ``TORCHINDUCTOR_CACHE_DIR`` is taken as it is.
     """
-    if not torch.cuda.is_available() and CACHE not in os.environ:
+    shared = os.path.join(tempfile.gettempdir(), "torchinductor_")  # and the user's name; torch sets it when asked
+    if not torch.cuda.is_available() and os.environ.get(CACHE, shared).startswith(shared):
         folder = tempfile.mkdtemp(prefix="blockdiff-compiled-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ[CACHE] = folder

@@ -6,8 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
-import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ from accelerate import Accelerator
 from config.load import ConfigError
 from config.schema import Job
 from models.checkpoint import load_folder
-from tests.training.launches import ROOT
 from tests.training.runs import Outcome, same
 from training import run as training_run
-from training.compiled import CACHE
+from training.compiled import CACHE, compile_backbone
 from training.trainer import Trainer
 
 Start = Callable[..., Outcome]
@@ -271,24 +269,19 @@ def _hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
 # --- compilation ------------------------------------------------------------------------------------------------------
 
 
-def test_compiling_on_a_cpu_never_reads_what_a_killed_run_left(tmp_path: Path) -> None:
+def test_compiling_on_a_cpu_never_reads_what_a_killed_run_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A library that was being linked is cut short, and every later start would stumble over it."""
-    ask = (
-        "import os; from torch import nn; from training.compiled import CACHE, compile_backbone; "
-        "compile_backbone(nn.Linear(1, 1)); print(os.environ[CACHE], os.path.isdir(os.environ[CACHE]))"
-    )
-    clean = {name: value for name, value in os.environ.items() if name != CACHE} | {"CUDA_VISIBLE_DEVICES": ""}
-
-    def folder_of(env: dict[str, str]) -> tuple[str, str]:
-        done = subprocess.run([sys.executable, "-c", ask], env=env, cwd=ROOT, capture_output=True, text=True)
-        folder, there = done.stdout.split()
-        return folder, there
-
-    first, second = folder_of(clean), folder_of(clean)
-    assert first[1] == second[1] == "True"
-    assert first[0] != second[0]
-    assert not Path(first[0]).exists()
-    assert folder_of(clean | {CACHE: str(tmp_path)})[0] == str(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    layer: Any = torch.nn.Linear(1, 1)
+    shared = Path(tempfile.gettempdir()) / "torchinductor_somebody"  # as torch sets it
+    found = []
+    for given in (shared, shared, tmp_path):
+        monkeypatch.setenv(CACHE, str(given))
+        compile_backbone(layer)
+        found.append(os.environ[CACHE])
+    assert len({str(shared), *found}) == 4
+    assert Path(found[0]).is_dir()
+    assert found[2] == str(tmp_path)
 
 
 @pytest.mark.slow

@@ -167,7 +167,8 @@ def at_real_size(preset: str, config: str, root: Path) -> Parts:
     adapters.attach(built.model, job)
     if job.model.gradient_checkpointing:
         built.model.backbone.enable_gradient_checkpointing()
-    tower = CLIPVisionConfig(1024, 4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14)
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    tower = CLIPVisionConfig(**sizes, image_size=336, patch_size=14)
     pixels = ClipImageSpec(336, (336, 336), 3, 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     with torch.device("meta"):
         vq, clip = MagVITv2(RELEASED_ENCODER, RELEASED_DECODER), ClipTower(tower, pixels)

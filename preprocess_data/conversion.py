@@ -182,6 +182,7 @@ def _write(
     clipped = episodes = 0
     instructions: set[str] = set()
     sides: Sequence[tuple[int, int]] = ()
+    actions: list[Floats] = []
 
     def counted() -> Iterator[Episode]:
         nonlocal clipped, episodes, sides
@@ -190,14 +191,19 @@ def _write(
             episodes += 1
             instructions.add(one.instruction)
             sides = sides or one.sides
+            actions.append(one.relative)
             yield one.episode()
+
+    def declare() -> None:
+        cameras = dict(zip(("rgb_static", "rgb_gripper"), sides, strict=False))
+        write_contract(output, cameras, action, np.concatenate(actions))
 
     if next(_episodes(files), None) is None:
         raise ValueError(f"no episode is left to write; the first: {next(iter(left_out), 'there is none')}")
-    frames = write_index(output, counted())
+    # The contract is there first: a folder without one is taken for CALVIN's, which this is not.
+    frames = write_index(output, counted(), before=declare)
     if (output / INDEX_NAME).stat().st_size >= WORTH_AN_INDEX:
         build_index(output, progress)
-    write_contract(output, dict(zip(("rgb_static", "rgb_gripper"), sides, strict=False)), action)
     return Made(output / INDEX_NAME, episodes, frames, len(instructions), clipped, tuple(left_out))
 
 

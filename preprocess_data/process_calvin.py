@@ -110,11 +110,16 @@ def write_processed(
             ]
             yield Episode(window.instruction, window.task, frames)
 
-    frames = write_index(output_dir, episodes())
+    def declare() -> None:
+        """What a raw split declares of its actions (CALVIN's convention, if nothing) goes with them."""
+        rows = np.concatenate([np.searchsorted(ids, np.arange(window.start, window.end + 1)) for window in kept])
+        write_contract(
+            output_dir, _cameras(split, kept[0].start), read_contract(split.path).action, read.relative[rows]
+        )
+
+    frames = write_index(output_dir, episodes(), before=declare)
     if (output_dir / INDEX_NAME).stat().st_size >= WORTH_AN_INDEX:
         build_index(output_dir, progress)
-    # What a raw split declares of its actions (CALVIN's convention, if nothing) goes with them.
-    write_contract(output_dir, _cameras(split, kept[0].start), read_contract(split.path).action)
     finish(output_dir)
     return Summary(
         path=output_dir / INDEX_NAME,

@@ -292,10 +292,11 @@ class Episode:
     frames: Sequence[Frame]
 
 
-def write_index(root: Path, episodes: Iterable[Episode]) -> int:
+def write_index(root: Path, episodes: Iterable[Episode], before: Callable[[], object] | None = None) -> int:
     """Write ``<root>/dataset_info.json`` episode by episode; complete or not at all. Returns the number of frames.
 
-    Numbers are written with the digits that float32 needs.
+    Numbers are written with the digits that float32 needs. ``before``: called when all is written and before the file
+    has its name, for what must not be missing beside it.
     """
     root.mkdir(parents=True, exist_ok=True)
     path = root / INDEX_NAME
@@ -318,6 +319,8 @@ def write_index(root: Path, episodes: Iterable[Episode]) -> int:
         file.write("\n]\n")
         file.flush()
         os.fsync(file.fileno())
+    if before is not None:
+        before()
     os.replace(partial, path)
     return frames
 

@@ -58,7 +58,8 @@ def find_raw(root: Path) -> list[Path]:
         if OBSERVATIONS in files or POLICY in files:
             found.append(Path(folder))
             below.clear()
-    return sorted(found, key=lambda path: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", str(path))][1:])
+    # All of the path counts: what ties would come in the order of the file system, which differs between copies.
+    return sorted(found, key=lambda path: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", str(path))])
 
 
 def read_raw(folder: Path, cameras: Sequence[int]) -> Trajectory:

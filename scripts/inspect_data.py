@@ -20,9 +20,10 @@ from preprocess_data.browsing.sheet import draw_sheet, varied
 from preprocess_data.browsing.sources import open_source
 
 DESCRIPTION = """\
-Look at a data set: a processed split (dataset_info.json), a raw CALVIN split (folder, or inside its zip), or
-conversations (llava_v1_5_mix665k.json). Prints what it holds and writes one HTML file, which needs no other file and
-no network: tasks and sentences, how actions are spread, and episodes to play with their action curves."""
+Look at a data set: a processed split (dataset_info.json), a raw CALVIN split (folder, or inside its zip), BridgeData
+(raw folders or RLDS files), LeRobot (v2.1, v3.0), or conversations (llava_v1_5_mix665k.json, or another json file).
+Prints what it holds and writes one HTML file, which needs no other file and no network: tasks and sentences, how
+actions are spread, and episodes to play with their action curves."""
 
 EPILOG = """\
 examples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -65,7 +66,12 @@ class BridgeSource:
 
     def actions(self) -> tuple[Iterator[Floats], str]:
         of = "all trajectories" if len(self) == self._all else f"the first {len(self)} of {self._all} trajectories"
-        return (self._actions(self._read(number)) for number in range(len(self))), of
+        return self._all_actions(), of
+
+    def _all_actions(self) -> Iterator[Floats]:
+        for number in range(len(self)):
+            with suppress(LeftOut):  # not recorded by this camera: named when the episode is asked for
+                yield self._actions(self._read(number))
 
     def notes(self) -> list[str]:
         return [] if len(self) == self._all else [f"the first {len(self)} of {self._all} trajectories are looked at"]

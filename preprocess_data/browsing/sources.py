@@ -17,6 +17,7 @@ from preprocess_data.browsing.robots import open_bridge, open_lerobot
 from preprocess_data.browsing.seam import ACTION_NAMES, EpisodeView, Floats, Label, Picture, Source
 from training.data import archive
 from training.data.calvin import Annotation, CalvinSplit, is_split, splits_in
+from training.data.contract import read_contract
 from training.data.files import LLAVA_NAME, iterate_json_list, npz_shapes, read_image, read_npz
 from training.data.processed import INDEX_NAME, ProcessedIndex, read_index
 from training.data.strings import Strings
@@ -84,12 +85,12 @@ class ProcessedSource:
     """A processed split: dataset_info.json."""
 
     kind: str = "processed split"
-    rate: float = RATE
     action_names: tuple[str, ...] = ACTION_NAMES
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.index: ProcessedIndex = read_index(path)
+        self.rate = float(read_contract(path).action["rate_hz"])  # CALVIN's where nothing is declared
 
     def __len__(self) -> int:
         return self.index.episodes

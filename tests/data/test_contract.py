@@ -139,6 +139,17 @@ def test_a_gripper_of_two_positions_stays_what_it_is() -> None:
     assert torch.equal(scale.apply(torch.from_numpy(table()))[:, 6], torch.from_numpy(table()[:, 6]))
 
 
+def test_a_gripper_that_is_hardly_ever_closed_can_still_be_closed() -> None:
+    rare = table()
+    rare[:, 6] = 1
+    rare[7, 6] = -1  # 1 of 500: beyond the first percentile
+    scale = Statistics.of(rare).scale("quantile")
+    assert scale is not None
+    learned = scale.apply(torch.from_numpy(rare))
+    assert torch.equal(learned[:, 6], torch.from_numpy(rare[:, 6]))
+    assert torch.equal(scale.undo(learned)[:, 6], torch.from_numpy(rare[:, 6]))
+
+
 def test_no_normalisation_is_no_scale() -> None:
     assert Statistics.of(table()).scale("none") is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
-from preprocess_data import process_bridge
+from preprocess_data import conversion, process_bridge
+from preprocess_data.bridge import find_raw
 from preprocess_data.conversion import Units
 from preprocess_data.tfrecord import crc32c, masked_crc, parse_example, records
 from scripts import inspect_data
@@ -27,6 +29,7 @@ from tests.data.bridge_files import (
     rlds_files,
     states_of,
 )
+from training.data import contract
 from training.data.contract import read_contract
 from training.data.processed import read_index
 from training.future_view_prediction_w_action_dataset import DataProvider
@@ -236,6 +239,52 @@ def test_both_layouts_can_be_looked_at(
         assert inspect_data.main([str(path), "--out", str(tmp_path / "page.html")]) == 0
         assert words in (tmp_path / "page.html").read_text()
     assert "BridgeData, RLDS files" in capsys.readouterr().out
+
+
+def test_a_trajectory_without_the_camera_does_not_keep_the_others_from_being_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw_trajectory(tmp_path / "raw" / "traj_group0" / "traj0", 1, cameras=(1,))
+    raw_trajectory(tmp_path / "raw" / "traj_group0" / "traj1", 2, words="close the lid")
+    assert inspect_data.main([str(tmp_path / "raw"), "--text"]) == 0
+    assert "close the lid" in capsys.readouterr().out
+
+
+def test_a_processed_split_is_played_at_its_own_rate(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert process(raw, tmp_path / "out") == 0
+    assert inspect_data.main([str(tmp_path / "out"), "--text"]) == 0
+    assert "at 5 Hz" in capsys.readouterr().out
+
+
+def test_trajectories_of_equal_numbers_come_in_one_order_on_every_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("alpha", "beta"):
+        raw_trajectory(tmp_path / name / "traj_group0" / "traj0", 1)
+    walked = list(os.walk(tmp_path))
+    expected = [tmp_path / name / "traj_group0" / "traj0" for name in ("alpha", "beta")]
+    for order in (walked, walked[::-1]):
+        monkeypatch.setattr(os, "walk", lambda root, order=order: iter(order))
+        assert find_raw(tmp_path) == expected
+
+
+def test_a_run_killed_at_the_end_does_not_leave_data_that_would_be_taken_for_calvins(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversion, "WORTH_AN_INDEX", 0)
+    monkeypatch.setattr(conversion, "build_index", killed)
+    with pytest.raises(KeyboardInterrupt):
+        process(raw, tmp_path / "out")
+    assert read_contract(tmp_path / "out").action["kind"] == "relative_to_measured"
+    monkeypatch.setattr(contract, "write_contract", killed)
+    with pytest.raises(KeyboardInterrupt):
+        process(raw, tmp_path / "other")
+    assert not (tmp_path / "other" / "dataset_info.json").exists()
 
 
 def test_the_documented_command_works_from_any_folder(raw: Path, tmp_path: Path) -> None:

@@ -70,6 +70,8 @@ class Statistics:
         if kind == "none":
             return None
         low, high = (self.min, self.max) if kind == "min_max" else (self.q01, self.q99)
+        # The gripper has two positions: where one of them is rarer than a hundredth, percentiles would wipe it out.
+        low, high = (*low[:-1], self.min[-1]), (*high[:-1], self.max[-1])
         return ActionScale(kind, low, high)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from preprocess_data.parts import plan_folder, replace
+from preprocess_data.parts import output_folder, plan_folder, replace
 from preprocess_data.processes import in_processes
 from training.data.processed import INDEX_NAME, WORTH_AN_INDEX, Episode, Frame, build_index, write_index
 
@@ -129,7 +129,7 @@ def convert(
         raise ValueError("there is no episode to convert")
     if (output / INDEX_NAME).is_file() and not is_processed(output):
         raise ValueError(f"{output} holds a data set of another format; give another --output-dir")
-    output.mkdir(parents=True, exist_ok=True)
+    output_folder(output)
     folder = plan_folder(output / PARTS, {**plan, "jobs": [str(job) for job in jobs]})
     files = [folder / f"part_{number:06d}.json" for number in range(len(jobs))]
     held = [_held(file) for file in files]
@@ -195,8 +195,8 @@ def _write(
             yield one.episode()
 
     def declare() -> None:
-        cameras = dict(zip(("rgb_static", "rgb_gripper"), sides, strict=False))
-        write_contract(output, cameras, action, np.concatenate(actions))
+        # One camera is both views, in the frames and here, or a model that looks through two would be refused.
+        write_contract(output, {"rgb_static": sides[0], "rgb_gripper": sides[-1]}, action, np.concatenate(actions))
 
     if next(_episodes(files), None) is None:
         raise ValueError(f"no episode is left to write; the first: {next(iter(left_out), 'there is none')}")

@@ -27,6 +27,16 @@ def plan_folder(folder: Path, plan: Mapping[str, Any]) -> Path:
     return folder
 
 
+def output_folder(path: Path) -> None:
+    """Make it, with those above it. Raises ValueError saying why it cannot be written, before anything is read."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output-dir {path}: the folder cannot be made ({error.strerror}); give another") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(f"--output-dir {path}: the folder is read-only; give another")
+
+
 def replace(path: Path, content: bytes) -> None:
     """Write a file, complete or not at all."""
     partial = path.with_suffix(f".{os.getpid()}.tmp")

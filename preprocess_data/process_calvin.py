@@ -21,6 +21,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 from preprocess_data.calvin_choice import Choice, source_splits
 from preprocess_data.calvin_frames import finish, read_actions, windows_without
 from preprocess_data.calvin_verify import verify
+from preprocess_data.parts import output_folder
 from training.data.calvin import Annotation, CalvinSplit
 from training.data.contract import read_contract, write_contract
 from training.data.processed import INDEX_NAME, WORTH_AN_INDEX, Episode, Frame, build_index, write_index
@@ -86,7 +87,7 @@ def write_processed(
     """
     if not annotations:
         raise ValueError(f"{split.path} gives no annotated window to process")
-    output_dir.mkdir(parents=True, exist_ok=True)
+    output_folder(output_dir)
     ids = _frames_of(annotations)
     name = _namer(split, output_dir, placement)
     copies = output_dir / "frames" if placement == "copy" else None

@@ -56,7 +56,7 @@ class ActionConvention:
     (`ModelSpec.action_convention` has these fields)."""
 
     kind: str = "relative"
-    """relative: added to the last target pose; absolute: the pose itself."""
+    """relative: added to the last target; relative_to_measured: to where the hand is; absolute: the pose itself."""
     frame: str = "world"
     position_m_per_unit: float = 0.02
     rotation_rad_per_unit: float = 0.05

@@ -120,17 +120,19 @@ def prepare(options: argparse.Namespace) -> Job:
     if options.output_json is not None:
         require_writable(options.output_json)
     split = CalvinSplit(options.dataset_root / options.split)
-    policy = make_policy(options)
+    declared = read_contract(split.path)
+    meant = ActionConvention(**declared.action)
+    policy = make_policy(options, meant)
     if options.action_key == "rel_actions":
-        declared = read_contract(split.path)
-        require_same_convention(policy.convention, ActionConvention(**declared.action), str(declared.path))
+        require_same_convention(policy.convention, meant, str(declared.path))
     samples = list_samples(split.annotations, policy.act_step, options.start_only, options.stride, options.max_samples)
     if not samples:
         raise ValueError(f"{split.annotation_path} has no annotation of two frames or more: nothing to evaluate")
     return Job(policy, split, samples)
 
 
-def make_policy(options: argparse.Namespace) -> Policy:
+def make_policy(options: argparse.Namespace, meant: ActionConvention) -> Policy:
+    """``meant``: what the recorded numbers mean, and so resting among them; a mean has the meaning of its own split."""
     if options.model_config is not None:
         return UPVLAPolicy.from_config(
             options.model_config, device=options.device, action_decoder=options.action_decoder
@@ -138,17 +140,23 @@ def make_policy(options: argparse.Namespace) -> Policy:
     if options.action_decoder is not None:
         raise ValueError(f"--action-decoder {options.action_decoder}: a baseline has none; it goes with --model-config")
     if options.baseline == "zero":
-        return ConstantPolicy(np.zeros(ACTION_SIZE, dtype=np.float32), options.act_step)
-    return ConstantPolicy(mean_training_action(options), options.act_step)
+        return ConstantPolicy(np.zeros(ACTION_SIZE, dtype=np.float32), options.act_step, meant)
+    learned = ActionConvention(**read_contract(_train_split(options)).action)
+    return ConstantPolicy(mean_training_action(options), options.act_step, learned)
 
 
 def mean_training_action(options: argparse.Namespace) -> NDArray[np.float32]:
     """Mean action [A] of a processed split, or of the annotated frames of a raw one."""
-    folder = options.train_split or options.dataset_root / "training"
+    folder = _train_split(options)
     if (folder / INDEX_NAME).is_file() and options.action_key == "rel_actions":
         return np.asarray(np.mean(read_index(folder).actions[:], axis=0, dtype=np.float64), dtype=np.float32)
     training = CalvinSplit(folder)
     return mean_action(training, list_samples(training.annotations, options.act_step), options.action_key)
+
+
+def _train_split(options: argparse.Namespace) -> Path:
+    folder: Path = options.train_split or options.dataset_root / "training"
+    return folder
 
 
 def default_batch(policy: Policy) -> int:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache, lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from preprocess_data.bridge import LeftOut, Shard, Trajectory, find_raw, find_rlds, read_raw, read_shard, splits_of
+from preprocess_data.bridge import (
+    OBSERVATIONS,
+    POLICY,
+    LeftOut,
+    Shard,
+    Trajectory,
+    find_raw,
+    find_rlds,
+    read_raw,
+    read_shard,
+    splits_of,
+)
 from preprocess_data.browsing.seam import ACTION_NAMES, EpisodeView, Floats, Label, Picture, Source
 from preprocess_data.conversion import Units
 from preprocess_data.lerobot import INFO, LerobotData, Place, vectors
@@ -17,6 +30,7 @@ from preprocess_data.process_bridge import POSITION_UNIT, RATE, ROTATION_UNIT, r
 from training.data.files import read_image, read_image_bytes
 
 LOOKED_AT = 200  # trajectories: each costs files
+FOLDERS_TRIED = 500
 
 
 class BridgeSource:
@@ -140,10 +154,11 @@ class LerobotSource:
 
 
 def open_bridge(path: Path) -> Source | None:
-    """Where the first levels look like it: a large folder of something else is not walked through."""
+    """Where one of the first folders is a trajectory: a large folder of something else is not walked through."""
     if not path.is_dir():
         return None
-    near = any(True for pattern in ("obs_dict.pkl", "traj*", "*/traj*", "*/*/traj*") for _ in path.glob(pattern))
+    # BridgeData's own layout has traj0 seven folders down, so what counts is how many are opened, not how deep.
+    near = any({OBSERVATIONS, POLICY} & set(files) for _, _, files in islice(os.walk(path), FOLDERS_TRIED))
     return BridgeSource(path) if find_rlds(path) or (near and find_raw(path)) else None
 
 

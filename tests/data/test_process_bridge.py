@@ -94,6 +94,8 @@ def test_one_camera_is_both_views_and_a_second_one_is_another(raw: Path, tmp_pat
         samples = [provider[i] for i in range(len(provider))]
         assert samples[0].views.shape == (views, 3, 16, 16)
     assert all((sample.views[0] == sample.views[1]).all() for sample in samples)
+    declared = read_contract(tmp_path / "one").cameras  # a model that looks through two cameras may learn from it
+    assert declared == {"rgb_static": (24, 32), "rgb_gripper": (24, 32)}
     assert process(raw, tmp_path / "two", "--second-camera", "1") == 0
     sample = DataProvider(tmp_path / "two", 3, 16, 2)[0]
     assert (sample.views[0] != sample.views[1]).any()
@@ -232,6 +234,14 @@ def test_what_is_no_bridge_data_is_told_in_one_line(tmp_path: Path, capsys: pyte
     assert "is not a folder" in one_error(capsys)
 
 
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_read(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert process(raw, tmp_path / "file") == 2
+    assert f"--output-dir {tmp_path / 'file'}: the folder cannot be made (File exists)" in one_error(capsys)
+
+
 def test_both_layouts_can_be_looked_at(
     raw: Path, rlds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,6 +249,13 @@ def test_both_layouts_can_be_looked_at(
         assert inspect_data.main([str(path), "--out", str(tmp_path / "page.html")]) == 0
         assert words in (tmp_path / "page.html").read_text()
     assert "BridgeData, RLDS files" in capsys.readouterr().out
+
+
+def test_raw_folders_as_deep_as_bridgedatas_own_are_found_from_their_top(tmp_path: Path) -> None:
+    top = tmp_path / "bridge_data_v2"
+    raw_trajectory(top / "kitchen" / "stack_blocks" / "19" / "2023-01-05" / "raw" / "traj_group0" / "traj0", 1)
+    assert inspect_data.main([str(top), "--text"]) == 0
+    assert process_bridge.main(["--summary", str(top)]) == 0
 
 
 def test_a_trajectory_without_the_camera_does_not_keep_the_others_from_being_looked_at(

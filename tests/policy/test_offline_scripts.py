@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -18,6 +20,7 @@ from scripts import summarize_offline_eval_json as summarize
 from tests.policy.recorded_play import WINDOWS
 from tests.policy.saved_model import write_model
 from tests.tiny import write_language_model
+from training.data.contract import write_contract
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,6 +114,15 @@ def test_the_mean_action_is_the_best_constant_in_squared_error_on_its_own_split(
         assert evaluate(split_dir, *options, "--output-json", str(out)) == 0
         scores[baseline] = json.loads(out.read_text())["overall"]["rmse_all"]
     assert scores["mean"] < scores["zero"]
+
+
+def test_a_constant_means_what_its_numbers_were_recorded_as(split_dir, tmp_path, capsys):
+    robot = shutil.copytree(split_dir, tmp_path / "robot" / "validation")
+    write_contract(robot, {}, {"rate_hz": 5}, np.zeros((1, 7)))
+    assert evaluate(robot, "--baseline", "zero") == 0
+    assert evaluate(robot, "--baseline", "mean", "--train-split", str(robot)) == 0
+    assert evaluate(robot, "--baseline", "mean", "--train-split", str(split_dir)) != 0
+    assert "rate_hz 30 (policy) vs 5" in capsys.readouterr().err
 
 
 def processed(split_dir: Path, folder: Path) -> Path:

@@ -10,6 +10,7 @@ import torch
 
 from config.values import ConfigError
 from models.decoding import ActionDecoding
+from models.spec import CALVIN_RELATIVE
 from policy_rollout.policy import (
     CAMERAS,
     ActionConvention,
@@ -20,6 +21,7 @@ from policy_rollout.policy import (
     pick_device,
     require_same_convention,
 )
+from policy_rollout.rollout import Episode, run_episodes
 from tests.policy.saved_model import RESOLUTION, write_model, write_tokenizer_of_images, write_yaml
 
 T = 4
@@ -281,6 +283,23 @@ def test_the_convention_comes_from_the_checkpoint(tmp_path):
     for field in ("CALVIN", "kind absolute (policy) vs relative", "position_m_per_unit", "rate_hz 10"):
         assert field in str(caught.value)
     assert "gripper" not in str(caught.value)
+
+
+def test_steps_from_the_measured_hand_are_not_executed_as_steps_from_the_last_target(tmp_path):
+    measured = {
+        **CALVIN_RELATIVE,
+        "kind": "relative_to_measured",
+    }  # as process_bridge.py declares
+    policy = UPVLAPolicy.from_config(write_model(tmp_path, action_convention=measured), "cpu")
+    said = (
+        r"environment means other actions than the policy produces: kind relative_to_measured \(policy\) vs relative$"
+    )
+
+    def never():
+        pytest.fail("the environment was made before the actions were compared")
+
+    with pytest.raises(ValueError, match=said):
+        run_episodes(never, policy, [Episode(0, "open_drawer", "open the drawer", None, None)], never)
 
 
 def test_asking_for_cuda_without_one_falls_back_and_says_so(monkeypatch, capsys):

@@ -194,7 +194,7 @@ def _hand_to_hydra(request: Request, plan: Plan) -> None:
     ConfigStore.instance().store(name=APP, node={**dict.fromkeys(NOT_KEYS), **plain(Job())})
     # A launcher that starts Python anew has to find this package.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT_DIR), os.environ.get("PYTHONPATH")]))
-    quiet = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null"]
+    quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null"]
     where = [f"hydra.sweep.dir='{plan.folder}'", "hydra.sweep.subdir=."]
     own = [argument for argument in request.hydra if not argument.startswith("hydra.sweep.")]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here, and not as a page from Hydra

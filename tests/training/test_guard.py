@@ -242,13 +242,18 @@ def test_a_bad_file_stops_the_run_with_its_name(run: Start, world: Path, tmp_pat
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "stopped"
 
 
+def children() -> set[int]:
+    """Processes that this one has started, the tests' own helpers among them."""
+    return {int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()}
+
+
 def test_a_killed_data_worker_is_said_with_its_likely_cause(run: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = Guard.read
+    read, before = Guard.read, children()
 
     def reading(self: Guard, batches: Any, count: int, step: int) -> Any:
         if step == 2:
-            children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-            os.kill(int(children[0]), signal.SIGKILL)  # of one flow; torch raises once for each that dies
+            worker = next(iter(children() - before))  # of one flow; torch raises once for each that dies
+            os.kill(worker, signal.SIGKILL)
         return read(self, batches, count, step)
 
     monkeypatch.setattr(Guard, "read", reading)
@@ -258,13 +263,15 @@ def test_a_killed_data_worker_is_said_with_its_likely_cause(run: Start, monkeypa
 
 def test_workers_leave_a_signal_to_the_job_to_the_run(run: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run("whole", training__max_train_steps=4)
-    read = Guard.read
+    read, before = Guard.read, children()
 
     def reading(self: Guard, batches: Any, count: int, step: int) -> Any:
         if step == 2:
-            for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
-                os.kill(int(child), signal.SIGTERM)
-                os.kill(int(child), signal.SIGUSR1)
+            workers = children() - before
+            assert len(workers) == 2  # one of each flow
+            for worker in workers:
+                os.kill(worker, signal.SIGTERM)
+                os.kill(worker, signal.SIGUSR1)
         return read(self, batches, count, step)
 
     monkeypatch.setattr(Guard, "read", reading)

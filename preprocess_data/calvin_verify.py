@@ -74,7 +74,13 @@ def verify(path: Path, full: bool, workers: int, report_file: Path | None, progr
         below = splits_in(path)
         if not below:
             raise ValueError(f"{path} holds neither {INDEX_NAME} nor episode_*.npz, so there is nothing to verify")
-        reports = [verify_raw(CalvinSplit(path / name), full, workers, progress) for name in below]
+        # Both splits of a download, raw or as process_calvin.py makes them of it.
+        reports = [
+            verify_processed(path / name, full, workers, progress)
+            if (path / name / INDEX_NAME).is_file()
+            else verify_raw(CalvinSplit(path / name), full, workers, progress)
+            for name in below
+        ]
     return tell(reports, report_file)
 
 

@@ -228,7 +228,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if options.source is None or options.output_dir is None:
             raise ValueError("give --source and --output-dir, or --verify or --summary; --help shows examples")
-        made = process(options.source, _settings(options), options.workers, skip_bad=options.skip_bad)
+        settings = _settings(options)
+        others = [camera for camera in LerobotData(options.source).cameras if camera not in settings.cameras]
+        if others and len(settings.cameras) == 1:
+            print(
+                f"note: {settings.cameras[0]} alone is both views; --second-camera {others[0]} would be the other",
+                file=sys.stderr,
+            )
+        made = process(options.source, settings, options.workers, skip_bad=options.skip_bad)
     except (ValueError, OSError) as error:
         print(f"process_lerobot: {error}", file=sys.stderr)
         return 2

@@ -132,6 +132,14 @@ def test_what_is_exported_reads_back_equal(raw: Path, tmp_path: Path, pictures: 
     assert provider[0].views.shape == (2, 3, 20, 20)
 
 
+def test_a_second_camera_that_is_not_taken_is_told(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(raw, tmp_path / "lerobot", "--pictures", "png") == 0
+    assert process(tmp_path / "lerobot", tmp_path / "back") == 0
+    assert "alone is both views; --second-camera observation.images.gripper" in capsys.readouterr().err
+
+
 def test_vectors_are_exported_as_float32_with_all_frames(raw: Path, tmp_path: Path) -> None:
     assert export(raw, tmp_path / "out", "--all-frames", "--pictures", "png") == 0
     data = LerobotData(tmp_path / "out")

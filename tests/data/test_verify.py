@@ -48,6 +48,17 @@ def test_a_whole_split_is_called_whole_in_both_modes_and_inside_a_zip(
     )
 
 
+def test_what_is_made_of_both_splits_of_a_download_is_verified_as_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("training", "validation"):
+        raw_split(tmp_path / "task_D_D" / name, range(10, 15), [(10, 14)])
+    made = ["--source-split-dir", str(tmp_path / "task_D_D"), "--output-dir", str(tmp_path / "made"), "--workers", "1"]
+    assert process_calvin.main(made) == 0
+    assert process_calvin.main(["--verify", str(tmp_path / "made")]) == 0
+    assert capsys.readouterr().out.count("no problem found") == 2
+
+
 def test_every_fault_is_named_with_its_file(raw: Path) -> None:
     (raw / "episode_0000013.npz").unlink()
     (raw / "episode_0000016.npz").write_bytes((raw / "episode_0000016.npz").read_bytes()[:500])

@@ -8,7 +8,7 @@ CPU_WHEELS ?= https://download.pytorch.org/whl/cpu
 VENV ?= .venv
 OBJECTIVE ?= ar
 # Test processes: as many as cores, at most 4 (each holds a torch of its own).
-WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
+WORKERS ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
 PYTEST ?= -n $(WORKERS)
 
 BIN := $(VENV)/bin

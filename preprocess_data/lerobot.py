@@ -93,10 +93,7 @@ class LerobotData:
 
     @cached_property
     def episodes(self) -> list[Place]:
-        try:
-            places = list(self._v21() if self.version == "v2.1" else self._v30())
-        except (KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"{self.root / INFO} asks for {error}, which an episode in meta/ lacks") from None
+        places = list(self._places())
         if not places:
             raise ValueError(f"{self.root} lists no episode")
         if self.info.get("total_episodes", len(places)) != len(places):
@@ -105,42 +102,49 @@ class LerobotData:
             )
         return places
 
-    def _v21(self) -> Iterator[Place]:
-        size = int(self.info.get("chunks_size", 1000))
-        for row in _lines(self.root / "meta/episodes.jsonl"):
-            number = int(row["episode_index"])
-            names = {"episode_chunk": number // size, "episode_index": number}
-            videos = {
-                camera: (self._path("video_path", video_key=camera, **names), 0.0)
-                for camera in self.cameras
-                if self.features[camera]["dtype"] == "video"
-            }
-            yield Place(number, int(row["length"]), self._path("data_path", **names), None, tuple(row["tasks"]), videos)
-
-    def _v30(self) -> Iterator[Place]:
+    def _places(self) -> Iterator[Place]:
         films = [camera for camera in self.cameras if self.features[camera]["dtype"] == "video"]
+        place = self._v21 if self.version == "v2.1" else self._v30
+        for file, row in self._listed():
+            try:
+                yield place(row, films)
+            except (KeyError, TypeError, IndexError) as error:
+                raise ValueError(f"{file}: an episode lacks {error}, which {self.root / INFO} asks for") from None
+
+    def _listed(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """(the file that lists an episode, what it says of it)."""
+        if self.version == "v2.1":
+            file = self.root / "meta/episodes.jsonl"
+            yield from ((file, row) for row in _lines(file))
+            return
         files = sorted((self.root / "meta/episodes").glob("chunk-*/file-*.parquet"))
         if not files:
             raise FileNotFoundError(f"{self.root / 'meta/episodes'} holds no chunk-*/file-*.parquet")
         for file in files:
-            for row in read_table(file, without="stats/"):
-                videos = {
-                    camera: (
-                        self._path(
-                            "video_path",
-                            video_key=camera,
-                            chunk_index=row[f"videos/{camera}/chunk_index"],
-                            file_index=row[f"videos/{camera}/file_index"],
-                        ),
-                        float(row[f"videos/{camera}/from_timestamp"]),
-                    )
-                    for camera in films
-                }
-                table = self._path("data_path", chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
-                first = int(row["dataset_from_index"])
-                yield Place(
-                    int(row["episode_index"]), int(row["length"]), table, first, tuple(row["tasks"] or ()), videos
-                )
+            yield from ((file, row) for row in read_table(file, without="stats/"))
+
+    def _v21(self, row: dict[str, Any], films: Sequence[str]) -> Place:
+        number = int(row["episode_index"])
+        names = {"episode_chunk": number // int(self.info.get("chunks_size", 1000)), "episode_index": number}
+        videos = {camera: (self._path("video_path", video_key=camera, **names), 0.0) for camera in films}
+        return Place(number, int(row["length"]), self._path("data_path", **names), None, tuple(row["tasks"]), videos)
+
+    def _v30(self, row: dict[str, Any], films: Sequence[str]) -> Place:
+        videos = {
+            camera: (
+                self._path(
+                    "video_path",
+                    video_key=camera,
+                    chunk_index=row[f"videos/{camera}/chunk_index"],
+                    file_index=row[f"videos/{camera}/file_index"],
+                ),
+                float(row[f"videos/{camera}/from_timestamp"]),
+            )
+            for camera in films
+        }
+        table = self._path("data_path", chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+        first = int(row["dataset_from_index"])
+        return Place(int(row["episode_index"]), int(row["length"]), table, first, tuple(row["tasks"] or ()), videos)
 
     def _path(self, key: str, **names: Any) -> Path:
         pattern = self._get(key, str)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,6 +24,7 @@ from preprocess_data.calvin_verify import Report, tell
 from preprocess_data.calvin_verify import verify as verify_processed
 from preprocess_data.conversion import Converted, Floats, Made, Part, Units, convert, is_processed
 from preprocess_data.lerobot import LerobotData, Place, libraries
+from training.data.contract import CONTRACT_NAME, read_contract
 
 EPISODES = 8  # that a worker reads at once
 
@@ -242,7 +244,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in made.left_out:
         print(f"left out: {line}", file=sys.stderr)
     print(made.text())
+    where = settings.output_dir / CONTRACT_NAME
+    print(f"its actions are declared as {_told(read_contract(settings.output_dir).action)} in {where}")
+    print("a LeRobot data set does not say so itself: if that is wrong, give --position-unit and the like, or edit it")
     return 0
+
+
+def _told(action: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in action.items())
 
 
 def _settings(options: argparse.Namespace) -> Settings:

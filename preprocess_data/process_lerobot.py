@@ -244,8 +244,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in made.left_out:
         print(f"left out: {line}", file=sys.stderr)
     print(made.text())
-    where = settings.output_dir / CONTRACT_NAME
-    print(f"its actions are declared as {_told(read_contract(settings.output_dir).action)} in {where}")
+    where = options.output_dir / CONTRACT_NAME
+    print(f"its actions are declared as {_told(read_contract(options.output_dir).action)} in {where}")
     print("a LeRobot data set does not say so itself: if that is wrong, give --position-unit and the like, or edit it")
     return 0
 

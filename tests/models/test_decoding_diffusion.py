@@ -304,10 +304,11 @@ def test_a_model_decodes_as_it_was_trained_unless_told_otherwise(built: Built) -
 
 
 def test_the_picture_is_seen_by_every_decoder(built: Built) -> None:
-    model, prompter = built
+    model, prompter = said_otherwise(built, text_canvas_multiple=8)  # whatever a test before declared of these weights
     for objective in ("ar", "mdm", "bd"):
         answers = generate(model, prompter, QUESTIONS[:1] * 8, 3 * pictures(model, 8), 12, objective=objective).ids
         assert len({tuple(answer) for answer in answers}) > 1  # the same question about eight pictures
+    said_otherwise(built, text_canvas_multiple=32)
 
 
 @pytest.mark.parametrize(

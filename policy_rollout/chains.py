@@ -1,20 +1,21 @@
 """CALVIN's long-horizon evaluation: tasks one after the other, the world never put back, until one of them fails.
 
-Several chains run side by side and the policy is asked about all of them at once. Which environment plays a chain, and
-beside which others, does not change what becomes of it.
+Several environments run side by side in one process and the policy is asked about all of them at once, so that one
+forward serves many chains. Which environment plays a chain, and beside which others, does not change its outcome.
+An environment renders only when the policy looks at it, and only what the policy sees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policy_rollout.chunking import ChunkPlayer
+from policy_rollout.environment import Env, Info, Oracle, binary_gripper, observation
 from policy_rollout.policy import ActionConvention, Observation, Policy, require_same_convention
-from policy_rollout.rollout import Env, Info, Oracle, binary_gripper, observation
 
 MAX_STEPS = 360
 """Control steps that CALVIN gives a task."""
@@ -27,8 +28,8 @@ class ChainJob:
     index: int
     tasks: tuple[str, ...]
     instructions: tuple[str, ...]
-    robot_obs: NDArray[np.float64]
-    scene_obs: NDArray[np.float64]
+    robot_obs: NDArray[np.float64] | None = None
+    scene_obs: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,15 @@ def run_chains(
     *,
     max_steps: int = MAX_STEPS,
     replan_every: int | None = None,
+    ensemble: float | None = None,
     parallel: int = 8,
-    film: frozenset[int] = frozenset(),
+    film: Collection[int] = (),
     film_every: int = 2,
     convention: ActionConvention | None = None,
 ) -> None:
     """Plays every chain once. ``finished`` hears each record as it is made, with the static camera's frames for the
-    chains whose index is in ``film``."""
+    chains whose index is in ``film``, one every ``film_every`` steps. ``convention``: what the environment does with an
+    action (default: CALVIN's). ``replan_every``, ``ensemble``: see ``ChunkPlayer``."""
     require_same_convention(policy.convention, convention or ActionConvention(), "the environment")
     policy.reset()
     cameras = tuple(name.removeprefix("rgb_") for name in policy.cameras)
@@ -119,9 +122,10 @@ def run_chains(
     try:
         for job in [job for _, job in zip(range(parallel), waiting, strict=False)]:
             envs.append(make_env())
-            seats.append(_Seat(envs[-1], ChunkPlayer(policy.act_step, replan_every), cameras, job))
+            seats.append(_Seat(envs[-1], ChunkPlayer(policy.act_step, replan_every, ensemble), cameras, job))
             seats[-1].begin(job, job.index in film)
         while seats:
+            # All seats want a plan here, so every forward is as wide as it can be.
             for seat, chunk in zip(seats, policy.act([seat.observe() for seat in seats]), strict=True):
                 seat.player.plan(chunk)
             going_on = []

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from config.schema import Job
 from models.backbones import backbone_config
+from models.json_file import read_object
 from models.prompting import Prompter, load_tokenizer, vocabulary_of
 from models.spec import ModelSpec
 from models.upvla import UPVLA
@@ -163,7 +164,7 @@ def _plain(config: Any) -> dict[str, Any]:
 def clip_width(name_or_path: str) -> int:
     """Channels of the features of a CLIP directory (a whole CLIP model or its vision tower alone)."""
     folder = resolve_model_dir(name_or_path, key="model.showo.clip_model_path", weights=False)
-    settings = _read_json(folder / CONFIG_FILE)
+    settings = read_object(folder / CONFIG_FILE)
     width = settings.get("vision_config", settings).get("hidden_size")
     if not isinstance(width, int):
         raise ValueError(f"{folder / CONFIG_FILE}: no hidden_size of a CLIP vision tower in it")
@@ -282,7 +283,7 @@ def load_folder(
     """
     folder = model_folder(path)
     weights = Path(path) if Path(path).is_file() else _weights_file(folder)
-    description = _read_json(folder / CONFIG_FILE)
+    description = read_object(folder / CONFIG_FILE)
     if SPEC_FIELD in description:
         try:
             spec = ModelSpec.from_json(description[SPEC_FIELD])
@@ -367,18 +368,6 @@ def _upstream_spec(folder: Path, description: Mapping[str, Any], upstream: Upstr
         resolution=upstream.resolution,
     )
     return spec, tokenizer
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file} does not exist") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise ValueError(f"{file} is not readable json: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{file} holds a {type(data).__name__}, not a json object")
-    return data
 
 
 def _write_json(file: Path, data: Mapping[str, Any]) -> None:

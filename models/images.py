@@ -11,7 +11,6 @@ Shape letters: R resolution, S side of CLIP's input, H/W height and width.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+
+from models.json_file import read_object
 
 Uint8Array = npt.NDArray[np.uint8]
 
@@ -90,12 +91,7 @@ class ClipImageSpec:
             ValueError: it is not JSON, or asks for something that CLIP's vision tower never needs (no resize, no crop).
         """
         file = Path(path) / "preprocessor_config.json"
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: a CLIP directory needs its preprocessor_config.json")
-        try:
-            fields = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} is not readable JSON: {error}") from error
+        fields = read_object(file, "a CLIP directory has one")
         try:
             return cls.from_fields(fields)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

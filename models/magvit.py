@@ -11,7 +11,6 @@ C channels, 13 latent channels (bits; channel 0 is the most significant).
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.json_file import read_object
 from models.lfq import straight_through
 from models.weights import load_strict, read_weights, resolve_model_dir
 
@@ -331,11 +331,7 @@ def _config(path: Path) -> dict[str, Any]:
     file = (path if path.is_dir() else path.parent) / "config.json"
     if not file.is_file():
         return {}
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not readable JSON: {error}") from error
-    return fields if isinstance(fields, dict) else {}
+    return read_object(file)
 
 
 def _sizes(path: Path) -> tuple[Tower, Tower]:

@@ -7,9 +7,7 @@ Shape letters: B batch, S side of the input, P patches (576 = 24 x 24), C width.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -18,6 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.activations import ACT2FN
 
 from models.images import ClipImageSpec
+from models.json_file import read_object
 from models.weights import check_state, load_strict, read_weights, resolve_model_dir
 
 KEY = "model.showo.clip_model_path"
@@ -98,14 +97,7 @@ def load_clip(name_or_path: str | Path, key: str = KEY) -> ClipTower:
 def read_config(path: Path) -> CLIPVisionConfig:
     """The vision part of a CLIP directory's config.json."""
     file = path / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing: a CLIP directory needs its config.json")
-    try:
-        fields: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not readable JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{file} holds a {type(fields).__name__}, not a JSON object")
+    fields = read_object(file, "a CLIP directory has one")
     if fields.get("model_type") not in ("clip", "clip_vision_model"):
         raise ValueError(f"{file} describes a model of type {fields.get('model_type')!r}, not a CLIP vision tower")
     try:

@@ -8,7 +8,6 @@ open_gripper, natural_language_instruction) are known.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.json_file import read_object
 from preprocess_data.tfrecord import Feature, parse_example, records
 from training.data.files import read_pickle
 
@@ -157,13 +157,13 @@ def find_rlds(root: Path) -> list[Path]:
 def splits_of(root: Path) -> dict[str, list[Shard]]:
     """Split -> its files. Raises ValueError or FileNotFoundError naming a file that is missing or not as counted."""
     path = root / "dataset_info.json"
-    _object(root / "features.json")
+    read_object(root / "features.json")
     found: dict[str, list[Shard]] = {}
     names = {match["split"]: match["name"] for f in sorted(root.iterdir()) if (match := _SHARD.fullmatch(f.name))}
     try:
-        for split in _object(path)["splits"]:
+        for split in read_object(path)["splits"]:
             name, lengths = str(split["name"]), [int(length) for length in split["shardLengths"]]
-            stem = names.get(name, _object(path).get("name", "*"))
+            stem = names.get(name, read_object(path).get("name", "*"))
             found[name] = [
                 Shard(root / f"{stem}-{name}.tfrecord-{number:05d}-of-{len(lengths):05d}", length)
                 for number, length in enumerate(lengths)
@@ -246,15 +246,3 @@ def suffix_of(picture: bytes, where: str) -> str:
         return _MAGIC[picture[:3]]
     except KeyError:
         raise ValueError(f"{where} holds a picture that is neither JPEG nor PNG") from None
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable JSON: {str(error).splitlines()[0]}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold an object")
-    return content

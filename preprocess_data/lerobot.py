@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.json_file import read_object
 from training.data.files import read_image_bytes
 
 Picture = npt.NDArray[np.uint8]  # [height, width, 3]
@@ -54,7 +55,7 @@ class LerobotData:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.info = _object(root / INFO)
+        self.info = read_object(root / INFO, "a LeRobot data set has one")
         self.version = str(self.info.get("codebase_version"))
         if self.version not in VERSIONS:
             raise ValueError(f"{root / INFO}: codebase_version {self.version!r}; {' and '.join(VERSIONS)} are read")
@@ -245,18 +246,6 @@ def film(path: Path, begin: float, fps: float, length: int) -> Iterator[Picture]
     except (av.error.FFmpegError, ValueError, IndexError, OverflowError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{path} cannot be read as a video: {str(error).splitlines()[0][:200]}") from None
     raise ValueError(f"{path} ends after {taken} of the {length} frames from {begin:.3f} s on")
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist; a LeRobot data set has one") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable JSON: {str(error).splitlines()[0]}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold an object")
-    return content
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -32,9 +32,9 @@ from preprocess_data.bridge import (
     splits_of,
     suffix_of,
 )
-from preprocess_data.calvin_verify import Report, tell
-from preprocess_data.calvin_verify import verify as verify_processed
-from preprocess_data.conversion import Converted, Floats, Made, Part, Units, convert, is_processed
+from preprocess_data.calvin_verify import Report
+from preprocess_data.conversion import Converted, Floats, Made, Part, Units, convert
+from preprocess_data.looking import add_options, looked
 
 FOLDERS = 16  # trajectories that a worker reads at once
 RATE = 5  # Hz
@@ -267,11 +267,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--copy-frames", action="store_true", help="copy the pictures of raw folders")
     make.add_argument("--skip-bad", action="store_true", help="leave out bad trajectories, and list them")
     make.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes that read")
-    look = made.add_argument_group("look at what is there")
-    look.add_argument("--verify", type=Path, metavar="PATH", help="check raw folders, RLDS files or a processed split")
-    look.add_argument("--report", type=Path, metavar="JSON", help="with --verify: write all problems here")
-    look.add_argument("--summary", type=Path, metavar="PATH", help="say what a processed split, or a source, holds")
-    look.add_argument("--sheet", type=Path, metavar="PNG", help="draw it as well")
+    add_options(made, formats="raw folders, RLDS files")
     return made
 
 
@@ -279,17 +275,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     cameras = (options.camera,) if options.second_camera is None else (options.camera, options.second_camera)
     try:
-        if options.verify is not None:
-            if is_processed(options.verify):
-                return verify_processed(options.verify, True, options.workers, options.report)
-            return tell([verify(options.verify, cameras, options.split)], options.report)
-        if options.summary is not None:
-            from preprocess_data.process_calvin import summarise  # draws, which workers need not load
-
-            summarise(options.summary, options.sheet)
-            return 0
-        if options.source is None or options.output_dir is None:
-            raise ValueError("give --source and --output-dir, or --verify or --summary; --help shows examples")
+        if (code := looked(options, lambda source: verify(source, cameras, options.split))) is not None:
+            return code
         units = Units(options.position_unit, options.rotation_unit, gripper_threshold=0.5)
         settings = Settings(
             options.output_dir, cameras, units, options.copy_frames, options.default_instruction.strip()

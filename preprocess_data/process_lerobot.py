@@ -20,10 +20,10 @@ from PIL import Image
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from preprocess_data.calvin_verify import Report, tell
-from preprocess_data.calvin_verify import verify as verify_processed
-from preprocess_data.conversion import Converted, Floats, Made, Part, Units, convert, is_processed
+from preprocess_data.calvin_verify import Report
+from preprocess_data.conversion import Converted, Floats, Made, Part, Units, convert
 from preprocess_data.lerobot import LerobotData, Place, libraries
+from preprocess_data.looking import add_options, looked
 from training.data.contract import CONTRACT_NAME, read_contract
 
 EPISODES = 8  # that a worker reads at once
@@ -208,28 +208,15 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--png", action="store_true", help="unpack pictures without loss (default: JPEG, quality 95)")
     make.add_argument("--skip-bad", action="store_true", help="leave out bad episodes, and list them")
     make.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes that read")
-    look = made.add_argument_group("look at what is there")
-    look.add_argument("--verify", type=Path, metavar="PATH", help="check a LeRobot data set or a processed split")
-    look.add_argument("--report", type=Path, metavar="JSON", help="with --verify: write all problems here")
-    look.add_argument("--summary", type=Path, metavar="PATH", help="say what a processed split, or a source, holds")
-    look.add_argument("--sheet", type=Path, metavar="PNG", help="draw it as well")
+    add_options(made, formats="a LeRobot data set")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
-        if options.verify is not None:
-            if is_processed(options.verify):
-                return verify_processed(options.verify, True, options.workers, options.report)
-            return tell([verify(options.verify)], options.report)
-        if options.summary is not None:
-            from preprocess_data.process_calvin import summarise  # draws, which workers need not load
-
-            summarise(options.summary, options.sheet)
-            return 0
-        if options.source is None or options.output_dir is None:
-            raise ValueError("give --source and --output-dir, or --verify or --summary; --help shows examples")
+        if (code := looked(options, verify)) is not None:
+            return code
         settings = _settings(options)
         others = [camera for camera in LerobotData(options.source).cameras if camera not in settings.cameras]
         if others and len(settings.cameras) == 1:

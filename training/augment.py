@@ -59,7 +59,7 @@ def draw(settings: Augment, seed: int, step: int, indices: Sequence[int], views:
 def apply(frames: Tensor, change: Change) -> Tensor:
     """uint8 [M, B, V, 3, R, R] -> the same shape, changed, on the same device. All moments of a sample alike."""
     device = frames.device
-    moments, batch, views, _, size, _ = frames.shape
+    batch = frames.shape[1]
     pixels = frames.float()
     if not (bool((change.zoom == 1).all()) and not bool(change.move.any())):
         pixels = _moved(pixels, change.zoom.to(device, non_blocking=True), change.move.to(device, non_blocking=True))
@@ -74,7 +74,6 @@ def apply(frames: Tensor, change: Change) -> Tensor:
     pixels = pivot + contrast * (pixels - pivot)
     grey = _grey(pixels)
     pixels = grey + saturation * (pixels - grey)
-    assert pixels.shape == (moments, batch, views, 3, size, size)
     return pixels.round().clamp(0, 255).to(torch.uint8)
 
 

@@ -114,9 +114,7 @@ def ask_to_stop(small: Small, reference: Reference, times: int, rng: random.Rand
     small.forget()
     while count.tried < times:
         fleet = small.start()
-        ended = fleet.wait(until=_begins(fleet.log))
-        wait = rng.uniform(0.0, 1.0) + fleet.seconds
-        if ended or fleet.wait(until=_after(fleet, wait)):
+        if _ended_within(fleet, rng.uniform(0.0, 1.0)):
             _ended_well(fleet.codes, fleet.said())
             small.must_be_as(reference)
             count.note("runs ended in between, equal to the bit")
@@ -151,9 +149,7 @@ def lose_a_rank(small: Small, reference: Reference, times: int, rng: random.Rand
     small.forget()
     while count.tried < times:
         fleet = small.start()
-        ended = fleet.wait(until=_begins(fleet.log))
-        wait = rng.uniform(0.0, 1.5) + fleet.seconds
-        if ended or fleet.wait(until=_after(fleet, wait)):
+        if _ended_within(fleet, rng.uniform(0.0, 1.5)):
             _ended_well(fleet.codes, fleet.said())
             small.forget()
             continue
@@ -394,6 +390,11 @@ def _told(metrics: Path, steps: int) -> Callable[[], bool]:
 
 def _after(fleet: Fleet, seconds: float) -> Callable[[], bool]:
     return lambda: fleet.seconds > seconds
+
+
+def _ended_within(fleet: Fleet, seconds: float) -> bool:
+    """Wait until the run begins, and so long after; has it ended by itself?"""
+    return fleet.wait(until=_begins(fleet.log)) or fleet.wait(until=_after(fleet, seconds + fleet.seconds))
 
 
 def _begins(log: Path) -> Callable[[], bool]:

@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from config.schema import ActionNormalisation
 from models.actions import ActionScale
+from models.json_file import read_object
 from models.spec import CALVIN_RELATIVE
 from training.data.actions import ACTION_SIZE
 from training.data.processed import read_index
@@ -108,12 +109,7 @@ def read_contract(root: str | os.PathLike[str]) -> DataContract:
 
 def _parsed(file: Path, path: Path) -> DataContract:
     """What ``file`` says, which has or will have the name ``path``."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold an object with cameras, action and statistics")
+    content = read_object(file, named=path)
     unknown = sorted(set(content) - {"format", "cameras", "action", "statistics"})
     if unknown or content.get("format") != FORMAT:
         what = f"unknown key {unknown[0]!r}" if unknown else f"format {content.get('format')!r}"

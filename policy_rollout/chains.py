@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from policy_rollout.acting import ActionConvention, Observation, Policy, require_same_convention
 from policy_rollout.chunking import ChunkPlayer
 from policy_rollout.environment import Env, Info, Oracle, binary_gripper, observation
-from policy_rollout.policy import ActionConvention, Observation, Policy, require_same_convention
 
 MAX_STEPS = 360
 """Control steps that CALVIN gives a task."""

@@ -11,10 +11,9 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,79 +26,16 @@ from models.images import fit, normalise, to_uint8
 from models.magvit import MagVITv2, load_magvit
 from models.sequence import TokenSequence, robot_sequence
 from models.weights import find_weights, resolve_model_dir, weight_parts
+from policy_rollout.acting import ACTION_SIZE as ACTION_SIZE
+from policy_rollout.acting import CAMERAS as CAMERAS
+from policy_rollout.acting import ActionConvention as ActionConvention
+from policy_rollout.acting import Observation as Observation
+from policy_rollout.acting import Policy as Policy
+from policy_rollout.acting import require_same_convention as require_same_convention
 from policy_rollout.model_yaml import ACTION_DECODERS, CHECKPOINT_KEY, load_model_yaml, located
 
-ACTION_SIZE = 7
-CAMERAS = ("rgb_static", "rgb_gripper")
-"""In the order of a model's views."""
 ASPECT_TOLERANCE = 0.02
 """By which the shape of pictures may differ from the training data's."""
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What a robot sees at one moment.
-
-    `rgb_static`, `rgb_gripper`: uint8 HWC of any size (the gripper's is needed by two-view models only);
-    `robot_obs`: CALVIN's 15 proprioceptive numbers, for policies that want them (UP-VLA does not).
-    """
-
-    rgb_static: NDArray[np.uint8]
-    instruction: str
-    rgb_gripper: NDArray[np.uint8] | None = None
-    robot_obs: NDArray[np.floating[Any]] | None = None
-
-
-@dataclass(frozen=True)
-class ActionConvention:
-    """What the seven numbers of an action mean. The defaults are CALVIN's `rel_actions`; a saved model carries its own
-    (`ModelSpec.action_convention` has these fields)."""
-
-    kind: str = "relative"
-    """relative: added to the last target; relative_to_measured: to where the hand is; absolute: the pose itself."""
-    frame: str = "world"
-    position_m_per_unit: float = 0.02
-    rotation_rad_per_unit: float = 0.05
-    rotation: str = "euler_xyz"
-    gripper: str = "-1 closed, +1 open"
-    rate_hz: float = 30
-    """Actions per second."""
-
-
-def require_same_convention(policy: ActionConvention, benchmark: ActionConvention, judge: str) -> None:
-    """Raises `ValueError` naming every field in which the policy's actions mean something else than `judge` executes.
-
-    Compared at start, because a wrong scale or gripper sign looks exactly like a bad policy.
-    """
-    ours, theirs = asdict(policy), asdict(benchmark)
-    differing = [f"{name} {ours[name]} (policy) vs {theirs[name]}" for name in ours if ours[name] != theirs[name]]
-    if differing:
-        raise ValueError(f"{judge} means other actions than the policy produces: {'; '.join(differing)}")
-
-
-class Policy(Protocol):
-    """Anything that acts. A batch of observations, so that one forward can serve many robots."""
-
-    @property
-    def convention(self) -> ActionConvention: ...
-
-    @property
-    def act_step(self) -> int:
-        """T, actions per chunk."""
-        ...
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """Which of `CAMERAS` it looks at; nobody needs to read or render the others."""
-        ...
-
-    def reset(self) -> None:
-        """Forget everything seen so far. Called before a run starts."""
-        ...
-
-    def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:
-        """Chunks [B, T, A] for B >= 1 observations, independent of each other and of their order."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,83 @@
+"""What acts and what it sees. No network is needed to know this: simulators in processes of their own import it too.
+
+Shape letters: B observations, T actions per chunk, A action size (7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+ACTION_SIZE = 7
+CAMERAS = ("rgb_static", "rgb_gripper")
+"""In the order of a model's views."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a robot sees at one moment.
+
+    `rgb_static`, `rgb_gripper`: uint8 HWC of any size (the gripper's is needed by two-view models only);
+    `robot_obs`: CALVIN's 15 proprioceptive numbers, for policies that want them (UP-VLA does not).
+    """
+
+    rgb_static: NDArray[np.uint8]
+    instruction: str
+    rgb_gripper: NDArray[np.uint8] | None = None
+    robot_obs: NDArray[np.floating[Any]] | None = None
+
+
+@dataclass(frozen=True)
+class ActionConvention:
+    """What the seven numbers of an action mean. The defaults are CALVIN's `rel_actions`; a saved model carries its own
+    (`ModelSpec.action_convention` has these fields)."""
+
+    kind: str = "relative"
+    """relative: added to the last target; relative_to_measured: to where the hand is; absolute: the pose itself."""
+    frame: str = "world"
+    position_m_per_unit: float = 0.02
+    rotation_rad_per_unit: float = 0.05
+    rotation: str = "euler_xyz"
+    gripper: str = "-1 closed, +1 open"
+    rate_hz: float = 30
+    """Actions per second."""
+
+
+def require_same_convention(policy: ActionConvention, benchmark: ActionConvention, judge: str) -> None:
+    """Raises `ValueError` naming every field in which the policy's actions mean something else than `judge` executes.
+
+    Compared at start, because a wrong scale or gripper sign looks exactly like a bad policy.
+    """
+    ours, theirs = asdict(policy), asdict(benchmark)
+    differing = [f"{name} {ours[name]} (policy) vs {theirs[name]}" for name in ours if ours[name] != theirs[name]]
+    if differing:
+        raise ValueError(f"{judge} means other actions than the policy produces: {'; '.join(differing)}")
+
+
+class Policy(Protocol):
+    """Anything that acts. A batch of observations, so that one forward can serve many robots."""
+
+    @property
+    def convention(self) -> ActionConvention: ...
+
+    @property
+    def act_step(self) -> int:
+        """T, actions per chunk."""
+        ...
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Which of `CAMERAS` it looks at; nobody needs to read or render the others."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything seen so far. Called before a run starts."""
+        ...
+
+    def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:
+        """Chunks [B, T, A] for B >= 1 observations, independent of each other and of their order."""
+        ...

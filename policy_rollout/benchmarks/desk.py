@@ -1,0 +1,60 @@
+"""CALVIN's chains on the embedded desk: needs nothing but this project."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from policy_rollout.acting import ActionConvention
+from policy_rollout.benchmarks.base import Settings, official_jobs
+from policy_rollout.calvin.oracle import TaskOracle
+from policy_rollout.chains import ChainJob
+from policy_rollout.environment import Env
+
+
+@dataclass(frozen=True)
+class DeskBenchmark:
+    """Scene "A" to "D"; renderer and picture sizes as of ``policy_rollout.desk.DeskEnv``."""
+
+    scene: str = "D"
+    renderer: str = "raycast"
+    static_size: int = 200
+    gripper_size: int = 84
+
+    name = "desk"
+    convention = ActionConvention()
+    envs_per_process = None
+
+    def stamp(self) -> dict[str, Any]:
+        import mujoco
+
+        return {
+            "name": self.name,
+            "scene": self.scene,
+            "renderer": self.renderer,
+            "static_size": self.static_size,
+            "gripper_size": self.gripper_size,
+            "versions": {"mujoco": mujoco.__version__},
+        }
+
+    def jobs(self, count: int) -> list[ChainJob]:
+        return official_jobs(count)
+
+    def make_env(self) -> Env:
+        from policy_rollout.desk import DeskEnv  # MuJoCo is needed here only
+
+        return DeskEnv(self.scene, self.renderer, self.static_size, self.gripper_size)
+
+    def oracle(self) -> TaskOracle:
+        return TaskOracle()
+
+
+def from_settings(settings: Settings) -> DeskBenchmark:
+    from policy_rollout.desk.layout import SCENES
+    from policy_rollout.desk.render import RENDERERS
+
+    scene, renderer = str(settings["scene"]), str(settings["renderer"] or RENDERERS[0])
+    for key, value, allowed in (("scene", scene, SCENES), ("renderer", renderer, RENDERERS)):
+        if value not in allowed:
+            raise ValueError(f"{key}={value}: the desk has {', '.join(allowed)}")
+    return DeskBenchmark(scene, renderer)

@@ -112,6 +112,7 @@ class UPVLAPolicy:
         self.source = source
         self.convention = ActionConvention(**built.spec.action_convention)
         self.decoding = decoding
+        self.precision = precision
         self._precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self.reset()
 

@@ -123,9 +123,11 @@ class UPVLAPolicy:
         device: str = "auto",
         checkpoint: str | Path | None = None,
         action_decoder: str | None = None,
+        precision: str | None = None,
     ) -> UPVLAPolicy:
         """The policy that a model yaml describes. `checkpoint` stands in for its `model.showo.tuned_model_path`,
-        `action_decoder` (one of `ACTION_DECODERS`) for its `block_diffusion.action_infer_enabled`.
+        `action_decoder` (one of `ACTION_DECODERS`) for its `block_diffusion.action_infer_enabled`, `precision` for its
+        `training.mixed_precision`.
 
         Raises `ValueError` or `FileNotFoundError` in one line naming the key or the file.
         """
@@ -136,7 +138,8 @@ class UPVLAPolicy:
         config.require_agreement(built.spec, folder)
         vq = config.job.model.vq_model
         bare = vq.pretrained_model_path
-        precision = config.job.training.mixed_precision if "training.mixed_precision" in config.given else "no"
+        if precision is None:
+            precision = config.job.training.mixed_precision if "training.mixed_precision" in config.given else "no"
         return cls(
             built,
             load_magvit(located(vq.vq_model_name), None if bare is None else located(bare)),

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.activations import NewGELUActivation
 
 from models.masks import additive
 from models.weights import resolve_model_dir
@@ -54,6 +55,15 @@ def _as_trained(config: Any, vocab_size: int) -> Any:
     return config
 
 
+def _fuse_activations(lm: nn.Module) -> None:
+    """Phi's ``gelu_new`` in one pass over the widest tensor of a layer. transformers writes it out as six, each with a
+    result of its own that training keeps; torch's kernel computes the same function (to 1e-6)."""
+    for module in list(lm.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+
+
 class Backbone(nn.Module):
     """A causal LM over the project's vocabulary.
 
@@ -71,6 +81,7 @@ class Backbone(nn.Module):
         self.lm = AutoModelForCausalLM.from_config(
             _as_trained(config, vocab_size), attn_implementation=attn_implementation
         )
+        _fuse_activations(self.lm)
         self.attn_implementation = attn_implementation
 
     @property

@@ -234,6 +234,11 @@ class DataParams:
     resolution: int = key(
         512, "side of the square camera image in pixels; equals dataset.preprocessing.resolution", at_least=VQ_STRIDE
     )
+    token_cache: str | Literal[False] = key(
+        "auto",
+        "image codes made by preprocess_data/tokenize_images.py, read in place of the robot's pictures: auto (from "
+        "token_cache in the data, where there is one), false (encode pictures in the step), or a folder of caches",
+    )
     mask_action_padding: bool = key(False, "leave the padded actions at an episode's end out of the action loss")
 
 

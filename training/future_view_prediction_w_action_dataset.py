@@ -40,6 +40,7 @@ the gripper command, +1 open, -1 closed. Often it is easier still to write ``dat
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,11 @@ import torch
 from torch.utils.data import Dataset
 
 from models.images import fit
-from training.data.actions import action_chunk
-from training.data.batch import RobotSample
+from training.data.actions import action_chunk, action_chunks
+from training.data.batch import RobotBatch, RobotSample
 from training.data.files import IMAGE_SUFFIXES, read_image, read_npz
 from training.data.processed import read_index
+from training.data.tokens import TokenCache
 
 CAMERAS = ("rgb_static", "rgb_gripper")
 
@@ -64,6 +66,8 @@ class DataProvider(Dataset[RobotSample]):
         act_step: T, actions per chunk and distance in frames of the future view.
         resolution: R, side of the square pictures in pixels.
         num_view: V, cameras: 1 static, 2 static and gripper. Cameras that are not asked for are not read.
+        tokens: the token cache of this data set. With it samples hold codes in place of pictures, and no picture is
+            opened, nor has to be there.
 
     The index is mapped from disk (for a small data set: in memory), shared by data workers, and finds a sample in
     constant time. A sample opens the file of its frame and the file of the future frame, once each.
@@ -72,7 +76,14 @@ class DataProvider(Dataset[RobotSample]):
     bad ``dataset_info.json`` or an unreadable first frame, later for any other frame.
     """
 
-    def __init__(self, root: str | os.PathLike[str], act_step: int, resolution: int, num_view: int) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        act_step: int,
+        resolution: int,
+        num_view: int,
+        tokens: TokenCache | None = None,
+    ) -> None:
         if act_step < 1:
             raise ValueError(f"act_step must be at least 1, is {act_step}")
         if num_view not in (1, 2):
@@ -80,7 +91,9 @@ class DataProvider(Dataset[RobotSample]):
         self.act_step = act_step
         self.resolution = resolution
         self.num_view = num_view
-        self.data = read_index(root)
+        self.tokens = tokens
+        self._texts: dict[int, str] = {}
+        self.data = read_index(root, pictures=tokens is None)
         self.views(0)  # a missing camera is better said now than by a worker
 
     def __len__(self) -> int:
@@ -100,6 +113,31 @@ class DataProvider(Dataset[RobotSample]):
             index=index,
         )
 
+    def batch(self, indices: Sequence[int]) -> RobotBatch:
+        """What ``collate_robot`` makes of these samples, gathered at once. Needs a token cache."""
+        assert self.tokens is not None
+        now = np.asarray(indices, dtype=np.int64)
+        episodes = self.data.episode_of[now]
+        future, rows, is_pad = action_chunks(now, self.data.starts[episodes + 1], self.act_step)
+        actions = self.data.actions[rows]  # [B, T, A]
+        actions[is_pad, :-1] = 0
+        codes = self.tokens.codes(np.concatenate([now, future]), self.num_view)  # [2 B, V, n]
+        seen, later = torch.from_numpy(codes).chunk(2)
+        return RobotBatch(
+            views=seen,
+            future_views=later,
+            instructions=[self._said(int(number)) for number in self.data.instruction_of[episodes]],
+            actions=torch.from_numpy(actions),
+            action_is_pad=torch.from_numpy(is_pad),
+            indices=torch.from_numpy(now),
+        )
+
+    def _said(self, number: int) -> str:
+        """A text of the index, decoded once."""
+        if number not in self._texts:
+            self._texts[number] = self.data.texts[number]
+        return self._texts[number]
+
     def chunk(self, index: int) -> tuple[int, npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """(index of the future frame, actions [T, A], is_pad [T]) of a sample; opens no file."""
         start, end = self.bounds(index)
@@ -112,7 +150,9 @@ class DataProvider(Dataset[RobotSample]):
         return int(self.data.starts[episode]), int(self.data.starts[episode + 1])
 
     def views(self, frame: int) -> torch.Tensor:
-        """uint8 [V, 3, R, R]: the pictures of one frame."""
+        """uint8 [V, 3, R, R]: the pictures of one frame; with a token cache int16 [V, n], their codes."""
+        if self.tokens is not None:
+            return torch.from_numpy(self.tokens.codes(np.asarray([frame]), self.num_view)[0])
         return torch.from_numpy(np.stack([fit(picture, self.resolution) for picture in self._pictures(frame)]))
 
     def _pictures(self, frame: int) -> list[npt.NDArray[np.uint8]]:

@@ -28,6 +28,7 @@ from training.data.contract import action_scale, read_contract
 from training.data.cotrain import (
     CotrainLoader,
     Flow,
+    codes_in,
     conversations_in,
     cotrain_loader,
     robot_dataset,
@@ -129,7 +130,7 @@ def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
     _check_codes(job, vq)
     # Without a tower pictures are not opened and take no place in a conversation.
     image_spec, patches = (None, 0) if clip is None else (clip.image_spec, clip.num_patches)
-    heldout_robot, heldout_text = _heldout(job, run, built.prompter, image_spec, patches)
+    heldout_robot, heldout_text = _heldout(job, run, built.prompter, image_spec, patches, vq)
     parts = Parts(
         job=job,
         device=run.device,
@@ -140,7 +141,7 @@ def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
         objective=text_objective(job),
         optimizer=build_optimizer(model, job, run.device),
         schedule=Schedule.of(job),
-        data=cotrain_loader(job, built.prompter, image_spec, rank=run.rank, world=run.world, patches=patches),
+        data=cotrain_loader(job, built.prompter, image_spec, rank=run.rank, world=run.world, patches=patches, vq=vq),
         heldout_robot=heldout_robot,
         heldout_text=heldout_text,
         average=average,
@@ -286,14 +287,14 @@ def _check_codes(job: Job, vq: MagVITv2) -> None:
 
 
 def _heldout(
-    job: Job, run: Run, prompter: Prompter, image_spec: ClipImageSpec | None, patches: int
+    job: Job, run: Run, prompter: Prompter, image_spec: ClipImageSpec | None, patches: int, vq: MagVITv2
 ) -> tuple[Flow[RobotBatch] | None, Flow[TextBatch] | None]:
     """The flows that ``eval_every`` measures on."""
     params, training = job.dataset.params, job.training
     robot: Flow[RobotBatch] | None = None
     text: Flow[TextBatch] | None = None
     if params.validation_pre_shards_path_or_url is not None:
-        data = robot_dataset(job, params.validation_pre_shards_path_or_url)
+        data = robot_dataset(job, params.validation_pre_shards_path_or_url, vq)
         robot = Flow(data, collate_robot, training.batch_size_pre, training.seed, rank=run.rank, world=run.world)
     if params.validation_mmu_shards_path_or_url is not None and job.dataset.und_type is not None:
         turns = text_dataset(job, prompter, image_spec, params.validation_mmu_shards_path_or_url, patches)
@@ -320,6 +321,7 @@ def _summary(run: Run, parts: Parts) -> list[str]:
         f"  model    {_short(count)} parameters, {_short(trained)} trained; frozen beside it: {_short(frozen)}",
         f"  tokens   robot row {spec.num_image_tokens + 2 + spec.act_step} + instruction, mmu row {mmu} + conversation",
         f"  data     {parts.data.describe()}",
+        *(f"           {line}" for flow in (parts.data.robot, parts.heldout_robot) for line in codes_in(flow)),
         *(f"           {line}" for flow in (parts.data.text, parts.heldout_text) for line in conversations_in(flow)),
         f"  step     {rows} x {many}; {settings.max_train_steps} steps, {job.lr_scheduler.scheduler} schedule, "
         f"learning rate {job.optimizer.params.learning_rate:g}",

@@ -59,7 +59,8 @@ class Tasks:
 def encode_views(
     parts: Parts, batch: RobotBatch | None, step: int | None = None, with_later: bool | None = None
 ) -> RobotCodes | None:
-    """Camera frames now, and T steps later -> codes, views one after the other. One call of the tokenizer.
+    """Camera frames now, and T steps later -> codes, views one after the other. One call of the tokenizer; none where
+    the batch brings codes.
 
     ``step``: the optimizer step, from which augmentation is drawn; None is for measuring and changes no picture.
     ``with_later``: encode the later frames too (default: if the image loss has a weight).
@@ -68,8 +69,11 @@ def encode_views(
         return None
     with_later = parts.job.training.pre_coeff > 0 if with_later is None else with_later
     moments = [batch.views, batch.future_views] if with_later else [batch.views]
-    frames = torch.stack(moments)[:, :, : parts.job.model.vla.num_view]  # [M, B, V, 3, R, R] uint8
+    frames = torch.stack(moments)[:, :, : parts.job.model.vla.num_view]  # [M, B, V, 3, R, R] or, coded, [M, B, V, n]
     frames = frames.to(parts.device, non_blocking=True)
+    if batch.coded:
+        codes = frames.flatten(2).long()  # [M, B, N]
+        return RobotCodes(now=codes[0], later=codes[1] if with_later else None, batch=batch)
     settings = parts.job.dataset.augment
     if step is not None and not augment.is_off(settings):
         change = augment.draw(settings, parts.job.training.seed, step, batch.indices.tolist(), frames.shape[2])

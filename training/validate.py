@@ -147,10 +147,16 @@ class Validator:
         sequence = robot_sequence(self.parts.prompter.vocab, instructions, codes.now, self.job.act_step)
         predicted = self.model.predict(sequence, want_codes=True).codes
         assert predicted is not None
-        pixels = to_uint8(self.parts.vq.decode(predicted.view(len(batch) * views, -1))).cpu()  # [B * V, 3, R, R]
+        pixels = self._decoded(predicted.view(len(batch) * views, -1))  # [B * V, 3, R, R]
         now, true = batch.views[:, :views].flatten(0, 1), batch.future_views[:, :views].flatten(0, 1)
+        if batch.coded:  # the pictures themselves are not opened
+            now, true = self._decoded(now), self._decoded(true)
         columns = torch.cat([now, true, pixels], dim=3)  # [B * V, 3, R, 3 R]
         return torch.cat(list(columns), dim=1)
+
+    def _decoded(self, codes: Tensor) -> Tensor:
+        """[B, n] -> uint8 [B, 3, R, R], on the host."""
+        return to_uint8(self.parts.vq.decode(codes.long().to(self.run.device))).cpu()
 
     def answers(self) -> list[tuple[str, str]]:
         """(picture's name, what it was asked and what the model said)."""

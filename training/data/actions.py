@@ -23,3 +23,17 @@ def action_chunk(
     actions[: len(used)] = used
     actions[len(used) :, -1] = used[-1, -1]
     return future, actions, np.arange(act_step) >= len(used)
+
+
+def action_chunks(
+    now: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], act_step: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The same for many samples of a table in which episodes follow one another, without their actions.
+
+    ``now`` [B]: rows of the table; ``ends`` [B]: one past the last row of each one's episode. Returns (future [B], rows
+    [B, T], is_pad [B, T]): where pads are, ``rows`` is that of the last action used, whose gripper is held.
+    """
+    future = np.minimum(now + act_step, ends - 1)
+    used = np.maximum(future - now, 1)  # [B] actions that are not padding
+    steps = np.arange(act_step)
+    return future, now[:, None] + np.minimum(steps, used[:, None] - 1), steps >= used[:, None]

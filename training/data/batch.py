@@ -1,6 +1,10 @@
 """What the data side hands to training: samples, batches of them, and the two flows side by side.
 
-Shape letters: B batch, V views (cameras), R resolution, T actions per chunk, A action size (7), S CLIP picture size.
+Pictures of the robot flow come as pixels, uint8 [V, 3, R, R], or, out of a token cache (``tokens.py``), as their image
+codes, int16 [V, n]: a data set has one or the other throughout.
+
+Shape letters: B batch, V views (cameras), R resolution, n codes of a view, T actions per chunk, A action size (7),
+S CLIP picture size.
 """
 
 from __future__ import annotations
@@ -28,8 +32,8 @@ class Samples(Protocol[Sample_co]):
 class RobotSample:
     """One moment of a demonstration: what is seen now, what will be seen, and the actions in between."""
 
-    views: Tensor  # uint8 [V, 3, R, R], static camera first
-    future_views: Tensor  # uint8 [V, 3, R, R], T frames later (or the last frame of the episode)
+    views: Tensor  # uint8 [V, 3, R, R] or codes int16 [V, n], static camera first
+    future_views: Tensor  # the same, T frames later (or the last frame of the episode)
     instruction: str
     actions: Tensor  # float32 [T, A]
     action_is_pad: Tensor  # bool [T], True where the episode was already over
@@ -40,12 +44,17 @@ class RobotSample:
 class RobotBatch:
     """B robot samples, stacked."""
 
-    views: Tensor  # uint8 [B, V, 3, R, R]
-    future_views: Tensor  # uint8 [B, V, 3, R, R]
+    views: Tensor  # uint8 [B, V, 3, R, R] or codes int16 [B, V, n]
+    future_views: Tensor  # the same
     instructions: list[str]  # B texts
     actions: Tensor  # float32 [B, T, A]
     action_is_pad: Tensor  # bool [B, T]
     indices: Tensor  # int64 [B]
+
+    @property
+    def coded(self) -> bool:
+        """Are the views codes already?"""
+        return self.views.dtype == torch.int16
 
     def __len__(self) -> int:
         return len(self.instructions)

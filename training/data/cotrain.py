@@ -38,8 +38,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from config.schema import Job, LoaderMode
 from models.images import ClipImageSpec
+from models.magvit import MagVITv2
 from models.prompting import Prompter
 from training.data.batch import CoBatch, RobotBatch, Samples, TextBatch, collate_robot, collate_text
+from training.data.coded import token_cache
 from training.data.llava import LeftOut, LlavaDataset
 from training.data.mixture import Mixture
 from training.data.order import START, Order, Position, StepSampler, Taken, Timetable, flow_seed
@@ -70,6 +72,8 @@ class _Fetch(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> Any:
         try:
+            if isinstance(self.dataset, DataProvider) and self.dataset.tokens is not None:
+                return self.dataset.batch(indices)
             return self.collate([self.dataset[index] for index in indices])
         except FileNotFoundError as error:
             return _Failure(FileNotFoundError, str(error))
@@ -196,13 +200,15 @@ class CotrainLoader:
         return f"{', '.join(parts)}; an epoch is {self.epoch_steps} micro-steps ({self.mode})"
 
 
-def robot_dataset(job: Job, root: str) -> DataProvider:
-    """The provider that ``dataset.gen_type`` names, over a processed split."""
+def robot_dataset(job: Job, root: str, vq: MagVITv2 | None = None) -> DataProvider:
+    """The provider that ``dataset.gen_type`` names, over a processed split: of the codes that ``vq`` once made of its
+    pictures, where there are any (``dataset.params.token_cache``), else of pictures."""
     return DataProvider(
         root,
         act_step=job.act_step,
         resolution=job.dataset.preprocessing.resolution,
         num_view=job.model.vla.num_view,
+        tokens=None if vq is None else token_cache(job, root, vq),
     )
 
 
@@ -253,6 +259,12 @@ def conversations_in(flow: Flow[TextBatch] | None) -> list[str]:
     return data.summary() if isinstance(data, LlavaDataset | Mixture) else []
 
 
+def codes_in(flow: Flow[RobotBatch] | None) -> list[str]:
+    """Which token cache a robot flow reads, in a line."""
+    data = None if flow is None else flow.dataset
+    return [data.tokens.describe()] if isinstance(data, DataProvider) and data.tokens is not None else []
+
+
 def conversation_budget(job: Job, prompter: Prompter, patches: int = CLIP_PATCHES) -> int:
     """Ids a conversation may have: as many as make its sequence as long as a one-camera robot sequence.
 
@@ -279,19 +291,23 @@ def cotrain_loader(
     rank: int = 0,
     world: int = 1,
     patches: int = CLIP_PATCHES,
+    vq: MagVITv2 | None = None,
 ) -> CotrainLoader:
     """Both flows of a job for process ``rank`` of ``world``.
 
-    ``image_spec``: how CLIP wants pictures (None: pictures are not opened); ``patches``: how many it makes of one.
+    ``image_spec``: how CLIP wants pictures (None: pictures are not opened); ``patches``: how many it makes of one;
+    ``vq``: whose token cache is read in place of the robot's pictures, if there is one.
     Raises ValueError or FileNotFoundError in the user's words when the data is missing or wrong.
     """
     params, training = job.dataset.params, job.training
+    demonstrations = robot_dataset(job, params.train_pre_shards_path_or_url, vq)
     robot = Flow(
-        dataset=robot_dataset(job, params.train_pre_shards_path_or_url),
+        dataset=demonstrations,
         collate=collate_robot,
         batch_size=training.batch_size_pre,
         seed=training.seed,
-        workers=params.num_workers,
+        # Handing a batch of codes over from another process takes longer than gathering it.
+        workers=params.num_workers if demonstrations.tokens is None else 0,
         rank=rank,
         world=world,
     )

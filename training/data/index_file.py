@@ -92,6 +92,12 @@ class IndexFile:
                     raise self.damaged(f"block {block} does not match its checksum")
                 self._seen[block] = 1
 
+    def check_blocks(self, blocks: npt.NDArray[np.int64]) -> None:
+        """The same for blocks by number."""
+        seen = np.frombuffer(self._seen, dtype=np.uint8)
+        for block in blocks[seen[blocks] == 0].tolist():
+            self.check(block << SHIFT, (block << SHIFT) + 1)
+
     def column(self, name: str) -> Column[Any]:
         kind, shape, offset = self._columns[name]
         dtype, count = np.dtype(kind), int(np.prod(shape))
@@ -135,8 +141,7 @@ class Column(Generic[Number]):
                 self._check(start, stop)
             return self._array[rows] if step > 0 else np.asarray(self)[rows]
         if isinstance(rows, np.ndarray):
-            for row in np.unique(rows) if rows.dtype != np.bool_ else np.flatnonzero(rows):
-                self._check(int(row), int(row) + 1)
+            self._check_rows(np.flatnonzero(rows) if rows.dtype == np.bool_ else rows.ravel())
         else:
             row = rows + len(self) if rows < 0 else rows
             if not 0 <= row < len(self):
@@ -147,8 +152,32 @@ class Column(Generic[Number]):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return np.asarray(self[:], dtype=dtype)
 
+    @property
+    def array(self) -> npt.NDArray[Number]:
+        """The rows, not compared with their checksums."""
+        return self._array
+
+    @property
+    def offset(self) -> int:
+        """Where in the file they begin, in bytes."""
+        return self._offset
+
     def _check(self, start: int, stop: int) -> None:
         self._file.check(self._offset + int(start) * self._row, self._offset + int(stop) * self._row)
+
+    def _check_rows(self, rows: npt.NDArray[np.integer[Any]]) -> None:
+        """All blocks that these rows lie in, without a loop over rows."""
+        if not len(rows):
+            return
+        numbers = np.where(rows < 0, rows + len(self), rows).astype(np.int64)
+        if numbers.min() < 0 or numbers.max() >= len(self):
+            raise IndexError(int(numbers.max() if numbers.max() >= len(self) else rows.min()))
+        first = (self._offset + numbers * self._row) >> SHIFT
+        last = (self._offset + (numbers + 1) * self._row - 1) >> SHIFT
+        blocks = np.unique(np.concatenate([first, last]))
+        if int((last - first).max(initial=0)) > 1:  # a row is larger than a block
+            blocks = np.unique(np.concatenate([np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]))
+        self._file.check_blocks(blocks)
 
 
 class Texts:

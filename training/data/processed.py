@@ -88,12 +88,12 @@ class ProcessedIndex:
         return self.base / self.gripper_frames[frame] if len(self.gripper_frames) else None
 
 
-def read_index(root: str | os.PathLike[str]) -> ProcessedIndex:
+def read_index(root: str | os.PathLike[str], pictures: bool = True) -> ProcessedIndex:
     """The index of ``<root>/dataset_info.json``: the binary one beside it where it is fresh, else made from the json.
 
     A large json gets its binary index on the way (once; where the folder cannot be written, in memory at every start).
-    Raises FileNotFoundError when the json or its first or last frame is missing, and ValueError naming episode, frame
-    and key where the content is wrong.
+    ``pictures``: whether frames will be opened. Raises FileNotFoundError when the json or (then) its first or last
+    frame is missing, and ValueError naming episode, frame and key where the content is wrong.
     """
     path = Path(root) / INDEX_NAME
     if not path.is_file():
@@ -102,7 +102,7 @@ def read_index(root: str | os.PathLike[str]) -> ProcessedIndex:
     if file is None:
         worth = path.stat().st_size >= WORTH_AN_INDEX
         file = build_index(root) if worth and os.access(path.parent, os.W_OK) else _in_memory(path)
-    return _opened(path, file)
+    return _opened(path, file, pictures)
 
 
 def build_index(root: str | os.PathLike[str], progress: bool | None = None) -> IndexFile:
@@ -211,11 +211,11 @@ def gather(
     return writer
 
 
-def _opened(path: Path, file: IndexFile) -> ProcessedIndex:
+def _opened(path: Path, file: IndexFile, pictures: bool) -> ProcessedIndex:
     frames = file.texts("frames")
     index = ProcessedIndex(
         path=path,
-        base=_base(path, frames[0]),
+        base=_base(path, frames[0]) if pictures else path.parent,
         file=file,
         starts=file.column("starts"),
         episode_of=file.column("episode_of"),
@@ -227,7 +227,7 @@ def _opened(path: Path, file: IndexFile) -> ProcessedIndex:
         task_of=file.column("task_of"),
     )
     last = index.frame_path(len(index) - 1)
-    if not archive.is_file(last):
+    if pictures and not archive.is_file(last):
         raise FileNotFoundError(f"{last}, the last frame that {path} names, does not exist")
     return index
 

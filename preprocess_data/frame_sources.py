@@ -1,0 +1,145 @@
+"""The distinct frames of a data set, by row: what is made of every frame once (codes, packed pictures) walks these.
+
+A processed split names a frame as often as windows overlap, which in CALVIN is often; here it is one row. A raw split
+(folder, or inside its zip) gives the frames of its annotated windows, or all.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.images import fit
+from training.data.calvin import CalvinSplit, is_split, splits_in
+from training.data.index_file import IndexWriter
+from training.data.processed import INDEX_NAME
+from training.data.tokens import probes, processed_digest, raw_digest
+from training.future_view_prediction_w_action_dataset import CAMERAS, DataProvider
+
+Columns = Mapping[str, tuple[str, tuple[int, ...]]]
+ACTIONS: Columns = {"rel_actions": ("<f8", (7,)), "actions": ("<f8", (7,))}
+
+
+class Source(Protocol):
+    """F distinct frames."""
+
+    path: Path
+    views: int
+    about: dict[str, Any]  # what it is known by: kind, data (a digest), probes
+    numbers: Columns  # what a frame has beside its pictures
+
+    def __len__(self) -> int: ...
+    def frame(self, row: int) -> tuple[Tensor, dict[str, npt.NDArray[Any]]]:
+        """(uint8 [V, 3, R, R], the arrays of ``numbers``), from one open of its file."""
+        ...
+
+    def write_rows(self, path: Path) -> None:
+        """Which row belongs to which frame, as a file."""
+        ...
+
+
+def open_source(path: Path, resolution: int, views: int | None, all_frames: bool = False) -> Source:
+    """A processed or a raw split. ``views``: None takes both cameras where there are two.
+
+    Raises ValueError or FileNotFoundError naming what is wrong.
+    """
+    for wanted in (2, 1) if views is None else (views,):
+        try:
+            return _open(path, resolution, wanted, all_frames)
+        except ValueError as error:
+            if wanted == 1 or views is not None or not ("gripper" in str(error) or "one picture" in str(error)):
+                raise
+    raise AssertionError
+
+
+def _open(path: Path, resolution: int, views: int, all_frames: bool) -> Source:
+    if (path / INDEX_NAME).is_file():
+        return ProcessedFrames(path, resolution, views)
+    if is_split(path):
+        return RawFrames(path, resolution, views, all_frames)
+    below = splits_in(path)
+    hint = f"; did you mean {' or '.join(str(path / name) for name in below)}?" if below else ""
+    raise FileNotFoundError(f"{path} is neither a processed split ({INDEX_NAME}) nor a raw CALVIN split{hint}")
+
+
+class ProcessedFrames:
+    """The distinct frames of a processed split, in the order in which they first come."""
+
+    def __init__(self, path: Path, resolution: int, views: int) -> None:
+        self.path, self.views = path, views
+        self.numbers: Columns = {}
+        self.provider = DataProvider(path, act_step=1, resolution=resolution, num_view=views)
+        data = self.provider.data
+        rows: dict[tuple[str, str], int] = {}
+        hands = data.gripper_frames if len(data.gripper_frames) else None
+        self._row_of = np.empty(len(data), dtype=np.int64)
+        first: list[int] = []
+        for frame in range(len(data)):
+            name = (data.frames[frame], "" if hands is None else hands[frame])
+            row = rows.setdefault(name, len(rows))
+            if row == len(first):
+                first.append(frame)
+            self._row_of[frame] = row
+        self._first = np.asarray(first, dtype=np.int64)
+        places = [data.frame_path(int(frame)) for frame in self._first]
+        self.about = {"data": processed_digest(data), "probes": probes(places)}
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def frame(self, row: int) -> tuple[Tensor, dict[str, npt.NDArray[Any]]]:
+        return self.provider.views(int(self._first[row])), {}
+
+    def write_rows(self, path: Path) -> None:
+        _write(path, {"row_of": ("<i8", self._row_of)})
+
+
+class RawFrames:
+    """The frames of a raw split, by ascending id, with what was recorded of the actions."""
+
+    def __init__(self, path: Path, resolution: int, views: int, all_frames: bool) -> None:
+        self.path, self.views, self.resolution, self.numbers = path, views, resolution, ACTIONS
+        self.split = CalvinSplit(path)
+        if all_frames:
+            self._ids = self.split.frame_ids
+        else:
+            windows = [np.arange(window.start, window.end + 1) for window in self.split.annotations]
+            if not windows:
+                raise ValueError(f"{self.split.annotation_path} names no window; --all-frames takes every frame")
+            self._ids = np.unique(np.concatenate(windows))
+        ends = [self.split.frame_path(int(frame)) for frame in self._ids]
+        self.about = {"data": raw_digest(self.split), "probes": probes(ends)}
+        self.frame(0)  # a missing camera is better said now
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def frame(self, row: int) -> tuple[Tensor, dict[str, npt.NDArray[Any]]]:
+        cameras = CAMERAS[: self.views]
+        arrays = self.split.frame(int(self._ids[row]), (*cameras, *self.numbers))
+        pictures = np.stack([fit(arrays[camera], self.resolution) for camera in cameras])
+        return torch.from_numpy(pictures), {name: arrays[name] for name in self.numbers}
+
+    def write_rows(self, path: Path) -> None:
+        _write(path, {"ids": ("<i8", self._ids)})
+
+
+def _write(path: Path, columns: Mapping[str, tuple[str, npt.NDArray[Any]]]) -> None:
+    """Numbers as an index file, complete or not at all; many processes may do so at once."""
+    writer = IndexWriter({name: kind for name, (kind, _) in columns.items()}, (), None)
+    for name, (_, rows) in columns.items():
+        writer.numbers(name, rows)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with partial.open("wb") as file:
+            writer.write(file, {})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

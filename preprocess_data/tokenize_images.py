@@ -1,0 +1,375 @@
+"""Pictures -> image codes, once: the token cache, with which training opens no picture of the robot.
+
+python preprocess_data/tokenize_images.py --config config/tiny_arvla.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from config.load import load_job
+from models.images import normalise
+from models.magvit import CODEBOOK_SIZE, MagVITv2, load_magvit
+from preprocess_data.frame_sources import Source, open_source
+from preprocess_data.processes import in_processes
+from training.data.shards import Plan, begin, finish, has_shard, write_shard
+from training.data.tokens import FIT, FOLDER, FRAMES
+
+DESCRIPTION = """\
+Make the token cache of a data set: the MagVITv2 codes of every frame and view, 2 bytes a code (a 512-pixel picture: 2
+kB), each distinct frame once though windows overlap. Training then finds them by itself
+(dataset.params.token_cache=auto), opens no picture of the robot, and does not run the tokenizer. Data sets are
+processed splits (dataset_info.json), and raw CALVIN splits (a folder, or inside its zip) for offline evaluation.
+Killed, it goes on where it was when started again. A cache belongs to one data set, one tokenizer and one resolution;
+for others it is refused, with the command that makes theirs."""
+
+EPILOG = """\
+examples:
+  tokenize_images.py --config config/upvla_action_tuning.yaml dataset.params.train_pre_shards_path_or_url=data/D
+      what a run with these settings reads: its training and held-out data, tokenizer and resolution
+  tokenize_images.py --data data/D_training data/D_validation --tokenizer showlab/magvitv2 --resolution 512
+      the same in one's own words
+  tokenize_images.py --data task_D_D.zip/task_D_D/validation --tokenizer showlab/magvitv2 --output caches
+      a raw split, for eval_upvla_offline_actions.py --token-cache caches
+  tokenize_images.py ... --processes 2
+      two processes, on two GPUs where there are two (or so many CPU cores)
+  srun --ntasks 16 python preprocess_data/tokenize_images.py ...
+  torchrun --nproc-per-node 8 preprocess_data/tokenize_images.py ...
+      the shards are dealt out over ranks (SLURM_PROCID or RANK); the last one to finish closes the cache
+  tokenize_images.py ... --check
+      encode some frames again and count the codes that differ from the cache (exit code 1 if over --most-flips)
+
+A code is 13 signs; one whose number lies next to zero may come out otherwise on another device, precision or batch
+size. The cache says what it was made on (whole.json)."""
+
+AHEAD = 2  # batches that are read while one is encoded
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How codes are made."""
+
+    data: Path
+    tokenizer: str
+    weights: str | None
+    resolution: int
+    views: int | None
+    all_frames: bool
+    device: str
+    batch_size: int
+    readers: int
+
+    def source(self) -> Source:
+        return open_source(self.data, self.resolution, self.views, self.all_frames)
+
+    def model(self) -> MagVITv2:
+        return load_magvit(self.tokenizer, self.weights, key="--tokenizer").to(self.device)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process does."""
+
+    settings: Settings
+    folder: Path
+    plan: Plan
+    shards: tuple[int, ...]
+
+
+def plan_of(settings: Settings, source: Source, model: MagVITv2) -> Plan:
+    """What the cache of a data set holds."""
+    if settings.resolution % model.stride:
+        raise ValueError(f"--resolution {settings.resolution}: must be a multiple of {model.stride}")
+    codes = (settings.resolution // model.stride) ** 2
+    columns = {"codes": ("<i2", (source.views, codes)), **source.numbers}
+    about = {
+        "kind": "tokens",
+        "version": 1,
+        "tokenizer": model.weights_hash,
+        "name": Path(settings.weights or settings.tokenizer).name,
+        "resolution": settings.resolution,
+        "fit": FIT,
+        "views": source.views,
+        **source.about,
+    }
+    return Plan.of(len(source), columns, about)
+
+
+def encode_share(share: Share, tick: Callable[[int], object] = lambda done: None) -> None:
+    """Encode and write the shards of a share."""
+    if not share.shards:
+        return
+    torch.set_num_threads(max(1, torch.get_num_threads()))
+    settings, plan = share.settings, share.plan
+    source, model = settings.source(), settings.model()
+    made = {
+        "device": torch.cuda.get_device_name(settings.device) if settings.device.startswith("cuda") else "cpu",
+        "dtype": str(model.encoder.conv_in.weight.dtype).removeprefix("torch."),
+        "tf32": settings.device.startswith("cuda") and torch.backends.cudnn.allow_tf32,
+        "batch_size": settings.batch_size,
+        "torch": torch.__version__,
+    }
+    with ThreadPoolExecutor(settings.readers) as pool:
+        for shard in share.shards:
+            columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in plan.columns}
+            for pictures, numbers in _read_ahead(source, plan.rows_of(shard), settings.batch_size, pool):
+                columns["codes"].append(encode(model, pictures, settings.device))
+                for name, rows in numbers.items():
+                    columns[name].append(rows)
+                tick(len(pictures))
+            write_shard(share.folder, plan, shard, {n: np.concatenate(rows) for n, rows in columns.items()}, made)
+
+
+def encode(model: MagVITv2, pictures: Tensor, device: str) -> npt.NDArray[np.int16]:
+    """uint8 [B, V, 3, R, R] -> int16 [B, V, n]."""
+    assert CODEBOOK_SIZE <= 1 << 15
+    codes = model.encode(normalise(pictures.flatten(0, 1).to(device)))
+    found: npt.NDArray[np.int16] = codes.view(*pictures.shape[:2], -1).to(torch.int16).cpu().numpy()
+    return found
+
+
+def _read_ahead(
+    source: Source, rows: range, size: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[Tensor, dict[str, npt.NDArray[Any]]]]:
+    """Batches in order, the next ones being read by threads (decoding and resizing let go of Python's lock)."""
+    waiting: deque[list[Future[tuple[Tensor, dict[str, npt.NDArray[Any]]]]]] = deque()
+    batches = iter([rows[at : at + size] for at in range(0, len(rows), size)])
+    for _ in range(AHEAD + 1):
+        waiting.extend([pool.submit(source.frame, row) for row in batch] for batch in (next(batches, None),) if batch)
+    while waiting:
+        frames = [future.result() for future in waiting.popleft()]
+        if (batch := next(batches, None)) is not None:
+            waiting.append([pool.submit(source.frame, row) for row in batch])
+        numbers = {name: np.stack([held[name] for _, held in frames]) for name in source.numbers}
+        yield torch.stack([pictures for pictures, _ in frames]), numbers
+
+
+def tokenize(settings: Settings, output: Path, rank: int, world: int, processes: int, progress: bool = True) -> str:
+    """Make this rank's part of the cache of one data set; returns a line that says what there is now."""
+    source = settings.source()
+    plan = plan_of(settings, source, settings.model())
+    settings = replace(settings, views=source.views)
+    folder = output / f"{settings.resolution}px_{plan.digest}"
+    try:
+        begin(folder, plan)
+        if not (folder / FRAMES).is_file():
+            source.write_rows(folder / FRAMES)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written ({error.strerror}); --output names another folder") from None
+    mine = range(rank, plan.shards, world)
+    todo = [shard for shard in mine if not has_shard(folder, plan, shard)]
+    _encode_all(settings, folder, plan, mine, todo, processes, progress)
+    missing = finish(folder, plan)
+    size = f"{plan.rows} frames x {source.views} views, {plan.rows * plan.row_bytes / 1e6:.1f} MB"
+    if missing:
+        return (
+            f"{folder}: this rank's part is done; {missing} of {plan.shards} shards (of other ranks) are still missing"
+        )
+    return f"codes of {settings.data}: {size}, in {folder}"
+
+
+def _encode_all(
+    settings: Settings, folder: Path, plan: Plan, mine: range, todo: list[int], processes: int, progress: bool
+) -> None:
+    rows = {shard: len(plan.rows_of(shard)) for shard in mine}
+    total, left = sum(rows.values()), sum(rows[shard] for shard in todo)
+    count = max(1, min(processes, len(todo)))
+    devices = _devices(settings.device, count)
+    shares = [
+        Share(replace(settings, device=device), folder, plan, tuple(todo[number::count]))
+        for number, device in enumerate(devices)
+    ]
+    with tqdm(
+        desc=str(settings.data), total=total, initial=total - left, unit="frame", disable=not progress, smoothing=0.1
+    ) as bar:
+        if count == 1:
+            encode_share(shares[0], bar.update)
+            return
+        with _watching(folder, plan, todo, bar):
+            for _ in in_processes(encode_share, shares, count):
+                pass
+
+
+class _watching:
+    """A bar that follows the shards that other processes write."""
+
+    def __init__(self, folder: Path, plan: Plan, todo: Sequence[int], bar: Any) -> None:
+        self._end = Event()
+        self._thread = Thread(target=self._follow, args=(folder, plan, set(todo), bar), daemon=True)
+
+    def _follow(self, folder: Path, plan: Plan, todo: set[int], bar: Any) -> None:
+        last = False
+        while not last:
+            last = self._end.wait(1.0)
+            for shard in [shard for shard in todo if has_shard(folder, plan, shard)]:
+                todo.discard(shard)
+                bar.update(len(plan.rows_of(shard)))
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+def _devices(device: str, count: int) -> list[str]:
+    """One for each process: ``cuda`` stands for all GPUs in turn."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device != "cuda":
+        return [device] * count
+    first = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    return [f"cuda:{(first * count + number) % torch.cuda.device_count()}" for number in range(count)]
+
+
+def check(settings: Settings, output: Path, samples: int, most: float) -> tuple[str, bool]:
+    """Encode some frames again: (what share of the codes differs, is it at most ``most``?)."""
+    from training.data.shards import Rows, is_whole
+
+    source, model = settings.source(), settings.model()
+    plan = plan_of(settings, source, model)
+    folder = output / f"{settings.resolution}px_{plan.digest}"
+    if not is_whole(folder, plan):
+        raise ValueError(f"{folder} is not there or not finished; without --check this command makes it")
+    rows = np.unique(np.linspace(0, plan.rows - 1, min(samples, plan.rows)).astype(int))
+    held = Rows(folder, plan)
+    differing = total = 0
+    for at in tqdm(range(0, len(rows), settings.batch_size), desc="encoding again", unit="batch"):
+        batch = rows[at : at + settings.batch_size]
+        again = encode(model, torch.stack([source.frame(int(row))[0] for row in batch]), settings.device)
+        differing += int((again != held.gather("codes", batch)).sum())
+        total += again.size
+    share = differing / total
+    told = f"{folder}: {differing} of {total} codes ({share:.2e}) of {len(rows)} frames came out otherwise"
+    return told, share <= most
+
+
+# ------------------------------------------------------------------------------------------------------------- command
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = made.add_argument_group("what")
+    what.add_argument("--config", metavar="YAML", help="a run's configuration: its data, tokenizer, resolution, views")
+    what.add_argument("overrides", nargs="*", metavar="key=value", help="with --config: as for training")
+    what.add_argument(
+        "--data", type=Path, nargs="+", metavar="PATH", help="splits, processed or raw (default: the run's)"
+    )
+    what.add_argument("--tokenizer", metavar="PATH_OR_ID", help="MagVITv2: a folder, a weights file or a hub id")
+    what.add_argument("--tokenizer-weights", metavar="FILE", help="weights in place of the tokenizer's own")
+    what.add_argument("--resolution", type=int, metavar="R", help="side of the square pictures in pixels")
+    what.add_argument("--views", type=int, choices=(1, 2), help="cameras (default: both, where there are two)")
+    what.add_argument("--all-frames", action="store_true", help="raw splits: also frames that no annotation names")
+    how = made.add_argument_group("how")
+    how.add_argument("--output", type=Path, metavar="DIR", help=f"folder of caches (default: {FOLDER} in the data set)")
+    how.add_argument("--device", default="auto", help="auto, cpu, cuda (all of them) or cuda:<n>")
+    how.add_argument("--batch-size", type=int, default=16, metavar="N", help="frames encoded at once (default 16)")
+    how.add_argument("--processes", type=int, default=1, metavar="N", help="processes that encode (default 1)")
+    how.add_argument("--readers", type=int, default=4, metavar="N", help="threads of each that read (default 4)")
+    how.add_argument("--rank", type=int, help="which part (default: of Slurm's or torchrun's environment, else 0)")
+    how.add_argument("--world", type=int, help="of how many")
+    look = made.add_argument_group("look at a cache")
+    look.add_argument("--check", action="store_true", help="encode some frames again and count the codes that differ")
+    look.add_argument("--samples", type=int, default=64, help="with --check: how many frames (default 64)")
+    look.add_argument("--most-flips", type=float, default=0.001, help="with --check: share that is no error (0.001)")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    try:
+        jobs = _settings(options)
+        rank, world = _rank(options)
+        good = True
+        for settings in jobs:
+            output = options.output or settings.data / FOLDER
+            if options.check:
+                told, fine = check(settings, output, options.samples, options.most_flips)
+                good = good and fine
+            else:
+                began = time.perf_counter()
+                told = tokenize(settings, output, rank, world, options.processes)
+                told += f" ({time.perf_counter() - began:.0f} s)"
+            print(told)
+        return 0 if good else 1
+    except (ValueError, OSError) as error:
+        print(f"tokenize_images: {error}", file=sys.stderr)
+        return 2
+
+
+def _settings(options: argparse.Namespace) -> list[Settings]:
+    """One for each data set."""
+    data, tokenizer, weights = options.data, options.tokenizer, options.tokenizer_weights
+    resolution, views = options.resolution, options.views
+    if options.overrides and options.config is None:
+        raise ValueError(f"{options.overrides[0]}: settings of a run go with --config")
+    if options.config is not None:
+        job = load_job([f"config={options.config}", *options.overrides])
+        params = job.dataset.params
+        roots = (params.train_pre_shards_path_or_url, params.validation_pre_shards_path_or_url)
+        data = data or [Path(root) for root in roots if root is not None]
+        if tokenizer is None:
+            tokenizer, weights = job.model.vq_model.vq_model_name, weights or job.model.vq_model.pretrained_model_path
+        resolution, views = resolution or job.dataset.preprocessing.resolution, views or job.model.vla.num_view
+    if not data or tokenizer is None or resolution is None:
+        raise ValueError("give --config, or --data, --tokenizer and --resolution; --help shows examples")
+    for name, least in (("resolution", 1), ("batch_size", 1), ("processes", 1), ("readers", 1), ("samples", 1)):
+        value = resolution if name == "resolution" else getattr(options, name)
+        if value < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, is {value}")
+    device = _devices(options.device, 1)[0] if options.device != "cuda" else "cuda"
+    return [
+        Settings(
+            data=path,
+            tokenizer=str(tokenizer),
+            weights=None if weights is None else str(weights),
+            resolution=resolution,
+            views=views,
+            all_frames=options.all_frames,
+            device=device,
+            batch_size=options.batch_size,
+            readers=options.readers,
+        )
+        for path in data
+    ]
+
+
+def _rank(options: argparse.Namespace) -> tuple[int, int]:
+    """(rank, world) as given, of torchrun, or of Slurm."""
+    if (options.rank is None) != (options.world is None):
+        raise ValueError("--rank and --world go together")
+    rank, world = options.rank, options.world
+    if rank is None:
+        for rank_name, world_name in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+            if rank_name in os.environ and world_name in os.environ:
+                rank, world = int(os.environ[rank_name]), int(os.environ[world_name])
+                break
+        else:
+            return 0, 1
+    if not 0 <= rank < world:
+        raise ValueError(f"--rank {rank} --world {world}: a rank is at least 0 and less than the world")
+    return rank, world
+
+
+if __name__ == "__main__":
+    sys.exit(main())

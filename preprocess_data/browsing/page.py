@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from policy_rollout.pictures import resized
+from policy_rollout.reporting.markup import PAGE_STYLE
 from preprocess_data.browsing import charts
 from preprocess_data.browsing.facts import Facts
 from preprocess_data.browsing.seam import EpisodeView, Picture, Source
@@ -63,7 +64,7 @@ def write_page(
         talks="" if source.rate else " talks",
         cards="".join(cards),
         notes=escape(". ".join([*facts.notes, "Made by scripts/inspect_data.py; this file needs no other."])),
-        style=(HERE / "style.css").read_text(encoding="utf-8"),
+        style="".join(file.read_text(encoding="utf-8") for file in (PAGE_STYLE, HERE / "style.css")),
         script=(HERE / "page.js").read_text(encoding="utf-8"),
     )
     path.parent.mkdir(parents=True, exist_ok=True)

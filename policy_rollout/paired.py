@@ -1,0 +1,89 @@
+"""Two or more that answered the same items (chains, questions): which is better, if that can be told at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from policy_rollout.statistics import Difference, Interval, paired_difference
+
+FEWEST_APART = 6
+"""With fewer items on which the two differ not even a sign test is sure at 95 % (2 / 2^5 > 0.05), whatever a bootstrap
+of so few says."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """``first`` minus ``second``; higher is better. ``items`` in all, ``apart`` of them different."""
+
+    first: str
+    second: str
+    difference: Difference
+    items: int
+    apart: int
+
+    @property
+    def clear(self) -> bool:
+        return self.difference.clear and self.apart >= FEWEST_APART
+
+    @property
+    def better(self) -> str | None:
+        if not self.clear:
+            return None
+        return self.first if self.difference.interval.point > 0 else self.second
+
+    def needed(self) -> int | None:
+        """About how many items would show a difference of this size; None where there is none."""
+        interval = self.difference.interval
+        half = (interval.high - interval.low) / 2
+        if interval.point == 0 or half == 0:
+            return None
+        return max(self.items + 1, round(self.items * (half / interval.point) ** 2))
+
+    def as_json(self) -> dict[str, Any]:
+        told = interval_json(self.difference.interval)
+        return {**told, "probability_first_better": self.difference.probability, "clear": self.clear}
+
+
+def pairs_of(values: Mapping[str, np.ndarray]) -> list[Pair]:
+    """Every pair of the names. ``values``: name -> [runs, items] of the same items; higher is better."""
+    found = []
+    for first, second in combinations(values, 2):
+        one, other = np.atleast_2d(values[first]), np.atleast_2d(values[second])
+        apart = int((one.mean(axis=0) != other.mean(axis=0)).sum())
+        found.append(Pair(first, second, paired_difference(one, other), one.shape[1], apart))
+    return found
+
+
+def interval_json(interval: Interval) -> dict[str, float]:
+    return {"value": interval.point, "low": interval.low, "high": interval.high}
+
+
+def percent(interval: Interval) -> str:
+    """`77 % [72, 82]`; a dash where nothing is known."""
+    if np.isnan(interval.point):
+        return "–"
+    return f"{100 * interval.point:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+
+
+def points(interval: Interval) -> str:
+    """A difference of rates in percentage points: `+5 [-2, +12]`."""
+    if np.isnan(interval.point):
+        return "–"
+    return f"{100 * interval.point:+.0f} [{100 * interval.low:+.0f}, {100 * interval.high:+.0f}]"
+
+
+def probability(value: float) -> str:
+    """10,000 resamples prove no certainty."""
+    return "> 0.999" if value > 0.999 else "< 0.001" if value < 0.001 else f"{value:.2f}"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The first column is text, the others are figures. A bar within a cell does not end it."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, *rows)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (lines[0], rule, *lines[1:]))

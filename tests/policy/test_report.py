@@ -1,0 +1,210 @@
+"""`python -m policy_rollout.report`: an evaluation as one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from policy_rollout import report
+from policy_rollout.pictures import write_gif, write_png
+from policy_rollout.reporting.charts import HEIGHT, _height, curve, steps_histogram
+from policy_rollout.reporting.markup import Html, el
+from policy_rollout.statistics import Interval
+from tests.policy.results_file import TASKS, drawn, write
+
+VOID = {"meta", "img", "br", "hr", "source"}
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and text; fails where an element is closed that was not opened last."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.source = file.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data + " "
+
+    def all(self, tag: str, class_: str | None = None) -> list[dict[str, str | None]]:
+        return [a for name, a in self.elements if name == tag and class_ in (None, a.get("class"))]
+
+
+def film(folder: Path, chain: int, shade: int = 0) -> Path:
+    file = folder / "videos" / f"chain_{chain:04d}_2_done.gif"
+    write_gif(file, [np.full((8, 8, 3), shade + i, np.uint8) for i in (0, 100)])
+    return file
+
+
+def main(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    assert report.main([str(a) for a in argv]) == 0
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_page_is_whole_and_asks_for_nothing_from_outside(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", drawn(0, 0.7))
+    film(folder, 3)
+    page = Page(report.write_report(folder))
+    assert {"html", "head", "body", "main", "svg", "table", "style", "title"} <= {tag for tag, _ in page.elements}
+    for tag, attributes in page.elements:
+        assert tag not in ("script", "link", "iframe", "object")
+        for name in ("src", "href", "srcset", "data", "poster"):
+            assert (attributes.get(name) or "data:").startswith("data:"), (tag, name)
+    assert "url(" not in page.source
+    assert "@import" not in page.source
+    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv"))
+    assert policy is not None
+    assert "default-src 'none'" in policy
+
+
+def test_its_figures_are_those_of_the_results(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", drawn(0, 0.7))
+    stored = json.loads((folder / "results.json").read_text())
+    text = Page(report.write_report(folder)).text
+    mean = stored["average_length"]
+    assert f"{mean['value']:.2f} [{mean['low']:.2f}, {mean['high']:.2f}]" in text
+    for rate in [*stored["success_rates"], *stored["per_task"].values()]:
+        assert f"{100 * rate['value']:.0f} % [{100 * rate['low']:.0f}, {100 * rate['high']:.0f}]" in text
+    for row in stored["per_task"].values():
+        assert f"of {row['tried']}" in text
+    assert "checkpoint_sha256" in text
+    assert "benchmark.renderer" in text
+
+
+def test_what_else_the_results_tell_is_shown(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", drawn(0, 0.7))
+    content = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps({**content, "versions": {"torch": "2.13.7"}, "wall": 12}))
+    text = re.sub(r"\s+", " ", Page(report.write_report(folder)).text)
+    assert "versions.torch 2.13.7" in text
+    assert "wall 12" in text
+
+
+def test_no_text_becomes_markup(tmp_path: Path) -> None:
+    nasty = '"><script>alert(1)</script>&amp;'
+    folder = write(tmp_path / "<b>mine", drawn(0, 0.7), **{nasty: nasty, "note": {"<i>": "<u>"}})
+    content = json.loads((folder / "results.json").read_text())
+    for record in content["records"]:
+        record["tasks"][0] = nasty
+    (folder / "results.json").write_text(json.dumps(content))
+    film(folder, 0).rename(folder / "videos" / "<img src=x onerror=y>.gif")
+    page = Page(report.write_report(folder))
+    assert not {"script", "b", "u"} & {tag for tag, _ in page.elements}
+    assert [a.get("onerror") for a in page.all("img")] == [None]
+    assert nasty in page.text
+
+
+def test_films_and_pictures_are_inside_byte_for_byte(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", drawn(0, 0.7))
+    files = [film(folder, 11), film(folder, 2)]
+    (folder / "videos" / "chain_0003.mp4").write_bytes(b"not really a film")
+    (folder / "videos" / ".chain_0004.gif").write_bytes(b"being written")
+    picture = folder / "input_predict_truth" / "chain_0002_task_1_step_0010.png"
+    write_png(picture, np.zeros((4, 12, 3), np.uint8))
+    page = Page(report.write_report(folder))
+    inside = [base64.b64decode((a["src"] or "").split(",")[1]) for a in page.all("img")]
+    assert inside == [files[1].read_bytes(), files[0].read_bytes(), picture.read_bytes()]
+    (video,) = page.all("video")
+    assert (video["src"] or "").startswith("data:video/mp4;base64,")
+    done = drawn(0, 0.7)[11]
+    assert f"Chain 11: {done} of 5" in page.text
+
+
+def test_what_does_not_fit_is_linked_and_told(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", drawn(0, 0.7))
+    files = [film(folder, chain) for chain in range(4)]
+    size = files[0].stat().st_size
+    page = Page(report.write_report(folder, megabytes=2.5 * size / 1e6))
+    assert len(page.all("img")) == 2
+    assert [a["href"] for a in page.all("a")] == [f"videos/{file.name}" for file in files[2:]]
+    assert "2 films and pictures did not fit" in page.text
+
+
+def test_a_missing_or_broken_result_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "results.json does not exist" in error
+    with pytest.raises(FileNotFoundError):
+        report.write_report(tmp_path)
+
+
+def test_an_evaluation_of_one_chain_in_which_nothing_succeeded_has_a_page(tmp_path: Path) -> None:
+    page = Page(report.write_report(write(tmp_path / "mine", [0])))
+    assert "0.00 [0.00, 0.00]" in page.text
+    assert "nan" not in page.source
+
+
+def test_several_evaluations_are_compared_and_their_films_paired(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ar, bd = write(tmp_path / "ar", drawn(0, 0.5)), write(tmp_path / "bd", drawn(1, 0.9), checkpoint_sha256="b" * 64)
+    for chain in (1, 4):
+        film(ar, chain, 1), film(bd, chain, 9)
+    last = main(capsys, ar, bd)
+    assert last.startswith(f"written to {ar / 'comparison.html'} (0.")
+    page = Page(ar / "comparison.html")
+    assert "bd is better than ar by " in page.text
+    films = [base64.b64decode((a["src"] or "").split(",")[1]) for a in page.all("img")]
+    wanted = [next(folder.glob(f"videos/*{chain:04d}*")).read_bytes() for chain in (1, 4) for folder in (ar, bd)]
+    assert films == wanted
+    assert len(page.all("g", "s1")) > len(TASKS)  # the second has a colour in every drawing
+    write(tmp_path / "short", drawn(1, 0.9, 10))
+    assert report.main([str(ar), str(tmp_path / "short")]) == 2
+    assert report.main([str(ar), str(tmp_path / "short"), "--common", "--output", str(tmp_path / "x.html")]) == 0
+
+
+# --- drawings --------------------------------------------------------------------------------------------------------
+
+
+def _attributes(drawing: str, tag: str) -> list[dict[str, str]]:
+    return [dict(re.findall(r'([\w-]+)="([^"]*)"', text)) for text in re.findall(rf"<{tag} ([^>]*)>", drawing)]
+
+
+def test_a_curve_lies_where_its_rates_are() -> None:
+    rates = [Interval(0.9, 0.8, 0.95), Interval(float("nan"), 0, 1), Interval(0.25, 0.1, 0.4)]
+    drawing = curve({"mine": rates}, ["1", "2", "3"], "title")
+    heights = [float(dot["cy"]) for dot in _attributes(drawing, "circle")]
+    zero, one = _height(0), _height(1)
+    assert heights == pytest.approx([zero + rate * (one - zero) for rate in (0.9, 0.25)], abs=0.06)
+    assert one < zero < HEIGHT  # up is more
+    whiskers = [line for line in _attributes(drawing, "line") if line["class"] == "interval"]
+    assert [float(w["y1"]) for w in whiskers] == pytest.approx([_height(0.8), _height(0.1)], abs=0.06)
+    assert len(_attributes(drawing, "polyline")[0]["points"].split()) == 2
+
+
+def test_every_try_is_in_the_histogram_of_steps_once() -> None:
+    tries = [(True, 1), (True, 20), (True, 21), (True, 360), (False, 360), (False, 360)]
+    drawing = steps_histogram({"mine": tries}, 360, "title")
+    told = dict(re.findall(r"<title>mine, ([\w ]+) steps: ([\d.]+) %</title>", drawing))
+    assert len(told) == 19
+    shown = {place: float(share) for place, share in told.items() if share != "0.0"}
+    assert shown == pytest.approx({"20": 33.3, "40": 16.7, "360": 16.7, "not done": 33.3})
+
+
+def test_markup_is_made_of_what_is_markup_already() -> None:
+    raw: Any = Html("<b>x</b>")
+    assert el("p", "<", raw, None, 3, class_="a", data_name='"', hidden=True, id=None) == (
+        '<p class="a" data-name="&quot;" hidden>&lt;<b>x</b>3</p>'
+    )

@@ -202,13 +202,18 @@ class UPVLA(nn.Module):
     @torch.no_grad()
     def predict(self, sequence: TokenSequence, want_codes: bool = False) -> Prediction:
         """Act: one forward, no logits unless ``want_codes`` (then only those of image codes at image slots)."""
-        hidden = self.hidden(sequence)
-        actions = self._actions(sequence, hidden).float()
-        if not want_codes:
-            return Prediction(actions)
         assert sequence.image is not None
-        inner = hidden[:, sequence.image.start + 1 : sequence.image.stop - 1]
-        return Prediction(actions, self.code_logits(inner).argmax(dim=-1))
+        assert sequence.actions is not None
+        hidden = self.hidden(sequence)
+        return self.read_out(hidden[:, sequence.image.columns], hidden[:, sequence.actions.columns], want_codes)
+
+    @torch.no_grad()
+    def read_out(self, image: Tensor, actions: Tensor, want_codes: bool = False) -> Prediction:
+        """What the hidden states of the image span [B, N + 2, D] and of the action slots [B, T, D] say."""
+        chunk = self.action_head(actions).float()
+        if not want_codes:
+            return Prediction(chunk)
+        return Prediction(chunk, self.code_logits(image[:, 1:-1]).argmax(dim=-1))
 
     def code_logits(self, hidden: Tensor, count: int | None = None) -> Tensor:
         """[..., D] -> logits of the first ``count`` image codes (None: of all; bins of actions are the first), in

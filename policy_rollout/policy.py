@@ -1,6 +1,6 @@
 """From an observation to actions: the one path that evaluation, serving and one's own robot use.
 
-    pictures --images.fit--> [3,R,R] --MagVIT--> codes --robot_sequence--> UPVLA.predict --> chunk of T actions
+    pictures --images.fit--> [3,R,R] --MagVIT--> codes --robot_sequence--> RobotReader.predict --> chunk of T actions
                                                                          or decode_actions
 
 Shape letters: B observations, T actions per chunk, A action size (7), V views, R resolution.
@@ -12,19 +12,21 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.checkpoint import Built, load_folder, model_folder
 from models.decoding import ActionDecoding, decode_actions
+from models.host_memory import keep_freed_memory
 from models.images import fit, normalise, to_uint8
 from models.magvit import MagVITv2, load_magvit
-from models.sequence import TokenSequence, robot_sequence
+from models.robot_reader import RobotReader
+from models.sequence import robot_sequence
 from models.weights import find_weights, resolve_model_dir, weight_parts
 from policy_rollout.acting import ACTION_SIZE as ACTION_SIZE
 from policy_rollout.acting import CAMERAS as CAMERAS
@@ -36,6 +38,8 @@ from policy_rollout.model_yaml import ACTION_DECODERS, CHECKPOINT_KEY, load_mode
 
 ASPECT_TOLERANCE = 0.02
 """By which the shape of pictures may differ from the training data's."""
+KEPT_SENTENCES = 4096
+"""Instructions whose ids are kept."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,13 @@ class UPVLAPolicy:
         precision: str = "no",
         source: PolicySource | None = None,
         decoding: ActionDecoding | None = None,
+        compiled: bool = False,
     ) -> None:
-        """`precision` "bf16"/"fp16" runs the network (not the tokenizer, whose codes would change) in autocast.
+        """`precision` "bf16"/"fp16" runs the network (not the tokenizer, whose codes would change) in autocast; its
+        matrices are then held in that type.
 
-        `decoding`: act by decoding action tokens, like this; None: the regression head acts.
+        `decoding`: act by decoding action tokens, like this; None: the regression head acts. `compiled`: its forward
+        is compiled at the first call of each shape.
         """
         self.device = torch.device(device)
         self.model = built.model.to(self.device).eval()
@@ -114,6 +121,12 @@ class UPVLAPolicy:
         self.decoding = decoding
         self.precision = precision
         self._precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        if self._precision is not None:
+            _hold_matrices(self.model.backbone.lm.base_model, self._precision)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self._reader = RobotReader(self.model, compiled=compiled)
+        self._ids = lru_cache(KEPT_SENTENCES)(self.prompter.instruction)
         self.reset()
 
     @classmethod
@@ -139,11 +152,13 @@ class UPVLAPolicy:
         vq = config.job.model.vq_model
         bare = vq.pretrained_model_path
         if precision is None:
-            precision = config.job.training.mixed_precision if "training.mixed_precision" in config.given else "no"
+            training, where = config.job.training, pick_device(device)
+        precision = training.mixed_precision if "training.mixed_precision" in config.given else "no"
         return cls(
             built,
             load_magvit(located(vq.vq_model_name), None if bare is None else located(bare)),
-            device=pick_device(device),
+            device=where,
+            compiled=training.compile and where.type == "cuda",
             precision=precision,
             source=PolicySource(config.path, path if path.is_file() else folder),
             decoding=config.decoding(built.spec, folder, action_decoder),
@@ -173,12 +188,13 @@ class UPVLAPolicy:
 
     @torch.inference_mode()
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:
-        sequence = self._read(observations)
+        codes, instructions = self._read(observations)
         with self._arithmetic():
             if self.decoding is None:
-                actions, forwards = self.model.predict(sequence).actions, len(observations)
+                actions, forwards = self._reader.predict(instructions, codes).actions, len(observations)
             else:
-                decoded = decode_actions(self.model, sequence, self.decoding)
+                flow = robot_sequence(self.model.vocab, instructions, codes, self.act_step)
+                decoded = decode_actions(self.model, flow, self.decoding)
                 actions, forwards = decoded.actions, int(decoded.forwards.sum())
         self._chunks, self._forwards = self._chunks + len(observations), self._forwards + forwards
         scale = self.spec.scale
@@ -188,11 +204,11 @@ class UPVLAPolicy:
     @torch.inference_mode()
     def predict_codes(self, observations: Sequence[Observation]) -> NDArray[np.int64]:
         """Image codes [B, N] of the frames T steps ahead, views one after the other."""
-        sequence = self._read(observations)
+        codes, instructions = self._read(observations)
         with self._arithmetic():
-            codes = self.model.predict(sequence, want_codes=True).codes
-        assert codes is not None
-        found: NDArray[np.int64] = codes.cpu().numpy()
+            expected = self._reader.predict(instructions, codes, want_codes=True).codes
+        assert expected is not None
+        found: NDArray[np.int64] = expected.cpu().numpy()
         return found
 
     @torch.inference_mode()
@@ -208,20 +224,22 @@ class UPVLAPolicy:
     def _arithmetic(self) -> torch.autocast:
         return torch.autocast(self.device.type, self._precision, enabled=self._precision is not None)
 
-    def _read(self, observations: Sequence[Observation]) -> TokenSequence:
-        """The one path from what is seen to what the network reads."""
+    def _read(self, observations: Sequence[Observation]) -> tuple[Tensor, list[list[int]]]:
+        """The one path from what is seen to what the network reads: codes [B, N] and ids of the instructions."""
         if not observations:
             raise ValueError("a policy is asked about at least one observation")
-        codes = self._codes(observations)  # [B, N]
-        instructions = [self.prompter.instruction(observation.instruction) for observation in observations]
-        return robot_sequence(self.model.vocab, instructions, codes, self.act_step)
+        return self._codes(observations), [self._ids(observation.instruction) for observation in observations]
 
     def _codes(self, observations: Sequence[Observation]) -> Tensor:
-        """Pictures -> image codes [B, N], views one after the other."""
-        frames = np.stack(
-            [fit(picture, self.spec.resolution) for o in observations for picture in self._views(o)]
-        )  # uint8 [B * V, 3, R, R]
-        codes = self.vq.encode(normalise(torch.from_numpy(frames).to(self.device)))  # [B * V, N / V]
+        """Pictures -> image codes [B, N], views one after the other. A picture that several observations share (the
+        same array) is read once."""
+        views = [self._views(observation) for observation in observations]
+        pictures = {id(picture): picture for pair in views for picture in pair}
+        frames = np.stack([fit(picture, self.spec.resolution) for picture in pictures.values()])  # uint8 [P, 3, R, R]
+        codes = self.vq.encode(normalise(torch.from_numpy(frames).to(self.device)))  # [P, N / V]
+        if len(pictures) < len(views) * len(views[0]):
+            place = {picture: number for number, picture in enumerate(pictures)}
+            codes = codes[[place[id(picture)] for pair in views for picture in pair]]
         return codes.reshape(len(observations), -1)
 
     def _views(self, observation: Observation) -> list[NDArray[np.uint8]]:
@@ -239,6 +257,14 @@ class UPVLAPolicy:
                     f"this one is {height} x {width}: the centre crop would show it another part of the scene"
                 )
         return views
+
+
+def _hold_matrices(network: nn.Module, dtype: torch.dtype) -> None:
+    """Linear layers in the type that autocast computes them in, cast once and not in every forward: the same numbers,
+    half the memory. Norms and embeddings stay as they are."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            module.to(dtype)
 
 
 class ConstantPolicy:

@@ -1,0 +1,168 @@
+"""CALVIN as it is published: the official chains in the real simulator, which the user installs (docs/calvin.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from policy_rollout.acting import ActionConvention
+from policy_rollout.benchmarks.base import Settings, official_jobs
+from policy_rollout.calvin.annotations import IN_CALVIN, find_annotations, read_annotations
+from policy_rollout.calvin.egl import Graphics, find_graphics
+from policy_rollout.calvin.oracle import TaskOracle
+from policy_rollout.calvin.simulator import CONFIGURATION, SECTIONS, package_commit, package_folder, read_configuration
+from policy_rollout.chains import ChainJob
+from policy_rollout.environment import Env
+
+RENDERERS = ("egl", "tiny")
+OWN = "own"
+"""As `annotations`: this project's sentences instead of CALVIN's."""
+WITHOUT_CALVIN = (
+    "environment=calvin: the package calvin_env is not installed; bash scripts/install_calvin_env.sh installs it. "
+    "environment=desk plays the same chains on the embedded desk"
+)
+
+
+@dataclass(frozen=True)
+class CalvinBenchmark:
+    """`split`: the folder of a validation split, of which `.hydra/merged_config.yaml` is read. `sentences`: what the
+    policy is told for each task, `told_by` where they come from."""
+
+    split: Path
+    graphics: Graphics
+    sentences: Mapping[str, str] | None = None
+    told_by: str = OWN
+    stamped: Mapping[str, Any] = field(default_factory=dict)
+
+    name = "calvin"
+    convention = ActionConvention()
+    envs_per_process = 1
+
+    def stamp(self) -> dict[str, Any]:
+        return dict(self.stamped)
+
+    def jobs(self, count: int) -> list[ChainJob]:
+        jobs, sentences = official_jobs(count), self.sentences
+        if sentences is None:
+            return jobs
+        return [replace(job, instructions=tuple(sentences[task] for task in job.tasks)) for job in jobs]
+
+    def make_env(self) -> Env:
+        from policy_rollout.calvin.simulator import CalvinEnv
+
+        return CalvinEnv(self.split, self.graphics.egl, self.graphics.device)
+
+    def oracle(self) -> TaskOracle:
+        return TaskOracle()
+
+
+def from_settings(settings: Settings) -> CalvinBenchmark:
+    """Raises ``ValueError`` or ``FileNotFoundError`` in one line where something of CALVIN is missing."""
+    if package_folder() is None:
+        raise ValueError(WITHOUT_CALVIN)
+    split = _split(settings)
+    description = _description(split)
+    sentences, told_by = _sentences(settings.get("annotations"))
+    graphics = _graphics(settings)
+    stamped = {
+        "name": CalvinBenchmark.name,
+        **description,
+        "renderer": graphics.name,
+        "annotations": told_by,
+        "versions": {"calvin_env": package_commit(), "pybullet": _version("pybullet"), "numpy": _version("numpy")},
+    }
+    return CalvinBenchmark(split, graphics, sentences, told_by, stamped)
+
+
+def _split(settings: Settings) -> Path:
+    given = settings.get("dataset_path") or settings.get("root_data_dir")
+    if not given:
+        raise ValueError("dataset_path has to be given: the folder of task_ABC_D, task_D_D, ... of CALVIN's data")
+    root = Path(str(given)).expanduser().resolve()
+    if not root.is_dir():
+        raise FileNotFoundError(f"dataset_path={root}: no such folder")
+    if not (root / "validation").is_dir():
+        inside = [folder.name for folder in sorted(root.iterdir()) if (folder / "validation").is_dir()]
+        hint = f"; it has {', '.join(inside)}: did you mean one of them?" if inside else ""
+        raise FileNotFoundError(f"dataset_path={root} has no folder validation{hint}")
+    return root / "validation"
+
+
+def _sentences(given: Any) -> tuple[dict[str, str] | None, str]:
+    """CALVIN's sentences and a name for them that differs where they do; None for our own."""
+    if given == OWN:
+        return None, OWN
+    file = Path(str(given)).expanduser() if given else find_annotations()
+    if file is None:
+        raise ValueError(
+            f"annotations: the installed calvin_env does not lie in a checkout of CALVIN with {IN_CALVIN}; name that "
+            f"file, or give annotations={OWN} for this project's sentences (not comparable to published results)"
+        )
+    sentences = read_annotations(file)
+    digest = hashlib.sha256(json.dumps(sentences, sort_keys=True).encode()).hexdigest()
+    return sentences, f"{file.name} {digest[:12]}"
+
+
+def _graphics(settings: Settings) -> Graphics:
+    """As `renderer` asks: egl (an error without), tiny, or none named: egl where it works."""
+    wish = settings.get("renderer")
+    if wish not in (None, *RENDERERS):
+        raise ValueError(f"renderer={wish}: calvin has {', '.join(RENDERERS)}")
+    if wish == "tiny":
+        return Graphics(False)
+    found, complaint = find_graphics(_cuda_number(settings))
+    if found is None and wish == "egl":
+        raise ValueError(f"renderer=egl: {complaint}; renderer=tiny draws on the CPU")
+    if found is None:
+        told = "pictures are drawn on the CPU (renderer=tiny), other ones than CALVIN's data was drawn with"
+        print(f"notice: {complaint}; {told}", file=sys.stderr)
+    elif complaint:
+        print(f"notice: {complaint}; pictures are drawn by {found.vendor} on the first that works", file=sys.stderr)
+    return found or Graphics(False)
+
+
+def _cuda_number(settings: Settings) -> int | None:
+    """Which of the process's GPUs acts, and so may draw beside it; None on the CPU."""
+    device = str(settings.get("device", "auto")).removeprefix("cuda:")
+    if device == "cpu":
+        return None
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        return None
+    rank = int(settings.get("local_rank") or 0)
+    return int(device) if device.isdecimal() and not rank else rank % count
+
+
+def _description(split: Path) -> dict[str, Any]:
+    """What the outcomes depend on: the table by its name, the pictures' sizes, a digest of all the rest."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    configuration = read_configuration(split)
+    try:
+        sections: dict[str, Any] = {
+            name: OmegaConf.to_container(configuration[name], resolve=True) for name in SECTIONS
+        }
+        sections["env"].pop("use_egl", None)  # decided here
+        tables = [Path(str(body["file"])).stem for body in sections["scene"]["objects"]["fixed_objects"].values()]
+        sizes = {name: [camera["height"], camera["width"]] for name, camera in sections["cameras"].items()}
+    except (OmegaConfBaseException, KeyError, TypeError, AttributeError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{split / CONFIGURATION} does not describe CALVIN's environment: {said}") from error
+    digest = hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
+    return {"scene": ", ".join(tables), "pictures": sizes, "configuration_sha256": digest}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

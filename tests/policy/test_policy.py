@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from config.values import ConfigError
+from models.checkpoint import load_folder
 from models.decoding import ActionDecoding
+from models.magvit import load_magvit
 from models.spec import CALVIN_RELATIVE
 from policy_rollout.policy import (
     CAMERAS,
@@ -97,6 +99,39 @@ def test_acting_computes_no_logits_and_decodes_no_picture(policy, monkeypatch):
     monkeypatch.setattr(policy.model, "code_logits", refuse)
     monkeypatch.setattr(policy.vq, "decode", refuse)
     policy.act([observe(0)])
+
+
+def test_a_picture_that_several_observations_share_is_read_once(two_views, monkeypatch):
+    encoded: list[int] = []
+    encode = two_views.vq.encode
+    monkeypatch.setattr(two_views.vq, "encode", lambda pixels: encoded.append(len(pixels)) or encode(pixels))
+    seen, other = observe(0), observe(1)
+    told = Observation(seen.rgb_static, "lift the red block", seen.rgb_gripper)
+    together = two_views.act([seen, told, other])
+    assert encoded == [4]  # two moments, two cameras each
+    for chunk, observation in zip(together, [seen, told, other], strict=True):
+        np.testing.assert_allclose(two_views.act([observation])[0], chunk, atol=1e-5)
+
+
+def test_in_bf16_matrices_are_held_as_autocast_would_cast_them(folder):
+    def acting(precision: str) -> UPVLAPolicy:
+        built = load_folder(folder / "run")
+        return UPVLAPolicy(built, load_magvit(folder / "vq"), precision=precision)
+
+    held, casting = acting("bf16"), acting("no")
+    casting._precision = torch.bfloat16
+    cast_in_every_forward = casting.act(MIXED)
+    np.testing.assert_array_equal(held.act(MIXED), cast_in_every_forward)
+    assert not np.array_equal(acting("no").act(MIXED), cast_in_every_forward)
+    linear = held.model.backbone.lm.model.layers[0].mlp.fc1
+    assert linear.weight.dtype == torch.bfloat16
+    assert held.model.backbone.lm.get_input_embeddings().weight.dtype == torch.float32
+
+
+def test_on_a_cpu_nothing_is_compiled_whatever_the_model_yaml_says(folder, tmp_path, policy, monkeypatch):
+    monkeypatch.setattr(torch, "compile", None)
+    file = write_yaml(tmp_path / "compiled.yaml", folder, training__compile=True)
+    np.testing.assert_array_equal(UPVLAPolicy.from_config(file, "cpu").act(MIXED), policy.act(MIXED))
 
 
 @pytest.mark.parametrize("views", [1, 2])

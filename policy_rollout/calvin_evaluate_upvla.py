@@ -3,17 +3,18 @@
     python -m policy_rollout.calvin_evaluate_upvla model_config=policy_rollout/debug_arvla_model.yaml \
         environment=desk num_sequences=20 device=cpu
 
-Under torchrun, or as the tasks of an srun step, chain i is played by process i modulo their number; see ``records``.
+Under torchrun, as the tasks of an srun step, or started by hand with the same log_dir, processes take chains from one
+queue (``leases``) and write one evaluation (``records``). In each, the policy answers for environments that worker
+processes hold (``chains``).
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,121 +23,146 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from policy_rollout import records
-from policy_rollout.calvin.initial_states import initial_state
-from policy_rollout.calvin.instructions import validation_instruction
-from policy_rollout.calvin.oracle import TaskOracle
-from policy_rollout.calvin.sequences import official_sequences
-from policy_rollout.chains import ChainJob, ChainRecord, run_chains
+from policy_rollout.acting import Observation
+from policy_rollout.benchmarks.base import Benchmark, find_benchmark
+from policy_rollout.chains import ChainJob, ChainRecord
+from policy_rollout.chunking import Actions
+from policy_rollout.evaluation import Manner, play_together
 from policy_rollout.pictures import write_gif
 from policy_rollout.policy import UPVLAPolicy
-
-ENVIRONMENTS = ("calvin", "desk")
-WITHOUT_CALVIN = (
-    "environment=calvin: the package calvin_env is not installed (https://github.com/mees/calvin_env). "
-    "environment=desk plays the same chains on the embedded desk"
-)
+from policy_rollout.progress import Progress
+from policy_rollout.recorder import Recorder
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which of the processes this is."""
+    """Which of the processes this is, of all and of those on this machine."""
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
+    local_world: int = 1
 
 
 def place_in(env: Mapping[str, str]) -> Place:
     """As torchrun says it, else as the step of Slurm does."""
     if "WORLD_SIZE" in env:
-        return Place(int(env.get("RANK", 0)), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)))
+        here = int(env.get("LOCAL_WORLD_SIZE", 1))
+        return Place(int(env.get("RANK", 0)), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)), here)
     if "SLURM_STEP_ID" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        # Slurm gives every task the cores that are its own.
         return Place(int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"]))
     return Place()
 
 
 def evaluate(settings: Mapping[str, Any], place: Place) -> Path:
-    """Play this process's share. Returns the folder. Raises ``ValueError`` or ``FileNotFoundError`` in one line."""
+    """Play, together with whoever else does, until no chain is missing. Returns the folder of the results. Raises
+    ``ValueError`` or ``FileNotFoundError`` in one line."""
     _check(settings)
     folder = _folder(settings, place)
+    benchmark = find_benchmark({**settings, "local_rank": place.local_rank})
+    workers = worker_count(settings, benchmark, place)
     policy = UPVLAPolicy.from_config(settings["model_config"], device=_device(settings["device"], place))
-    assert policy.source is not None
-    fixed = {
-        "checkpoint_sha256": policy.source.weights_sha256,
-        "image_tokenizer_sha256": policy.vq.weights_hash,
-        "environment": f"{settings['environment']} {settings['scene']}, renderer raycast",
-        **{name: settings[name] for name in ("num_sequences", "ep_len", "replan_every")},
-    }
+    fixed = what_records_depend_on(policy, benchmark, settings)
     records.claim(folder, fixed)
-    jobs = chain_jobs(int(settings["num_sequences"]))
-    done = records.read(folder)
-    mine = [job for job in jobs[place.rank :: place.world] if job.index not in done]
-    _play(policy, mine, settings, place, folder)
-    done = records.read(folder)
-    if all(job.index in done for job in jobs):
-        results = records.write_results(folder, [done[job.index] for job in jobs], fixed)
-        mean = results["average_length"]
-        told = f"{mean['value']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}] over {len(jobs)} chains"
-        print(f"average length {told}; results in {folder / 'results.json'}")
+    jobs = benchmark.jobs(int(settings["num_sequences"]))
+    manner = Manner(
+        max_steps=int(settings["ep_len"]),
+        replan_every=settings["replan_every"],
+        ensemble=settings["ensemble"],
+        parallel=int(settings["parallel"]),
+        workers=workers,
+    )
+    progress = Progress(folder, jobs, place.rank, settings if settings["log_wandb"] else None)
+    play_together(
+        folder, benchmark, policy, jobs, manner, progress, make_recorder(settings, folder), policy_from=_origin(policy)
+    )
     return folder
 
 
-def chain_jobs(count: int) -> list[ChainJob]:
-    """The first of the official chains, with their initial states and held-out sentences."""
-    jobs = []
-    for index, chain in enumerate(official_sequences(count)):
-        robot, scene = initial_state(chain.state)
-        jobs.append(ChainJob(index, chain.tasks, tuple(map(validation_instruction, chain.tasks)), robot, scene))
-    return jobs
+def what_records_depend_on(policy: UPVLAPolicy, benchmark: Benchmark, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Records that differ in any of this do not mix. How many processes play, and where, changes nothing."""
+    assert policy.source is not None
+    return {
+        "checkpoint_sha256": policy.source.weights_sha256,
+        "image_tokenizer_sha256": policy.vq.weights_hash,
+        "action_decoder": policy.action_decoder,
+        "action_decoder_settings": None if policy.decoding is None else asdict(policy.decoding),
+        "precision": policy.precision,
+        **{name: settings[name] for name in ("ep_len", "replan_every", "ensemble")},
+        "benchmark": benchmark.stamp(),
+    }
 
 
-def _play(policy: UPVLAPolicy, jobs: list[ChainJob], settings: Mapping[str, Any], place: Place, folder: Path) -> None:
-    if not jobs:
-        return
-    from policy_rollout.desk import DeskEnv  # MuJoCo is needed here only
+def make_recorder(settings: Mapping[str, Any], folder: Path) -> Recorder | None:
+    """Films the first chains of all, whoever plays them."""
+    return Gifs(folder / "videos", int(settings["num_videos"])) if settings["num_videos"] else None
 
-    # Filmed are the first chains of all, whoever plays them.
-    film = frozenset(range(int(settings["num_videos"])))
-    with tqdm(total=len(jobs), desc=f"chains of process {place.rank}", unit="chain", disable=place.rank != 0) as bar:
 
-        def finished(record: ChainRecord, frames: list[NDArray[np.uint8]] | None) -> None:
-            if frames:
-                (folder / "videos").mkdir(exist_ok=True)
-                write_gif(folder / "videos" / f"chain_{record.index:04d}_{record.completed}_done.gif", frames)
-            records.append(folder, place.rank, record)
-            bar.update()
+@dataclass
+class Gifs:
+    """A film of each of the first ``count`` chains."""
 
-        run_chains(
-            lambda: DeskEnv(scene=str(settings["scene"])),
-            policy,
-            jobs,
-            TaskOracle(),
-            finished,
-            max_steps=int(settings["ep_len"]),
-            replan_every=settings["replan_every"],
-            parallel=int(settings["parallel"]),
-            film=film,
+    folder: Path
+    count: int
+    film_every: int = 2
+    frames: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
+
+    def wants(self, job: ChainJob) -> bool:
+        return job.index < self.count
+
+    def began(self, job: ChainJob) -> None:
+        self.frames[job.index] = []
+
+    def filmed(self, job: ChainJob, place: int, step: int, picture: NDArray[np.uint8]) -> None:
+        self.frames[job.index].append(picture)
+
+    def looked(self, job: ChainJob, place: int, step: int, observation: Observation, chunk: Actions) -> None:
+        """Not pictured."""
+
+    def ended(self, job: ChainJob, record: ChainRecord) -> None:
+        file = self.folder / f"chain_{record.index:04d}_{record.completed}_done.gif"
+        write_gif(file, self.frames.pop(job.index))
+
+
+def _origin(policy: UPVLAPolicy) -> dict[str, Any]:
+    """Where the policy came from, for people."""
+    assert policy.source is not None
+    return {
+        "model_yaml": str(policy.source.model_yaml),
+        "checkpoint": str(policy.source.checkpoint),
+        "act_step": policy.act_step,
+        "cameras": list(policy.cameras),
+    }
+
+
+def worker_count(settings: Mapping[str, Any], benchmark: Benchmark, place: Place) -> int:
+    """How many processes hold the environments; 0: this one does."""
+    given, parallel, most = settings["workers"], int(settings["parallel"]), benchmark.envs_per_process
+    needed = 0 if most is None or parallel <= most else -(-parallel // most)
+    if given is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(needed, min(parallel, cores // place.local_world))
+    if given < needed:
+        raise ValueError(
+            f"workers={given}: a process holds at most {most} environments of {benchmark.name}; parallel={parallel} "
+            f"needs workers={needed}"
         )
+    return int(given)
 
 
 def _check(settings: Mapping[str, Any]) -> None:
-    if settings["environment"] not in ENVIRONMENTS:
-        raise ValueError(f"environment={settings['environment']}: allowed are {', '.join(ENVIRONMENTS)}")
-    if settings["environment"] == "calvin":
-        if importlib.util.find_spec("calvin_env") is None:
-            raise ValueError(WITHOUT_CALVIN)
-        raise ValueError(
-            "environment=calvin: the adapter to the real simulator is not built yet; take environment=desk"
-        )
-    for name in ("save_rollout_as_video", "log_wandb"):
-        if settings[name]:
-            raise ValueError(f"{name}=true is not built yet: give false")
     for name, least in (("num_sequences", 1), ("ep_len", 1), ("parallel", 1), ("num_videos", 0)):
         if not isinstance(settings[name], int) or settings[name] < least:
             raise ValueError(f"{name}={settings[name]}: expected a whole number of at least {least}")
+    for name, least in (("workers", 0), ("replan_every", 1)):
+        if settings[name] is not None and (not isinstance(settings[name], int) or settings[name] < least):
+            raise ValueError(f"{name}={settings[name]}: expected null or a whole number of at least {least}")
+    ensemble = settings["ensemble"]
+    if ensemble is not None and (not isinstance(ensemble, (int, float)) or not 0 <= ensemble < float("inf")):
+        raise ValueError(f"ensemble={ensemble}: expected null or a number of at least 0")
 
 
 def _folder(settings: Mapping[str, Any], place: Place) -> Path:
@@ -171,6 +197,9 @@ def main(config: DictConfig) -> None:
     except (ValueError, FileNotFoundError) as error:
         print(f"calvin_evaluate_upvla: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("calvin_evaluate_upvla: interrupted; with the same log_dir it goes on where it was", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policy_rollout.acting import Observation
-
-if TYPE_CHECKING:
-    from policy_rollout.chains import ChainJob, ChainRecord
+from policy_rollout.chunking import Actions
+from policy_rollout.seats import ChainJob, ChainRecord
 
 
 class Recorder(Protocol):
@@ -31,9 +30,7 @@ class Recorder(Protocol):
         """The chain begins. A second time where its process broke down: forget what was seen of the first."""
         ...
 
-    def looked(
-        self, job: ChainJob, place: int, step: int, observation: Observation, chunk: NDArray[np.floating[Any]]
-    ) -> None:
+    def looked(self, job: ChainJob, place: int, step: int, observation: Observation, chunk: Actions) -> None:
         """Before control step ``step`` the policy saw ``observation`` and answered ``chunk`` [T, A]."""
         ...
 

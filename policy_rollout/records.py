@@ -1,11 +1,11 @@
 """Records of an evaluation that several processes write and any of them may be killed in.
 
     <folder>/settings.json        what the records depend on; a folder holds the records of one such thing only
-    <folder>/records/<rank>.jsonl one line for each finished chain, flushed
-    <folder>/results.json         written by whoever finds that nothing is missing any more
+    <folder>/records/<name>.jsonl one line for each finished chain, flushed; each process has a file of its own, so that
+                                  nobody writes behind a line that a kill cut off
+    <folder>/results.json         written when nothing is missing any more
 
-No process waits for another: who finishes last sums up. Started again, an evaluation plays what is missing, with as
-many processes as it likes.
+Started again, an evaluation plays what is missing, with as many processes as it likes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from policy_rollout.calvin.sequences import success_rates
-from policy_rollout.chains import ChainRecord
+from policy_rollout.seats import ChainRecord
 from policy_rollout.statistics import Interval, bootstrap_mean, wilson
 
 
@@ -31,20 +31,36 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     try:
         os.link(mine, file)  # of several processes exactly one succeeds, and the file is never half there
     except FileExistsError:
-        theirs = json.loads(file.read_text(encoding="utf-8"))
-        wanted = json.loads(json.dumps(settings))
-        for name in sorted({*theirs, *wanted}):
-            if theirs.get(name) != wanted.get(name):
-                raise ValueError(
-                    f"log_dir={folder} holds records made with {name}={theirs.get(name)}, now it is "
-                    f"{wanted.get(name)}: records of both do not mix; choose another log_dir"
-                ) from None
+        require_same(folder, settings_of(folder), json.loads(json.dumps(settings)))
     finally:
         mine.unlink()
 
 
-def append(folder: Path, rank: int, record: ChainRecord) -> None:
-    file = folder / "records" / f"{rank}.jsonl"
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What the records of ``folder`` were made with. Raises ``FileNotFoundError`` where it has none."""
+    file = folder / "settings.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} is no folder of an evaluation: it has no settings.json")
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def require_same(folder: Path, theirs: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> None:
+    """Raises ``ValueError`` naming the first setting in which ``wanted`` differs from those of ``folder``."""
+    for name in sorted({*theirs, *wanted}):
+        old, new = theirs.get(name), wanted.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            require_same(folder, old, new, f"{path}{name}.")
+        elif old != new:
+            raise ValueError(
+                f"log_dir={folder} holds records made with {path}{name}={old}, now it is {new}: records of both do not "
+                "mix; choose another log_dir"
+            )
+
+
+def append(folder: Path, name: str, record: ChainRecord) -> None:
+    """One more line in the file of the process that is called ``name``; on the disk when this returns."""
+    file = folder / "records" / f"{name}.jsonl"
     file.parent.mkdir(exist_ok=True)
     with file.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(asdict(record)) + "\n")
@@ -53,19 +69,52 @@ def append(folder: Path, rank: int, record: ChainRecord) -> None:
 
 
 def read(folder: Path) -> dict[int, ChainRecord]:
-    """All records by the chain's index; a line that a kill cut off is left out."""
+    """All records by the chain's index. A last line without its end, which a kill cut off, is left out; a chain that
+    was played twice counts once, as the lesser of the two where they differ (docs/evaluation.md).
+
+    Raises ``ValueError`` naming file and line where anything else cannot be read."""
     found: dict[int, ChainRecord] = {}
     for file in sorted((folder / "records").glob("*.jsonl")):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            found[row["index"]] = ChainRecord(row["index"], tuple(row["tasks"]), row["completed"], tuple(row["steps"]))
+        whole, _, _ = file.read_text(encoding="utf-8", errors="replace").rpartition("\n")
+        for number, line in enumerate(whole.split("\n") if whole else [], start=1):
+            record = _parse(line, file, number)
+            known = found.get(record.index, record)
+            if known.tasks != record.tasks:
+                raise ValueError(f"{file}, line {number}: chain {record.index} has other tasks than in another record")
+            found[record.index] = min(known, record, key=lambda r: (r.completed, r.steps))
     return found
 
 
-def write_results(folder: Path, records: Sequence[ChainRecord], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _parse(line: str, file: Path, number: int) -> ChainRecord:
+    try:
+        row = json.loads(line)
+        record = ChainRecord(int(row["index"]), tuple(row["tasks"]), int(row["completed"]), tuple(row["steps"]))
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{file}, line {number} is no record of a chain: {line[:80]!r}; remove the line, and the chain is played "
+            "again"
+        ) from None
+    return record
+
+
+def merge(folders: Sequence[Path], into: Path) -> dict[int, ChainRecord]:
+    """The records of several folders in one, which counts every chain once however often it is done. Raises
+    ``ValueError`` naming the setting in which two of them differ."""
+    for folder in folders:
+        require_same(folders[0], settings_of(folders[0]), settings_of(folder))
+    claim(into, settings_of(folders[0]))
+    known = read(into)
+    for i, folder in enumerate(folders):
+        for record in read(folder).values():
+            if known.get(record.index) != record:
+                append(into, f"merged-{i}", record)
+        known = read(into)
+    return known
+
+
+def write_results(
+    folder: Path, records: Sequence[ChainRecord], settings: Mapping[str, Any], **more: Any
+) -> dict[str, Any]:
     """``results.json``, whole or not at all: average chain length, success of 1/5 .. 5/5, every task, every chain."""
     completed = [record.completed for record in records]
     length = max(len(record.tasks) for record in records)
@@ -78,6 +127,7 @@ def write_results(folder: Path, records: Sequence[ChainRecord], settings: Mappin
         ],
         "per_task": _per_task(records),
         "settings": dict(settings),
+        **more,
         "records": [asdict(record) for record in records],
     }
     assert abs(sum(success_rates(completed, length)) - results["average_length"]["value"]) < 1e-9

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from policy_rollout.acting import ActionConvention, Observation, Policy
 from policy_rollout.chains import MAX_STEPS, ChainJob, ChainRecord, run_chains
+from policy_rollout.chunking import Actions
 from policy_rollout.environment import Env, Oracle
-from policy_rollout.policy import ActionConvention, Policy
 from policy_rollout.statistics import Interval, wilson
 
 
@@ -76,28 +77,54 @@ def run_episodes(
     """
     by_index = {episode.index: episode for episode in episodes}
     records: dict[int, EpisodeRecord] = {}
-    films: dict[int, list[NDArray[np.uint8]]] = {}
+    watching = _Film(frozenset(film), film_every)
 
-    def finished(chain: ChainRecord, frames: list[NDArray[np.uint8]] | None) -> None:
+    def finished(chain: ChainRecord) -> None:
         episode = by_index[chain.index]
         record = EpisodeRecord(episode.index, episode.task, episode.instruction, chain.completed == 1, chain.steps[0])
         records[chain.index] = record
         progress(record)
-        if frames is not None:
-            films[chain.index] = frames
 
     run_chains(
-        make_env,
+        _World(make_env, lambda: oracle, convention or ActionConvention()),
         policy,
         [ChainJob(e.index, (e.task,), (e.instruction,), e.robot_obs, e.scene_obs) for e in episodes],
-        oracle,
         finished,
         max_steps=max_steps,
         replan_every=replan_every,
         ensemble=ensemble,
         parallel=parallel,
-        film=film,
-        film_every=film_every,
-        convention=convention,
+        recorder=watching if film else None,
     )
-    return Rollout([records[episode.index] for episode in episodes], films)
+    return Rollout([records[episode.index] for episode in episodes], watching.frames)
+
+
+@dataclass(frozen=True)
+class _World:
+    make_env: Callable[[], Env]
+    oracle: Callable[[], Oracle]
+    convention: ActionConvention
+
+
+@dataclass
+class _Film:
+    """Keeps the frames of some episodes."""
+
+    wanted: frozenset[int]
+    film_every: int
+    frames: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
+
+    def wants(self, job: ChainJob) -> bool:
+        return job.index in self.wanted
+
+    def began(self, job: ChainJob) -> None:
+        self.frames[job.index] = []
+
+    def filmed(self, job: ChainJob, place: int, step: int, picture: NDArray[np.uint8]) -> None:
+        self.frames[job.index].append(picture)
+
+    def looked(self, job: ChainJob, place: int, step: int, observation: Observation, chunk: Actions) -> None:
+        """Not filmed."""
+
+    def ended(self, job: ChainJob, record: ChainRecord) -> None:
+        """The frames tell all."""

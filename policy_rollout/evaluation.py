@@ -1,0 +1,67 @@
+"""The chains of a benchmark, played by whoever takes part until none is missing. Loads no network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from policy_rollout import records
+from policy_rollout.acting import Policy
+from policy_rollout.chains import MAX_STEPS, Arena, ChainJob, ChainRecord, run_chains
+from policy_rollout.leases import Owner
+from policy_rollout.progress import Progress
+from policy_rollout.recorder import Recorder
+
+PAUSE = 1.0
+"""Seconds between two looks at whether the chains that others play are recorded."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How chains are played; see ``run_chains``. The first three decide outcomes."""
+
+    max_steps: int = MAX_STEPS
+    replan_every: int | None = None
+    ensemble: float | None = None
+    parallel: int = 8
+    workers: int = 0
+
+
+def play_together(
+    folder: Path,
+    world: Arena,
+    policy: Policy,
+    jobs: Sequence[ChainJob],
+    manner: Manner,
+    progress: Progress,
+    recorder: Recorder | None = None,
+    **more: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Play chains that nobody else in ``folder`` has taken, wait for those that others have, take over from the dead,
+    and write the results, with ``more`` in them. Returns them. ``folder`` has been claimed for these settings
+    (``records.claim``)."""
+    with progress, Owner(folder) as owner:
+
+        def finished(record: ChainRecord) -> None:
+            records.append(folder, owner.name, record)
+            progress.heard(record)
+
+        while missing := progress.missing():
+            run_chains(
+                world,
+                policy,
+                owner.take(missing, lambda index: index in records.read(folder)),
+                finished,
+                recorder=recorder,
+                **vars(manner),
+            )
+            if progress.missing():
+                time.sleep(PAUSE)  # others still play
+        done = records.read(folder)
+        ordered = [done[job.index] for job in jobs]
+        results = records.write_results(folder, ordered, records.settings_of(folder), **more)
+        progress.tell(results)
+    return results

@@ -1,0 +1,123 @@
+"""Who plays which chain, agreed through files: no process hands out work, and any of them may be killed.
+
+    <folder>/owners/<owner>        a process that takes chains; touched every few seconds as long as it lives
+    <folder>/leases/<chain>.<n>    who has taken the chain, the first time (n = 0), or after that one died (n = 1 ...):
+                                   a symbolic link to the owner
+
+Links are made, never changed or removed: of several processes that want the same one exactly one succeeds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+from policy_rollout.seats import ChainJob
+
+BEAT = 5.0
+"""Seconds between two signs of life."""
+LEASE = 60.0
+"""Seconds without one after which an owner on another machine counts as dead."""
+
+
+class Owner:
+    """This process, as one of those that play the chains of ``folder``. Use it in a ``with`` statement."""
+
+    def __init__(self, folder: Path) -> None:
+        self._owners, self._leases = folder / "owners", folder / "leases"
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._sign = self._owners / self.name
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Owner:
+        for place in (self._owners, self._leases):
+            place.mkdir(parents=True, exist_ok=True)
+        unfinished = self._owners / f".{self.name}.tmp"
+        unfinished.write_text(json.dumps({"machine": _machine(), "process": _process(os.getpid())}), encoding="utf-8")
+        os.replace(unfinished, self._sign)
+        threading.Thread(target=self._beat, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """What it took and did not finish is free at once."""
+        self._ended.set()
+        self._sign.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT):
+            try:
+                os.utime(self._sign)
+            except FileNotFoundError:
+                return  # the folder has been removed, or the process is just ending
+
+    def take(self, jobs: Iterable[ChainJob], recorded: Callable[[int], bool]) -> Iterator[ChainJob]:
+        """Those of ``jobs`` that nobody has, or that a dead process had, each taken when it is asked for. ``recorded``
+        says whether a chain has been finished meanwhile."""
+        times: dict[int, int] = {}
+        for link in os.listdir(self._leases):
+            index, before = map(int, link.split("."))
+            times[index] = max(times.get(index, 0), before + 1)
+        for job in jobs:
+            number = times.get(job.index, 0)
+            if number and (self._lives(job.index, number - 1) or recorded(job.index)):
+                continue
+            if self._link(job.index, number):
+                yield job
+
+    def _link(self, index: int, number: int) -> bool:
+        link, mine = self._leases / f"{index}.{number}", os.path.join("..", "owners", self.name)
+        try:
+            os.symlink(mine, link)
+        except FileExistsError:
+            return os.readlink(link) == mine  # a network file system may have asked twice
+        return True
+
+    def _lives(self, index: int, number: int) -> bool:
+        link = self._leases / f"{index}.{number}"
+        try:
+            said, seen = json.loads(link.read_text(encoding="utf-8")), link.stat().st_mtime
+        except FileNotFoundError:
+            return False  # it has ended
+        if said["machine"] == _machine():
+            pid = int(said["process"].split()[0])
+            return bool(said["process"] == _process(pid))
+        os.utime(self._sign)  # the file system's clock tells how old the other's sign is, not this machine's
+        return self._sign.stat().st_mtime - seen < LEASE
+
+
+def _machine() -> str:
+    """The same for processes that see each other's numbers, and for no others."""
+    facts = [socket.gethostname()]
+    for name in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        path = Path(name)
+        if path.exists():
+            facts.append(os.readlink(path) if path.is_symlink() else path.read_text().strip())
+    return " ".join(facts)
+
+
+def _process(pid: int) -> str:
+    """Number and time of birth of a process, as numbers are given out again; the number and "gone" without one."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, born = fields[0], fields[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return f"{pid} {_without_proc(pid)}"
+    return f"{pid} gone" if state in "ZX" else f"{pid} {born}"
+
+
+def _without_proc(pid: int) -> str:
+    if Path("/proc/self").exists():
+        return "gone"
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return "gone"
+    except PermissionError:
+        pass
+    return "here"

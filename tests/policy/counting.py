@@ -1,0 +1,142 @@
+"""A world in which a step adds one, for tests of the loop; it can break down like a simulator. Loads no network, as
+worker processes import it too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_rollout.acting import ActionConvention, Observation
+from policy_rollout.chains import ChainJob, ChainRecord
+
+
+def job(index: int, *numbers: int) -> ChainJob:
+    """Tasks ``add n`` one after the other; the world starts at the chain's index."""
+    tasks = tuple(f"add {n}" for n in numbers)
+    return ChainJob(
+        index, tasks, tuple(f"please {task}" for task in tasks), np.zeros(15), np.full(24, index, np.float64)
+    )
+
+
+class Counter:
+    """Nothing but a new chain puts the count back."""
+
+    def __init__(self, breakdown: Path | None = None, times: int = 0, chain: int = -1) -> None:
+        self.breakdown, self.times, self.chain = breakdown, times, chain
+        self.count = 0
+
+    def reset(self, robot_obs: Any = None, scene_obs: Any = None) -> dict[str, Any]:
+        self.count = self.start = int(scene_obs[0])
+        return self.get_obs()
+
+    def step(self, action: Any, render: Any = True) -> tuple[dict[str, Any], Any, bool, dict[str, Any]]:
+        self.count += 1
+        if self.breakdown is not None and self.start == self.chain and self.count == self.start + 2:
+            self._break_down()
+        return self.get_obs(), 0, False, self.get_info()
+
+    def _break_down(self) -> None:
+        assert self.breakdown is not None
+        broken = len(self.breakdown.read_text()) if self.breakdown.exists() else 0
+        if broken < self.times:
+            self.breakdown.write_text("x" * (broken + 1))
+            print("the arm has left the world", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+    def get_obs(self, render: Any = True) -> dict[str, Any]:
+        return {"rgb_obs": {"rgb_static": np.full((2, 2, 3), self.count, np.uint8)}}
+
+    def get_info(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def close(self) -> None:
+        self.count = -1
+
+
+class Judge:
+    """Task ``add n`` is done when n was added since it began."""
+
+    def tasks_done(
+        self, start: Mapping[str, Any], end: Mapping[str, Any], among: Collection[str] | None = None
+    ) -> set[str]:
+        return {task for task in among or () if end["count"] - start["count"] >= int(task.split()[1])}
+
+
+@dataclass(frozen=True)
+class Counting:
+    """The world of counters. ``times``: how often the process dies at the second step of ``chain``."""
+
+    breakdown: Path | None = None
+    times: int = 0
+    chain: int = -1
+
+    convention = ActionConvention()
+
+    def make_env(self) -> Counter:
+        return Counter(self.breakdown, self.times, self.chain)
+
+    def oracle(self) -> Judge:
+        return Judge()
+
+
+@dataclass(frozen=True)
+class Unmakeable:
+    """A world whose environment cannot be made."""
+
+    missing: Path
+
+    convention = ActionConvention()
+
+    def make_env(self) -> Counter:
+        self.missing.read_text()
+        raise AssertionError("it is missing")
+
+    def oracle(self) -> Judge:
+        return Judge()
+
+
+class Still:
+    """A policy that does nothing, four steps at a time."""
+
+    convention = ActionConvention()
+    act_step = 4
+    cameras = ("rgb_static",)
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+    def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:
+        return np.zeros((len(observations), 4, 7), np.float32)
+
+
+@dataclass
+class Diary:
+    """A recorder that writes down what it hears of some chains."""
+
+    wanted: set[int]
+    film_every: int = 2
+    heard: dict[int, list[str]] = field(default_factory=dict)
+
+    def wants(self, job: ChainJob) -> bool:
+        return job.index in self.wanted
+
+    def began(self, job: ChainJob) -> None:
+        self.heard[job.index] = ["began"]
+
+    def looked(self, job: ChainJob, place: int, step: int, observation: Any, chunk: Any) -> None:
+        assert chunk.shape == (4, 7)
+        self.heard[job.index].append(f"looked {place}:{step} sees {observation.rgb_static[0, 0, 0]}")
+
+    def filmed(self, job: ChainJob, place: int, step: int, picture: Any) -> None:
+        self.heard[job.index].append(f"filmed {place}:{step} shows {picture[0, 0, 0]}")
+
+    def ended(self, job: ChainJob, record: ChainRecord) -> None:
+        self.heard[job.index].append(f"ended with {record.completed}")

@@ -1,0 +1,102 @@
+"""Environments in worker processes: what becomes of chains when one breaks down, of workers when the parent does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policy_rollout.chains import Arena, ChainRecord, run_chains
+from tests.policy.counting import Counting, Diary, Still, Unmakeable, job
+
+JOBS = [job(i, 3, 7) for i in range(6)]
+WAYS = {i: ChainRecord(i, ("add 3", "add 7"), 2, (3, 7)) for i in range(6)}
+
+
+def play(world: Arena, workers: int = 2, parallel: int = 4, **options: Any) -> dict[int, ChainRecord]:
+    done: dict[int, ChainRecord] = {}
+    run_chains(world, Still(), JOBS, lambda r: done.update({r.index: r}), workers=workers, parallel=parallel, **options)
+    return done
+
+
+def test_a_process_that_breaks_down_is_replaced_and_its_chains_are_played_again(tmp_path: Path) -> None:
+    diary = Diary({2})
+    assert play(Counting(tmp_path / "broken", times=1, chain=2), recorder=diary) == WAYS
+    assert (tmp_path / "broken").exists()
+    assert diary.heard[2].count("began") == 1
+    assert diary.heard[2][-1] == "ended with 2"
+
+
+def test_a_chain_that_breaks_its_process_twice_is_named_with_the_last_words(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"chain 2 \(add 3, add 7\)") as error:
+        play(Counting(tmp_path / "broken", times=9, chain=2))
+    said = str(error.value)
+    assert "SIGSEGV" in said
+    assert "the arm has left the world" in said
+    assert "in step" in said, "where it happened"
+
+
+def test_a_chain_beside_one_that_breaks_down_is_not_blamed(tmp_path: Path) -> None:
+    """All in one process, which two chains break once each: whoever sat beside them was lost twice."""
+    for chain in (0, 1):
+        assert play(Counting(tmp_path / f"broken{chain}", times=1, chain=chain), workers=1) == WAYS
+
+
+def test_an_environment_that_cannot_be_made_is_told_of(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"FileNotFoundError.*nowhere"):
+        play(Unmakeable(tmp_path / "nowhere"))
+
+
+HOLD = """
+import sys
+from policy_rollout.chains import run_chains
+from tests.policy.counting import Counting, Still, job
+
+class Slow(Still):
+    def act(self, observations):
+        print("asked", flush=True)
+        sys.stdin.read()
+
+run_chains(Counting(), Slow(), [job(i, 3) for i in range(4)], print, workers=2, parallel=4)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_no_worker_outlives_its_parent(how: signal.Signals) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "asked\n"
+    children = [int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
+    assert len(children) == 2
+    parent.send_signal(how)
+    parent.communicate()
+    deadline = time.monotonic() + 10
+    while any(_runs(pid) for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_workers_load_no_network() -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", "import sys, policy_rollout.workers; print('torch' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout == "False\n"

@@ -68,9 +68,10 @@ $(VENV)/.train: requirements.txt $(VENV)/.minimal
 	@$(PIP) install --quiet --no-compile -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.txt $(VENV)/.train
+$(VENV)/.dev: requirements-dev.txt requirements-dev-no-deps.txt $(VENV)/.train
 	@echo "installing requirements-dev.txt into $(VENV)"
 	@$(PIP) install --quiet --no-compile -r requirements-dev.txt
+	@$(PIP) install --quiet --no-compile --no-deps -r requirements-dev-no-deps.txt
 	@touch $@
 
 clean: ## remove caches (outputs/ and the environment stay)

@@ -1,0 +1,219 @@
+"""Serves a model to simulators and robots: `python -m policy_rollout.serve --model-config my_model.yaml`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from policy_rollout.acting import CAMERAS, Observation, Policy
+
+if TYPE_CHECKING:  # websockets and msgpack are looked for when a server is really started
+    from policy_rollout.serving.server import Settings
+
+TOKEN_VARIABLE = "BLOCKDIFF_SERVE_TOKEN"
+DESCRIPTION = """\
+Answers observations with actions over a WebSocket. Two protocols on one port: that of vla-eval (`vla-eval run`: one
+observation in, one action out, in metres and radians) and that of openpi-client (one observation in, a chunk out, in
+the model's own units). Who asks at about the same time is answered by the same forward."""
+EPILOG = f"""\
+examples:
+  on this machine, for this machine:
+    python -m policy_rollout.serve --model-config my_model.yaml --port 8000
+  for a robot in the same network, with a token (the variable keeps it out of the list of processes):
+    {TOKEN_VARIABLE}=... python -m policy_rollout.serve --model-config my_model.yaml --host 0.0.0.0
+  look again after every 5 actions; 8 simulators at once on a GPU:
+    python -m policy_rollout.serve --model-config my_model.yaml --replan-every 5 --device cuda --max-batch 8
+  is it there, and how does it batch:
+    curl http://127.0.0.1:8000/health;  curl http://127.0.0.1:8000/config
+
+addresses: ws://HOST:PORT/vla-eval, ws://HOST:PORT/openpi, and ws://HOST:PORT for either (who says hello first is
+vla-eval). Stop with Ctrl-C or SIGTERM: answers in the making are still sent. More in docs/serving.md."""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m policy_rollout.serve",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    model = made.add_argument_group("the model")
+    model.add_argument("--model-config", required=True, help="model yaml, e.g. a copy of policy_rollout/*_model.yaml")
+    model.add_argument("--checkpoint", help="stands in for the yaml's model.showo.tuned_model_path")
+    model.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:<n>")
+    model.add_argument("--precision", choices=("no", "bf16", "fp16"), help="of the network (default: as the yaml says)")
+    model.add_argument(
+        "--action-decoder", choices=("regression", "block_diffusion"), help="(default: as the yaml says)"
+    )
+    playing = made.add_argument_group("playing chunks (vla-eval; openpi's clients play their own)")
+    playing.add_argument("--replan-every", type=int, help="actions of a chunk before looking again (default: all)")
+    playing.add_argument("--ensemble", type=float, help="average overlapping chunks with exp(-m * age) (default: none)")
+    playing.add_argument(
+        "--camera",
+        action="append",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="what vla-eval's images call a camera, e.g. rgb_static=agentview; may be repeated (default: as we do)",
+    )
+    where = made.add_argument_group("where, and for whom")
+    where.add_argument("--host", default="127.0.0.1", help="127.0.0.1 (default): this machine alone; 0.0.0.0: everyone")
+    where.add_argument("--port", type=int, default=8000, help="(default: 8000; 0: any that is free)")
+    where.add_argument("--token", help=f"what clients have to know; better in the variable {TOKEN_VARIABLE}")
+    where.add_argument("--max-sessions", type=int, default=64, help="clients at once (default: 64)")
+    where.add_argument("--max-message-mb", type=float, default=8, help="of one message (default: 8)")
+    where.add_argument("--max-pixels", type=int, default=1 << 22, help="of one picture (default: 4194304)")
+    batching = made.add_argument_group("batching and telling")
+    batching.add_argument("--max-batch", type=int, default=16, help="observations in one forward (default: 16)")
+    batching.add_argument(
+        "--max-wait-ms", type=float, default=5, help="an observation waits this long for others (default: 5)"
+    )
+    batching.add_argument(
+        "--report-every", type=float, default=30, help="seconds between lines of statistics (default: 30; 0: none)"
+    )
+    return made
+
+
+def settings(options: argparse.Namespace) -> Settings:
+    """The options, checked. Raises `ValueError` naming the wrong one."""
+    from policy_rollout.serving.server import Settings
+    from policy_rollout.serving.wire import Limits
+
+    for name, least, most in (
+        ("port", 0, 65535),
+        ("max_batch", 1, 4096),
+        ("max_wait_ms", 0, 1000),
+        ("max_sessions", 1, 100_000),
+        ("max_message_mb", 0.01, 1024),
+        ("max_pixels", 1, 1 << 28),
+        ("report_every", 0, 86400),
+    ):
+        if not least <= getattr(options, name) <= most:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} must lie in {least}..{most}, got {getattr(options, name)}")
+    names = {camera: camera for camera in CAMERAS}
+    for pair in options.camera:
+        ours, equals, theirs = pair.partition("=")
+        if ours not in names or not equals or not theirs:
+            raise ValueError(f"--camera {pair}: give one of {', '.join(CAMERAS)}, =, and the client's name for it")
+        names[ours] = theirs
+    token = options.token if options.token is not None else os.environ.get(TOKEN_VARIABLE)
+    if token is not None and not token.strip():
+        raise ValueError("the token is empty; leave --token away, or give one")
+    return Settings(
+        host=options.host,
+        port=options.port,
+        token=token,
+        max_batch=options.max_batch,
+        max_wait=options.max_wait_ms / 1000,
+        replan_every=options.replan_every,
+        ensemble=options.ensemble,
+        limits=Limits(
+            message_bytes=int(options.max_message_mb * (1 << 20)),
+            pixels=options.max_pixels,
+            sessions=options.max_sessions,
+        ),
+        names=names,
+        report_every=options.report_every,
+    )
+
+
+def warm_up(policy: Policy, shapes: dict[str, tuple[int, int]]) -> None:
+    """One forward before anyone waits for it. It also shows what is wrong with a model while somebody looks."""
+    black = {camera: np.zeros((*shapes.get(camera, (200, 200)), 3), dtype=np.uint8) for camera in policy.cameras}
+    policy.act([Observation(black["rgb_static"], "warm up", black.get("rgb_gripper"))])
+
+
+def is_local(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def banner(policy: Policy, model: str, chosen: Settings, port: int, device: str) -> str:
+    """What is served, to whom, and where; with a warning where anybody could steer."""
+    convention = policy.convention
+    address = f"{chosen.host}:{port}"
+    batch, wait = chosen.max_batch, chosen.max_wait * 1000
+    lines = [
+        f"model     {model}, on {device}",
+        f"cameras   {', '.join(policy.cameras)}; chunks of {policy.act_step} actions, looking again after "
+        f"{chosen.replan_every or policy.act_step}",
+        f"actions   {convention.kind}, 1.0 = {convention.position_m_per_unit:g} m and "
+        f"{convention.rotation_rad_per_unit:g} rad in the {convention.frame} frame, gripper {convention.gripper}",
+        f"vla-eval  ws://{address}/vla-eval   (metres, radians; gripper -1 closed, +1 open)",
+        f"openpi    ws://{address}/openpi     (chunks, in the units above)",
+        f"either    ws://{address}            http://{address}/health /healthz /config",
+        f"batching  up to {batch} at once, waiting {wait:g} ms at most; {chosen.limits.sessions} sessions, "
+        f"{chosen.limits.message_bytes / (1 << 20):g} MB a message",
+        f"token     {'needed' if chosen.token else 'none'}",
+    ]
+    if not is_local(chosen.host) and not chosen.token:
+        lines.append(
+            f"WARNING   {chosen.host} is open to other machines and no token is asked for: anyone there can use this "
+            f"model. Set {TOKEN_VARIABLE}. Nothing is encrypted either: use a tunnel outside your own network."
+        )
+    return "\n".join(lines)
+
+
+async def serve(policy: Policy, chosen: Settings, model: str, device: str) -> None:
+    """Until Ctrl-C or SIGTERM. A second one ends at once."""
+    from policy_rollout.serving.server import Server
+
+    loop = asyncio.get_running_loop()
+    server = Server(policy, chosen, model=model, say=lambda line: print(line, flush=True))
+    async with server:
+
+        def stop() -> None:
+            print("stopping: answers in the making are still sent", flush=True)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+            server.stop()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop)
+        print(banner(policy, model, chosen, server.port, device), flush=True)
+        print(f"ready on port {server.port}", flush=True)
+        await server.run()
+    print(f"stopped: {server.counters.total()}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    try:
+        chosen = settings(options)
+        from policy_rollout.policy import UPVLAPolicy  # torch, after everything that can be wrong without it
+
+        policy = UPVLAPolicy.from_config(
+            options.model_config,
+            device=options.device,
+            checkpoint=options.checkpoint,
+            action_decoder=options.action_decoder,
+            precision=options.precision,
+        )
+        assert policy.source is not None
+        warm_up(policy, {camera: (size[0], size[1]) for camera, size in policy.spec.cameras.items()})
+        asyncio.run(serve(policy, chosen, str(policy.source.checkpoint), str(policy.device)))
+    except ImportError as error:
+        if error.name not in ("websockets", "msgpack"):
+            raise
+        print(f"serve: {error.name} is not installed; pip install -r requirements_minimal.txt", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"serve: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

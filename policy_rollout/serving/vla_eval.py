@@ -1,0 +1,118 @@
+"""The wire protocol of vla-eval (PyPI `vla-eval`, protocol version 1): one observation in, one action out.
+
+A message is a map of `type`, `payload`, `seq`, `timestamp`. The client executes actions as they come, so they leave in
+metres and radians, and the gripper opens for positive numbers (vla-eval's `binary_close_negative`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_rollout.acting import ActionConvention
+from policy_rollout.serving.look import Look, look
+from policy_rollout.serving.wire import Limits, WireError, pack, unpack
+
+PROTOCOL_VERSION = 1
+TYPES = ("hello", "observation", "action", "episode_start", "episode_end", "error")
+
+
+@dataclass(frozen=True)
+class Message:
+    """As received; ``seq`` is the client's number for it, which the answer carries too."""
+
+    type: str
+    payload: Mapping[Any, Any]
+    seq: int
+
+
+def is_message(value: object) -> bool:
+    """Does this look like vla-eval at all? Openpi's observations have no `type` among their keys."""
+    return isinstance(value, dict) and value.get("type") in TYPES and "payload" in value
+
+
+def read(data: bytes | str, limits: Limits) -> Message:
+    """Raises `WireError` for whatever is no message of this protocol."""
+    if isinstance(data, str):
+        raise WireError("vla-eval messages are binary frames, got a text frame")
+    return message(unpack(data, limits))
+
+
+def message(value: object) -> Message:
+    """A decoded message, checked. Raises `WireError`."""
+    if not isinstance(value, dict) or not {"type", "payload", "seq", "timestamp"} <= value.keys():
+        raise WireError("a message is a map with type, payload, seq and timestamp")
+    if value["type"] not in TYPES:
+        raise WireError(f"message type {str(value['type'])[:40]!r} is unknown; there are {', '.join(TYPES)}")
+    seq = value["seq"]
+    if type(seq) is not int or not isinstance(value["payload"], dict):
+        raise WireError("a message's seq is an integer and its payload a map")
+    return Message(value["type"], value["payload"], seq)
+
+
+def write(kind: str, payload: Mapping[str, Any], seq: int) -> bytes:
+    return pack({"type": kind, "payload": payload, "seq": seq, "timestamp": time.time()})
+
+
+def error(text: str, seq: int) -> bytes:
+    """Errors answer the message they are about; the connection stays open."""
+    return write("error", {"error": text}, seq)
+
+
+def action(values: NDArray[np.float32], seq: int) -> bytes:
+    return write("action", {"actions": values}, seq)
+
+
+def require_hello(payload: Mapping[Any, Any], convention: ActionConvention) -> None:
+    """Raises `WireError` for another protocol version, and for a benchmark that executes other actions.
+
+    CALVIN's scale, gripper sign and rate may differ from the policy's: they are converted, or the simulator's own.
+    """
+    version = payload.get("protocol_version")
+    if version != PROTOCOL_VERSION:
+        raise WireError(f"protocol version {str(version)[:20]} is not served; this server speaks {PROTOCOL_VERSION}")
+    benchmark = payload.get("benchmark")
+    if isinstance(benchmark, str) and "calvin" in benchmark.lower():
+        theirs = ActionConvention()
+        for name in ("kind", "frame", "rotation"):
+            if getattr(convention, name) != getattr(theirs, name):
+                raise WireError(
+                    f"{benchmark[:40]} executes actions with {name} {getattr(theirs, name)}, this model's are "
+                    f"{getattr(convention, name)}"
+                )
+
+
+def hello(seq: int, server: str, model: str, convention: ActionConvention, cameras: Sequence[str]) -> bytes:
+    """The server's answer: what it needs to see, and what its actions mean."""
+    position = "absolute_xyz" if convention.kind == "absolute" else "delta_xyz"
+    meaning = f"{convention.kind} in the {convention.frame} frame"
+    image = {"name": "image", "dims": 0, "format": "rgb_hwc_uint8"}
+    payload = {
+        "harness_version": server,
+        "protocol_version": PROTOCOL_VERSION,
+        "model_server": model,
+        "capabilities": {},
+        "observation_params": {"send_wrist_image": "rgb_gripper" in cameras, "send_state": False},
+        "action_spec": {
+            "position": {"name": "position", "dims": 3, "format": position, "description": f"metres, {meaning}"},
+            "rotation": {"name": "rotation", "dims": 3, "format": convention.rotation, "description": "radians"},
+            "gripper": {"name": "gripper", "dims": 1, "format": "binary_close_negative", "range": [-1.0, 1.0]},
+        },
+        "observation_spec": dict.fromkeys(cameras, image)
+        | {"language": {"name": "language", "dims": 0, "format": "language"}},
+    }
+    return write("hello", payload, seq)
+
+
+def observed(payload: Mapping[Any, Any], names: Mapping[str, str], cameras: Sequence[str], limits: Limits) -> Look:
+    """What an observation's payload shows. Raises `WireError`."""
+    images = payload.get("images")
+    if not isinstance(images, dict):
+        raise WireError("an observation's payload needs images: a map from camera names to pictures")
+    restart = bool(payload.get("episode_restart", False))
+    return look(payload.get("task_description"), images, names, cameras, limits, restart)

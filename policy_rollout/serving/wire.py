@@ -1,0 +1,198 @@
+"""msgpack with arrays and pictures, read as if the sender were an enemy.
+
+Nothing here can run code: no pickle, no extension types, numeric dtypes only. What a message claims of itself (dtype,
+shape, picture size) is compared with what it holds before anything is allocated for it.
+
+Arrays are maps with the keys `__ndarray__`, `data`, `dtype`, `shape` (vla-eval: texts, openpi: bytes); pictures of
+vla-eval are maps with `__image__`, `format` (raw, jpeg, png), `data`, `shape`, and `dtype` where raw.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+_DTYPE = re.compile(r"[<>|=]?[biuf][1248]")
+_MAX_DIMENSIONS = 8
+_MAX_ELEMENTS = 4096
+"""Of one msgpack list or map. Longer ones are arrays, or an attempt to make the reader allocate."""
+_ENCODED = {"png": "PNG", "jpeg": "JPEG"}
+_BROKEN_PICTURE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+)
+"""All that PIL was seen to raise for damaged files."""
+
+
+class WireError(ValueError):
+    """The sender's mistake, in one line that may be sent back."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client may ask of the server."""
+
+    message_bytes: int = 8 << 20
+    """Of one message; two 200 x 200 pictures take 0.2 MB."""
+    pixels: int = 1 << 22
+    """Of one picture, before it is decoded."""
+    instruction_chars: int = 1000
+    sessions: int = 64
+    """Open at once."""
+
+
+@dataclass(frozen=True)
+class EncodedPicture:
+    """A png or jpeg that nobody has looked at yet: most observations arrive while a chunk is still being played."""
+
+    format: str
+    data: bytes
+    shape: tuple[int, ...]
+
+    def decoded(self) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3]; raises `WireError` where it is damaged or not what its shape says."""
+        try:
+            with Image.open(io.BytesIO(self.data), formats=[_ENCODED[self.format]]) as picture:
+                if (picture.height, picture.width) != self.shape[:2] or picture.mode != "RGB":
+                    raise WireError(
+                        f"a {self.format} says it is {list(self.shape)}, but is {picture.height} x {picture.width} "
+                        f"{picture.mode}"
+                    )
+                pixels: NDArray[np.uint8] = np.asarray(picture, dtype=np.uint8)
+        except WireError:
+            raise
+        except _BROKEN_PICTURE as error:
+            raise WireError(f"a {self.format} cannot be decoded ({type(error).__name__})") from None
+        return pixels
+
+
+Picture = EncodedPicture | NDArray[np.uint8]
+
+
+def unpack(data: bytes, limits: Limits) -> Any:
+    """The value in a message, arrays and pictures in their places. Raises `WireError`."""
+
+    def read(found: dict[Any, Any]) -> Any:
+        if "__image__" in found:
+            return _picture(found, limits)
+        if "__ndarray__" in found:
+            return _array(found)
+        if b"__ndarray__" in found:
+            return _array({key.decode("latin1"): value for key, value in found.items() if isinstance(key, bytes)})
+        if b"__npgeneric__" in found:
+            return found.get(b"data")
+        return found
+
+    try:
+        return msgpack.unpackb(
+            data,
+            object_hook=read,
+            raw=False,
+            strict_map_key=True,
+            max_array_len=_MAX_ELEMENTS,
+            max_map_len=_MAX_ELEMENTS,
+            max_ext_len=0,
+        )
+    except WireError:
+        raise
+    except (ValueError, msgpack.UnpackException) as error:
+        raise WireError(f"not a msgpack message: {error}"[:200]) from None
+
+
+def pack(value: Any, *, bytes_keys: bool = False) -> bytes:
+    """A message; `bytes_keys`: arrays as openpi writes them, else as vla-eval does."""
+
+    def write(array: object) -> Any:
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"cannot be sent: {type(array).__name__}")
+        entry = {"__ndarray__": True, "data": array.tobytes(), "dtype": array.dtype.str, "shape": list(array.shape)}
+        return {key.encode(): item for key, item in entry.items()} if bytes_keys else entry
+
+    packed: bytes = msgpack.packb(value, default=write, use_bin_type=True)
+    return packed
+
+
+def pixels(picture: object, name: str, limits: Limits) -> NDArray[np.uint8]:
+    """A picture as uint8 [H, W, 3]. Raises `WireError` naming it where it is none."""
+    if isinstance(picture, EncodedPicture):
+        return picture.decoded()
+    check_picture(picture, name, limits)
+    assert isinstance(picture, np.ndarray)
+    return picture
+
+
+def check_picture(picture: object, name: str, limits: Limits) -> None:
+    """What can be said of a picture without decoding it. Raises `WireError`."""
+    if isinstance(picture, EncodedPicture):
+        return
+    if not isinstance(picture, np.ndarray):
+        raise WireError(f"{name} must be a picture, got {type(picture).__name__}")
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+        raise WireError(f"{name} must be uint8 [height, width, 3], got {picture.dtype} {list(picture.shape)}")
+    _check_pixels(picture.shape, limits)
+
+
+def _check_pixels(shape: tuple[int, ...], limits: Limits) -> None:
+    if shape[0] * shape[1] > limits.pixels:
+        raise WireError(
+            f"a picture of {shape[0]} x {shape[1]} has more than the {limits.pixels} pixels that this server takes"
+        )
+
+
+def _shape(value: object) -> tuple[int, ...]:
+    sizes = value if isinstance(value, (list, tuple)) else [None]
+    if len(sizes) > _MAX_DIMENSIONS or any(type(size) is not int or not 0 <= size < 1 << 31 for size in sizes):
+        raise WireError("an array's shape must be a list of at most 8 sizes")
+    return tuple(sizes)
+
+
+def _array(entry: Mapping[str, Any]) -> NDArray[Any]:
+    name, data, shape = entry.get("dtype"), entry.get("data"), _shape(entry.get("shape"))
+    if not isinstance(name, str) or not _DTYPE.fullmatch(name):
+        raise WireError(f"an array of dtype {str(name)[:40]!r}: only numbers and booleans are read")
+    try:
+        dtype = np.dtype(name)
+    except TypeError:
+        raise WireError(f"dtype {name!r} does not exist") from None
+    count = 1
+    for size in shape:
+        count *= size
+    if not isinstance(data, bytes) or count * dtype.itemsize != len(data):
+        held = len(data) if isinstance(data, bytes) else "no"
+        raise WireError(f"an array says it is {name} {list(shape)}, which is not the {held} bytes it holds")
+    return np.frombuffer(data, dtype=dtype).reshape(shape)
+
+
+def _picture(entry: Mapping[str, Any], limits: Limits) -> Picture:
+    kind, data, shape = entry.get("format"), entry.get("data"), _shape(entry.get("shape"))
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        raise WireError(f"a picture must be [height, width, 3], got {list(shape)}")
+    _check_pixels(shape, limits)
+    if kind == "raw":
+        array = _array(entry)
+        check_picture(array, "a raw picture", limits)
+        return array
+    if kind not in _ENCODED or not isinstance(data, bytes):
+        raise WireError(f"a picture's format must be raw, jpeg or png, with bytes as data; got {str(kind)[:40]!r}")
+    return EncodedPicture(kind, data, shape)

@@ -106,7 +106,8 @@ def write_shard(
 def has_shard(folder: Path, plan: Plan, shard: int) -> bool:
     """Is there a whole shard of this plan? (Its rows are compared with their checksums when they are read.)"""
     with suppress(ValueError, OSError):
-        return IndexFile(shard_path(folder, shard)).about["plan"] == plan.digest
+        about = IndexFile(shard_path(folder, shard)).about
+        return bool(about["plan"] == plan.digest and about["shard"] == shard)
     return False
 
 
@@ -203,5 +204,7 @@ class Rows:
                 ) from None
             if file.about.get("plan") != self.plan.digest:
                 raise ValueError(f"{path} belongs to other data; delete it and run the command that made it again")
+            if file.about["shard"] != shard:
+                raise ValueError(f"{path} holds shard {file.about['shard']}; delete it and run the command again")
             self._files[shard] = file
         return self._files[shard]

@@ -243,7 +243,8 @@ class MagVITv2(nn.Module):
         Computed in float32 even under autocast: a code flips when its latent comes near 0.
         """
         with torch.autocast(pixels.device.type, enabled=False):
-            return self.quantize.codes(self.latent(pixels.to(self.encoder.conv_in.weight.dtype))).flatten(1)
+            parts = _as_the_device_likes(pixels.to(self.encoder.conv_in.weight.dtype))
+            return torch.cat([self.quantize.codes(self.latent(part)).flatten(1) for part in parts])
 
     @torch.no_grad()
     def decode(self, codes: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
@@ -281,6 +282,14 @@ class MagVITv2(nn.Module):
     def from_dir(cls, path: str | Path) -> MagVITv2:
         """From a directory with `config.json` (optional `enc` and `dec` sizes) and weights. Frozen, in eval mode."""
         return _load(*_sizes(Path(path)), Path(path))
+
+
+def _as_the_device_likes(pixels: Tensor) -> tuple[Tensor, ...]:
+    """[B,C,R,R] in pieces. On a CPU picture by picture, channels last: a level's activations then mostly stay in the
+    cache and no convolution reorders them (twice as fast as a batch of 4, `docs/log.md`)."""
+    if pixels.device.type != "cpu" or not len(pixels):
+        return (pixels,)
+    return tuple(one.contiguous(memory_format=torch.channels_last) for one in pixels.split(1))
 
 
 def load_magvit(

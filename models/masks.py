@@ -17,6 +17,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from models.transfer import send
+
 
 class Kind(IntEnum):
     """What a slot holds."""
@@ -59,7 +61,7 @@ class Slots:
         return Slots(**{field.name: f(getattr(self, field.name)) for field in fields(self)})
 
     def to(self, device: torch.device | str) -> Slots:
-        return self.map(lambda tag: tag.to(device, non_blocking=True))
+        return self.map(lambda tag: send(tag, device))
 
     @property
     def shape(self) -> torch.Size:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from models.masks import MULTIMODAL, ROBOT, Kind, Rule, Slots
 from models.tokens import Vocabulary
+from models.transfer import send
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class TokenSequence:
     def to(self, device: torch.device | str) -> TokenSequence:
         return replace(
             self,
-            ids=self.ids.to(device, non_blocking=True),
+            ids=send(self.ids, device),
             slots=self.slots.to(device),
-            patches=None if self.patches is None else self.patches.to(device, non_blocking=True),
+            patches=None if self.patches is None else send(self.patches, device),
         )
 
 
@@ -81,11 +82,11 @@ class TextTurn:
 
     def to(self, device: torch.device | str) -> TextTurn:
         return TextTurn(
-            self.ids.to(device, non_blocking=True),
-            self.answer.to(device, non_blocking=True),
-            None if self.patches is None else self.patches.to(device, non_blocking=True),
+            send(self.ids, device),
+            send(self.answer, device),
+            None if self.patches is None else send(self.patches, device),
             self.indices,
-            None if self.pictured is None else self.pictured.to(device, non_blocking=True),
+            None if self.pictured is None else send(self.pictured, device),
         )
 
 
@@ -121,8 +122,8 @@ def robot_sequence(
     if len(instructions) != batch:
         raise ValueError(f"{len(instructions)} instructions for {batch} rows of image codes")
     device = codes.device
-    text = pad_left(instructions, vocab.pad, pad_to).to(device)  # [B, M]
-    lengths = torch.tensor([len(row) for row in instructions], device=device)
+    text = send(pad_left(instructions, vocab.pad, pad_to), device)  # [B, M]
+    lengths = send(torch.tensor([len(row) for row in instructions]), device)
 
     def column(token: int, width: int = 1) -> Tensor:
         return torch.full((batch, width), token, dtype=torch.long, device=device)

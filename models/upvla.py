@@ -25,6 +25,7 @@ from models.loss import Tally, judged_cross_entropy, token_cross_entropy
 from models.objectives.base import TextTask
 from models.sequence import TokenSequence
 from models.spec import ModelSpec
+from models.transfer import send
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class FutureTask:
 
     def to(self, device: torch.device | str) -> FutureTask:
         def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+            return None if tensor is None else send(tensor, device)
 
         return replace(
             self,
@@ -136,7 +137,7 @@ class UPVLA(nn.Module):
             losses = token_cross_entropy(
                 self.backbone.head, span, task.targets.flatten(), label_smoothing=task.label_smoothing
             )
-            image = Tally(losses.sum(), torch.tensor(float(losses.numel()), device=hidden.device))
+            image = Tally(losses.sum(), torch.full((), float(losses.numel()), device=hidden.device))
         if task.actions is not None:
             predicted = self._actions(task.sequence, hidden).float()  # [B, T, A]
             errors = (predicted - task.actions).square()

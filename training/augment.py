@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from config.schema import Augment
 from models.draws import generator
+from models.transfer import send
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey value (ITU-R BT.601)."""
@@ -62,9 +63,9 @@ def apply(frames: Tensor, change: Change) -> Tensor:
     batch = frames.shape[1]
     pixels = frames.float()
     if not (bool((change.zoom == 1).all()) and not bool(change.move.any())):
-        pixels = _moved(pixels, change.zoom.to(device, non_blocking=True), change.move.to(device, non_blocking=True))
+        pixels = _moved(pixels, send(change.zoom, device), send(change.move, device))
     factors = [
-        factor.to(device, non_blocking=True).view(1, batch, 1, 1, 1, 1)
+        send(factor, device).view(1, batch, 1, 1, 1, 1)
         for factor in (change.brightness, change.contrast, change.saturation)
     ]
     brightness, contrast, saturation = factors
@@ -93,5 +94,5 @@ def _moved(pixels: Tensor, zoom: Tensor, move: Tensor) -> Tensor:
 
 def _grey(pixels: Tensor) -> Tensor:
     """[..., 3, R, R] -> [..., 1, R, R]."""
-    weights = torch.tensor(LUMA, device=pixels.device).view(3, 1, 1)
+    weights = send(torch.tensor(LUMA), pixels.device).view(3, 1, 1)
     return (pixels * weights).sum(dim=-3, keepdim=True)

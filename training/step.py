@@ -20,6 +20,7 @@ from models.draws import Draws, generator
 from models.images import normalise
 from models.objectives import TextObjective, TextTask, action_diffusion, action_task
 from models.sequence import TextTurn, future_targets, pad_right, robot_sequence
+from models.transfer import send
 from models.upvla import FutureTask
 from training import augment
 from training.data.batch import RobotBatch, TextBatch
@@ -70,7 +71,7 @@ def encode_views(
     with_later = parts.job.training.pre_coeff > 0 if with_later is None else with_later
     moments = [batch.views, batch.future_views] if with_later else [batch.views]
     frames = torch.stack(moments)[:, :, : parts.job.model.vla.num_view]  # [M, B, V, 3, R, R] or, coded, [M, B, V, n]
-    frames = frames.to(parts.device, non_blocking=True)
+    frames = send(frames, parts.device)
     if batch.coded:
         codes = frames.flatten(2).long()  # [M, B, N]
         return RobotCodes(now=codes[0], later=codes[1] if with_later else None, batch=batch)
@@ -94,13 +95,13 @@ def encode_picture(parts: Parts, batch: TextBatch | None) -> TextTurn | None:
         return None
     patches = pictured = None
     if parts.clip is not None and len(batch.pixels) == len(batch):
-        patches = parts.clip.features(batch.pixels.to(parts.device, non_blocking=True))
+        patches = parts.clip.features(send(batch.pixels, parts.device))
     elif parts.clip is not None:
         pictured = batch.pictured
         patches = torch.zeros(len(batch), parts.clip.num_patches, parts.clip.width, device=parts.device)
         if len(batch.pixels) > 0:
-            features = parts.clip.features(batch.pixels.to(parts.device, non_blocking=True))
-            patches = patches.to(features.dtype).index_copy(0, pictured.nonzero()[:, 0].to(parts.device), features)
+            features = parts.clip.features(send(batch.pixels, parts.device))
+            patches = patches.to(features.dtype).index_copy(0, send(pictured.nonzero()[:, 0], parts.device), features)
     ids = pad_right(batch.ids, parts.prompter.vocab.pad)
     answer = pad_right([[int(a) for a in row] for row in batch.answers], 0).bool()
     return TextTurn(ids=ids, answer=answer, patches=patches, indices=batch.indices, pictured=pictured)

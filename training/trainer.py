@@ -26,6 +26,7 @@ from config.schema import Job
 from models.details import COUNTS, NATS, derived
 from models.draws import Draws
 from models.loss import Tally
+from models.transfer import send
 from models.upvla import Losses
 from training import checkpoint, live, memory
 from training.data.batch import CoBatch
@@ -149,7 +150,7 @@ class Trainer:
 
         Gradients are exchanged between ranks in the backward of the last one only.
         """
-        counts = torch.stack([task.counts for task in tasks]).sum(0).to(self.run.device)
+        counts = send(torch.stack([task.counts for task in tasks]).sum(0), self.run.device)
         sums = self.run.sum(torch.cat([counts, self._total[None]]))  # one exchange, the last step's loss in it
         self._divisors = sums[:-1].clamp_min(1.0)
         self._watch(sums[-1])

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from models.transfer import send
 from training.data.batch import CoBatch
 
 HISTORY = 100
@@ -61,7 +62,7 @@ class LossWatch:
                 self._note(self._norm.lasts_above(self.factor, norm), step - LASTING + 1, 3)
 
     def _note(self, yes: Tensor, step: int, reason: int) -> None:
-        found = torch.tensor([step, reason], device=self._bad.device)
+        found = send(torch.tensor([step, reason]), self._bad.device)
         self._bad = torch.where((self._bad[0] < 0) & yes, found, self._bad)
 
     def verdict(self) -> Verdict | None:

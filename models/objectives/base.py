@@ -15,6 +15,7 @@ from torch import Tensor
 from models.draws import Draws
 from models.sequence import TextTurn, TokenSequence
 from models.tokens import Vocabulary
+from models.transfer import send
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class TextTask:
 
     def to(self, device: torch.device | str) -> TextTask:
         def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
+            return send(tensor, device)
 
         return replace(
             self,

@@ -14,26 +14,20 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from policy_rollout import records
-from policy_rollout.acting import Observation
 from policy_rollout.benchmarks.base import Benchmark, find_benchmark
-from policy_rollout.chains import ChainJob, ChainRecord
-from policy_rollout.chunking import Actions
 from policy_rollout.evaluation import Manner, play_together
-from policy_rollout.pictures import write_gif
+from policy_rollout.filming import make_recorder
 from policy_rollout.policy import UPVLAPolicy
 from policy_rollout.progress import Progress
-from policy_rollout.recorder import Recorder
 
 
 @dataclass(frozen=True)
@@ -65,6 +59,7 @@ def evaluate(settings: Mapping[str, Any], place: Place) -> Path:
     benchmark = find_benchmark({**settings, "local_rank": place.local_rank})
     workers = worker_count(settings, benchmark, place)
     policy = UPVLAPolicy.from_config(settings["model_config"], device=_device(settings["device"], place))
+    recorder = make_recorder(settings, folder, policy)
     fixed = what_records_depend_on(policy, benchmark, settings)
     records.claim(folder, fixed)
     jobs = benchmark.jobs(int(settings["num_sequences"]))
@@ -76,9 +71,7 @@ def evaluate(settings: Mapping[str, Any], place: Place) -> Path:
         workers=workers,
     )
     progress = Progress(folder, jobs, place.rank, settings if settings["log_wandb"] else None)
-    play_together(
-        folder, benchmark, policy, jobs, manner, progress, make_recorder(settings, folder), policy_from=_origin(policy)
-    )
+    play_together(folder, benchmark, policy, jobs, manner, progress, recorder, policy_from=_origin(policy))
     return folder
 
 
@@ -94,37 +87,6 @@ def what_records_depend_on(policy: UPVLAPolicy, benchmark: Benchmark, settings: 
         **{name: settings[name] for name in ("ep_len", "replan_every", "ensemble")},
         "benchmark": benchmark.stamp(),
     }
-
-
-def make_recorder(settings: Mapping[str, Any], folder: Path) -> Recorder | None:
-    """Films the first chains of all, whoever plays them."""
-    return Gifs(folder / "videos", int(settings["num_videos"])) if settings["num_videos"] else None
-
-
-@dataclass
-class Gifs:
-    """A film of each of the first ``count`` chains."""
-
-    folder: Path
-    count: int
-    film_every: int = 2
-    frames: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
-
-    def wants(self, job: ChainJob) -> bool:
-        return job.index < self.count
-
-    def began(self, job: ChainJob) -> None:
-        self.frames[job.index] = []
-
-    def filmed(self, job: ChainJob, place: int, step: int, picture: NDArray[np.uint8]) -> None:
-        self.frames[job.index].append(picture)
-
-    def looked(self, job: ChainJob, place: int, step: int, observation: Observation, chunk: Actions) -> None:
-        """Not pictured."""
-
-    def ended(self, job: ChainJob, record: ChainRecord) -> None:
-        file = self.folder / f"chain_{record.index:04d}_{record.completed}_done.gif"
-        write_gif(file, self.frames.pop(job.index))
 
 
 def _origin(policy: UPVLAPolicy) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""Pictures for people: frames with a caption, contact sheets, animations. Pillow only."""
+"""Pictures for people: frames with a caption, contact sheets, animations. Pillow alone, and PyAV for mp4."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -112,4 +114,31 @@ def write_gif(path: Path, frames: Sequence[Frame], fps: float = 15.0, colours: i
     times = [round(1000 / fps)] * (len(pages) - 1) + [1000]
     unfinished = path.with_name(path.name + ".tmp")
     pages[0].save(unfinished, format="GIF", save_all=True, append_images=pages[1:], duration=times, loop=0)
+    os.replace(unfinished, path)
+
+
+def require_mp4(key: str) -> None:
+    """Raises ``ValueError`` where `key` asks for what `write_mp4` cannot write here."""
+    if find_spec("av") is None:
+        raise ValueError(f"{key} needs the package PyAV: pip install 'av>=14,<19' (without it films are .gif)")
+
+
+def write_mp4(path: Path, frames: Sequence[Frame], fps: float = 15.0) -> None:
+    """H.264 in the colours that every player knows; the last frame is held for a second. Needs PyAV."""
+    import av
+
+    if not frames:
+        raise ValueError(f"no frames to write to {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = level(frames)
+    height, width = (size + size % 2 for size in frames[0].shape[:2])  # yuv420p halves both
+    unfinished = path.with_name(path.name + ".tmp")
+    rate = Fraction(fps).limit_denominator(1000)
+    with av.open(str(unfinished), "w", format="mp4", options={"movflags": "+faststart"}) as film:
+        stream = film.add_stream("libx264", rate=rate, options={"crf": "20"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for frame in [*frames, *[frames[-1]] * round(fps)]:
+            even = np.pad(frame, ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0)), mode="edge")
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+        film.mux(stream.encode(None))
     os.replace(unfinished, path)

@@ -1,0 +1,205 @@
+"""Films of chains, and what the policy expected to see beside what it then saw.
+
+    <folder>/videos/chain_0007_2_done.gif                a chain, with what was asked for and what came of it (or .mp4)
+    <folder>/input_predict_truth/chain_0007_task_1.png   moments of its first task: seen | expected | T steps later
+
+Written when a chain is over, before its record: a chain whose record is there was filmed, and one that is played again
+because a process was killed gets the same files anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.images import fit
+from policy_rollout.acting import Observation
+from policy_rollout.chunking import Actions
+from policy_rollout.pictures import (
+    FAINT,
+    GREEN,
+    RED,
+    Frame,
+    beside,
+    captioned,
+    require_mp4,
+    resized,
+    sheet,
+    write_gif,
+    write_mp4,
+    write_png,
+)
+from policy_rollout.seats import ChainJob, ChainRecord
+
+RATE = 30.0
+"""Control steps per second: films play at the robot's own speed."""
+HOLD = 10
+"""Frames for which a task's outcome is shown."""
+MOMENTS = 4
+"""Of a task, at most so many are pictured."""
+FILM_HEIGHT, MOMENT_HEIGHT = 256, 192
+
+
+class Foreseeing(Protocol):
+    """A policy that can tell which pictures it expects."""
+
+    @property
+    def act_step(self) -> int: ...
+
+    def predict_future(self, observations: Sequence[Observation]) -> NDArray[np.uint8]:
+        """The views `act_step` control steps later, uint8 [B, V, R, R, 3]."""
+        ...
+
+
+@dataclass
+class _Task:
+    """What was seen while one task was tried: pictures of the static camera by their step (that before the first is
+    -1), and every observation by the step before which the policy looked."""
+
+    pictures: dict[int, Frame] = field(default_factory=dict)
+    looks: dict[int, Observation] = field(default_factory=dict)
+
+
+@dataclass
+class Filming:
+    """A ``Recorder`` of the first ``count`` chains, whoever plays them."""
+
+    folder: Path
+    count: int
+    policy: Foreseeing
+    write_film: Callable[[Path, Sequence[Frame], float], None] = write_gif
+    suffix: str = "gif"
+    film_every: int = 2
+    _tasks: dict[int, list[_Task]] = field(default_factory=dict)
+
+    def wants(self, job: ChainJob) -> bool:
+        return job.index < self.count
+
+    def began(self, job: ChainJob) -> None:
+        self._tasks[job.index] = []
+
+    def looked(self, job: ChainJob, place: int, step: int, observation: Observation, chunk: Actions) -> None:
+        task = self._task(job, place)
+        task.looks[step] = observation
+        if step == 0:
+            task.pictures[-1] = observation.rgb_static
+
+    def filmed(self, job: ChainJob, place: int, step: int, picture: NDArray[np.uint8]) -> None:
+        self._task(job, place).pictures[step] = picture
+
+    def ended(self, job: ChainJob, record: ChainRecord) -> None:
+        tasks = self._tasks.pop(job.index)
+        name = f"chain_{job.index:04d}"
+        for kind in ("videos", "input_predict_truth"):  # whatever is left of it being played before
+            for old in (self.folder / kind).glob(f"{name}_*"):
+                old.unlink(missing_ok=True)
+        film = [frame for place, task in enumerate(tasks) for frame in _scenes(job, record, place, task)]
+        file = self.folder / "videos" / f"{name}_{record.completed}_done.{self.suffix}"
+        self.write_film(file, film, RATE / self.film_every)
+        for place, task in enumerate(tasks):
+            rows = self._moments(task)
+            if rows:
+                heading = captioned(_strip(rows), f"{job.instructions[place]}", *_outcome(record, place))
+                file = self.folder / "input_predict_truth" / f"{name}_task_{place + 1}.png"
+                write_png(file, heading)
+
+    def _task(self, job: ChainJob, place: int) -> _Task:
+        tasks = self._tasks[job.index]
+        while len(tasks) <= place:
+            tasks.append(_Task())
+        return tasks[place]
+
+    def _moments(self, task: _Task) -> list[Frame]:
+        """Rows of saw | expected | showed, of moments spread over the task after which it went on for T steps."""
+        later = self.policy.act_step
+        known = [(step, after) for step in task.looks if (after := _views_at(task, step + later)) is not None]
+        chosen = (
+            [known[i] for i in sorted({round(x) for x in np.linspace(0, len(known) - 1, MOMENTS)})] if known else []
+        )
+        if not chosen:
+            return []
+        expected = self.policy.predict_future([task.looks[step] for step, _ in chosen])  # [B, V, R, R, 3]
+        return [
+            _row(step, later, task.looks[step], views, after)
+            for (step, after), views in zip(chosen, expected, strict=True)
+        ]
+
+
+def make_recorder(settings: Mapping[str, Any], folder: Path, policy: Foreseeing) -> Filming | None:
+    """As `num_videos` and `save_rollout_as_video` ask. Raises ``ValueError`` where mp4 needs a package."""
+    count = int(settings["num_videos"])
+    if not count:
+        return None
+    if not settings["save_rollout_as_video"]:
+        return Filming(folder, count, policy)
+    require_mp4("save_rollout_as_video=true")
+    return Filming(folder, count, policy, write_mp4, "mp4")
+
+
+def _scenes(job: ChainJob, record: ChainRecord, place: int, task: _Task) -> list[Frame]:
+    """One task's frames, and its outcome for a moment."""
+    frames = []
+    told = f"{job.instructions[place]}"
+    for step, picture in sorted(task.pictures.items()):
+        note = f"task {place + 1} of {len(job.tasks)}, step {step + 1}"
+        frames.append(captioned(resized(picture, FILM_HEIGHT), told, note))
+    if frames:
+        last = resized(task.pictures[max(task.pictures)], FILM_HEIGHT)
+        frames += [captioned(last, told, *_outcome(record, place))] * HOLD
+    return frames
+
+
+def _outcome(record: ChainRecord, place: int) -> tuple[str, tuple[int, int, int]]:
+    done = place < record.completed
+    told = f"task {place + 1} of {len(record.tasks)}: {'done' if done else 'not done'} in {record.steps[place]} steps"
+    return told, GREEN if done else RED
+
+
+def _views_at(task: _Task, step: int) -> list[Frame] | None:
+    """What the cameras showed before that step, the static one first; None where nobody looked and nobody filmed."""
+    if step in task.looks:
+        return _views(task.looks[step])
+    filmed = task.pictures.get(step - 1)
+    return None if filmed is None else [filmed]
+
+
+def _views(observation: Observation) -> list[Frame]:
+    gripper = observation.rgb_gripper
+    return [observation.rgb_static] if gripper is None else [observation.rgb_static, gripper]
+
+
+def _row(step: int, later: int, seen: Observation, expected: NDArray[np.uint8], after: list[Frame]) -> Frame:
+    """Three pictures as the model sees them (its crop, its resolution), told apart below.
+
+    The static view's mean difference of expected and true is told beside that of seen and true: who expects the world
+    to stand still is off by the latter.
+    """
+    resolution = expected.shape[1]
+    saw, showed = ([_as_model(view, resolution) for view in views] for views in (_views(seen), after))
+    off, still = (_difference(picture, showed[0]) for picture in (expected[0], saw[0]))
+    views = len(expected)
+    told = (
+        (saw[:views], f"step {step}: it saw", ""),
+        (list(expected), f"it expected in {later} steps", f"off by {off:.1f} of 255"),
+        (showed[:views], f"{later} steps later it was", f"standing still is off by {still:.1f}"),
+    )
+    height = max(MOMENT_HEIGHT, resolution)
+    return sheet([captioned(beside(pictures, height), text, note or " ", FAINT) for pictures, text, note in told], 3)
+
+
+def _as_model(picture: Frame, resolution: int) -> Frame:
+    return np.ascontiguousarray(fit(picture, resolution).transpose(1, 2, 0))
+
+
+def _difference(one: Frame, other: Frame) -> float:
+    return float(np.abs(one.astype(np.float64) - other.astype(np.float64)).mean())
+
+
+def _strip(rows: list[Frame]) -> Frame:
+    """Rows below each other, as wide as the widest."""
+    return sheet(rows, columns=1, gap=0)

@@ -6,6 +6,7 @@ fit is an error that names the file and the keys; nothing is loaded half.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -161,6 +162,21 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             raise FileNotFoundError(f"weight file {part} does not exist, though {path} lists it")
         state.update(_read_file(part))
     return state
+
+
+def files_sha256(path: Path) -> str:
+    """Digest of the weight files of a directory (or of one file): the identity of a model wherever it lies.
+
+    Raises FileNotFoundError for a directory without weights."""
+    file = path if path.is_file() else find_weights(path)
+    if file is None:
+        raise FileNotFoundError(f"{path} holds no weights ({', '.join(WEIGHT_NAMES)})")
+    digest = hashlib.sha256()
+    for part in weight_parts(file):
+        with part.open("rb") as stream:
+            while piece := stream.read(1 << 22):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def weight_parts(path: Path) -> list[Path]:

@@ -8,7 +8,6 @@ Shape letters: B observations, T actions per chunk, A action size (7), V views, 
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from models.images import fit, normalise, to_uint8
 from models.magvit import MagVITv2, load_magvit
 from models.robot_reader import RobotReader
 from models.sequence import robot_sequence
-from models.weights import find_weights, resolve_model_dir, weight_parts
+from models.weights import files_sha256, resolve_model_dir
 from policy_rollout.acting import ACTION_SIZE as ACTION_SIZE
 from policy_rollout.acting import CAMERAS as CAMERAS
 from policy_rollout.acting import ActionConvention as ActionConvention
@@ -52,15 +51,8 @@ class PolicySource:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Digest of the weight files: the identity of a checkpoint wherever it lies."""
-        file = self.checkpoint if self.checkpoint.is_file() else find_weights(self.checkpoint)
-        assert file is not None, self.checkpoint
-        digest = hashlib.sha256()
-        for part in weight_parts(file):
-            with part.open("rb") as stream:
-                while piece := stream.read(1 << 22):
-                    digest.update(piece)
-        return digest.hexdigest()
+        """The identity of the checkpoint."""
+        return files_sha256(self.checkpoint)
 
 
 def pick_device(wish: str | int = "auto") -> torch.device:
@@ -232,7 +224,9 @@ class UPVLAPolicy:
 
     def _codes(self, observations: Sequence[Observation]) -> Tensor:
         """Pictures -> image codes [B, N], views one after the other. A picture that several observations share (the
-        same array) is read once."""
+        same array) is read once; where codes were made before, no picture is."""
+        if observations[0].codes is not None:
+            return self._held_codes(observations)
         views = [self._views(observation) for observation in observations]
         pictures = {id(picture): picture for pair in views for picture in pair}
         frames = np.stack([fit(picture, self.spec.resolution) for picture in pictures.values()])  # uint8 [P, 3, R, R]
@@ -241,6 +235,16 @@ class UPVLAPolicy:
             place = {picture: number for number, picture in enumerate(pictures)}
             codes = codes[[place[id(picture)] for pair in views for picture in pair]]
         return codes.reshape(len(observations), -1)
+
+    def _held_codes(self, observations: Sequence[Observation]) -> Tensor:
+        held = [o.codes[: self.spec.num_view] for o in observations if o.codes is not None]  # each [V, n]
+        shapes = {codes.shape for codes in held}
+        if len(held) < len(observations) or shapes != {(self.spec.num_view, self.spec.num_vq_tokens)}:
+            raise ValueError(
+                f"this model reads {self.spec.num_view} x {self.spec.num_vq_tokens} codes of every observation of a "
+                f"batch, found {' and '.join(map(str, sorted(shapes)))} in {len(held)} of {len(observations)}"
+            )
+        return torch.from_numpy(np.stack(held)).to(self.device).long().flatten(1)
 
     def _views(self, observation: Observation) -> list[NDArray[np.uint8]]:
         views = [getattr(observation, camera) for camera in self.cameras]

@@ -41,22 +41,28 @@ class ChunkPlayer:
         """Forgets every plan. Call it when the episode restarts or the instruction changes: no action of an old
         instruction may be played for a new one."""
         self._step = 0
-        self._planned_at = -1
+        self._planned_at: int | None = None  # the step whose observation the newest plan answers
         self._plans: list[tuple[int, Actions]] = []  # (step of its first action, chunk), oldest first
 
     @property
     def wants_plan(self) -> bool:
         """True when the next action must come from a chunk that has not been given yet."""
-        return self._planned_at < 0 or self._step - self._planned_at >= self.replan_every
+        return self._planned_at is None or self._step - self._planned_at >= self.replan_every
 
-    def plan(self, chunk: Actions) -> None:
-        """Takes the policy's answer to what the robot sees now; `chunk` is [T, A]."""
+    def plan(self, chunk: Actions, age: int = 0) -> None:
+        """Takes the policy's answer to what the robot sees now; `chunk` is [T, A].
+
+        `age`: how many actions were played while the policy was thinking. That many of the chunk's first ones are for
+        moments that have passed, and are skipped.
+        """
         if chunk.ndim != 2 or chunk.shape[0] != self.act_step:
             raise ValueError(f"a chunk must be [{self.act_step}, A], got {list(chunk.shape)}")
+        if not 0 <= age < self.act_step:
+            raise ValueError(f"age must lie in 0..{self.act_step - 1}: of an older chunk nothing is left; got {age}")
         if self.ensemble is None:
             self._plans.clear()
-        self._plans.append((self._step, np.asarray(chunk, dtype=np.float32)))
-        self._planned_at = self._step
+        self._plans.append((self._step - age, np.asarray(chunk, dtype=np.float32)))
+        self._planned_at = self._step - age
 
     def next_action(self) -> Actions:
         """The action [A] for the coming control step."""

@@ -90,3 +90,25 @@ def test_a_replanning_interval_that_the_chunk_cannot_serve_is_refused(replan_eve
 def test_a_chunk_of_another_length_is_refused():
     with pytest.raises(ValueError, match=r"\[4, A\]"):
         ChunkPlayer(T).plan(np.zeros((T + 1, 7), dtype=np.float32))
+
+
+def test_a_plan_that_took_its_time_skips_the_actions_that_were_played_meanwhile():
+    player = ChunkPlayer(T)
+    player.plan(numbered(0))
+    played = [player.next_action()[0] for _ in range(2)]
+    player.plan(numbered(100), age=2)  # asked for before the first of them
+    while not player.wants_plan:
+        played.append(player.next_action()[0])
+    assert played == [0, 1, 102, 103]
+
+
+def test_a_plan_may_be_older_than_the_player():
+    player = ChunkPlayer(T)
+    player.plan(numbered(100), age=T - 1)
+    assert player.next_action()[0] == 100 + T - 1
+    assert player.wants_plan
+
+
+def test_a_plan_of_which_nothing_is_left_is_refused():
+    with pytest.raises(ValueError, match="age must lie in"):
+        ChunkPlayer(T).plan(numbered(0), age=T)

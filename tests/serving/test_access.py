@@ -137,7 +137,7 @@ LIES: list[tuple[str, Any, str]] = [
     ("no data", {"__ndarray__": True, "dtype": "|u1", "shape": [1]}, "bytes"),
     ("openpi's object dtype", {b"__ndarray__": True, b"data": b"x" * 8, b"dtype": "|O", b"shape": [1]}, "dtype"),
     ("picture of many pixels", {"__image__": True, "format": "png", "data": b"", "shape": [9999, 9999, 3]}, "pixels"),
-    ("raw floats", {"__image__": True, "format": "raw", "data": bytes(12), "dtype": "<f4", "shape": [1, 1, 3]}, "uint8"),
+    ("floats", {"__image__": True, "format": "raw", "data": bytes(12), "dtype": "<f4", "shape": [1, 1, 3]}, "uint8"),
     ("picture in another format", {"__image__": True, "format": "gif", "data": b"x", "shape": [2, 2, 3]}, "format"),
     ("grey picture", {"__image__": True, "format": "png", "data": b"x", "shape": [2, 2, 1]}, "height, width, 3"),
 ]  # fmt: skip

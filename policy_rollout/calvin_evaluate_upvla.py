@@ -27,7 +27,7 @@ from policy_rollout.benchmarks.base import Benchmark, find_benchmark
 from policy_rollout.evaluation import Manner, play_together
 from policy_rollout.filming import make_recorder
 from policy_rollout.policy import UPVLAPolicy
-from policy_rollout.progress import Progress
+from policy_rollout.progress import Progress, require_wandb
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,8 @@ def _check(settings: Mapping[str, Any]) -> None:
     ensemble = settings["ensemble"]
     if ensemble is not None and (not isinstance(ensemble, (int, float)) or not 0 <= ensemble < float("inf")):
         raise ValueError(f"ensemble={ensemble}: expected null or a number of at least 0")
+    if settings["log_wandb"]:
+        require_wandb()
 
 
 def _folder(settings: Mapping[str, Any], place: Place) -> Path:

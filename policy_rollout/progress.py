@@ -18,16 +18,20 @@ REFRESH = 5.0
 """Seconds between two looks at what other processes have recorded."""
 
 
+def require_wandb() -> None:
+    """Raises ``ValueError`` where it is not installed."""
+    if importlib.util.find_spec("wandb") is None:
+        raise ValueError("log_wandb=true: the package wandb is not installed (pip install wandb)")
+
+
 class Progress:
     """Of the chains ``jobs`` whose records are in ``folder``, whoever plays them. Process 0 tells, the others count.
 
-    ``wandb_config``: what wandb is told of the run, if it is to be told. Raises ``ValueError`` where it is missing."""
+    ``wandb_config``: what wandb is told of the run, if it is to be told."""
 
     def __init__(
         self, folder: Path, jobs: Sequence[ChainJob], rank: int = 0, wandb_config: Mapping[str, Any] | None = None
     ) -> None:
-        if wandb_config is not None and importlib.util.find_spec("wandb") is None:
-            raise ValueError("log_wandb=true: the package wandb is not installed (pip install wandb)")
         self._folder, self._jobs, self._rank, self._config = folder, jobs, rank, wandb_config
         self._wandb: Any = None
 

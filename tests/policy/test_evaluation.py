@@ -1,0 +1,174 @@
+"""The command of the closed loop: who takes part, what is refused, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize
+from omegaconf import OmegaConf
+
+from policy_rollout import calvin_evaluate_upvla as app
+from policy_rollout.benchmarks.desk import DeskBenchmark
+from policy_rollout.leases import LEASE, Owner
+from tests.policy.counting import job
+from tests.policy.saved_model import write_model
+
+
+def settings(*overrides: str) -> dict[str, Any]:
+    """What the command gets."""
+    with initialize(version_base="1.3", config_path="../../policy_conf"):
+        config = compose("calvin_evaluate_upvla", [*overrides])
+    found = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(found, dict)
+    return {str(name): value for name, value in found.items()}
+
+
+def test_torchrun_and_slurm_say_which_process_this_is() -> None:
+    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
+    assert app.place_in(step) == app.Place(3, 4, 1)
+    assert app.place_in({**step, "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}) == app.Place(1, 2, 1)
+    assert app.place_in({**step, "SLURM_STEP_NUM_TASKS": "1"}) == app.Place()
+    assert app.place_in({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) == app.Place(), (
+        "a batch script is no task of a step"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("environment=moon", r"environment=moon: allowed are .*desk"),
+        ("environment=offline", r"environment=offline: allowed are .*desk"),
+        ("environment=../desk", r"environment=\.\./desk: allowed are"),
+        ("scene=E", "scene=E: the desk has A, B, C, D"),
+        ("renderer=oil", "renderer=oil: the desk has raycast, gl"),
+        ("num_sequences=0", "num_sequences=0: expected a whole number of at least 1"),
+        ("ep_len=1.5", r"ep_len=1\.5: expected a whole number"),
+        ("workers=-1", "workers=-1: expected null or a whole number of at least 0"),
+        ("replan_every=0", "replan_every=0: expected null"),
+        ("ensemble=-1", "ensemble=-1: expected null or a number of at least 0"),
+    ],
+)
+def test_what_cannot_be_played_is_said_in_one_line(change: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=said) as error:
+        app.evaluate(settings("model_config=x", "environment=desk", f"log_dir={tmp_path / 'log'}", change), app.Place())
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "log").exists()
+
+
+def test_wandb_that_is_missing_is_told_before_anything_is_loaded(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"log_wandb=true: the package wandb is not installed \(pip install wandb\)"):
+        app.evaluate(settings("model_config=x", "environment=desk", "log_wandb=true"), app.Place())
+
+
+def test_wandb_hears_of_every_chain_and_of_the_results(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    heard: list[Any] = []
+
+    class Run:
+        summary: dict[str, float] = {}  # noqa: RUF012
+
+        def log(self, row: Any, step: int) -> None:
+            heard.append((step, row))
+
+        def finish(self, exit_code: int) -> None:
+            heard.append(("finished", exit_code))
+
+    fake = type(sys)("wandb")
+    fake.__spec__ = type(json.__spec__)("wandb", None)
+    fake.init = lambda **options: Run()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    app.evaluate(short(model, tmp_path, "log_wandb=true"), app.Place())
+    assert heard == [(1, {"average_length": 0.0}), (2, {"average_length": 0.0}), ("finished", 0)]
+    assert Run.summary["success/1"] == 0.0
+
+
+def test_environments_get_as_many_processes_as_they_need(monkeypatch: Any) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    desk, alone = DeskBenchmark(), type("Alone", (DeskBenchmark,), {"envs_per_process": 1, "name": "alone"})()
+    assert app.worker_count({"workers": None, "parallel": 8}, desk, app.Place()) == 6
+    assert app.worker_count({"workers": None, "parallel": 8}, desk, app.Place(local_world=3)) == 2
+    assert app.worker_count({"workers": 0, "parallel": 8}, desk, app.Place()) == 0
+    assert app.worker_count({"workers": None, "parallel": 8}, alone, app.Place()) == 8
+    assert app.worker_count({"workers": 0, "parallel": 1}, alone, app.Place()) == 0
+    with pytest.raises(ValueError, match="workers=2: a process holds at most 1 environments of alone"):
+        app.worker_count({"workers": 2, "parallel": 8}, alone, app.Place())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+def short(model: Path, log_dir: Path, *overrides: str) -> dict[str, Any]:
+    return settings(
+        f"model_config={model}",
+        "environment=desk",
+        "device=cpu",
+        "num_sequences=2",
+        "ep_len=6",
+        "workers=0",
+        f"log_dir={log_dir}",
+        *overrides,
+    )
+
+
+def test_an_evaluation_leaves_results_that_say_what_they_depend_on(model: Path, tmp_path: Path, capsys: Any) -> None:
+    app.evaluate(short(model, tmp_path, "ensemble=0.1", "replan_every=2"), app.Place())
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [(row["index"], row["completed"], row["steps"]) for row in results["records"]] == [(0, 0, [6]), (1, 0, [6])]
+    kept = results["settings"]
+    assert kept["ensemble"] == 0.1
+    assert kept["benchmark"]["renderer"] == "raycast"
+    assert len(kept["checkpoint_sha256"]) == 64
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("average length 0.000 [0.000, 0.000] over 2 chains")
+    assert last.endswith(str(tmp_path / "results.json"))
+
+
+def test_more_chains_are_added_to_an_evaluation_and_other_settings_are_refused(model: Path, tmp_path: Path) -> None:
+    app.evaluate(short(model, tmp_path), app.Place())
+    first = json.loads((tmp_path / "results.json").read_text())["records"]
+    app.evaluate(short(model, tmp_path, "num_sequences=3"), app.Place())
+    assert json.loads((tmp_path / "results.json").read_text())["records"][:2] == first
+    assert sum(len(file.read_text().splitlines()) for file in (tmp_path / "records").iterdir()) == 3
+    with pytest.raises(ValueError, match="ep_len=6, now it is 7"):
+        app.evaluate(short(model, tmp_path, "ep_len=7"), app.Place())
+
+
+def taken(owner: Owner, count: int = 3, recorded: tuple[int, ...] = ()) -> list[int]:
+    return [job.index for job in owner.take([job(i, 1) for i in range(count)], lambda index: index in recorded)]
+
+
+def test_a_chain_is_taken_once_and_free_when_its_owner_ends(tmp_path: Path) -> None:
+    with Owner(tmp_path) as first, Owner(tmp_path) as second:
+        assert next(first.take([job(0, 1)], lambda _: False)).index == 0
+        assert taken(second) == [1, 2]
+        assert taken(first) == []
+    with Owner(tmp_path) as third:
+        assert taken(third, recorded=(1,)) == [0, 2]
+
+
+def test_two_that_find_the_same_dead_owner_do_not_both_take_its_chain(tmp_path: Path) -> None:
+    with Owner(tmp_path) as dead:
+        assert taken(dead, 1) == [0]
+    with Owner(tmp_path) as one, Owner(tmp_path) as other:
+        # Both have looked before either takes.
+        of_one, of_other = (o.take([job(0, 1), job(1, 1)], lambda _: False) for o in (one, other))
+        assert [next(of_one).index, next(of_other).index] == [0, 1]
+        assert taken(one, 2) == taken(other, 2) == []
+
+
+def test_an_owner_on_another_machine_is_believed_for_as_long_as_its_lease_lasts(tmp_path: Path) -> None:
+    with Owner(tmp_path) as here, Owner(tmp_path) as away:
+        assert taken(away, 1) == [0]
+        sign = tmp_path / "owners" / away.name
+        sign.write_text(json.dumps({"machine": "elsewhere", "process": "1 1"}))
+        assert taken(here, 1) == []
+        now = sign.stat().st_mtime
+        os.utime(sign, (now, now - LEASE - 5))
+        assert taken(here, 1) == [0]

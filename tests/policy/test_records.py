@@ -1,0 +1,94 @@
+"""Records of chains: what several processes write of them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from policy_rollout import records
+from policy_rollout.chains import ChainRecord
+
+
+def written(folder: Path, chains: list[ChainRecord]) -> None:
+    for i, record in enumerate(chains):
+        records.append(folder, str(i % 2), record)
+
+
+def test_the_average_is_the_sum_of_the_rates_and_tasks_count_where_they_were_begun(tmp_path: Path) -> None:
+    chains = [ChainRecord(i, ("a", "b", "a"), i % 4, (5,) * min(i % 4 + 1, 3)) for i in range(8)]
+    results = records.write_results(tmp_path, chains, {"checkpoint": "x"})
+    assert results["average_length"]["value"] == pytest.approx(1.5)
+    assert sum(rate["value"] for rate in results["success_rates"]) == pytest.approx(1.5)
+    assert results["per_task"]["b"]["tried"] == 6
+    assert results["per_task"]["b"]["value"] == pytest.approx(4 / 6)
+    assert json.loads((tmp_path / "results.json").read_text())["records"][3] == json.loads(
+        json.dumps(asdict(chains[3]))
+    )
+
+
+def test_records_of_several_processes_are_one_and_a_cut_line_is_left_out(tmp_path: Path) -> None:
+    chains = [ChainRecord(i, ("a",), 1, (2,)) for i in range(5)]
+    written(tmp_path, chains)
+    with (tmp_path / "records" / "1.jsonl").open("a") as file:
+        file.write('{"index": 9, "tas')
+    assert records.read(tmp_path) == {record.index: record for record in chains}
+
+
+def test_records_of_two_checkpoints_do_not_mix(tmp_path: Path) -> None:
+    records.claim(tmp_path, {"checkpoint_sha256": "a", "ep_len": 360})
+    records.claim(tmp_path, {"checkpoint_sha256": "a", "ep_len": 360})
+    with pytest.raises(ValueError, match="checkpoint_sha256=a, now it is b"):
+        records.claim(tmp_path, {"checkpoint_sha256": "b", "ep_len": 360})
+    assert [file.name for file in tmp_path.iterdir()] == ["settings.json"]
+
+
+def test_the_setting_that_differs_is_named_however_deep_it_lies(tmp_path: Path) -> None:
+    records.claim(tmp_path, {"benchmark": {"name": "desk", "versions": {"mujoco": "3.2"}}})
+    with pytest.raises(ValueError, match=r"benchmark\.versions\.mujoco=3\.2, now it is 3\.3"):
+        records.claim(tmp_path, {"benchmark": {"name": "desk", "versions": {"mujoco": "3.3"}}})
+
+
+@pytest.mark.parametrize(
+    "damage", ['{"index": 1, "tas', "[3]", '{"index": "x", "tasks": [], "completed": 0, "steps": []}']
+)
+def test_a_line_that_is_no_record_is_an_error_that_names_it(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "records").mkdir()
+    whole = json.dumps(asdict(ChainRecord(4, ("a",), 1, (2,))))
+    (tmp_path / "records" / "me.jsonl").write_text(f"{whole}\n{damage}\n{whole}\n")
+    with pytest.raises(ValueError, match=r"me\.jsonl, line 2 is no record of a chain") as error:
+        records.read(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_chain_counts_once_and_as_the_lesser_whoever_wrote_first(tmp_path: Path) -> None:
+    better, worse = ChainRecord(0, ("a", "b"), 2, (3, 4)), ChainRecord(0, ("a", "b"), 1, (3, 9))
+    for folder, order in (("one", (better, worse)), ("two", (worse, better))):
+        (tmp_path / folder).mkdir()
+        for name, record in zip(("x", "y"), order, strict=True):
+            records.append(tmp_path / folder, name, record)
+        assert records.read(tmp_path / folder) == {0: worse}
+
+
+def test_merging_twice_is_merging_once(tmp_path: Path) -> None:
+    chains = [ChainRecord(i, ("a",), i % 2, (2,)) for i in range(6)]
+    for name, part in (("one", chains[:4]), ("two", chains[2:])):
+        records.claim(tmp_path / name, {"checkpoint_sha256": "a"})
+        written(tmp_path / name, part)
+    for _ in range(2):
+        both = records.merge([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
+        assert both == {record.index: record for record in chains}
+    lines = [line for file in (tmp_path / "both" / "records").iterdir() for line in file.read_text().splitlines()]
+    assert len(lines) == 6
+
+
+def test_folders_of_two_checkpoints_are_not_merged(tmp_path: Path) -> None:
+    for name in "ab":
+        records.claim(tmp_path / name, {"checkpoint_sha256": name})
+    with pytest.raises(ValueError, match="checkpoint_sha256=a, now it is b"):
+        records.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+    with pytest.raises(FileNotFoundError, match=r"no folder of an evaluation"):
+        records.merge([tmp_path / "a", tmp_path / "nowhere"], tmp_path / "both")

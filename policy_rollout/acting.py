@@ -22,13 +22,16 @@ class Observation:
     """What a robot sees at one moment.
 
     `rgb_static`, `rgb_gripper`: uint8 HWC of any size (the gripper's is needed by two-view models only);
-    `robot_obs`: CALVIN's 15 proprioceptive numbers, for policies that want them (UP-VLA does not).
+    `robot_obs`: CALVIN's 15 proprioceptive numbers, for policies that want them (UP-VLA does not);
+    `codes`: int16 [V, n], what the image tokenizer once made of the pictures (a token cache); the pictures are then
+    not looked at, and may be empty.
     """
 
     rgb_static: NDArray[np.uint8]
     instruction: str
     rgb_gripper: NDArray[np.uint8] | None = None
     robot_obs: NDArray[np.floating[Any]] | None = None
+    codes: NDArray[np.int16] | None = None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from policy_rollout.benchmarks.coded import CodedFrames, coded_frames
 from policy_rollout.benchmarks.offline import (
     ACTION_KEYS,
     CPU_BATCH,
@@ -61,6 +62,10 @@ examples:
   the same, acting by block-diffusion actions (a model trained with block_diffusion.action_enabled=true):
     python scripts/eval_upvla_offline_actions.py --dataset-root $CALVIN/task_ABC_D --model-config my_model.yaml \\
         --device cpu --start-only --action-decoder block_diffusion --output-json results/mine_bd.json
+  the same from image codes that were made once, which opens no frame:
+    python preprocess_data/tokenize_images.py --data $CALVIN/task_ABC_D/validation --tokenizer showlab/magvitv2 \\
+        --resolution 512 --output caches
+    python scripts/eval_upvla_offline_actions.py ... --token-cache caches
   what a constant guess achieves on the same samples:
     python scripts/eval_upvla_offline_actions.py --dataset-root $CALVIN/task_ABC_D --baseline mean --start-only \\
         --output-json results/mean.json
@@ -78,6 +83,7 @@ class Job:
     policy: Policy
     split: CalvinSplit
     samples: list[Sample]
+    coded: CodedFrames | None = None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -92,6 +98,12 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--max-samples", type=int, default=0, help="take the first that many samples (default: 0, all)")
     data.add_argument("--action-key", choices=ACTION_KEYS, default=ACTION_KEYS[0], help="which recorded actions count")
     data.add_argument("--clip-action", action="store_true", help="cut predicted actions to [-1, 1]")
+    data.add_argument(
+        "--token-cache",
+        type=Path,
+        metavar="DIR",
+        help="image codes of the split, made by preprocess_data/tokenize_images.py: no frame's file is opened",
+    )
     who = made.add_argument_group("policy (one of --model-config and --baseline)")
     who = who.add_mutually_exclusive_group(required=True)
     who.add_argument("--model-config", help="model yaml, e.g. policy_rollout/arvla_model.yaml")
@@ -128,7 +140,17 @@ def prepare(options: argparse.Namespace) -> Job:
     samples = list_samples(split.annotations, policy.act_step, options.start_only, options.stride, options.max_samples)
     if not samples:
         raise ValueError(f"{split.annotation_path} has no annotation of two frames or more: nothing to evaluate")
-    return Job(policy, split, samples)
+    return Job(policy, split, samples, _codes(options, split, policy))
+
+
+def _codes(options: argparse.Namespace, split: CalvinSplit, policy: Policy) -> CodedFrames | None:
+    if options.token_cache is None:
+        return None
+    if not isinstance(policy, UPVLAPolicy):
+        raise ValueError(
+            f"--token-cache {options.token_cache}: a baseline looks at nothing; it goes with --model-config"
+        )
+    return coded_frames(options.token_cache, split, policy)
 
 
 def make_policy(options: argparse.Namespace, meant: ActionConvention) -> Policy:
@@ -241,6 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 batch_size=options.batch_size or default_batch(job.policy),
                 may_shrink=options.batch_size == 0,
                 progress=bar.update,
+                coded=job.coded,
             )
     except (ValueError, OSError) as error:
         print(f"eval_upvla_offline_actions: {error}", file=sys.stderr)

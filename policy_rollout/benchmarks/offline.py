@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from policy_rollout.benchmarks.coded import CODES, NO_PICTURE, CodedFrames
 from policy_rollout.policy import ACTION_SIZE, Observation, Policy
 from training.data.calvin import CalvinSplit
 
@@ -132,6 +133,12 @@ class Prepared:
     recorded: list[NDArray[np.float32]]
 
 
+class Frames(Protocol):
+    """What frames are read from: a raw split, or a token cache of it."""
+
+    def frame(self, index: int, keys: Sequence[str]) -> dict[str, NDArray[Any]]: ...
+
+
 class FrameReader:
     """Hands out observations and action chunks of samples that come in ascending order of start frame.
 
@@ -139,7 +146,7 @@ class FrameReader:
     pictures too when some sample starts there. Pictures are let go once the last of these samples is served.
     """
 
-    def __init__(self, split: CalvinSplit, samples: Sequence[Sample], action_key: str, cameras: Sequence[str]) -> None:
+    def __init__(self, split: Frames, samples: Sequence[Sample], action_key: str, cameras: Sequence[str]) -> None:
         self._split = split
         self._action_key = action_key
         self._cameras = cameras
@@ -161,9 +168,10 @@ class FrameReader:
     def _observe(self, sample: Sample) -> Observation:
         frame = self._frame(sample.start)
         observation = Observation(
-            rgb_static=frame["rgb_static"],
+            rgb_static=frame.get("rgb_static", NO_PICTURE),
             rgb_gripper=frame.get("rgb_gripper"),
             instruction=sample.instruction,
+            codes=frame.get(CODES),
         )
         self._waiting[sample.start] -= 1
         if self._waiting[sample.start] == 0:
@@ -185,17 +193,20 @@ def evaluate(
     batch_size: int = CPU_BATCH,
     may_shrink: bool = True,
     progress: Callable[[int], None] = lambda done: None,
+    coded: CodedFrames | None = None,
 ) -> Report:
     """Asks the policy about every sample.
 
     `clip` cuts predicted actions to [-1, 1]; `batch_size` samples are tried at once, and with
     `may_shrink` fewer when the GPU's memory does not hold them; `progress` hears how many
-    samples each batch finished. Files are read one batch ahead while the policy works.
+    samples each batch finished. Files are read one batch ahead while the policy works; with `coded`, a token cache
+    of the split, none is.
     """
     if action_key not in ACTION_KEYS:
         raise ValueError(f"action_key must be one of {', '.join(ACTION_KEYS)}, got {action_key!r}")
     ordered = sorted(samples, key=lambda sample: sample.start)
-    reader = FrameReader(split, ordered, action_key, policy.cameras)
+    cameras = policy.cameras if coded is None else (CODES,)
+    reader = FrameReader(split if coded is None else coded, ordered, action_key, cameras)
     overall, per_task = Errors(), {task: Errors() for task in sorted({sample.task for sample in samples})}
     policy.reset()
     for batch in read_ahead(reader, ordered, batch_size):

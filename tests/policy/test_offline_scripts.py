@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,13 @@ from omegaconf import OmegaConf
 import train_upvla
 from config.schema import Job
 from policy_rollout.model_yaml import load_model_yaml
+from preprocess_data import tokenize_images
 from scripts import eval_upvla_offline_actions, prepare_calvin_debug_processed, smoke_upvla_minimal
 from scripts import summarize_offline_eval_json as summarize
 from tests.policy.recorded_play import WINDOWS
-from tests.policy.saved_model import write_model
+from tests.policy.saved_model import write_model, write_tokenizer_of_images
 from tests.tiny import write_language_model
+from training.data.calvin import CalvinSplit
 from training.data.contract import write_contract
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +53,41 @@ def test_an_evaluation_writes_its_figures_with_all_that_is_needed_to_repeat_it(s
     assert result["versions"]["torch"]
     assert [path.name for path in out.parent.iterdir()] == ["out.json"]
     assert "open_drawer" in capsys.readouterr().out
+
+
+def test_an_evaluation_from_the_token_cache_opens_no_frame_and_has_the_same_figures(
+    split_dir, model, tmp_path, capsys, monkeypatch
+):
+    options = ["--model-config", str(model), "--device", "cpu", "--stride", "3"]
+    assert evaluate(split_dir, *options, "--output-json", str(tmp_path / "pictures.json")) == 0
+    (tmp_path / "caches").mkdir()
+    options += ["--token-cache", str(tmp_path / "caches")]
+    assert evaluate(split_dir, *options) == 2
+    told = capsys.readouterr().err
+    command = shlex.split(told.partition("Make it: ")[2])
+    assert command[:2] == ["python", "preprocess_data/tokenize_images.py"]
+    assert tokenize_images.main(command[2:]) == 0
+    monkeypatch.setattr(CalvinSplit, "frame", lambda *given: pytest.fail("a frame was opened"))
+    assert evaluate(split_dir, *options, "--output-json", str(tmp_path / "codes.json")) == 0
+    pictures, codes = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("pictures", "codes"))
+    assert codes["overall"] == pytest.approx(pictures["overall"], rel=1e-6)
+    assert codes["settings"]["token_cache"] == str(tmp_path / "caches")
+
+
+def test_a_token_cache_of_another_tokenizer_or_for_a_baseline_is_refused(split_dir, model, tmp_path, capsys):
+    other = write_tokenizer_of_images(make_folder(tmp_path / "other"), seed=1)
+    words = ["--data", str(split_dir), "--tokenizer", str(other), "--resolution", "32", "--device", "cpu"]
+    assert tokenize_images.main([*words, "--output", str(tmp_path / "caches")]) == 0
+    capsys.readouterr()
+    assert evaluate(split_dir, "--model-config", str(model), "--token-cache", str(tmp_path / "caches")) == 2
+    assert "made by a tokenizer of other weights (other)" in capsys.readouterr().err
+    assert evaluate(split_dir, "--baseline", "zero", "--token-cache", str(tmp_path / "caches")) == 2
+    assert "a baseline looks at nothing" in capsys.readouterr().err
+
+
+def make_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,49 @@
+"""Recorded frames out of a token cache: the codes of their pictures and the actions, without opening a frame's file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_rollout.model_yaml import load_model_yaml, located
+from policy_rollout.policy import UPVLAPolicy
+from training.data.calvin import CalvinSplit
+from training.data.tokens import TokenCache, Wanted, find, raw_digest, remake_command
+
+CODES = "codes"
+"""What frames have in place of cameras."""
+
+
+class CodedFrames:
+    """The frames of a raw split as ``CalvinSplit.frame`` gives them, but ``CODES`` int16 [V, n] in place of cameras."""
+
+    def __init__(self, cache: TokenCache) -> None:
+        self.cache = cache
+
+    def frame(self, index: int, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
+        row = self.cache.row_of_id(index)
+        return {key: self.cache.rows.row(key, row) for key in keys}
+
+
+def coded_frames(caches: Path, split: CalvinSplit, policy: UPVLAPolicy) -> CodedFrames:
+    """The codes that the policy's image tokenizer once made of this split, from a folder of token caches.
+
+    Raises ValueError where there are none, with the command that makes them.
+    """
+    spec = policy.spec
+    wanted = Wanted(raw_digest(split), policy.vq.weights_hash, spec.resolution, spec.num_view)
+    source = policy.source
+    assert source is not None, "a policy that was read from a yaml"
+    vq = load_model_yaml(source.model_yaml, str(source.checkpoint)).job.model.vq_model
+    weights = None if vq.pretrained_model_path is None else str(located(vq.pretrained_model_path))
+    tokenizer = str(located(vq.vq_model_name))
+    remake = remake_command(split.path, tokenizer, weights, spec.resolution, spec.num_view, caches)
+    return CodedFrames(find([caches], wanted, remake))
+
+
+NO_PICTURE: NDArray[np.uint8] = np.empty((0, 0, 3), dtype=np.uint8)
+"""Stands where nobody looks."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ from config.schema import Job
 from models.draws import Draws
 from models.objectives import OBJECTIVES
 from models.upvla import Losses
-from training.run import Run, open_run
+from training.data.batch import CoBatch
+from training.run import open_run
 from training.setup import Parts, setup
 from training.step import COUNTED, Tasks, bundle, coefficients, encode_picture, encode_views, future_task, text_task
 
@@ -67,22 +68,28 @@ def job_of(objective: str, configs: str, overrides: Sequence[str], folder: str) 
 
 
 class Stepper:
-    """Takes optimizer steps of one job and notes what each part of them took."""
+    """Takes optimizer steps and notes what each part of them took. ``batches``: what they are taken with, without end;
+    ``autocast``: what the forward runs in."""
 
-    def __init__(self, job: Job, run: Run) -> None:
-        self.parts: Parts = setup(job, run)
-        self.run = run
+    def __init__(
+        self,
+        parts: Parts,
+        batches: Iterator[CoBatch],
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.parts = parts
         self.steps = 0
         self.noted: list[dict[str, Lap]] = []
-        self._weights = torch.tensor(coefficients(job), device=run.device)
-        self._batches = iter(self.parts.data)
+        self._autocast, self._batches = autocast, batches
+        self._weights = torch.tensor(coefficients(parts.job)).to(parts.device)
 
-    def step(self) -> None:
-        """One step; its parts are added to ``noted``."""
+    def step(self, around: Callable[[str], AbstractContextManager[Any]] | None = None) -> None:
+        """One step; its parts are added to ``noted``. ``around``: what each part, by its name, is done inside of."""
         parts, took, made = self.parts, dict[str, Lap](), dict[str, Any]()
 
         def part(name: str, work: Callable[[], Any]) -> Any:
-            took[name] = lap(lambda: made.update({name: work()}), self.run.device)
+            with nullcontext() if around is None else around(name):
+                took[name] = lap(lambda: made.update({name: work()}), parts.device)
             return made[name]
 
         batch = part(READ, lambda: next(self._batches))
@@ -94,7 +101,7 @@ class Stepper:
             return bundle(parts, future_task(parts, codes, self.steps), text_task(parts, turn, draws))
 
         tasks = part(PREPARE, prepare)
-        with self.run.accelerator.autocast():
+        with self._autocast():
             losses = part(FORWARD, lambda: parts.model(tasks.future, tasks.text))
         part(BACKWARD, lambda: torch.autograd.backward(self._total(losses, tasks)))
         part(UPDATE, self._update)
@@ -120,7 +127,8 @@ def steppers(objectives: Sequence[str], configs: str, overrides: Sequence[str]) 
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         jobs = {name: job_of(name, configs, overrides, folder) for name in objectives}
         run = stack.enter_context(open_run(jobs[objectives[0]]))
-        yield {name: Stepper(job, run) for name, job in jobs.items()}
+        made = {name: setup(job, run) for name, job in jobs.items()}
+        yield {name: Stepper(parts, iter(parts.data), run.accelerator.autocast) for name, parts in made.items()}
 
 
 def memory_step(settings: Mapping[str, Any], device: torch.device) -> Callable[[], None]:
@@ -163,7 +171,7 @@ def measure(args: argparse.Namespace, objectives: Sequence[str]) -> dict[str, di
     """Times of all objectives in turn, then the memory of each alone."""
     with tqdm(total=len(objectives) * (args.rounds + 1), desc=NAME, unit="run") as bar:
         with steppers(objectives, args.configs, args.overrides) as made:
-            device = made[objectives[0]].run.device
+            device = made[objectives[0]].parts.device
             laps = alternate({n: s.step for n, s in made.items()}, args.rounds, device, tick=bar.update)
         clock, first = clock_of(device), laps[objectives[0]]
         found = {n: figures(s.noted[-args.rounds :], laps[n], first, clock) for n, s in made.items()}

@@ -6,7 +6,10 @@ original pads both to its limits; the package does not.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -14,13 +17,15 @@ from torch.utils.data import Dataset
 
 from benchmarks.sizes import Size, clip_tower, image_tokenizer, language_model
 from config.schema import Job, Objective
+from models.draws import Draws
 from models.images import normalise
 from models.objectives import text_objective
+from models.vision import ClipTower
 from training.data.batch import CoBatch, RobotBatch, RobotSample, TextBatch, collate_robot
 from training.data.cotrain import CotrainLoader, Flow
 from training.optim import Schedule, build_optimizer
 from training.setup import Parts
-from training.step import coefficients
+from training.step import coefficients, encode_picture, encode_views, future_task, text_task
 
 INSTRUCTION = "push the red block to the left"
 QUESTION, ANSWER = {"cpu": 20, "phi": 44, "qwen3": 44}, {"cpu": 31, "phi": 256, "qwen3": 256}
@@ -35,6 +40,13 @@ class _Nothing(Dataset[RobotSample]):
 
     def __getitem__(self, index: int) -> RobotSample:
         raise IndexError(index)
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Work on meta tensors inside: autocast, which knows no such device, is left out."""
+    with mock.patch("torch.autocast", return_value=contextlib.nullcontext()):
+        yield
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,19 @@ class Problem:
         assert self.batch.text is not None
         return self.batch.text
 
+    @property
+    def clip(self) -> ClipTower:
+        assert self.parts.clip is not None
+        return self.parts.clip
+
+    def slots(self) -> int:
+        """Of both flows, that the package's step reads."""
+        codes, turn = encode_views(self.parts, self.robot), encode_picture(self.parts, self.text)
+        future, text = future_task(self.parts, codes, 0), text_task(self.parts, turn, Draws(0, 0))
+        assert future is not None
+        assert text is not None
+        return future.whole.ids.numel() + text.sequence.ids.numel()
+
     def coded(self) -> CoBatch:
         """The batch as a token cache hands it over: the codes of its frames, on the host."""
         views, future_views = (
@@ -73,15 +98,24 @@ class Problem:
         return replace(self.batch, robot=replace(self.robot, views=views, future_views=future_views))
 
 
-def problem(size: Size, objective: Objective, device: torch.device, rows: int, **training: object) -> Problem:
-    """``rows`` robot samples and as many conversations; ``device`` meta makes shapes alone. ``training``: keys of that
-    section. Loss weights are those of the action-tuning configurations, all 1."""
+def problem(
+    size: Size,
+    objective: Objective,
+    device: torch.device,
+    rows: int,
+    attn_implementation: str = "sdpa",
+    gradient_checkpointing: bool = False,
+) -> Problem:
+    """``rows`` robot samples and as many conversations; ``device`` meta makes shapes alone. Loss weights are those of
+    the action-tuning configurations, all 1. The mask may be said, as in the original, so that losses can be equal."""
     job = Job()
-    settings = {"mixed_precision": "no", "mmu_coeff": 1.0, "text_objective": objective, **training}
-    job.training = replace(job.training, batch_size_pre=rows, batch_size_mmu=rows, **settings)
-    job.model.showo.vocab_size = 0  # nobody reads it here
-    built = language_model(size, device, mask_logit_banned=False)
+    job.training = replace(
+        job.training, batch_size_pre=rows, batch_size_mmu=rows, mmu_coeff=1.0, text_objective=objective
+    )
+    built = language_model(size, device, mask_logit_banned=False, attn_implementation=attn_implementation)
     model = built.model.to(device).train()
+    if gradient_checkpointing:
+        model.backbone.enable_gradient_checkpointing()
     clip = clip_tower(size, device)
     nothing: Flow[RobotBatch] = Flow(_Nothing(), collate_robot, rows, seed=0)
     parts = Parts(

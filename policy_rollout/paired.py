@@ -49,13 +49,14 @@ class Pair:
         return {**told, "probability_first_better": self.difference.probability, "clear": self.clear}
 
 
-def pairs_of(values: Mapping[str, np.ndarray]) -> list[Pair]:
-    """Every pair of the names. ``values``: name -> [runs, items] of the same items; higher is better."""
+def pairs_of(values: Mapping[str, np.ndarray], weights: np.ndarray | None = None) -> list[Pair]:
+    """Every pair of the names. ``values``: name -> [runs, items] of the same items; higher is better. ``weights``
+    [items]: how much each counts."""
     found = []
     for first, second in combinations(values, 2):
         one, other = np.atleast_2d(values[first]), np.atleast_2d(values[second])
         apart = int((one.mean(axis=0) != other.mean(axis=0)).sum())
-        found.append(Pair(first, second, paired_difference(one, other), one.shape[1], apart))
+        found.append(Pair(first, second, paired_difference(one, other, weights), one.shape[1], apart))
     return found
 
 

@@ -5,7 +5,7 @@ A rate without an interval carries no claim, so every table of this package prin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -70,6 +70,25 @@ def bootstrap_mean(
     )
     low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return Interval(float(data.mean()), float(low), float(high))
+
+
+def bootstrap_sums(
+    counts: np.ndarray,
+    figure: Callable[[np.ndarray], np.ndarray],
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Interval of a figure of summed counts, such as a precision: `counts` [items, k]; `figure` [n, k] -> [n]."""
+    data = np.asarray(counts, dtype=np.float64)
+    items = data.shape[0]
+    part = max(1, 4_000_000 // items)
+    drawn = [
+        figure(_times_drawn(items, min(part, resamples - start), seed, start) @ data)
+        for start in range(0, resamples, part)
+    ]
+    low, high = np.quantile(np.concatenate(drawn), [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return Interval(float(figure(data.sum(axis=0, keepdims=True))[0]), float(low), float(high))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from config.files import PROJECT_DIR
 from config.load import load_job
 from models.checkpoint import Built, build, load_folder, model_folder
+from models.decoding import Decoding, Threshold, acceptance
 from models.images import clip_pixels
 from models.prompting import Prompter
 from models.upvla import UPVLA
@@ -26,6 +28,11 @@ EMBEDDED_CLIP = PROJECT_DIR / "assets" / "tiny_clip"
 EMBEDDED_PICTURES = PROJECT_DIR / "dummy_data" / "llava_validation" / "images"
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+ACCEPT_HELP = """\
+rules of --accept (which of the proposed words of a block a forward keeps; at least one):
+  threshold:0.9  all that are more probable than this        static:2       the two surest
+  factor:1.0     the more at once, the surer each must be    first-hitting  one slot, picked at random"""
+
 NEVER_SEEN: dict[str, tuple[str, ...]] = {"ar": ("mdm", "bd"), "mdm": (), "bd": ()}
 """Trained objective -> ways to decode that it cannot know: a model of next tokens has never read a mask."""
 HALF_SEEN = {("mdm", "ar"): "an mdm model has not learned to continue a clean answer",
@@ -36,13 +43,16 @@ HALF_SEEN = {("mdm", "ar"): "an mdm model has not learned to continue a clean an
 @dataclass(frozen=True)
 class Answerer:
     """``clip`` is None for a model without a picture path, or where no picture is asked about. ``source``: where the
-    weights come from; ``notes``: what a user should know."""
+    weights come from; ``notes``: what a user should know. ``checkpoint``, ``clip_folder``: what holds the weights of
+    both (a checkpoint of None: random weights)."""
 
     model: UPVLA
     prompter: Prompter
     clip: ClipTower | None
     source: str
     notes: tuple[str, ...]
+    checkpoint: Path | None = None
+    clip_folder: Path | None = None
 
     def patches(self, pictures: Sequence[Path]) -> Tensor | None:
         """CLIP features [B, P, C] of picture files; None without a tower. Raises ``ValueError`` or
@@ -70,13 +80,19 @@ def answerer(
     else:
         built, source, named = _saved(checkpoint, model_yaml)
         notes = built.notes
-    tower = None
+    tower, clip_folder = None, None
     if pictures:
         if built.spec.clip_width is None:
             raise ValueError("this model reads no pictures (model.showo.w_clip_vit=false); ask with --no-picture")
-        tower = _tower(built, clip or named)
+        tower, clip_folder = _tower(built, clip or named)
     model = built.model.to(device=device, dtype=TYPES[dtype]).eval().requires_grad_(False)
-    return Answerer(model, built.prompter, None if tower is None else tower.to(device), source, notes)
+    tower = None if tower is None else tower.to(device)
+    weights = None if checkpoint is None and model_yaml is None else _weights_of(Path(source))
+    return Answerer(model, built.prompter, tower, source, notes, weights, clip_folder)
+
+
+def _weights_of(path: Path) -> Path:
+    return path if path.is_file() else model_folder(path)
 
 
 def _saved(checkpoint: str | None, model_yaml: str | None) -> tuple[Built, str, str | None]:
@@ -106,16 +122,18 @@ def _run_config(path: Path) -> Path | None:
     return None
 
 
-def _tower(built: Built, named: str | None) -> ClipTower:
+def _tower(built: Built, named: str | None) -> tuple[ClipTower, Path]:
+    """The tower and where it lies."""
     if named is None:
         embedded = built.spec.clip_width == load_clip(EMBEDDED_CLIP).width
         named = str(EMBEDDED_CLIP) if embedded else "openai/clip-vit-large-patch14-336"
-    tower = load_clip(located(named), key="--clip")
+    folder = resolve_model_dir(located(named), key="--clip", needs=("config.json", "preprocessor_config.json"))
+    tower = load_clip(folder, key="--clip")
     if tower.width != built.spec.clip_width:
         raise ValueError(
             f"--clip {named}: its features have {tower.width} channels, but the model reads {built.spec.clip_width}"
         )
-    return tower
+    return tower, folder
 
 
 def way_to_decode(trained: str, wanted: str | None, anyway: bool) -> tuple[str, str | None]:
@@ -128,6 +146,49 @@ def way_to_decode(trained: str, wanted: str | None, anyway: bool) -> tuple[str, 
         )
     told = HALF_SEEN.get((trained, way))
     return way, None if told is None else f"--objective {way}: {told}; the answer may be poor"
+
+
+def decoding(options: argparse.Namespace, way: str) -> Decoding:
+    """Of the options of ``add_decoding``. Raises ``ValueError`` for a switch that this way of decoding would ignore."""
+    blocks = way != "ar"
+    for name, given, fits in (
+        ("--accept", options.accept, blocks and not options.speculative),
+        ("--block-size", options.block_size, blocks and not (way == "mdm" and options.whole_canvas)),
+        ("--whole-canvas", options.whole_canvas, way == "mdm"),
+        ("--speculative", options.speculative, way == "bd"),
+    ):
+        if given and not fits:
+            why = f"--objective {way}"
+            why += " --speculative" if name == "--accept" and blocks else ""
+            why += " --whole-canvas" if name == "--block-size" and blocks else ""
+            raise ValueError(f"{name} has no effect with {why}; leave it out")
+    if options.block_size is not None and options.block_size < 1:
+        raise ValueError(f"--block-size is {options.block_size}; it must be 1 or more")
+    rule = Threshold() if options.accept is None else acceptance(options.accept)
+    return Decoding(rule, options.block_size, options.whole_canvas, options.speculative)
+
+
+# --- options of every command that asks ------------------------------------------------------------------------------
+
+
+def add_who(made: argparse.ArgumentParser) -> None:
+    who = made.add_argument_group("who is asked (default: the embedded model with random weights)")
+    who.add_argument("--checkpoint", help="output folder of a run, checkpoint-<step>, or a weights file")
+    who.add_argument("--model-config", help="model yaml that names one, e.g. policy_rollout/bdvla_model.yaml")
+    who.add_argument("--clip", help="CLIP tower (default: the one that the run or the yaml names)")
+    who.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>; without CUDA the CPU is used")
+    who.add_argument("--dtype", choices=tuple(TYPES), default="float32", help="arithmetic (default: float32)")
+
+
+def add_decoding(made: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    how = made.add_argument_group("how the answer is decoded")
+    how.add_argument("--objective", choices=("ar", "mdm", "bd"), help="(default: as the model was trained)")
+    how.add_argument("--anyway", action="store_true", help="also in a way that the model never learned")
+    how.add_argument("--accept", help="which words a forward keeps, see below (default: threshold:0.9)")
+    how.add_argument("--block-size", type=int, help="of bd; of mdm the part of the canvas that is filled first")
+    how.add_argument("--whole-canvas", action="store_true", help="mdm: fill any slot at any time")
+    how.add_argument("--speculative", action="store_true", help="bd drafts, the clean stream verifies: ar's answer")
+    return how
 
 
 def picture_files(given: Sequence[Path]) -> list[Path]:

@@ -20,10 +20,19 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 import torch
 from rich.console import Console
 
-from models.decoding import Decoding, Generation, Sampling, Threshold, acceptance, generate
+from models.decoding import Generation, Sampling, generate
 from models.prompting import questions_in
 from policy_rollout.policy import pick_device
-from scripts.answering import TYPES, Answerer, answerer, picture_files, way_to_decode
+from scripts.answering import (
+    ACCEPT_HELP,
+    Answerer,
+    add_decoding,
+    add_who,
+    answerer,
+    decoding,
+    picture_files,
+    way_to_decode,
+)
 from scripts.trace import Recorder, Step, lines_of, printable
 from scripts.trace_picture import Panel, save_animation
 
@@ -31,7 +40,8 @@ DESCRIPTION = """\
 Asks a trained model questions about pictures and prints each answer as it comes, then what it cost: forwards of the
 backbone, tokens per forward, tokens per second, time to the first word. Every question is asked of every picture, all
 of them in one batch. A model decodes as it was trained (ar, mdm or bd) unless told otherwise."""
-EPILOG = """\
+EPILOG = (
+    """\
 examples:
   python scripts/generate_text.py --checkpoint outputs/tiny_bdvla --picture table.jpg \\
       --question "Where is the red toy? *** What colour is the ball?"
@@ -45,9 +55,9 @@ examples:
   for another program:
     python scripts/generate_text.py --checkpoint outputs/tiny_mdmvla --json | jq .answers
 
-rules of --accept (which of the proposed words of a block a forward keeps; at least one):
-  threshold:0.9  all that are more probable than this        static:2       the two surest
-  factor:1.0     the more at once, the surer each must be    first-hitting  one slot, picked at random"""
+"""
+    + ACCEPT_HELP
+)
 QUESTION = "Name the toys on the table."
 
 
@@ -63,24 +73,13 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    who = made.add_argument_group("who is asked (default: the embedded model with random weights)")
-    who.add_argument("--checkpoint", help="output folder of a run, checkpoint-<step>, or a weights file")
-    who.add_argument("--model-config", help="model yaml that names one, e.g. policy_rollout/bdvla_model.yaml")
-    who.add_argument("--clip", help="CLIP tower (default: the one that the run or the yaml names)")
-    who.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>; without CUDA the CPU is used")
-    who.add_argument("--dtype", choices=tuple(TYPES), default="float32", help="arithmetic (default: float32)")
+    add_who(made)
     what = made.add_argument_group("what is asked")
     what.add_argument("--picture", type=Path, nargs="+", help="files or folders (default: a bundled picture)")
     what.add_argument("--no-picture", action="store_true", help="ask without a picture")
     what.add_argument("--question", default=QUESTION, help="several are split by ' *** ' (default: %(default)s)")
     what.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: 64)")
-    how = made.add_argument_group("how the answer is decoded")
-    how.add_argument("--objective", choices=("ar", "mdm", "bd"), help="(default: as the model was trained)")
-    how.add_argument("--anyway", action="store_true", help="also in a way that the model never learned")
-    how.add_argument("--accept", help="which words a forward keeps, see below (default: threshold:0.9)")
-    how.add_argument("--block-size", type=int, help="of bd; of mdm the part of the canvas that is filled first")
-    how.add_argument("--whole-canvas", action="store_true", help="mdm: fill any slot at any time")
-    how.add_argument("--speculative", action="store_true", help="bd drafts, the clean stream verifies: ar's answer")
+    how = add_decoding(made)
     how.add_argument("--temperature", type=float, default=0.0, help="0 (default): always the most likely word")
     how.add_argument("--top-k", type=int, help="draw from that many words at most")
     how.add_argument("--top-p", type=float, help="draw from the likeliest words that hold this probability")
@@ -92,28 +91,13 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def decoding(options: argparse.Namespace, way: str) -> Decoding:
-    """Raises ``ValueError`` for a switch that this way of decoding would ignore."""
-    blocks = way != "ar"
-    for name, given, fits in (
-        ("--accept", options.accept, blocks and not options.speculative),
-        ("--block-size", options.block_size, blocks and not (way == "mdm" and options.whole_canvas)),
-        ("--whole-canvas", options.whole_canvas, way == "mdm"),
-        ("--speculative", options.speculative, way == "bd"),
-        ("--top-k", options.top_k, options.temperature > 0),
-        ("--top-p", options.top_p, options.temperature > 0),
-    ):
-        if given and not fits:
-            why = "--temperature 0" if name.startswith("--top") else f"--objective {way}"
-            why += " --speculative" if name == "--accept" and blocks else ""
-            why += " --whole-canvas" if name == "--block-size" and blocks else ""
-            raise ValueError(f"{name} has no effect with {why}; leave it out")
+def require_used(options: argparse.Namespace) -> None:
+    """Raises ``ValueError`` for what would be ignored, or is out of range."""
+    for name, given in (("--top-k", options.top_k), ("--top-p", options.top_p)):
+        if given and not options.temperature > 0:
+            raise ValueError(f"{name} has no effect with --temperature 0; leave it out")
     if options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens is {options.max_new_tokens}; it must be 1 or more")
-    if options.block_size is not None and options.block_size < 1:
-        raise ValueError(f"--block-size is {options.block_size}; it must be 1 or more")
-    rule = Threshold() if options.accept is None else acceptance(options.accept)
-    return Decoding(rule, options.block_size, options.whole_canvas, options.speculative)
 
 
 def asked_of(options: argparse.Namespace) -> list[Asked]:
@@ -208,6 +192,7 @@ def ask(options: argparse.Namespace, console: Console) -> None:
     )
     way, warning = way_to_decode(who.model.spec.text_objective, options.objective, options.anyway)
     how = decoding(options, way)
+    require_used(options)
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     for note in [*who.notes, *([warning] if warning else [])]:
         print(f"note: {note}", file=sys.stderr)

@@ -1,0 +1,198 @@
+"""What is asked: the question files of public benchmarks, and our own format of conversations.
+
+pope           jsonl {question_id, image, text, label yes|no}; the category is in the file's name
+textvqa        the official json {data: [{question_id, image_id, question, answers: [ten]}]}
+gqa            jsonl {question, image, answer}, or the official json {id: {question, imageId, answer}}
+llava          jsonl {question_id, image, text}; without answers, so that nothing is scored
+conversations  the json of conversations that training reads; the first question of each, and its answer
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from models.json_file import read_object
+from models.prompting import ASSISTANT, HUMAN, IMAGE_MARK
+
+SHORT = "Answer the question using a single word or phrase."
+"""What LLaVA's evaluations put behind questions of benchmarks with short answers."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """``picture``: name of a file below the image root; ``truths``: every annotator's answer (none: it cannot be
+    scored); ``kind``: under what it is counted, too."""
+
+    id: str
+    picture: str
+    text: str
+    truths: tuple[str, ...]
+    kind: str
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a benchmark's files are read, what stands behind each question, how long an answer may be."""
+
+    read: Callable[[Path], Iterator[Question]]
+    suffix: str
+    max_new_tokens: int
+
+
+def read_questions(benchmark: str, files: Sequence[Path], most: int = 0) -> list[Question]:
+    """Of all files in their order, the first ``most`` (0: all). Raises ``ValueError`` or ``FileNotFoundError`` naming
+    the file and where in it."""
+    found = [question for file in files for question in FORMATS[benchmark].read(file)]
+    if not found:
+        raise ValueError(f"--questions {', '.join(map(str, files))}: there is no question in it")
+    return found[:most] if most else found
+
+
+def require_pictures(questions: Sequence[Question], root: Path) -> None:
+    """Before anything is asked. Raises ``FileNotFoundError`` naming the first that are missing."""
+    names = list(dict.fromkeys(question.picture for question in questions))
+    missing = [name for name in names if not (root / name).is_file()]
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise FileNotFoundError(f"--image-root {root}: {len(missing)} of {len(names)} pictures are not there: {shown}")
+
+
+def digest(questions: Sequence[Question]) -> str:
+    """The identity of what is asked."""
+    return hashlib.sha256(json.dumps([asdict(question) for question in questions]).encode()).hexdigest()
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+
+def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
+    """The first of the fields that is there, as text."""
+    for name in names:
+        value = row.get(name)
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            return str(value)
+    raise ValueError(f"{where}: {' or '.join(names)} is missing, or no text")
+
+
+def _lines(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(where, the object) of every line of a jsonl file."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"--questions {file} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--questions {file} cannot be read ({error})") from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where} is not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} is a {type(row).__name__}, not an object")
+        yield where, row
+
+
+def _pope(file: Path) -> Iterator[Question]:
+    category = file.stem.rpartition("_")[2]
+    for where, row in _lines(file):
+        label = _field(row, ("label",), where).strip().lower()
+        if label not in ("yes", "no"):
+            raise ValueError(f"{where}: label is {label!r}; allowed: yes, no")
+        kind = row.get("category") or category
+        yield Question(
+            f"{kind}/{_field(row, ('question_id', 'id'), where)}",
+            _field(row, ("image",), where),
+            _field(row, ("text", "question"), where),
+            (label,),
+            str(kind),
+        )
+
+
+def _textvqa(file: Path) -> Iterator[Question]:
+    rows = read_object(file, "--questions of textvqa is the official json").get("data")
+    if not isinstance(rows, list):
+        raise ValueError(f"{file}: data is missing, or no list; the official json of TextVQA has it")
+    for number, row in enumerate(rows):
+        where = f"{file}, data[{number}]"
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} is a {type(row).__name__}, not an object")
+        answers = row.get("answers")
+        if not isinstance(answers, list) or len(answers) < 2 or not all(isinstance(a, str) for a in answers):
+            raise ValueError(f"{where}: answers has to be a list of texts, two or more (the test split has none)")
+        yield Question(
+            _field(row, ("question_id",), where),
+            _field(row, ("image_id",), where) + ".jpg",
+            _field(row, ("question",), where),
+            tuple(answers),
+            "all",
+        )
+
+
+def _gqa(file: Path) -> Iterator[Question]:
+    if file.suffix == ".json":
+        rows: Iterator[tuple[str, Any]] = iter(read_object(file, "--questions of gqa is a json or jsonl").items())
+        named = ((f"{file}, {name}", {"id": name, **(row if isinstance(row, dict) else {})}) for name, row in rows)
+    else:
+        named = ((where, {"id": where.rpartition(" ")[2], **row}) for where, row in _lines(file))
+    for where, row in named:
+        picture = row.get("image") or f"{_field(row, ('imageId', 'image'), where)}.jpg"
+        types = row.get("types")
+        kind = types.get("structural") if isinstance(types, dict) else None
+        yield Question(
+            _field(row, ("question_id", "id"), where),
+            str(picture),
+            _field(row, ("question", "text"), where),
+            (_field(row, ("answer", "label"), where),),
+            str(kind or row.get("type") or "all"),
+        )
+
+
+def _llava(file: Path) -> Iterator[Question]:
+    for where, row in _lines(file):
+        truth = (str(row["answer"]),) if isinstance(row.get("answer"), str) else ()
+        yield Question(
+            _field(row, ("question_id", "id"), where),
+            _field(row, ("image",), where),
+            _field(row, ("text", "question"), where).replace(IMAGE_MARK, "").strip(),
+            truth,
+            str(row.get("category") or "all"),
+        )
+
+
+def _conversations(file: Path) -> Iterator[Question]:
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"--questions {file} does not exist") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"--questions {file} is not readable JSON ({error})") from None
+    if not isinstance(rows, list):
+        raise ValueError(f"--questions {file} must be a list of conversations")
+    for number, row in enumerate(rows):
+        where = f"{file}, [{number}]"
+        try:
+            turns = [(turn["from"], turn["value"]) for turn in row["conversations"]]
+            said = [(who, text.replace(IMAGE_MARK, "").strip()) for who, text in turns if who in (HUMAN, ASSISTANT)]
+            (asker, text), (answerer, truth) = said[:2]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise ValueError(f"{where} does not begin with a question and its answer") from None
+        if (asker, answerer) != (HUMAN, ASSISTANT):
+            raise ValueError(f"{where} does not begin with a question and its answer")
+        yield Question(str(row.get("id", number)), _field(row, ("image",), where), text, (truth,), "all")
+
+
+FORMATS = {
+    "pope": Format(_pope, SHORT, 16),
+    "textvqa": Format(_textvqa, SHORT, 16),
+    "gqa": Format(_gqa, SHORT, 16),
+    "llava": Format(_llava, "", 256),
+    "conversations": Format(_conversations, "", 64),
+}

@@ -1,0 +1,196 @@
+"""The results of a benchmark of questions: a file to compute with, a row to read, and which of two is better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.json_file import read_object
+from policy_rollout.benchmarks.vqa.asking import Asked, Batch
+from policy_rollout.benchmarks.vqa.questions import Question
+from policy_rollout.benchmarks.vqa.scores import MEANS, accuracy, blind_guess, by_kind, by_picture, pope_figures, score_of
+from policy_rollout.paired import Pair, interval_json, markdown_table, pairs_of, percent, points, probability
+from policy_rollout.results import dotted
+from policy_rollout.statistics import Interval
+
+FILE = "results.json"
+WHAT = ("benchmark", "questions_sha256", "suffix", "max_new_tokens")
+"""Settings that have to agree where two are compared; all others say who answered, and how."""
+SHUFFLED = "shuffle_pictures"
+
+
+def figures(
+    benchmark: str, questions: Sequence[Question], asked: Sequence[Asked], batches: Sequence[Batch]
+) -> dict[str, Any]:
+    """Everything but settings. ``records`` are in the order of the questions' files."""
+    said = {answer.index: answer.text for batch in batches for answer in batch.answers}
+    texts = [said[i] for i in range(len(questions))]
+    shown = {row.index: row.picture for row in asked}
+    scores = [score_of(benchmark, question, text) for question, text in zip(questions, texts, strict=True)]
+    known = [score for score in scores if score is not None]
+    told: dict[str, Any] = {"benchmark": benchmark, "questions": len(questions), "pictures": len(set(shown.values()))}
+    if len(known) == len(questions):
+        values = np.array(known)
+        interval, how = accuracy(values, [question.picture for question in questions])
+        told["accuracy"] = {**interval_json(interval), "interval": how, "means": MEANS[benchmark]}
+        told["best_blind_guess"] = blind_guess(benchmark, questions)
+        told["by_kind"] = by_kind(values, questions)
+        if benchmark == "pope":
+            told["pope"] = pope_figures(questions, texts)
+    told["cost"] = cost(batches)
+    told["records"] = [
+        {"id": q.id, "picture": q.picture, "shown": shown[i], "question": q.text, "answer": text, "score": score}
+        for i, (q, text, score) in enumerate(zip(questions, texts, scores, strict=True))
+    ]
+    return told
+
+
+def cost(batches: Sequence[Batch]) -> dict[str, float]:
+    """``tokens_per_forward`` counts all rows of a batch; seconds are of decoding, CLIP's beside them."""
+    answers = sum(len(batch.answers) for batch in batches)
+    tokens = sum(answer.tokens for batch in batches for answer in batch.answers)
+    forwards, seconds = sum(b.forwards for b in batches), sum(b.seconds for b in batches)
+    pictures = sum(batch.looked for batch in batches)
+    return {
+        "answers": answers,
+        "tokens": tokens,
+        "forwards": forwards,
+        "tokens_per_forward": tokens / max(forwards, 1),
+        "tokens_per_second": tokens / max(seconds, 1e-9),
+        "seconds_per_answer": seconds / answers,
+        "seconds_per_batch_median": float(np.median([batch.seconds for batch in batches])),
+        "first_word_seconds_median": float(np.median([batch.first_word_seconds for batch in batches])),
+        "seconds_per_picture": sum(batch.look_seconds for batch in batches) / max(pictures, 1),
+    }
+
+
+# --- to read ---------------------------------------------------------------------------------------------------------
+
+
+def _interval(told: Mapping[str, float]) -> Interval:
+    return Interval(told["value"], told["low"], told["high"])
+
+
+def markdown(name: str, content: Mapping[str, Any]) -> str:
+    """One row, and the benchmark's own figures and kinds below it."""
+    spent, settings = content["cost"], content["settings"]
+    told = content.get("accuracy")
+    head = ["", "benchmark", "decoded", "questions", "accuracy", "best blind guess", "tokens per forward"]
+    head += ["ms per answer", "batch"]
+    asked = str(content["benchmark"]) + (", shuffled pictures" if settings[SHUFFLED] else "")
+    row = [
+        name,
+        asked,
+        str(settings["objective"]),
+        str(content["questions"]),
+        percent(_interval(told)) if told else "not scored",
+        f"{100 * content['best_blind_guess']:.0f} %" if told else "–",
+        f"{spent['tokens_per_forward']:.2f}",
+        f"{1000 * spent['seconds_per_answer']:.0f}",
+        str(settings["batch_size"]),
+    ]
+    parts = [markdown_table(head, [row])]
+    if "pope" in content:
+        pope = content["pope"]
+        names = ("precision", "recall", "f1", "yes_ratio")
+        cells = [*(percent(_interval(pope[key])) for key in names), f"{100 * pope['neither']:.0f} %"]
+        parts.append(markdown_table(["", "precision", "recall", "F1", "says yes", "neither"], [["all", *cells]]))
+    if content.get("by_kind"):
+        rows = [[kind, str(of["questions"]), percent(_interval(of))] for kind, of in content["by_kind"].items()]
+        parts.append(markdown_table(["kind", "questions", "accuracy"], rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def last_line(content: Mapping[str, Any]) -> str:
+    told = content.get("accuracy")
+    asked = f"{content['questions']} questions about {content['pictures']} pictures"
+    if told is None:
+        return f"{asked} answered; they come without answers and are not scored"
+    blind = content["best_blind_guess"]
+    line = f"accuracy {percent(_interval(told))} over {asked} (best blind guess {100 * blind:.0f} %)"
+    if content["settings"][SHUFFLED]:
+        return f"{line}; with another picture each"
+    if told["low"] <= blind:
+        return f"{line}: not clearly above who does not look"
+    return line
+
+
+# --- compared --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A results file whose questions have answers."""
+
+    name: str
+    file: Path
+    content: Mapping[str, Any]
+
+    @property
+    def scores(self) -> list[float]:
+        return [record["score"] for record in self.content["records"]]
+
+
+def read_scored(path: Path, name: str) -> Scored:
+    """Of ``results.json`` or its folder. Raises ``ValueError`` or ``FileNotFoundError`` in one line."""
+    file = path / FILE if path.is_dir() else path
+    content = read_object(file, "give a results.json of eval_vqa.py, or its folder")
+    records = content.get("records")
+    if not isinstance(records, list) or not isinstance(content.get("cost"), dict):
+        raise ValueError(f"{file} is no result of eval_vqa.py")
+    if "accuracy" not in content:
+        raise ValueError(f"{file} is not scored: its questions come without answers")
+    return Scored(name, file, content)
+
+
+def compare(found: Sequence[Scored], anyway: bool = False) -> tuple[list[Pair], list[str]]:
+    """(every pair in accuracy, question by question; notes). Raises ``ValueError`` where other questions were asked,
+    or in another way (unless ``anyway``)."""
+    first, *others = found
+    notes = []
+    for other in others:
+        mine, theirs = (dotted(one.content["settings"]) for one in (first, other))
+        if mine["questions_sha256"] != theirs["questions_sha256"] or len(first.scores) != len(other.scores):
+            raise ValueError(f"{other.file} has answers to other questions than {first.file}")
+        for key in WHAT:
+            if mine.get(key) != theirs.get(key):
+                told = f"{key} is {mine.get(key)!r} in {first.file} and {theirs.get(key)!r} in {other.file}"
+                if not anyway:
+                    raise ValueError(f"{told} (--anyway compares them all the same)")
+                notes.append(told)
+        if mine.get(SHUFFLED) != theirs.get(SHUFFLED):
+            notes.append(f"{(first if mine.get(SHUFFLED) else other).name} was shown other pictures")
+    pictures = [record["picture"] for record in first.content["records"]]
+    count = by_picture(first.scores, pictures)[1]
+    values = {one.name: by_picture(one.scores, pictures)[0] for one in found}
+    return pairs_of(values, count), notes
+
+
+def verdict(pair: Pair) -> str:
+    likely = probability(pair.difference.probability)
+    told = f"{pair.first} − {pair.second} is {points(pair.difference.interval)} points over {pair.items} pictures"
+    told += f", P({pair.first} better) {likely if likely[0] in '<>' else '= ' + likely}"
+    if pair.better is None:
+        return f"these questions cannot tell {pair.first} from {pair.second}: {told}"
+    return f"{pair.better} is better: {told}"
+
+
+def comparison(found: Sequence[Scored], pairs: Sequence[Pair], notes: Sequence[str]) -> str:
+    rows = []
+    for one in found:
+        spent = one.content["cost"]
+        cells = [percent(_interval(one.content["accuracy"])), f"{spent['tokens_per_forward']:.2f}"]
+        rows.append([one.name, *cells, f"{1000 * spent['seconds_per_answer']:.0f}"])
+    apart = [
+        [f"{p.first} − {p.second}", points(p.difference.interval), probability(p.difference.probability)] for p in pairs
+    ]
+    parts = [
+        markdown_table(["", "accuracy", "tokens per forward", "ms per answer"], rows),
+        markdown_table(["", "difference in points", "P(first is better)"], apart),
+        *(f"Note: {note}." for note in notes),
+    ]
+    return "\n\n".join(parts) + "\n"

@@ -41,6 +41,7 @@ class RobotReader:
         self.kept_slots = kept_slots
         self._kept: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # ids -> [layers, 2, H, n, d]
         self._layouts: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor]] = OrderedDict()
+        self._parameters = list(model.backbone.parameters())
         self._weights = 0
         self._compiled: Callable[..., Tensor] | None = _compile(model) if compiled else None
 
@@ -102,8 +103,8 @@ class RobotReader:
         return cache
 
     def _weights_now(self) -> int:
-        """Another number when a parameter of the backbone was changed in place or replaced."""
-        return hash(tuple((p.data_ptr(), p._version) for p in self.model.backbone.parameters()))
+        """Another number when a parameter of the backbone was changed in place, or moved."""
+        return hash(tuple((p.data_ptr(), p._version) for p in self._parameters))
 
     # --- shapes ------------------------------------------------------------------------------------------------
 

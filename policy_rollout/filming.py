@@ -104,9 +104,10 @@ class Filming:
         for place, task in enumerate(tasks):
             rows = self._moments(task)
             if rows:
-                heading = captioned(_strip(rows), f"{job.instructions[place]}", *_outcome(record, place))
+                page = sheet(rows, columns=1, gap=0)
+                heading = captioned(page[:0], job.instructions[place], *_outcome(record, place))
                 file = self.folder / "input_predict_truth" / f"{name}_task_{place + 1}.png"
-                write_png(file, heading)
+                write_png(file, np.concatenate([heading, page]))
 
     def _task(self, job: ChainJob, place: int) -> _Task:
         tasks = self._tasks[job.index]
@@ -144,7 +145,7 @@ def make_recorder(settings: Mapping[str, Any], folder: Path, policy: Foreseeing)
 def _scenes(job: ChainJob, record: ChainRecord, place: int, task: _Task) -> list[Frame]:
     """One task's frames, and its outcome for a moment."""
     frames = []
-    told = f"{job.instructions[place]}"
+    told = job.instructions[place]
     for step, picture in sorted(task.pictures.items()):
         note = f"task {place + 1} of {len(job.tasks)}, step {step + 1}"
         frames.append(captioned(resized(picture, FILM_HEIGHT), told, note))
@@ -198,8 +199,3 @@ def _as_model(picture: Frame, resolution: int) -> Frame:
 
 def _difference(one: Frame, other: Frame) -> float:
     return float(np.abs(one.astype(np.float64) - other.astype(np.float64)).mean())
-
-
-def _strip(rows: list[Frame]) -> Frame:
-    """Rows below each other, as wide as the widest."""
-    return sheet(rows, columns=1, gap=0)

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -178,7 +178,7 @@ class CalvinEnv:
         if self._sim is None:
             return
         CalvinEnv._in_use = False
-        with _silent(), redirect_stdout(io.StringIO()):  # it prints that it disconnects, once more when it is deleted
+        with _silent():  # it prints that it disconnects, and once more when it is deleted
             self._sim.close()
             self._sim.ownsPhysicsClient = False
             self._sim = None
@@ -232,24 +232,24 @@ def _vector(values: ArrayLike, size: int, what: str) -> NDArray[np.float64]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """What C code prints is heard only where something fails: pybullet and its EGL plugin are talkative."""
+    """What is printed, by C code too, is heard only where something fails: pybullet, its EGL plugin and calvin_env are
+    talkative."""
     flush = ctypes.CDLL(None).fflush  # C keeps text back, and would print it after all
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
+    kept, words = (os.dup(1), os.dup(2)), io.StringIO()
     with tempfile.TemporaryFile() as heard:
         try:
             os.dup2(heard.fileno(), 1)
             os.dup2(heard.fileno(), 2)
-            yield
+            with redirect_stdout(words), redirect_stderr(words):
+                yield
         except BaseException:
             flush(None)
             heard.seek(0)
-            os.write(kept[1], heard.read())
+            os.write(kept[1], heard.read() + words.getvalue().encode())
             raise
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
             flush(None)
             for number, copy in enumerate(kept, start=1):
                 os.dup2(copy, number)

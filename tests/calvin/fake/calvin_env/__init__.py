@@ -1,0 +1,1 @@
+"""A stand-in for calvin_env; see envs/play_table_env.py."""

@@ -11,9 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from policy_rollout.acting import CAMERAS, Observation, Policy
+from policy_rollout.acting import CAMERAS, Policy
+from policy_rollout.warm_up import warm_up
 
 if TYPE_CHECKING:  # websockets and msgpack are looked for when a server is really started
     from policy_rollout.serving.server import Settings
@@ -125,12 +124,6 @@ def settings(options: argparse.Namespace) -> Settings:
     )
 
 
-def warm_up(policy: Policy, shapes: dict[str, tuple[int, int]]) -> None:
-    """One forward before anyone waits for it. It also shows what is wrong with a model while somebody looks."""
-    black = {camera: np.zeros((*shapes.get(camera, (200, 200)), 3), dtype=np.uint8) for camera in policy.cameras}
-    policy.act([Observation(black["rgb_static"], "warm up", black.get("rgb_gripper"))])
-
-
 def is_local(host: str) -> bool:
     if host == "localhost":
         return True
@@ -202,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             precision=options.precision,
         )
         assert policy.source is not None
-        warm_up(policy, {camera: (size[0], size[1]) for camera, size in policy.spec.cameras.items()})
+        warm_up(policy, policy.spec.cameras)
         asyncio.run(serve(policy, chosen, str(policy.source.checkpoint), str(policy.device)))
     except ImportError as error:
         if error.name not in ("websockets", "msgpack"):

@@ -34,6 +34,11 @@ class WorkerSeats:
     """Seat s is in worker s modulo their number. Workers start with the first chain that is begun in them."""
 
     def __init__(self, world: World, rules: Rules, count: int, workers: int) -> None:
+        if type(world).__module__ == "__main__":
+            raise ValueError(
+                f"{type(world).__name__} is defined in the script that runs, which worker processes cannot import: "
+                "put it in a module, or take workers=0"
+            )
         self.count = count
         self._workers = [_Worker(world, rules) for _ in range(min(workers, count))]
 

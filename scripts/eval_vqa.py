@@ -1,0 +1,257 @@
+"""A benchmark of questions about pictures: accuracy with its interval, and what an answer costs.
+
+python scripts/eval_vqa.py --checkpoint outputs/tiny_bdvla
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from models.decoding import Decoding, Generation, generate
+from models.weights import files_sha256
+from policy_rollout.benchmarks.vqa import results
+from policy_rollout.benchmarks.vqa.asking import FILE as ANSWERS
+from policy_rollout.benchmarks.vqa.asking import Asked, ask, in_order
+from policy_rollout.benchmarks.vqa.questions import FORMATS, Question, digest, read_questions, require_pictures
+from policy_rollout.policy import pick_device
+from policy_rollout.records import claim
+from policy_rollout.results import names_of
+from preprocess_data.embedded.questions import kind_of
+from scripts.answering import (
+    ACCEPT_HELP,
+    EMBEDDED_PICTURES,
+    Answerer,
+    add_decoding,
+    add_who,
+    answerer,
+    decoding,
+    way_to_decode,
+)
+from training.data.files import LLAVA_NAME
+
+DESCRIPTION = """\
+Asks a model the questions of a benchmark and scores its answers by that benchmark's own definition: POPE, TextVQA, GQA,
+LLaVA's questions (answered, not scored), or conversations as training reads them. Without --benchmark: the bundled
+questions about toys, which need no data. Any checkpoint, decoded as it was trained (ar, mdm or bd) or otherwise.
+Answers are kept batch by batch: a killed command goes on where it was."""
+EPILOG = f"""\
+examples:
+  python scripts/eval_vqa.py --checkpoint outputs/tiny_bdvla
+  does it look? the same questions about other pictures, then both side by side:
+    python scripts/eval_vqa.py --checkpoint outputs/tiny_bdvla --shuffle-pictures
+    python scripts/eval_vqa.py --compare results/vqa/embedded_1a2b3c4d results/vqa/embedded_5e6f7a8b
+  POPE, all three categories (files coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json):
+    python scripts/eval_vqa.py --checkpoint outputs/mine --benchmark pope --questions pope/coco_pope_*.json \\
+        --image-root coco/val2014 --device cuda:0 --batch-size 64
+  TextVQA and GQA:
+    python scripts/eval_vqa.py --checkpoint outputs/mine --benchmark textvqa \\
+        --questions TextVQA_0.5.1_val.json --image-root train_images
+    python scripts/eval_vqa.py --checkpoint outputs/mine --benchmark gqa \\
+        --questions testdev_balanced_questions.json --image-root gqa/images
+  one answer at a time, for its latency:
+    python scripts/eval_vqa.py --checkpoint outputs/mine --batch-size 1 --max-questions 50
+
+{ACCEPT_HELP}"""
+EMBEDDED = "embedded"
+EMBEDDED_FOLDER = EMBEDDED_PICTURES.parent
+CPU_BATCH, CUDA_BATCH = 16, 64
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of whom, and where the answers go."""
+
+    format: str
+    questions: list[Question]
+    asked: list[Asked]
+    root: Path
+    who: Answerer
+    way: str
+    how: Decoding
+    settings: dict[str, Any]
+    folder: Path
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = made.add_argument_group("what is asked")
+    what.add_argument("--benchmark", choices=(EMBEDDED, *FORMATS), default=EMBEDDED, help="(default: %(default)s)")
+    what.add_argument("--questions", type=Path, nargs="+", metavar="FILE", help="question files of the benchmark")
+    what.add_argument("--image-root", type=Path, metavar="DIR", help="what the files' picture names are relative to")
+    what.add_argument("--max-questions", type=int, default=0, metavar="N", help="the first N only (default: 0, all)")
+    what.add_argument("--suffix", help="put behind every question (default: as LLaVA's evaluation of the benchmark)")
+    what.add_argument("--shuffle-pictures", action="store_true", help="every question about another picture")
+    add_who(made)
+    how = add_decoding(made)
+    how.add_argument("--max-new-tokens", type=int, help="longest answer (default: by benchmark, 16 to 256)")
+    how.add_argument("--batch-size", type=int, default=0, help="questions at once (default: 16, on a GPU 64)")
+    out = made.add_argument_group("results")
+    out.add_argument("--log-dir", type=Path, help="default: results/vqa/<benchmark>_<digest of all settings>")
+    out.add_argument("--compare", type=Path, nargs="+", metavar="RESULT", help="compare finished results, ask nothing")
+    return made
+
+
+# --- before anything is asked ----------------------------------------------------------------------------------------
+
+
+def prepare(options: argparse.Namespace) -> Task:
+    """Everything that can be wrong shows here. Raises ``ValueError`` or ``FileNotFoundError`` in one line."""
+    for name in ("max_questions", "batch_size", "max_new_tokens"):
+        given = getattr(options, name)
+        if given is not None and given < (1 if name == "max_new_tokens" else 0):
+            raise ValueError(f"--{name.replace('_', '-')} is {given}; it must be positive")
+    name, files, root = sources(options)
+    questions = read_questions(name, files, options.max_questions)
+    require_pictures(questions, root)
+    suffix = FORMATS[name].suffix if options.suffix is None else options.suffix
+    questions = [phrased(question, suffix, options.benchmark) for question in questions]
+    asked = in_order(questions, options.shuffle_pictures)
+    device = pick_device(options.device)
+    who = answerer(options.checkpoint, options.model_config, options.clip, True, device, options.dtype)
+    way, warning = way_to_decode(who.model.spec.text_objective, options.objective, options.anyway)
+    how = decoding(options, way)
+    for note in [*who.notes, *([warning] if warning else [])]:
+        print(f"note: {note}", file=sys.stderr)
+    settings = {
+        "benchmark": options.benchmark,
+        "questions_sha256": digest(questions),
+        "suffix": suffix,
+        "max_new_tokens": options.max_new_tokens or FORMATS[name].max_new_tokens,
+        results.SHUFFLED: options.shuffle_pictures,
+        "checkpoint_sha256": who.source if who.checkpoint is None else files_sha256(who.checkpoint),
+        "clip_sha256": None if who.clip_folder is None else files_sha256(who.clip_folder),
+        "trained": who.model.spec.text_objective,
+        "objective": way,
+        "accept": None if way == "ar" or how.speculative else options.accept or "threshold:0.9",
+        "block_size": how.block_size,
+        "whole_canvas": how.whole_canvas,
+        "speculative": how.speculative,
+        "dtype": options.dtype,
+        "batch_size": options.batch_size or (CUDA_BATCH if device.type == "cuda" else CPU_BATCH),
+    }
+    folder = options.log_dir or Path("results") / "vqa" / f"{options.benchmark}_{_short(settings)}"
+    claim(folder, settings)
+    return Task(name, questions, asked, root, who, way, how, settings, folder)
+
+
+def sources(options: argparse.Namespace) -> tuple[str, list[Path], Path]:
+    """(format, question files, image root)."""
+    if options.benchmark == EMBEDDED:
+        if options.questions or options.image_root:
+            raise ValueError(
+                f"--questions and --image-root go with --benchmark {', '.join(FORMATS)}; {EMBEDDED} has its own"
+            )
+        return "conversations", [EMBEDDED_FOLDER / LLAVA_NAME], EMBEDDED_FOLDER
+    if not options.questions:
+        raise ValueError(f"--benchmark {options.benchmark} needs its --questions FILE")
+    return options.benchmark, options.questions, options.image_root or options.questions[0].parent
+
+
+def phrased(question: Question, suffix: str, benchmark: str) -> Question:
+    """With what stands behind it, where it does not already, and of the bundled ones with their kind."""
+    text = question.text if question.text.endswith(suffix) else f"{question.text}\n{suffix}"
+    kind = kind_of(question.text) if benchmark == EMBEDDED else question.kind
+    return Question(question.id, question.picture, text, question.truths, kind)
+
+
+def _short(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+# --- asking ----------------------------------------------------------------------------------------------------------
+
+
+def evaluate(task: Task) -> dict[str, Any]:
+    """All answers, scored, and written to the folder."""
+    who, device = task.who, task.who.model.device
+
+    def look(pictures: Sequence[str]) -> Tensor:
+        features = who.patches([task.root / name for name in pictures])
+        assert features is not None
+        return features
+
+    def say(texts: Sequence[str], patches: Tensor, number: int) -> Generation:
+        return generate(
+            who.model,
+            who.prompter,
+            texts,
+            patches,
+            task.settings["max_new_tokens"],
+            generator=torch.Generator(device).manual_seed(number),  # of first-hitting; a batch asked again draws alike
+            objective=task.way,
+            decoding=task.how,
+        )
+
+    with tqdm(total=len(task.asked), unit="question", desc=task.settings["benchmark"]) as bar:
+        size = task.settings["batch_size"]
+        batches = ask(task.asked, size, look, say, task.folder / ANSWERS, lambda count: bar.update(count))
+    content = results.figures(task.format, task.questions, task.asked, batches)
+    content |= {
+        "benchmark": task.settings["benchmark"],
+        "settings": task.settings,
+        "model": {"source": who.source, "device": str(device)},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "transformers", "pillow")},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    write(task.folder / results.FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return content
+
+
+def write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def compare(options: argparse.Namespace) -> None:
+    if len(options.compare) < 2:
+        raise ValueError("--compare takes two results or more")
+    files = [path / results.FILE if path.is_dir() else path for path in options.compare]
+    found = [results.read_scored(file, name) for file, name in zip(files, names_of(files), strict=True)]
+    pairs, notes = results.compare(found, options.anyway)
+    print(results.comparison(found, pairs, notes))
+    print("; ".join(map(results.verdict, pairs)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    try:
+        if options.compare:
+            compare(options)
+            return 0
+        task = prepare(options)
+        content = evaluate(task)
+        table = results.markdown(task.folder.name, content)
+        write(task.folder / "summary.md", table)
+    except (ValueError, OSError) as error:
+        print(f"eval_vqa: {error}", file=sys.stderr)
+        return 2
+    print(table)
+    print(f"{results.last_line(content)}; results in {task.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -28,6 +28,7 @@ from policy_rollout.evaluation import Manner, play_together
 from policy_rollout.filming import make_recorder
 from policy_rollout.policy import UPVLAPolicy
 from policy_rollout.progress import Progress, require_wandb
+from policy_rollout.report import write_report
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def evaluate(settings: Mapping[str, Any], place: Place) -> Path:
     )
     progress = Progress(folder, jobs, place.rank, settings if settings["log_wandb"] else None)
     play_together(folder, benchmark, policy, jobs, manner, progress, recorder, policy_from=_origin(policy))
+    if place.rank == 0:
+        print(f"report in {write_report(folder)}")
     return folder
 
 

@@ -125,9 +125,11 @@ def test_an_evaluation_leaves_results_that_say_what_they_depend_on(model: Path, 
     assert kept["ensemble"] == 0.1
     assert kept["benchmark"]["renderer"] == "raycast"
     assert len(kept["checkpoint_sha256"]) == 64
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("average length 0.000 [0.000, 0.000] over 2 chains")
-    assert last.endswith(str(tmp_path / "results.json"))
+    rates, mean, report = capsys.readouterr().out.splitlines()[-3:]
+    assert rates == "success 1/5: 0.0% 2/5: 0.0% 3/5: 0.0% 4/5: 0.0% 5/5: 0.0%"
+    assert mean.startswith("average length 0.000 [0.000, 0.000] over 2 chains")
+    assert mean.endswith(str(tmp_path / "results.json"))
+    assert report == f"report in {tmp_path / 'report.html'}"
 
 
 def test_more_chains_are_added_to_an_evaluation_and_other_settings_are_refused(model: Path, tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from policy_rollout import records
+from policy_rollout import merge, records
 from policy_rollout.chains import ChainRecord
 
 
@@ -92,3 +93,18 @@ def test_folders_of_two_checkpoints_are_not_merged(tmp_path: Path) -> None:
     assert not (tmp_path / "both").exists()
     with pytest.raises(FileNotFoundError, match=r"no folder of an evaluation"):
         records.merge([tmp_path / "a", tmp_path / "nowhere"], tmp_path / "both")
+
+
+def test_the_command_that_merges_says_what_is_missing_and_sums_up_when_nothing_is(tmp_path: Path, capsys: Any) -> None:
+    for name, chains in (("one", (0, 3)), ("two", (1, 3))):
+        records.claim(tmp_path / name, {"checkpoint_sha256": "a"})
+        written(tmp_path / name, [ChainRecord(i, ("a", "b"), i % 3, (2, 2)) for i in chains])
+    merge.main([str(tmp_path / "one"), str(tmp_path / "two"), "--into", str(tmp_path / "both")])
+    assert "1 before the last are missing (2)" in capsys.readouterr().out
+    assert not (tmp_path / "both" / "results.json").exists()
+    written(tmp_path / "two", [ChainRecord(2, ("a", "b"), 2, (2, 2))])
+    merge.main([str(tmp_path / "one"), str(tmp_path / "two"), "--into", str(tmp_path / "both")])
+    assert json.loads((tmp_path / "both" / "results.json").read_text())["average_length"]["value"] == 3 / 4
+    with pytest.raises(SystemExit, match="2"):
+        merge.main([str(tmp_path / "nowhere"), "--into", str(tmp_path / "both")])
+    assert "nowhere is no folder of an evaluation" in capsys.readouterr().err

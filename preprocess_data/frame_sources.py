@@ -6,7 +6,6 @@ A processed split names a frame as often as windows overlap, which in CALVIN is 
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from models.images import fit
 from training.data.calvin import CalvinSplit, is_split, splits_in
-from training.data.index_file import IndexWriter
 from training.data.processed import INDEX_NAME
 from training.data.tokens import probes, processed_digest, raw_digest
 from training.future_view_prediction_w_action_dataset import CAMERAS, DataProvider
@@ -40,8 +38,8 @@ class Source(Protocol):
         """(uint8 [V, 3, R, R], the arrays of ``numbers``), from one open of its file."""
         ...
 
-    def write_rows(self, path: Path) -> None:
-        """Which row belongs to which frame, as a file."""
+    def rows(self) -> dict[str, tuple[str, npt.NDArray[Any]]]:
+        """Which row belongs to which frame, as ``write_frames`` takes it."""
         ...
 
 
@@ -67,6 +65,16 @@ def _open(path: Path, resolution: int, views: int, all_frames: bool) -> Source:
     below = splits_in(path)
     hint = f"; did you mean {' or '.join(str(path / name) for name in below)}?" if below else ""
     raise FileNotFoundError(f"{path} is neither a processed split ({INDEX_NAME}) nor a raw CALVIN split{hint}")
+
+
+def frames_of(split: CalvinSplit, all_frames: bool) -> npt.NDArray[np.int64]:
+    """Ascending ids of the frames of a raw split's annotated windows, or of all that lie there."""
+    if all_frames:
+        return split.frame_ids
+    windows = [np.arange(window.start, window.end + 1) for window in split.annotations]
+    if not windows:
+        raise ValueError(f"{split.annotation_path} names no window; --all-frames takes every frame")
+    return np.unique(np.concatenate(windows))
 
 
 class ProcessedFrames:
@@ -97,8 +105,8 @@ class ProcessedFrames:
     def frame(self, row: int) -> tuple[Tensor, dict[str, npt.NDArray[Any]]]:
         return self.provider.views(int(self._first[row])), {}
 
-    def write_rows(self, path: Path) -> None:
-        _write(path, {"row_of": ("<i8", self._row_of)})
+    def rows(self) -> dict[str, tuple[str, npt.NDArray[Any]]]:
+        return {"row_of": ("<i8", self._row_of)}
 
 
 class RawFrames:
@@ -107,13 +115,7 @@ class RawFrames:
     def __init__(self, path: Path, resolution: int, views: int, all_frames: bool) -> None:
         self.path, self.views, self.resolution, self.numbers = path, views, resolution, ACTIONS
         self.split = CalvinSplit(path)
-        if all_frames:
-            self._ids = self.split.frame_ids
-        else:
-            windows = [np.arange(window.start, window.end + 1) for window in self.split.annotations]
-            if not windows:
-                raise ValueError(f"{self.split.annotation_path} names no window; --all-frames takes every frame")
-            self._ids = np.unique(np.concatenate(windows))
+        self._ids = frames_of(self.split, all_frames)
         ends = [self.split.frame_path(int(frame)) for frame in self._ids]
         self.about = {"data": raw_digest(self.split), "probes": probes(ends)}
         self.frame(0)  # a missing camera is better said now
@@ -127,19 +129,5 @@ class RawFrames:
         pictures = np.stack([fit(arrays[camera], self.resolution) for camera in cameras])
         return torch.from_numpy(pictures), {name: arrays[name] for name in self.numbers}
 
-    def write_rows(self, path: Path) -> None:
-        _write(path, {"ids": ("<i8", self._ids)})
-
-
-def _write(path: Path, columns: Mapping[str, tuple[str, npt.NDArray[Any]]]) -> None:
-    """Numbers as an index file, complete or not at all; many processes may do so at once."""
-    writer = IndexWriter({name: kind for name, (kind, _) in columns.items()}, (), None)
-    for name, (_, rows) in columns.items():
-        writer.numbers(name, rows)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        with partial.open("wb") as file:
-            writer.write(file, {})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    def rows(self) -> dict[str, tuple[str, npt.NDArray[Any]]]:
+        return {"ids": ("<i8", self._ids)}

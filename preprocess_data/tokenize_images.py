@@ -6,16 +6,12 @@ python preprocess_data/tokenize_images.py --config config/tiny_arvla.yaml
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Event, Thread
-from typing import Any
 
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -30,9 +26,9 @@ from config.load import load_job
 from models.images import normalise
 from models.magvit import CODEBOOK_SIZE, MagVITv2, load_magvit
 from preprocess_data.frame_sources import Source, open_source
-from preprocess_data.processes import in_processes
-from training.data.shards import Plan, begin, finish, has_shard, write_shard
-from training.data.tokens import FIT, FOLDER, FRAMES
+from preprocess_data.shard_work import least, local_rank, rank_options, ranks_of, read_ahead, write_all
+from training.data.shards import FRAMES, Plan, Rows, ShardWriter, begin, is_whole, write_frames
+from training.data.tokens import FIT, FOLDER
 
 DESCRIPTION = """\
 Make the token cache of a data set: the MagVITv2 codes of every frame and view, 2 bytes a code (a 512-pixel picture: 2
@@ -60,8 +56,6 @@ examples:
 
 A code is 13 signs; one whose number lies next to zero may come out otherwise on another device, precision or batch
 size. The cache says what it was made on (whole.json)."""
-
-AHEAD = 2  # batches that are read while one is encoded
 
 
 @dataclass(frozen=True)
@@ -118,7 +112,6 @@ def encode_share(share: Share, tick: Callable[[int], object] = lambda done: None
     """Encode and write the shards of a share."""
     if not share.shards:
         return
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     settings, plan = share.settings, share.plan
     source, model = settings.source(), settings.model()
     made = {
@@ -130,13 +123,13 @@ def encode_share(share: Share, tick: Callable[[int], object] = lambda done: None
     }
     with ThreadPoolExecutor(settings.readers) as pool:
         for shard in share.shards:
-            columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in plan.columns}
-            for pictures, numbers in _read_ahead(source, plan.rows_of(shard), settings.batch_size, pool):
-                columns["codes"].append(encode(model, pictures, settings.device))
-                for name, rows in numbers.items():
-                    columns[name].append(rows)
-                tick(len(pictures))
-            write_shard(share.folder, plan, shard, {n: np.concatenate(rows) for n, rows in columns.items()}, made)
+            writer = ShardWriter(share.folder, plan, shard)
+            for frames in read_ahead(source.frame, plan.rows_of(shard), settings.batch_size, pool):
+                numbers = {name: np.stack([held[name] for _, held in frames]) for name in source.numbers}
+                pictures = torch.stack([views for views, _ in frames])
+                writer.add({"codes": encode(model, pictures, settings.device), **numbers})
+                tick(len(frames))
+            writer.close(made)
 
 
 def encode(model: MagVITv2, pictures: Tensor, device: str) -> npt.NDArray[np.int16]:
@@ -147,105 +140,41 @@ def encode(model: MagVITv2, pictures: Tensor, device: str) -> npt.NDArray[np.int
     return found
 
 
-def _read_ahead(
-    source: Source, rows: range, size: int, pool: ThreadPoolExecutor
-) -> Iterator[tuple[Tensor, dict[str, npt.NDArray[Any]]]]:
-    """Batches in order, the next ones being read by threads (decoding and resizing let go of Python's lock)."""
-    waiting: deque[list[Future[tuple[Tensor, dict[str, npt.NDArray[Any]]]]]] = deque()
-    batches = iter([rows[at : at + size] for at in range(0, len(rows), size)])
-    for _ in range(AHEAD + 1):
-        waiting.extend([pool.submit(source.frame, row) for row in batch] for batch in (next(batches, None),) if batch)
-    while waiting:
-        frames = [future.result() for future in waiting.popleft()]
-        if (batch := next(batches, None)) is not None:
-            waiting.append([pool.submit(source.frame, row) for row in batch])
-        numbers = {name: np.stack([held[name] for _, held in frames]) for name in source.numbers}
-        yield torch.stack([pictures for pictures, _ in frames]), numbers
-
-
-def tokenize(settings: Settings, output: Path, rank: int, world: int, processes: int, progress: bool = True) -> str:
+def tokenize(settings: Settings, output: Path, ranks: tuple[int, int], processes: int, progress: bool = True) -> str:
     """Make this rank's part of the cache of one data set; returns a line that says what there is now."""
     source = settings.source()
-    plan = plan_of(settings, source, settings.model())
+    plan = plan_of(settings, source, load_magvit(settings.tokenizer, settings.weights, key="--tokenizer"))
     settings = replace(settings, views=source.views)
     folder = output / f"{settings.resolution}px_{plan.digest}"
     try:
         begin(folder, plan)
         if not (folder / FRAMES).is_file():
-            source.write_rows(folder / FRAMES)
+            write_frames(folder, source.rows())
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error.strerror}); --output names another folder") from None
-    mine = range(rank, plan.shards, world)
-    todo = [shard for shard in mine if not has_shard(folder, plan, shard)]
-    _encode_all(settings, folder, plan, mine, todo, processes, progress)
-    missing = finish(folder, plan)
-    size = f"{plan.rows} frames x {source.views} views, {plan.rows * plan.row_bytes / 1e6:.1f} MB"
+
+    def share(shards: tuple[int, ...], number: int) -> Share:
+        return Share(replace(settings, device=_device(settings.device, number, processes)), folder, plan, shards)
+
+    missing = write_all(folder, plan, ranks, processes, str(settings.data), share, encode_share, progress)
     if missing:
-        return (
-            f"{folder}: this rank's part is done; {missing} of {plan.shards} shards (of other ranks) are still missing"
-        )
+        return f"{folder}: this rank's part is done; {missing} of {plan.shards} shards (of other ranks) are missing"
+    size = f"{plan.rows} frames x {source.views} views, {plan.rows * plan.row_bytes / 1e6:.1f} MB"
     return f"codes of {settings.data}: {size}, in {folder}"
 
 
-def _encode_all(
-    settings: Settings, folder: Path, plan: Plan, mine: range, todo: list[int], processes: int, progress: bool
-) -> None:
-    rows = {shard: len(plan.rows_of(shard)) for shard in mine}
-    total, left = sum(rows.values()), sum(rows[shard] for shard in todo)
-    count = max(1, min(processes, len(todo)))
-    devices = _devices(settings.device, count)
-    shares = [
-        Share(replace(settings, device=device), folder, plan, tuple(todo[number::count]))
-        for number, device in enumerate(devices)
-    ]
-    with tqdm(
-        desc=str(settings.data), total=total, initial=total - left, unit="frame", disable=not progress, smoothing=0.1
-    ) as bar:
-        if count == 1:
-            encode_share(shares[0], bar.update)
-            return
-        with _watching(folder, plan, todo, bar):
-            for _ in in_processes(encode_share, shares, count):
-                pass
-
-
-class _watching:
-    """A bar that follows the shards that other processes write."""
-
-    def __init__(self, folder: Path, plan: Plan, todo: Sequence[int], bar: Any) -> None:
-        self._end = Event()
-        self._thread = Thread(target=self._follow, args=(folder, plan, set(todo), bar), daemon=True)
-
-    def _follow(self, folder: Path, plan: Plan, todo: set[int], bar: Any) -> None:
-        last = False
-        while not last:
-            last = self._end.wait(1.0)
-            for shard in [shard for shard in todo if has_shard(folder, plan, shard)]:
-                todo.discard(shard)
-                bar.update(len(plan.rows_of(shard)))
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *error: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-
-def _devices(device: str, count: int) -> list[str]:
-    """One for each process: ``cuda`` stands for all GPUs in turn."""
+def _device(device: str, number: int, processes: int) -> str:
+    """Where the process of this number encodes: ``cuda`` stands for all GPUs in turn."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device != "cuda":
-        return [device] * count
-    first = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-    return [f"cuda:{(first * count + number) % torch.cuda.device_count()}" for number in range(count)]
+        return device
+    return f"cuda:{(local_rank() * processes + number) % torch.cuda.device_count()}"
 
 
 def check(settings: Settings, output: Path, samples: int, most: float) -> tuple[str, bool]:
     """Encode some frames again: (what share of the codes differs, is it at most ``most``?)."""
-    from training.data.shards import Rows, is_whole
-
+    settings = replace(settings, device=_device(settings.device, 0, 1))
     source, model = settings.source(), settings.model()
     plan = plan_of(settings, source, model)
     folder = output / f"{settings.resolution}px_{plan.digest}"
@@ -284,10 +213,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--output", type=Path, metavar="DIR", help=f"folder of caches (default: {FOLDER} in the data set)")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda (all of them) or cuda:<n>")
     how.add_argument("--batch-size", type=int, default=16, metavar="N", help="frames encoded at once (default 16)")
-    how.add_argument("--processes", type=int, default=1, metavar="N", help="processes that encode (default 1)")
-    how.add_argument("--readers", type=int, default=4, metavar="N", help="threads of each that read (default 4)")
-    how.add_argument("--rank", type=int, help="which part (default: of Slurm's or torchrun's environment, else 0)")
-    how.add_argument("--world", type=int, help="of how many")
+    rank_options(how)
     look = made.add_argument_group("look at a cache")
     look.add_argument("--check", action="store_true", help="encode some frames again and count the codes that differ")
     look.add_argument("--samples", type=int, default=64, help="with --check: how many frames (default 64)")
@@ -299,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
         jobs = _settings(options)
-        rank, world = _rank(options)
+        ranks = ranks_of(options)
         good = True
         for settings in jobs:
             output = options.output or settings.data / FOLDER
@@ -308,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 good = good and fine
             else:
                 began = time.perf_counter()
-                told = tokenize(settings, output, rank, world, options.processes)
+                told = tokenize(settings, output, ranks, options.processes)
                 told += f" ({time.perf_counter() - began:.0f} s)"
             print(told)
         return 0 if good else 1
@@ -333,11 +259,7 @@ def _settings(options: argparse.Namespace) -> list[Settings]:
         resolution, views = resolution or job.dataset.preprocessing.resolution, views or job.model.vla.num_view
     if not data or tokenizer is None or resolution is None:
         raise ValueError("give --config, or --data, --tokenizer and --resolution; --help shows examples")
-    for name, least in (("resolution", 1), ("batch_size", 1), ("processes", 1), ("readers", 1), ("samples", 1)):
-        value = resolution if name == "resolution" else getattr(options, name)
-        if value < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, is {value}")
-    device = _devices(options.device, 1)[0] if options.device != "cuda" else "cuda"
+    least(options, resolution=1, batch_size=1, processes=1, readers=1, samples=1)
     return [
         Settings(
             data=path,
@@ -346,29 +268,12 @@ def _settings(options: argparse.Namespace) -> list[Settings]:
             resolution=resolution,
             views=views,
             all_frames=options.all_frames,
-            device=device,
+            device=options.device,
             batch_size=options.batch_size,
             readers=options.readers,
         )
         for path in data
     ]
-
-
-def _rank(options: argparse.Namespace) -> tuple[int, int]:
-    """(rank, world) as given, of torchrun, or of Slurm."""
-    if (options.rank is None) != (options.world is None):
-        raise ValueError("--rank and --world go together")
-    rank, world = options.rank, options.world
-    if rank is None:
-        for rank_name, world_name in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
-            if rank_name in os.environ and world_name in os.environ:
-                rank, world = int(os.environ[rank_name]), int(os.environ[world_name])
-                break
-        else:
-            return 0, 1
-    if not 0 <= rank < world:
-        raise ValueError(f"--rank {rank} --world {world}: a rank is at least 0 and less than the world")
-    return rank, world
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from training.data import shards
 from training.data.batch import collate_robot
 from training.data.calvin import CalvinSplit
 from training.data.processed import read_index
+from training.data.shards import ShardWriter
 from training.data.tokens import TokenCache, Wanted, find, processed_digest, raw_digest
 from training.future_view_prediction_w_action_dataset import DataProvider
 
@@ -113,23 +114,23 @@ def test_a_frame_that_windows_share_is_encoded_once(root: Path, magvit: Path, mo
 def test_killed_in_the_middle_it_goes_on_with_the_shards_it_has(
     root: Path, magvit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, written = shards.write_shard, []
+    original, written = ShardWriter.close, []
 
-    def dies(folder: Path, plan: Any, shard: int, *rest: Any) -> None:
+    def dies(writer: ShardWriter, made: Any) -> None:
         if len(written) == 2:
-            (folder / f"rows_{shard:05d}.shard.abc.tmp").write_bytes(b"half")
+            (writer.folder / f"rows_{writer.shard:05d}.shard.abc.tmp").write_bytes(b"half")
             raise KeyboardInterrupt
-        original(folder, plan, shard, *rest)
-        written.append(shard)
+        original(writer, made)
+        written.append(writer.shard)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tokenize_images, "write_shard", dies)
+        patch.setattr(ShardWriter, "close", dies)
         with pytest.raises(KeyboardInterrupt):
             make(root, magvit)
     with pytest.raises(ValueError, match=r"not finished.*MAKE"):
         cache_of(root, magvit)
     written.clear()
-    monkeypatch.setattr(tokenize_images, "write_shard", lambda *given: written.append(given[2]) or original(*given))
+    monkeypatch.setattr(ShardWriter, "close", lambda w, made: written.append(w.shard) or original(w, made))
     assert make(root, magvit) == 0
     assert written == [2, 3, 4]
     cache = cache_of(root, magvit)
@@ -144,7 +145,7 @@ def test_ranks_share_the_shards_and_the_last_one_closes_the_cache(
     root: Path, magvit: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert make(root, magvit, "--rank", "1", "--world", "2") == 0
-    assert "3 of 5 shards (of other ranks) are still missing" in capsys.readouterr().out
+    assert "3 of 5 shards (of other ranks) are missing" in capsys.readouterr().out
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     assert make(root, magvit) == 0

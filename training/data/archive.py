@@ -20,6 +20,9 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from training.data.packed import pack_at, packed_frame
+from training.data.shards import WHOLE
+
 SUFFIX = ".zip"
 STORED, DEFLATED = 0, 8
 _METHODS = {1: "shrink", 6: "implode", 9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 99: "AES"}
@@ -47,20 +50,21 @@ def inside(path: str | os.PathLike[str]) -> tuple[Path, str] | None:
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """A file, or a member of a zip (held in memory whole, its checksum verified).
+    """A file, or a member of a zip or a packed frame (held in memory whole, its checksum verified).
 
     Raises FileNotFoundError or another OSError, or ValueError for a damaged archive, which it names.
     """
     found = inside(path)
     if found is None or not found[1]:
-        return path.open("rb")
+        packed = packed_frame(path)
+        return path.open("rb") if packed is None else io.BytesIO(packed[0].npz(packed[1]))
     return io.BytesIO(archive(found[0]).read(found[1]))
 
 
 def is_file(path: Path) -> bool:
     found = inside(path)
     if found is None or not found[1]:
-        return path.is_file()
+        return path.is_file() or packed_frame(path) is not None
     return archive(found[0]).find(found[1]) is not None
 
 
@@ -79,18 +83,29 @@ def names(path: Path) -> Iterator[str]:
     with os.scandir(path) as entries:
         for entry in entries:
             yield entry.name
+    if (pack := pack_at(path)) is not None:
+        yield from pack.names()
 
 
 def size(path: Path) -> int:
     """Bytes of a file, unpacked."""
     found = inside(path)
+    if found is None and (packed := packed_frame(path)) is not None:
+        return len(packed[0].npz(packed[1]))
     return path.stat().st_size if found is None else archive(found[0]).size(found[1])
 
 
 def modified_ns(path: Path) -> int:
     """When a file (of a member: its archive) was last written."""
+    return container(path).stat().st_mtime_ns
+
+
+def container(path: Path) -> Path:
+    """The file on disk in which a path's content lies: itself, an archive, or what closes a folder of packed frames."""
     found = inside(path)
-    return (path if found is None else found[0]).stat().st_mtime_ns
+    if found is not None:
+        return found[0]
+    return path if packed_frame(path) is None else path.parent / WHOLE
 
 
 _open: dict[str, tuple[tuple[int, int, int], Archive]] = {}

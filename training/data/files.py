@@ -22,6 +22,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from training.data.archive import is_file, open_binary
+from training.data.packed import packed_frame
 
 CHUNK = 1 << 22  # characters read at a time from a JSON list
 
@@ -49,18 +50,23 @@ _DAMAGED = (
 def read_npz(
     path: Path, keys: Sequence[str], instead: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, npt.NDArray[Any]]:
-    """The arrays ``keys`` of one ``.npz``, with one open of the file; no other array is decompressed.
+    """The arrays ``keys`` of one ``.npz``, with one open of the file; no other array is decompressed. Of a packed frame
+    they are views of a mapped file, which cannot be written to.
 
     ``instead`` names what to read where a key is absent: {"rel_actions": ("actions", "robot_obs")}.
     Raises FileNotFoundError or ValueError naming the file, the missing key and what the file has.
     """
+    if (packed := packed_frame(path)) is not None:
+        pack, row = packed
+        present = set(pack.keys)
+        wanted, missing = _chosen(keys, present, instead)
+        if not missing:
+            return pack.arrays(row, wanted)
+        raise _lacking(path, missing, present)
     try:
         with open_binary(path) as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             present = set(archive.files)
-            wanted: dict[str, None] = {}
-            for key in keys:
-                wanted |= dict.fromkeys((key,) if key in present else (instead or {}).get(key, (key,)))
-            missing = [key for key in wanted if key not in present]
+            wanted, missing = _chosen(keys, present, instead)
             if not missing:
                 return {key: archive[key] for key in wanted}
     except FileNotFoundError:
@@ -69,8 +75,22 @@ def read_npz(
         raise ValueError(
             f"{path} cannot be read ({_first_line(error)}); fetch or record it again, or remove its episode"
         ) from None
+    raise _lacking(path, missing, present)
+
+
+def _chosen(
+    keys: Sequence[str], present: set[str], instead: Mapping[str, Sequence[str]] | None
+) -> tuple[list[str], list[str]]:
+    """(what to read, what of it is not there)."""
+    wanted: dict[str, None] = {}
+    for key in keys:
+        wanted |= dict.fromkeys((key,) if key in present else (instead or {}).get(key, (key,)))
+    return list(wanted), [key for key in wanted if key not in present]
+
+
+def _lacking(path: Path, missing: Sequence[str], present: set[str]) -> ValueError:
     names = ", ".join(sorted(present)) or "nothing"
-    raise ValueError(f"{path} lacks {' and '.join(map(repr, missing))}; it has {names}")
+    return ValueError(f"{path} lacks {' and '.join(map(repr, missing))}; it has {names}")
 
 
 def npz_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:

@@ -1,6 +1,7 @@
 """Rows of one size, found by number, in mapped files: what was made of every frame, once.
 
     <folder>/plan.json            what is made, and of what; the folder's name holds its digest
+    <folder>/frames.index         which row belongs to which frame
     <folder>/rows_00000.shard     an index file (``index_file.py``): as many rows as the plan says, checksums, the plan
     <folder>/whole.json           written last: all shards are there
 
@@ -26,7 +27,9 @@ import numpy.typing as npt
 from training.data.index_file import IndexFile, IndexWriter
 
 PLAN, WHOLE = "plan.json", "whole.json"
-MOST_SHARDS = 256  # every open one holds a file descriptor, of which a process may have 1024
+FRAMES = "frames.index"  # which row belongs to which frame
+IN_MEMORY = 1 << 27  # bytes of a shard that is being written
+MOST_SHARDS = 384  # every open one holds a file descriptor, of which a process may have 1024
 LEAST_ROWS = 64
 
 Array = npt.NDArray[Any]
@@ -81,26 +84,33 @@ def begin(folder: Path, plan: Plan) -> None:
         write_json(folder / PLAN, plan.to_json())
 
 
-def write_shard(
-    folder: Path, plan: Plan, shard: int, columns: Mapping[str, npt.ArrayLike], made: Mapping[str, Any]
-) -> None:
-    """One shard, complete or not at all. ``made``: what may differ from shard to shard (device, batch size)."""
-    path = shard_path(folder, shard)
-    kinds = {name: f"({','.join(map(str, shape))},){kind}" for name, (kind, shape) in plan.columns.items()}
-    partial = _partial(path)
-    try:
+class ShardWriter:
+    """One shard, piece by piece; it appears when it is closed, complete or not at all."""
+
+    def __init__(self, folder: Path, plan: Plan, shard: int) -> None:
+        self.folder, self.plan, self.shard = folder, plan, shard
+        kinds = {name: f"({','.join(map(str, shape))},){kind}" for name, (kind, shape) in plan.columns.items()}
         # Scratch files lie beside it only where a shard is too large for memory.
-        large = plan.row_bytes * plan.shard_rows > 1 << 28
-        writer = IndexWriter(kinds, (), folder if large else None)
-        for name, rows in columns.items():
-            writer.numbers(name, rows)
-        with partial.open("wb") as file:
-            writer.write(file, {"plan": plan.digest, "shard": shard, "made": dict(made)})
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        large = plan.row_bytes * plan.shard_rows > IN_MEMORY
+        self._writer = IndexWriter(kinds, (), folder if large else None)
+
+    def add(self, columns: Mapping[str, npt.ArrayLike]) -> None:
+        """The next rows of every column."""
+        for name in self.plan.columns:
+            self._writer.numbers(name, columns[name])
+
+    def close(self, made: Mapping[str, Any]) -> None:
+        """``made``: what may differ from shard to shard (device, batch size)."""
+        path = shard_path(self.folder, self.shard)
+        partial = _partial(path)
+        try:
+            with partial.open("wb") as file:
+                self._writer.write(file, {"plan": self.plan.digest, "shard": self.shard, "made": dict(made)})
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def has_shard(folder: Path, plan: Plan, shard: int) -> bool:
@@ -121,6 +131,20 @@ def finish(folder: Path, plan: Plan) -> int:
         for left in folder.glob("*.tmp"):
             left.unlink(missing_ok=True)
     return len(missing)
+
+
+def write_frames(folder: Path, columns: Mapping[str, tuple[str, npt.NDArray[Any]]]) -> None:
+    """``FRAMES``: columns of numbers, name -> (dtype, rows). Many processes may write the same at once."""
+    writer = IndexWriter({name: kind for name, (kind, _) in columns.items()}, (), None)
+    for name, (_, rows) in columns.items():
+        writer.numbers(name, rows)
+    partial = _partial(folder / FRAMES)
+    try:
+        with partial.open("wb") as file:
+            writer.write(file, {})
+        os.replace(partial, folder / FRAMES)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

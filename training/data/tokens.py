@@ -24,10 +24,9 @@ from training.data import archive
 from training.data.calvin import CalvinSplit
 from training.data.index_file import IndexFile
 from training.data.processed import INDEX_NAME, ProcessedIndex
-from training.data.shards import Plan, Rows, is_whole, read_plan
+from training.data.shards import FRAMES, Plan, Rows, is_whole, read_plan
 
 FOLDER = "token_cache"  # in a data set, where caches are looked for
-FRAMES = "frames.index"
 FIT = "short side bicubic (PIL), centre crop"
 """How ``models.images.fit`` brings pictures to the resolution; another rule needs another name."""
 COMMAND = "python preprocess_data/tokenize_images.py"
@@ -171,12 +170,7 @@ def raw_digest(split: CalvinSplit, all_frames: bool = False) -> str:
 def probes(paths: Sequence[Path]) -> dict[str, int]:
     """Bytes of some of the files (of a zip: of the archive), evenly spread, by absolute path."""
     places = np.unique(np.linspace(0, len(paths) - 1, PROBES).astype(int))
-    return {str(file): file.stat().st_size for file in (_file_of(paths[place]).absolute() for place in places)}
-
-
-def _file_of(path: Path) -> Path:
-    found = archive.inside(path)
-    return path if found is None else found[0]
+    return {str(file): file.stat().st_size for file in (archive.container(paths[place]).absolute() for place in places)}
 
 
 def _replaced(known: Mapping[str, int]) -> str | None:

@@ -1,0 +1,247 @@
+"""Raw CALVIN frames -> shards of pixels: for those who train on pictures, not on codes (augmentation, a tokenizer).
+
+python preprocess_data/repack.py --source-split-dir /path/to/task_D_D/training --output-dir packed/task_D_D/training
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from models.images import fit
+from preprocess_data.calvin_choice import source_splits
+from preprocess_data.frame_sources import frames_of
+from preprocess_data.parts import output_folder, replace
+from preprocess_data.shard_work import least, rank_options, ranks_of, read_ahead, write_all
+from training.data import archive
+from training.data.calvin import CalvinSplit
+from training.data.files import npz_shapes
+from training.data.packed import KIND, pack_at
+from training.data.shards import Plan, ShardWriter, begin, write_frames
+from training.data.tokens import FIT, probes
+from training.future_view_prediction_w_action_dataset import CAMERAS
+
+KEYS = (*CAMERAS, "rel_actions", "actions", "robot_obs", "scene_obs")
+BATCH = 64  # frames
+
+DESCRIPTION = """\
+Write a raw CALVIN split (a folder, or inside the zip it was downloaded as, which is not unpacked) into shards: the two
+colour cameras as they are, uncompressed and mapped, actions and states; depth and tactile pictures are left out. The
+result is a raw split like any other: process_calvin.py, training, offline evaluation and inspection read its frames as
+<folder>/episode_0000123.npz, though there is no such file; reading one means copying its bytes. Annotations and the
+split's other small files come along. Killed, it goes on where it was when started again. Who does not need pixels
+makes a token cache instead (tokenize_images.py), which is fifty times smaller."""
+
+EPILOG = """\
+examples:
+  repack.py --source-split-dir calvin/task_D_D/training --output-dir packed/task_D_D/training
+  repack.py --source-split-dir task_D_D.zip --output-dir packed/task_D_D
+      training and validation out of the download (one: --split validation)
+  repack.py ... --annotated
+      only frames that an annotation names, which is all that training reads
+  repack.py ... --resolution 256
+      pictures already brought to the size that training wants: nothing is resized any more (other sizes would be made
+      from these, not from the originals)
+  repack.py ... --processes 8          srun --ntasks 16 python preprocess_data/repack.py ...
+  repack.py --verify packed/task_D_D/training --source-split-dir calvin/task_D_D/training
+      compare every number of every frame with the source (checksums alone, without a source); exit code 1 if not equal
+
+then: process_calvin.py --source-split-dir packed/task_D_D/training --output-dir data/D_training"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is packed, and how."""
+
+    source: Path
+    resolution: int | None
+    annotated: bool
+    readers: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process does."""
+
+    settings: Settings
+    folder: Path
+    plan: Plan
+    shards: tuple[int, ...]
+    ids: tuple[int, ...]  # of all rows
+
+
+def frame(split: CalvinSplit, number: int, plan: Plan) -> dict[str, npt.NDArray[Any]]:
+    """What a row holds of a frame. Raises ValueError naming a frame that is not like the others."""
+    keys = tuple(plan.columns)
+    arrays = dict(split.frame(number, keys))
+    side = plan.about["resolution"]
+    if side is not None:
+        for camera in CAMERAS:
+            if camera in arrays:
+                arrays[camera] = fit(arrays[camera], side).transpose(1, 2, 0)
+    for name, (kind, shape) in plan.columns.items():
+        array = arrays[name]
+        if array.shape != shape or array.dtype != np.dtype(kind):
+            raise ValueError(
+                f"{split.frame_path(number)}: {name} is {array.dtype} {list(array.shape)}, in the first frame it is "
+                f"{np.dtype(kind)} {list(shape)}; a packed split has frames of one kind"
+            )
+    return arrays
+
+
+def plan_of(settings: Settings, split: CalvinSplit, ids: npt.NDArray[np.int64]) -> Plan:
+    first = split.frame_path(int(ids[0]))
+    there = npz_shapes(first)
+    keys = [key for key in KEYS if key in there or key == "rel_actions"]
+    arrays = split.frame(int(ids[0]), keys)
+    side = settings.resolution
+    columns = {
+        key: (array.dtype.str, (side, side, 3) if side is not None and key in CAMERAS else array.shape)
+        for key, array in arrays.items()
+    }
+    about = {
+        "kind": KIND,
+        "version": 1,
+        "source": str(split.path.name),
+        "annotated": settings.annotated,
+        "resolution": side,
+        "fit": None if side is None else FIT,
+        "first": int(ids[0]),
+        "last": int(ids[-1]),
+        "probes": probes([split.frame_path(int(number)) for number in ids]),
+    }
+    return Plan.of(len(ids), columns, about)
+
+
+def pack_share(share: Share, tick: Callable[[int], object] = lambda done: None) -> None:
+    """Read and write the shards of a share."""
+    split, plan = CalvinSplit(share.settings.source), share.plan
+
+    def read(row: int) -> dict[str, npt.NDArray[Any]]:
+        return frame(split, share.ids[row], plan)
+
+    with ThreadPoolExecutor(share.settings.readers) as pool:
+        for shard in share.shards:
+            writer = ShardWriter(share.folder, plan, shard)
+            for frames in read_ahead(read, plan.rows_of(shard), BATCH, pool):
+                writer.add({name: np.stack([held[name] for held in frames]) for name in plan.columns})
+                tick(len(frames))
+            writer.close({})
+
+
+def repack(settings: Settings, folder: Path, ranks: tuple[int, int], processes: int, progress: bool = True) -> str:
+    """Pack one split; returns a line that says what there is now."""
+    split = CalvinSplit(settings.source)
+    ids = frames_of(split, all_frames=not settings.annotated)
+    plan = plan_of(settings, split, ids)
+    output_folder(folder)
+    if any(folder.glob("episode_*.npz")):
+        raise ValueError(f"--output-dir {folder}: frames lie there as files already; give an empty folder")
+    size = plan.rows * plan.row_bytes
+    told = f"{plan.rows} frames of {plan.row_bytes / 1e3:.1f} kB, {size / 1e9:.2f} GB"
+    print(f"{settings.source} -> {folder}: {told}", flush=True)
+    have = sum(file.stat().st_size for file in folder.glob("rows_*.shard"))
+    if shutil.disk_usage(folder).free < size - have:
+        free = shutil.disk_usage(folder).free / 1e9
+        raise ValueError(f"--output-dir {folder}: {told} are needed, {free:.2f} GB are free; try --annotated")
+    begin(folder, plan)
+    write_frames(folder, {"ids": ("<i8", ids)})
+    _copy_the_rest(split.path, folder)
+
+    def share(shards: tuple[int, ...], number: int) -> Share:
+        return Share(settings, folder, plan, shards, tuple(ids.tolist()))
+
+    missing = write_all(folder, plan, ranks, processes, str(settings.source), share, pack_share, progress)
+    if missing:
+        return f"{folder}: this rank's part is done; {missing} of {plan.shards} shards (of other ranks) are missing"
+    return f"packed split: {folder} ({told})"
+
+
+def _copy_the_rest(source: Path, folder: Path, below: str = "") -> None:
+    """All files of a split that are no frames; they are small."""
+    for name in sorted(archive.names(source / below)):
+        path, target = source / below / name, folder / below / name
+        if archive.is_folder(path):
+            if name != "token_cache":
+                _copy_the_rest(source, folder, os.path.join(below, name))
+        elif not name.startswith("episode_"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open_binary(path) as file:
+                replace(target, file.read())
+
+
+def verify(folder: Path, source: Path | None) -> int:
+    """Read every row; compare it with the source, if there is one. Returns the exit code."""
+    pack = pack_at(folder)
+    if pack is None:
+        raise ValueError(f"{folder} is no packed split, or is not finished; without --verify this command makes it")
+    split = None if source is None else CalvinSplit(source)
+    unequal = 0
+    for row, number in enumerate(tqdm(pack.ids.tolist(), desc=f"verifying {folder}", unit="frame")):
+        held = pack.arrays(row, pack.keys)
+        if split is None:
+            continue
+        expected = frame(split, number, pack.rows.plan)
+        wrong = [key for key in pack.keys if not np.array_equal(held[key], expected[key])]
+        if wrong:
+            unequal += 1
+            print(f"{split.frame_path(number)}: {' and '.join(wrong)} differ from the packed frame", file=sys.stderr)
+    how = "checksums" if split is None else f"every number equals {source}"
+    print(f"{folder}: {len(pack.ids)} frames, " + (f"{unequal} differ" if unequal else f"whole ({how})"))
+    return 1 if unequal else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = made.add_argument_group("what")
+    what.add_argument(
+        "--source-split-dir", type=Path, metavar="PATH", help="a raw split, the folder above it, or a zip"
+    )
+    what.add_argument("--output-dir", type=Path, metavar="PATH", help="folder to write; made if missing")
+    what.add_argument("--split", choices=("training", "validation"), help="which one, where the source holds both")
+    what.add_argument("--annotated", action="store_true", help="only frames that an annotation names (default: all)")
+    what.add_argument("--resolution", type=int, metavar="R", help="bring pictures to R x R (default: as they are)")
+    what.add_argument("--verify", type=Path, metavar="PATH", help="check a packed split, with the source if given")
+    rank_options(made.add_argument_group("how"))
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    try:
+        if options.verify is not None:
+            return verify(options.verify, options.source_split_dir)
+        if options.source_split_dir is None or options.output_dir is None:
+            raise ValueError("give --source-split-dir and --output-dir, or --verify; --help shows examples")
+        least(options, resolution=16, processes=1, readers=1)
+        ranks = ranks_of(options)
+        for name, path in source_splits(options.source_split_dir, options.split):
+            settings = Settings(path, options.resolution, options.annotated, options.readers)
+            began = time.perf_counter()
+            told = repack(settings, options.output_dir / name, ranks, options.processes)
+            print(f"{told} ({time.perf_counter() - began:.0f} s)")
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"repack: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

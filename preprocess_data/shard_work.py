@@ -1,0 +1,132 @@
+"""Writing the shards of a plan: dealt out to ranks and processes, with a bar, and not twice when killed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, Protocol, TypeVar
+
+from tqdm import tqdm
+
+from preprocess_data.processes import in_processes
+from training.data.shards import Plan, finish, has_shard
+
+AHEAD = 2  # batches that are read while one is worked on
+Share = TypeVar("Share")
+Row = TypeVar("Row")
+
+
+class Write(Protocol[Share]):
+    """A module's own function that writes the shards of a share, telling ``tick`` of rows."""
+
+    def __call__(self, share: Share, /, tick: Callable[[int], object] = ...) -> None: ...
+
+
+def write_all(
+    folder: Path,
+    plan: Plan,
+    ranks: tuple[int, int],
+    processes: int,
+    label: str,
+    share: Callable[[tuple[int, ...], int], Share],
+    write: Write[Share],
+    progress: bool = True,
+) -> int:
+    """Write what this rank (``ranks``: which, of how many) is to write and is not there; how many shards the folder
+    then still lacks. ``share``: (shards, number of the process) -> what ``write`` takes."""
+    rank, world = ranks
+    mine = range(rank, plan.shards, world)
+    todo = [shard for shard in mine if not has_shard(folder, plan, shard)]
+    total, left = (sum(len(plan.rows_of(shard)) for shard in some) for some in (mine, todo))
+    count = max(1, min(processes, len(todo)))
+    shares = [share(tuple(todo[number::count]), number) for number in range(count) if todo]
+    with tqdm(desc=label, total=total, initial=total - left, unit="frame", disable=not progress, smoothing=0.1) as bar:
+        if len(shares) == 1:
+            write(shares[0], tick=bar.update)
+        elif shares:
+            with _Watching(folder, plan, todo, bar):
+                for _ in in_processes(write, shares, count):
+                    pass
+    return finish(folder, plan)
+
+
+class _Watching:
+    """A bar that follows the shards that other processes write."""
+
+    def __init__(self, folder: Path, plan: Plan, todo: Sequence[int], bar: Any) -> None:
+        self._end = Event()
+        self._thread = Thread(target=self._follow, args=(folder, plan, set(todo), bar), daemon=True)
+
+    def _follow(self, folder: Path, plan: Plan, todo: set[int], bar: Any) -> None:
+        last = False
+        while not last:
+            last = self._end.wait(1.0)
+            for shard in [shard for shard in todo if has_shard(folder, plan, shard)]:
+                todo.discard(shard)
+                bar.update(len(plan.rows_of(shard)))
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+def read_ahead(read: Callable[[int], Row], rows: range, size: int, pool: ThreadPoolExecutor) -> Iterator[list[Row]]:
+    """Batches of rows in order, the next ones being read by threads (decoding and resizing let go of Python's lock)."""
+    batches = iter([rows[at : at + size] for at in range(0, len(rows), size)])
+    waiting: deque[list[Future[Row]]] = deque()
+
+    def more() -> None:
+        if (batch := next(batches, None)) is not None:
+            waiting.append([pool.submit(read, row) for row in batch])
+
+    for _ in range(AHEAD):
+        more()
+    while waiting:
+        more()
+        yield [future.result() for future in waiting.popleft()]
+
+
+def rank_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--processes", type=int, default=1, metavar="N", help="processes that work (default 1)")
+    group.add_argument("--readers", type=int, default=4, metavar="N", help="threads of each that read (default 4)")
+    group.add_argument("--rank", type=int, help="which part (default: of Slurm's or torchrun's environment, else 0)")
+    group.add_argument("--world", type=int, help="of how many")
+
+
+def ranks_of(options: argparse.Namespace) -> tuple[int, int]:
+    """(rank, world) as given, of torchrun, or of Slurm."""
+    if (options.rank is None) != (options.world is None):
+        raise ValueError("--rank and --world go together")
+    rank, world = options.rank, options.world
+    if rank is None:
+        # Slurm's number of tasks is the job's also where srun has started none of them; its step's is not.
+        for rank_name, world_name in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+            if rank_name in os.environ and world_name in os.environ:
+                rank, world = int(os.environ[rank_name]), int(os.environ[world_name])
+                break
+        else:
+            return 0, 1
+    if not 0 <= rank < world:
+        raise ValueError(f"--rank {rank} --world {world}: a rank is at least 0 and less than the world")
+    return rank, world
+
+
+def local_rank() -> int:
+    """Which of this machine's ranks this is."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
+def least(options: argparse.Namespace, **bounds: int) -> None:
+    """Raises ValueError for an option below its bound."""
+    for name, bound in bounds.items():
+        value = getattr(options, name)
+        if value is not None and value < bound:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {bound}, is {value}")

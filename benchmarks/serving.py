@@ -36,7 +36,7 @@ from policy_rollout.serving.server import Server, Settings
 NAME = "serving"
 EMBEDDED = "embedded"
 STAND_INS = {"nothing": 0.0, "fixed": 0.03}
-"""Seconds that a forward of a policy without a network takes, whatever its batch: what is left is the server's own time,
+"""Seconds that a forward of a policy without a network takes, whatever its batch: what is left is the server's time,
 and what asking together gains where a forward is bound by latency, as a GPU's is."""
 MODES = {"batched": 64, "one by one": 1}
 SAME = 1e-4
@@ -83,7 +83,8 @@ def policy_of(size: str, device: torch.device, precision: str) -> Policy:
 @contextmanager
 def served(policy: Policy, max_wait: float) -> Iterator[int]:
     """A server in a thread; its port."""
-    ready, box = threading.Event(), {}
+    ready = threading.Event()
+    box: dict[str, Any] = {}
 
     async def serve() -> None:
         async with Server(policy, Settings(port=0, max_batch=64, max_wait=max_wait, report_every=0)) as server:

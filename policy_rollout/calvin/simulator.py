@@ -107,8 +107,6 @@ class CalvinEnv:
         # Without cameras of its own the simulator draws nothing, whoever asks it for an observation.
         self._cameras = {str(camera.name): camera for camera in self._sim.cameras}
         self._sim.cameras = []
-        with _silent():
-            self._cameras["static"].render()  # the first picture says what draws it
         names = [str(block.name) for block in self._sim.scene.movable_objects]
         if sorted(names) != sorted(BLOCKS):
             self.close()
@@ -153,7 +151,8 @@ class CalvinEnv:
         return self._complete(self._sim.get_obs(), render)
 
     def _complete(self, obs: Mapping[str, Any], render: Render) -> dict[str, Any]:
-        shots = {name: self._cameras[name].render() for name in self._wanted(render)}
+        with _silent(errors_too=False):  # some picture or other tells what draws it
+            shots = {name: self._cameras[name].render() for name in self._wanted(render)}
         return {
             "rgb_obs": {f"rgb_{name}": np.ascontiguousarray(rgb, np.uint8) for name, (rgb, _) in shots.items()} or None,
             "depth_obs": {f"depth_{name}": depth for name, (_, depth) in shots.items()} or None,
@@ -185,25 +184,32 @@ class CalvinEnv:
             self._cameras = {}
 
 
-def _build(config: Any, egl: bool, file: Path) -> Any:
-    """calvin_env's environment. Raises ``ValueError`` in one line where it cannot be built."""
+def import_simulator() -> Any:
+    """calvin_env's module of the environment. Raises ``ValueError`` in one line where a package of its is missing."""
     _provide_gym()
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # calvin_env imports GitPython, which wants a git program
     try:
-        instantiate = import_module("hydra.utils").instantiate
         with _silent():
             module = import_module("calvin_env.envs.play_table_env")
     except ImportError as error:
-        raise ValueError(f"calvin_env cannot be imported ({error}); run bash scripts/install_calvin_env.sh") from error
+        raise ValueError(f"calvin_env cannot be imported ({error}): bash scripts/install_calvin_env.sh") from error
     if hasattr(module, "get_git_commit_hash"):
         vars(module)["get_git_commit_hash"] = lambda path: package_commit()  # raises outside of a git checkout
-    errors = import_module("hydra.errors")
+    return module
+
+
+def _build(config: Any, egl: bool, file: Path) -> Any:
+    """calvin_env's environment. Raises ``ValueError`` in one line where it cannot be built."""
+    from hydra.errors import HydraException
+    from hydra.utils import instantiate
+
+    import_simulator()
     try:
         with _silent():
             return instantiate(config.env, show_gui=False, use_vr=False, use_scene_info=True, use_egl=egl)
     except SystemExit as error:
         raise ValueError("the EGL plugin of pybullet cannot be loaded; renderer=tiny draws on the CPU") from error
-    except errors.HydraException as error:
+    except HydraException as error:
         cause = error.__cause__ or error
         raise ValueError(f"{file}: calvin_env cannot build this environment: {' '.join(str(cause).split())}") from error
 
@@ -231,26 +237,27 @@ def _vector(values: ArrayLike, size: int, what: str) -> NDArray[np.float64]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def _silent(errors_too: bool = True) -> Iterator[None]:
     """What is printed, by C code too, is heard only where something fails: pybullet, its EGL plugin and calvin_env are
     talkative."""
     flush = ctypes.CDLL(None).fflush  # C keeps text back, and would print it after all
     sys.stdout.flush()
     sys.stderr.flush()
-    kept, words = (os.dup(1), os.dup(2)), io.StringIO()
+    kept = {number: os.dup(number) for number in ((1, 2) if errors_too else (1,))}
+    words = io.StringIO()
     with tempfile.TemporaryFile() as heard:
         try:
-            os.dup2(heard.fileno(), 1)
-            os.dup2(heard.fileno(), 2)
-            with redirect_stdout(words), redirect_stderr(words):
+            for number in kept:
+                os.dup2(heard.fileno(), number)
+            with redirect_stdout(words), redirect_stderr(words if errors_too else sys.stderr):
                 yield
         except BaseException:
             flush(None)
             heard.seek(0)
-            os.write(kept[1], heard.read() + words.getvalue().encode())
+            os.write(kept.get(2, 2), heard.read() + words.getvalue().encode())
             raise
         finally:
             flush(None)
-            for number, copy in enumerate(kept, start=1):
+            for number, copy in kept.items():
                 os.dup2(copy, number)
                 os.close(copy)

@@ -1,0 +1,70 @@
+"""The adapter on the real simulator, against states that were recorded in it. Skipped where it is not installed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from policy_rollout.calvin.initial_states import initial_state
+from policy_rollout.calvin.sequences import official_sequences
+from policy_rollout.calvin.simulator import CalvinEnv, package_folder
+
+RECORDED = Path(os.environ.get("BLOCKDIFF_CALVIN_DIR", Path(__file__).parents[3] / "shared" / "calvin")) / "mini_D_D"
+pytestmark = [
+    pytest.mark.skipif(package_folder() is None, reason="calvin_env is not installed (scripts/install_calvin_env.sh)"),
+    pytest.mark.skipif(not RECORDED.is_dir(), reason=f"no recordings of the real CALVIN in {RECORDED}"),
+]
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[CalvinEnv]:
+    made = CalvinEnv(RECORDED / "validation")
+    yield made
+    made.close()
+
+
+def recorded(index: int) -> Any:
+    return np.load(RECORDED / "validation" / f"episode_{index:07d}.npz")
+
+
+@pytest.mark.parametrize("index", [738, 760, 794, 844])
+def test_a_recorded_state_comes_back(env: CalvinEnv, index: int) -> None:
+    frame = recorded(index)
+    obs = env.reset(frame["robot_obs"], frame["scene_obs"])
+    assert np.abs(obs["robot_obs"] - frame["robot_obs"]).max() < 5e-3
+    assert obs["robot_obs"][14] == frame["robot_obs"][14]
+    assert np.abs(obs["scene_obs"] - frame["scene_obs"])[:6].max() < 5e-3
+    pictures = env.get_obs()["rgb_obs"]
+    assert {name: picture.shape for name, picture in pictures.items()} == {
+        name: frame[name].shape for name in ("rgb_static", "rgb_gripper")
+    }
+
+
+def test_neither_drawing_nor_the_chain_before_moves_anything(env: CalvinEnv) -> None:
+    actions = np.random.default_rng(0).uniform(-1, 1, (120, 7))
+    actions[:, 2] -= 0.4  # down, onto the table
+
+    def play(number: int, render: bool = False) -> Any:
+        env.reset(*initial_state(official_sequences(number + 1)[number].state))
+        return np.array(
+            [env.step(action, render and step % 40 == 0)[0]["scene_obs"] for step, action in enumerate(actions)]
+        )
+
+    first = play(3)
+    assert np.ptp(first, axis=0).max() > 0.01, "nothing was touched"
+    play(5)
+    assert np.array_equal(play(3), first)
+    assert np.array_equal(play(3, render=True), first)
+
+
+def test_a_relative_action_moves_the_hand_two_centimetres(env: CalvinEnv) -> None:
+    """Ten steps of 1.0 settle at 0.2 m, as the published action space has it."""
+    before = env.reset(*initial_state(official_sequences(1)[0].state))["robot_obs"]
+    for step in range(40):
+        after = env.step(np.array([float(step < 10), 0, 0, 0, 0, 0, 1]), render=False)[0]["robot_obs"]
+    assert (after - before)[:3] == pytest.approx([0.2, 0, 0], abs=5e-3)

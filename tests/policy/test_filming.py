@@ -1,0 +1,192 @@
+"""Films and pictures of expected frames: which are made, what is said in them, and what they cost the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from policy_rollout import filming
+from policy_rollout.acting import Observation
+from policy_rollout.filming import Filming, make_recorder
+from policy_rollout.pictures import Frame, write_gif, write_mp4
+from policy_rollout.seats import ChainJob, ChainRecord
+
+SIZE = 24
+TASKS = ("open_drawer", "turn_on_led")
+
+
+def picture(number: int) -> Frame:
+    """Grey, twice as bright as the control steps that were taken."""
+    return np.full((SIZE, SIZE, 3), 2 * number, np.uint8)
+
+
+class Clairvoyant:
+    """Expects what comes, `off` too bright."""
+
+    act_step = 4
+
+    def __init__(self, off: int = 0) -> None:
+        self.off, self.asked = off, 0
+
+    def predict_future(self, observations: Sequence[Observation]) -> Any:
+        self.asked += len(observations)
+        now = np.stack([seen.rgb_static for seen in observations])
+        return np.stack([np.resize(now + 2 * self.act_step + self.off, now.shape)], axis=1)
+
+
+def job(index: int = 3) -> ChainJob:
+    return ChainJob(index, TASKS, ("pull it open", "press the button"))
+
+
+def watch(recorder: Filming, job: ChainJob, steps: Sequence[int], completed: int, look_every: int = 4) -> None:
+    """Plays a chain whose world gets brighter at every step, before a recorder."""
+    recorder.began(job)
+    taken = 0
+    for place, count in enumerate(steps):
+        for step in range(count):
+            if step % look_every == 0:
+                recorder.looked(
+                    job, place, step, Observation(picture(taken), job.instructions[place]), np.zeros((4, 7), np.float32)
+                )
+            taken += 1
+            if step % recorder.film_every == 0:
+                recorder.filmed(job, place, step, picture(taken))
+    recorder.ended(job, ChainRecord(job.index, job.tasks, completed, tuple(steps)))
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is written below pictures."""
+    words: list[tuple[str, str]] = []
+    captioned = filming.captioned
+
+    def listening(frame: Frame, text: str, note: str = "", *colour: Any) -> Frame:
+        words.append((text, note))
+        return captioned(frame, text, note, *colour)
+
+    monkeypatch.setattr(filming, "captioned", listening)
+    return words
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+def test_a_film_says_what_was_asked_for_and_what_came_of_it(tmp_path: Path, said: list[tuple[str, str]]) -> None:
+    watch(Filming(tmp_path, 9, Clairvoyant()), job(), (10, 20), completed=1)
+    assert ("pull it open", "task 1 of 2, step 0") in said
+    assert ("pull it open", "task 1 of 2: done in 10 steps") in said
+    assert ("press the button", "task 2 of 2: not done in 20 steps") in said
+    assert said.index(("pull it open", "task 1 of 2: done in 10 steps")) < said.index(
+        ("press the button", "task 2 of 2, step 0")
+    )
+    with Image.open(tmp_path / "videos" / "chain_0003_1_done.gif") as film:
+        shown, time = 0.0, 0.0
+        for frame in range(film.n_frames):  # type: ignore[attr-defined]
+            film.seek(frame)
+            time += film.info["duration"] / 1000
+            shown = max(shown, film.info["duration"] / 1000)
+    assert 30 / 30 + 2 * 10 / 15 < time < 4, "at the robot's speed, every outcome shown for a while"
+    assert shown >= 1, "and the last for longest"
+
+
+def test_what_was_expected_stands_beside_what_was_seen_as_many_steps_later(
+    tmp_path: Path, said: list[tuple[str, str]]
+) -> None:
+    policy = Clairvoyant(off=3)
+    watch(Filming(tmp_path, 9, policy), job(), (30, 3), completed=1)
+    assert names(tmp_path) == ["input_predict_truth/chain_0003_task_1.png", "videos/chain_0003_1_done.gif"]
+    rows = [i for i, (text, _) in enumerate(said) if text.endswith("it saw")]
+    assert [said[i][0] for i in rows] == [f"step {step}: it saw" for step in (0, 8, 16, 24)]
+    assert policy.asked == 4, "only moments that are pictured are predicted"
+    for i in rows:
+        assert said[i + 1] == ("it expected in 4 steps", "off by 3.0 of 255")
+        assert said[i + 2] == ("4 steps later it was", "standing still is off by 8.0")
+
+
+def test_where_the_policy_looked_at_no_such_moment_the_film_knows_it(
+    tmp_path: Path, said: list[tuple[str, str]]
+) -> None:
+    """It looks every 3 steps and expects 4 steps ahead: step 0 + 4 is no look, but filmed."""
+    watch(Filming(tmp_path, 9, Clairvoyant(), film_every=1), job(), (9, 1), completed=1, look_every=3)
+    assert ("it expected in 4 steps", "off by 0.0 of 255") in said
+    assert ("4 steps later it was", "standing still is off by 8.0") in said
+
+
+def test_two_views_are_shown_beside_each_other(tmp_path: Path) -> None:
+    class TwoEyes(Clairvoyant):
+        def predict_future(self, observations: Sequence[Observation]) -> Any:
+            return np.zeros((len(observations), 2, SIZE, SIZE, 3), np.uint8)
+
+    recorder, chain = Filming(tmp_path, 9, TwoEyes()), job()
+    recorder.began(chain)
+    for step in (0, 4):
+        seen = Observation(picture(step), "pull it open", np.zeros((10, 10, 3), np.uint8))
+        recorder.looked(chain, 0, step, seen, np.zeros((4, 7), np.float32))
+    recorder.ended(chain, ChainRecord(3, TASKS, 0, (8,)))
+    with Image.open(tmp_path / "input_predict_truth" / "chain_0003_task_1.png") as page:
+        assert page.width > 6 * filming.MOMENT_HEIGHT
+
+
+def test_a_chain_that_is_played_again_leaves_one_film(tmp_path: Path) -> None:
+    """A process was killed between its film and its record; another one comes to another end."""
+    watch(Filming(tmp_path, 9, Clairvoyant()), job(), (10, 20), completed=1)
+    (tmp_path / "videos" / "chain_0003_1_done.gif.tmp").touch()
+    watch(Filming(tmp_path, 9, Clairvoyant()), job(30), (3,), completed=0)
+    watch(Filming(tmp_path, 9, Clairvoyant()), job(), (2,), completed=0)
+    assert names(tmp_path) == ["videos/chain_0003_0_done.gif", "videos/chain_0030_0_done.gif"]
+
+
+def test_a_chain_that_begins_again_forgets_what_was_seen_of_the_first(tmp_path: Path, said: Any) -> None:
+    recorder = Filming(tmp_path, 9, Clairvoyant())
+    recorder.began(job())
+    recorder.looked(job(), 1, 300, Observation(picture(99), "press the button"), np.zeros((4, 7), np.float32))
+    watch(recorder, job(), (6,), completed=0)
+    assert {text for text, _ in said if "button" in text} == set()
+
+
+def test_the_first_chains_are_filmed_and_the_others_are_not_even_watched(tmp_path: Path) -> None:
+    given = {"num_videos": 2, "save_rollout_as_video": False}
+    recorder = make_recorder(given, tmp_path, Clairvoyant())
+    assert recorder is not None
+    assert [recorder.wants(job(index)) for index in range(4)] == [True, True, False, False]
+    assert make_recorder({**given, "num_videos": 0}, tmp_path, Clairvoyant()) is None
+
+
+def test_films_are_mp4_where_that_is_asked_for(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    given = {"num_videos": 9, "save_rollout_as_video": True}
+    recorder = make_recorder(given, tmp_path, Clairvoyant())
+    assert recorder is not None
+    watch(recorder, job(), (10, 20), completed=1)
+    with av.open(str(tmp_path / "videos" / "chain_0003_1_done.mp4")) as film:
+        stream = film.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(stream)]
+        assert (stream.codec_context.name, stream.average_rate) == ("h264", 15)
+    assert len(frames) == (1 + 5) + 10 + (1 + 10) + 10 + 15, "start and every second step, both outcomes, a last second"
+    assert frames[3][:200].mean() == pytest.approx(2 * 5, abs=3), "the picture after step 4"
+
+
+def test_without_the_package_for_mp4_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("policy_rollout.pictures.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="save_rollout_as_video=true needs the package PyAV: pip install 'av"):
+        make_recorder({"num_videos": 1, "save_rollout_as_video": True}, tmp_path, Clairvoyant())
+
+
+@pytest.mark.parametrize("write", [write_gif, write_mp4])
+def test_a_film_that_cannot_be_finished_leaves_the_last_one(
+    tmp_path: Path, write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("av")
+    file = tmp_path / "film"
+    write(file, [picture(1)] * 3)
+    before = file.read_bytes()
+    monkeypatch.setattr("policy_rollout.pictures.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write(file, [picture(9)] * 3)
+    assert file.read_bytes() == before

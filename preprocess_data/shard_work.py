@@ -18,13 +18,14 @@ from training.data.shards import Plan, finish, has_shard
 
 AHEAD = 2  # batches that are read while one is worked on
 Share = TypeVar("Share")
+Share_contra = TypeVar("Share_contra", contravariant=True)
 Row = TypeVar("Row")
 
 
-class Write(Protocol[Share]):
+class Write(Protocol[Share_contra]):
     """A module's own function that writes the shards of a share, telling ``tick`` of rows."""
 
-    def __call__(self, share: Share, /, tick: Callable[[int], object] = ...) -> None: ...
+    def __call__(self, share: Share_contra, /, tick: Callable[[int], object] = ...) -> None: ...
 
 
 def write_all(

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from training.data.archive import is_file, open_binary
+from training.data.npz import QuickNpz
 from training.data.packed import packed_frame
 
 CHUNK = 1 << 22  # characters read at a time from a JSON list
@@ -64,11 +65,18 @@ def read_npz(
             return pack.arrays(row, wanted)
         raise _lacking(path, missing, present)
     try:
-        with open_binary(path) as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-            present = set(archive.files)
-            wanted, missing = _chosen(keys, present, instead)
-            if not missing:
-                return {key: archive[key] for key in wanted}
+        with open_binary(path) as file:
+            quick = QuickNpz.of(file)
+            if quick is not None:
+                wanted, missing = _chosen(keys, quick.names, instead)
+                if not missing and (arrays := quick.arrays(wanted)) is not None:
+                    return arrays
+            file.seek(0)
+            with np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
+                present = set(archive.files)
+                wanted, missing = _chosen(keys, present, instead)
+                if not missing:
+                    return {key: archive[key] for key in wanted}
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist; fetch or record it, or remove its episode") from None
     except _DAMAGED as error:

@@ -13,6 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from policy_rollout.paired import markdown_table
+
 DESCRIPTION = """\
 Prints a Markdown table with one row for each file that eval_upvla_offline_actions.py wrote; --per-task adds a table of
 one metric per task. Rows are named after their files."""
@@ -44,14 +49,8 @@ def read(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are numbers."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
-
-
 def overall_table(named: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    return markdown(
+    return markdown_table(
         ("evaluation", *COLUMNS.values()),
         [(name, *(_figure(content["overall"][key]) for key in COLUMNS)) for name, content in named],
     )
@@ -64,7 +63,7 @@ def task_table(named: Sequence[tuple[str, dict[str, Any]]], metric: str) -> str:
         (task, *(_figure(content.get("per_task", {}).get(task, {}).get(metric)) for _, content in named))
         for task in tasks
     ]
-    return markdown((f"{COLUMNS[metric]} per task", *(name for name, _ in named)), rows)
+    return markdown_table((f"{COLUMNS[metric]} per task", *(name for name, _ in named)), rows)
 
 
 def _figure(value: float | None) -> str:

@@ -17,6 +17,7 @@ Shape letters: T actions per chunk, A action size (7).
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -85,7 +86,8 @@ Listener = Callable[[int, Sight | None, Command | None, str], None]
 def control(
     policy: Policy, robot: Robot, driving: Driving, *, clock: Clock | None = None, listen: Listener | None = None
 ) -> Report:
-    """Drives until there are no more pictures, ``driving.steps`` are done, Ctrl-C, or nothing safe can be done.
+    """Drives until there are no more pictures, ``driving.steps`` are done, Ctrl-C (``main``: SIGTERM too), or nothing
+    safe can be done.
 
     However it ends, also by an error of the robot's own methods (which it raises), the last thing the robot hears is
     `stop`. Raises `ValueError` for impossible settings before anything moves.
@@ -94,7 +96,7 @@ def control(
     try:
         loop.run()
     except KeyboardInterrupt:
-        loop.report.outcome = "stopped by Ctrl-C"
+        loop.report.outcome = "stopped from outside"
     except Unsafe as reason:
         loop.report.outcome, loop.report.safe = f"stopped, {reason}", False
     finally:
@@ -244,6 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     driving = Driving(
         instruction, options.rate, options.steps, options.synchronous, options.replan_every, options.ensemble, limits
     )
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a robot is stopped also where its terminal is closed
+        signal.signal(number, signal.default_int_handler)
     try:
         report = control(policy, robot, driving, listen=diary)
     finally:

@@ -30,8 +30,8 @@ class Session:
     async def act(self, look: Look) -> NDArray[np.float32]:
         """The action [A] for this moment, in the policy's units.
 
-        Pictures are decoded only when the chunk is played out. Raises as `Batcher.act` does, and `WireError`; the
-        player is then as it was.
+        Pictures are decoded only when the chunk is played out. Raises as `Batcher.act` does, and `WireError`; the next
+        look is then answered by a new plan.
         """
         if look.restart or look.instruction != self._instruction:
             self.restart()

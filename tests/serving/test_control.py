@@ -246,7 +246,7 @@ def test_ctrl_c_stops_the_robot(clock):
         raise KeyboardInterrupt
 
     robot.observe = interrupted
-    assert "Ctrl-C" in drive(robot, clock).outcome
+    assert "from outside" in drive(robot, clock).outcome
     assert robot.told == [None]
 
 
@@ -437,6 +437,18 @@ def test_ones_own_robot_is_named_on_the_command_line(tmp_path):
         assert "robot stops" in done.stdout
         assert "all steps done: 10 steps" in done.stdout.splitlines()[-1]
         assert "torch" not in done.stderr
+        endless = [sys.executable, "-m", "policy_rollout.policy_upvla", "--server", served.url()]
+        endless += ["--robot", "my_robot:connect", "--instruction", "go"]
+        with subprocess.Popen(
+            endless, cwd=tmp_path, env={"PYTHONPATH": str(root)}, stdout=subprocess.PIPE, text=True
+        ) as driving:
+            assert driving.stdout is not None
+            driving.stdout.readline()
+            time.sleep(1)
+            driving.terminate()
+            said = driving.stdout.read()
+        assert "stopped from outside" in said.splitlines()[-1]
+        assert said.splitlines()[-2] == "robot stops"
         half = run("--robot", "my_robot:half", "--instruction", "go")
         assert half.returncode == 2
         assert "without observe, act, stop()" in half.stderr

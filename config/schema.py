@@ -239,6 +239,11 @@ class DataParams:
         "image codes made by preprocess_data/tokenize_images.py, read in place of the robot's pictures: auto (from "
         "token_cache in the data, where there is one), false (encode pictures in the step), or a folder of caches",
     )
+    clip_cache: str | Literal[False] = key(
+        "auto",
+        "CLIP's patches made by preprocess_data/clip_features.py, read in place of the conversations' pictures: auto "
+        "(from clip_cache beside the json, where there is one), false (see pictures in the step), or a folder of them",
+    )
     mask_action_padding: bool = key(False, "leave the padded actions at an episode's end out of the action loss")
 
 

@@ -10,7 +10,6 @@ C channels, 13 latent channels (bits; channel 0 is the most significant).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from models.json_file import read_object
 from models.lfq import straight_through
-from models.weights import load_strict, read_weights, resolve_model_dir
+from models.weights import load_strict, read_weights, resolve_model_dir, state_sha256
 
 LATENT_CHANNELS = 13
 CODEBOOK_SIZE = 2**LATENT_CHANNELS
@@ -272,11 +271,7 @@ class MagVITv2(nn.Module):
     @property
     def weights_hash(self) -> str:
         """SHA-256 over names, types, shapes and bytes of all tensors, computed anew on every access."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return state_sha256(self)
 
     @classmethod
     def from_dir(cls, path: str | Path) -> MagVITv2:
@@ -289,7 +284,7 @@ def _as_the_device_likes(pixels: Tensor) -> tuple[Tensor, ...]:
     cache and no convolution reorders them (twice as fast as a batch of 4, `docs/log.md`)."""
     if pixels.device.type != "cpu" or not len(pixels):
         return (pixels,)
-    return tuple(one.contiguous(memory_format=torch.channels_last) for one in pixels.split(1))
+    return tuple(one.contiguous(memory_format=torch.channels_last) for one in torch.split(pixels, 1))
 
 
 def load_magvit(

@@ -17,7 +17,7 @@ from transformers.activations import ACT2FN
 
 from models.images import ClipImageSpec
 from models.json_file import read_object
-from models.weights import check_state, load_strict, read_weights, resolve_model_dir
+from models.weights import check_state, load_strict, read_weights, resolve_model_dir, state_sha256
 
 KEY = "model.showo.clip_model_path"
 PREFIX = "vision_model."
@@ -54,11 +54,19 @@ class ClipTower(nn.Module):
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
-        """Pixels [B,3,S,S] from `clip_pixels` -> [B,P,C], in the tower's own dtype, autocast or not."""
+        """Pixels [B,3,S,S] from `clip_pixels` -> [B,P,C], in the tower's own dtype, autocast or not. What is [B,P,C]
+        already (made before, and kept) is only cast."""
         weight = self.vision_model.embeddings.patch_embedding.weight
+        if pixels.ndim == 3:
+            return pixels.to(weight.dtype)
         with torch.autocast(pixels.device.type, enabled=False):
             hidden = self.vision_model(pixel_values=pixels.to(weight.dtype)).last_hidden_state  # [B,1+P,C]
         return hidden[:, 1:]
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 over names, types, shapes and bytes of all tensors, computed anew on every access."""
+        return state_sha256(self)
 
     def train(self, mode: bool = True) -> ClipTower:
         """Stays in eval mode: the tower is never trained."""

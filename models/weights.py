@@ -179,6 +179,15 @@ def files_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def state_sha256(module: nn.Module) -> str:
+    """Digest of names, types, shapes and bytes of all tensors of a network: what it computes, whatever its files."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def weight_parts(path: Path) -> list[Path]:
     """The files that make up a weight file: itself, or the shards that an `.index.json` lists."""
     if path.suffix != ".json":

@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any, Protocol, TypeVar
 
+import torch
 from tqdm import tqdm
 
 from preprocess_data.processes import in_processes
@@ -120,9 +121,15 @@ def ranks_of(options: argparse.Namespace) -> tuple[int, int]:
     return rank, world
 
 
-def local_rank() -> int:
-    """Which of this machine's ranks this is."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+def process_device(device: str, number: int, processes: int) -> str:
+    """Where the process of this number, of ``processes`` of this rank, computes: ``cuda`` stands for all GPUs in turn,
+    ``auto`` for them or, where there are none, the CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device != "cuda":
+        return device
+    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))  # of this machine's
+    return f"cuda:{(rank * processes + number) % torch.cuda.device_count()}"
 
 
 def least(options: argparse.Namespace, **bounds: int) -> None:

@@ -26,7 +26,7 @@ from config.load import load_job
 from models.images import normalise
 from models.magvit import CODEBOOK_SIZE, MagVITv2, load_magvit
 from preprocess_data.frame_sources import Source, open_source
-from preprocess_data.shard_work import least, local_rank, rank_options, ranks_of, read_ahead, write_all
+from preprocess_data.shard_work import least, process_device, rank_options, ranks_of, read_ahead, write_all
 from training.data.shards import FRAMES, Plan, Rows, ShardWriter, begin, is_whole, write_frames
 from training.data.tokens import FIT, FOLDER
 
@@ -154,7 +154,7 @@ def tokenize(settings: Settings, output: Path, ranks: tuple[int, int], processes
         raise ValueError(f"{folder} cannot be written ({error.strerror}); --output names another folder") from None
 
     def share(shards: tuple[int, ...], number: int) -> Share:
-        return Share(replace(settings, device=_device(settings.device, number, processes)), folder, plan, shards)
+        return Share(replace(settings, device=process_device(settings.device, number, processes)), folder, plan, shards)
 
     missing = write_all(folder, plan, ranks, processes, str(settings.data), share, encode_share, progress)
     if missing:
@@ -163,18 +163,9 @@ def tokenize(settings: Settings, output: Path, ranks: tuple[int, int], processes
     return f"codes of {settings.data}: {size}, in {folder}"
 
 
-def _device(device: str, number: int, processes: int) -> str:
-    """Where the process of this number encodes: ``cuda`` stands for all GPUs in turn."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device != "cuda":
-        return device
-    return f"cuda:{(local_rank() * processes + number) % torch.cuda.device_count()}"
-
-
 def check(settings: Settings, output: Path, samples: int, most: float) -> tuple[str, bool]:
     """Encode some frames again: (what share of the codes differs, is it at most ``most``?)."""
-    settings = replace(settings, device=_device(settings.device, 0, 1))
+    settings = replace(settings, device=process_device(settings.device, 0, 1))
     source, model = settings.source(), settings.model()
     plan = plan_of(settings, source, model)
     folder = output / f"{settings.resolution}px_{plan.digest}"

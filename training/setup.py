@@ -130,7 +130,7 @@ def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
     _check_codes(job, vq)
     # Without a tower pictures are not opened and take no place in a conversation.
     image_spec, patches = (None, 0) if clip is None else (clip.image_spec, clip.num_patches)
-    heldout_robot, heldout_text = _heldout(job, run, built.prompter, image_spec, patches, vq)
+    heldout_robot, heldout_text = _heldout(job, run, built.prompter, image_spec, patches, vq, clip)
     parts = Parts(
         job=job,
         device=run.device,
@@ -141,7 +141,7 @@ def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
         objective=text_objective(job),
         optimizer=build_optimizer(model, job, run.device),
         schedule=Schedule.of(job),
-        data=cotrain_loader(job, built.prompter, image_spec, rank=run.rank, world=run.world, patches=patches, vq=vq),
+        data=cotrain_loader(job, built.prompter, image_spec, run.rank, run.world, patches, vq, clip),
         heldout_robot=heldout_robot,
         heldout_text=heldout_text,
         average=average,
@@ -287,7 +287,13 @@ def _check_codes(job: Job, vq: MagVITv2) -> None:
 
 
 def _heldout(
-    job: Job, run: Run, prompter: Prompter, image_spec: ClipImageSpec | None, patches: int, vq: MagVITv2
+    job: Job,
+    run: Run,
+    prompter: Prompter,
+    image_spec: ClipImageSpec | None,
+    patches: int,
+    vq: MagVITv2,
+    clip: ClipTower | None,
 ) -> tuple[Flow[RobotBatch] | None, Flow[TextBatch] | None]:
     """The flows that ``eval_every`` measures on."""
     params, training = job.dataset.params, job.training
@@ -297,7 +303,7 @@ def _heldout(
         data = robot_dataset(job, params.validation_pre_shards_path_or_url, vq)
         robot = Flow(data, collate_robot, training.batch_size_pre, training.seed, rank=run.rank, world=run.world)
     if params.validation_mmu_shards_path_or_url is not None and job.dataset.und_type is not None:
-        turns = text_dataset(job, prompter, image_spec, params.validation_mmu_shards_path_or_url, patches)
+        turns = text_dataset(job, prompter, image_spec, params.validation_mmu_shards_path_or_url, patches, clip=clip)
         size = max(training.batch_size_mmu, 1)
         text = Flow(turns, collate_text, size, training.seed, rank=run.rank, world=run.world)
     return robot, text

@@ -87,7 +87,7 @@ class TextSample:
 
     ids: list[int]  # token ids of the rendered conversation, without the system prompt
     answer: list[bool]  # True where the id belongs to an answer and is to be learned
-    pixels: Tensor | None  # float32 [3, S, S], CLIP-normalised; None: a conversation without a picture
+    pixels: Tensor | None  # float32 [3, S, S], CLIP-normalised, or CLIP's patches [P, C]; None: there is no picture
     index: int
     left_out: tuple[tuple[int, str], ...] = ()  # (index, why) of samples that this one stands in for
 
@@ -98,7 +98,7 @@ class TextBatch:
 
     ids: list[list[int]]
     answers: list[list[bool]]
-    pixels: Tensor  # float32 [K, 3, S, S], of the K rows that have a picture, in their order
+    pixels: Tensor  # float32 [K, 3, S, S] or patches [K, P, C], of the K rows that have a picture, in their order
     pictured: Tensor  # bool [B], which those are
     indices: Tensor  # int64 [B]
     left_out: tuple[tuple[int, str], ...] = ()  # (index, why) of samples that others stand in for

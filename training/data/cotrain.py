@@ -40,8 +40,10 @@ from config.schema import Job, LoaderMode
 from models.images import ClipImageSpec
 from models.magvit import MagVITv2
 from models.prompting import Prompter
+from models.vision import ClipTower
 from training.data.batch import CoBatch, RobotBatch, Samples, TextBatch, collate_robot, collate_text
 from training.data.coded import token_cache
+from training.data.features import clip_cache
 from training.data.llava import LeftOut, LlavaDataset
 from training.data.mixture import Mixture
 from training.data.order import START, Order, Position, StepSampler, Taken, Timetable, flow_seed
@@ -219,7 +221,9 @@ def text_dataset(
     root: str,
     patches: int = CLIP_PATCHES,
     image_root: str | None = None,
+    clip: ClipTower | None = None,
 ) -> LlavaDataset:
+    """``clip``: the tower whose patches are read in place of pictures, if they were made before."""
     params = job.dataset.params
     return LlavaDataset(
         root,
@@ -229,11 +233,16 @@ def text_dataset(
         image_root=image_root,
         on_bad_record=params.on_bad_record,
         text_only=params.text_only,
+        features=None if clip is None else clip_cache(job, root, image_root, clip),
     )
 
 
 def training_conversations(
-    job: Job, prompter: Prompter, image_spec: ClipImageSpec | None, patches: int = CLIP_PATCHES
+    job: Job,
+    prompter: Prompter,
+    image_spec: ClipImageSpec | None,
+    patches: int = CLIP_PATCHES,
+    clip: ClipTower | None = None,
 ) -> LlavaDataset | Mixture:
     """What the mmu flow walks: one source, or several by weight."""
     params = job.dataset.params
@@ -247,7 +256,7 @@ def training_conversations(
     given = params.train_mmu_image_roots
     images: Sequence[str | None] = given * len(roots) if len(given) == 1 else (given or [None] * len(roots))
     sources = [
-        text_dataset(job, prompter, image_spec, root, patches, image_root)
+        text_dataset(job, prompter, image_spec, root, patches, image_root, clip)
         for root, image_root in zip(roots, images, strict=True)
     ]
     return Mixture(sources, params.train_mmu_weights) if params.train_mmu_sources else sources[0]
@@ -292,11 +301,12 @@ def cotrain_loader(
     world: int = 1,
     patches: int = CLIP_PATCHES,
     vq: MagVITv2 | None = None,
+    clip: ClipTower | None = None,
 ) -> CotrainLoader:
     """Both flows of a job for process ``rank`` of ``world``.
 
     ``image_spec``: how CLIP wants pictures (None: pictures are not opened); ``patches``: how many it makes of one;
-    ``vq``: whose token cache is read in place of the robot's pictures, if there is one.
+    ``vq``, ``clip``: whose codes and patches are read in place of pictures, if they were made before.
     Raises ValueError or FileNotFoundError in the user's words when the data is missing or wrong.
     """
     params, training = job.dataset.params, job.training
@@ -313,7 +323,7 @@ def cotrain_loader(
     )
     text: Flow[TextBatch] | None = None
     if job.dataset.und_type is not None and training.batch_size_mmu > 0:
-        conversations = training_conversations(job, prompter, image_spec, patches)
+        conversations = training_conversations(job, prompter, image_spec, patches, clip)
         text = Flow(
             dataset=conversations,
             collate=collate_text,

@@ -26,6 +26,7 @@ from config.schema import OnBadRecord, TextOnly
 from models.images import ClipImageSpec, clip_pixels
 from models.prompting import ASSISTANT, HUMAN, IMAGE_MARK, Prompter
 from training.data.batch import TextSample
+from training.data.features import PictureFeatures
 from training.data.files import LLAVA_NAME, iterate_json_list, read_image
 from training.data.strings import Strings
 
@@ -105,6 +106,8 @@ class LlavaDataset(Dataset[TextSample]):
             next record instead (the same one at every resume), and ``TextSample.left_out`` says so.
         text_only: "use" makes samples of records that have no picture and speak of none; "skip" leaves them out
             (counted; they are no error).
+        features: CLIP's patches of the pictures, made before: then no picture is opened, nor has to be there, and
+            ``TextSample.pixels`` are [P, C].
 
     Raises ValueError or FileNotFoundError naming the file and the record.
     """
@@ -118,6 +121,7 @@ class LlavaDataset(Dataset[TextSample]):
         image_root: str | os.PathLike[str] | None = None,
         on_bad_record: OnBadRecord = "skip",
         text_only: TextOnly = "skip",
+        features: PictureFeatures | None = None,
     ) -> None:
         if max_ids < 1:
             raise ValueError(f"max_ids must be at least 1, is {max_ids}")
@@ -128,6 +132,7 @@ class LlavaDataset(Dataset[TextSample]):
         self.image_root = Path(image_root) if image_root is not None else self.path.parent
         self.on_bad_record = on_bad_record
         self.text_only = text_only
+        self.features = features
         self.skipped = Skipped()
         self.used: Counter[str] = Counter()  # folder of the picture -> usable records
         self._images, self._turns = Strings(), Strings()  # image "": none
@@ -162,8 +167,15 @@ class LlavaDataset(Dataset[TextSample]):
             if any(turn["from"] == HUMAN and IMAGE_MARK in turn["value"] for turn in turns or ()):
                 return TALKS_OF_A_PICTURE
             return None if self.text_only == "use" else NO_PICTURE
+        if self.features is not None and image in self.features:
+            return None
         if self.image_spec is not None and not folders.has(image):
             return LOST_PICTURE
+        if self.features is not None:
+            raise ValueError(
+                f"{self.path}: {image} is not among the patches in {self.features.folder}. Make them: "
+                f"{self.features.remake} (or see pictures in every step: dataset.params.clip_cache=false)"
+            )
         return None
 
     def summary(self) -> list[str]:
@@ -171,6 +183,7 @@ class LlavaDataset(Dataset[TextSample]):
         return [
             f"{self.path}: {len(self) + len(self.skipped)} records, {len(self)} usable [{_counted(self.used)}]",
             *(f"  left out: {line}" for line in self.skipped.lines()),
+            *([] if self.features is None else [f"  {self.features.describe()}"]),
         ]
 
     def __len__(self) -> int:
@@ -203,7 +216,9 @@ class LlavaDataset(Dataset[TextSample]):
             what = f"the conversation about {path}" if image else f"usable record {index}, {turns[0][1][:60]!r},"
             raise ValueError(f"{self.path}: {what} has no answer in its first {len(ids)} ids")
         pixels = None
-        if image:
+        if image and self.features is not None:
+            pixels = self.features[image]
+        elif image:
             spec = self.image_spec
             pixels = torch.empty(3, 0, 0) if spec is None else clip_pixels(read_image(path), spec)
         return TextSample(ids=ids, answer=answer, pixels=pixels, index=index)

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,10 @@ class ShardWriter:
 
     def __init__(self, folder: Path, plan: Plan, shard: int) -> None:
         self.folder, self.plan, self.shard = folder, plan, shard
-        kinds = {name: f"({','.join(map(str, shape))},){kind}" for name, (kind, shape) in plan.columns.items()}
+        kinds = {
+            name: f"({','.join(map(str, shape))},){kind}" if shape else kind
+            for name, (kind, shape) in plan.columns.items()
+        }
         # Scratch files lie beside it only where a shard is too large for memory.
         large = plan.row_bytes * plan.shard_rows > IN_MEMORY
         self._writer = IndexWriter(kinds, (), folder if large else None)
@@ -133,11 +136,18 @@ def finish(folder: Path, plan: Plan) -> int:
     return len(missing)
 
 
-def write_frames(folder: Path, columns: Mapping[str, tuple[str, npt.NDArray[Any]]]) -> None:
-    """``FRAMES``: columns of numbers, name -> (dtype, rows). Many processes may write the same at once."""
-    writer = IndexWriter({name: kind for name, (kind, _) in columns.items()}, (), None)
+def write_frames(
+    folder: Path,
+    columns: Mapping[str, tuple[str, npt.NDArray[Any]]],
+    texts: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """``FRAMES``: columns of numbers, name -> (dtype, rows), and of texts. Many processes may write the same."""
+    texts = texts or {}
+    writer = IndexWriter({name: kind for name, (kind, _) in columns.items()}, tuple(texts), None)
     for name, (_, rows) in columns.items():
         writer.numbers(name, rows)
+    for name, content in texts.items():
+        writer.text(name, content)
     partial = _partial(folder / FRAMES)
     try:
         with partial.open("wb") as file:
@@ -198,8 +208,9 @@ class Rows:
         shard, at = divmod(row, self.plan.shard_rows)
         array, offset = self._array(name, shard)
         found: Array = array[at]
-        start = offset + at * found.nbytes
-        self._files[shard].check(start, start + found.nbytes)
+        size = array.nbytes // len(array)
+        start = offset + at * size
+        self._files[shard].check(start, start + size)
         return found
 
     def gather(self, name: str, rows: npt.NDArray[np.integer[Any]]) -> Array:

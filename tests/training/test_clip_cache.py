@@ -1,0 +1,110 @@
+"""Training on patches that were made before: pictures of conversations are not opened, the numbers stay."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from config.load import ConfigError
+from models.images import clip_pixels
+from models.vision import load_clip
+from preprocess_data import clip_features
+from tests.training.runs import Outcome, train
+from tests.training.world import build_world
+from training.data.features import find
+from training.data.files import read_image
+
+SETTINGS = {
+    "training__max_train_steps": 3,
+    "experiment__eval_every": 3,
+    "experiment__generate_every": 3,
+    "experiment__tracker": "tensorboard",
+}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    return build_world(tmp_path / "world")
+
+
+def make(world: Path, *words: str) -> int:
+    return clip_features.main(
+        ["--data", str(world / "chat"), "--clip", str(world / "clip"), "--device", "cpu", "--batch-size", "4", *words]
+    )
+
+
+def run(world: Path, folder: Path, **settings: object) -> Outcome:
+    return train(
+        world, folder, **SETTINGS, dataset__params__validation_mmu_shards_path_or_url=world / "chat", **settings
+    )
+
+
+def losses(outcome: Outcome) -> list[float]:
+    return [value for name in ("text/loss", "total/loss", "validation/text/loss") for value in outcome.curve(name)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 2e-3)])
+def test_without_any_picture_losses_are_those_of_a_run_that_sees_them(
+    world: Path, tmp_path: Path, dtype: str, tolerance: float
+) -> None:
+    seeing = run(world, tmp_path / "seeing")
+    assert make(world, "--yes", "--dtype", dtype) == 0
+    for picture in (world / "chat").glob("*.png"):
+        picture.unlink()
+    kept = run(world, tmp_path / "kept")
+    assert len(losses(seeing)) == 7
+    assert losses(kept) == pytest.approx(losses(seeing), rel=tolerance)
+    assert kept.metrics[-1].keys() == seeing.metrics[-1].keys()  # answers were asked for, too
+
+
+def test_patches_are_the_towers(world: Path) -> None:
+    assert make(world, "--yes") == 0
+    tower = load_clip(world / "clip")
+    kept = find([world / "chat" / "clip_cache"], tower, "MAKE")
+    pixels = clip_pixels(read_image(world / "chat" / "pink.png"), tower.image_spec)
+    expected = tower.features(pixels[None])[0]
+    assert kept["pink.png"].dtype == torch.float16
+    assert torch.allclose(kept["pink.png"].float(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_size_is_told_first_and_nothing_is_written_without_a_yes(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make(world) == 2
+    told = capsys.readouterr()
+    assert "6 pictures x 4 patches x 16 numbers in float16: 0.00 GB" in told.out
+    assert "nothing was written; --yes" in told.err
+    assert not list((world / "chat").rglob("*.shard"))
+
+
+def test_another_tower_or_a_new_picture_is_refused_with_the_command_that_mends_it(world: Path, tmp_path: Path) -> None:
+    assert make(world, "--yes") == 0
+    weights = load_file(world / "clip" / "model.safetensors")
+    name = "vision_model.embeddings.patch_embedding.weight"
+    save_file({**weights, name: weights[name] + 1}, str(world / "clip" / "model.safetensors"))
+    with pytest.raises(ConfigError, match="made by other weights") as error:
+        run(world, tmp_path / "refused")
+    command = shlex.split(str(error.value).partition("Make them: ")[2].partition(" (or see")[0])
+    assert command[:2] == ["python", "preprocess_data/clip_features.py"]
+    assert clip_features.main([*command[2:], "--yes"]) == 0
+    run(world, tmp_path / "mended")
+    shutil.copy(world / "chat" / "red.png", world / "chat" / "more.png")
+    path = world / "chat" / "llava_v1_5_mix665k.json"
+    path.write_text(path.read_text().replace("black.png", "more.png"))
+    with pytest.raises(ConfigError, match=r"more\.png is not among the patches.*Make them: python preprocess_data"):
+        run(world, tmp_path / "refused")
+    run(world, tmp_path / "seen", dataset__params__clip_cache="false")
+
+
+def test_a_picture_that_could_not_be_decoded_is_left_out_when_its_turn_comes(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (world / "chat" / "red.png").write_bytes(b"no picture")
+    assert make(world, "--yes") == 0
+    run(world, tmp_path / "run")
+    assert "red.png could not be decoded as a picture when" in caplog.text

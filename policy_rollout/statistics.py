@@ -26,7 +26,7 @@ class Interval:
         return f"{self.point:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
-def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
+def wilson(successes: float, trials: float, confidence: float = 0.95) -> Interval:
     """Wilson score interval (1927) of a success rate.
 
     Unlike the normal approximation it is right at 0 and at `trials` successes, where robot results often lie.
@@ -45,6 +45,28 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == trials else centre + half
     return Interval(rate, low, high)
+
+
+def clustered_rate(successes: np.ndarray, trials: np.ndarray, confidence: float = 0.95) -> Interval:
+    """Wilson's interval of a rate whose trials come in groups [groups] that stand or fall together (questions about one
+    picture): as many trials are counted as they are worth, from the variance between groups (Kish's design effect).
+
+    Where all succeed or all fail that variance says nothing, and a group counts as one trial. Groups without a trial
+    are left out. Unlike a bootstrap over groups it is never without width.
+    """
+    done, tried = (np.asarray(counts, dtype=np.float64)[np.asarray(trials) > 0] for counts in (successes, trials))
+    groups, total = len(tried), float(tried.sum())
+    if groups == 0:
+        return wilson(0, 0, confidence)
+    if total == groups:
+        return wilson(float(done.sum()), total, confidence)
+    rate = float(done.sum()) / total
+    worth = float(groups)
+    if 0 < rate < 1 and groups > 1:
+        variance = groups / (groups - 1) * float(((done - rate * tried) ** 2).sum()) / total**2
+        worth = min(rate * (1 - rate) / variance, total) if variance > 0 else total
+    # Exactly 0 or all of them where that is so: multiplying back could miss it by a rounding.
+    return wilson(worth if rate == 1 else rate * worth, worth, confidence)
 
 
 def bootstrap_mean(

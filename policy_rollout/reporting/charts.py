@@ -94,7 +94,7 @@ def bars(series: Mapping[str, Sequence[float]], places: Sequence[str], title: st
 
 def steps_histogram(series: Mapping[str, Sequence[tuple[bool, int]]], limit: int, title: str, bins: int = 18) -> Html:
     """Of tries, (was it done, after how many steps): shares of all tries by bin, and last those that were not done."""
-    width = max(1, math.ceil(limit / bins))
+    width = next(width for width in (1, 2, 5, 10, 20, 25, 50, 100, limit) if width * bins >= limit)
     count = math.ceil(limit / width)
     places = [*(str((i + 1) * width) for i in range(count)), "not done"]
     shares = {}

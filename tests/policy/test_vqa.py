@@ -26,7 +26,7 @@ from policy_rollout.benchmarks.vqa.scores import (
     vqa_form,
     yes_or_no,
 )
-from policy_rollout.statistics import wilson
+from policy_rollout.statistics import clustered_rate, wilson
 
 
 def question(number: int, picture: str, *truths: str, text: str = "", kind: str = "all") -> Question:
@@ -128,10 +128,29 @@ def test_questions_about_one_picture_are_not_counted_as_independent() -> None:
     names = [str(i // 6) for i in range(300)]
     together, how = accuracy(scores, names)
     apart, alone = accuracy(scores, [str(i) for i in range(300)])
-    assert (how, alone) == ("bootstrap over 50 pictures", "Wilson")
+    assert (how, alone) == ("Wilson, 50 pictures as groups", "Wilson")
     assert together.point == apart.point == 0.5
     assert apart == wilson(150, 300)
     assert together.high - together.low == pytest.approx((apart.high - apart.low) * 6**0.5, rel=0.1)
+
+
+def test_a_model_that_is_always_wrong_has_an_interval_too() -> None:
+    found, _ = accuracy(np.zeros(60), [str(i // 6) for i in range(60)])
+    assert found == wilson(0, 10)  # ten pictures, not sixty questions
+    sure = pope_figures([question(i, f"{i // 2}.jpg", ("yes", "no")[i % 2]) for i in range(40)], ["yes"] * 40)
+    assert sure["recall"]["value"] == 1.0
+    assert 0.8 < sure["recall"]["low"] < 0.9  # twenty pictures
+
+
+def test_a_rate_of_groups_covers_the_truth_as_often_as_it_says() -> None:
+    """Groups with rates of their own around 0.3, six trials in each."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        own = rng.beta(0.6, 1.4, size=80)
+        found = clustered_rate(rng.binomial(6, own), np.full(80, 6))
+        held += found.low <= 0.3 <= found.high
+    assert 0.92 <= held / 400 <= 0.98
 
 
 def test_the_best_blind_guess_knows_the_commonest_answer_of_each_question() -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from policy_rollout.benchmarks.vqa.questions import Question
 from policy_rollout.paired import interval_json
-from policy_rollout.statistics import Interval, bootstrap_runs, bootstrap_sums, wilson
+from policy_rollout.statistics import Interval, bootstrap_runs, bootstrap_sums, clustered_rate
 
 ENOUGH = 3
 """So many other annotators who agree make an answer of TextVQA wholly right."""
@@ -142,14 +142,12 @@ def by_picture(
 
 
 def accuracy(scores: NDArray[np.float64], pictures: Sequence[str]) -> tuple[Interval, str]:
-    """(mean score with its interval, how that was taken). Questions about one picture stand or fall together, so where
-    there are such, pictures are what is drawn again."""
+    """(mean score with its interval, how that was taken). Questions about one picture stand or fall together."""
     means, count = by_picture(scores, pictures)
-    if len(means) < len(scores):
-        return bootstrap_runs(means, count), f"bootstrap over {len(means)} pictures"
     if set(np.unique(scores)) <= {0.0, 1.0}:
-        return wilson(int(scores.sum()), len(scores)), "Wilson"
-    return bootstrap_runs(scores), f"bootstrap over {len(scores)} questions"
+        together = f", {len(means)} pictures as groups" if len(means) < len(scores) else ""
+        return clustered_rate(np.round(means * count), count), f"Wilson{together}"
+    return bootstrap_runs(means, count), f"bootstrap over {len(means)} pictures"
 
 
 def by_kind(scores: NDArray[np.float64], questions: Sequence[Question]) -> dict[str, dict[str, Any]]:
@@ -171,20 +169,26 @@ def pope_figures(questions: Sequence[Question], said: Sequence[str]) -> dict[str
     yes = np.array([yes_or_no(text) == "yes" for text in said])
     true = np.array([question.truths[0] == "yes" for question in questions])
     cells = (yes & true, yes & ~true, ~yes & true, ~yes & ~true)
-    counts = np.stack([np.bincount(owner, weights=cell, minlength=len(names)) for cell in cells], axis=1)
-    figures: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
-        "precision": lambda n: _ratio(n[:, 0], n[:, 0] + n[:, 1]),
-        "recall": lambda n: _ratio(n[:, 0], n[:, 0] + n[:, 2]),
-        "f1": lambda n: _ratio(2 * n[:, 0], 2 * n[:, 0] + n[:, 1] + n[:, 2]),
-        "yes_ratio": lambda n: _ratio(n[:, 0] + n[:, 1], n.sum(axis=1)),
+    by_cell = [np.bincount(owner, weights=cell, minlength=len(names)) for cell in cells]
+    counts: NDArray[np.float64] = np.stack(by_cell, axis=1).astype(np.float64)
+    hits, false_alarms, misses = counts[:, 0], counts[:, 1], counts[:, 2]
+    told: dict[str, Any] = {
+        "precision": interval_json(_rate(hits, hits + false_alarms)),
+        "recall": interval_json(_rate(hits, hits + misses)),
+        "f1": interval_json(bootstrap_sums(counts, lambda n: _ratio(2 * n[:, 0], 2 * n[:, 0] + n[:, 1] + n[:, 2]))),
+        "yes_ratio": interval_json(_rate(hits + false_alarms, counts.sum(axis=1))),
     }
-    told: dict[str, Any] = {name: interval_json(bootstrap_sums(counts, of)) for name, of in figures.items()}
     told["neither"] = sum(not says_yes_or_no(text) for text in said) / len(said)
     return told
 
 
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+def _rate(part: NDArray[np.float64], whole: NDArray[np.float64]) -> Interval:
     """0 where there is nothing to be a part of, as the benchmark's program has it."""
+    found = clustered_rate(part, whole)
+    return found if whole.sum() else Interval(0.0, found.low, found.high)
+
+
+def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.divide(part, whole, out=np.zeros_like(part, dtype=np.float64), where=whole > 0)
 
 

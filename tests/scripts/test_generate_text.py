@@ -9,34 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
 
 from config.files import PROJECT_DIR
-from models.checkpoint import save_folder
 from models.decoding import Progress
 from models.prompting import Prompter, load_tokenizer, vocabulary_of
 from scripts import generate_text
+from scripts.asking import Speaker
 from scripts.trace import FRESH, HIDDEN, SETTLED, Recorder, Step, Word, lines_of, printable
 from scripts.trace_picture import Panel, draw_frames
+from tests.scripts.saved_run import write_run
 from tests.tiny import tiny_model
-from tests.training.world import write_clip
-
-WIDTH = 16
-
-
-def write_run(folder: Path, objective: str, **spec: Any) -> Path:
-    """A run's output folder with a CLIP tower beside it, which its config.yaml names."""
-    model, prompter = tiny_model(folder / "llm", clip_width=WIDTH, seed=3, text_objective=objective, **spec)
-    with torch.no_grad():  # random weights of 0.02 say one word over and over
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "embed" not in name:
-                parameter.mul_(6)
-    save_folder(model, prompter, folder / "run")
-    write_clip(folder / "clip")
-    (folder / "run" / "config.yaml").write_text(f"model:\n  showo:\n    clip_model_path: {folder / 'clip'}\n")
-    return folder / "run"
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +142,7 @@ def test_a_letter_of_several_tokens_is_streamed_whole_and_nothing_is_printed_twi
     ids, mask = tokenizer("a caf\u00e9 \u73a9\u5177")["input_ids"], 999_999
     assert any("\ufffd" in tokenizer.decode([id_]) for id_ in ids)  # none of these alone is a letter
     paper, pieces = io.StringIO(), []
-    speaker = generate_text.Speaker(Console(file=paper), trace=False, rows=1)
+    speaker = Speaker(Console(file=paper), trace=False, rows=1)
     recorder = Recorder(prompter, 1, speaker.watch)
     for known in range(len(ids) + 1):
         recorder(Progress(known + 1, [[*ids[:known], *[mask] * (len(ids) - known)]], [[False] * len(ids)], mask))

@@ -12,11 +12,13 @@ import json
 import tempfile
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
@@ -54,11 +56,12 @@ NAIVE, FILES, PACKED, SIZED, ONE, GATHERED = (
 )
 
 
-def picture(rng: np.random.Generator, side: int) -> np.ndarray:
+def picture(rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
     """uint8 [side, side, 3] that deflates about as a picture of CALVIN's does: patches of colour, a little noise."""
     patches = rng.integers(0, 256, (side // 20 + 1, side // 20 + 1, 3))
     smooth = np.kron(patches, np.ones((20, 20, 1), dtype=np.int64))[:side, :side]
-    return np.clip(smooth + rng.integers(-6, 7, smooth.shape), 0, 255).astype(np.uint8)
+    noisy: NDArray[np.uint8] = np.clip(smooth + rng.integers(-6, 7, smooth.shape), 0, 255).astype(np.uint8)
+    return noisy
 
 
 def make_raw(folder: Path, frames: int, tick: Callable[[], object]) -> Path:
@@ -173,8 +176,8 @@ def measure(folder: Path, args: Any) -> dict[str, Any]:
     indices = rng.permutation(args.frames)[: args.batch].tolist()
     ways: dict[str, Callable[[], Any]] = {NAIVE: lambda: naive.batch(indices)}
     for name, provider in providers.items():
-        ways[name] = lambda provider=provider: collate_robot([provider[index] for index in indices])
-    ways[ONE] = lambda: collate_robot([coded[index] for index in indices])
+        ways[name] = partial(collated, provider, indices)
+    ways[ONE] = partial(collated, coded, indices)
     ways[GATHERED] = lambda: coded.batch(indices)
     same(naive, {name: way() for name, way in ways.items() if name != NAIVE}, indices, args.views)
     # What takes microseconds is done often enough to be measured.
@@ -194,6 +197,10 @@ def measure(folder: Path, args: Any) -> dict[str, Any]:
         faster = Spread(times.median * count, times.low * count, times.high * count, times.count)
         found[name] = {"seconds_per_item": seconds, "items_per_second": 1 / seconds.median, "times_faster": faster}
     return found
+
+
+def collated(provider: DataProvider, indices: Sequence[int]) -> RobotBatch:
+    return collate_robot([provider[index] for index in indices])
 
 
 def _times(way: Callable[[], Any], count: int) -> Callable[[], None]:

@@ -193,7 +193,7 @@ def _settings(options: argparse.Namespace) -> list[Settings]:
         job = load_job([f"config={options.config}", *options.overrides])
         params, clip = job.dataset.params, clip or job.model.showo.clip_model_path
         if data is None:
-            some = params.train_mmu_sources or [params.train_mmu_shards_path_or_url]
+            some: list[str | None] = [*params.train_mmu_sources] or [params.train_mmu_shards_path_or_url]
             given = [Path(root) for root in params.train_mmu_image_roots]
             roots = [*(given * len(some) if len(given) == 1 else given or [options.image_root] * len(some)), None]
             data = [Path(root) for root in [*some, params.validation_mmu_shards_path_or_url] if root is not None]

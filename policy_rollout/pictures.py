@@ -111,7 +111,8 @@ def write_gif(path: Path, frames: Sequence[Frame], fps: float = 15.0, colours: i
     # An octree keeps small patches of strong colour (a block, a lamp), which a median cut gives to the wood.
     palette = Image.fromarray(np.concatenate(some)).quantize(colours, Image.Quantize.FASTOCTREE)
     pages = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    times = [round(1000 / fps)] * (len(pages) - 1) + [1000]
+    ends = [10 * round(100 * i / fps) for i in range(len(pages))]  # GIF counts in hundredths of a second
+    times = [*np.diff(ends).tolist(), 1000]
     unfinished = path.with_name(path.name + ".tmp")
     pages[0].save(unfinished, format="GIF", save_all=True, append_images=pages[1:], duration=times, loop=0)
     os.replace(unfinished, path)

@@ -38,10 +38,6 @@ def write_report(folder: Path, megabytes: float = ROOM) -> Path:
     return write_page(path, report([side], None, Room(megabytes, path)))
 
 
-def write_comparison(found: Comparison, path: Path, megabytes: float = ROOM) -> Path:
-    return write_page(path, report(found.sides, found, Room(megabytes, path)))
-
-
 def report(sides: Sequence[Side], found: Comparison | None, room: Room) -> Html:
     """The page; ``found``: what comparing the sides said, where there are several."""
     names = [side.name for side in sides]

@@ -108,6 +108,7 @@ def ask(port: int, protocol: str, clients: int, requests: int, batch: int) -> di
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/config?max_batch_size={batch}", timeout=30) as answer:
         answer.read()
     task = json.dumps({"port": port, "protocol": protocol, "clients": clients, "requests": requests})
+    before = time.process_time()  # of the server: the clients are another process
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.serving_clients", task],
         cwd=ROOT,
@@ -118,7 +119,7 @@ def ask(port: int, protocol: str, clients: int, requests: int, batch: int) -> di
     if done.returncode:
         raise SystemExit(f"the clients failed: {done.stderr[-500:]}")
     found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return found | {"server_cpu": time.process_time() - before}
 
 
 def compare(policy: Policy, port: int, clients: int, tolerance: float) -> float:
@@ -138,6 +139,7 @@ def row(laps: Sequence[dict[str, Any]], clients: int, requests: int) -> dict[str
         "answers_per_second": Spread.of([clients * requests / lap["seconds"] for lap in laps]),
         "p50_ms": Spread.of([float(np.percentile(lap["milliseconds"], 50)) for lap in laps]),
         "p95_ms": Spread.of([float(np.percentile(lap["milliseconds"], 95)) for lap in laps]),
+        "server_cpu_ms_per_answer": Spread.of([lap["server_cpu"] * 1000 / (clients * requests) for lap in laps]),
     }
 
 
@@ -195,7 +197,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for mode in MODES:
             told = {key: str(value) for key, value in entry[mode].items()}
             print(
-                f"  {mode:10}  {told['answers_per_second']} answers/s, {told['p50_ms']} ms, 95 %: {told['p95_ms']} ms"
+                f"  {mode:10}  {told['answers_per_second']} answers/s, {told['p50_ms']} ms, 95 %: {told['p95_ms']} ms, "
+                f"CPU of the server: {told['server_cpu_ms_per_answer']} ms"
             )
     write(options.out, NAME, arguments(argv), options.device, options.threads, content)
     return content

@@ -7,6 +7,7 @@ import json
 import random
 import socket
 import struct
+import tracemalloc
 from typing import Any
 
 import msgpack
@@ -124,6 +125,7 @@ def test_a_message_that_is_too_large_ends_its_session_alone():
 LIES: list[tuple[str, Any, str]] = [
     ("object dtype", {"__ndarray__": True, "data": b"x" * 8, "dtype": "|O", "shape": [1]}, "dtype"),
     ("structured dtype", {"__ndarray__": True, "data": b"x" * 8, "dtype": "f4,f4", "shape": [1]}, "dtype"),
+    ("sized object dtype", {"__ndarray__": True, "data": b"x" * 8, "dtype": "|O8", "shape": [1]}, "only numbers"),
     ("void dtype", {"__ndarray__": True, "data": b"x" * 8, "dtype": "|V8", "shape": [1]}, "dtype"),
     ("repeated dtype", {"__ndarray__": True, "data": b"", "dtype": "(100000000,)f8", "shape": [0]}, "dtype"),
     ("dtype that is no text", {"__ndarray__": True, "data": b"", "dtype": ["f4"], "shape": [0]}, "dtype"),
@@ -167,9 +169,14 @@ def test_lists_and_maps_that_declare_to_be_huge_allocate_nothing():
     huge = struct.pack(">BI", 0xDD, 0xFFFFFFFF), struct.pack(">BI", 0xDF, 0xFFFFFFFF), struct.pack(">BI", 0xC6, 1 << 31)
     nested = struct.pack(">BI", 0xDD, 4000) * 400
     deep = b"\x91" * 100_000
-    for message in (*huge, nested + b"\xc0", deep, b"", b"\xc1"):
+    filled = struct.pack(">BI", 0xDD, 1_000_000) * 100 + bytes(1_000_000)
+    tracemalloc.start()
+    for message in (*huge, nested + b"\xc0", filled, deep, b"", b"\xc1"):
         with pytest.raises(WireError):
             unpack(message, Limits())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 32 << 20, "a hundred lists of a million entries each were not made"
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])

@@ -188,6 +188,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = _parser().parse_args(argv)
     size = SIZES[args.size]
+    if not args.count:
+        bearable(size, args.device, args.anyway)
     amount = operations(size)
     content: dict[str, Any] = {"settings": {"size": args.size, "precision": args.precision}, "operations": amount}
     print(
@@ -195,7 +197,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         f"the original's step {amount['original'] / 1e9:.1f}: {amount['original'] / amount['ours']:.2f} times as many"
     )
     if not args.count:
-        bearable(size, args.device, args.anyway)
         torch.set_num_threads(args.threads)
         pair = pair_of(size, args)
         content["same"] = compare(pair, observations(3, seed=1), args.precision != "no")

@@ -1,0 +1,131 @@
+"""What passes before the first thing is done: a fresh process imports, builds, and takes its first batch or step.
+
+python -m benchmarks.startup [--rounds 5]
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.record import ROOT, arguments, parser, write
+from benchmarks.timing import Spread
+from config.load import load_job
+from models.checkpoint import build, save_folder
+
+NAME = "startup"
+DESCRIPTION = """\
+Starts fresh processes with the embedded models, and says what each stage took of CPU time: Python itself, imports, the
+networks, the first batch of training data; the same for a policy up to its first call; and --help of the commands."""
+EPILOG = """\
+examples:
+  python -m benchmarks.startup --out benchmarks/results/startup.json"""
+
+CONFIG = ROOT / "config" / "tiny_bdvla.yaml"
+CLOCK = """
+import json, sys, time
+stages, last = {}, 0.0
+def stage(name):
+    global last
+    now = time.process_time()
+    stages[name], last = now - last, now
+stage("python")
+"""
+TRAINING = """
+import torch
+stage("import torch")
+from config.load import load_job
+from training.run import open_run
+from training.setup import setup
+from training.step import bundle
+stage("import the rest")
+job = load_job(sys.argv[1:], None)
+with open_run(job) as run:
+    parts = setup(job, run)
+    stage("networks and data")
+    next(iter(parts.data))
+    stage("first batch")
+print(json.dumps(stages))
+"""
+ACTING = """
+import torch
+stage("import torch")
+import numpy
+from policy_rollout.policy import Observation, UPVLAPolicy
+stage("import the rest")
+policy = UPVLAPolicy.from_config(sys.argv[1], "cpu")
+stage("networks")
+seen = [Observation(numpy.zeros((96, 96, 3), numpy.uint8), "open the drawer")]
+policy.act(seen)
+stage("first call")
+policy.act(seen)
+stage("second call")
+print(json.dumps(stages))
+"""
+HELPS = ("train_upvla.py", "scripts/generate_text.py", "scripts/eval_upvla_offline_actions.py")
+
+
+def stages_of(script: str, *given: str) -> dict[str, float]:
+    """CPU seconds of each stage, of a fresh process."""
+    command = [sys.executable, "-c", CLOCK + script, *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"a process failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found | {"in all": sum(found.values())}
+
+
+def help_of(script: str) -> dict[str, float]:
+    """Wall-clock seconds of ``--help``."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, check=True)
+    return {"wall": time.perf_counter() - began}
+
+
+def save_policy(folder: Path) -> Path:
+    """A model yaml of the embedded networks, with random weights."""
+    job = load_job([f"config={CONFIG}"], None)
+    built = build(job)
+    save_folder(built.model, built.prompter, folder / "model")
+    file = folder / "model.yaml"
+    vq = job.model.vq_model.vq_model_name
+    file.write_text(
+        f"model:\n  vq_model:\n    vq_model_name: {vq}\n  showo:\n    tuned_model_path: {folder / 'model'}\n",
+        encoding="utf-8",
+    )
+    return file
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    made = parser(NAME, DESCRIPTION, EPILOG)
+    made.set_defaults(rounds=5)
+    args = made.parse_args(argv)
+    found: dict[str, list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        yaml = str(save_policy(Path(name)))
+        training = [f"config={CONFIG}", f"experiment.output_dir={name}/run", "experiment.tracker=none"]
+        for _ in tqdm(range(args.rounds), desc="starting", unit="round"):
+            found.setdefault("training", []).append(stages_of(TRAINING, *training))
+            found.setdefault("acting", []).append(stages_of(ACTING, yaml))
+            for script in HELPS:
+                found.setdefault(f"{script} --help", []).append(help_of(script))
+    results = {
+        what: {stage: Spread.of([run[stage] for run in runs]) for stage in runs[0]} for what, runs in found.items()
+    }
+    for what, stages in results.items():
+        print(f"  {what:<48} " + ", ".join(f"{stage} {spread.median:.2f} s" for stage, spread in stages.items()))
+    write(args.out, NAME, arguments(argv), torch.device("cpu"), args.threads, {"results": results})
+    return results
+
+
+if __name__ == "__main__":
+    main()

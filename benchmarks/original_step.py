@@ -223,7 +223,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         print(table(results))
     else:
         bearable(SIZES[args.size], args.device, args.anyway)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        tf32 = args.precision == "bf16"  # for the frozen networks, which stay in float32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         with tqdm(total=len(names) * (4 * args.rounds + 1 + len(WAYS)), desc=NAME, unit="run") as bar:
             results = {name: compare(name, args, bar) for name in names}
             for name in names:

@@ -130,10 +130,11 @@ def problem(
         schedule=Schedule.of(job),
         data=CotrainLoader(nothing, None),
     )
-    return Problem(size, parts, _batch(size, rows))
+    return Problem(size, parts, made_up(size, rows))
 
 
-def _batch(size: Size, rows: int) -> CoBatch:
+def made_up(size: Size, rows: int) -> CoBatch:
+    """A batch of noise as pictures, and of random words; the same for the same size."""
     draw = torch.Generator().manual_seed(3)
     shape, side = (rows, 1, 3, size.resolution, size.resolution), int(size.clip.image_size)
     asked, said = QUESTION[size.name], ANSWER[size.name]

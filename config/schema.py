@@ -18,7 +18,7 @@ Tracker = Literal["tensorboard", "wandb", "none"]
 LoaderMode = Literal["min_size", "max_size", "max_size_cycle", "sequential"]
 Precision = Literal["no", "fp16", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
-Attention = Literal["sdpa", "eager"]
+Attention = Literal["sdpa", "eager", "flex_attention"]
 ActionNormalisation = Literal["none", "min_max", "quantile"]
 OnBadRecord = Literal["skip", "error"]
 TextOnly = Literal["skip", "use"]
@@ -90,7 +90,9 @@ class Showo:
         "auto", "auto (as llm_model_path's config.json says), or its transformers type: phi, qwen3, ..."
     )
     trust_remote_code: bool = key(False, "let transformers run code that comes with llm_model_path")
-    attn_implementation: Attention = key("sdpa", "attention kernel: torch's fused one, or plain matrix products")
+    attn_implementation: Attention = key(
+        "sdpa", "attention kernel: torch's fused one, plain matrix products, or tiles of a mask (GPU)"
+    )
     auto_set_llm_vocab_size: bool = key(False, "take vocab_size and llm_vocab_size from the tokenizer")
     w_clip_vit: bool = key(True, "picture questions see CLIP patches through the projector")
     clip_model_path: str = key(
@@ -362,6 +364,12 @@ class Training:
     enable_tf32: bool = key(True, "TF32 matrix products on NVIDIA GPUs")
     device: Device = key("auto", "auto takes a GPU if there is one")
     compile: bool = key(False, "torch.compile the backbone")
+    length_multiple: int | None = key(
+        None,
+        "pad what is trained on to a multiple of so many slots; null = 128 with flex_attention, which is compiled for "
+        "each length, else no padding",
+        at_least=1,
+    )
     freeze: list[str] = key(
         [], "names of parameters (* stands for anything) that are not trained, e.g. [backbone.lm.model.embed_tokens.*]"
     )

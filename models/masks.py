@@ -16,6 +16,7 @@ from enum import IntEnum
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from models.transfer import send
 
@@ -30,6 +31,9 @@ class Kind(IntEnum):
     ACTION = 4  # <|lvg|>: the slots that the action head reads
     ANSWER = 5  # words that the text objective learns, or action tokens, clean or noisy
 
+
+TILE = 128
+"""Slots of a FlexAttention tile."""
 
 LETTERS = {Kind.PAD: ".", Kind.TEXT: "t", Kind.IMAGE: "i", Kind.PATCH: "p", Kind.ACTION: "a", Kind.ANSWER: "w"}
 
@@ -50,7 +54,7 @@ class Slots:
 
     @property
     def valid(self) -> Tensor:
-        return self.kind != Kind.PAD
+        return self.kind != Kind.PAD.value
 
     @classmethod
     def plain(cls, kind: Tensor, pos: Tensor) -> Slots:
@@ -116,6 +120,14 @@ class Rule:
 
         return mod
 
+    def blocks(self, slots: Slots) -> BlockMask:
+        """FlexAttention's mask: which tiles of ``TILE`` x ``TILE`` slots have anything to attend, and the predicate for
+        those that are mixed. Tiles without anything are never computed. Needs [B, L] with a batch of its own."""
+        batch, length = slots.shape
+        device = str(slots.kind.device)
+        # One mask for all heads; its tags are read by the kernel, so nothing of the size L x L is kept.
+        return create_block_mask(self.mask_mod(slots), batch, None, length, length, device=device, BLOCK_SIZE=TILE)
+
     def draw(self, slots: Slots, row: int = 0) -> str:
         """The mask of one row as text: one line per query, its kind first; '#' attends, '·' does not."""
         mask = self.dense(slots)[row, 0]
@@ -134,9 +146,9 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 CAUSAL = Rule(lambda q, k: k.pos <= q.pos, "causal")
-TO_PATCHES = Rule(lambda q, k: k.kind == Kind.PATCH, "to_patches")
+TO_PATCHES = Rule(lambda q, k: k.kind == Kind.PATCH.value, "to_patches")
 # Action tokens behind the robot flow are what is to be found out: the image span, which sees ahead, must not see them.
-FROM_IMAGE = Rule(lambda q, k: (q.kind == Kind.IMAGE) & (k.kind != Kind.ANSWER), "from_image")
+FROM_IMAGE = Rule(lambda q, k: (q.kind == Kind.IMAGE.value) & (k.kind != Kind.ANSWER.value), "from_image")
 CLEAN_TO_CLEAN = Rule(lambda q, k: (q.view == 0) & (k.view == 0), "clean_to_clean")
 NOISY_TO_PAST = Rule(lambda q, k: (q.view > 0) & (k.view == 0) & (k.pos < q.start), "noisy_to_past")
 NOISY_TO_OWN_BLOCK = Rule(lambda q, k: (q.view > 0) & (k.view == q.view) & (k.start == q.start), "noisy_to_own_block")

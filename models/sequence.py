@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.masks import MULTIMODAL, ROBOT, Kind, Rule, Slots
 from models.tokens import Vocabulary
@@ -57,6 +58,15 @@ class TokenSequence:
             slots=self.slots.to(device),
             patches=None if self.patches is None else send(self.patches, device),
         )
+
+    def padded(self, multiple: int, pad: int) -> TokenSequence:
+        """Continued on the right with padding, which nobody attends, to a multiple of ``multiple`` slots."""
+        more = -self.ids.shape[1] % multiple
+        if more == 0:
+            return self
+        slots = self.slots.map(lambda tag: F.pad(tag, (0, more)))
+        padding = replace(slots, kind=F.pad(self.slots.kind, (0, more), value=Kind.PAD.value))
+        return replace(self, ids=F.pad(self.ids, (0, more), value=pad), slots=padding)
 
 
 @dataclass(frozen=True)

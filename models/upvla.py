@@ -22,6 +22,7 @@ from models.backbones import Backbone
 from models.details import ACTION_DETAILS, action_details, no_details, text_details
 from models.heads import PooledRegression
 from models.loss import Tally, judged_cross_entropy, token_cross_entropy
+from models.masks import TILE
 from models.objectives.base import TextTask
 from models.sequence import TokenSequence
 from models.spec import ModelSpec
@@ -103,6 +104,8 @@ class UPVLA(nn.Module):
         width = self.backbone.hidden_size
         self.projector = None if spec.clip_width is None else projector(spec.clip_width, width)
         self.action_head = PooledRegression(width, spec.act_step)
+        self.length_multiple = TILE if self.backbone.tiled else 1
+        """Sequences that are trained on are padded to a multiple of so many slots (``training.length_multiple``)."""
 
     @property
     def device(self) -> torch.device:
@@ -192,8 +195,10 @@ class UPVLA(nn.Module):
 
     def hidden(self, sequence: TokenSequence) -> Tensor:
         """[B, L, D] hidden states after the final norm."""
-        mask = sequence.rule.dense(sequence.slots)
-        return self.backbone(self.embed(sequence), mask, sequence.slots.pos)
+        length = sequence.ids.shape[1]
+        sequence = sequence.padded(self.length_multiple if self.training else 1, self.vocab.pad)
+        mask = self.backbone.mask(sequence.rule, sequence.slots)
+        return self.backbone(self.embed(sequence), mask, sequence.slots.pos)[:, :length]
 
     def _actions(self, sequence: TokenSequence, hidden: Tensor) -> Tensor:
         assert sequence.actions is not None

@@ -275,6 +275,7 @@ def _with_layers(parts: Parts, sharing: Sharing, tasks: Tasks, layers: int) -> t
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = hollow(parts.model, half if sharing.rounded else None)
         del layers_of(model)[layers:]
+        model.backbone.attend_by("sdpa")  # FlexAttention looks at its mask; it takes no more than this
         model.train()
         living.ignore(model)
         for p in model.parameters():

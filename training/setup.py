@@ -13,9 +13,11 @@ from torch.optim import Optimizer
 from config.load import ConfigError
 from config.schema import Job
 from models.actions import ActionScale
+from models.backbones import FLEX
 from models.checkpoint import Built, build, load_folder, save_folder, text_settings
 from models.images import ClipImageSpec
 from models.magvit import MagVITv2, load_magvit
+from models.masks import TILE
 from models.objectives import TextObjective, text_objective
 from models.prompting import Prompter
 from models.upvla import UPVLA
@@ -122,6 +124,7 @@ def setup(job: Job, run: Run) -> Parts:
 
 def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
     built, saved = _model(job, run.resumed)
+    _choose_attention(job, built.model, run.device)
     resting = live.size_of_the_rest(built.model) if live.is_needed(job) else 0.0
     model, notes = built.model.to(run.device), [*built.notes, *declare_data(job, built.model, run.resumed)]
     average = _average(job, run, model, saved, notes)
@@ -176,6 +179,17 @@ def _model(job: Job, resumed: Checkpoint | None) -> tuple[Built, live.LiveWeight
     if job.training.compile:
         compile_backbone(model.backbone)
     return replace(built, notes=tuple(notes)), saved
+
+
+def _choose_attention(job: Job, model: UPVLA, device: torch.device) -> None:
+    """The kernel that the run asks for (a checkpoint names that of its own run), and the lengths that go with it."""
+    kernel, multiple = job.model.showo.attn_implementation, job.training.length_multiple
+    if kernel == FLEX and device.type == "cpu":
+        raise ValueError(
+            "model.showo.attn_implementation=flex_attention: torch has no backward of it on a CPU; set sdpa"
+        )
+    model.backbone.attend_by(kernel)
+    model.length_multiple = multiple or (TILE if kernel == FLEX else 1)
 
 
 def _average(job: Job, run: Run, model: UPVLA, saved: live.LiveWeights | None, notes: list[str]) -> Average | None:

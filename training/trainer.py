@@ -29,6 +29,7 @@ from models.loss import Tally
 from models.transfer import send
 from models.upvla import Losses
 from training import checkpoint, live, memory
+from training.arrival import arriving
 from training.data.batch import CoBatch
 from training.data.order import START, Position
 from training.guard import Guard
@@ -106,9 +107,10 @@ class Trainer:
             ) as self._bar,
         ):
             self._window = _Window()
+            arrived = arriving(batches, self.run.device)
             while self.step < last:
                 before, step = time.perf_counter(), self.step
-                micro_batches = self.guard.read(batches, micro_steps, step + 1)
+                micro_batches = self.guard.read(arrived, micro_steps, step + 1)
                 self.guard.agree(step, self._save)
                 self._window.saw(micro_batches, time.perf_counter() - before)
                 yield micro_batches

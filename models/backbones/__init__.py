@@ -1,5 +1,5 @@
 """Any causal language model that transformers knows, behind one small class."""
 
-from models.backbones.backbone import Backbone, backbone_config
+from models.backbones.backbone import FLEX, Backbone, backbone_config
 
-__all__ = ["Backbone", "backbone_config"]
+__all__ = ["FLEX", "Backbone", "backbone_config"]

@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
 
-from models.masks import additive
+from models.masks import Rule, Slots, additive
 from models.weights import resolve_model_dir
 
-ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
+FLEX = "flex_attention"
+ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager", FLEX)
 
 
 def backbone_config(name_or_path: str | Path, llm_backbone: str = "auto", *, trust_remote_code: bool = False) -> Any:
@@ -68,21 +70,25 @@ class Backbone(nn.Module):
     """A causal LM over the project's vocabulary.
 
     ``config``: a transformers config; ``vocab_size``: rows of the embedding and of the head.
-    ``attn_implementation``: ``sdpa`` (boolean masks) or ``eager`` (additive masks).
+    ``attn_implementation``: ``sdpa`` (boolean masks), ``eager`` (additive masks) or ``flex_attention``, which is what
+    is trained with: a mask of tiles, made of the tags alone. Measuring and acting then go by ``sdpa``.
     """
 
     def __init__(self, config: Any, vocab_size: int, attn_implementation: str = "sdpa") -> None:
         super().__init__()
+        self.lm = AutoModelForCausalLM.from_config(_as_trained(config, vocab_size), attn_implementation="sdpa")
+        _fuse_activations(self.lm)
+        self.attend_by(attn_implementation)
+
+    def attend_by(self, attn_implementation: str) -> None:
+        """Take another kernel from now on; numbers stay, to rounding. ``ValueError`` for one that does not exist."""
         if attn_implementation not in ATTENTION_IMPLEMENTATIONS:
             raise ValueError(
                 f"model.showo.attn_implementation is {attn_implementation!r}; "
                 f"allowed: {', '.join(ATTENTION_IMPLEMENTATIONS)}"
             )
-        self.lm = AutoModelForCausalLM.from_config(
-            _as_trained(config, vocab_size), attn_implementation=attn_implementation
-        )
-        _fuse_activations(self.lm)
         self.attn_implementation = attn_implementation
+        self.lm.config._attn_implementation = "sdpa" if attn_implementation == FLEX else attn_implementation
 
     @property
     def hidden_size(self) -> int:
@@ -102,14 +108,26 @@ class Backbone(nn.Module):
         out: Tensor = self.lm.get_input_embeddings()(ids)
         return out
 
-    def forward(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: Any | None = None) -> Tensor:
+    @property
+    def tiled(self) -> bool:
+        """Is it trained with FlexAttention?"""
+        return self.attn_implementation == FLEX
+
+    def mask(self, rule: Rule, slots: Slots) -> Tensor | BlockMask:
+        """Who attends whom, as ``forward`` likes it for a whole sequence: made once, for all layers."""
+        return rule.blocks(slots) if self.tiled and self.training else rule.dense(slots)
+
+    def forward(self, embeds: Tensor, mask: Tensor | BlockMask, positions: Tensor, cache: Any | None = None) -> Tensor:
         """Hidden states after the final norm.
 
-        ``embeds`` [B, L, D]; ``mask`` [B, 1, L, K] boolean, True attends (K > L when ``cache`` holds earlier slots);
-        ``positions`` [B, L] true positions. Returns [B, L, D].
+        ``embeds`` [B, L, D]; ``mask`` [B, 1, L, K] boolean, True attends (K > L when ``cache`` holds earlier slots), or
+        a mask of tiles; ``positions`` [B, L] true positions. Returns [B, L, D].
         """
+        if self.tiled:  # transformers asks its configuration in every layer which kernel to take
+            self.lm.config._attn_implementation = FLEX if isinstance(mask, BlockMask) else "sdpa"
         # Eager attention adds the mask to the scores; only SDPA reads booleans.
-        attention_mask = mask if self.attn_implementation == "sdpa" else additive(mask, embeds.dtype)
+        eager = self.attn_implementation == "eager" and isinstance(mask, Tensor)
+        attention_mask = additive(mask, embeds.dtype) if eager else mask
         out = self.lm.base_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,

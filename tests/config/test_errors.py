@@ -64,7 +64,7 @@ MISTAKES = {
     "optimizer.params.learning_rate=-1e-4": "expected a number > 0",
     "block_diffusion.block_size_candidates=[4, 0]": "expected a list of whole numbers >= 1",
     "block_diffusion.block_size_candidates=four": "expected a list of whole numbers >= 1",
-    "model.showo.attn_implementation=flash": "expected sdpa or eager",
+    "model.showo.attn_implementation=flash": "expected sdpa, eager or flex_attention",
     "model.showo.codebook_size=4096": "expected a whole number equal to 8192",
     "model.showo.vocab_size=58499": "expected 58498",
     "model.showo.num_vq_tokens=64": "expected 1024",

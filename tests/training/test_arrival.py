@@ -1,0 +1,42 @@
+"""Pictures travel to the device ahead of their step; nothing else does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.sizes import SIZES
+from benchmarks.step_problem import made_up
+from training.arrival import arriving, pictures, sent
+from training.data.batch import CoBatch
+
+META = torch.device("meta")
+
+
+def batch() -> CoBatch:
+    return made_up(SIZES["cpu"], rows=2)
+
+
+def test_without_a_gpu_batches_are_handed_over_as_they_are() -> None:
+    given = iter([batch()])
+    assert arriving(given, torch.device("cpu")) is given
+
+
+def test_pictures_are_sent_and_what_the_host_reads_stays() -> None:
+    moved = sent(batch(), META)
+    assert {tensor.device for tensor in pictures(moved)} == {META}
+    assert moved.robot is not None
+    assert moved.text is not None
+    kept = (moved.robot.actions, moved.robot.action_is_pad, moved.robot.indices, moved.text.indices)
+    assert {tensor.device.type for tensor in kept} == {"cpu"}
+    assert sent(CoBatch(robot=None, text=None), META) == CoBatch(robot=None, text=None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_what_arrives_is_what_was_sent() -> None:
+    device = torch.device("cuda")
+    for moved in arriving(iter([batch(), batch()]), device):
+        for ours, theirs in zip(pictures(moved), pictures(batch()), strict=True):
+            assert ours.is_cuda
+            assert torch.equal(ours.cpu(), theirs)

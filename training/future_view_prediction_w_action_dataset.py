@@ -153,7 +153,8 @@ class DataProvider(Dataset[RobotSample]):
         """uint8 [V, 3, R, R]: the pictures of one frame; with a token cache int16 [V, n], their codes."""
         if self.tokens is not None:
             return torch.from_numpy(self.tokens.codes(np.asarray([frame]), self.num_view)[0])
-        return torch.from_numpy(np.stack([fit(picture, self.resolution) for picture in self._pictures(frame)]))
+        fitted = [fit(picture, self.resolution) for picture in self._pictures(frame)]
+        return torch.from_numpy(fitted[0][None] if len(fitted) == 1 else np.stack(fitted))
 
     def _pictures(self, frame: int) -> list[npt.NDArray[np.uint8]]:
         path = self.data.frame_path(frame)

@@ -103,6 +103,7 @@ class CalvinEnv:
         if egl_device is not None:
             os.environ["EGL_VISIBLE_DEVICES"] = str(egl_device)  # read when the EGL plugin is loaded
         self._sim = _build(config, egl, split / CONFIGURATION)
+        self._seed = int(config.env.seed)
         CalvinEnv._in_use = True
         # Without cameras of its own the simulator draws nothing, whoever asks it for an observation.
         self._cameras = {str(camera.name): camera for camera in self._sim.cameras}
@@ -128,7 +129,7 @@ class CalvinEnv:
     def _build_anew(self) -> None:
         """The world as in a fresh process, random numbers included. Takes a fraction of a second."""
         with _silent():
-            self._sim.seed(0)
+            self._sim.seed(self._seed)
             self._sim.scene.np_random = self._sim.np_random
             self._sim.load()
         for camera in self._cameras.values():
@@ -151,14 +152,20 @@ class CalvinEnv:
         return self._complete(self._sim.get_obs(), render)
 
     def _complete(self, obs: Mapping[str, Any], render: Render) -> dict[str, Any]:
-        with _silent(errors_too=False):  # some picture or other tells what draws it
-            shots = {name: self._cameras[name].render() for name in self._wanted(render)}
+        shots = self._draw(self._wanted(render))
         return {
             "rgb_obs": {f"rgb_{name}": np.ascontiguousarray(rgb, np.uint8) for name, (rgb, _) in shots.items()} or None,
             "depth_obs": {f"depth_{name}": depth for name, (_, depth) in shots.items()} or None,
             "robot_obs": np.asarray(obs["robot_obs"], dtype=np.float64),
             "scene_obs": _blocks_ordered(np.asarray(obs["scene_obs"], dtype=np.float64), self._from_simulator),
         }
+
+    def _draw(self, names: Collection[str]) -> dict[str, tuple[Any, Any]]:
+        """Colours and depth of these cameras."""
+        if not names:
+            return {}
+        with _silent(errors_too=False):  # some picture or other tells what draws it
+            return {name: self._cameras[name].render() for name in names}
 
     def _wanted(self, render: Render) -> tuple[str, ...]:
         if isinstance(render, Collection):

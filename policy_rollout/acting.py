@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 ACTION_SIZE = 7
 CAMERAS = ("rgb_static", "rgb_gripper")
 """In the order of a model's views."""
+ACTION_KEYS = ("rel_actions", "actions")
+"""Recorded actions that can be compared with."""
+ACTION_DECODERS = ("regression", "block_diffusion")
+"""What can make actions: the regression head, or the decoding of action tokens."""
 
 
 @dataclass(frozen=True)

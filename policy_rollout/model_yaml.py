@@ -20,10 +20,9 @@ from config.values import ConfigError, shown
 from models.checkpoint import UpstreamSettings
 from models.decoding import ActionDecoding
 from models.spec import ModelSpec
+from policy_rollout.acting import ACTION_DECODERS
 
 CHECKPOINT_KEY = "model.showo.tuned_model_path"
-ACTION_DECODERS = ("regression", "block_diffusion")
-"""What can make actions: the regression head, or the decoding of action tokens."""
 _FROM_TOKENIZER = ("model.showo.llm_vocab_size", "model.showo.vocab_size")
 _TRAINING_ONLY = "dataset.params.train_pre_shards_path_or_url"
 

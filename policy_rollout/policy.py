@@ -27,13 +27,14 @@ from models.magvit import MagVITv2, load_magvit
 from models.robot_reader import RobotReader
 from models.sequence import robot_sequence
 from models.weights import files_sha256, resolve_model_dir
+from policy_rollout.acting import ACTION_DECODERS
 from policy_rollout.acting import ACTION_SIZE as ACTION_SIZE
 from policy_rollout.acting import CAMERAS as CAMERAS
 from policy_rollout.acting import ActionConvention as ActionConvention
 from policy_rollout.acting import Observation as Observation
 from policy_rollout.acting import Policy as Policy
 from policy_rollout.acting import require_same_convention as require_same_convention
-from policy_rollout.model_yaml import ACTION_DECODERS, CHECKPOINT_KEY, load_model_yaml, located
+from policy_rollout.model_yaml import CHECKPOINT_KEY, load_model_yaml, located
 
 ASPECT_TOLERANCE = 0.02
 """By which the shape of pictures may differ from the training data's."""

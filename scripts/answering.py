@@ -14,6 +14,7 @@ from config.files import PROJECT_DIR
 from config.load import load_job
 from models.checkpoint import Built, build, load_folder, model_folder
 from models.decoding import Decoding, Threshold, acceptance
+from models.host_memory import keep_freed_memory
 from models.images import clip_pixels
 from models.prompting import Prompter
 from models.upvla import UPVLA
@@ -27,11 +28,7 @@ EMBEDDED_CONFIG = PROJECT_DIR / "config" / "tiny_bdvla.yaml"
 EMBEDDED_CLIP = PROJECT_DIR / "assets" / "tiny_clip"
 EMBEDDED_PICTURES = PROJECT_DIR / "dummy_data" / "llava_validation" / "images"
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-ACCEPT_HELP = """\
-rules of --accept (which of the proposed words of a block a forward keeps; at least one):
-  threshold:0.9  all that are more probable than this        static:2       the two surest
-  factor:1.0     the more at once, the surer each must be    first-hitting  one slot, picked at random"""
+"""Of ``answering_options.TYPE_NAMES``."""
 
 NEVER_SEEN: dict[str, tuple[str, ...]] = {"ar": ("mdm", "bd"), "mdm": (), "bd": ()}
 """Trained objective -> ways to decode that it cannot know: a model of next tokens has never read a mask."""
@@ -85,6 +82,8 @@ def answerer(
         if built.spec.clip_width is None:
             raise ValueError("this model reads no pictures (model.showo.w_clip_vit=false); ask with --no-picture")
         tower, clip_folder = _tower(built, clip or named)
+    if device.type == "cpu":
+        keep_freed_memory()
     model = built.model.to(device=device, dtype=TYPES[dtype]).eval().requires_grad_(False)
     tower = None if tower is None else tower.to(device)
     weights = None if checkpoint is None and model_yaml is None else _weights_of(Path(source))
@@ -166,29 +165,6 @@ def decoding(options: argparse.Namespace, way: str) -> Decoding:
         raise ValueError(f"--block-size is {options.block_size}; it must be 1 or more")
     rule = Threshold() if options.accept is None else acceptance(options.accept)
     return Decoding(rule, options.block_size, options.whole_canvas, options.speculative)
-
-
-# --- options of every command that asks ------------------------------------------------------------------------------
-
-
-def add_who(made: argparse.ArgumentParser) -> None:
-    who = made.add_argument_group("who is asked (default: the embedded model with random weights)")
-    who.add_argument("--checkpoint", help="output folder of a run, checkpoint-<step>, or a weights file")
-    who.add_argument("--model-config", help="model yaml that names one, e.g. policy_rollout/bdvla_model.yaml")
-    who.add_argument("--clip", help="CLIP tower (default: the one that the run or the yaml names)")
-    who.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>; without CUDA the CPU is used")
-    who.add_argument("--dtype", choices=tuple(TYPES), default="float32", help="arithmetic (default: float32)")
-
-
-def add_decoding(made: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    how = made.add_argument_group("how the answer is decoded")
-    how.add_argument("--objective", choices=("ar", "mdm", "bd"), help="(default: as the model was trained)")
-    how.add_argument("--anyway", action="store_true", help="also in a way that the model never learned")
-    how.add_argument("--accept", help="which words a forward keeps, see below (default: threshold:0.9)")
-    how.add_argument("--block-size", type=int, help="of bd; of mdm the part of the canvas that is filled first")
-    how.add_argument("--whole-canvas", action="store_true", help="mdm: fill any slot at any time")
-    how.add_argument("--speculative", action="store_true", help="bd drafts, the clean stream verifies: ar's answer")
-    return how
 
 
 def picture_files(given: Sequence[Path]) -> list[Path]:

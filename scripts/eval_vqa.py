@@ -35,16 +35,8 @@ from policy_rollout.policy import pick_device
 from policy_rollout.records import claim
 from policy_rollout.results import names_of
 from preprocess_data.embedded.questions import kind_of
-from scripts.answering import (
-    ACCEPT_HELP,
-    EMBEDDED_PICTURES,
-    Answerer,
-    add_decoding,
-    add_who,
-    answerer,
-    decoding,
-    way_to_decode,
-)
+from scripts.answering import EMBEDDED_PICTURES, Answerer, answerer, decoding, way_to_decode
+from scripts.answering_options import ACCEPT_HELP, add_decoding, add_who
 from training.data.files import LLAVA_NAME
 
 DESCRIPTION = """\

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from policy_rollout.acting import ACTION_KEYS
 from policy_rollout.benchmarks.coded import CODES, NO_PICTURE, CodedFrames
 from policy_rollout.policy import ACTION_SIZE, Observation, Policy
 from training.data.calvin import CalvinSplit
 
-ACTION_KEYS = ("rel_actions", "actions")
 POSITION, ROTATION, GRIPPER = slice(0, 3), slice(3, 6), 6
 NO_TASK = "(no task named)"
 """Stands for the task in splits whose annotations have sentences only."""

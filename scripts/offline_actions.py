@@ -1,0 +1,197 @@
+"""What ``eval_upvla_offline_actions.py`` does: a policy asked about recorded frames, its errors, and their record."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from policy_rollout.benchmarks.coded import CodedFrames, coded_frames
+from policy_rollout.benchmarks.offline import (
+    CPU_BATCH,
+    CUDA_BATCH,
+    Report,
+    Sample,
+    evaluate,
+    list_samples,
+    mean_action,
+)
+from policy_rollout.policy import (
+    ACTION_SIZE,
+    ActionConvention,
+    ConstantPolicy,
+    Policy,
+    UPVLAPolicy,
+    require_same_convention,
+)
+from training.data.calvin import CalvinSplit
+from training.data.contract import read_contract
+from training.data.processed import INDEX_NAME, read_index
+
+
+@dataclass(frozen=True)
+class Job:
+    """A policy and what it is asked about."""
+
+    policy: Policy
+    split: CalvinSplit
+    samples: list[Sample]
+    coded: CodedFrames | None = None
+
+
+def prepare(options: argparse.Namespace) -> Job:
+    """Everything that can be wrong with the arguments shows here, before the first frame is read."""
+    for name, least in (("stride", 0), ("max_samples", 0), ("batch_size", 0), ("act_step", 1)):
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
+    if options.output_json is not None:
+        require_writable(options.output_json)
+    split = CalvinSplit(options.dataset_root / options.split)
+    declared = read_contract(split.path)
+    meant = ActionConvention(**declared.action)
+    policy = make_policy(options, meant)
+    if options.action_key == "rel_actions":
+        require_same_convention(policy.convention, meant, str(declared.path))
+    samples = list_samples(split.annotations, policy.act_step, options.start_only, options.stride, options.max_samples)
+    if not samples:
+        raise ValueError(f"{split.annotation_path} has no annotation of two frames or more: nothing to evaluate")
+    return Job(policy, split, samples, _codes(options, split, policy))
+
+
+def _codes(options: argparse.Namespace, split: CalvinSplit, policy: Policy) -> CodedFrames | None:
+    if options.token_cache is None:
+        return None
+    if not isinstance(policy, UPVLAPolicy):
+        raise ValueError(
+            f"--token-cache {options.token_cache}: a baseline looks at nothing; it goes with --model-config"
+        )
+    return coded_frames(options.token_cache, split, policy)
+
+
+def make_policy(options: argparse.Namespace, meant: ActionConvention) -> Policy:
+    """``meant``: what the recorded numbers mean, and so resting among them; a mean has the meaning of its own split."""
+    if options.model_config is not None:
+        return UPVLAPolicy.from_config(
+            options.model_config, device=options.device, action_decoder=options.action_decoder
+        )
+    if options.action_decoder is not None:
+        raise ValueError(f"--action-decoder {options.action_decoder}: a baseline has none; it goes with --model-config")
+    if options.baseline == "zero":
+        return ConstantPolicy(np.zeros(ACTION_SIZE, dtype=np.float32), options.act_step, meant)
+    learned = ActionConvention(**read_contract(_train_split(options)).action)
+    return ConstantPolicy(mean_training_action(options), options.act_step, learned)
+
+
+def mean_training_action(options: argparse.Namespace) -> NDArray[np.float32]:
+    """Mean action [A] of a processed split, or of the annotated frames of a raw one."""
+    folder = _train_split(options)
+    if (folder / INDEX_NAME).is_file() and options.action_key == "rel_actions":
+        return np.asarray(np.mean(read_index(folder).actions[:], axis=0, dtype=np.float64), dtype=np.float32)
+    training = CalvinSplit(folder)
+    return mean_action(training, list_samples(training.annotations, options.act_step), options.action_key)
+
+
+def _train_split(options: argparse.Namespace) -> Path:
+    folder: Path = options.train_split or options.dataset_root / "training"
+    return folder
+
+
+def default_batch(policy: Policy) -> int:
+    """How many samples are tried at once."""
+    on_gpu = isinstance(policy, UPVLAPolicy) and policy.device.type == "cuda"
+    return CUDA_BATCH if on_gpu else CPU_BATCH
+
+
+def record(options: argparse.Namespace, job: Job, report: Report, seconds: float) -> dict[str, Any]:
+    """The results with everything needed to judge and repeat them."""
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    policy: dict[str, Any] = {"act_step": job.policy.act_step, "cameras": list(job.policy.cameras)}
+    if isinstance(job.policy, UPVLAPolicy) and job.policy.source is not None:
+        source = job.policy.source
+        policy |= {
+            "model_yaml": str(source.model_yaml),
+            "checkpoint": str(source.checkpoint),
+            "weights_sha256": source.weights_sha256,
+            "image_tokenizer_sha256": job.policy.vq.weights_hash,
+            "device": str(job.policy.device),
+            "action_decoder": job.policy.action_decoder,
+            "forwards_per_chunk": round(job.policy.forwards_per_chunk, 4),
+        }
+        if job.policy.decoding is not None:
+            policy |= {"action_decoding": asdict(job.policy.decoding)}
+    if isinstance(job.policy, ConstantPolicy):
+        policy["action"] = [float(number) for number in job.policy.action]
+    return {
+        "overall": report.overall,
+        "per_task": report.per_task,
+        "counts": {"annotations": len(job.split.annotations), "samples": len(job.samples)},
+        "settings": settings | {"batch_size": report.batch_size},
+        "policy": policy,
+        "seconds": round(seconds, 3),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "transformers", "numpy", "pillow")},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def require_writable(path: Path) -> None:
+    """Hours of evaluation are not lost because their results cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output-json {path}: the folder cannot be made ({error.strerror})") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"--output-json {path}: " + ("is a folder" if path.is_dir() else "the folder is read-only"))
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Complete or not at all."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def table(report: Report) -> str:
+    """Overall and per task, for the terminal."""
+    names = ("mae_all", "rmse_all", "mae_pos", "mae_rot", "mae_gripper", "gripper_sign_acc")
+    rows = [("overall", report.overall), *report.per_task.items()]
+    width = max(len(task) for task, _ in rows)
+    lines = [" ".join([f"{'task':{width}}", f"{'samples':>8}", *(f"{name:>16}" for name in names)])]
+    for task, summary in rows:
+        figures = [f"{summary[name]:>16.4f}" for name in names]
+        lines.append(" ".join([f"{task:{width}}", f"{summary['samples']:>8}", *figures]))
+    return "\n".join(lines)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluate, print the table, write the record. Raises ``ValueError`` or ``OSError`` in one line."""
+    job = prepare(options)
+    started = time.perf_counter()
+    with tqdm(total=len(job.samples), unit="sample", desc="offline evaluation") as bar:
+        report = evaluate(
+            job.split,
+            job.policy,
+            job.samples,
+            action_key=options.action_key,
+            clip=options.clip_action,
+            batch_size=options.batch_size or default_batch(job.policy),
+            may_shrink=options.batch_size == 0,
+            progress=bar.update,
+            coded=job.coded,
+        )
+    print(table(report))
+    if isinstance(job.policy, UPVLAPolicy):
+        print(f"actions by {job.policy.action_decoder}, {job.policy.forwards_per_chunk:.2f} forwards per chunk")
+    if options.output_json is not None:
+        write_json(options.output_json, record(options, job, report, time.perf_counter() - started))
+        print(f"written to {options.output_json}")

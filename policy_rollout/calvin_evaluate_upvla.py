@@ -23,7 +23,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from policy_rollout import records
+from policy_rollout.acting import require_same_convention
 from policy_rollout.benchmarks.base import Benchmark, find_benchmark
+from policy_rollout.chunking import ChunkPlayer
 from policy_rollout.evaluation import Manner, play_together
 from policy_rollout.filming import make_recorder
 from policy_rollout.policy import UPVLAPolicy
@@ -60,10 +62,12 @@ def evaluate(settings: Mapping[str, Any], place: Place) -> Path:
     benchmark = find_benchmark({**settings, "local_rank": place.local_rank})
     workers = worker_count(settings, benchmark, place)
     policy = UPVLAPolicy.from_config(settings["model_config"], device=_device(settings["device"], place))
-    recorder = make_recorder(settings, folder, policy)
-    fixed = what_records_depend_on(policy, benchmark, settings)
-    records.claim(folder, fixed)
+    # All that can be refused is refused before the folder is claimed for these settings.
+    require_same_convention(policy.convention, benchmark.convention, f"environment={settings['environment']}")
+    ChunkPlayer(policy.act_step, settings["replan_every"], settings["ensemble"])
     jobs = benchmark.jobs(int(settings["num_sequences"]))
+    recorder = make_recorder(settings, folder, policy)
+    records.claim(folder, what_records_depend_on(policy, benchmark, settings))
     manner = Manner(
         max_steps=int(settings["ep_len"]),
         replan_every=settings["replan_every"],

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -61,8 +62,9 @@ class WorkerSeats:
     def close(self) -> None:
         for worker in self._workers:
             worker.dismiss()
+        deadline = time.monotonic() + PATIENCE
         for worker in self._workers:
-            worker.end()
+            worker.end(deadline)
 
 
 def _readable(pipes: Sequence[Connection], timeout: float | None) -> list[Connection]:
@@ -97,7 +99,7 @@ class _Worker:
         assert self.pipe is not None
         try:
             seat, moment = self.pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # it ended before a message, or in the midst of one
             return self._bury()
         self._asked.remove(seat)
         if isinstance(moment, Over):
@@ -121,19 +123,18 @@ class _Worker:
 
     def _send(self, message: object) -> None:
         assert self.pipe is not None
-        with suppress(BrokenPipeError, ConnectionResetError):  # reading tells the same, and there it is dealt with
+        with suppress(OSError):  # reading tells the same, and there it is dealt with
             self.pipe.send(message)
 
     def _bury(self) -> list[tuple[int, Moment]]:
         """All chains of the worker are lost; it broke down over what it was asked first."""
-        assert self._process is not None
-        self._process.wait()
-        words = f"({_ending(self._process.returncode)}) {self._words()}"
+        code = self._await(time.monotonic() + PATIENCE)
+        words = f"({_ending(code)}) {self._words()}"
         lost: list[tuple[int, Moment]]
         lost = [(seat, Lost(words, by_it=bool(self._asked) and seat == self._asked[0])) for seat in self._seated]
         self._seated.clear()
         self._asked.clear()
-        self.end()
+        self.end(deadline=0.0)
         return lost
 
     def _words(self) -> str:
@@ -145,17 +146,20 @@ class _Worker:
             self.pipe.close()
             self.pipe = None
 
-    def end(self) -> None:
+    def end(self, deadline: float) -> None:
         self.dismiss()
-        if self._process is None:
-            return
+        if self._process is not None:
+            self._await(deadline)
+            self._output.close()
+            self._process = None
+
+    def _await(self, deadline: float) -> int:
+        assert self._process is not None
         try:
-            self._process.wait(PATIENCE)
+            return self._process.wait(max(deadline - time.monotonic(), 0.01))
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-        self._output.close()
-        self._process = None
+            return self._process.wait()
 
 
 def _ending(code: int) -> str:
@@ -169,14 +173,14 @@ def serve(pipe: Connection) -> None:
     while True:
         try:
             what, number, arguments = pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):
             break  # the parent has closed the pipe, or is no more
         if number not in seats:
             seats[number] = Seat.make(world, rules)
         moment = getattr(seats[number], what)(*arguments)
         try:
             pipe.send((number, moment))
-        except (BrokenPipeError, ConnectionResetError):
+        except OSError:
             break
     for seat in seats.values():
         seat.env.close()

@@ -29,8 +29,8 @@ def job(index: int, *numbers: int) -> ChainJob:
 class Counter:
     """Nothing but a new chain puts the count back."""
 
-    def __init__(self, breakdown: Path | None = None, times: int = 0, chain: int = -1) -> None:
-        self.breakdown, self.times, self.chain = breakdown, times, chain
+    def __init__(self, breakdowns: Path | None = None, times: int = 0, chains: tuple[int, ...] = ()) -> None:
+        self.breakdowns, self.times, self.chains = breakdowns, times, chains
         self.count = 0
 
     def reset(self, robot_obs: Any = None, scene_obs: Any = None) -> dict[str, Any]:
@@ -39,15 +39,16 @@ class Counter:
 
     def step(self, action: Any, render: Any = True) -> tuple[dict[str, Any], Any, bool, dict[str, Any]]:
         self.count += 1
-        if self.breakdown is not None and self.start == self.chain and self.count == self.start + 2:
+        if self.start in self.chains and self.count == self.start + 2:
             self._break_down()
         return self.get_obs(), 0, False, self.get_info()
 
     def _break_down(self) -> None:
-        assert self.breakdown is not None
-        broken = len(self.breakdown.read_text()) if self.breakdown.exists() else 0
+        assert self.breakdowns is not None
+        file = self.breakdowns / str(self.start)
+        broken = len(file.read_text()) if file.exists() else 0
         if broken < self.times:
-            self.breakdown.write_text("x" * (broken + 1))
+            file.write_text("x" * (broken + 1))
             print("the arm has left the world", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGSEGV)
 
@@ -72,16 +73,17 @@ class Judge:
 
 @dataclass(frozen=True)
 class Counting:
-    """The world of counters. ``times``: how often the process dies at the second step of ``chain``."""
+    """The world of counters. ``times``: how often the process dies at the second step of each of ``chains``; it
+    counts in the folder ``breakdowns``."""
 
-    breakdown: Path | None = None
+    breakdowns: Path | None = None
     times: int = 0
-    chain: int = -1
+    chains: tuple[int, ...] = ()
 
     convention = ActionConvention()
 
     def make_env(self) -> Counter:
-        return Counter(self.breakdown, self.times, self.chain)
+        return Counter(self.breakdowns, self.times, self.chains)
 
     def oracle(self) -> Judge:
         return Judge()

@@ -142,6 +142,16 @@ def test_more_chains_are_added_to_an_evaluation_and_other_settings_are_refused(m
         app.evaluate(short(model, tmp_path, "ep_len=7"), app.Place())
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [("replan_every=99", "replan_every must lie in 1..act_step"), ("num_sequences=1001", "1 to 1000 chains")],
+)
+def test_what_is_refused_late_leaves_the_folder_unclaimed(model: Path, tmp_path: Path, change: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        app.evaluate(short(model, tmp_path / "log", change), app.Place())
+    assert not (tmp_path / "log").exists()
+
+
 def taken(owner: Owner, count: int = 3, recorded: tuple[int, ...] = ()) -> list[int]:
     return [job.index for job in owner.take([job(i, 1) for i in range(count)], lambda index: index in recorded)]
 

@@ -27,15 +27,15 @@ def play(world: Arena, workers: int = 2, parallel: int = 4, **options: Any) -> d
 
 def test_a_process_that_breaks_down_is_replaced_and_its_chains_are_played_again(tmp_path: Path) -> None:
     diary = Diary({2})
-    assert play(Counting(tmp_path / "broken", times=1, chain=2), recorder=diary) == WAYS
-    assert (tmp_path / "broken").exists()
+    assert play(Counting(tmp_path, times=1, chains=(2,)), recorder=diary) == WAYS
+    assert [file.name for file in tmp_path.iterdir()] == ["2"], "it did break down"
     assert diary.heard[2].count("began") == 1
     assert diary.heard[2][-1] == "ended with 2"
 
 
 def test_a_chain_that_breaks_its_process_twice_is_named_with_the_last_words(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"chain 2 \(add 3, add 7\)") as error:
-        play(Counting(tmp_path / "broken", times=9, chain=2))
+        play(Counting(tmp_path, times=9, chains=(2,)))
     said = str(error.value)
     assert "SIGSEGV" in said
     assert "the arm has left the world" in said
@@ -43,9 +43,9 @@ def test_a_chain_that_breaks_its_process_twice_is_named_with_the_last_words(tmp_
 
 
 def test_a_chain_beside_one_that_breaks_down_is_not_blamed(tmp_path: Path) -> None:
-    """All in one process, which two chains break once each: whoever sat beside them was lost twice."""
-    for chain in (0, 1):
-        assert play(Counting(tmp_path / f"broken{chain}", times=1, chain=chain), workers=1) == WAYS
+    """All in one process, which three of them break once each: whoever sits beside them is lost three times."""
+    assert play(Counting(tmp_path, times=1, chains=(0, 1, 2)), workers=1) == WAYS
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_an_environment_that_cannot_be_made_is_told_of(tmp_path: Path) -> None:

@@ -59,7 +59,10 @@ def fit(image: Image.Image | Uint8Array, resolution: int) -> Uint8Array:
     top = round((picture.height - resolution) / 2)
     if picture.size != (resolution, resolution):
         picture = picture.crop((left, top, left + resolution, top + resolution))
-    return np.stack([np.asarray(band) for band in picture.split()])  # faster than turning [R,R,3] around
+    pixels = np.empty((3, resolution, resolution), dtype=np.uint8)
+    for colour, band in zip(pixels, picture.split(), strict=True):  # faster than turning [R,R,3] around
+        colour[...] = np.asarray(band)
+    return pixels
 
 
 def normalise(pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -66,6 +66,15 @@ def test_without_any_picture_a_run_is_the_one_that_encodes_them_in_every_step(co
     assert same(cached.weights(), encoding.weights())
 
 
+def test_held_out_data_may_have_none(coded: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(coded, half)
+    shutil.rmtree(half / "robot_validation" / "token_cache")
+    (half / "tiny.yaml").write_text((half / "tiny.yaml").read_text().replace(str(coded), str(half)))
+    both, one = (train(w, tmp_path / w.name / "run", **SETTINGS, **held_out(w)) for w in (coded, half))
+    assert numbers(one) == numbers(both)
+
+
 def test_the_picture_of_a_run_shows_what_the_tokenizer_keeps(
     coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,13 +20,13 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from training.data.npz import MOST_DEFLATE_SAVES
 from training.data.packed import pack_at, packed_frame
 from training.data.shards import WHOLE
 
 SUFFIX = ".zip"
 STORED, DEFLATED = 0, 8
 _METHODS = {1: "shrink", 6: "implode", 9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 99: "AES"}
-_MOST_DEFLATE_SAVES = 1033  # times: deflate cannot do better, so a larger claim is damage
 
 _END = struct.Struct("<4s4H2IH")
 _LOCATOR = struct.Struct("<4sIQI")
@@ -177,7 +177,7 @@ class Archive:
         if method not in (STORED, DEFLATED):
             how = _METHODS.get(method, f"method {method}")
             raise ValueError(f"{self.path}/{name} is packed with {how}; unpack the archive, or pack it with deflate")
-        if size > packed * _MOST_DEFLATE_SAVES or (method == STORED and size != packed):
+        if size > packed * MOST_DEFLATE_SAVES or (method == STORED and size != packed):
             raise self._damaged(f"{name} claims an impossible size")
         start = int(self._offsets[row]) + self._shift
         header, own = self._at(start, _LOCAL.size), self._at(start + _LOCAL.size, len(name.encode()))

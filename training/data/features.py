@@ -91,10 +91,10 @@ def find(places: Sequence[Path], tower: ClipTower, remake: str) -> PictureFeatur
         plan = read_plan(folder)
         if plan is None or plan.about.get("kind") != KIND:
             continue
-        why = _other(plan.about, wanted)
-        if why is None and is_whole(folder, plan):
+        why = _other(plan.about, wanted) if is_whole(folder, plan) else "not finished"
+        if why is None:
             return PictureFeatures(folder, plan, remake)
-        seen.append(f"{folder.name} is {why or 'not finished'}")
+        seen.append(f"{folder.name} is {why}")
     found = "; ".join(seen) or "it is empty"
     raise ValueError(f"{' and '.join(map(str, places))}: no patches by this CLIP tower ({found}). Make them: {remake}")
 

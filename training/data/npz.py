@@ -13,9 +13,8 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +24,11 @@ _END = struct.Struct("<4s4H2IH")
 _ENTRY = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")
 _STORED, _DEFLATED = 0, 8
+MOST_DEFLATE_SAVES = 1033  # times: deflate cannot do better, so a larger claim is damage
 _SPARE = 64  # bytes of a local header's extra field that are read along
 
 
-@dataclass(frozen=True)
-class _Member:
+class _Member(NamedTuple):
     method: int
     checksum: int
     packed: int
@@ -87,8 +86,10 @@ class QuickNpz:
             return None
         data = data[head + extra : head + extra + member.packed]
         if member.method == _DEFLATED:
+            if member.size > member.packed * MOST_DEFLATE_SAVES:
+                return None
             try:
-                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, member.size + 1)
+                data = zlib.decompress(data, -zlib.MAX_WBITS, member.size)  # with room for all of it from the start
             except zlib.error:
                 return None
         return data if len(data) == member.size and zlib.crc32(data) == member.checksum else None

@@ -122,9 +122,7 @@ def find(places: Sequence[Path], wanted: Wanted, remake: str) -> TokenCache:
         plan = read_plan(folder)
         if plan is None or plan.about.get("kind") != "tokens":
             continue
-        why = wanted.against(plan.about)
-        if why is None and not is_whole(folder, plan):
-            why = "not finished"
+        why = wanted.against(plan.about) if is_whole(folder, plan) else "not finished"
         if why is None and _replaced(plan.about["probes"]):
             why = f"made of other pictures than lie there now (such as {_replaced(plan.about['probes'])})"
         if why is None:

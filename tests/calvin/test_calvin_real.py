@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from policy_rollout.calvin.initial_states import initial_state
+from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.calvin.sequences import official_sequences
 from policy_rollout.calvin.simulator import CalvinEnv, package_folder
 
@@ -68,3 +69,19 @@ def test_a_relative_action_moves_the_hand_two_centimetres(env: CalvinEnv) -> Non
     for step in range(40):
         after = env.step(np.array([float(step < 10), 0, 0, 0, 0, 0, 1]), render=False)[0]["robot_obs"]
     assert (after - before)[:3] == pytest.approx([0.2, 0, 0], abs=5e-3)
+
+
+def test_the_oracle_reads_every_task_from_the_simulators_info(env: CalvinEnv) -> None:
+    robot, scene = initial_state(official_sequences(1)[0].state)
+
+    def info_of(slider: float, drawer: float, bulb: int, led: int) -> Any:
+        scene[[0, 1, 3, 4, 5]] = slider, drawer, 0.088 * bulb, bulb, led
+        env.reset(robot, scene)
+        return env.step(np.array([0, 0, 0, 0, 0, 0, 1.0]), render=False)[3]
+
+    closed, opened = info_of(0, 0, 0, 0), info_of(0.28, 0.22, 1, 1)
+    there = {"move_slider_left", "open_drawer", "turn_on_lightbulb", "turn_on_led"}
+    back = {"move_slider_right", "close_drawer", "turn_off_lightbulb", "turn_off_led"}
+    assert TaskOracle().tasks_done(closed, opened) == there
+    assert TaskOracle().tasks_done(opened, closed) == back
+    assert TaskOracle().tasks_done(closed, info_of(0, 0, 0, 0)) == set()

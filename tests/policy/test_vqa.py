@@ -303,6 +303,7 @@ def test_a_last_line_that_was_cut_off_is_asked_again(tmp_path: Path) -> None:
         model = Model()
         assert texts(play(file, model)) == whole
         assert model.asked == 3  # the last batch
+        assert texts(play(file, Model(dies_at=0))) == whole  # and its line does not begin behind the cut one
         assert len(file.read_text().splitlines()) == 6
 
 

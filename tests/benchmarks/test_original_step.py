@@ -56,7 +56,7 @@ def test_a_step_is_as_much_faster_and_smaller_as_was_asked(objective: str, tmp_p
     for way, target in zip((PIXELS, CACHE), TARGETS[objective], strict=True):
         assert found["times_faster"][way]["median"] > target
         assert found["memory_share"][way]["above"] < 0.5
-        assert found["times_floor"][way]["median"] < 1.6  # 1.2 alone on a core
+        assert found["times_floor"][way]["median"] < 2.2  # 1.2 at a load of 4, 1.8 at one of 13
 
 
 @pytest.mark.slow

@@ -11,12 +11,13 @@ OBJECTIVE ?= ar
 WORKERS ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
 PYTEST ?= -n $(WORKERS)
 
+DOORS := --tasks doors_and_lights --static-size 128 --gripper-size 64 --workers 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart compare test test-all lint smoke venv venv-train venv-dev clean distclean
+.PHONY: help quickstart compare recipe headline test test-all lint smoke venv venv-train venv-dev clean distclean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +28,19 @@ quickstart: $(VENV)/.minimal ## train a few minutes on embedded models and data,
 
 compare: $(VENV)/.minimal ## train ar, mdm and bd alike, judge them on held-out items: results/summary.md (ARGS="--steps 1000")
 	$(BIN)/python -m scripts.compare_objectives $(ARGS)
+
+recipe: $(VENV)/.minimal ## a small model that acts: record, tokenise, train, judge on doors and lights of the desk (docs/desk.md)
+	$(RUN) preprocess_data/make_desk_demos.py --out data/desk_doors --episodes 60 $(DOORS)
+	$(RUN) preprocess_data/make_desk_demos.py --out data/desk_doors --episodes 6 --split validation $(DOORS)
+	$(RUN) preprocess_data/process_calvin.py --source-split-dir data/desk_doors/training --output-dir data/desk_doors_training
+	$(RUN) preprocess_data/process_calvin.py --source-split-dir data/desk_doors/validation --output-dir data/desk_doors_validation
+	$(RUN) preprocess_data/tokenize_images.py --data data/desk_doors_training --tokenizer assets/tiny_magvit --resolution 96 --views 1
+	$(RUN) train_upvla.py config=./config/tiny_desk.yaml dataset.params.train_pre_shards_path_or_url=data/desk_doors_training
+	$(RUN) -m scripts.judge_desk --model outputs/tiny_desk
+
+headline: recipe ## ar, mdm and bd go on from that model: words and actions, in closed loop too: results/headline (ARGS="--seeds 0,1,2")
+	$(RUN) -m scripts.compare_objectives --from-run outputs/tiny_desk --dataset-root data/desk_doors \
+	    --chains 60 --batch-size-pre 8 --learning-rate 1e-3 --output-dir results/headline $(ARGS)
 
 test: lint ## style, types, import rules and the CPU test suite
 	$(RUN) -m pytest $(PYTEST) -m "not slow and not slurm and not gpu"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from config.schema import Job
 from models.backbones import backbone_config
+from models.codes import relate_codes
 from models.json_file import read_object
 from models.prompting import Prompter, load_tokenizer, vocabulary_of
 from models.spec import ModelSpec
@@ -182,6 +183,7 @@ def _load_start(job: Job, model: UPVLA) -> tuple[str, ...]:
         source = resolve_model_dir(showo.pretrained_model_path, key="model.showo.pretrained_model_path")
         return load_weights(model, _weights_file(source))
     folder = resolve_model_dir(showo.llm_model_path, key="model.showo.llm_model_path")
+    relate_codes(model, job.training.seed)
     rest = "projector and action head start from random weights"
     if folder.is_dir() and find_weights(folder) is None:
         return (f"{folder} holds no weights: the backbone starts from random weights", rest)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from policy_rollout.calvin.tasks import TASK_NAMES
+from policy_rollout.calvin.tasks import DOORS_AND_LIGHTS, TASK_NAMES
 from policy_rollout.desk.cameras import checked_jitter
 from policy_rollout.desk.layout import SCENES
 from policy_rollout.desk.render import RENDERERS
@@ -52,6 +52,7 @@ examples:
 then:
   python preprocess_data/process_calvin.py --source-split-dir data/desk/training --output-dir data/desk_processed"""
 
+_SETS = {"all": TASK_NAMES, "doors_and_lights": DOORS_AND_LIGHTS}
 _STATE = ".recording"  # in the split: settings.json, one JSON per finished episode, episodes in the making
 
 
@@ -259,7 +260,7 @@ def parser() -> argparse.ArgumentParser:
     add("--tasks-per-episode", type=int, default=8, metavar="N", help="tasks attempted in a run (default 8)")
     add("--split", choices=SPLITS, default="training", help="which split, with its own random numbers")
     add("--scenes", default="D", help=f"of {','.join(SCENES)}, separated by commas (default D)")
-    add("--tasks", default="all", metavar="T,T", help="only these tasks (default: all 34)")
+    add("--tasks", default="all", metavar="T,T", help="only these tasks, or doors_and_lights for eight (default: all)")
     add(
         "--instructions",
         choices=tuple(INSTRUCTIONS),
@@ -283,7 +284,7 @@ def parser() -> argparse.ArgumentParser:
 def settings_of(options: argparse.Namespace) -> Settings:
     """Raises ValueError naming the option, its value and what is allowed."""
     scenes = _names("--scenes", options.scenes, SCENES)
-    tasks = TASK_NAMES if options.tasks == "all" else _names("--tasks", options.tasks, TASK_NAMES)
+    tasks = _SETS.get(options.tasks) or _names("--tasks", options.tasks, TASK_NAMES)
     for name in ("episodes", "tasks_per_episode", "workers", "static_size", "gripper_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")

@@ -5,8 +5,9 @@
 
 Every objective gets the same starting weights, data order and number of steps, with the embedded models (any key of a
 run configuration can be overridden). Then all are asked the same held-out questions and shown the same held-out frames:
-likelihood, exact match, accuracy and speed of the answers, errors of the actions, each pair of objectives compared item
-by item with intervals. What is trained already is not trained again, and a killed command goes on where it was.
+likelihood, exact match, accuracy and speed of the answers, errors of the actions, and with --chains tasks done in
+closed loop on the desk, each pair of objectives compared item by item with intervals. What is trained already is not
+trained again, and a killed command goes on where it was.
 """
 
 from __future__ import annotations
@@ -26,7 +27,15 @@ if str(ROOT) not in sys.path:
 
 from config.load import ConfigError, load_job  # noqa: E402
 from config.schema import Job  # noqa: E402
-from scripts.comparison.plan import CONFIGS, Budget, Plan, read_objectives, read_seeds, write_blank_pictures  # noqa: E402
+from scripts.comparison.plan import (  # noqa: E402
+    CONFIGS,
+    Budget,
+    Plan,
+    going_on_from,
+    read_objectives,
+    read_seeds,
+    write_blank_pictures,
+)
 
 RAW_SPLITS = ROOT / "dummy_data/calvin"
 
@@ -35,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     started = time.monotonic()
     try:
-        budget = Budget(args.steps, args.batch_size_pre, args.batch_size_mmu, args.learning_rate, tuple(args.overrides))
+        begun = () if args.from_run is None else going_on_from(args.from_run.resolve())
+        overrides = (*begun, *args.overrides)
+        budget = Budget(args.steps, args.batch_size_pre, args.batch_size_mmu, args.learning_rate, overrides)
         folder = args.output_dir.resolve()
         plan = Plan(folder, read_objectives(args.objectives), read_seeds(args.seeds), args.blind, budget)
         jobs = {name: _job(plan, name) for name in plan.objectives}
@@ -77,10 +88,12 @@ def _run(plan: Plan, jobs: dict[str, Job], args: argparse.Namespace, argv: Seque
     kept = len(plan.runs) - len(trained)
     if kept:
         print(f"    {kept} of {len(plan.runs)} runs were trained already")
-    return _judge_and_report(plan, jobs, Path(data.validation_mmu_shards_path_or_url), args.dataset_root, argv)
+    return _judge_and_report(plan, jobs, Path(data.validation_mmu_shards_path_or_url), args, argv)
 
 
-def _judge_and_report(plan: Plan, jobs: dict[str, Job], questions: Path, raw: Path, argv: Sequence[str] | None) -> bool:
+def _judge_and_report(
+    plan: Plan, jobs: dict[str, Job], questions: Path, args: argparse.Namespace, argv: Sequence[str] | None
+) -> bool:
     from tqdm import tqdm
 
     from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action
@@ -88,7 +101,7 @@ def _judge_and_report(plan: Plan, jobs: dict[str, Job], questions: Path, raw: Pa
     from scripts.comparison import judge, report, verdicts
     from training.data.calvin import CalvinSplit
 
-    job = next(iter(jobs.values()))
+    job, raw = next(iter(jobs.values())), args.dataset_root
     print(f"2/3 judging on held-out questions ({questions}) and frames ({raw / 'validation'})")
     asked = judge.read_held_out(job, questions)
     blank = asked.blank(judge.blank_features(job, plan.blank_data / "blank.png")) if plan.blind else asked
@@ -101,7 +114,9 @@ def _judge_and_report(plan: Plan, jobs: dict[str, Job], questions: Path, raw: Pa
     with tqdm(total=total, desc="judging", unit="question", dynamic_ncols=True, mininterval=pause) as bar:
         for run in plan.runs:
             bar.set_postfix_str(run.name, refresh=False)
-            found = judge.judge(run, jobs[run.objective], blank if run.blind else asked, validation, bar.update)
+            found = judge.judge(
+                run, jobs[run.objective], blank if run.blind else asked, validation, bar.update, args.chains
+            )
             (blind if run.blind else seeing)[run.objective].append(found)
         bar.set_postfix_str("answers one by one", refresh=False)
         speeds = judge.time_answers(timed, job, asked, bar.update)
@@ -163,7 +178,7 @@ def _tell(findings: object) -> None:
     console = Console()
     console.print(shown)
     for verdict in verdicts.verdicts(findings.judged):
-        if verdict.measure in (verdicts.EXACT, verdicts.ACTION):
+        if verdict.measure in (verdicts.EXACT, verdicts.ACTION, verdicts.LENGTH):
             console.print(
                 f"  {verdict.first} against {verdict.second}, {verdict.measure.name}: {verdict.words} "
                 f"(P({verdict.first} better) = {verdict.probability_better:.2f})",
@@ -208,6 +223,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--learning-rate", type=float, default=default.learning_rate, help="at its peak (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--from-run",
+        type=Path,
+        metavar="RUN",
+        help="all go on from its model, on its robot data (default: none)",
+    )
+    parser.add_argument(
+        "--chains", type=int, default=0, help="closed-loop chains of three doors and lights on the desk (default: none)"
     )
     parser.add_argument(
         "--dataset-root",

@@ -36,32 +36,14 @@ from models.checkpoint import build  # noqa: E402
 from models.magvit import load_magvit  # noqa: E402
 from models.objectives import text_objective  # noqa: E402
 from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action  # noqa: E402
-from policy_rollout.calvin.instructions import validation_instruction  # noqa: E402
-from policy_rollout.calvin.oracle import TaskOracle  # noqa: E402
-from policy_rollout.desk import DeskEnv  # noqa: E402
-from policy_rollout.desk.experts import task_resets  # noqa: E402
 from policy_rollout.pictures import GREEN, RED, beside, captioned, sheet, write_gif, write_png  # noqa: E402
 from policy_rollout.policy import ConstantPolicy, Observation, Policy, UPVLAPolicy  # noqa: E402
-from policy_rollout.rollout import Episode, Rollout, run_episodes  # noqa: E402
+from policy_rollout.rollout import Rollout  # noqa: E402
 from preprocess_data import make_desk_demos, process_calvin  # noqa: E402
+from scripts import desk_trial as trial  # noqa: E402
 from training.data.calvin import CalvinSplit  # noqa: E402
 
 NAMES = {"ar": "arvla", "mdm": "mdmvla", "bd": "bdvla"}
-SCENE = "D"
-TASKS = (
-    "open_drawer",
-    "close_drawer",
-    "move_slider_left",
-    "move_slider_right",
-    "turn_on_led",
-    "turn_off_led",
-    "turn_on_lightbulb",
-    "turn_off_lightbulb",
-)
-"""Doors and lights: what a model of this size can begin to learn in a few minutes."""
-PATIENCE = 120
-"""Control steps (30 a second) for one task in closed loop; an expert needs 15 to 45."""
-REPLAN_EVERY = 5
 
 
 @dataclass(frozen=True)
@@ -91,9 +73,10 @@ def record(folder: Path, size: Size) -> None:
             "--out": folder / "desk",
             "--episodes": episodes,
             "--split": split,
-            "--scenes": SCENE,
+            "--scenes": trial.SCENE,
+            "--static-size": trial.STATIC_SIZE,
             "--workers": max(1, min(4, os.cpu_count() or 1)),
-            "--tasks": ",".join(TASKS),
+            "--tasks": "doors_and_lights",
         }
         _run(make_desk_demos.main, arguments)
         arguments = {"--source-split-dir": folder / "desk" / split, "--output-dir": folder / f"processed_{split}"}
@@ -131,29 +114,18 @@ def judge(name: str, policy: Policy, split: CalvinSplit, size: Size) -> Verdict:
     chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(size.offline_samples, len(samples))).astype(int)]
     with tqdm(total=len(chosen), desc=f"{name}: offline", unit="sample") as bar:
         report = evaluate(split, policy, chosen, progress=lambda done: _advance_to(bar, done))
-    episodes = [_episode(i) for i in range(size.rollouts)]
-    with tqdm(total=len(episodes), desc=f"{name}: closed loop", unit="episode") as bar:
-        rollout = run_episodes(
-            lambda: DeskEnv(scene=SCENE),
+    with tqdm(total=size.rollouts, desc=f"{name}: closed loop", unit="episode") as bar:
+        rollout = trial.play_episodes(
             policy,
-            episodes,
-            TaskOracle(),
-            max_steps=PATIENCE,
-            replan_every=REPLAN_EVERY,
-            film=range(4) if name == "trained" else (),
+            trial.episodes(size.rollouts),
             progress=lambda _: _advance_to(bar, bar.n + 1),
+            film=range(4) if name == "trained" else (),
         )
     return Verdict(name, report.overall, rollout)
 
 
 def _advance_to(bar: tqdm[None], done: int) -> None:
     bar.update(done - bar.n)
-
-
-def _episode(index: int) -> Episode:
-    task = TASKS[index % len(TASKS)]
-    robot, scene = task_resets(task, 1000 + index, SCENE)
-    return Episode(index, task, validation_instruction(task), robot, scene)
 
 
 def picture_futures(policy: UPVLAPolicy, split: CalvinSplit, path: Path, rows: int = 4) -> None:
@@ -233,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = Size(steps=args.steps, training_episodes=args.episodes)
     try:
         text_objective(args.objective)
-        print(f"1/3 recording demonstrations on the embedded desk, scene {SCENE}")
+        print(f"1/3 recording demonstrations on the embedded desk, scene {trial.SCENE}")
         record(folder, size)
         print("2/3 training")
         arguments = training_arguments(args.objective, folder, size)
@@ -249,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         picture_futures(trained, validation, folder / "pictures/now_predicted_true.png")
         for index, frames in verdicts[0].rollout.frames.items():
             outcome = verdicts[0].rollout.records[index]
-            ending, colour = ("done", GREEN) if outcome.success else (f"not done in {PATIENCE} steps", RED)
+            ending, colour = ("done", GREEN) if outcome.success else (f"not done in {trial.PATIENCE} steps", RED)
             told = [captioned(frame, outcome.instruction, ending, colour) for frame in frames]
             write_gif(folder / f"pictures/rollout_{index}_{outcome.task}.gif", told)
     except (ConfigError, ValueError, FileNotFoundError) as error:

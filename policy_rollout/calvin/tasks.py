@@ -53,6 +53,17 @@ def _calvin_tasks() -> dict[str, TaskRow]:
 
 CALVIN_TASKS: TaskTable = _calvin_tasks()
 TASK_NAMES: tuple[str, ...] = tuple(CALVIN_TASKS)  # 34, in CALVIN's order
+DOORS_AND_LIGHTS: tuple[str, ...] = (
+    "open_drawer",
+    "close_drawer",
+    "move_slider_left",
+    "move_slider_right",
+    "turn_on_led",
+    "turn_off_led",
+    "turn_on_lightbulb",
+    "turn_off_lightbulb",
+)
+"""The tasks of four kinds that need no grasping of blocks."""
 
 
 def read_task_table(path: str | Path) -> dict[str, TaskRow]:

@@ -43,15 +43,15 @@ def train_bpe() -> Tokenizer:
     return tokenizer
 
 
-def write_phi(folder: Path) -> None:
-    """Phi with Phi-1.5's tokenizer convention: one token is both bos and eos."""
+def write_phi(folder: Path, hidden: int = 192, layers: int = 4) -> None:
+    """Phi with Phi-1.5's tokenizer convention: one token is both bos and eos. Heads of 32 channels."""
     _write_tokenizer(folder, bos=True)
     PhiConfig(
         vocab_size=VOCABULARY,
-        hidden_size=192,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=6,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 32,
         partial_rotary_factor=0.5,
         max_position_embeddings=2048,
     ).save_pretrained(str(folder))

@@ -15,9 +15,10 @@ DRAWER_RANGE_M, SLIDER_RANGE_M, SWITCH_ON_RAD = 0.22, 0.28, 0.088
 
 @dataclass(frozen=True)
 class Scene:
-    """`scene_obs` (24,) as CALVIN's, and the frames of both cameras (uint8 HWC)."""
+    """`scene_obs` (24,) and `robot_obs` (15,) as CALVIN's, and the frames of both cameras (uint8 HWC)."""
 
     scene_obs: np.ndarray
+    robot_obs: np.ndarray
     static: np.ndarray
     gripper: np.ndarray
 
@@ -40,6 +41,6 @@ def random_scenes(count: int, seed: int, scenes: tuple[str, ...] = tuple(SCENES)
         robot[6] = rng.choice([0.0, 0.04, 0.08])
         obs = env.reset(robot, scene, render=True)
         frames = obs["rgb_obs"]
-        yield Scene(np.array(obs["scene_obs"]), frames["rgb_static"], frames["rgb_gripper"])
+        yield Scene(np.array(obs["scene_obs"]), np.array(obs["robot_obs"]), frames["rgb_static"], frames["rgb_gripper"])
     for env in environments.values():
         env.close()

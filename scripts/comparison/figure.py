@@ -53,7 +53,8 @@ def draw_figure(
     title: str,
     note: str,
 ) -> None:
-    """``curves``: objective -> seeds -> lines of metrics.jsonl. Six panels: three losses by step, then ``bars``."""
+    """``curves``: objective -> seeds -> lines of metrics.jsonl. Above three losses by step, below
+    ``bars`` (a fourth one widens the picture)."""
     import matplotlib
 
     matplotlib.use("Agg")  # no display
@@ -61,13 +62,14 @@ def draw_figure(
 
     style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY}
     with plt.rc_context({**style, "text.color": INK, "axes.labelcolor": INK, "font.family": "DejaVu Sans"}):
-        figure, axes = plt.subplots(2, 3, figsize=(12, 7.2), layout="constrained")
-        for panel, (name, label) in zip(axes[0], LOSSES.items(), strict=True):
+        columns = max(len(LOSSES), len(bars))
+        figure, axes = plt.subplots(2, columns, figsize=(4 * columns, 7.2), layout="constrained")
+        for panel, (name, label) in zip(axes[0], LOSSES.items(), strict=False):
             _curves(panel, curves, name, label)
         _held_out(axes[0][0], curves, held_out_nats)
         for panel, bar in zip(axes[1], bars, strict=False):
             _bars(panel, bar)
-        for panel in axes[1][len(bars) :]:
+        for panel in [*axes[0][len(LOSSES) :], *axes[1][len(bars) :]]:
             panel.set_axis_off()
         handles = [plt.Line2D([], [], color=COLOURS[name], linewidth=2.5, label=NAMES[name]) for name in curves]
         figure.legend(

@@ -10,7 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,8 @@ from policy_rollout.benchmarks.offline import Sample, evaluate, list_samples
 from policy_rollout.policy import Policy, UPVLAPolicy, pick_device
 from preprocess_data.embedded.questions import kind_of
 from scripts.comparison.plan import Planned, write_text
+from scripts.desk_trial import chains as desk_chains
+from scripts.desk_trial import play_chains
 from training.data.calvin import CalvinSplit
 from training.data.files import iterate_json_list, read_image
 
@@ -89,15 +91,16 @@ class Actions:
 
 @dataclass(frozen=True)
 class Judged:
-    """One run's held-out results."""
+    """One run's held-out results. ``chains``: how many tasks of each closed-loop chain were done (empty: none)."""
 
     words: Words
     actions: Actions
+    chains: list[int] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> Judged:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return cls(Words(**data["words"]), Actions(**data["actions"]))
+        return cls(Words(**data["words"]), Actions(**data["actions"]), data.get("chains", []))
 
 
 @dataclass(frozen=True)
@@ -248,14 +251,19 @@ def judge_actions(policy: Policy, split: CalvinSplit) -> Actions:
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
-def judge(run: Planned, job: Job, asked: HeldOut, split: CalvinSplit, progress: Progress) -> Judged:
-    """Everything about one trained run; kept in its folder, and read from there the next time."""
-    if run.judged_file.is_file():
+def judge(run: Planned, job: Job, asked: HeldOut, split: CalvinSplit, progress: Progress, chains: int = 0) -> Judged:
+    """Everything about one trained run; kept in its folder, and read from there the next time. ``chains``: how many
+    are played in closed loop (with fewer kept, all of them are played)."""
+    judged = Judged.read(run.judged_file) if run.judged_file.is_file() else None
+    if judged is not None:
         progress(3 * len(asked.questions))
-        return Judged.read(run.judged_file)
-    built = load_folder(run.folder, pick_device(job.training.device))
+        if len(judged.chains) >= chains:
+            return replace(judged, chains=judged.chains[:chains])
     policy = UPVLAPolicy.from_config(run.folder / "config.yaml", checkpoint=run.folder)
-    judged = Judged(judge_words(built, job, asked, progress), judge_actions(policy, split))
+    if judged is None:
+        built = load_folder(run.folder, pick_device(job.training.device))
+        judged = Judged(judge_words(built, job, asked, progress), judge_actions(policy, split))
+    judged = replace(judged, chains=play_chains(policy, desk_chains(chains)) if chains else [])
     write_text(run.judged_file, json.dumps(asdict(judged)) + "\n")
     return judged
 

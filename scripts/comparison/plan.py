@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from config.load import load_job
 from config.schema import MMU_INDEX
 
 Value = TypeVar("Value", int, str)
@@ -133,6 +134,31 @@ class Plan:
             raise ValueError(
                 f"{self.folder} was run with another budget: {', '.join(other)}; give another --output-dir or delete it"
             )
+
+
+def going_on_from(run: Path) -> tuple[str, ...]:
+    """Overrides with which all go on from the model and the robot data of a ``run`` (or of a ``checkpoint-<step>`` in
+    it), so that they act from the first step on. Raises ``ValueError`` or ``FileNotFoundError``."""
+    configs = [folder / "config.yaml" for folder in (run, *run.parents)]
+    config = next((file for file in configs if file.is_file()), None)
+    if config is None:
+        raise FileNotFoundError(f"--from-run {run}: neither it nor a folder above it has the config.yaml of a run")
+    job = load_job([f"config={config}"], None)
+    data = job.dataset.params
+    return (
+        "model.showo.load_from_showo=true",
+        f"model.showo.pretrained_model_path={_short(run)}",
+        f"model.showo.llm_model_path={_short(job.model.showo.llm_model_path)}",
+        f"model.vq_model.vq_model_name={_short(job.model.vq_model.vq_model_name)}",
+        f"dataset.params.train_pre_shards_path_or_url={_short(data.train_pre_shards_path_or_url)}",
+        "dataset.params.validation_pre_shards_path_or_url=null",  # judged on the raw recording
+        "training.pre_coeff=0.1",  # what the future looks like is new to it, and would drown what it can do
+    )
+
+
+def _short(path: str | Path) -> str:
+    """Below the repository's root, where the runs are started, without it."""
+    return str(path).removeprefix(f"{ROOT}/")
 
 
 def write_blank_pictures(source: Path, folder: Path) -> None:

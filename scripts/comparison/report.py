@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from policy_rollout.calvin.sequences import success_rates
 from policy_rollout.statistics import Interval
 from preprocess_data.embedded.questions import blind_floor
 from scripts.comparison.figure import Bars, draw_figure
@@ -17,20 +18,22 @@ from scripts.comparison.judge import HeldOut, Judged, Speed
 from scripts.comparison.plan import Plan, read_curve, write_text
 from scripts.comparison.verdicts import (
     ACTION,
-    COMPARED,
     EXACT,
+    LENGTH,
     NATS,
     SHUFFLED,
     TOKENS,
     FirstStep,
     Verdict,
     by_kind,
+    compared,
     drawing_error,
     interval,
     needs_picture,
     questions_of,
     verdicts,
 )
+from scripts.desk_trial import CHAIN_LENGTH, PATIENCE, REPLAN_EVERY, SCENE
 
 FIGURE = "curves.png"
 CLEARLY = 0.25
@@ -83,6 +86,7 @@ def as_markdown(found: Findings, answers: Sequence[Verdict]) -> str:
         f"![Curves and held-out figures]({FIGURE})",
         _text_section(found),
         _action_section(found),
+        *([_closed_loop_section(found)] if LENGTH in compared(found.judged) else []),
         _answers_section(found, answers),
         _first_step_section(found),
         _caution(found),
@@ -174,6 +178,20 @@ def _action_section(found: Findings) -> str:
     )
 
 
+def _closed_loop_section(found: Findings) -> str:
+    rows = []
+    for name, runs in found.judged.items():
+        chains = [length for judged in runs for length in judged.chains]
+        rates = success_rates(chains, CHAIN_LENGTH)
+        rows.append([name, f"{interval(LENGTH, runs):.2f}", *(f"{100 * rate:.0f} %" for rate in rates)])
+    head = ["objective", "tasks in a row [95 %]", *(f"{k + 1} of {CHAIN_LENGTH}" for k in range(CHAIN_LENGTH))]
+    return (
+        "## Closed loop\n\n" + table(head, rows) + f"\n\n{len(next(iter(found.judged.values()))[0].chains)} chains of "
+        f"{CHAIN_LENGTH} doors and lights on the desk (scene {SCENE}, {PATIENCE} control steps for a task, a new look "
+        f"every {REPLAN_EVERY}), the same ones for all."
+    )
+
+
 def _answers_section(found: Findings, answers: Sequence[Verdict]) -> str:
     rows = []
     for verdict in answers:
@@ -261,7 +279,7 @@ def as_json(found: Findings, answers: Sequence[Verdict]) -> dict[str, Any]:
 
 def _objective_json(found: Findings, name: str, runs: Sequence[Judged]) -> dict[str, Any]:
     speed = found.speeds[name]
-    measures = {m.name.replace(" ", "_").replace(",", ""): m for m in (*COMPARED, SHUFFLED)}
+    measures = {m.name.replace(" ", "_").replace(",", ""): m for m in (*compared(found.judged), SHUFFLED)}
     told: dict[str, Any] = {key: _interval_json(interval(m, runs)) for key, m in measures.items()}
     told["nats_per_token"]["error_of_drawing"] = drawing_error(runs)
     told["exact_match_by_kind"] = by_kind(found.kinds, EXACT, runs)
@@ -312,6 +330,9 @@ def draw(found: Findings, path: Path) -> None:
         ),
         Bars("answer tokens per second", rates, {}),
     ]
+    if LENGTH in compared(found.judged):
+        lengths = {name: interval(LENGTH, judged) for name, judged in found.judged.items()}
+        bars.append(Bars(f"closed loop: tasks in a row of {CHAIN_LENGTH}", lengths, {}))
     seeds = f"seed {found.plan.seeds[0]}" if len(found.plan.seeds) == 1 else f"{len(found.plan.seeds)} seeds"
     draw_figure(
         path,

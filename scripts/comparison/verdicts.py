@@ -44,7 +44,15 @@ SHUFFLED = Measure("exact, shuffled pictures", "share", True, lambda j: np.array
 ACTION = Measure(
     "action MAE", "unit", False, lambda j: np.array(j.actions.errors), lambda j: np.array(j.actions.steps, dtype=float)
 )
+LENGTH = Measure("tasks in a row", "tasks", True, lambda j: np.array(j.chains, float), lambda j: np.ones(len(j.chains)))
 COMPARED = (NATS, EXACT, TOKENS, ACTION)
+"""What every comparison measures; closed loops are played only when asked for."""
+
+
+def compared(judged: Mapping[str, Sequence[Judged]]) -> tuple[Measure, ...]:
+    """``COMPARED``, and the closed loop if every run was in it."""
+    played = all(one.chains for runs in judged.values() for one in runs)
+    return (*COMPARED, LENGTH) if played else COMPARED
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ def interval(measure: Measure, runs: Sequence[Judged]) -> Interval:
 def verdicts(judged: Mapping[str, Sequence[Judged]]) -> list[Verdict]:
     """Every pair of objectives in every measure; runs of an objective in the order of the seeds."""
     found = []
-    for measure in COMPARED:
+    for measure in compared(judged):
         for first, second in pairs_of(list(judged)):
             one, other = (np.stack([measure.values(j) for j in judged[name]]) for name in (first, second))
             weights = measure.weights(judged[first][0])

@@ -10,7 +10,16 @@ from PIL import Image
 
 from config.load import load_job
 from scripts import compare_objectives
-from scripts.comparison.plan import Budget, Plan, read_curve, read_objectives, read_seeds, write_blank_pictures
+from scripts.comparison import plan as plans
+from scripts.comparison.plan import (
+    Budget,
+    Plan,
+    going_on_from,
+    read_curve,
+    read_objectives,
+    read_seeds,
+    write_blank_pictures,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,3 +95,19 @@ def test_a_mistake_on_the_command_line_ends_it_before_anything_is_trained(
     assert compare_objectives.main([*out, "--steps", "0"]) == 2
     assert "max_train_steps" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_going_on_from_a_run_takes_its_model_tokenizer_and_data_and_names_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"--from-run .*config\.yaml"):
+        going_on_from(tmp_path / "run/checkpoint-5")
+    (tmp_path / "run/checkpoint-5").mkdir(parents=True)
+    (tmp_path / "run/config.yaml").touch()
+    embedded = load_job([f"config={ROOT}/config/tiny_arvla.yaml"], None)
+    monkeypatch.setattr(plans, "load_job", lambda argv, objective: embedded)
+    begun = going_on_from(tmp_path / "run/checkpoint-5")
+    assert f"model.showo.pretrained_model_path={tmp_path}/run/checkpoint-5" in begun
+    assert "model.showo.llm_model_path=assets/tiny_phi" in begun
+    assert "model.vq_model.vq_model_name=assets/tiny_magvit" in begun
+    assert "dataset.params.train_pre_shards_path_or_url=dummy_data/calvin_processed_training" in begun

@@ -47,6 +47,23 @@ def test_the_report_has_the_answers_the_floor_and_the_warning_of_one_seed(tmp_pa
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_closed_loops_are_told_where_they_were_played_and_only_there(tmp_path: Path) -> None:
+    found = findings(tmp_path / "without")
+    assert "Closed loop" not in write_report(found)[0].read_text()
+    found = findings(tmp_path / "with")
+    played = {"ar": [0, 1] * 20, "mdm": [1, 0] * 20, "bd": [2, 3] * 20}
+    judged_too = {name: [replace(runs[0], chains=played[name])] for name, runs in found.judged.items()}
+    paths = write_report(replace(found, judged=judged_too))
+    text = paths[0].read_text()
+    assert "| bd | 2.50 [" in text
+    assert "| bd − ar | tasks in a row | +2.000 [" in text
+    data = json.loads(paths[1].read_text())
+    assert data["objectives"]["ar"]["tasks_in_a_row"]["point"] == pytest.approx(0.5)
+    answers = {(p["first"], p["second"]): p["answer"] for p in data["pairs"] if p["measure"] == "tasks in a row"}
+    assert answers["bd", "ar"] == "bd is better"
+    assert answers["mdm", "ar"] == "these data cannot tell"
+
+
 def test_the_figure_is_a_picture_with_the_colour_of_every_objective(tmp_path: Path) -> None:
     path = write_report(findings(tmp_path, seeds=(0, 1), blind=True))[2]
     pixels = np.asarray(Image.open(path).convert("RGB"), dtype=int)

@@ -1,0 +1,48 @@
+"""A random start knows that image codes are made of bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.codes import code_bits, relate_codes
+from models.magvit import SignTable
+from tests.models.test_checkpoint import job
+from tests.tiny import tiny_model
+
+
+def test_the_bits_of_a_code_are_the_signs_that_the_tokenizer_reads_it_from() -> None:
+    assert torch.equal(code_bits(8192), SignTable().embedding)
+
+
+@pytest.mark.parametrize("kind", ["phi", "qwen3"])
+def test_codes_that_share_bits_begin_alike_and_words_stay_as_they_were(tmp_path: Path, kind: str) -> None:
+    model, _ = tiny_model(tmp_path / "llm", kind)
+    before = model.backbone.lm.get_input_embeddings().weight.detach().clone()
+    assert relate_codes(model, seed=3)
+    vocab = model.vocab
+    for layer in (model.backbone.lm.get_input_embeddings(), model.backbone.lm.get_output_embeddings()):
+        rows = layer.weight[vocab.first_code : vocab.mask].detach()
+        near, far = (rows[0b000001] - rows[0]).norm(), (rows[0b111111] - rows[0]).norm()
+        assert near < far
+        torch.testing.assert_close(rows[0b011] - rows[0b001], rows[0b110] - rows[0b100])  # a bit says the same in all
+        assert 0.5 < float(rows.std()) / model.backbone.config.initializer_range < 2
+    after = model.backbone.lm.get_input_embeddings().weight.detach()
+    outside = torch.ones(len(after), dtype=torch.bool)
+    outside[vocab.first_code : vocab.mask] = False
+    assert torch.equal(before[outside], after[outside])
+
+
+def test_a_codebook_that_is_no_power_of_two_stays_as_it_is(tmp_path: Path) -> None:
+    model, _ = tiny_model(tmp_path / "llm", codebook_size=60)
+    assert not relate_codes(model, seed=3)
+
+
+def test_a_model_built_from_random_weights_starts_so(tmp_path: Path) -> None:
+    from models.checkpoint import build
+
+    model = build(job(tmp_path)).model
+    rows = model.backbone.lm.get_input_embeddings().weight[model.vocab.first_code : model.vocab.mask].detach()
+    torch.testing.assert_close(rows[0b011] - rows[0b001], rows[0b110] - rows[0b100])

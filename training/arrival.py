@@ -24,7 +24,7 @@ def arriving(batches: Iterator[CoBatch], device: torch.device) -> Iterator[CoBat
 
 
 def _on_their_way(batches: Iterator[CoBatch], device: torch.device) -> Iterator[CoBatch]:
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     for batch in batches:
         with torch.cuda.stream(stream):
             moved = sent(batch, device)

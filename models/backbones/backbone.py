@@ -126,8 +126,9 @@ class Backbone(nn.Module):
         if self.tiled:  # transformers asks its configuration in every layer which kernel to take
             self.lm.config._attn_implementation = FLEX if isinstance(mask, BlockMask) else "sdpa"
         # Eager attention adds the mask to the scores; only SDPA reads booleans.
-        eager = self.attn_implementation == "eager" and isinstance(mask, Tensor)
-        attention_mask = additive(mask, embeds.dtype) if eager else mask
+        attention_mask = mask
+        if self.attn_implementation == "eager" and isinstance(mask, Tensor):
+            attention_mask = additive(mask, embeds.dtype)
         out = self.lm.base_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,

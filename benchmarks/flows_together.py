@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
         return run
 
-    ways = {
+    ways: dict[str, Callable[[], list[Tensor]]] = {
         "one call": lambda: together(posed, sequences),
         "two calls": lambda: [model.hidden(one) for one in sequences],
     }

@@ -281,7 +281,7 @@ class MagVITv2(nn.Module):
 
 def _as_the_device_likes(pixels: Tensor) -> tuple[Tensor, ...]:
     """[B,C,R,R] in pieces. On a CPU picture by picture, channels last: no convolution reorders its input, and the
-    activations of one picture are all that is held."""
+    activations of one picture are all that is held (2.1 times as fast as a batch of 4, `docs/log.md`)."""
     if pixels.device.type != "cpu" or not len(pixels):
         return (pixels,)
     return tuple(one.contiguous(memory_format=torch.channels_last) for one in torch.split(pixels, 1))

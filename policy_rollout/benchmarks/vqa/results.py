@@ -12,7 +12,15 @@ import numpy as np
 from models.json_file import read_object
 from policy_rollout.benchmarks.vqa.asking import Asked, Batch
 from policy_rollout.benchmarks.vqa.questions import Question
-from policy_rollout.benchmarks.vqa.scores import MEANS, accuracy, blind_guess, by_kind, by_picture, pope_figures, score_of
+from policy_rollout.benchmarks.vqa.scores import (
+    MEANS,
+    accuracy,
+    blind_guess,
+    by_kind,
+    by_picture,
+    pope_figures,
+    score_of,
+)
 from policy_rollout.paired import Pair, interval_json, markdown_table, pairs_of, percent, points, probability
 from policy_rollout.results import dotted
 from policy_rollout.statistics import Interval

@@ -15,7 +15,6 @@ import os
 import platform
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -150,7 +149,7 @@ def mean_of_training(split: Path) -> np.ndarray:
 # --- what is told ----------------------------------------------------------------------------------------------------
 
 
-def summary(outcomes: Sequence[Outcome], folder: Path, command: str, seconds: float) -> str:
+def summary(outcomes: Sequence[Outcome], folder: Path, command: str) -> str:
     """The report as markdown."""
     model = outcomes[0]
     rows = [
@@ -176,7 +175,7 @@ def summary(outcomes: Sequence[Outcome], folder: Path, command: str, seconds: fl
         [
             "# A small model on the desk: doors and lights",
             "",
-            f"{datetime.now(timezone.utc):%Y-%m-%d}; {machine()}; `{command}`, {seconds:.0f} s.",
+            f"{datetime.now(timezone.utc):%Y-%m-%d}; {machine()}; `{command}`.",
             "",
             f"{len(model.done)} single tasks ({len(trial.TASKS)} in turn, scene {trial.SCENE}, {trial.PATIENCE} "
             f"control steps, a new look every {trial.REPLAN_EVERY}), the same starts for everybody; "
@@ -187,7 +186,7 @@ def summary(outcomes: Sequence[Outcome], folder: Path, command: str, seconds: fl
             "",
             table(["task", model.name, outcomes[1].name, outcomes[-1].name], by_task),
             "",
-            f"Model: `{folder.name}`, config.yaml and training log beside it.",
+            f"Model: `{folder.name}`; its configuration is config.yaml in its folder.",
             "",
         ]
     )
@@ -232,7 +231,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=EVERYBODY, help="play these, keep what they did, write no report")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     args = parser.parse_args(argv)
-    started = time.monotonic()
     try:
         if not (args.model / "config.yaml").is_file():
             raise FileNotFoundError(
@@ -250,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = (args.output_dir or args.model).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "-m", "scripts.judge_desk", *(sys.argv[1:] if argv is None else argv)])
-    text = summary(outcomes, args.model, command, time.monotonic() - started)
+    text = summary(outcomes, args.model, command)
     write_text(folder / "summary.md", text)
     write_text(folder / "results.json", json.dumps(results(outcomes), indent=1) + "\n")
     print(text)

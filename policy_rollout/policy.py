@@ -144,9 +144,9 @@ class UPVLAPolicy:
         config.require_agreement(built.spec, folder)
         vq = config.job.model.vq_model
         bare = vq.pretrained_model_path
+        training, where = config.job.training, pick_device(device)
         if precision is None:
-            training, where = config.job.training, pick_device(device)
-        precision = training.mixed_precision if "training.mixed_precision" in config.given else "no"
+            precision = training.mixed_precision if "training.mixed_precision" in config.given else "no"
         return cls(
             built,
             load_magvit(located(vq.vq_model_name), None if bare is None else located(bare)),

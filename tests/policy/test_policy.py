@@ -128,6 +128,12 @@ def test_in_bf16_matrices_are_held_as_autocast_would_cast_them(folder):
     assert held.model.backbone.lm.get_input_embeddings().weight.dtype == torch.float32
 
 
+def test_a_precision_that_is_asked_for_stands_above_the_yamls(folder, tmp_path):
+    file = write_yaml(tmp_path / "bf16.yaml", folder, training__mixed_precision="bf16")
+    assert UPVLAPolicy.from_config(file, "cpu").precision == "bf16"
+    assert UPVLAPolicy.from_config(file, "cpu", precision="no").precision == "no"
+
+
 def test_on_a_cpu_nothing_is_compiled_whatever_the_model_yaml_says(folder, tmp_path, policy, monkeypatch):
     monkeypatch.setattr(torch, "compile", None)
     file = write_yaml(tmp_path / "compiled.yaml", folder, training__compile=True)

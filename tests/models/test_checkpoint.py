@@ -187,5 +187,5 @@ def test_a_missing_checkpoint_and_a_broken_description_are_named(tmp_path: Path)
     with pytest.raises(ValueError, match=r"config\.json: unknown model fields: wings"):
         load_folder(tmp_path / "saved")
     file.write_text("{")
-    with pytest.raises(ValueError, match="not readable json"):
+    with pytest.raises(ValueError, match="not readable JSON"):
         load_folder(tmp_path / "saved")

@@ -69,7 +69,7 @@ def test_training_the_tokenizer_lowers_errors_repeats_and_lets_the_encoder_rest_
     assert model.weights_hash == again.weights_hash
     codes = model.encode(normalise(pictures.frames))
     drawn = tokenizer_training.train_decoder(model, pictures, steps=8, batch_size=2)
-    assert np.mean(drawn[-3:]) < 0.8 * np.mean(drawn[:3])
+    assert np.mean(drawn[-3:]) < 0.9 * np.mean(drawn[:3])
     assert torch.equal(model.encode(normalise(pictures.frames)), codes)
     assert model.weights_hash != again.weights_hash
 

@@ -30,8 +30,8 @@ class ChunkPlayer:
         replan_every = act_step if replan_every is None else replan_every
         if not 1 <= replan_every <= act_step:
             raise ValueError(f"replan_every must lie in 1..act_step ({act_step}), got {replan_every}")
-        if ensemble is not None and ensemble < 0:
-            raise ValueError(f"ensemble must be at least 0 (or None for none), got {ensemble}")
+        if ensemble is not None and not 0 <= ensemble < float("inf"):
+            raise ValueError(f"ensemble must be a number of at least 0 (or None for none), got {ensemble}")
         self.act_step = act_step
         self.replan_every = replan_every
         self.ensemble = ensemble

@@ -87,6 +87,12 @@ def test_a_replanning_interval_that_the_chunk_cannot_serve_is_refused(replan_eve
         ChunkPlayer(T, replan_every=replan_every)
 
 
+@pytest.mark.parametrize("ensemble", [-0.1, float("inf"), float("nan")])
+def test_weights_that_are_no_numbers_are_refused(ensemble):
+    with pytest.raises(ValueError, match="at least 0"):
+        ChunkPlayer(T, ensemble=ensemble)
+
+
 def test_a_chunk_of_another_length_is_refused():
     with pytest.raises(ValueError, match=r"\[4, A\]"):
         ChunkPlayer(T).plan(np.zeros((T + 1, 7), dtype=np.float32))

@@ -47,6 +47,13 @@ class Driving:
     ensemble: float | None = None
     limits: SafetyLimits = field(default_factory=SafetyLimits)
 
+    def require_possible(self, policy: Policy) -> None:
+        """Raises `ValueError` naming what this policy cannot be driven with."""
+        if self.steps is not None and self.steps < 0:
+            raise ValueError(f"steps must be at least 0, got {self.steps}")
+        Pace(policy.convention.rate_hz if self.rate_hz is None else self.rate_hz, RealClock())
+        ChunkPlayer(policy.act_step, self.replan_every, self.ensemble)
+
 
 @dataclass
 class Report:
@@ -92,6 +99,7 @@ def control(
     However it ends, also by an error of the robot's own methods (which it raises), the last thing the robot hears is
     `stop`. Raises `ValueError` for impossible settings before anything moves.
     """
+    driving.require_possible(policy)
     loop = _Loop(policy, robot, driving, clock or RealClock(), listen or (lambda *_: None))
     try:
         loop.run()
@@ -140,7 +148,10 @@ class _Loop:
     def step(self, sight: Sight) -> None:
         """One beat: look, take a plan that is ready, ask for the next, and act or stand still."""
         # 1. What is seen has to be now. On old pictures nothing is done, and what was planned on them is forgotten.
-        if self.clock.now() - sight.taken_at > self.driving.limits.max_age_s:
+        age = self.clock.now() - sight.taken_at
+        if not age >= -self.driving.limits.max_age_s:  # by another clock no picture ever grows old
+            raise Unsafe(f"a picture was taken {-age:g} s from now; Sight.taken_at is of time.monotonic()")
+        if age > self.driving.limits.max_age_s:
             self.stop(sight, "stale picture")
             return
         if not self.settled:
@@ -233,6 +244,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         limits = limits_of(options)  # a wrong one shows before a model is loaded
         policy = make_policy(options)
         robot, instruction = make_robot(options, policy)
+        driving = Driving(
+            instruction,
+            options.rate,
+            options.steps,
+            options.synchronous,
+            options.replan_every,
+            options.ensemble,
+            limits,
+        )
+        driving.require_possible(policy)
         print(announcement(options, instruction, policy.convention), flush=True)
         diary = Diary(options.output)
     except ImportError as error:
@@ -243,9 +264,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"policy_upvla: {error}", file=sys.stderr)
         return 2
-    driving = Driving(
-        instruction, options.rate, options.steps, options.synchronous, options.replan_every, options.ensemble, limits
-    )
     for number in (signal.SIGTERM, signal.SIGHUP):  # a robot is stopped also where its terminal is closed
         signal.signal(number, signal.default_int_handler)
     try:

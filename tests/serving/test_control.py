@@ -208,6 +208,16 @@ def test_a_camera_that_hangs_ends_the_run_with_a_stop(clock):
     assert report.steps < 20
 
 
+@pytest.mark.parametrize("taken_at", [1.7e9, float("nan")])
+def test_a_picture_of_another_clock_is_refused_as_it_would_never_grow_old(clock, taken_at):
+    robot = FakeRobot(clock)
+    robot.observe = lambda: Sight(picture(0), taken_at)
+    report = drive(robot, clock, synchronous=True)
+    assert not report.safe
+    assert "time.monotonic()" in report.outcome
+    assert robot.told == [None]
+
+
 def test_numbers_that_are_not_finite_stop_the_robot_at_once(clock):
     robot = FakeRobot(clock)
     policy = EchoPolicy()
@@ -382,6 +392,24 @@ def test_a_remote_policy_is_a_policy():
 )
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, arguments, words):
     assert client.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rate", "-5"], "rate must lie in"),
+        (["--rate", "0"], "rate must lie in"),
+        (["--steps", "-1"], "steps must be at least 0"),
+        (["--replan-every", "99"], "replan_every must lie in"),
+        (["--ensemble", "nan"], "ensemble must be"),
+    ],
+)
+def test_what_the_model_cannot_be_driven_with_is_one_line_and_exit_code_2(capsys, arguments, words):
+    with serving() as served:
+        assert client.main(["--server", served.url(), *arguments]) == 2
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1

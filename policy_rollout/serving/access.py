@@ -25,6 +25,11 @@ def has_token(token: str, path: str, authorization: str | None) -> bool:
     return any(hmac.compare_digest(offer.encode(), token.encode()) for offer in offers)
 
 
+def of_a_page(headers: Mapping[str, str]) -> bool:
+    """Does a page in a browser ask? Any may send requests to this machine; an address that is typed says none."""
+    return "Origin" in headers or headers.get("Sec-Fetch-Site", "none") != "none"
+
+
 def configure(batcher: Batcher, most: int, query: str) -> tuple[int, str]:
     """GET /config: status and JSON. `?max_batch_size=4&max_wait_time=0.01` changes what it names, as vla-eval's own
     servers do; a batch never grows beyond `most`, which the server was started with."""

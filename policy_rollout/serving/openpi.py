@@ -52,7 +52,8 @@ def observed_map(value: object, cameras: Sequence[str], limits: Limits) -> Look:
     """A decoded observation, checked. Raises `WireError`."""
     if not isinstance(value, dict):
         raise WireError(f"an observation is a map with {', '.join(NAMES[c] for c in cameras)} and {PROMPT}")
-    if value.get("type") == "hello":
+    kind = value.get("type")
+    if isinstance(kind, str) and kind == "hello":
         raise WireError("this is vla-eval's hello, and it came late; connect to the path /vla-eval")
     return look(value.get(PROMPT), value, NAMES, cameras, limits)
 

@@ -22,7 +22,7 @@ from policy_rollout.acting import CAMERAS, Policy
 from policy_rollout.chunking import ChunkPlayer
 from policy_rollout.commands import gripper_values, in_metres
 from policy_rollout.serving import openpi, vla_eval
-from policy_rollout.serving.access import CONFIG_PATH, HEALTH_PATHS, WS_PATHS, configure, has_token
+from policy_rollout.serving.access import CONFIG_PATH, HEALTH_PATHS, WS_PATHS, configure, has_token, of_a_page
 from policy_rollout.serving.batching import Batcher, PolicyError
 from policy_rollout.serving.counters import Counters
 from policy_rollout.serving.session import Session
@@ -166,6 +166,8 @@ class Server:
             refusal.headers["WWW-Authenticate"] = "Bearer"
             return refusal
         if url.path == CONFIG_PATH:
+            if of_a_page(request.headers):
+                return connection.respond(HTTPStatus.FORBIDDEN, "not for pages in a browser\n")
             status, content = configure(self._batcher, self.settings.max_batch, url.query)
             return _json(connection, HTTPStatus(status), content)
         if url.path not in WS_PATHS:

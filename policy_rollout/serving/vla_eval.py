@@ -33,7 +33,11 @@ class Message:
 
 def is_message(value: object) -> bool:
     """Does this look like vla-eval at all? Openpi's observations have no `type` among their keys."""
-    return isinstance(value, dict) and value.get("type") in TYPES and "payload" in value
+    return isinstance(value, dict) and _is_type(value.get("type")) and "payload" in value
+
+
+def _is_type(value: object) -> bool:
+    return isinstance(value, str) and value in TYPES  # an array compares with a text, too: element by element
 
 
 def read(data: bytes | str, limits: Limits) -> Message:
@@ -47,7 +51,7 @@ def message(value: object) -> Message:
     """A decoded message, checked. Raises `WireError`."""
     if not isinstance(value, dict) or not {"type", "payload", "seq", "timestamp"} <= value.keys():
         raise WireError("a message is a map with type, payload, seq and timestamp")
-    if value["type"] not in TYPES:
+    if not _is_type(value["type"]):
         raise WireError(f"message type {str(value['type'])[:40]!r} is unknown; there are {', '.join(TYPES)}")
     seq = value["seq"]
     if type(seq) is not int or not isinstance(value["payload"], dict):

@@ -95,6 +95,24 @@ def test_pages_in_a_browser_may_not_connect():
         connect(served.url("/openpi"), origin="https://example.com")
 
 
+@pytest.mark.parametrize("header", [("Origin", "https://example.com"), ("Sec-Fetch-Site", "cross-site")])
+def test_pages_in_a_browser_may_not_change_how_it_batches(header):
+    with serving(max_batch=8) as served:
+        assert get(served, "/config?max_batch_size=1", **dict([header]))[0] == 403
+        assert json.loads(get(served, "/config")[1])["config"]["max_batch_size"] == 8
+
+
+@pytest.mark.parametrize(("path", "words"), [("/", "rgb_static"), ("/vla-eval", "type"), ("/openpi", "rgb_static")])
+def test_an_array_where_a_text_belongs_is_an_error_of_its_message(path, words):
+    array = {"__ndarray__": True, "data": b"\0" * 8, "dtype": "<i4", "shape": [2]}
+    with serving() as served, connect(served.url(path)) as enemy:
+        enemy.send(msgpack.packb({"type": array, "payload": {}, "seq": 1, "timestamp": 0.0, "prompt": "go"}))
+        said = [enemy.recv(5)] if path == "/vla-eval" else [enemy.recv(5), enemy.recv(5)]  # openpi: metadata first
+        assert words in str(said[-1])
+        assert "ambiguous" not in str(said[-1])
+        assert works(served)
+
+
 def test_one_session_too_many_is_refused_and_there_is_room_again_when_one_ends():
     with serving(limits=Limits(sessions=2)) as served:
         with connect(served.url("/openpi")) as one, connect(served.url("/openpi")) as other:

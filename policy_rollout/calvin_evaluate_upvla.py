@@ -56,7 +56,7 @@ def place_in(env: Mapping[str, str]) -> Place:
 
 def evaluate(settings: Mapping[str, Any], place: Place) -> Path:
     """Play, together with whoever else does, until no chain is missing. Returns the folder of the results. Raises
-    ``ValueError`` or ``FileNotFoundError`` in one line."""
+    ``ValueError`` or ``OSError`` in one line."""
     _check(settings)
     folder = _folder(settings, place)
     benchmark = find_benchmark({**settings, "local_rank": place.local_rank})
@@ -124,14 +124,17 @@ def worker_count(settings: Mapping[str, Any], benchmark: Benchmark, place: Place
 
 def _check(settings: Mapping[str, Any]) -> None:
     for name, least in (("num_sequences", 1), ("ep_len", 1), ("parallel", 1), ("num_videos", 0)):
-        if not isinstance(settings[name], int) or settings[name] < least:
+        if type(settings[name]) is not int or settings[name] < least:
             raise ValueError(f"{name}={settings[name]}: expected a whole number of at least {least}")
     for name, least in (("workers", 0), ("replan_every", 1)):
-        if settings[name] is not None and (not isinstance(settings[name], int) or settings[name] < least):
+        if settings[name] is not None and (type(settings[name]) is not int or settings[name] < least):
             raise ValueError(f"{name}={settings[name]}: expected null or a whole number of at least {least}")
     ensemble = settings["ensemble"]
     if ensemble is not None and (not isinstance(ensemble, (int, float)) or not 0 <= ensemble < float("inf")):
         raise ValueError(f"ensemble={ensemble}: expected null or a number of at least 0")
+    for name in ("save_rollout_as_video", "log_wandb"):
+        if not isinstance(settings[name], bool):  # no is a word here, and a word would count as yes
+            raise ValueError(f"{name}={settings[name]}: expected true or false")
     if settings["log_wandb"]:
         require_wandb()
 
@@ -165,7 +168,7 @@ def main(config: DictConfig) -> None:
     assert isinstance(settings, dict)
     try:
         evaluate({str(name): value for name, value in settings.items()}, place_in(os.environ))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"calvin_evaluate_upvla: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -55,6 +55,8 @@ class Owner:
                 os.utime(self._sign)
             except FileNotFoundError:
                 return  # the folder has been removed, or the process is just ending
+            except OSError:
+                continue  # a network file system that stumbles: the next sign may come through
 
     def take(self, jobs: Iterable[ChainJob], recorded: Callable[[int], bool]) -> Iterator[ChainJob]:
         """Those of ``jobs`` that nobody has, or that a dead process had, each taken when it is asked for. ``recorded``

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         print(merged(args.folders, args.into))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"merge: {error}", file=sys.stderr)
         sys.exit(2)
 

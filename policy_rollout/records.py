@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     """Make ``folder`` that of these settings. Raises ``ValueError`` where it has records of others."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "settings.json"
-    mine = folder / f".settings-{os.getpid()}.tmp"
+    mine = folder / f".settings-{_own_name()}.tmp"
     mine.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     try:
         os.link(mine, file)  # of several processes exactly one succeeds, and the file is never half there
@@ -34,6 +35,11 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
         require_same(folder, settings_of(folder), json.loads(json.dumps(settings)))
     finally:
         mine.unlink()
+
+
+def _own_name() -> str:
+    """Of no other process: the numbers of processes on two machines, or in two containers, may be the same."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -131,7 +137,7 @@ def write_results(
         "records": [asdict(record) for record in records],
     }
     assert abs(sum(success_rates(completed, length)) - results["average_length"]["value"]) < 1e-9
-    unfinished = folder / f".results-{os.getpid()}.tmp"
+    unfinished = folder / f".results-{_own_name()}.tmp"
     unfinished.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, folder / "results.json")
     return results

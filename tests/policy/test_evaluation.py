@@ -51,6 +51,9 @@ def test_torchrun_and_slurm_say_which_process_this_is() -> None:
         ("workers=-1", "workers=-1: expected null or a whole number of at least 0"),
         ("replan_every=0", "replan_every=0: expected null"),
         ("ensemble=-1", "ensemble=-1: expected null or a number of at least 0"),
+        ("num_sequences=true", "num_sequences=True: expected a whole number"),
+        ("save_rollout_as_video=no", "save_rollout_as_video=no: expected true or false"),
+        ("log_wandb=no", "log_wandb=no: expected true or false"),
     ],
 )
 def test_what_cannot_be_played_is_said_in_one_line(change: str, said: str, tmp_path: Path) -> None:
@@ -58,6 +61,18 @@ def test_what_cannot_be_played_is_said_in_one_line(change: str, said: str, tmp_p
         app.evaluate(settings("model_config=x", "environment=desk", f"log_dir={tmp_path / 'log'}", change), app.Place())
     assert "\n" not in str(error.value)
     assert not (tmp_path / "log").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_2(monkeypatch: Any, capsys: Any) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied", "/nowhere/settings.json")
+
+    monkeypatch.setattr(app, "evaluate", refused)
+    with pytest.raises(SystemExit, match="2"):
+        app.main(OmegaConf.create({"model_config": "x"}))
+    error = capsys.readouterr().err
+    assert "/nowhere/settings.json" in error
+    assert error.count("\n") == 1
 
 
 def test_wandb_that_is_missing_is_told_before_anything_is_loaded(tmp_path: Path, monkeypatch: Any) -> None:

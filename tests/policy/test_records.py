@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,20 @@ def test_records_of_two_checkpoints_do_not_mix(tmp_path: Path) -> None:
     records.claim(tmp_path, {"checkpoint_sha256": "a", "ep_len": 360})
     with pytest.raises(ValueError, match="checkpoint_sha256=a, now it is b"):
         records.claim(tmp_path, {"checkpoint_sha256": "b", "ep_len": 360})
+    assert [file.name for file in tmp_path.iterdir()] == ["settings.json"]
+
+
+def test_processes_of_one_number_on_two_machines_share_no_file(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(records.os, "getpid", lambda: 7)  # as in two containers
+    link = os.link
+
+    def another_comes_between(mine: Path, file: Path) -> None:
+        monkeypatch.setattr(records.os, "link", link)
+        records.claim(tmp_path, {"ep_len": 360})
+        link(mine, file)
+
+    monkeypatch.setattr(records.os, "link", another_comes_between)
+    records.claim(tmp_path, {"ep_len": 360})
     assert [file.name for file in tmp_path.iterdir()] == ["settings.json"]
 
 

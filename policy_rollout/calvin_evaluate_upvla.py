@@ -68,6 +68,13 @@ def evaluate(settings: Mapping[str, Any], place: Place) -> Path:
     jobs = benchmark.jobs(int(settings["num_sequences"]))
     recorder = make_recorder(settings, folder, policy)
     records.claim(folder, what_records_depend_on(policy, benchmark, settings))
+    late = recorder.without_film(records.read(folder)) if recorder is not None and place.rank == 0 else []
+    if late:
+        print(
+            f"notice: num_videos={settings['num_videos']}: {len(late)} of these chains were played before and get no "
+            "film; another log_dir films them",
+            file=sys.stderr,
+        )
     manner = Manner(
         max_steps=int(settings["ep_len"]),
         replan_every=settings["replan_every"],

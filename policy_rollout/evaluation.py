@@ -43,6 +43,7 @@ def play_together(
     """Play chains that nobody else in ``folder`` has taken, wait for those that others have, take over from the dead,
     and write the results, with ``more`` in them. Returns them. ``folder`` has been claimed for these settings
     (``records.claim``)."""
+    _recorded(folder, jobs)
     with progress, Owner(folder) as owner:
 
         def finished(record: ChainRecord) -> None:
@@ -60,8 +61,18 @@ def play_together(
             )
             if progress.missing():
                 time.sleep(PAUSE)  # others still play
-        done = records.read(folder)
-        ordered = [done[job.index] for job in jobs]
-        results = records.write_results(folder, ordered, records.settings_of(folder), **more)
+        results = records.write_results(folder, _recorded(folder, jobs), records.settings_of(folder), **more)
         progress.tell(results)
     return results
+
+
+def _recorded(folder: Path, jobs: Sequence[ChainJob]) -> list[ChainRecord]:
+    """What became of the chains so far. Raises ``ValueError`` where a record is of another chain than these."""
+    done = records.read(folder)
+    for job in jobs:
+        if job.index in done and done[job.index].tasks != job.tasks:
+            raise ValueError(
+                f"{folder}: chain {job.index} was recorded as {', '.join(done[job.index].tasks)}, now it is "
+                f"{', '.join(job.tasks)}; choose another log_dir"
+            )
+    return [done[job.index] for job in jobs if job.index in done]

@@ -9,7 +9,7 @@ because a process was killed gets the same files anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,6 +79,11 @@ class Filming:
 
     def wants(self, job: ChainJob) -> bool:
         return job.index < self.count
+
+    def without_film(self, recorded: Iterable[int]) -> list[int]:
+        """The chains that are to be filmed, but were played before without."""
+        videos = self.folder / "videos"
+        return [i for i in sorted(recorded) if i < self.count and not any(videos.glob(f"chain_{i:04d}_*"))]
 
     def began(self, job: ChainJob) -> None:
         self._tasks[job.index] = []

@@ -91,10 +91,20 @@ def read(folder: Path) -> dict[int, ChainRecord]:
     return found
 
 
+def chain_of(row: Mapping[str, Any]) -> ChainRecord:
+    """A record as it was written. Raises ``KeyError``, ``TypeError`` or ``ValueError`` where it is none, or one that no
+    chain can have."""
+    chain = ChainRecord(
+        int(row["index"]), tuple(map(str, row["tasks"])), int(row["completed"]), tuple(map(int, row["steps"]))
+    )
+    if chain.index < 0 or not 0 <= chain.completed <= len(chain.steps) <= len(chain.tasks):
+        raise ValueError(f"chain {chain.index} says {chain.completed} of {len(chain.tasks)} tasks in {chain.steps}")
+    return chain
+
+
 def _parse(line: str, file: Path, number: int) -> ChainRecord:
     try:
-        row = json.loads(line)
-        record = ChainRecord(int(row["index"]), tuple(row["tasks"]), int(row["completed"]), tuple(row["steps"]))
+        record = chain_of(json.loads(line))
     except (json.JSONDecodeError, KeyError, TypeError, ValueError):
         raise ValueError(
             f"{file}, line {number} is no record of a chain: {line[:80]!r}; remove the line, and the chain is played "

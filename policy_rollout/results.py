@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from policy_rollout.records import chain_of
 from policy_rollout.seats import ChainRecord
 from policy_rollout.statistics import Interval, bootstrap_mean, bootstrap_runs, wilson
 
@@ -96,7 +97,7 @@ def read_results(path: Path) -> Results:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not readable JSON: {error}") from None
     try:
-        chains = tuple(sorted((_chain(row) for row in content["records"]), key=lambda chain: chain.index))
+        chains = tuple(sorted((chain_of(row) for row in content["records"]), key=lambda chain: chain.index))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{file} is no result of a closed loop: {_told(error)}") from None
     if not chains:
@@ -105,15 +106,6 @@ def read_results(path: Path) -> Results:
         if one.index == other.index:
             raise ValueError(f"{file} has chain {one.index} twice")
     return Results(file, content, chains)
-
-
-def _chain(row: Mapping[str, Any]) -> ChainRecord:
-    chain = ChainRecord(
-        int(row["index"]), tuple(map(str, row["tasks"])), int(row["completed"]), tuple(map(int, row["steps"]))
-    )
-    if not (0 <= chain.completed <= len(chain.steps) <= len(chain.tasks)):
-        raise ValueError(f"chain {chain.index} says {chain.completed} of {len(chain.tasks)} tasks in {chain.steps}")
-    return chain
 
 
 def _told(error: Exception) -> str:

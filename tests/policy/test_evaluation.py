@@ -13,9 +13,13 @@ from hydra import compose, initialize
 from omegaconf import OmegaConf
 
 from policy_rollout import calvin_evaluate_upvla as app
+from policy_rollout import records
 from policy_rollout.benchmarks.desk import DeskBenchmark
+from policy_rollout.evaluation import Manner, play_together
 from policy_rollout.leases import LEASE, Owner
-from tests.policy.counting import job
+from policy_rollout.progress import Progress
+from policy_rollout.seats import ChainRecord
+from tests.policy.counting import Counting, Still, job
 from tests.policy.saved_model import write_model
 
 
@@ -165,6 +169,14 @@ def test_what_is_refused_late_leaves_the_folder_unclaimed(model: Path, tmp_path:
     with pytest.raises(ValueError, match=said):
         app.evaluate(short(model, tmp_path / "log", change), app.Place())
     assert not (tmp_path / "log").exists()
+
+
+def test_records_of_other_chains_are_refused(tmp_path: Path) -> None:
+    jobs = [job(i, 1) for i in range(2)]
+    records.append(tmp_path, "me", ChainRecord(1, ("something else",), 1, (2,)))
+    with pytest.raises(ValueError, match="chain 1 was recorded as something else"):
+        play_together(tmp_path, Counting(), Still(), jobs, Manner(), Progress(tmp_path, jobs, rank=1))
+    assert not (tmp_path / "owners").exists()
 
 
 def taken(owner: Owner, count: int = 3, recorded: tuple[int, ...] = ()) -> list[int]:

@@ -159,6 +159,12 @@ def test_the_first_chains_are_filmed_and_the_others_are_not_even_watched(tmp_pat
     assert make_recorder({**given, "num_videos": 0}, tmp_path, Clairvoyant()) is None
 
 
+def test_chains_that_were_played_before_without_a_film_are_known(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "chain_0001_2_done.gif").touch()
+    assert Filming(tmp_path, 3, Clairvoyant()).without_film([0, 1, 2, 3]) == [0, 2]
+
+
 def test_films_are_mp4_where_that_is_asked_for(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     given = {"num_videos": 9, "save_rollout_as_video": True}

@@ -48,15 +48,15 @@ def test_records_of_two_checkpoints_do_not_mix(tmp_path: Path) -> None:
 
 
 def test_processes_of_one_number_on_two_machines_share_no_file(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(records.os, "getpid", lambda: 7)  # as in two containers
+    monkeypatch.setattr(os, "getpid", lambda: 7)  # as in two containers
     link = os.link
 
     def another_comes_between(mine: Path, file: Path) -> None:
-        monkeypatch.setattr(records.os, "link", link)
+        monkeypatch.setattr(os, "link", link)
         records.claim(tmp_path, {"ep_len": 360})
         link(mine, file)
 
-    monkeypatch.setattr(records.os, "link", another_comes_between)
+    monkeypatch.setattr(os, "link", another_comes_between)
     records.claim(tmp_path, {"ep_len": 360})
     assert [file.name for file in tmp_path.iterdir()] == ["settings.json"]
 
@@ -68,7 +68,14 @@ def test_the_setting_that_differs_is_named_however_deep_it_lies(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "damage", ['{"index": 1, "tas', "[3]", '{"index": "x", "tasks": [], "completed": 0, "steps": []}']
+    "damage",
+    [
+        '{"index": 1, "tas',
+        "[3]",
+        '{"index": "x", "tasks": [], "completed": 0, "steps": []}',
+        '{"index": 1, "tasks": ["a"], "completed": 9, "steps": [2]}',
+        '{"index": -1, "tasks": ["a"], "completed": 0, "steps": [2]}',
+    ],
 )
 def test_a_line_that_is_no_record_is_an_error_that_names_it(tmp_path: Path, damage: str) -> None:
     (tmp_path / "records").mkdir()

@@ -6,6 +6,7 @@ python preprocess_data/clip_features.py --config config/tiny_arvla.yaml --yes
 from __future__ import annotations
 
 import argparse
+import hashlib
 import shutil
 import sys
 import time
@@ -29,6 +30,7 @@ from preprocess_data.shard_work import least, process_device, rank_options, rank
 from training.data.features import FOLDER, about
 from training.data.files import LLAVA_NAME, iterate_json_list, read_image
 from training.data.shards import Plan, ShardWriter, begin, write_frames
+from training.data.tokens import probes
 
 KINDS = {"float16": "<f2", "float32": "<f4"}
 
@@ -84,12 +86,16 @@ def pictures_of(settings: Settings) -> tuple[list[str], int]:
     return there, len(names) - len(there)
 
 
-def plan_of(settings: Settings, count: int, tower: ClipTower) -> Plan:
+def plan_of(settings: Settings, names: Sequence[str], tower: ClipTower) -> Plan:
     columns = {
         "patches": (KINDS[settings.dtype], (tower.num_patches, tower.width)),
         "decoded": ("|u1", ()),
     }
-    return Plan.of(count, columns, {**about(tower, settings.clip), "json": settings.data.name})
+    pictures = {
+        "names": hashlib.blake2b("\0".join(names).encode(), digest_size=16).hexdigest(),
+        "probes": probes([settings.image_root / name for name in names], settings.image_root),
+    }
+    return Plan.of(len(names), columns, {**about(tower, settings.clip), "json": settings.data.name, **pictures})
 
 
 def see_share(share: Share, tick: Callable[[int], object] = lambda done: None) -> None:
@@ -121,7 +127,7 @@ def see_share(share: Share, tick: Callable[[int], object] = lambda done: None) -
 def make(settings: Settings, output: Path, options: argparse.Namespace) -> str:
     """Make one cache; returns a line that says what there is now."""
     names, lost = pictures_of(settings)
-    plan = plan_of(settings, len(names), load_clip(settings.clip, key="--clip"))
+    plan = plan_of(settings, names, load_clip(settings.clip, key="--clip"))
     folder = output / f"clip_{plan.digest}"
     _, (patches, width) = plan.columns["patches"]
     size = f"{plan.rows * plan.row_bytes / 1e9:.2f} GB"

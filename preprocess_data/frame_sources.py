@@ -97,7 +97,7 @@ class ProcessedFrames:
             self._row_of[frame] = row
         self._first = np.asarray(first, dtype=np.int64)
         places = [data.frame_path(int(frame)) for frame in self._first]
-        self.about = {"data": processed_digest(data), "probes": probes(places)}
+        self.about = {"data": processed_digest(data), "probes": probes(places, path)}
 
     def __len__(self) -> int:
         return len(self._first)
@@ -117,7 +117,7 @@ class RawFrames:
         self.split = CalvinSplit(path)
         self._ids = frames_of(self.split, all_frames)
         ends = [self.split.frame_path(int(frame)) for frame in self._ids]
-        self.about = {"data": raw_digest(self.split), "probes": probes(ends)}
+        self.about = {"data": raw_digest(self.split), "probes": probes(ends, path)}
         self.frame(0)  # a missing camera is better said now
 
     def __len__(self) -> int:

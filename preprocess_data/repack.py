@@ -123,7 +123,7 @@ def plan_of(settings: Settings, split: CalvinSplit, ids: npt.NDArray[np.int64]) 
         "fit": None if side is None else FIT,
         "first": int(ids[0]),
         "last": int(ids[-1]),
-        "probes": probes([split.frame_path(int(number)) for number in ids]),
+        "probes": probes([split.frame_path(int(number)) for number in ids], split.path),
     }
     return Plan.of(len(ids), columns, about)
 

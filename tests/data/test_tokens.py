@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -54,7 +55,8 @@ def make(data: Path, magvit: Path, *words: str) -> int:
 
 def cache_of(root: Path, magvit: Path, views: int = 2, caches: Path | None = None) -> TokenCache:
     digest = processed_digest(read_index(root, pictures=False))
-    return find([caches or root / "token_cache"], Wanted(digest, load_magvit(magvit).weights_hash, 32, views), "MAKE")
+    wanted = Wanted(digest, load_magvit(magvit).weights_hash, 32, views)
+    return find([caches or root / "token_cache"], wanted, "MAKE", root)
 
 
 def encoded(magvit: Path, number: int) -> np.ndarray:
@@ -154,6 +156,25 @@ def test_ranks_share_the_shards_and_the_last_one_closes_the_cache(
 
 
 @pytest.mark.slow
+def test_who_comes_second_to_a_shard_does_not_fail_when_the_first_has_closed_the_cache(
+    root: Path, magvit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make(root, magvit) == 0
+    cache = cache_of(root, magvit)
+    late = ShardWriter(cache.folder, cache.plan, 0)
+    late.add({"codes": cache.rows.gather("codes", np.arange(4))})
+    sync = os.fsync
+
+    def closed_meanwhile(file: int) -> None:
+        sync(file)
+        (cache.folder / shards.WHOLE).unlink()
+        assert shards.finish(cache.folder, cache.plan) == 0
+
+    monkeypatch.setattr(os, "fsync", closed_meanwhile)
+    late.close({})
+    np.testing.assert_array_equal(cache_of(root, magvit).codes(np.asarray([0]), 2)[0], encoded(magvit, 0))
+
+
 def test_two_processes_write_the_same_codes_as_one(root: Path, magvit: Path, tmp_path: Path) -> None:
     for name, count in (("one", "1"), ("two", "2")):
         assert make(root, magvit, "--output", str(tmp_path / name), "--processes", count) == 0
@@ -195,7 +216,7 @@ def test_a_cache_of_something_else_is_refused_in_one_line_with_the_command(
     assert make(root, magvit) == 0
     digest, weights = processed_digest(read_index(root)), load_magvit(magvit).weights_hash
     place = [root / "token_cache"]
-    assert find(place, Wanted(digest, weights, 32, 2), "MAKE").views == 2
+    assert find(place, Wanted(digest, weights, 32, 2), "MAKE", root).views == 2
     for wanted, why in (
         (Wanted("other", weights, 32, 2), "made of other data"),
         (Wanted(digest, "other", 32, 2), r"by a tokenizer of other weights \(magvit\)"),
@@ -203,9 +224,9 @@ def test_a_cache_of_something_else_is_refused_in_one_line_with_the_command(
         (Wanted(digest, weights, 32, 3), "of 2 view, not 3"),
     ):
         with pytest.raises(ValueError, match=rf"^[^\n]*{why}[^\n]*Make it: MAKE$"):
-            find(place, wanted, "MAKE")
+            find(place, wanted, "MAKE", root)
     with pytest.raises(ValueError, match="it is empty"):
-        find([tmp_path / "split" / "nothing"], Wanted(digest, weights, 32, 2), "MAKE")
+        find([tmp_path / "split" / "nothing"], Wanted(digest, weights, 32, 2), "MAKE", root)
 
 
 def test_pictures_that_were_replaced_are_noticed(root: Path, magvit: Path) -> None:
@@ -213,6 +234,20 @@ def test_pictures_that_were_replaced_are_noticed(root: Path, magvit: Path) -> No
     write_frame(root / "frame_0.npz", 0, more=np.zeros(9))
     with pytest.raises(ValueError, match=r"made of other pictures than lie there now.*frame_0\.npz"):
         cache_of(root, magvit)
+
+
+def test_a_copy_whose_pictures_were_replaced_by_some_of_the_same_size_is_noticed(
+    root: Path, magvit: Path, tmp_path: Path
+) -> None:
+    assert make(root, magvit) == 0
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    other = bytearray((copy / "frame_0.npz").read_bytes())
+    other[100] ^= 1
+    (copy / "frame_0.npz").write_bytes(other)
+    with pytest.raises(ValueError, match=r"made of other pictures than lie there now.*copy/frame_0\.npz"):
+        cache_of(copy, magvit)
+    assert cache_of(root, magvit).plan.rows == 18
 
 
 def test_a_moved_copy_of_the_data_keeps_its_cache(root: Path, magvit: Path, tmp_path: Path) -> None:
@@ -255,7 +290,7 @@ def test_a_raw_split_gives_codes_and_actions_of_its_windows(tmp_path: Path, magv
         split = tmp_path / "calvin.zip" / "calvin" / "validation"
     assert make(split, magvit, "--output", str(tmp_path / "caches")) == 0
     wanted = Wanted(raw_digest(CalvinSplit(split)), load_magvit(magvit).weights_hash, 32, 2)
-    cache = find([tmp_path / "caches"], wanted, "MAKE")
+    cache = find([tmp_path / "caches"], wanted, "MAKE", split)
     assert cache.plan.rows == 11  # 0..8, 10, 11
     for number in (0, 8, 11):
         np.testing.assert_array_equal(cache.raw("codes", number), encoded(magvit, number))

@@ -65,7 +65,7 @@ def test_without_any_picture_losses_are_those_of_a_run_that_sees_them(
 def test_patches_are_the_towers(world: Path) -> None:
     assert make(world, "--yes") == 0
     tower = load_clip(world / "clip")
-    kept = find([world / "chat" / "clip_cache"], tower, "MAKE")
+    kept = find([world / "chat" / "clip_cache"], tower, "MAKE", "chat", world / "chat")
     pixels = clip_pixels(read_image(world / "chat" / "pink.png"), tower.image_spec)
     expected = tower.features(pixels[None])[0]
     assert kept["pink.png"].dtype == torch.float16
@@ -99,6 +99,27 @@ def test_another_tower_or_a_new_picture_is_refused_with_the_command_that_mends_i
     with pytest.raises(ConfigError, match=r"more\.png is not among the patches.*Make them: python preprocess_data"):
         run(world, tmp_path / "refused")
     run(world, tmp_path / "seen", dataset__params__clip_cache="false")
+
+
+def test_made_again_of_as_many_other_pictures_it_holds_those(world: Path, tmp_path: Path) -> None:
+    assert make(world, "--yes") == 0
+    path, tower = world / "chat" / "llava_v1_5_mix665k.json", load_clip(world / "clip")
+    shutil.copy(world / "chat" / "pink.png", world / "chat" / "more.png")
+    path.write_text(path.read_text().replace("black.png", "more.png"))
+    assert make(world, "--yes", "--dtype", "float16") == 0
+    folders = [folder for folder in (world / "chat" / "clip_cache").iterdir() if folder.is_dir()]
+    held = [find([folder], tower, "MAKE", "chat", world / "chat") for folder in folders]
+    assert len(held) == 2
+    (new,) = [cache for cache in held if "more.png" in cache]
+    assert torch.equal(new["more.png"], new["pink.png"])
+    run(world, tmp_path / "run")  # takes the one that was made last
+
+
+def test_a_picture_that_was_replaced_is_noticed(world: Path, tmp_path: Path) -> None:
+    assert make(world, "--yes") == 0
+    shutil.copy(world / "chat" / "red.png", world / "chat" / "pink.png")
+    with pytest.raises(ConfigError, match=r"made of other pictures than lie there now \(such as .*pink\.png"):
+        run(world, tmp_path / "refused")
 
 
 def test_a_picture_that_could_not_be_decoded_is_left_out_when_its_turn_comes(

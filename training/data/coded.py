@@ -42,6 +42,6 @@ def token_cache(job: Job, root: str, vq: MagVITv2) -> TokenCache | None:
     weights = None if model.pretrained_model_path is None else str(model.pretrained_model_path)
     remake = remake_command(Path(root), str(model.vq_model_name), weights, resolution, views, named)
     try:
-        return find(places, wanted, remake)
+        return find(places, wanted, remake, Path(root))
     except ValueError as error:
         raise ValueError(f"{error} (or encode pictures in every step: {KEY}=false)") from None

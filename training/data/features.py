@@ -19,7 +19,8 @@ from torch import Tensor
 from config.schema import Job
 from models.vision import ClipTower
 from training.data.index_file import IndexFile
-from training.data.shards import FRAMES, Plan, Rows, is_whole, read_plan
+from training.data.shards import FRAMES, WHOLE, Plan, Rows, is_whole, read_plan
+from training.data.tokens import replaced
 
 FOLDER = "clip_cache"  # beside the json, where caches are looked for
 KIND = "clip"
@@ -79,24 +80,34 @@ def clip_cache(job: Job, root: str, image_root: str | None, tower: ClipTower) ->
     remake = shlex.join(words + ([] if named is None else ["--output", str(named)]))
     places = [place for place in (named, inside) if place is not None and place.is_dir()]
     try:
-        return find(places, tower, remake)
+        return find(places, tower, remake, given.name, Path(image_root) if image_root is not None else inside.parent)
     except ValueError as error:
         raise ValueError(f"{error} (or see pictures in every step: {KEY}=false)") from None
 
 
-def find(places: Sequence[Path], tower: ClipTower, remake: str) -> PictureFeatures:
-    """The cache of this tower in one of these folders."""
+def find(places: Sequence[Path], tower: ClipTower, remake: str, json: str, image_root: Path) -> PictureFeatures:
+    """The cache of this tower in one of these folders; of several, the last one that was made of conversations of
+    this name."""
     wanted, seen = about(tower, ""), []
-    for folder in _candidates(places):
-        plan = read_plan(folder)
+    plans = [(folder, read_plan(folder)) for folder in _candidates(places)]
+    plans.sort(key=lambda found: (found[1] is None or found[1].about.get("json") != json, -_finished(found[0])))
+    for folder, plan in plans:
         if plan is None or plan.about.get("kind") != KIND:
             continue
         why = _other(plan.about, wanted) if is_whole(folder, plan) else "not finished"
+        if why is None and (other := replaced(plan.about.get("probes", {}), image_root)) is not None:
+            why = f"made of other pictures than lie there now (such as {other})"
         if why is None:
             return PictureFeatures(folder, plan, remake)
         seen.append(f"{folder.name} is {why}")
     found = "; ".join(seen) or "it is empty"
     raise ValueError(f"{' and '.join(map(str, places))}: no patches by this CLIP tower ({found}). Make them: {remake}")
+
+
+def _finished(folder: Path) -> float:
+    """When; 0: not yet."""
+    file = folder / WHOLE
+    return file.stat().st_mtime if file.is_file() else 0.0
 
 
 def _candidates(places: Sequence[Path]) -> Iterator[Path]:

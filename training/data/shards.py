@@ -11,6 +11,7 @@ one folder without knowing of each other, a killed one loses the shard it was at
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -111,7 +112,7 @@ class ShardWriter:
                 self._writer.write(file, {"plan": self.plan.digest, "shard": self.shard, "made": dict(made)})
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, path)
+            _appear(partial, path)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -127,7 +128,7 @@ def has_shard(folder: Path, plan: Plan, shard: int) -> bool:
 def finish(folder: Path, plan: Plan) -> int:
     """Say that it is whole, if it is. Returns how many shards are missing."""
     missing = [shard for shard in range(plan.shards) if not has_shard(folder, plan, shard)]
-    if not missing:
+    if not missing and not is_whole(folder, plan):  # one that is may lie where nobody can write
         made = [IndexFile(shard_path(folder, shard)).about["made"] for shard in range(plan.shards)]
         different = list({json.dumps(one, sort_keys=True): one for one in made}.values())
         write_json(folder / WHOLE, {"plan": plan.digest, "made": different})
@@ -152,7 +153,7 @@ def write_frames(
     try:
         with partial.open("wb") as file:
             writer.write(file, {})
-        os.replace(partial, folder / FRAMES)
+        _appear(partial, folder / FRAMES)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -160,7 +161,16 @@ def write_frames(
 def write_json(path: Path, content: Any) -> None:
     partial = _partial(path)
     partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    _appear(partial, path)
+
+
+def _appear(partial: Path, path: Path) -> None:
+    """Give a finished file its name. Who closes a folder (``finish``) removes what others still write of the same."""
+    try:
+        os.replace(partial, path)
+    except FileNotFoundError:
+        if not path.is_file():
+            raise
 
 
 def _partial(path: Path) -> Path:
@@ -232,7 +242,7 @@ class Rows:
         if shard not in self._files:
             path = shard_path(self.folder, shard)
             try:
-                file = IndexFile(path)
+                file = _opened(path)
             except OSError as error:
                 raise ValueError(
                     f"{path} cannot be read ({error.strerror}); run the command that made it again"
@@ -243,3 +253,20 @@ class Rows:
                 raise ValueError(f"{path} holds shard {file.about['shard']}; delete it and run the command again")
             self._files[shard] = file
         return self._files[shard]
+
+
+def _opened(path: Path) -> IndexFile:
+    """A mapped file holds a descriptor, and caches of several data sets hold more than the 1024 that a process is
+    usually given; it may take as many as the system allows."""
+    try:
+        return IndexFile(path)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        import resource  # there is none on Windows
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft == hard:
+            raise
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return IndexFile(path)

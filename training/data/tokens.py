@@ -10,6 +10,7 @@ Shape letters: F distinct frames, N frames of a processed split, V views, n code
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ FOLDER = "token_cache"  # in a data set, where caches are looked for
 FIT = "short side bicubic (PIL), centre crop"
 """How ``models.images.fit`` brings pictures to the resolution; another rule needs another name."""
 COMMAND = "python preprocess_data/tokenize_images.py"
-PROBES = 8  # frames whose files' sizes are kept, to notice pictures that were replaced
+PROBES = 8  # frames whose files are known again, to notice pictures that were replaced
+PROBED = 1 << 18  # bytes of a file's beginning, and of its end, where an archive has its members' checksums
 
 Codes = npt.NDArray[np.int16]
 
@@ -112,8 +114,8 @@ class TokenCache:
         return f"codes of {self.plan.rows} frames x {self.views} views, {size:.1f} MB, from {self.folder}"
 
 
-def find(places: Sequence[Path], wanted: Wanted, remake: str) -> TokenCache:
-    """The cache that ``wanted`` describes: one of ``places``, or a folder in one of them.
+def find(places: Sequence[Path], wanted: Wanted, remake: str, data: Path) -> TokenCache:
+    """The cache that ``wanted`` describes of the data set ``data``: one of ``places``, or a folder in one of them.
 
     Raises ValueError that says what there is instead and names the command ``remake``.
     """
@@ -123,8 +125,8 @@ def find(places: Sequence[Path], wanted: Wanted, remake: str) -> TokenCache:
         if plan is None or plan.about.get("kind") != "tokens":
             continue
         why = wanted.against(plan.about) if is_whole(folder, plan) else "not finished"
-        if why is None and _replaced(plan.about["probes"]):
-            why = f"made of other pictures than lie there now (such as {_replaced(plan.about['probes'])})"
+        if why is None and (other := replaced(plan.about["probes"], data)) is not None:
+            why = f"made of other pictures than lie there now (such as {other})"
         if why is None:
             return TokenCache(folder, plan)
         seen.append(f"{folder.name} is {why}")
@@ -165,16 +167,32 @@ def raw_digest(split: CalvinSplit, all_frames: bool = False) -> str:
         return f"{path.name} {hashlib.blake2b(file.read(), digest_size=16).hexdigest()}"
 
 
-def probes(paths: Sequence[Path]) -> dict[str, int]:
-    """Bytes of some of the files (of a zip: of the archive), evenly spread, by absolute path."""
+def probes(paths: Sequence[Path], root: Path) -> dict[str, list[int | str]]:
+    """What some of the files (of a zip: the archive), evenly spread, are known by: size and digest. Names begin at the
+    data set ``root`` where files lie in it (or it in them), so that those of a copy are the copy's own."""
+    root = root.absolute()
     places = np.unique(np.linspace(0, len(paths) - 1, PROBES).astype(int))
-    return {str(file): file.stat().st_size for file in (archive.container(paths[place]).absolute() for place in places)}
+    files = [archive.container(paths[place]).absolute() for place in places]
+    own = {file for file in files if file.is_relative_to(root) or root.is_relative_to(file)}
+    return {os.path.relpath(file, root) if file in own else str(file): _known_by(file) for file in files}
 
 
-def _replaced(known: Mapping[str, int]) -> str | None:
-    """A file that has another size than it had. Files that are not there any more (or not here) are no news."""
-    for name, size in known.items():
-        path = Path(name)
-        if path.is_file() and path.stat().st_size != size:
-            return name
+def replaced(known: Mapping[str, list[int | str] | int], root: Path) -> str | None:
+    """A file of ``probes`` that is another now. Files that are not there any more (or not here) are no news."""
+    for name, held in known.items():
+        content = held if isinstance(held, list) else [held]  # the first caches knew the size alone
+        path = Path(os.path.normpath(root.absolute() / name))
+        if path.is_file() and _known_by(path)[: len(content)] != content:
+            return str(path)
     return None
+
+
+def _known_by(path: Path) -> list[int | str]:
+    """[size, digest of beginning and end]."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        digest = hashlib.blake2b(digest_size=8)
+        for place in (0, max(size - PROBED, PROBED)):
+            file.seek(place)
+            digest.update(file.read(PROBED))
+    return [size, digest.hexdigest()]

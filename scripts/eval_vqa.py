@@ -29,7 +29,7 @@ from models.decoding import Decoding, Generation, generate
 from models.weights import files_sha256
 from policy_rollout.benchmarks.vqa import results
 from policy_rollout.benchmarks.vqa.asking import FILE as ANSWERS
-from policy_rollout.benchmarks.vqa.asking import Asked, ask, in_order
+from policy_rollout.benchmarks.vqa.asking import Asked, alone, ask, in_order
 from policy_rollout.benchmarks.vqa.questions import FORMATS, Question, digest, read_questions, require_pictures
 from policy_rollout.policy import pick_device
 from policy_rollout.records import claim
@@ -234,9 +234,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             compare(options)
             return 0
         task = prepare(options)
-        content = evaluate(task)
-        table = results.markdown(task.folder.name, content)
-        write(task.folder / "summary.md", table)
+        with alone(task.folder):
+            content = evaluate(task)
+            table = results.markdown(task.folder.name, content)
+            write(task.folder / "summary.md", table)
     except (ValueError, OSError) as error:
         print(f"eval_vqa: {error}", file=sys.stderr)
         return 2

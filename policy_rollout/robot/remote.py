@@ -25,7 +25,7 @@ class RemotePolicy:
     """
 
     def __init__(self, url: str, token: str | None = None, timeout: float = 10.0) -> None:
-        if urlsplit(url).scheme not in ("ws", "wss"):
+        if urlsplit(url).scheme not in ("ws", "wss") or not urlsplit(url).hostname:
             raise ValueError(f"server {url!r}: give an address such as ws://127.0.0.1:8000")
         bare = urlsplit(url).path in ("", "/")
         self.url = urlsplit(url)._replace(path="/openpi").geturl() if bare else url

@@ -385,6 +385,7 @@ def test_a_remote_policy_is_a_policy():
     ("arguments", "words"),
     [
         (["--server", "http://x"], "ws://127.0.0.1:8000"),
+        (["--server", "ws://"], "ws://127.0.0.1:8000"),
         (["--server", "ws://127.0.0.1:9"], "cannot be reached"),
         (["--server", "ws://127.0.0.1:9", "--gripper-hysteresis", "3"], "gripper_hysteresis"),
         (["--model-config", "none.yaml"], "none.yaml"),

@@ -42,7 +42,7 @@ def coded_frames(caches: Path, split: CalvinSplit, policy: UPVLAPolicy) -> Coded
     weights = None if vq.pretrained_model_path is None else str(located(vq.pretrained_model_path))
     tokenizer = str(located(vq.vq_model_name))
     remake = remake_command(split.path, tokenizer, weights, spec.resolution, spec.num_view, caches)
-    return CodedFrames(find([caches], wanted, remake))
+    return CodedFrames(find([caches], wanted, remake, split.path))
 
 
 NO_PICTURE: NDArray[np.uint8] = np.empty((0, 0, 3), dtype=np.uint8)

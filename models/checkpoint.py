@@ -221,7 +221,7 @@ def _load_language_model(model: UPVLA, source: Path) -> tuple[str, ...]:
     ours = lm.state_dict()
     for name in ("model.embed_tokens.weight", "lm_head.weight", "lm_head.bias"):
         if name in ours and name in state:
-            rows = min(len(ours[name]), len(state[name]))
+            rows = min(len(ours[name]), len(state[name]), model.vocab.words)  # more of theirs is padding
             grown = ours[name].clone()
             grown[:rows] = state[name][:rows]
             state[name] = grown

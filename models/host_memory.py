@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-LARGEST = 1 << 30
-"""Bytes up to which a freed tensor's memory is kept."""
+LARGEST = (1 << 30, 1 << 25)
+"""Bytes up to which a freed tensor's memory is kept; where glibc forbids the first, the second."""
 
 
 def keep_freed_memory() -> bool:
@@ -20,4 +20,4 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return False
-    return bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1)) and bool(mallopt(M_MMAP_THRESHOLD, LARGEST))
+    return bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1)) and any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST)

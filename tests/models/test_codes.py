@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from models.codes import code_bits, relate_codes
 from models.magvit import SignTable
@@ -45,4 +46,20 @@ def test_a_model_built_from_random_weights_starts_so(tmp_path: Path) -> None:
 
     model = build(job(tmp_path)).model
     rows = model.backbone.lm.get_input_embeddings().weight[model.vocab.first_code : model.vocab.mask].detach()
+    torch.testing.assert_close(rows[0b011] - rows[0b001], rows[0b110] - rows[0b100])
+
+
+def test_the_padding_rows_of_a_language_model_are_not_taken_for_codes(tmp_path: Path) -> None:
+    from models.checkpoint import build
+
+    start = job(tmp_path)
+    vocab = build(start).model.vocab
+    llm = Path(start.model.showo.llm_model_path)
+    wide, _ = tiny_model(tmp_path / "wide")
+    state = {name: tensor.detach().clone() for name, tensor in wide.backbone.lm.state_dict().items()}
+    assert len(state["model.embed_tokens.weight"]) > vocab.first_code
+    save_file(state, str(llm / "model.safetensors"))
+    table = build(start).model.backbone.lm.get_input_embeddings().weight.detach()
+    assert torch.equal(table[: vocab.words], state["model.embed_tokens.weight"][: vocab.words])
+    rows = table[vocab.first_code : vocab.mask]
     torch.testing.assert_close(rows[0b011] - rows[0b001], rows[0b110] - rows[0b100])

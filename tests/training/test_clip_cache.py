@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 from pathlib import Path
@@ -113,6 +114,19 @@ def test_made_again_of_as_many_other_pictures_it_holds_those(world: Path, tmp_pa
     (new,) = [cache for cache in held if "more.png" in cache]
     assert torch.equal(new["more.png"], new["pink.png"])
     run(world, tmp_path / "run")  # takes the one that was made last
+
+
+def test_of_several_sources_all_have_patches_or_none(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "chat", world / "more")
+    assert make(world, "--yes") == 0
+    sources = {"dataset__params__train_mmu_sources": f"[{world / 'chat'}, {world / 'more'}]"}
+    with pytest.raises(ConfigError, match=r"more.*patches of its pictures were not made before.*clip_cache=false"):
+        run(world, tmp_path / "refused", **sources)
+    run(world, tmp_path / "seen", **sources, dataset__params__clip_cache="false")
+    path = world / "more" / "llava_v1_5_mix665k.json"
+    words = [{"from": "human", "value": "What is red?"}, {"from": "gpt", "value": "A colour."}]
+    path.write_text(json.dumps([{"conversations": words}] * 3))
+    run(world, tmp_path / "kept", **sources, dataset__params__text_only="use")
 
 
 def test_a_picture_that_was_replaced_is_noticed(world: Path, tmp_path: Path) -> None:

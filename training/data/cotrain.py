@@ -44,7 +44,7 @@ from models.vision import ClipTower
 from training.data.batch import CoBatch, RobotBatch, Samples, TextBatch, collate_robot, collate_text
 from training.data.coded import token_cache
 from training.data.features import clip_cache
-from training.data.llava import LeftOut, LlavaDataset
+from training.data.llava import TEXT_ALONE, LeftOut, LlavaDataset
 from training.data.mixture import Mixture
 from training.data.order import START, Order, Position, StepSampler, Taken, Timetable, flow_seed
 from training.future_view_prediction_w_action_dataset import DataProvider
@@ -259,6 +259,14 @@ def training_conversations(
         text_dataset(job, prompter, image_spec, root, patches, image_root, clip)
         for root, image_root in zip(roots, images, strict=True)
     ]
+    with_pictures = [source for source in sources if set(source.used) - {TEXT_ALONE}]
+    seen = [source for source in with_pictures if source.features is None]
+    if 0 < len(seen) < len(with_pictures):
+        raise ValueError(
+            f"{seen[0].path}: CLIP's patches of its pictures were not made before, those of other sources were, and a "
+            "batch has patches or pictures; make them (preprocess_data/clip_features.py), or set "
+            "dataset.params.clip_cache=false"
+        )
     return Mixture(sources, params.train_mmu_weights) if params.train_mmu_sources else sources[0]
 
 

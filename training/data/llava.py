@@ -35,6 +35,8 @@ NAMED = 5  # how many records are named per reason
 FOLDERS = 8  # how many folders are counted in a line
 IN_A_ROW = 1000  # records in a row that cannot be used: then it is not the records
 
+TEXT_ALONE = "no picture"
+"""Stands for the folder of the picture of records that have none."""
 NO_PICTURE = "without a picture (dataset.params.text_only=use learns from them)"
 LOST_PICTURE = "whose picture does not exist"
 TALKS_OF_A_PICTURE = "with an <image> mark but no picture"
@@ -240,7 +242,7 @@ def _folder_of(record: dict[str, Any]) -> str:
     """By what records are counted: the first folder of the picture's path, which in LLaVA's mix is the data set."""
     image = record.get("image")
     if not isinstance(image, str) or not image:
-        return "no picture" if not image else "?"
+        return TEXT_ALONE if not image else "?"
     return Path(image).parts[0] if len(Path(image).parts) > 1 else "."
 
 

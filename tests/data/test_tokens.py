@@ -175,6 +175,20 @@ def test_who_comes_second_to_a_shard_does_not_fail_when_the_first_has_closed_the
     np.testing.assert_array_equal(cache_of(root, magvit).codes(np.asarray([0]), 2)[0], encoded(magvit, 0))
 
 
+def test_a_full_disk_is_one_line_that_names_the_file(
+    root: Path, magvit: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert make(root, magvit) == 2
+    assert "rows_00000.shard cannot be written (No space left on device); mend that" in capsys.readouterr().err
+    assert not list(root.rglob("*.tmp"))
+    assert make(root, magvit) == 0
+
+
 def test_two_processes_write_the_same_codes_as_one(root: Path, magvit: Path, tmp_path: Path) -> None:
     for name, count in (("one", "1"), ("two", "2")):
         assert make(root, magvit, "--output", str(tmp_path / name), "--processes", count) == 0

@@ -104,7 +104,10 @@ class ShardWriter:
             self._writer.numbers(name, columns[name])
 
     def close(self, made: Mapping[str, Any]) -> None:
-        """``made``: what may differ from shard to shard (device, batch size)."""
+        """``made``: what may differ from shard to shard (device, batch size).
+
+        Raises ValueError naming a file that cannot be written.
+        """
         path = shard_path(self.folder, self.shard)
         partial = _partial(path)
         try:
@@ -113,6 +116,10 @@ class ShardWriter:
                 file.flush()
                 os.fsync(file.fileno())
             _appear(partial, path)
+        except OSError as error:  # a full disk names no file
+            raise ValueError(
+                f"{path} cannot be written ({error.strerror}); mend that, and the same command goes on from there"
+            ) from None
         finally:
             partial.unlink(missing_ok=True)
 

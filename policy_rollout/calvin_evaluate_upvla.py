@@ -15,12 +15,14 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from policy_rollout import records
 from policy_rollout.acting import require_same_convention
@@ -31,6 +33,8 @@ from policy_rollout.filming import make_recorder
 from policy_rollout.policy import UPVLAPolicy
 from policy_rollout.progress import Progress, require_wandb
 from policy_rollout.report import write_report
+
+TIME = "%Y-%m-%d_%H-%M-%S"
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,11 @@ class Place:
 
 
 def place_in(env: Mapping[str, str]) -> Place:
-    """As torchrun says it, else as the step of Slurm does."""
-    if "WORLD_SIZE" in env:
+    """As torchrun says it, else as the step of Slurm does. Job scripts set one of torchrun's variables by themselves:
+    it is both that tell processes apart."""
+    if "WORLD_SIZE" in env and "RANK" in env:
         here = int(env.get("LOCAL_WORLD_SIZE", 1))
-        return Place(int(env.get("RANK", 0)), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)), here)
+        return Place(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)), here)
     if "SLURM_STEP_ID" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         # Slurm gives every task the cores that are its own.
         return Place(int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"]))
@@ -86,6 +91,8 @@ def evaluate(settings: Mapping[str, Any], place: Place) -> Path:
     play_together(folder, benchmark, policy, jobs, manner, progress, recorder, policy_from=_origin(policy))
     if place.rank == 0:
         print(f"report in {write_report(folder)}")
+    elif not _is_reported(folder):  # process 0 may have died
+        write_report(folder)
     return folder
 
 
@@ -153,9 +160,22 @@ def _folder(settings: Mapping[str, Any], place: Place) -> Path:
     root = Path("rollout_outputs").resolve()
     if "SLURM_JOB_ID" in os.environ and place.world > 1:
         return root / f"job-{os.environ['SLURM_JOB_ID']}"
-    if place.world > 1:
+    return root / (time.strftime(TIME) if place.world == 1 else agreed_time(os.environ))
+
+
+def agreed_time(env: Mapping[str, str]) -> str:
+    """The time of the first process of torchrun that asks, for all of them, also when it starts them again: kept in the
+    store of torchrun's own process. Raises ``ValueError`` where there is none."""
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         raise ValueError("log_dir has to be given where several processes write to it")
-    return root / time.strftime("%Y-%m-%d_%H-%M-%S")
+    host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    store = TCPStore(host, port, is_master=False, timeout=timedelta(minutes=1))
+    return store.compare_set("blockdiff/log_dir", "", time.strftime(TIME)).decode()
+
+
+def _is_reported(folder: Path) -> bool:
+    report, written = folder / "report.html", [file.stat().st_mtime for file in folder.glob("records/*.jsonl")]
+    return report.exists() and report.stat().st_mtime >= max(written)
 
 
 def _device(wish: Any, place: Place) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from policy_rollout.calvin.sequences import success_rates
 from policy_rollout.seats import ChainRecord
-from policy_rollout.statistics import Interval, bootstrap_mean, wilson
+from policy_rollout.statistics import Interval, average_length, wilson
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -136,7 +136,7 @@ def write_results(
     length = max(len(record.tasks) for record in records)
     results: dict[str, Any] = {
         "num_sequences": len(records),
-        "average_length": _interval(bootstrap_mean(completed)),
+        "average_length": _interval(average_length(completed, length)),
         "success_rates": [
             {"tasks": i, **_interval(wilson(sum(done >= i for done in completed), len(completed)))}
             for i in range(1, length + 1)

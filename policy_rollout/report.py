@@ -63,7 +63,7 @@ def report(sides: Sequence[Side], found: Comparison | None, room: Room) -> Html:
     left_out = f"{room.outside} films and pictures did not fit and lie beside it. " if room.outside else ""
     foot = "Brackets and whiskers are 95 % intervals: Wilson's for rates, a bootstrap over the chains for averages. "
     if any(run.completed().min() == run.completed().max() for side in sides for run in side.runs):
-        foot += "Where all chains ended alike a bootstrap has no width, which is no certainty. "
+        foot += "Where all chains ended alike, the sum of Wilson's ends for at least 1, 2, ... tasks. "
     made = f"Made by policy_rollout.report; this file needs no other. {left_out}"
     return page(f"{title} · closed loop", join(body), el("footer", foot, made))
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from policy_rollout import statistics
 from policy_rollout.records import chain_of
 from policy_rollout.seats import ChainRecord
-from policy_rollout.statistics import Interval, bootstrap_mean, bootstrap_runs, wilson
+from policy_rollout.statistics import Interval, bootstrap_runs, wilson
 
 FILE = "results.json"
 PLAYER = ("checkpoint", "model", "weights", "image_tokenizer", "policy", "action_decoder", "precision", "num_sequences")
@@ -117,9 +118,10 @@ def _told(error: Exception) -> str:
 
 def average_length(runs: Sequence[Results]) -> Interval:
     """Tasks done per chain, of one evaluation or of several (seeds) on the same chains."""
-    if len(runs) == 1:
-        return bootstrap_mean(runs[0].completed())
-    return bootstrap_runs(np.stack([run.completed() for run in runs]))
+    done = np.stack([run.completed() for run in runs])
+    if len(runs) == 1 or (done == done[0, 0]).all():
+        return statistics.average_length(done[0], runs[0].length)
+    return bootstrap_runs(done)
 
 
 def success_rates(runs: Sequence[Results]) -> list[Interval]:

@@ -69,6 +69,19 @@ def clustered_rate(successes: np.ndarray, trials: np.ndarray, confidence: float 
     return wilson(worth if rate == 1 else rate * worth, worth, confidence)
 
 
+def average_length(completed: Sequence[float] | np.ndarray, length: int) -> Interval:
+    """Mean number of tasks done in a row, of chains [chains] of ``length`` tasks, with its bootstrap interval.
+
+    Where all chains ended alike there is nothing to resample; then the interval is the sum of Wilson's for at least
+    1, 2, ... tasks, which is wider than need be and never without width.
+    """
+    done = np.asarray(completed, dtype=np.float64)
+    if len(done) == 0 or (done != done[0]).any():
+        return bootstrap_mean(done)
+    rates = [wilson(int((done >= least).sum()), len(done)) for least in range(1, length + 1)]
+    return Interval(float(done[0]), sum(rate.low for rate in rates), sum(rate.high for rate in rates))
+
+
 def bootstrap_mean(
     values: Sequence[float] | np.ndarray, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:

@@ -35,7 +35,7 @@ from models.checkpoint import build  # noqa: E402
 from models.magvit import load_magvit  # noqa: E402
 from policy_rollout.paired import interval_json, percent, points  # noqa: E402
 from policy_rollout.policy import ConstantPolicy, Policy, RandomPolicy, UPVLAPolicy, pick_device  # noqa: E402
-from policy_rollout.statistics import Interval, bootstrap_mean, paired_difference, wilson  # noqa: E402
+from policy_rollout.statistics import Interval, average_length, paired_difference, wilson  # noqa: E402
 from scripts import desk_trial as trial  # noqa: E402
 from scripts.comparison.plan import write_text  # noqa: E402
 from scripts.comparison.report import table  # noqa: E402
@@ -59,7 +59,7 @@ class Outcome:
 
     @property
     def length(self) -> Interval | None:
-        return bootstrap_mean(self.chains) if self.chains else None
+        return average_length(self.chains, trial.CHAIN_LENGTH) if self.chains else None
 
     def of_task(self, task: str) -> Interval:
         mine = [done for i, done in enumerate(self.done) if trial.TASKS[i % len(trial.TASKS)] == task]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from policy_rollout.acting import ActionConvention
@@ -10,6 +12,9 @@ from policy_rollout.benchmarks.base import Settings, official_jobs
 from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.chains import ChainJob
 from policy_rollout.environment import Env
+
+NO_PART = ("__", "bench", "cli", "evaluate_experts", "experts", "show")
+"""How the names of the desk's files begin that play no part in an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class DeskBenchmark:
             "renderer": self.renderer,
             "static_size": self.static_size,
             "gripper_size": self.gripper_size,
-            "versions": {"mujoco": mujoco.__version__},
+            "versions": {"mujoco": mujoco.__version__, "desk": source_digest()},
         }
 
     def jobs(self, count: int) -> list[ChainJob]:
@@ -47,6 +52,18 @@ class DeskBenchmark:
 
     def oracle(self) -> TaskOracle:
         return TaskOracle()
+
+
+def source_digest() -> str:
+    """Of all that decides what becomes of an action, and when a task counts as done: records do not mix with those of
+    another desk."""
+    package = Path(__file__).resolve().parents[1]
+    tasks = [package / "calvin" / f"{name}.py" for name in ("oracle", "instructions", "initial_states", "sequences")]
+    desk = [file for file in sorted((package / "desk").glob("*.py")) if not file.name.startswith(NO_PART)]
+    digest = hashlib.sha256()
+    for file in (*desk, *tasks):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def from_settings(settings: Settings) -> DeskBenchmark:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize
 from omegaconf import OmegaConf
+from torch.distributed import TCPStore
 
 from policy_rollout import calvin_evaluate_upvla as app
 from policy_rollout import records
@@ -40,6 +41,18 @@ def test_torchrun_and_slurm_say_which_process_this_is() -> None:
     assert app.place_in({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) == app.Place(), (
         "a batch script is no task of a step"
     )
+    half = {**step, "WORLD_SIZE": "4"}
+    assert app.place_in(half) == app.Place(3, 4, 1), "a job script that sets one of torchrun's variables"
+
+
+def test_the_processes_of_torchrun_agree_on_a_folder_also_when_they_are_started_again(monkeypatch: Any) -> None:
+    agent = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    env = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(agent.port)}
+    times = iter(["first", "second", "third"])
+    monkeypatch.setattr(app.time, "strftime", lambda _: next(times))
+    assert [app.agreed_time(env) for _ in range(3)] == ["first"] * 3
+    with pytest.raises(ValueError, match="log_dir has to be given"):
+        app.agreed_time({})
 
 
 @pytest.mark.parametrize(
@@ -146,7 +159,7 @@ def test_an_evaluation_leaves_results_that_say_what_they_depend_on(model: Path, 
     assert len(kept["checkpoint_sha256"]) == 64
     rates, mean, report = capsys.readouterr().out.splitlines()[-3:]
     assert rates == "success 1/5: 0.0% 2/5: 0.0% 3/5: 0.0% 4/5: 0.0% 5/5: 0.0%"
-    assert mean.startswith("average length 0.000 [0.000, 0.000] over 2 chains")
+    assert mean.startswith("average length 0.000 [0.000, 3.288] over 2 chains")
     assert mean.endswith(str(tmp_path / "results.json"))
     assert report == f"report in {tmp_path / 'report.html'}"
 

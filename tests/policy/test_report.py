@@ -152,8 +152,7 @@ def test_a_missing_or_broken_result_is_one_line(tmp_path: Path, capsys: pytest.C
 
 def test_an_evaluation_of_one_chain_in_which_nothing_succeeded_has_a_page(tmp_path: Path) -> None:
     page = Page(report.write_report(write(tmp_path / "mine", [0])))
-    assert "0.00 [0.00, 0.00]" in page.text
-    assert "which is no certainty" in page.text
+    assert "0.00 [0.00, 3.97]" in page.text, "one chain proves little"
     assert "nan" not in page.source
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy_rollout.statistics import bootstrap_mean, bootstrap_runs, paired_difference, wilson
+from policy_rollout.statistics import average_length, bootstrap_mean, bootstrap_runs, paired_difference, wilson
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (1, 10), (7, 10), (10, 10), (503, 1000)])
@@ -61,6 +61,20 @@ def test_bootstrap_half_width_at_a_thousand_chains_is_the_known_tenth():
     lengths = np.repeat([5, 4, 3, 2, 1, 0], [699, 66, 50, 46, 67, 72])
     interval = bootstrap_mean(lengths)
     assert (interval.high - interval.low) / 2 == pytest.approx(0.10, abs=0.01)
+
+
+@pytest.mark.parametrize(("all_alike", "length"), [(0, 5), (5, 5), (2, 3)])
+def test_an_average_length_is_never_without_an_interval_also_where_all_chains_end_alike(all_alike: int, length: int):
+    few, many = (average_length([all_alike] * chains, length) for chains in (4, 400))
+    assert few.point == many.point == all_alike
+    assert few.low <= many.low <= all_alike <= many.high <= few.high
+    assert many.high - many.low < 0.1 < few.high - few.low
+    assert few.low >= 0
+    assert few.high <= length
+
+
+def test_an_average_length_is_the_bootstrap_where_chains_differ():
+    assert average_length([0, 3, 1, 1], 3) == bootstrap_mean([0, 3, 1, 1])
 
 
 def test_bootstrap_is_the_same_for_the_same_seed_however_it_is_split_into_parts():

@@ -101,7 +101,7 @@ def token_cache(folder: Path, split: CalvinSplit, policy: UPVLAPolicy, args: arg
     given = ["--data", split.path, "--tokenizer", tokenizer, "--resolution", spec.resolution, "--output", where]
     tokenize_images.main([str(word) for word in given])
     wanted = Wanted(raw_digest(split), policy.vq.weights_hash, spec.resolution, spec.num_view)
-    return CodedFrames(find([where], wanted, "(made by this benchmark)"))
+    return CodedFrames(find([where], wanted, "(made by this benchmark)", split.path))
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--batches", default="1,8,32", help="observations at once (default 1,8,32)")
     made.add_argument("--calls", type=int, default=16, help="timed calls of each at batch 1 (default 16)")
     made.add_argument("--precision", choices=("no", "bf16"), default="no", help="of the network (default no: float32)")
-    made.add_argument("--compile", action="store_true", help="compile the forward for its shapes, CUDA graphs on a GPU")
+    made.add_argument("--compile", action="store_true", help="compile the forward for its shapes")
     made.add_argument("--count", action="store_true", help="count operations, and no more")
     made.add_argument("--anyway", action="store_true", help="run a real size on a CPU")
     return made

@@ -32,7 +32,7 @@ TEXT_BUCKET = 16
 class RobotReader:
     """Predicts from instructions and image codes with one model, in eval mode.
 
-    ``compiled``: ``torch.compile`` with fixed shapes (CUDA graphs on a GPU), compiled anew at the first call of each
+    ``compiled``: ``torch.compile`` with fixed shapes, compiled anew at the first call of each
     batch and text bucket. It reads every flow whole: shapes that stay are worth more to it than a dozen slots.
     """
 
@@ -144,7 +144,7 @@ def _power_of_two(count: int) -> int:
 
 
 def _compile(model: UPVLA) -> Callable[..., Tensor]:
-    """The backbone's forward, compiled for each shape; with CUDA graphs where there is a GPU."""
+    """The backbone's forward, compiled for each shape. Without CUDA graphs: those belong to the thread that recorded
+    them, and a server or a robot's planner acts from another one than that which warmed the policy up."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    mode = "reduce-overhead" if model.device.type == "cuda" else "default"
-    return torch.compile(partial(model.backbone.forward, cache=None), dynamic=False, mode=mode)
+    return torch.compile(partial(model.backbone.forward, cache=None), dynamic=False)

@@ -97,7 +97,7 @@ def _judge_and_report(
     from tqdm import tqdm
 
     from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action
-    from policy_rollout.policy import ConstantPolicy
+    from policy_rollout.policy import ConstantPolicy, pick_device
     from scripts.comparison import judge, report, verdicts
     from training.data.calvin import CalvinSplit
 
@@ -136,7 +136,7 @@ def _judge_and_report(
         mean_action=constant.overall,
         notes=_notes(jobs),
         command=shlex.join(["python", "-m", "scripts.compare_objectives", *(sys.argv[1:] if argv is None else argv)]),
-        machine=judge.machine(job),
+        machine=judge.machine(pick_device(job.training.device)),
         date=f"{datetime.now(timezone.utc):%Y-%m-%d}",
     )
     report.write_report(findings)

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +20,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,12 +30,12 @@ from config.load import ConfigError, load_job  # noqa: E402
 from config.schema import Job  # noqa: E402
 from models.checkpoint import build  # noqa: E402
 from models.magvit import load_magvit  # noqa: E402
-from policy_rollout.paired import interval_json, percent, points  # noqa: E402
+from policy_rollout.paired import interval_json, markdown_table, percent, points  # noqa: E402
 from policy_rollout.policy import ConstantPolicy, Policy, RandomPolicy, UPVLAPolicy, pick_device  # noqa: E402
 from policy_rollout.statistics import Interval, average_length, paired_difference, wilson  # noqa: E402
 from scripts import desk_trial as trial  # noqa: E402
+from scripts.comparison.judge import machine  # noqa: E402
 from scripts.comparison.plan import write_text  # noqa: E402
-from scripts.comparison.report import table  # noqa: E402
 from training.data.processed import read_index  # noqa: E402
 
 MODEL, ANOTHER, EXPERTS = "trained", "trained, told another task", "scripted experts"
@@ -149,7 +146,7 @@ def mean_of_training(split: Path) -> np.ndarray:
 # --- what is told ----------------------------------------------------------------------------------------------------
 
 
-def summary(outcomes: Sequence[Outcome], folder: Path, command: str) -> str:
+def summary(outcomes: Sequence[Outcome], folder: Path, where: str, command: str) -> str:
     """The report as markdown."""
     model = outcomes[0]
     rows = [
@@ -175,16 +172,16 @@ def summary(outcomes: Sequence[Outcome], folder: Path, command: str) -> str:
         [
             "# A small model on the desk: doors and lights",
             "",
-            f"{datetime.now(timezone.utc):%Y-%m-%d}; {machine()}; `{command}`.",
+            f"{datetime.now(timezone.utc):%Y-%m-%d}; {where}; `{command}`.",
             "",
             f"{len(model.done)} single tasks ({len(trial.TASKS)} in turn, scene {trial.SCENE}, {trial.PATIENCE} "
             f"control steps, a new look every {trial.REPLAN_EVERY}), the same starts for everybody; "
             f"{len(model.chains)} chains of {trial.CHAIN_LENGTH} by CALVIN's rules. Wilson intervals for rates, "
             "bootstrap for lengths, paired bootstrap for how far the model is ahead (percentage points of success).",
             "",
-            table(head, rows),
+            markdown_table(head, rows),
             "",
-            table(["task", model.name, outcomes[1].name, outcomes[-1].name], by_task),
+            markdown_table(["task", model.name, outcomes[1].name, outcomes[-1].name], by_task),
             "",
             f"Model: `{folder.name}`; its configuration is config.yaml in its folder.",
             "",
@@ -217,11 +214,6 @@ def results(outcomes: Sequence[Outcome]) -> dict[str, object]:
     }
 
 
-def machine() -> str:
-    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
-    return f"{os.cpu_count()} {platform.machine()} CPU cores, {versions}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="output folder of a training run")
@@ -248,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = (args.output_dir or args.model).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "-m", "scripts.judge_desk", *(sys.argv[1:] if argv is None else argv)])
-    text = summary(outcomes, args.model, command)
+    text = summary(outcomes, args.model, machine(pick_device(args.device)), command)
     write_text(folder / "summary.md", text)
     write_text(folder / "results.json", json.dumps(results(outcomes), indent=1) + "\n")
     print(text)

@@ -292,9 +292,8 @@ def time_answers(runs: Sequence[Planned], job: Job, asked: HeldOut, progress: Pr
     return {name: Speed(seconds[name], first[name], tokens[name], forwards[name]) for name in models}
 
 
-def machine(job: Job) -> str:
+def machine(device: torch.device) -> str:
     """On what the figures were taken, in a few words."""
-    device = pick_device(job.training.device)
     cores = f"{os.cpu_count()} {platform.machine()} CPU cores"
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else cores
     return (

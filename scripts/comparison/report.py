@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from policy_rollout.calvin.sequences import success_rates
+from policy_rollout.paired import markdown_table, percent, points, probability
 from policy_rollout.statistics import Interval
 from preprocess_data.embedded.questions import blind_floor
 from scripts.comparison.figure import Bars, draw_figure
@@ -117,10 +118,10 @@ def _text_section(found: Findings) -> str:
             [
                 name,
                 ("" if name == "ar" else "≤ ") + f"{nats:.3f}" + (f" (± {error:.3f} by drawing)" if error else ""),
-                f"{_percent(interval(EXACT, runs))}",
-                f"{_percent(interval(TOKENS, runs))}",
-                f"{_percent(interval(SHUFFLED, runs))}",
-                *([_percent(interval(EXACT, found.blind[name]))] if found.blind else []),
+                percent(interval(EXACT, runs)),
+                percent(interval(TOKENS, runs)),
+                percent(interval(SHUFFLED, runs)),
+                *([percent(interval(EXACT, found.blind[name]))] if found.blind else []),
                 f"{1000 * float(np.median(speed.seconds)):.0f}",
                 f"{speed.tokens_per_second:.0f}",
                 f"{speed.tokens_per_forward:.2f}",
@@ -135,11 +136,13 @@ def _text_section(found: Findings) -> str:
     kind_rows = [[name, *(f"{100 * of_kinds[k]:.0f}" for k in kinds)] for name, of_kinds in by_name.items()]
     kind_rows.append(["best blind guess", *(f"{100 * floors[k]:.0f}" for k in kinds)])
     text = (
-        "## Text\n\n" + table(head, rows) + "\n\nThe likelihood of `ar` is exact; that of `mdm` and `bd` is a bound, "
+        "## Text\n\n"
+        + markdown_table(head, rows)
+        + "\n\nThe likelihood of `ar` is exact; that of `mdm` and `bd` is a bound, "
         "drawn several times for each question. Times are of one answer at a time, the objectives in turn. "
         f"The best fixed answer to each question is right in {100 * found.floor:.0f} %.\n\n" + _picture(found)
     )
-    return text + "\n\nExact match by kind of question, in %:\n\n" + table(["", *kinds], kind_rows)
+    return text + "\n\nExact match by kind of question, in %:\n\n" + markdown_table(["", *kinds], kind_rows)
 
 
 def _picture(found: Findings) -> str:
@@ -151,7 +154,7 @@ def _picture(found: Findings) -> str:
         for what, blind in others:
             gap = needs_picture(runs, blind)
             clear = "clearly needs" if gap.interval.low > CLEARLY else "needs" if gap.clear else "does not show to need"
-            lines.append(f"* `{name}` {clear} the picture: {_points(gap.interval)} points above {what}.")
+            lines.append(f"* `{name}` {clear} the picture: {points(gap.interval)} points above {what}.")
     return "\n".join(lines) + "\n\n(Clearly: the interval stays above 25 points.)"
 
 
@@ -172,7 +175,9 @@ def _action_section(found: Findings) -> str:
     rows.append(["mean action", *(f"{found.mean_action[key]:.3f}" for key in columns.values())])
     count = len(next(iter(found.judged.values()))[0].actions.errors)
     return (
-        "## Actions\n\n" + table(["objective", *columns], rows) + f"\n\nErrors on recorded actions, not success; "
+        "## Actions\n\n"
+        + markdown_table(["objective", *columns], rows)
+        + "\n\nErrors on recorded actions, not success; "
         f"intervals over {count} stretches of consecutive frames. A policy that is not below `mean action` has not "
         "learned from the pictures yet."
     )
@@ -186,7 +191,9 @@ def _closed_loop_section(found: Findings) -> str:
         rows.append([name, f"{interval(LENGTH, runs):.2f}", *(f"{100 * rate:.0f} %" for rate in rates)])
     head = ["objective", "tasks in a row [95 %]", *(f"{k + 1} of {CHAIN_LENGTH}" for k in range(CHAIN_LENGTH))]
     return (
-        "## Closed loop\n\n" + table(head, rows) + f"\n\n{len(next(iter(found.judged.values()))[0].chains)} chains of "
+        "## Closed loop\n\n"
+        + markdown_table(head, rows)
+        + f"\n\n{len(next(iter(found.judged.values()))[0].chains)} chains of "
         f"{CHAIN_LENGTH} doors and lights on the desk (scene {SCENE}, {PATIENCE} control steps for a task, a new look "
         f"every {REPLAN_EVERY}), the same ones for all."
     )
@@ -196,13 +203,13 @@ def _answers_section(found: Findings, answers: Sequence[Verdict]) -> str:
     rows = []
     for verdict in answers:
         apart = verdict.difference.interval
-        shown = f"{_points(apart)} points" if verdict.measure.unit == "share" else f"{apart:+.3f}"
+        shown = f"{points(apart)} points" if verdict.measure.unit == "share" else f"{apart:+.3f}"
         rows.append(
             [
                 f"{verdict.first} − {verdict.second}",
                 verdict.measure.name,
                 shown,
-                _probability(verdict.probability_better),
+                probability(verdict.probability_better),
                 verdict.words,
             ]
         )
@@ -216,7 +223,7 @@ def _answers_section(found: Findings, answers: Sequence[Verdict]) -> str:
         "## Is one better?\n\nThe same held-out items for both, difference by item, 10,000 bootstrap resamples. "
         f"{reach} {len(answers)} comparisons at 95 %: about one in twenty would look clear by chance. `ar` pays its "
         "exact likelihood and the others a bound of it, so nats can be unfair to `mdm` and `bd`, not to `ar`.\n\n"
-        + table(["", "in", "difference", "P(first is better)", "answer"], rows)
+        + markdown_table(["", "in", "difference", "P(first is better)", "answer"], rows)
     )
 
 
@@ -232,7 +239,7 @@ def _first_step_section(found: Findings) -> str:
         if all(first.identical for first in found.first)
         else "**Image or action losses of the first step differ: the switch touched more than the text loss.**"
     )
-    return f"## First step\n\n{verdict}\n\n" + table(["seed", "loss", "value", ""], rows)
+    return f"## First step\n\n{verdict}\n\n" + markdown_table(["seed", "loss", "value", ""], rows)
 
 
 def _caution(found: Findings) -> str:
@@ -345,24 +352,6 @@ def draw(found: Findings, path: Path) -> None:
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def _percent(value: Interval) -> str:
-    return f"{100 * value.point:.0f} % [{100 * value.low:.0f}, {100 * value.high:.0f}]"
-
-
-def _points(value: Interval) -> str:
-    return f"{100 * value.point:+.0f} [{100 * value.low:+.0f}, {100 * value.high:+.0f}]"
-
-
-def _probability(value: float) -> str:
-    """10,000 resamples prove no certainty."""
-    return "> 0.999" if value > 0.999 else "< 0.001" if value < 0.001 else f"{value:.2f}"
 
 
 def _floor_of(found: Findings, kind: str) -> float:

@@ -54,7 +54,7 @@ def test_the_report_puts_the_model_beside_the_others(tmp_path: Path) -> None:
         Outcome("trained, told another task", [False] * count, []),
         Outcome("scripted experts", [True] * count, [3, 3, 3, 3]),
     ]
-    text = judge_desk.summary(outcomes, tmp_path, "the command")
+    text = judge_desk.summary(outcomes, tmp_path, "a machine", "the command")
     assert "| trained | 16/32 | 50 % [34, 66] | 1.50 [" in text
     assert "| trained, told another task | 0/32 | 0 % [0, 11] | – | +50 [" in text
     assert "| scripted experts | 32/32 |" in text

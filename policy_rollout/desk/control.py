@@ -19,7 +19,6 @@ MAX_REL_POS = 0.02  # metres per unit of a relative action
 MAX_REL_ORN = 0.05  # rad per unit
 WINDUP_POS = 0.04  # the target may be this far from the tcp, metres per axis
 WINDUP_ORN = 0.30  # rad per axis
-_WORKSPACE = np.array(WORKSPACE)
 _LOW, _HIGH = np.array(WORKSPACE[0]), np.array(WORKSPACE[1])
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from models.json_file import read_object
+from models.json_file import read_json, read_object
 from models.prompting import ASSISTANT, HUMAN, IMAGE_MARK
 
 SHORT = "Answer the question using a single word or phrase."
@@ -168,12 +168,7 @@ def _llava(file: Path) -> Iterator[Question]:
 
 
 def _conversations(file: Path) -> Iterator[Question]:
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"--questions {file} does not exist") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"--questions {file} is not readable JSON ({error})") from None
+    rows = read_json(file, "--questions of conversations is a json, as training reads it")
     if not isinstance(rows, list):
         raise ValueError(f"--questions {file} must be a list of conversations")
     for number, row in enumerate(rows):

@@ -26,7 +26,16 @@ from tqdm import tqdm
 from config.load import load_job
 from models.images import clip_pixels
 from models.vision import ClipTower, load_clip
-from preprocess_data.shard_work import least, process_device, rank_options, ranks_of, read_ahead, write_all
+from preprocess_data.shard_work import (
+    Part,
+    least,
+    process_device,
+    rank_options,
+    ranks_of,
+    read_ahead,
+    unfinished,
+    write_all,
+)
 from training.data.features import FOLDER, about
 from training.data.files import LLAVA_NAME, iterate_json_list, read_image
 from training.data.shards import Plan, ShardWriter, begin, write_frames
@@ -65,13 +74,9 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one process does."""
+class Share(Part[Settings]):
+    """What one process does, and the pictures of all rows."""
 
-    settings: Settings
-    folder: Path
-    plan: Plan
-    shards: tuple[int, ...]
     names: tuple[str, ...]
 
 
@@ -148,7 +153,7 @@ def make(settings: Settings, output: Path, options: argparse.Namespace) -> str:
 
     missing = write_all(folder, plan, ranks_of(options), options.processes, str(settings.data), share, see_share)
     if missing:
-        return f"{folder}: this rank's part is done; {missing} of {plan.shards} shards (of other ranks) are missing"
+        return unfinished(folder, plan, missing)
     return f"patches of {settings.data}: {told}, in {folder}"
 
 

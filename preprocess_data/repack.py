@@ -27,7 +27,7 @@ from models.images import fit
 from preprocess_data.calvin_choice import source_splits
 from preprocess_data.frame_sources import frames_of
 from preprocess_data.parts import output_folder, replace
-from preprocess_data.shard_work import least, rank_options, ranks_of, read_ahead, write_all
+from preprocess_data.shard_work import Part, least, rank_options, ranks_of, read_ahead, unfinished, write_all
 from training.data import archive
 from training.data.calvin import CalvinSplit
 from training.data.files import npz_shapes
@@ -75,14 +75,10 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one process does."""
+class Share(Part[Settings]):
+    """What one process does, and the frames of all rows."""
 
-    settings: Settings
-    folder: Path
-    plan: Plan
-    shards: tuple[int, ...]
-    ids: tuple[int, ...]  # of all rows
+    ids: tuple[int, ...]
 
 
 def frame(split: CalvinSplit, number: int, plan: Plan) -> dict[str, npt.NDArray[Any]]:
@@ -168,7 +164,7 @@ def repack(settings: Settings, folder: Path, ranks: tuple[int, int], processes: 
 
     missing = write_all(folder, plan, ranks, processes, str(settings.source), share, pack_share, progress)
     if missing:
-        return f"{folder}: this rank's part is done; {missing} of {plan.shards} shards (of other ranks) are missing"
+        return unfinished(folder, plan, missing)
     return f"packed split: {folder} ({told})"
 
 

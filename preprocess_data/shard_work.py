@@ -7,9 +7,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -21,6 +22,17 @@ AHEAD = 2  # batches that are read while one is worked on
 Share = TypeVar("Share")
 Share_contra = TypeVar("Share_contra", contravariant=True)
 Row = TypeVar("Row")
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class Part(Generic[Settings]):
+    """What one process does: these shards of a plan, as the settings say."""
+
+    settings: Settings
+    folder: Path
+    plan: Plan
+    shards: tuple[int, ...]
 
 
 class Write(Protocol[Share_contra]):
@@ -55,6 +67,11 @@ def write_all(
                 for _ in in_processes(write, shares, count):
                     pass
     return finish(folder, plan)
+
+
+def unfinished(folder: Path, plan: Plan, missing: int) -> str:
+    """What a rank says that is done before others are."""
+    return f"{folder}: this rank's part is done; {missing} of {plan.shards} shards (of other ranks) are missing"
 
 
 class _Watching:

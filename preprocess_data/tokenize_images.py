@@ -26,7 +26,16 @@ from config.load import load_job
 from models.images import normalise
 from models.magvit import CODEBOOK_SIZE, MagVITv2, load_magvit
 from preprocess_data.frame_sources import Source, open_source
-from preprocess_data.shard_work import least, process_device, rank_options, ranks_of, read_ahead, write_all
+from preprocess_data.shard_work import (
+    Part,
+    least,
+    process_device,
+    rank_options,
+    ranks_of,
+    read_ahead,
+    unfinished,
+    write_all,
+)
 from training.data.shards import FRAMES, Plan, Rows, ShardWriter, begin, is_whole, write_frames
 from training.data.tokens import FIT, FOLDER
 
@@ -79,16 +88,6 @@ class Settings:
         return load_magvit(self.tokenizer, self.weights, key="--tokenizer").to(self.device)
 
 
-@dataclass(frozen=True)
-class Share:
-    """What one process does."""
-
-    settings: Settings
-    folder: Path
-    plan: Plan
-    shards: tuple[int, ...]
-
-
 def plan_of(settings: Settings, source: Source, model: MagVITv2) -> Plan:
     """What the cache of a data set holds."""
     if settings.resolution % model.stride:
@@ -108,7 +107,7 @@ def plan_of(settings: Settings, source: Source, model: MagVITv2) -> Plan:
     return Plan.of(len(source), columns, about)
 
 
-def encode_share(share: Share, tick: Callable[[int], object] = lambda done: None) -> None:
+def encode_share(share: Part[Settings], tick: Callable[[int], object] = lambda done: None) -> None:
     """Encode and write the shards of a share."""
     if not share.shards:
         return
@@ -153,12 +152,12 @@ def tokenize(settings: Settings, output: Path, ranks: tuple[int, int], processes
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error.strerror}); --output names another folder") from None
 
-    def share(shards: tuple[int, ...], number: int) -> Share:
-        return Share(replace(settings, device=process_device(settings.device, number, processes)), folder, plan, shards)
+    def share(shards: tuple[int, ...], number: int) -> Part[Settings]:
+        return Part(replace(settings, device=process_device(settings.device, number, processes)), folder, plan, shards)
 
     missing = write_all(folder, plan, ranks, processes, str(settings.data), share, encode_share, progress)
     if missing:
-        return f"{folder}: this rank's part is done; {missing} of {plan.shards} shards (of other ranks) are missing"
+        return unfinished(folder, plan, missing)
     size = f"{plan.rows} frames x {source.views} views, {plan.rows * plan.row_bytes / 1e6:.1f} MB"
     return f"codes of {settings.data}: {size}, in {folder}"
 

@@ -20,12 +20,11 @@ from tqdm import tqdm
 from benchmarks.floor import Product, rate, times_floor
 from benchmarks.memory import peak_of
 from benchmarks.original_passes import Original, differences
-from benchmarks.record import arguments, parser, write
+from benchmarks.record import arguments, chosen_objectives, parser, write
 from benchmarks.sizes import SIZES, Size, bearable
 from benchmarks.step import BACKWARD, FORWARD, FRAMES, PARTS, PICTURES, Stepper
 from benchmarks.step_problem import Problem, problem, shapes_only
 from benchmarks.timing import Clock, Lap, Spread, alternate, clock_of, ratio
-from models.objectives import OBJECTIVES
 from training.compiled import compile_backbone
 
 NAME = "original_step"
@@ -213,9 +212,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations, in the package")
     made.add_argument("--anyway", action="store_true", help="run a real size on a CPU")
     args = made.parse_args(argv)
-    names = args.objectives.split(",")
-    if unknown := [name for name in names if name not in OBJECTIVES]:
-        made.error(f"--objectives {args.objectives}: {unknown[0]!r} is none of {', '.join(OBJECTIVES)}")
+    names = chosen_objectives(made, args.objectives)
     torch.set_num_threads(args.threads)
     results: dict[str, Any]
     if args.count:
@@ -229,8 +226,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             results = {name: compare(name, args, bar) for name in names}
             for name in names:
                 results[name] |= memory(name, args, bar)
-        for name, found in results.items():
-            print(line(name, found))
+        for told, found in results.items():
+            print(line(told, found))
     settings = {key: value for key, value in vars(args).items() if key not in ("out", "device", "threads")}
     content = {"settings": settings, "results": results}
     write(args.out, NAME, arguments(argv), args.device, args.threads, content)

@@ -14,9 +14,11 @@ from dataclasses import asdict, is_dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
+
+from config.schema import Objective
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "numpy")
@@ -40,6 +42,15 @@ def parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
         help=f"where the figures go (default outputs/benchmarks/{name}.json)",
     )
     return made
+
+
+def chosen_objectives(made: argparse.ArgumentParser, given: str) -> list[Objective]:
+    """The text objectives that ``--objectives`` names by commas; ends the command where one is unknown."""
+    known: dict[str, Objective] = {name: name for name in get_args(Objective)}
+    names = given.split(",")
+    if unknown := [name for name in names if name not in known]:
+        made.error(f"--objectives {given}: {unknown[0]!r} is none of {', '.join(known)}")
+    return [known[name] for name in names]
 
 
 def hardware(device: torch.device, threads: int) -> dict[str, Any]:

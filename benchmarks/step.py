@@ -18,12 +18,11 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.memory import peak_of
-from benchmarks.record import arguments, parser, write
+from benchmarks.record import arguments, chosen_objectives, parser, write
 from benchmarks.timing import Lap, Spread, alternate, clock_of, lap, ratio
 from config.load import ConfigError, load_job
 from config.schema import Job
 from models.draws import Draws
-from models.objectives import OBJECTIVES
 from models.upvla import Losses
 from training.data.batch import CoBatch
 from training.run import open_run
@@ -189,12 +188,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made.add_argument("--configs", default="config/tiny_{}vla.yaml", help="run files (config/tiny_{}vla.yaml)")
     made.add_argument("--objectives", default="ar,mdm,bd", help="which, by commas (ar,mdm,bd); ratios are to the first")
     args = made.parse_args(argv)
-    objectives = args.objectives.split(",")
-    if unknown := [name for name in objectives if name not in OBJECTIVES]:
-        made.error(f"--objectives {args.objectives}: {unknown[0]!r} is none of {', '.join(OBJECTIVES)}")
+    wanted = chosen_objectives(made, args.objectives)
     torch.set_num_threads(args.threads)
     try:
-        found = measure(args, objectives)
+        found = measure(args, wanted)
     except ConfigError as error:
         made.error(str(error))
     print(table(found))

@@ -20,11 +20,11 @@ from tqdm import tqdm
 from transformers import PhiConfig
 
 from benchmarks.memory import Peak, peak_of
-from benchmarks.record import arguments, parser, write
+from benchmarks.record import arguments, chosen_objectives, parser, write
 from benchmarks.timing import Spread, alternate, clock_of, ratio
 from config.schema import Job, Objective
 from models.draws import Draws
-from models.objectives import OBJECTIVES, TextTask, text_objective
+from models.objectives import TextTask, text_objective
 from models.sequence import TextTurn
 from models.spec import ModelSpec
 from models.upvla import UPVLA
@@ -225,9 +225,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         default = getattr(Size, field)
         made.add_argument(f"--{field.replace('_', '-')}", type=int, default=default, help=f"{meaning} ({default})")
     args = made.parse_args(argv)
-    names = args.objectives.split(",")
-    if unknown := [name for name in names if name not in OBJECTIVES]:
-        made.error(f"--objectives {args.objectives}: {unknown[0]!r} is none of {', '.join(OBJECTIVES)}")
+    names = chosen_objectives(made, args.objectives)
     try:
         size = Size(**{field: getattr(args, field) for field in vars(Size()) if hasattr(args, field)})
     except ValueError as error:

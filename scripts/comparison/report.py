@@ -243,8 +243,11 @@ def _first_step_section(found: Findings) -> str:
 
 
 def _caution(found: Findings) -> str:
+    start = "model.showo.pretrained_model_path="
+    earlier = [word.removeprefix(start) for word in found.plan.budget.overrides if word.startswith(start)]
+    begun = f"that go on from `{earlier[-1]}`" if earlier else "from random weights"
     return (
-        "## How far this carries\n\nEmbedded models of a few million parameters from random weights, generated "
+        f"## How far this carries\n\nEmbedded models of a few million parameters {begun}, generated "
         f"pictures and {found.plan.budget.steps} steps: the figures compare the objectives in this setting and rank "
         "nobody elsewhere. `--steps` trains longer and `--seeds 0,1,2` says how much a run depends on its seed."
     )

@@ -54,10 +54,14 @@ def pairs_of(values: Mapping[str, np.ndarray], weights: np.ndarray | None = None
     [items]: how much each counts."""
     found = []
     for first, second in combinations(values, 2):
-        one, other = np.atleast_2d(values[first]), np.atleast_2d(values[second])
-        apart = int((one.mean(axis=0) != other.mean(axis=0)).sum())
-        found.append(Pair(first, second, paired_difference(one, other, weights), one.shape[1], apart))
+        found.append(pair_of(first, second, np.atleast_2d(values[first]), np.atleast_2d(values[second]), weights))
     return found
+
+
+def pair_of(first: str, second: str, one: np.ndarray, other: np.ndarray, weights: np.ndarray | None = None) -> Pair:
+    """``one`` and ``other`` [runs, items]: what the two got at the same items."""
+    apart = int((one.mean(axis=0) != other.mean(axis=0)).sum())
+    return Pair(first, second, paired_difference(one, other, weights), one.shape[1], apart)
 
 
 def interval_json(interval: Interval) -> dict[str, float]:

@@ -276,7 +276,7 @@ def as_json(found: Findings, answers: Sequence[Verdict]) -> dict[str, Any]:
                 "measure": v.measure.name,
                 "difference": _interval_json(v.difference.interval),
                 "probability_first_better": v.probability_better,
-                "clear": v.difference.clear,
+                "clear": v.pair.clear,
                 "answer": v.words,
             }
             for v in answers

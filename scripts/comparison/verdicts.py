@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from policy_rollout.paired import Pair, pair_of
 from policy_rollout.statistics import Difference, Interval, bootstrap_runs, paired_difference, wilson
 from scripts.comparison.judge import HeldOut, Judged
 from scripts.comparison.plan import Planned, pairs_of, read_curve
@@ -60,9 +61,19 @@ class Verdict:
     """``first`` minus ``second`` in one measure."""
 
     measure: Measure
-    first: str
-    second: str
-    difference: Difference
+    pair: Pair
+
+    @property
+    def first(self) -> str:
+        return self.pair.first
+
+    @property
+    def second(self) -> str:
+        return self.pair.second
+
+    @property
+    def difference(self) -> Difference:
+        return self.pair.difference
 
     @property
     def probability_better(self) -> float:
@@ -72,7 +83,7 @@ class Verdict:
 
     @property
     def words(self) -> str:
-        if not self.difference.clear:
+        if not self.pair.clear:
             return "these data cannot tell"
         better = self.first if (self.difference.interval.low > 0) == self.measure.higher else self.second
         return f"{better} is better"
@@ -93,7 +104,7 @@ def verdicts(judged: Mapping[str, Sequence[Judged]]) -> list[Verdict]:
         for first, second in pairs_of(list(judged)):
             one, other = (np.stack([measure.values(j) for j in judged[name]]) for name in (first, second))
             weights = measure.weights(judged[first][0])
-            found.append(Verdict(measure, first, second, paired_difference(one, other, weights)))
+            found.append(Verdict(measure, pair_of(first, second, one, other, weights)))
     return found
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from policy_rollout.paired import pair_of
 from scripts.comparison.figure import smooth
 from scripts.comparison.report import write_report
-from scripts.comparison.verdicts import ACTION, EXACT, NATS, drawing_error, interval, needs_picture, verdicts
+from scripts.comparison.verdicts import ACTION, EXACT, NATS, Verdict, drawing_error, interval, needs_picture, verdicts
 from tests.comparison.invented import findings, judged
 
 
@@ -110,3 +111,12 @@ def test_a_model_that_is_right_with_any_picture_does_not_show_to_need_one() -> N
 
 def test_smoothing_is_the_mean_of_the_last_values() -> None:
     assert smooth([1.0, 2.0, 3.0, 4.0], 2).tolist() == [1.0, 1.5, 2.5, 3.5]
+
+
+def test_a_handful_of_items_answers_nothing_however_sure_the_bootstrap_is() -> None:
+    def verdict(items: int) -> Verdict:
+        return Verdict(EXACT, pair_of("bd", "ar", np.ones((1, items)), np.zeros((1, items))))
+
+    assert verdict(5).difference.clear
+    assert verdict(5).words == "these data cannot tell"
+    assert verdict(6).words == "bd is better"

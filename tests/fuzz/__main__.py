@@ -18,7 +18,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--seed", type=int, default=0, help="other damage for another seed (default 0)")
     made.add_argument("--only", default="", metavar="TEXT", help="only kinds whose name holds this")
     options = made.parse_args(argv)
-    logging.disable(logging.WARNING)  # some readers say that they leave something out
     everything = kinds()
     others = {kind.name: kind.good for kind in everything}
     outcomes: list[tuple[str, Outcome]] = []
@@ -37,4 +36,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # some readers say that they leave something out
     sys.exit(main())

@@ -79,7 +79,7 @@ def make_split(folder: Path, frames: int, from_json: bool, progress: bool) -> fl
 
 def private_kb() -> int:
     """Memory that this process alone has written. (Pages of the mapped index are the page cache's, and clean.)"""
-    with open("/proc/self/smaps_rollup") as file:
+    with open("/proc/self/smaps_rollup", encoding="utf-8") as file:
         return sum(int(line.split()[1]) for line in file if line.startswith("Private_Dirty"))
 
 

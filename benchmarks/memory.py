@@ -57,7 +57,7 @@ def _measure(run: Callable[[], object], device: torch.device) -> Peak:
         run()
         torch.cuda.synchronize(device)
         return Peak(before, torch.cuda.max_memory_allocated(device) / MB)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the high-water mark starts again from here
     before = _status("VmRSS")
     run()
     return Peak(before, _status("VmHWM"))
@@ -65,7 +65,7 @@ def _measure(run: Callable[[], object], device: torch.device) -> Peak:
 
 def _status(field: str) -> float:
     """A line of /proc/self/status, in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
     raise ValueError(f"/proc/self/status has no {field}; memory on a CPU is measured on Linux")

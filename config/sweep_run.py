@@ -133,5 +133,5 @@ class _Handing:
 
 
 def _last_line(log: Path) -> str:
-    lines = [part for part in re.split(r"[\r\n]+", log.read_text(errors="replace")) if part.strip()]
+    lines = [part for part in re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace")) if part.strip()]
     return lines[-1][:300] if lines else ""

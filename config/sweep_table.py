@@ -50,7 +50,7 @@ def last_metrics(file: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     if not file.is_file():
         return found
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:  # the half line of a killed run

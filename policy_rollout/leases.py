@@ -99,14 +99,14 @@ def _machine() -> str:
     for name in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         path = Path(name)
         if path.exists():
-            facts.append(os.readlink(path) if path.is_symlink() else path.read_text().strip())
+            facts.append(os.readlink(path) if path.is_symlink() else path.read_text(encoding="utf-8").strip())
     return " ".join(facts)
 
 
 def _process(pid: int) -> str:
     """Number and time of birth of a process, as numbers are given out again; the number and "gone" without one."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         state, born = fields[0], fields[19]
     except (FileNotFoundError, ProcessLookupError):
         return f"{pid} {_without_proc(pid)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,12 @@ FIRST_SEED = 1000
 """Of the resets that episodes start from; recordings draw theirs from 2^31 others."""
 
 DESK = DeskBenchmark(scene=SCENE, static_size=STATIC_SIZE)
+
+
+def rules() -> dict[str, Any]:
+    """What outcomes depend on besides who plays and how often."""
+    played = {"tasks": list(TASKS), "chain_length": CHAIN_LENGTH, "patience": PATIENCE, "replan_every": REPLAN_EVERY}
+    return {**played, "first_seed": FIRST_SEED, "desk": DESK.stamp()}
 
 
 def episodes(count: int, told_another: bool = False) -> list[Episode]:

@@ -108,10 +108,11 @@ class Trial:
 
     def outcome(self, name: str) -> Outcome:
         """Of somebody of ``EVERYBODY``; played, or read if it was played before."""
-        asked = {"episodes": self.episodes, "chains": self.chains}
+        asked = {"episodes": self.episodes, "chains": self.chains, "rules": trial.rules()}
         if name in (MODEL, ANOTHER):
             assert self.trained.source is not None
             asked["weights"] = self.trained.source.weights_sha256
+            asked["image_tokenizer"] = self.trained.vq.weights_hash
         file = self.kept / f"{name.replace(',', '').replace(' ', '_')}.json"
         if file.is_file():
             found = json.loads(file.read_text(encoding="utf-8"))

@@ -124,6 +124,7 @@ def record(options: argparse.Namespace, job: Job, report: Report, seconds: float
             "weights_sha256": source.weights_sha256,
             "image_tokenizer_sha256": job.policy.vq.weights_hash,
             "device": str(job.policy.device),
+            "precision": job.policy.precision,
             "action_decoder": job.policy.action_decoder,
             "forwards_per_chunk": round(job.policy.forwards_per_chunk, 4),
         }

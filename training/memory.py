@@ -146,7 +146,7 @@ def room_on(device: torch.device) -> int | None:
     meminfo = Path("/proc/meminfo")
     if device.type != "cpu" or not meminfo.is_file():
         return None
-    free = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
+    free = next(line for line in meminfo.read_text(encoding="utf-8").splitlines() if line.startswith("MemAvailable:"))
     return int(free.split()[1]) * 1024
 
 

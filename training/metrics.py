@@ -147,7 +147,11 @@ class JsonLinesWriter:
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         if path.exists():
-            kept = [line for line in path.read_text(errors="replace").splitlines() if _step_of(line) <= step]
+            kept = [
+                line
+                for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+                if _step_of(line) <= step
+            ]
             beside = path.with_suffix(".tmp")
             beside.write_text("".join(line + "\n" for line in kept))
             flush(beside)

@@ -47,7 +47,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(name: str, out: Path) -> dict:
     module, options = BENCHMARKS[name]
     module.main([*options, "--out", str(out)])
-    return json.loads(out.read_text())
+    return json.loads(out.read_text(encoding="utf-8"))
 
 
 def test_a_policy_call_is_compared_counted_and_written_down(small, tmp_path):

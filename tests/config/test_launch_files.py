@@ -33,8 +33,8 @@ def test_accelerate_reads_the_file_and_starts_the_processes_its_name_says(path: 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_no_launch_file_overrides_accumulation_or_clipping(path: Path) -> None:
-    config = yaml.safe_load(path.read_text())
-    assert "gradient_accumulation_steps" not in path.read_text().split("compute_environment", 1)[1]
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert "gradient_accumulation_steps" not in path.read_text(encoding="utf-8").split("compute_environment", 1)[1]
     assert config.get("deepspeed_config", {}).get("gradient_clipping", 0.0) == 0.0
 
 

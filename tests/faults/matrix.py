@@ -92,7 +92,7 @@ def _write_down_what_is_taken(folder: Path) -> None:
 
 
 def _taken(file: Path) -> dict[int, list[dict[str, list[int]]]]:
-    return dict(map(json.loads, file.read_text().splitlines()))
+    return dict(map(json.loads, file.read_text(encoding="utf-8").splitlines()))
 
 
 ORDERS = ((DDP, 2), (ALONE, 5), (DDP, STEPS))

@@ -49,7 +49,7 @@ def exact(name: str, ours: Tensor, theirs: np.ndarray) -> None:
 
 def listed(file: Path) -> dict[str, list[int]]:
     """Name -> shape of a `keys/*.tsv`."""
-    rows = (line.split("\t") for line in file.read_text().splitlines())
+    rows = (line.split("\t") for line in file.read_text(encoding="utf-8").splitlines())
     return {name: [int(x) for x in shape.strip("[]").split(",") if x.strip()] for name, shape, *_ in rows}
 
 

@@ -15,6 +15,7 @@ from torch.distributed import TCPStore
 
 from policy_rollout import calvin_evaluate_upvla as app
 from policy_rollout import records
+from policy_rollout.benchmarks import desk
 from policy_rollout.benchmarks.desk import DeskBenchmark
 from policy_rollout.evaluation import Manner, play_together
 from policy_rollout.leases import LEASE, Owner
@@ -162,6 +163,23 @@ def test_an_evaluation_leaves_results_that_say_what_they_depend_on(model: Path, 
     assert mean.startswith("average length 0.000 [0.000, 3.288] over 2 chains")
     assert mean.endswith(str(tmp_path / "results.json"))
     assert report == f"report in {tmp_path / 'report.html'}"
+
+
+def test_whoever_is_left_writes_the_report_where_process_0_died(model: Path, tmp_path: Path) -> None:
+    second = app.Place(rank=1, world=2)
+    app.evaluate(short(model, tmp_path), second)
+    report = tmp_path / "report.html"
+    assert report.read_text(encoding="utf-8").startswith("<!doctype html>")
+    report.write_text("there is one")
+    app.evaluate(short(model, tmp_path), second)
+    assert report.read_text() == "there is one", "it is newer than every record"
+
+
+def test_records_of_another_desk_are_refused(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    app.evaluate(short(model, tmp_path), app.Place())
+    monkeypatch.setattr(desk, "source_digest", lambda: "another")
+    with pytest.raises(ValueError, match=r"benchmark\.versions\.desk="):
+        app.evaluate(short(model, tmp_path), app.Place())
 
 
 def test_more_chains_are_added_to_an_evaluation_and_other_settings_are_refused(model: Path, tmp_path: Path) -> None:

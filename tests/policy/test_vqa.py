@@ -360,3 +360,10 @@ def test_records_stand_in_the_order_of_the_files_whatever_the_order_of_asking() 
     assert [record["answer"] for record in content["records"]] == [f"answer {i}" for i in range(23)]
     assert content["pictures"] == 5
     assert content["cost"]["tokens_per_forward"] == 2.0
+
+
+def test_a_file_of_questions_counts_once(tmp_path: Path) -> None:
+    file = tmp_path / "pope.jsonl"
+    file.write_text(json.dumps({"question_id": 1, "image": "a.jpg", "text": "a dog?", "label": "no"}) + "\n")
+    with pytest.raises(ValueError, match="given twice"):
+        read_questions("pope", [file, tmp_path / "." / "pope.jsonl"])

@@ -74,7 +74,9 @@ def test_no_worker_outlives_its_parent(how: signal.Signals) -> None:
     )
     assert parent.stdout is not None
     assert parent.stdout.readline() == "asked\n"
-    children = [int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
+    children = [
+        int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text(encoding="utf-8").split()
+    ]
     assert len(children) == 2
     parent.send_signal(how)
     parent.communicate()
@@ -87,7 +89,7 @@ def test_no_worker_outlives_its_parent(how: signal.Signals) -> None:
 def _runs(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except (ProcessLookupError, FileNotFoundError):
         return False
 

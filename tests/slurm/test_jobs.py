@@ -26,7 +26,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(summary: Path) -> list[str]:
-    lines = summary.read_text().splitlines()
+    lines = summary.read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith(COLUMNS)
     return [line.split("|")[1].strip() for line in lines[2:]]
 

@@ -111,7 +111,7 @@ def test_an_exploding_run_names_the_last_good_checkpoint_and_its_samples(
     assert "/run/checkpoint-3;" in message
     assert "experiment.resume_from_checkpoint=3" in message
     file = Path(message.split("its samples are named in ")[1].split(". A lower")[0])
-    record = json.loads(file.read_text())
+    record = json.loads(file.read_text(encoding="utf-8"))
     assert record["step"] == 4
     assert list(record["samples"][0]["steps"]) == ["4", "5", "6"]
     assert len(record["samples"][0]["steps"]["4"][0]["robot"]) == 2
@@ -244,7 +244,9 @@ def test_a_bad_file_stops_the_run_with_its_name(run: Start, world: Path, tmp_pat
 
 def children() -> set[int]:
     """Processes that this one has started, the tests' own helpers among them."""
-    return {int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()}
+    return {
+        int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text(encoding="utf-8").split()
+    }
 
 
 def test_a_killed_data_worker_is_said_with_its_likely_cause(run: Start, monkeypatch: pytest.MonkeyPatch) -> None:

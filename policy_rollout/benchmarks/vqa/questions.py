@@ -47,6 +47,9 @@ class Format:
 def read_questions(benchmark: str, files: Sequence[Path], most: int = 0) -> list[Question]:
     """Of all files in their order, the first ``most`` (0: all). Raises ``ValueError`` or ``FileNotFoundError`` naming
     the file and where in it."""
+    twice = [file for i, file in enumerate(files) if file.resolve() in [other.resolve() for other in files[:i]]]
+    if twice:
+        raise ValueError(f"--questions {twice[0]} is given twice: its questions would count double")
     found = [question for file in files for question in FORMATS[benchmark].read(file)]
     if not found:
         raise ValueError(f"--questions {', '.join(map(str, files))}: there is no question in it")

@@ -61,7 +61,6 @@ def load_everything(launches: Sequence[Launch]) -> None:
     from transformers import CLIPVisionModel, PhiForCausalLM  # noqa: F401
 
     import train_upvla  # noqa: F401
-    import training.setup
     import training.trainer  # noqa: F401
     from training import memory
 

@@ -1,1 +1,1 @@
-"""What every package may use: files, locks, process ranks, constants. Imports neither torch nor any other package here."""
+"""What every package may use: files, locks, process ranks, constants. Imports no torch and no other package here."""

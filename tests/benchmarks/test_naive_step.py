@@ -64,7 +64,8 @@ def test_its_losses_and_gradients_are_those_that_the_original_recorded(parity: P
     found = naive_step.losses(model, rows, passes)
     for name, theirs in (("image", "loss_pre"), ("action", "loss_act"), ("text", "loss_mmu"), ("learned", "loss_text")):
         assert_allclose(found[name].item(), arrays[theirs], rtol=1e-5, err_msg=name)
-    total = found["image"] + found["action"] + found["learned"]
+    losses = {"pre": found["image"], "act": found["action"], "text": found["learned"]}
+    total = torch.stack([weight * losses[name] for name, weight in expected["coefficients"].items()]).sum()
     assert_allclose(total.item(), expected["total"], rtol=1e-5)
     torch.autograd.backward(total)
     parameters = to_disk_names(dict(model.named_parameters()))

@@ -33,9 +33,10 @@ def check_quantisation(parity: Path) -> None:
     """Clipped to [-1, 1], rounded half to even, under the ids of the first image codes; and back."""
     arrays, vocab = np.load(parity / "action_quant.npz"), upstream(parity).model.vocab
     actions = torch.tensor(arrays["actions"])
-    assert float(actions.abs().max()) > 1
     assert vocab.first_code == int(arrays["token_offset"])
-    for count in (256, 11):
+    counts = [int(name.removeprefix("tokens_")) for name in arrays.files if name.startswith("tokens_")]
+    assert counts
+    for count in counts:
         bins = ActionBins(vocab, count)
         ids = bins.ids(actions)
         assert_array_equal(ids.numpy(), arrays[f"tokens_{count}"])
@@ -151,7 +152,7 @@ def check_positions(parity: Path) -> None:
         pos = found.task.sequence.slots.pos[:, columns]
         assert torch.equal(pos[:, noisy], pos[:, clean])
         assert torch.equal(
-            pos[:, noisy] - pos[:, [flow.stop - 1]], 1 + torch.arange(noisy.stop - noisy.start).expand(2, -1)
+            pos[:, noisy] - pos[:, [flow.stop - 1]], 1 + torch.arange(noisy.stop - noisy.start).expand(len(pos), -1)
         )
 
 
@@ -166,6 +167,7 @@ def check_reading(parity: Path) -> None:
     own = ~task.clean_only
     learned = set(zip(*(part[own].tolist() for part in (task.rows, task.slots, task.targets)), strict=True))
     agreed = moved = 0
+    recorded = int((found.arrays["labels_half"] != -100).sum())
     for copy, columns in enumerate(found.columns):
         labels = found.arrays["labels_half"][copy * rows : (copy + 1) * rows]
         for row, at in zip(*np.nonzero(labels != -100), strict=True):
@@ -179,8 +181,8 @@ def check_reading(parity: Path) -> None:
             else:
                 assert theirs in learned
                 agreed += 1
-    assert agreed > 100
-    assert moved
+    assert agreed
+    assert agreed + moved == recorded
     assert (found.flow.slots.kind[:, flow.stop - 1] == Kind.ACTION).all()
 
 
@@ -206,4 +208,5 @@ def check_loss(parity: Path) -> None:
     assert abs(losses.action_bd.mean.item() / float(arrays["loss_action_bd"]) - 1) < 0.2
     replaced = replace(found.task, weights=(~found.task.clean_only).float())
     ours, _ = model.action_token_losses(replaced, model.hidden(found.task.sequence))
-    assert abs(ours.mean.item() - float(arrays["loss_action_bd"])) > 1e-3
+    theirs = float(arrays["loss_action_bd"])
+    assert abs(ours.mean.item() - theirs) > LOSS * theirs

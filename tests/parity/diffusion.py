@@ -108,9 +108,11 @@ def check_corruption(parity: Path) -> None:
 
 def check_elastic_batch(parity: Path) -> None:
     """Rows of a batch with blocks of their own: what is shown and what is to be predicted, in both copies."""
-    arrays, mask = np.load(parity / "block_diffusion.npz"), 9999
+    arrays = np.load(parity / "block_diffusion.npz")
     ids, length = arrays["elastic_clean_ids"], int(arrays["elastic_L"])
     hidden = np.concatenate([arrays["elastic_primary_mask"], arrays["elastic_complementary_mask"]])
+    (mask,) = np.unique(arrays["elastic_input_ids"][:, :length][hidden]).tolist()
+    assert mask not in ids
     twice = np.concatenate([ids, ids])
     assert_array_equal(arrays["elastic_input_ids"][:, :length], np.where(hidden, mask, twice))
     assert_array_equal(arrays["elastic_input_ids"][:, length:], twice)
@@ -155,12 +157,12 @@ def check_reading(parity: Path) -> None:
     costs, length = [], labels.shape[1]
     for row in range(len(labels)):
         covered = labels[row] != -100
+        covered[0] = False  # the original never learns it; ours would read it from the clean slot 0
         words = torch.where(covered, labels[row], 1).numpy()
         objective = Recorded(
             "bd", Fixed(length), complementary=False, weighting="uniform", covered=covered[None], whole=True
         )
         task = objective.task(VOCAB, answer(words), [0])
-        assert not covered[0]  # no first tokens here; ours would read it from the clean slot 0
         inside = task.weights > 0
         columns = task.slots[inside] - 1  # the clean stream in front is the one word before the answer
         costs.append(F.cross_entropy(logits[row, columns], task.targets[inside], reduction="none"))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.environment import environment
 from config.build import plain
 from config.files import PROJECT_DIR
 from config.help import SCRIPTS
@@ -192,15 +193,18 @@ def _hand_to_hydra(request: Request, plan: Plan) -> None:
         return run_one(plan, [plain_text(value) for value in HydraConfig.get().overrides.task])
 
     ConfigStore.instance().store(name=APP, node={**dict.fromkeys(NOT_KEYS), **plain(Job())})
-    # A launcher that starts Python anew has to find this package.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT_DIR), os.environ.get("PYTHONPATH")]))
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null"]
     where = [f"hydra.sweep.dir='{plan.folder}'", "hydra.sweep.subdir=."]
     own = [argument for argument in request.hydra if not argument.startswith("hydra.sweep.")]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here, and not as a page from Hydra
+    variables = {
+        # A launcher that starts Python anew has to find this package.
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT_DIR), os.environ.get("PYTHONPATH")])),
+        "HYDRA_FULL_ERROR": "1",  # so that errors come here, and not as a page from Hydra
+    }
     kept, sys.argv = sys.argv, [sys.argv[0], "--multirun", *quiet, *where, *own, *request.swept]
     try:
-        hydra.main(version_base="1.3", config_path=None, config_name=APP)(task)()
+        with environment(variables):
+            hydra.main(version_base="1.3", config_path=None, config_name=APP)(task)()
     except _launcher_errors() as error:
         raise ConfigError(f"--multirun: {' '.join(str(error).split())[:400]}") from error
     finally:

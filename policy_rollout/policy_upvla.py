@@ -264,12 +264,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"policy_upvla: {error}", file=sys.stderr)
         return 2
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a robot is stopped also where its terminal is closed
-        signal.signal(number, signal.default_int_handler)
+    stops = (signal.SIGTERM, signal.SIGHUP)  # a robot is stopped also where its terminal is closed
+    before = {number: signal.signal(number, signal.default_int_handler) for number in stops}
     try:
         report = control(policy, robot, driving, listen=diary)
     finally:
         diary.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
     print(report.line() + (f"; every step is in {options.output}" if options.output else ""))
     return 0 if report.safe else 1
 

@@ -79,7 +79,7 @@ class TensorBoardWriter:
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        _leave_disk_errors_to_the_caller()
+        self._restore_hook = _leave_disk_errors_to_the_caller()
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -94,19 +94,27 @@ class TensorBoardWriter:
         self._writer.add_image(tag, picture, step)
 
     def close(self) -> None:
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            self._restore_hook()
 
 
-def _leave_disk_errors_to_the_caller() -> None:
+def _leave_disk_errors_to_the_caller() -> Callable[[], None]:
     """TensorBoard writes in a thread of its own, which prints a traceback and then raises the same error at the next
-    call: one of the two is enough."""
+    call: one of the two is enough. Return a function that restores the hook of before."""
     told = threading.excepthook
 
     def tell(args: threading.ExceptHookArgs) -> None:
         if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
             told(args)
 
+    def restore() -> None:
+        if threading.excepthook is tell:
+            threading.excepthook = told
+
     threading.excepthook = tell
+    return restore
 
 
 class WandbWriter:

@@ -19,6 +19,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm import tqdm
 
+from common.environment import environment
 from config.load import ConfigError, to_yaml
 from config.schema import Job
 from models.objectives import text_objective
@@ -110,12 +111,28 @@ def open_run(job: Job) -> Iterator[Run]:
         raise ConfigError(
             "experiment.tracker=wandb needs the package wandb (pip install wandb); allowed: tensorboard, wandb, none"
         )
+    with _process_settings(job):
+        yield from _open(job)
+
+
+@contextmanager
+def _process_settings(job: Job) -> Iterator[None]:
+    """Set what a run changes for its whole process, and restore it at the end."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = (matmul.allow_tf32, cudnn.allow_tf32)
     # Data workers are forked after the tokenizer was used, which it would otherwise complain of in each of them.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet = {"TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false")}
+    matmul.allow_tf32 = cudnn.allow_tf32 = job.training.enable_tf32
+    try:
+        with environment(quiet):
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def _open(job: Job) -> Iterator[Run]:
     accelerator = start_processes(job)
     set_seed(job.training.seed)
-    torch.backends.cuda.matmul.allow_tf32 = job.training.enable_tf32
-    torch.backends.cudnn.allow_tf32 = job.training.enable_tf32
     output_dir = Path(job.experiment.output_dir)
     ranks = Ranks(accelerator)
     try:

@@ -20,18 +20,28 @@ class LatestPicture:
         """`read() -> uint8 [H, W, 3]`, red first. Raises `TimeoutError` where no first picture comes."""
         self._read = read
         self._newest: tuple[Pixels, float] | None = None
+        self._error: BaseException | None = None
         self._first = threading.Event()
         threading.Thread(target=self._keep_reading, name="camera", daemon=True).start()
         if not self._first.wait(first_within):
             raise TimeoutError(f"the camera gave no picture within {first_within:g} s")
+        if self._newest is None:
+            self.get()
 
     def get(self) -> tuple[Pixels, float]:
-        """The picture and its time, for `Sight`."""
+        """Return the newest image and its time, for `Sight`. Raise ``OSError`` if reading has failed since."""
+        if self._error is not None:
+            raise OSError(f"the camera failed: {self._error!r}") from self._error
         assert self._newest is not None
         return self._newest
 
     def _keep_reading(self) -> None:
         while True:
-            picture = self._read()
+            try:
+                picture = self._read()
+            except BaseException as error:  # a camera driver may raise anything; `get` raises it in the caller's thread
+                self._error = error
+                self._first.set()
+                return
             self._newest = (picture, time.monotonic())
             self._first.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -295,20 +296,33 @@ def test_three_functions_are_a_robot(clock):
 
 
 def test_a_camera_is_read_aside_and_its_picture_grows_old_when_it_hangs():
-    shots = iter([picture(1), picture(2)])
+    shots, hang = [picture(2), picture(1)], threading.Event()
 
     def read():
-        try:
-            return next(shots)
-        except StopIteration:
-            time.sleep(60)
-            raise
+        if not shots:
+            hang.wait()
+        return shots.pop() if shots else picture(2)
 
     camera = LatestPicture(read)
     time.sleep(0.1)
     shown, taken = camera.get()
     assert shown[0, 0, 0] == 2
     assert time.monotonic() - taken >= 0.05
+
+
+def test_what_a_camera_raises_is_raised_where_its_image_is_used():
+    shots = [picture(1)]
+
+    def read():
+        return shots.pop()
+
+    camera = LatestPicture(read)
+    deadline = time.monotonic() + 5
+    with pytest.raises(OSError, match=r"the camera failed: IndexError\("):
+        while time.monotonic() < deadline:
+            camera.get()
+    with pytest.raises(OSError, match="the camera failed"):
+        LatestPicture(read)
 
 
 def test_a_recording_is_shown_in_real_time(clock, tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from common.command import run_command
 from config.load import load_job, main_or_exit
 from config.schema import Job, Objective
 from config.sweep import sweep, wants_sweep
@@ -47,4 +48,4 @@ def train(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    main_or_exit(main)
+    run_command(lambda: main_or_exit(main))

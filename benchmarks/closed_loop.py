@@ -26,6 +26,7 @@ from tqdm import tqdm
 from benchmarks.record import ROOT, arguments, parser, write
 from benchmarks.timed_desk import ORACLE, PHYSICS, PICTURES, Clock, TimedDesk
 from benchmarks.timing import Spread
+from common.command import run_command
 from config.load import load_job
 from models.checkpoint import build
 from models.magvit import load_magvit
@@ -291,4 +292,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from benchmarks.record import arguments, parser, write
 from benchmarks.timing import Spread, alternate, ratio
+from common.command import run_command
 from models.images import normalise
 from preprocess_data import repack
 from preprocess_data.frame_sources import ProcessedFrames
@@ -240,4 +241,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

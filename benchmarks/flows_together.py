@@ -17,6 +17,7 @@ from benchmarks.record import arguments, parser, write
 from benchmarks.sizes import SIZES, bearable
 from benchmarks.step_problem import Problem, problem
 from benchmarks.timing import Spread, alternate, clock_of, ratio
+from common.command import run_command
 from models.draws import Draws
 from models.sequence import TokenSequence
 from training.step import bundle, encode_picture, encode_views, future_task, text_task
@@ -92,4 +93,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from benchmarks.record import arguments, parser, write
 from benchmarks.timing import Spread
+from common.command import run_command
 from training.data.processed import BINARY_NAME, INDEX_NAME, NUMBERS, TEXTS, build_index, gather
 from training.future_view_prediction_w_action_dataset import DataProvider
 
@@ -191,4 +192,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

@@ -24,6 +24,7 @@ from benchmarks.policy import PIXELS, SENTENCES
 from benchmarks.record import arguments, parser, write
 from benchmarks.sizes import SIZES, bearable, image_tokenizer, language_model
 from benchmarks.timing import Lap, Spread, alternate, clock_of
+from common.command import run_command
 from models.magvit import MagVITv2
 from models.weights import write_safetensors
 from policy_rollout.benchmarks.coded import CodedFrames
@@ -255,4 +256,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -25,6 +25,7 @@ from benchmarks.sizes import SIZES, Size, bearable
 from benchmarks.step import BACKWARD, FORWARD, FRAMES, PARTS, PICTURES, Stepper
 from benchmarks.step_problem import Problem, problem, shapes_only
 from benchmarks.timing import Clock, Lap, Spread, alternate, clock_of, ratio
+from common.command import run_command
 from training.compiled import compile_backbone
 
 NAME = "original_step"
@@ -235,4 +236,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

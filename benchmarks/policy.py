@@ -21,6 +21,7 @@ from benchmarks.floor import Product, counted, rate, times_floor
 from benchmarks.record import arguments, parser, write
 from benchmarks.sizes import SIZES, Size, bearable, image_tokenizer, language_model
 from benchmarks.timing import Lap, Spread, alternate, clock_of, ratio
+from common.command import run_command
 from models.images import fit, normalise
 from models.robot_reader import RobotReader
 from policy_rollout.policy import Observation, UPVLAPolicy
@@ -217,4 +218,4 @@ def report(content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -26,6 +26,7 @@ from benchmarks.record import ROOT, arguments, parser, write
 from benchmarks.serving_clients import SENTENCES, picture
 from benchmarks.sizes import SIZES, bearable, image_tokenizer, language_model
 from benchmarks.timing import Spread, lap
+from common.command import run_command
 from config.load import load_job
 from models.checkpoint import build
 from models.magvit import load_magvit
@@ -205,4 +206,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from benchmarks.desk_reports import Recipe, Sample, Trained, sample, trained
 from benchmarks.record import arguments, parser, write
 from benchmarks.timing import Lap, Spread, alternate, clock_of, ratio
+from common.command import run_command
 from models.checkpoint import Built
 from models.decoding import Decoding, Generation, Threshold, generate
 
@@ -272,4 +273,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

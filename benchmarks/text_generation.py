@@ -23,6 +23,7 @@ from benchmarks.floor import STREAM_BYTES, Product, Reading, counted
 from benchmarks.record import arguments, chosen_objectives, parser, write
 from benchmarks.sizes import PATCHES, SIZES, Size, bearable, image_tokenizer, language_model
 from benchmarks.timing import Lap, Spread, alternate, clock_of, ratio
+from common.command import run_command
 from models.checkpoint import Built
 from models.decoding import Decoding, Generation, Static, generate
 from models.host_memory import keep_freed_memory
@@ -202,4 +203,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from common.paths import expand_home
 from config.build import Key, get, keys, put
 from config.files import PROJECT_DIR, Tree
 from config.knob import MISSING
+from config.model_folders import looks_like_hub_id, require_model
 from config.schema import VQ_STRIDE, DataParams, Job
 from config.values import ConfigError, shown
-
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
 
 
 def check_across(job: Job, tree: Tree) -> None:
@@ -134,11 +134,15 @@ def _check_text(job: Job) -> None:
 
 
 def check_paths(job: Job, tree: Tree) -> None:
-    """Every path that will be read exists and becomes absolute, hub ids stay as they are; ConfigError otherwise."""
+    """Every path that will be read exists and becomes absolute, hub ids stay as they are, `~` is expanded; ConfigError
+    otherwise."""
     unused = _unused(job)
     for key in keys().values():
         value = get(job, key.name)
-        if key.metadata.get("path") and value is not None and key.name not in unused:
+        if key.metadata.get("path") == "other":
+            if isinstance(value, str) and value.startswith("~"):
+                put(job, key.name, str(_expanded(key.name, value, tree)))
+        elif key.metadata.get("path") not in (None, "other") and value is not None and key.name not in unused:
             paths = [_found(key, str(one), tree) for one in (value if isinstance(value, list) else [value])]
             put(job, key.name, paths if isinstance(value, list) else paths[0])
     if job.model.showo.load_from_showo and job.model.showo.pretrained_model_path is None:
@@ -165,12 +169,22 @@ def _check_output(output_dir: str) -> None:
 
 
 def _check_resume(job: Job) -> None:
-    resume = job.experiment.resume_from_checkpoint
-    if isinstance(resume, str) and resume != "latest" and not Path(resume).expanduser().exists():
-        raise ConfigError(
-            f"experiment.resume_from_checkpoint={shown(resume)}: no such checkpoint; expected false, latest, "
-            "a step number or the path of a checkpoint"
-        )
+    """A checkpoint that is named is there. A step is looked for by the first process alone, which reads it."""
+    resume, output = job.experiment.resume_from_checkpoint, Path(job.experiment.output_dir)
+    if resume is False or resume == "latest":
+        return
+    start = f"experiment.resume_from_checkpoint={shown(resume)}"
+    allowed = "expected false, latest, a step number or the path of a checkpoint"
+    if isinstance(resume, int):
+        first = os.environ.get("RANK", "0") in ("", "0") and os.environ.get("SLURM_PROCID", "0") in ("", "0")
+        if first and not (output / f"checkpoint-{resume}").is_dir():
+            steps = sorted(int(path.name[11:]) for path in output.glob("checkpoint-*") if path.name[11:].isdecimal())
+            have = ", ".join(map(str, steps)) or "none"
+            raise ConfigError(f"{start}: {output} has no checkpoint-{resume}, it has steps {have}; {allowed}")
+    elif not Path(resume).exists():
+        raise ConfigError(f"{start}: no such checkpoint; {allowed}")
+    elif not (Path(resume) / "metadata.json").is_file():
+        raise ConfigError(f"{start}: not a checkpoint-<step> folder: it has no metadata.json; {allowed}")
 
 
 def _found(key: Key, text: str, tree: Tree) -> str:
@@ -183,7 +197,7 @@ def _found(key: Key, text: str, tree: Tree) -> str:
         "model": "a folder, a weights file or a hub id org/name",
     }[kind]
     for folder in (Path.cwd(), PROJECT_DIR):
-        path = folder / Path(text).expanduser()
+        path = folder / _expanded(key.name, text, tree)
         if not path.exists():
             continue
         if path.is_dir() if kind == "weights" else (kind == "dir" and not path.is_dir()):
@@ -191,14 +205,17 @@ def _found(key: Key, text: str, tree: Tree) -> str:
         holds = key.metadata.get("holds")
         if holds and path.is_dir() and not (path / holds).is_file():
             raise ConfigError(f"{start}: this folder has no {holds}")
+        if kind == "model":
+            require_model(key.name, str(path), tree.source(key.name))
         return str(path.resolve())
-    if kind == "model" and _looks_like_hub_id(text):
+    if kind == "model" and looks_like_hub_id(text):
         return text
     raise ConfigError(f"{start}: no such path; expected {expected}")
 
 
-def _looks_like_hub_id(text: str) -> bool:
-    """`org/name`; anything that can only be a local path is none."""
-    org, slash, name = text.partition("/")
-    words = all(part and part.replace("-", "").replace("_", "").replace(".", "").isalnum() for part in (org, name))
-    return bool(slash) and words and not text.startswith((".", "~")) and not text.endswith(WEIGHTS)
+def _expanded(name: str, text: str, tree: Tree) -> Path:
+    """The path without a leading `~`. Raises ConfigError if it names nobody's home folder."""
+    try:
+        return expand_home(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}={shown(text)} ({tree.source(name)}): {error}") from None

@@ -10,6 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.command import run_command
 from policy_rollout import records
 
 DESCRIPTION = """\
@@ -54,4 +58,4 @@ def merged(folders: Sequence[Path], into: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

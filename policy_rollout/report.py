@@ -10,6 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.command import run_command
 from policy_rollout.compare import Comparison, Side, compare, sides_of, verdict
 from policy_rollout.reporting.figures import charts_section, headline, rates_section, task_section
 from policy_rollout.reporting.films import film_section, picture_section
@@ -101,4 +105,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

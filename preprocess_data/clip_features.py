@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.command import run_command
 from config.load import load_job
 from models.images import clip_pixels
 from models.vision import ClipTower, load_clip
@@ -227,4 +228,4 @@ def _settings(options: argparse.Namespace) -> list[Settings]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.command import run_command
 from preprocess_data.bridge import (
     LeftOut,
     Picture,
@@ -292,4 +293,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -18,6 +18,7 @@ import numpy as np
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.command import run_command
 from preprocess_data.calvin_choice import Choice, source_splits
 from preprocess_data.calvin_frames import finish, read_actions, windows_without
 from preprocess_data.calvin_verify import verify
@@ -268,4 +269,4 @@ def summarise(root: Path, sheet: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

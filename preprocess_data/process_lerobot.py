@@ -20,6 +20,7 @@ from PIL import Image
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.command import run_command
 from preprocess_data.calvin_verify import Report
 from preprocess_data.conversion import Converted, Floats, Made, Part, Units, convert
 from preprocess_data.lerobot import LerobotData, Place, libraries
@@ -255,4 +256,4 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.command import run_command
 from config.load import load_job
 from models.images import normalise
 from models.magvit import CODEBOOK_SIZE, MagVITv2, load_magvit
@@ -267,4 +268,4 @@ def _settings(options: argparse.Namespace) -> list[Settings]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.command import run_command
 from models.decoding import Decoding, Generation, generate
 from models.weights import files_sha256
 from policy_rollout.benchmarks.vqa import results
@@ -247,4 +248,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

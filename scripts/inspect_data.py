@@ -13,6 +13,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.command import run_command
 from preprocess_data.browsing.facts import Facts
 from preprocess_data.browsing.page import write_page
 from preprocess_data.browsing.seam import Source
@@ -106,4 +107,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

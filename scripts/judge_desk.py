@@ -26,13 +26,14 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from common.command import run_command  # noqa: E402
 from config.load import ConfigError, load_job  # noqa: E402
 from config.schema import Job  # noqa: E402
 from models.checkpoint import build  # noqa: E402
 from models.magvit import load_magvit  # noqa: E402
+from policy_rollout.intervals import Interval, average_length, paired_difference, wilson  # noqa: E402
 from policy_rollout.paired import interval_json, markdown_table, percent, points  # noqa: E402
 from policy_rollout.policy import ConstantPolicy, Policy, RandomPolicy, UPVLAPolicy, pick_device  # noqa: E402
-from policy_rollout.statistics import Interval, average_length, paired_difference, wilson  # noqa: E402
 from scripts import desk_trial as trial  # noqa: E402
 from scripts.comparison.judge import machine  # noqa: E402
 from scripts.comparison.plan import write_text  # noqa: E402
@@ -250,4 +251,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -17,6 +17,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 import numpy as np
 
+from common.command import run_command
 from preprocess_data.process_calvin import describe, write_processed
 from training.data.calvin import Annotation, CalvinSplit
 
@@ -67,4 +68,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

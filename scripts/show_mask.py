@@ -16,6 +16,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from PIL import Image
 
+from common.command import run_command
 from config import files
 from config.build import build, new_tree
 from config.schema import Job
@@ -192,4 +193,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -18,6 +18,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train_upvla
+from common.command import run_command
 from config.values import ConfigError
 from policy_rollout.policy import ACTION_SIZE, Observation, UPVLAPolicy
 from training.future_view_prediction_w_action_dataset import DataProvider
@@ -73,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     started = time.perf_counter()
-    dataset = options.dataset_path.expanduser().resolve()
+    dataset = options.dataset_path.resolve()
     with tempfile.TemporaryDirectory(prefix="blockdiff_smoke_") as scratch:
         output_dir = options.output_dir or Path(scratch) / "run"
         try:
@@ -92,4 +93,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.command import run_command
 from policy_rollout.calvin.annotations import find_annotations
 from policy_rollout.calvin.egl import Graphics, find_graphics
 from policy_rollout.calvin.initial_states import INITIAL_STATES, initial_state
@@ -83,4 +84,4 @@ def _one_step(dataset_path: Path, graphics: Graphics) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -21,7 +21,8 @@ RUNS = sorted(p.stem for p in CONFIG_DIR.glob("*.yaml") if p.stem not in FRAGMEN
 CONTRACT = """
     upvla_pred_tuning upvla_action_tuning arvla_pred_tuning arvla_action_tuning mdmvla_stage1_pred_tuning
     mdmvla_stage2_action_tuning mdmvla_action_tuning bdvla_action_tuning bdvla_action_tuning_qwen3_elastic
-    mdmvla_stage1_ar_pred_tuning debug_arvla_1step debug_mdmvla_1step debug_bdvla_1step tiny_arvla tiny_mdmvla tiny_bdvla
+    mdmvla_stage1_ar_pred_tuning debug_arvla_1step debug_mdmvla_1step debug_bdvla_1step
+    tiny_arvla tiny_mdmvla tiny_bdvla
 """
 quick = settings(deadline=None, max_examples=40, derandomize=True)  # the same examples everywhere
 UPVLA = "config=config/upvla_action_tuning.yaml"

@@ -42,6 +42,26 @@ def _unused(job: Job) -> set[str]:
     return unused
 
 
+def require_start(job: Job) -> None:
+    """Raise ConfigError if a model folder or the checkpoint to resume from is certainly wrong. Needs no torch."""
+    not_loaded = _unused(job) | _not_loaded(job)
+    for key in keys().values():
+        value = get(job, key.name)
+        if key.metadata.get("path") == "model" and value is not None and key.name not in not_loaded:
+            require_model(key.name, value)
+    _check_resumed_step(job)
+
+
+def _not_loaded(job: Job) -> set[str]:
+    """Model folders that no network is loaded from."""
+    found = set()
+    if job.dataset.und_type is None or not job.model.showo.w_clip_vit:
+        found.add("model.showo.clip_model_path")
+    if job.model.vq_model.pretrained_model_path is not None:
+        found.add("model.vq_model.vq_model_name")
+    return found
+
+
 def _check_losses(job: Job) -> None:
     training, dataset = job.training, job.dataset
     if dataset.und_type is not None and training.batch_size_mmu < 1:
@@ -168,23 +188,31 @@ def _check_output(output_dir: str) -> None:
         raise ConfigError(f"{start} {there} cannot be written to; expected a folder of yours")
 
 
+_RESUME = "expected false, latest, a step number or the path of a checkpoint"
+
+
 def _check_resume(job: Job) -> None:
-    """A checkpoint that is named is there. A step is looked for by the first process alone, which reads it."""
-    resume, output = job.experiment.resume_from_checkpoint, Path(job.experiment.output_dir)
-    if resume is False or resume == "latest":
+    resume = job.experiment.resume_from_checkpoint
+    if not isinstance(resume, str) or resume == "latest":
         return
     start = f"experiment.resume_from_checkpoint={shown(resume)}"
-    allowed = "expected false, latest, a step number or the path of a checkpoint"
-    if isinstance(resume, int):
-        first = os.environ.get("RANK", "0") in ("", "0") and os.environ.get("SLURM_PROCID", "0") in ("", "0")
-        if first and not (output / f"checkpoint-{resume}").is_dir():
-            steps = sorted(int(path.name[11:]) for path in output.glob("checkpoint-*") if path.name[11:].isdecimal())
-            have = ", ".join(map(str, steps)) or "none"
-            raise ConfigError(f"{start}: {output} has no checkpoint-{resume}, it has steps {have}; {allowed}")
-    elif not Path(resume).exists():
-        raise ConfigError(f"{start}: no such checkpoint; {allowed}")
-    elif not (Path(resume) / "metadata.json").is_file():
-        raise ConfigError(f"{start}: not a checkpoint-<step> folder: it has no metadata.json; {allowed}")
+    if not Path(resume).exists():
+        raise ConfigError(f"{start}: no such checkpoint; {_RESUME}")
+    if not (Path(resume) / "metadata.json").is_file():
+        raise ConfigError(f"{start}: not a checkpoint-<step> folder: it has no metadata.json; {_RESUME}")
+
+
+def _check_resumed_step(job: Job) -> None:
+    """A step that is named has its checkpoint. The first process alone looks for it, because it alone reads it."""
+    step, output = job.experiment.resume_from_checkpoint, Path(job.experiment.output_dir)
+    first = all(os.environ.get(name, "0") in ("", "0") for name in ("RANK", "SLURM_PROCID"))
+    if step is False or isinstance(step, str) or not first or (output / f"checkpoint-{step}").is_dir():
+        return
+    have = sorted(int(path.name[11:]) for path in output.glob("checkpoint-*") if path.name[11:].isdecimal())
+    raise ConfigError(
+        f"experiment.resume_from_checkpoint={step}: {output} has no checkpoint-{step}, "
+        f"it has {', '.join(f'checkpoint-{one}' for one in have) or 'none'}; {_RESUME}"
+    )
 
 
 def _found(key: Key, text: str, tree: Tree) -> str:
@@ -205,8 +233,6 @@ def _found(key: Key, text: str, tree: Tree) -> str:
         holds = key.metadata.get("holds")
         if holds and path.is_dir() and not (path / holds).is_file():
             raise ConfigError(f"{start}: this folder has no {holds}")
-        if kind == "model":
-            require_model(key.name, str(path), tree.source(key.name))
         return str(path.resolve())
     if kind == "model" and looks_like_hub_id(text):
         return text

@@ -20,9 +20,9 @@ HOLDS: dict[str, tuple[str, ...]] = {
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
 
 
-def require_model(name: str, value: str, source: str) -> None:
+def require_model(name: str, value: str, source: str = "") -> None:
     """Raise ConfigError if `value` (a path or hub id) is a local path that cannot be the model of the key `name`."""
-    path, start = Path(value), f"{name}={shown(value)} ({source})"
+    path, start = Path(value), f"{name}={shown(value)}" + (f" ({source})" if source else "")
     if not path.exists():
         if looks_like_hub_id(value):
             return
@@ -32,7 +32,7 @@ def require_model(name: str, value: str, source: str) -> None:
     wanted = HOLDS[name]
     if not any(next(path.glob(pattern), None) for pattern in wanted):
         raise ConfigError(f"{start}: this folder holds no model: no {' or '.join(wanted)} in it")
-    found = kind_of_model(path / "config.json", name, source)
+    found = kind_of_model(path / "config.json", start)
     if found and name in EXPECTED and found != EXPECTED[name]:
         raise ConfigError(f"{start}: this folder holds {KINDS[found]}; expected {KINDS[EXPECTED[name]]}")
 
@@ -52,7 +52,7 @@ EXPECTED = {
 }
 
 
-def kind_of_model(file: Path, name: str, source: str) -> str | None:
+def kind_of_model(file: Path, start: str) -> str | None:
     """Return which of KINDS a config.json describes; None if there is none, or if it does not say."""
     if not file.is_file():
         return None
@@ -60,11 +60,9 @@ def kind_of_model(file: Path, name: str, source: str) -> str | None:
         content: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"{name}={shown(str(file.parent))} ({source}): {file.name} cannot be read: {reason}"
-        ) from None
+        raise ConfigError(f"{start}: {file.name} cannot be read: {reason}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{name}={shown(str(file.parent))} ({source}): {file.name} holds no JSON object")
+        raise ConfigError(f"{start}: {file.name} holds no JSON object")
     made_by = str(content.get("_class_name", ""))
     if "blockdiff_vla" in content or "llm_model_path" in content:
         return "policy"

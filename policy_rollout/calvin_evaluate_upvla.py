@@ -35,7 +35,7 @@ from policy_rollout.acting import require_same_convention
 from policy_rollout.benchmarks.base import Benchmark, find_benchmark
 from policy_rollout.chunking import ChunkPlayer
 from policy_rollout.evaluation import Manner, play_together
-from policy_rollout.evaluation_arguments import hydra_arguments
+from policy_rollout.evaluation_arguments import CONFIG, hydra_arguments
 from policy_rollout.model_yaml import load_model_yaml
 from policy_rollout.progress import Progress, require_wandb
 from policy_rollout.report import write_report
@@ -203,7 +203,7 @@ def _device(wish: Any, place: Place) -> str:
     return str(wish)
 
 
-@hydra.main(version_base="1.3", config_path="../policy_conf", config_name="calvin_evaluate_upvla")  # type: ignore[untyped-decorator]
+@hydra.main(version_base="1.3", config_path=str(CONFIG.parent), config_name=CONFIG.stem)  # type: ignore[untyped-decorator]
 def main(config: DictConfig) -> None:
     missing = OmegaConf.missing_keys(config)
     if missing or config.get("model_config") is None:

@@ -20,6 +20,7 @@ import numpy as np
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.arguments import path_argument
 from common.command import run_command
 from common.paths import expand_home
 from policy_rollout.intervals import Interval, rate_difference, wilson
@@ -324,7 +325,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--anyway", action="store_true", help="other settings, too (never other chains)")
     made.add_argument("--common", action="store_true", help="only the chains that all have played")
     made.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    made.add_argument("--output", type=Path, metavar="FILE", help="write it to this file, too (.json: as JSON)")
+    made.add_argument(
+        "--output", type=path_argument, metavar="FILE", help="write it to this file, too (.json: as JSON)"
+    )
     return made
 
 

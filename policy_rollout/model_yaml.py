@@ -45,7 +45,8 @@ class ModelYaml:
         """Raise `ConfigError` if the checkpoint or a frozen network is certainly not there. Needs no torch."""
         vq = self.job.model.vq_model
         require_model(CHECKPOINT_KEY, self.checkpoint, display(self.path))
-        require_model("model.vq_model.vq_model_name", located(vq.vq_model_name), display(self.path))
+        if vq.pretrained_model_path is None:
+            require_model("model.vq_model.vq_model_name", located(vq.vq_model_name), display(self.path))
 
     @property
     def upstream(self) -> UpstreamSettings:

@@ -18,6 +18,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train_upvla
+from common.arguments import path_argument
 from common.command import run_command
 from config.values import ConfigError
 from policy_rollout.policy import ACTION_SIZE, Observation, UPVLAPolicy
@@ -61,12 +62,12 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument(
         "--dataset-path",
-        type=Path,
+        type=path_argument,
         default=ROOT / "dummy_data" / "calvin_processed_training",
         help="robot demonstrations: folder with dataset_info.json (default: the bundled ones)",
     )
     made.add_argument("--objective", choices=tuple(NAMES), default="ar", help="text objective (default: ar)")
-    made.add_argument("--output-dir", type=Path, help="keep the run here (default: a folder that is removed)")
+    made.add_argument("--output-dir", type=path_argument, help="keep the run here (default: a folder that is removed)")
     made.add_argument("overrides", nargs="*", metavar="section.key=value", help="further configuration keys")
     return made
 

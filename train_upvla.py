@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from common.command import run_command
+from config.checks import require_start
 from config.load import load_job, main_or_exit
 from config.schema import Job, Objective
 from config.sweep import sweep, wants_sweep
@@ -23,6 +25,7 @@ def main(objective: Objective = "ar", argv: Sequence[str] | None = None) -> None
 
 
 def train(job: Job) -> None:
+    require_start(job)
     # Imported here: a mistake on the command line is told at once, not after torch and transformers are loaded.
     from training.run import open_run
     from training.setup import setup
@@ -47,4 +50,4 @@ def train(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    main_or_exit(main)
+    run_command(lambda: main_or_exit(main))

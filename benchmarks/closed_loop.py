@@ -26,6 +26,8 @@ from tqdm import tqdm
 from benchmarks.record import ROOT, arguments, parser, write
 from benchmarks.timed_desk import ORACLE, PHYSICS, PICTURES, Clock, TimedDesk
 from benchmarks.timing import Spread
+from common.arguments import path_argument, whole
+from common.command import run_command
 from config.load import load_job
 from models.checkpoint import build
 from models.magvit import load_magvit
@@ -252,11 +254,11 @@ def the_policy(args: argparse.Namespace) -> UPVLAPolicy:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made = parser(NAME, DESCRIPTION, EPILOG)
     made.set_defaults(rounds=3)
-    made.add_argument("--model-config", type=Path, help="who acts (the embedded AR-VLA with random weights)")
-    made.add_argument("--chains", type=int, default=4, help="of the official ones, for each way and round (4)")
-    made.add_argument("--steps", type=int, default=MAX_STEPS, help=f"control steps of a task ({MAX_STEPS})")
-    made.add_argument("--parallel", type=int, default=8, help="environments side by side (8)")
-    made.add_argument("--workers", type=int, default=1, help="processes beside the policy's (1: two cores in all)")
+    made.add_argument("--model-config", type=path_argument, help="who acts (the embedded AR-VLA with random weights)")
+    made.add_argument("--chains", type=whole(0), default=4, help="of the official ones, for each way and round (4)")
+    made.add_argument("--steps", type=whole(1), default=MAX_STEPS, help=f"control steps of a task ({MAX_STEPS})")
+    made.add_argument("--parallel", type=whole(1), default=8, help="environments side by side (8)")
+    made.add_argument("--workers", type=whole(1), default=1, help="processes beside the policy's (1: two cores in all)")
     made.add_argument("--ways", default=",".join(WAYS), help=f"which, by commas ({','.join(WAYS)})")
     args = made.parse_args(argv)
     ways = args.ways.split(",")
@@ -291,4 +293,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -24,6 +24,8 @@ from tqdm import tqdm
 
 from benchmarks.record import arguments, parser, write
 from benchmarks.timing import Spread, alternate, ratio
+from common.arguments import path_argument, whole
+from common.command import run_command
 from models.images import normalise
 from preprocess_data import repack
 from preprocess_data.frame_sources import ProcessedFrames
@@ -221,11 +223,11 @@ def table(found: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made = parser(NAME, DESCRIPTION, EPILOG)
-    made.add_argument("--frames", type=int, default=512, help="frames of the split (default 512)")
-    made.add_argument("--batch", type=int, default=16, help="samples of a batch (default 16)")
-    made.add_argument("--resolution", type=int, default=512, help="side of the pictures in pixels (default 512)")
+    made.add_argument("--frames", type=whole(1), default=512, help="frames of the split (default 512)")
+    made.add_argument("--batch", type=whole(1), default=16, help="samples of a batch (default 16)")
+    made.add_argument("--resolution", type=whole(1), default=512, help="side of the pictures in pixels (default 512)")
     made.add_argument("--views", type=int, choices=(1, 2), default=1, help="cameras (default 1, as the shipped runs)")
-    made.add_argument("--folder", type=Path, help="where the split is made (default: a temporary folder)")
+    made.add_argument("--folder", type=path_argument, help="where the split is made (default: a temporary folder)")
     args = made.parse_args(argv)
     if args.resolution % STRIDE or args.batch > args.frames:
         made.error(f"--resolution must be a multiple of {STRIDE}, --batch at most --frames")
@@ -240,4 +242,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -17,6 +17,8 @@ from benchmarks.record import arguments, parser, write
 from benchmarks.sizes import SIZES, bearable
 from benchmarks.step_problem import Problem, problem
 from benchmarks.timing import Spread, alternate, clock_of, ratio
+from common.arguments import whole
+from common.command import run_command
 from models.draws import Draws
 from models.sequence import TokenSequence
 from training.step import bundle, encode_picture, encode_views, future_task, text_task
@@ -57,7 +59,7 @@ def together(made: Problem, sequences: Sequence[TokenSequence]) -> list[Tensor]:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made = parser(NAME, DESCRIPTION, EPILOG)
     made.add_argument("--size", choices=sorted(SIZES), default="cpu", help="which networks (default cpu)")
-    made.add_argument("--rows", type=int, default=2, help="robot samples, and conversations (default 2)")
+    made.add_argument("--rows", type=whole(1), default=2, help="robot samples, and conversations (default 2)")
     made.add_argument("--anyway", action="store_true", help="run a real size on a CPU")
     args = made.parse_args(argv)
     bearable(SIZES[args.size], args.device, args.anyway)
@@ -92,4 +94,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -23,6 +23,8 @@ from tqdm import tqdm
 
 from benchmarks.record import arguments, parser, write
 from benchmarks.timing import Spread
+from common.arguments import whole
+from common.command import run_command
 from training.data.processed import BINARY_NAME, INDEX_NAME, NUMBERS, TEXTS, build_index, gather
 from training.future_view_prediction_w_action_dataset import DataProvider
 
@@ -154,9 +156,9 @@ def measure(root: Path, rounds: int, workers: int, samples: int) -> list[Opened]
 
 def main(argv: Sequence[str] | None = None) -> int:
     made = parser("index", DESCRIPTION or "", EPILOG)
-    made.add_argument("--frames", type=int, default=5_000_000, help="of the made-up split (default 5 million)")
-    made.add_argument("--workers", type=int, default=2, help="forked data workers (default 2)")
-    made.add_argument("--samples", type=int, default=20_000, help="asked of each worker (default 20000)")
+    made.add_argument("--frames", type=whole(1), default=5_000_000, help="of the made-up split (default 5 million)")
+    made.add_argument("--workers", type=whole(1), default=2, help="forked data workers (default 2)")
+    made.add_argument("--samples", type=whole(1), default=20_000, help="asked of each worker (default 20000)")
     made.add_argument("--json", action="store_true", help="make the index from a real dataset_info.json")
     options = made.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
@@ -191,4 +193,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

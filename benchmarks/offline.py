@@ -24,6 +24,8 @@ from benchmarks.policy import PIXELS, SENTENCES
 from benchmarks.record import arguments, parser, write
 from benchmarks.sizes import SIZES, bearable, image_tokenizer, language_model
 from benchmarks.timing import Lap, Spread, alternate, clock_of
+from common.arguments import whole
+from common.command import run_command
 from models.magvit import MagVITv2
 from models.weights import write_safetensors
 from policy_rollout.benchmarks.coded import CodedFrames
@@ -204,10 +206,10 @@ def _parser() -> argparse.ArgumentParser:
     made = parser(NAME, DESCRIPTION, EPILOG)
     made.set_defaults(rounds=5)
     made.add_argument("--size", choices=SIZES, default="cpu", help="see benchmarks/sizes.py (default cpu)")
-    made.add_argument("--samples", type=int, default=64, help="evaluated by the package (default 64)")
-    made.add_argument("--few", type=int, default=8, help="evaluated by the original's way (default 8)")
-    made.add_argument("--batch", type=int, default=16, help="samples of one forward (default 16)")
-    made.add_argument("--overlap", type=int, default=0, help="frames that neighbouring windows share (default 0)")
+    made.add_argument("--samples", type=whole(1), default=64, help="evaluated by the package (default 64)")
+    made.add_argument("--few", type=whole(1), default=8, help="evaluated by the original's way (default 8)")
+    made.add_argument("--batch", type=whole(1), default=16, help="samples of one forward (default 16)")
+    made.add_argument("--overlap", type=whole(0), default=0, help="frames that neighbouring windows share (default 0)")
     made.add_argument("--precision", choices=("no", "bf16"), default="no", help="of the network (default no: float32)")
     made.add_argument("--anyway", action="store_true", help="run a real size on a CPU")
     return made
@@ -255,4 +257,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

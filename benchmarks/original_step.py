@@ -25,6 +25,8 @@ from benchmarks.sizes import SIZES, Size, bearable
 from benchmarks.step import BACKWARD, FORWARD, FRAMES, PARTS, PICTURES, Stepper
 from benchmarks.step_problem import Problem, problem, shapes_only
 from benchmarks.timing import Clock, Lap, Spread, alternate, clock_of, ratio
+from common.arguments import whole
+from common.command import run_command
 from training.compiled import compile_backbone
 
 NAME = "original_step"
@@ -204,7 +206,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made = parser(NAME, DESCRIPTION, EPILOG)
     made.add_argument("--size", choices=sorted(SIZES), default="cpu", help="which networks (default cpu)")
     made.add_argument("--objectives", default="ar,mdm,bd", help="which, by commas (ar,mdm,bd)")
-    made.add_argument("--rows", type=int, default=2, help="robot samples, and conversations, of a step (default 2)")
+    made.add_argument(
+        "--rows", type=whole(1), default=2, help="robot samples, and conversations, of a step (default 2)"
+    )
     made.add_argument("--count", action="store_true", help="count operations only; nothing is computed")
     made.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the forward (fp32)")
     made.add_argument("--attention", default="sdpa", help="kernel of the package's step: sdpa or flex_attention (sdpa)")
@@ -235,4 +239,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

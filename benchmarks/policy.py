@@ -21,6 +21,8 @@ from benchmarks.floor import Product, counted, rate, times_floor
 from benchmarks.record import arguments, parser, write
 from benchmarks.sizes import SIZES, Size, bearable, image_tokenizer, language_model
 from benchmarks.timing import Lap, Spread, alternate, clock_of, ratio
+from common.arguments import whole
+from common.command import run_command
 from models.images import fit, normalise
 from models.robot_reader import RobotReader
 from policy_rollout.policy import Observation, UPVLAPolicy
@@ -177,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     made = parser(NAME, DESCRIPTION, EPILOG)
     made.add_argument("--size", choices=SIZES, default="cpu", help="see benchmarks/sizes.py (default cpu)")
     made.add_argument("--batches", default="1,8,32", help="observations at once (default 1,8,32)")
-    made.add_argument("--calls", type=int, default=16, help="timed calls of each at batch 1 (default 16)")
+    made.add_argument("--calls", type=whole(1), default=16, help="timed calls of each at batch 1 (default 16)")
     made.add_argument("--precision", choices=("no", "bf16"), default="no", help="of the network (default no: float32)")
     made.add_argument("--compile", action="store_true", help="compile the forward for its shapes")
     made.add_argument("--count", action="store_true", help="count operations, and no more")
@@ -217,4 +219,4 @@ def report(content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 import torch
 
+from common.arguments import path_argument, whole
 from config.schema import Objective
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,12 +33,12 @@ def parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--rounds", type=int, default=7, help="measured runs of each variant, in turn (default 7)")
+    made.add_argument("--rounds", type=whole(1), default=7, help="measured runs of each variant, in turn (default 7)")
     made.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (default), cuda, cuda:1")
-    made.add_argument("--threads", type=int, default=1, help="CPU threads of one run (default 1)")
+    made.add_argument("--threads", type=whole(1), default=1, help="CPU threads of one run (default 1)")
     made.add_argument(
         "--out",
-        type=Path,
+        type=path_argument,
         default=Path("outputs/benchmarks") / f"{name}.json",
         help=f"where the figures go (default outputs/benchmarks/{name}.json)",
     )

@@ -26,6 +26,8 @@ from benchmarks.record import ROOT, arguments, parser, write
 from benchmarks.serving_clients import SENTENCES, picture
 from benchmarks.sizes import SIZES, bearable, image_tokenizer, language_model
 from benchmarks.timing import Spread, lap
+from common.arguments import real, whole
+from common.command import run_command
 from config.load import load_job
 from models.checkpoint import build
 from models.magvit import load_magvit
@@ -171,8 +173,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made.add_argument("--size", choices=(EMBEDDED, *SIZES, *STAND_INS), default=EMBEDDED, help="(default embedded)")
     made.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="autocast (default no)")
     made.add_argument("--clients", default="1,4,8", help="numbers of clients (default 1,4,8)")
-    made.add_argument("--requests", type=int, default=20, help="questions of each (default 20; vla-eval: 4 times that)")
-    made.add_argument("--max-wait-ms", type=float, default=5, help="as of the server (default 5)")
+    made.add_argument(
+        "--requests", type=whole(1), default=20, help="questions of each (default 20; vla-eval: 4 times that)"
+    )
+    made.add_argument("--max-wait-ms", type=real(0), default=5, help="as of the server (default 5)")
     options = made.parse_args(argv)
     torch.set_num_threads(options.threads)
     counts = [int(count) for count in options.clients.split(",")]
@@ -205,4 +209,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from websockets.sync.client import ClientConnection, connect
 
+from common.command import run_command
 from policy_rollout.serving import openpi, vla_eval
 from policy_rollout.serving.wire import Limits, unpack
 
@@ -85,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

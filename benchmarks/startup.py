@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from benchmarks.record import ROOT, arguments, parser, write
 from benchmarks.timing import Spread
+from common.command import run_command
 from config.load import load_job
 from models.checkpoint import build, save_folder
 
@@ -128,4 +129,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

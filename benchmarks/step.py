@@ -20,6 +20,7 @@ from tqdm import tqdm
 from benchmarks.memory import peak_of
 from benchmarks.record import arguments, chosen_objectives, parser, write
 from benchmarks.timing import Lap, Spread, alternate, clock_of, lap, ratio
+from common.command import run_command
 from config.load import ConfigError, load_job
 from config.schema import Job
 from models.draws import Draws
@@ -201,4 +202,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

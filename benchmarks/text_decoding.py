@@ -22,6 +22,8 @@ from tqdm import tqdm
 from benchmarks.desk_reports import Recipe, Sample, Trained, sample, trained
 from benchmarks.record import arguments, parser, write
 from benchmarks.timing import Lap, Spread, alternate, clock_of, ratio
+from common.arguments import path_argument, real, whole
+from common.command import run_command
 from models.checkpoint import Built
 from models.decoding import Decoding, Generation, Threshold, generate
 
@@ -209,12 +211,14 @@ def _parser() -> argparse.ArgumentParser:
         "--thresholds", default="1,0.99,0.95,0.9,0.8,0.6,0.4", help="confidences above which words are kept"
     )
     made.add_argument("--batches", default="1,8", help="questions asked at once, by commas (1,8)")
-    made.add_argument("--held-out", type=int, default=128, help="questions that quality is judged on (128)")
-    made.add_argument("--timed", type=int, default=8, help="of these, questions that are timed (8)")
+    made.add_argument("--held-out", type=whole(1), default=128, help="questions that quality is judged on (128)")
+    made.add_argument("--timed", type=whole(1), default=8, help="of these, questions that are timed (8)")
     made.add_argument(
-        "--tolerance", type=float, default=0.0, help="exact match that blocks may lack to count as equal (0)"
+        "--tolerance", type=real(0), default=0.0, help="exact match that blocks may lack to count as equal (0)"
     )
-    made.add_argument("--models", type=Path, default=Path("outputs/benchmarks/text_decoding"), help="kept models")
+    made.add_argument(
+        "--models", type=path_argument, default=Path("outputs/benchmarks/text_decoding"), help="kept models"
+    )
     for field, default, meaning in (
         ("steps", 500, "optimizer steps of each model"),
         ("batch", 8, "samples of a step"),
@@ -223,8 +227,8 @@ def _parser() -> argparse.ArgumentParser:
         ("block-size", 8, "tokens per block"),
     ):
         made.add_argument(f"--{field}", type=int, default=default, help=f"{meaning} ({default})")
-    made.add_argument("--learning-rate", type=float, default=2e-3, help="highest, of a cosine (0.002)")
-    made.add_argument("--ar-aux-weight", type=float, default=1.0, help="of next-token prediction beside bd (1)")
+    made.add_argument("--learning-rate", type=real(above=0), default=2e-3, help="highest, of a cosine (0.002)")
+    made.add_argument("--ar-aux-weight", type=real(0), default=1.0, help="of next-token prediction beside bd (1)")
     return made
 
 
@@ -272,4 +276,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -23,6 +23,8 @@ from benchmarks.floor import STREAM_BYTES, Product, Reading, counted
 from benchmarks.record import arguments, chosen_objectives, parser, write
 from benchmarks.sizes import PATCHES, SIZES, Size, bearable, image_tokenizer, language_model
 from benchmarks.timing import Lap, Spread, alternate, clock_of, ratio
+from common.arguments import whole
+from common.command import run_command
 from models.checkpoint import Built
 from models.decoding import Decoding, Generation, Static, generate
 from models.host_memory import keep_freed_memory
@@ -169,10 +171,10 @@ def _parser() -> argparse.ArgumentParser:
     made.set_defaults(rounds=5)
     made.add_argument("--size", choices=SIZES, default="cpu", help="see benchmarks/sizes.py (default cpu)")
     made.add_argument("--objectives", default="ar,bd,mdm", help="ways to decode (default ar,bd,mdm)")
-    made.add_argument("--words", type=int, default=32, help="of an answer (default 32)")
+    made.add_argument("--words", type=whole(1), default=32, help="of an answer (default 32)")
     made.add_argument("--batches", default="1,8", help="questions at once (default 1,8)")
     made.add_argument("--block-size", type=int, default=8, help="of bd (default 8)")
-    made.add_argument("--at-once", type=int, default=4, help="words that bd and mdm keep per forward (default 4)")
+    made.add_argument("--at-once", type=whole(1), default=4, help="words that bd and mdm keep per forward (default 4)")
     made.add_argument("--anyway", action="store_true", help="run a real size on a CPU")
     return made
 
@@ -202,4 +204,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -22,6 +22,7 @@ from transformers import PhiConfig
 from benchmarks.memory import Peak, peak_of
 from benchmarks.record import arguments, chosen_objectives, parser, write
 from benchmarks.timing import Spread, alternate, clock_of, ratio
+from common.command import run_command
 from config.schema import Job, Objective
 from models.draws import Draws
 from models.objectives import TextTask, text_objective
@@ -241,4 +242,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

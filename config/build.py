@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from typing import Any, get_type_hints
 
@@ -75,24 +75,29 @@ def new_tree() -> Tree:
     return Tree(plain(Job(), texts=True))
 
 
-def build(tree: Tree) -> Job:
-    """The job a tree of texts describes; `???` where the user has to choose. ConfigError at the first wrong key."""
-    job: Job = _section(Job, tree.values, "", tree)
+def build(tree: Tree, also: Collection[str] = ()) -> Job:
+    """The job a tree of texts describes; `???` where the user has to choose. ConfigError at the first wrong key.
+
+    also: dotted keys that are valid in the same file and read by the caller; they are suggested for unknown keys.
+    """
+    job: Job = _section(Job, tree.values, "", tree, also)
     return job
 
 
-def _section(cls: type, values: dict[str, Any], prefix: str, tree: Tree) -> Any:
+def _section(cls: type, values: dict[str, Any], prefix: str, tree: Tree, also: Collection[str]) -> Any:
     hints = get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls) if not f.metadata.get("hidden")}
     given: dict[str, Any] = {}
     for name, value in values.items():
         dotted = f"{prefix}{name}"
         if name not in known:
-            raise ConfigError(f"{dotted}={shown(value)} ({tree.source(dotted)}): no such key{_hint(dotted, known)}")
+            raise ConfigError(
+                f"{dotted}={shown(value)} ({tree.source(dotted)}): no such key{_hint(dotted, known, also)}"
+            )
         if not is_section(hints[name]):
             given[name] = _value(tree, keys()[dotted], value)
         elif isinstance(value, dict):
-            given[name] = _section(hints[name], value, f"{dotted}.", tree)
+            given[name] = _section(hints[name], value, f"{dotted}.", tree, also)
         elif value != "":  # `training:` with nothing below it is an empty section
             inside = ", ".join(f.name for f in dataclasses.fields(hints[name]))
             raise ConfigError(f"{dotted}={shown(value)} ({tree.source(dotted)}): a section; its keys are {inside}")
@@ -111,14 +116,15 @@ def _value(tree: Tree, key: Key, written: Any) -> Any:
         raise ConfigError(f"{key.name}={said} ({tree.source(key.name)}): expected {key.allowed}{hint}") from None
 
 
-def _hint(dotted: str, siblings: Iterable[str]) -> str:
+def _hint(dotted: str, siblings: Iterable[str], also: Collection[str]) -> str:
     """What the user may have meant: a key spelled like it, or one of the same last word in another section."""
     section, _, leaf = dotted.rpartition(".")
-    same = [name for name in keys() if name.rpartition(".")[2] == leaf]
+    same = [name for name in (*keys(), *also) if name.rpartition(".")[2] == leaf]
     if same:
         return f" (did you mean {' or '.join(same)}?)"
     dot = "." if section else ""
-    close = did_you_mean(dotted, (f"{section}{dot}{name}" for name in siblings), cutoff=0.8 if section else 0.6)
+    here = [*(f"{section}{dot}{name}" for name in siblings), *(name for name in also if name.startswith(section + dot))]
+    close = did_you_mean(dotted, here, cutoff=0.8 if section else 0.6)
     return (
         close or did_you_mean(dotted, keys(), cutoff=0.8) or f"; {section or 'the top level'} has {', '.join(siblings)}"
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from common.paths import expand_home
 from config.build import Key, get, keys, put
 from config.files import PROJECT_DIR, Tree
 from config.knob import MISSING
+from config.model_folders import looks_like_hub_id, require_model
 from config.schema import VQ_STRIDE, DataParams, Job
 from config.values import ConfigError, shown
-
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
 
 
 def check_across(job: Job, tree: Tree) -> None:
@@ -40,6 +40,26 @@ def _unused(job: Job) -> set[str]:
     if not job.model.showo.load_from_showo:
         unused.add("model.showo.pretrained_model_path")
     return unused
+
+
+def require_start(job: Job) -> None:
+    """Raise ConfigError if a model folder or the checkpoint to resume from is certainly wrong. Needs no torch."""
+    not_loaded = _unused(job) | _not_loaded(job)
+    for key in keys().values():
+        value = get(job, key.name)
+        if key.metadata.get("path") == "model" and value is not None and key.name not in not_loaded:
+            require_model(key.name, value)
+    _check_resumed_step(job)
+
+
+def _not_loaded(job: Job) -> set[str]:
+    """Model folders that no network is loaded from."""
+    found = set()
+    if job.dataset.und_type is None or not job.model.showo.w_clip_vit:
+        found.add("model.showo.clip_model_path")
+    if job.model.vq_model.pretrained_model_path is not None:
+        found.add("model.vq_model.vq_model_name")
+    return found
 
 
 def _check_losses(job: Job) -> None:
@@ -134,11 +154,15 @@ def _check_text(job: Job) -> None:
 
 
 def check_paths(job: Job, tree: Tree) -> None:
-    """Every path that will be read exists and becomes absolute, hub ids stay as they are; ConfigError otherwise."""
+    """Every path that will be read exists and becomes absolute, hub ids stay as they are, `~` is expanded; ConfigError
+    otherwise."""
     unused = _unused(job)
     for key in keys().values():
         value = get(job, key.name)
-        if key.metadata.get("path") and value is not None and key.name not in unused:
+        if key.metadata.get("path") == "other":
+            if isinstance(value, str) and value.startswith("~"):
+                put(job, key.name, str(_expanded(key.name, value, tree)))
+        elif key.metadata.get("path") not in (None, "other") and value is not None and key.name not in unused:
             paths = [_found(key, str(one), tree) for one in (value if isinstance(value, list) else [value])]
             put(job, key.name, paths if isinstance(value, list) else paths[0])
     if job.model.showo.load_from_showo and job.model.showo.pretrained_model_path is None:
@@ -164,13 +188,31 @@ def _check_output(output_dir: str) -> None:
         raise ConfigError(f"{start} {there} cannot be written to; expected a folder of yours")
 
 
+_RESUME = "expected false, latest, a step number or the path of a checkpoint"
+
+
 def _check_resume(job: Job) -> None:
     resume = job.experiment.resume_from_checkpoint
-    if isinstance(resume, str) and resume != "latest" and not Path(resume).expanduser().exists():
-        raise ConfigError(
-            f"experiment.resume_from_checkpoint={shown(resume)}: no such checkpoint; expected false, latest, "
-            "a step number or the path of a checkpoint"
-        )
+    if not isinstance(resume, str) or resume == "latest":
+        return
+    start = f"experiment.resume_from_checkpoint={shown(resume)}"
+    if not Path(resume).exists():
+        raise ConfigError(f"{start}: no such checkpoint; {_RESUME}")
+    if not (Path(resume) / "metadata.json").is_file():
+        raise ConfigError(f"{start}: not a checkpoint-<step> folder: it has no metadata.json; {_RESUME}")
+
+
+def _check_resumed_step(job: Job) -> None:
+    """A step that is named has its checkpoint. The first process alone looks for it, because it alone reads it."""
+    step, output = job.experiment.resume_from_checkpoint, Path(job.experiment.output_dir)
+    first = all(os.environ.get(name, "0") in ("", "0") for name in ("RANK", "SLURM_PROCID"))
+    if step is False or isinstance(step, str) or not first or (output / f"checkpoint-{step}").is_dir():
+        return
+    have = sorted(int(path.name[11:]) for path in output.glob("checkpoint-*") if path.name[11:].isdecimal())
+    raise ConfigError(
+        f"experiment.resume_from_checkpoint={step}: {output} has no checkpoint-{step}, "
+        f"it has {', '.join(f'checkpoint-{one}' for one in have) or 'none'}; {_RESUME}"
+    )
 
 
 def _found(key: Key, text: str, tree: Tree) -> str:
@@ -183,7 +225,7 @@ def _found(key: Key, text: str, tree: Tree) -> str:
         "model": "a folder, a weights file or a hub id org/name",
     }[kind]
     for folder in (Path.cwd(), PROJECT_DIR):
-        path = folder / Path(text).expanduser()
+        path = folder / _expanded(key.name, text, tree)
         if not path.exists():
             continue
         if path.is_dir() if kind == "weights" else (kind == "dir" and not path.is_dir()):
@@ -192,13 +234,14 @@ def _found(key: Key, text: str, tree: Tree) -> str:
         if holds and path.is_dir() and not (path / holds).is_file():
             raise ConfigError(f"{start}: this folder has no {holds}")
         return str(path.resolve())
-    if kind == "model" and _looks_like_hub_id(text):
+    if kind == "model" and looks_like_hub_id(text):
         return text
     raise ConfigError(f"{start}: no such path; expected {expected}")
 
 
-def _looks_like_hub_id(text: str) -> bool:
-    """`org/name`; anything that can only be a local path is none."""
-    org, slash, name = text.partition("/")
-    words = all(part and part.replace("-", "").replace("_", "").replace(".", "").isalnum() for part in (org, name))
-    return bool(slash) and words and not text.startswith((".", "~")) and not text.endswith(WEIGHTS)
+def _expanded(name: str, text: str, tree: Tree) -> Path:
+    """The path without a leading `~`. Raises ConfigError if it names nobody's home folder."""
+    try:
+        return expand_home(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}={shown(text)} ({tree.source(name)}): {error}") from None

@@ -102,7 +102,7 @@ def as_text(value: Any) -> str:
 def find(text: str) -> Path:
     """The file `config=` names: as given, seen from the current folder, else from the project's."""
     for folder in (Path.cwd(), PROJECT_DIR):
-        path = (folder / Path(text).expanduser()).resolve()
+        path = (folder / os.path.expanduser(text)).resolve()
         if path.is_file():
             return path
         if path.is_dir():
@@ -115,7 +115,7 @@ def find(text: str) -> Path:
 
 def find_preset(name: str) -> Path:
     """The file `preset=` names: one of `config/presets`, or a path."""
-    for path in (PRESET_DIR / f"{name}.yaml", Path(name).expanduser()):
+    for path in (PRESET_DIR / f"{name}.yaml", Path(os.path.expanduser(name))):
         if path.is_file():
             return path.resolve()
     raise ConfigError(f"preset={shown(name)}: no such preset; there are {', '.join(presets())}, or give a .yaml file")
@@ -159,7 +159,7 @@ def _composed(path: Path, chain: tuple[Path, ...]) -> Iterator[tuple[Path, dict[
 def _find_default(name: str, user: Path) -> Path:
     """A file named in a `defaults:` list. A file never includes itself: its own name means the project's file."""
     file = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
-    candidates = [(folder / Path(file).expanduser()).resolve() for folder in (user.parent, CONFIG_DIR)]
+    candidates = [(folder / os.path.expanduser(file)).resolve() for folder in (user.parent, CONFIG_DIR)]
     for path in candidates:
         if path.is_file() and (path != user or path == candidates[-1]):
             return path

@@ -8,9 +8,10 @@ from typing import Any, Final, Literal
 MISSING: Final = "???"
 """Value of a key that the user has to give; `config.load` refuses a job in which one is left."""
 
-PathKind = Literal["dir", "list", "model", "weights"]
+PathKind = Literal["dir", "list", "model", "weights", "other"]
 """dir: an existing folder. list: a folder, or a json file. model: a folder, a weights file or a hub id. weights: a bare
-weights file. A key that is a list of texts has such a path in each."""
+weights file. other: a path that is not checked here, or a word. A key that is a list of texts has such a path in each.
+`~` is expanded in all of them."""
 
 
 def key(

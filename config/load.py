@@ -21,9 +21,12 @@ import yaml
 from config import files
 from config.build import build, keys, new_tree, plain
 from config.checks import check_across, check_paths
+from config.command_line import parse_argument, unquoted
 from config.help import SCRIPTS, help_text
 from config.schema import Job, Objective
 from config.values import NULLS, ConfigError, parse_flow, shown
+
+USAGE = "config=<file> or section.key=value"
 
 __all__ = ["ConfigError", "load_job", "main_or_exit", "to_yaml"]
 
@@ -91,23 +94,17 @@ def _split(argv: list[str], objective: Objective | None) -> tuple[str, list[str]
     config, overrides = None, []
     presets: list[str] = []
     for argument in argv:
-        name, equals, text = (part.strip() for part in argument.partition("="))
-        if name.startswith(("hydra.", "hydra/", "sweep.")):
+        if argument.lstrip().startswith(("hydra.", "hydra/", "sweep.")):
             raise ConfigError(f"argument {shown(argument)}: belongs to a sweep; add --multirun, or leave it out")
-        if name[:1] and name[0] in "-+~":
-            bare = name.lstrip("-+~")
-            right = f"{bare}={text}" if bare in keys() or bare == "config" else "config=<file> or section.key=value"
-            raise ConfigError(f"argument {shown(argument)}: expected {shown(right)}, without a leading {name[0]}")
-        if not equals or not name:
-            raise ConfigError(f"argument {shown(argument)}: expected config=<file> or section.key=value (see --help)")
+        name, text = parse_argument(argument, (*keys(), "config", "preset"), USAGE)
         if name == "preset":
-            presets += [preset.strip() for preset in text.split(",") if preset.strip() not in NULLS]
+            presets += [preset.strip() for preset in unquoted(text).split(",") if preset.strip() not in NULLS]
         elif name != "config":
             overrides.append((name, text))
         elif config is not None:
             raise ConfigError(f"config={shown(text)}: config= is given twice, first as {shown(config)}")
         else:
-            config = text
+            config = unquoted(text)
     if not config:
         which = objective or "ar"
         raise ConfigError(
@@ -121,7 +118,4 @@ def _override(name: str, text: str) -> Any:
     if any(key.startswith(f"{name}.") for key in keys()):
         section = parse_flow(text)
         return section if isinstance(section, dict) else text
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        quoted = parse_flow(text)
-        return quoted if isinstance(quoted, str) else text
-    return text
+    return unquoted(text)

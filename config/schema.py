@@ -41,7 +41,9 @@ class Experiment:
 
     project: str = key("blockdiff-vla", "project name shown by the tracker")
     name: str = key("run", "name of this run in the tracker")
-    output_dir: str = key("outputs/run", "folder for config.yaml, logs/, checkpoint-<step>/ and the final model")
+    output_dir: str = key(
+        "outputs/run", "folder for config.yaml, logs/, checkpoint-<step>/ and the final model", path="other"
+    )
     tracker: Tracker = key("tensorboard", "where metrics go")
     save_every: int = key(10000, "steps between checkpoints", at_least=0)
     eval_every: int = key(2500, "steps between evaluations on the validation data", at_least=0)
@@ -52,6 +54,7 @@ class Experiment:
         "latest",
         "false, latest (of output_dir, if there is one), a step number, or the path of a checkpoint",
         at_least=0,
+        path="other",
         says="false, latest, a step number >= 0 or the path of a checkpoint",
     )
     checkpoints_total_limit: int | None = key(None, "checkpoints to keep; null = all", at_least=1)
@@ -240,11 +243,13 @@ class DataParams:
         "auto",
         "image codes made by preprocess_data/tokenize_images.py, read in place of the robot's pictures: auto (from "
         "token_cache in the data, where there is one), false (encode pictures in the step), or a folder of caches",
+        path="other",
     )
     clip_cache: str | Literal[False] = key(
         "auto",
         "CLIP's patches made by preprocess_data/clip_features.py, read in place of the conversations' pictures: auto "
         "(from clip_cache beside the json, where there is one), false (see pictures in the step), or a folder of them",
+        path="other",
     )
     mask_action_padding: bool = key(False, "leave the padded actions at an episode's end out of the action loss")
 

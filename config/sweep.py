@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from common.environment import environment
-from config.build import plain
+from config.build import keys, plain
+from config.command_line import hydra_quoted, is_sweep, parse_argument, unquoted
 from config.files import PROJECT_DIR
 from config.help import SCRIPTS
-from config.load import load_job, to_yaml
+from config.load import USAGE, load_job, to_yaml
 from config.schema import Job, Objective
 from config.sweep_run import Plan, digest, name_of, run_one
 from config.sweep_table import write_table
@@ -82,29 +83,20 @@ def sweep(argv: Sequence[str] | None, objective: Objective | None) -> None:
 
 def take_apart(argv: Sequence[str]) -> Request:
     """Sort a command line. What Hydra's parser reads as several values is swept; the rest stays as it was typed."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
     fixed: list[str] = []
     swept: list[str] = []
     own: list[str] = []
     launch = None
     for argument in (a for a in argv if a not in FLAGS):
-        name, equals, text = argument.partition("=")
+        name, _, text = argument.partition("=")
         name = name.strip()
         if name.startswith(("hydra.", "hydra/", "+hydra", "~hydra")):
             own.append(argument)
         elif name == "sweep.launch":
             launch = text
-        elif not equals:
-            raise ConfigError(f"argument {shown(argument)}: expected config=<file> or section.key=value (see --help)")
         else:
-            try:
-                several = parser.parse_override(argument).is_sweep_override()
-            except HydraException:
-                several = False  # a text such as a sentence
-            (swept if several else fixed).append(argument)
+            parse_argument(argument, (*keys(), *NOT_KEYS), USAGE)
+            (swept if is_sweep(argument) else fixed).append(argument)
     _check_own(own)
     return Request(fixed, swept, own, launch)
 
@@ -149,7 +141,7 @@ def _folder(request: Request, first: Job) -> Path:
     """Where the runs go: hydra.sweep.dir, else experiment.output_dir as given, else beside a single run's."""
     for argument in request.hydra:
         if argument.startswith("hydra.sweep.dir="):
-            return Path(argument.partition("=")[2]).absolute()
+            return Path(os.path.expanduser(unquoted(argument.partition("=")[2]))).absolute()
     given = any(argument.startswith("experiment.output_dir=") for argument in request.fixed)
     output = Path(first.experiment.output_dir)
     return (output if given else output.with_name(f"{output.name}_sweep")).absolute()
@@ -158,7 +150,7 @@ def _folder(request: Request, first: Job) -> Path:
 def _words(text: str | None) -> list[str]:
     import shlex
 
-    return [] if text is None else shlex.split(text)
+    return [] if text is None else [os.path.expanduser(word) for word in shlex.split(text)]
 
 
 def _check_own(own: Sequence[str]) -> None:
@@ -194,7 +186,7 @@ def _hand_to_hydra(request: Request, plan: Plan) -> None:
 
     ConfigStore.instance().store(name=APP, node={**dict.fromkeys(NOT_KEYS), **plain(Job())})
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null"]
-    where = [f"hydra.sweep.dir='{plan.folder}'", "hydra.sweep.subdir=."]
+    where = [f"hydra.sweep.dir={hydra_quoted(plan.folder)}", "hydra.sweep.subdir=."]
     own = [argument for argument in request.hydra if not argument.startswith("hydra.sweep.")]
     variables = {
         # A launcher that starts Python anew has to find this package.

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.paths import expand_home
 from config.schema import Job
 from models.backbones import backbone_config
 from models.codes import relate_codes
@@ -307,7 +308,7 @@ def load_folder(
 
 def model_folder(path: str | Path) -> Path:
     """The folder with ``config.json`` behind any of the paths that ``load_folder`` takes."""
-    path = Path(path).expanduser()
+    path = expand_home(path)
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     if path.is_file():

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.paths import expand_home
 from models.json_file import read_object
 from models.lfq import straight_through
 from models.weights import load_strict, read_weights, resolve_model_dir, state_sha256
@@ -307,11 +308,11 @@ def load_magvit(
     if pretrained_model_path is None:
         source = resolve_model_dir(name_or_path, key)
         return _load(*_sizes(source), source)
-    source = Path(pretrained_model_path).expanduser()
+    source = expand_home(pretrained_model_path)
     if not source.exists():
         raise FileNotFoundError(f"model.vq_model.pretrained_model_path: {source} does not exist")
     beside = source if source.is_dir() else source.parent
-    return _load(*_sizes(beside if _describes_magvit(beside) else Path(name_or_path).expanduser()), source)
+    return _load(*_sizes(beside if _describes_magvit(beside) else expand_home(name_or_path)), source)
 
 
 def _load(enc: Tower, dec: Tower, source: Path) -> MagVITv2:

@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from common.paths import expand_home
+
 # In the order in which a directory is searched; a sharded file's index counts as the file.
 WEIGHT_NAMES = (
     "model.safetensors",
@@ -65,7 +67,7 @@ def resolve_model_dir(
     Raises:
         ValueError: neither a local path nor reachable as a hub id; the message says what to do.
     """
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.exists():
         return path
     text = str(name)

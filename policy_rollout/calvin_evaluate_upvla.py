@@ -13,26 +13,35 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
-import torch
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from omegaconf.errors import OmegaConfBaseException
 
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.command import run_command
+from common.paths import expand_home
+from config.values import ConfigError
 from policy_rollout import records
 from policy_rollout.acting import require_same_convention
 from policy_rollout.benchmarks.base import Benchmark, find_benchmark
 from policy_rollout.chunking import ChunkPlayer
 from policy_rollout.evaluation import Manner, play_together
-from policy_rollout.filming import make_recorder
-from policy_rollout.policy import UPVLAPolicy
+from policy_rollout.evaluation_arguments import CONFIG, hydra_arguments
+from policy_rollout.model_yaml import load_model_yaml
 from policy_rollout.progress import Progress, require_wandb
 from policy_rollout.report import write_report
+
+if TYPE_CHECKING:
+    from policy_rollout.policy import UPVLAPolicy
 
 TIME = "%Y-%m-%d_%H-%M-%S"
 
@@ -66,6 +75,11 @@ def evaluate(settings: Mapping[str, Any], place: Place) -> Path:
     folder = _folder(settings, place)
     benchmark = find_benchmark({**settings, "local_rank": place.local_rank})
     workers = worker_count(settings, benchmark, place)
+    load_model_yaml(settings["model_config"]).require_checkpoint()
+    # Imported here: a mistake on the command line is reported at once, not after torch and transformers are loaded.
+    from policy_rollout.filming import make_recorder
+    from policy_rollout.policy import UPVLAPolicy
+
     policy = UPVLAPolicy.from_config(settings["model_config"], device=_device(settings["device"], place))
     # All that can be refused is refused before the folder is claimed for these settings.
     require_same_convention(policy.convention, benchmark.convention, f"environment={settings['environment']}")
@@ -156,7 +170,7 @@ def _check(settings: Mapping[str, Any]) -> None:
 def _folder(settings: Mapping[str, Any], place: Place) -> Path:
     """The same one for all processes of an evaluation."""
     if settings["log_dir"] is not None:
-        return Path(str(settings["log_dir"])).expanduser().resolve()
+        return expand_home(str(settings["log_dir"])).resolve()
     root = Path("rollout_outputs").resolve()
     if "SLURM_JOB_ID" in os.environ and place.world > 1:
         return root / f"job-{os.environ['SLURM_JOB_ID']}"
@@ -168,6 +182,8 @@ def agreed_time(env: Mapping[str, str]) -> str:
     store of torchrun's own process. Raises ``ValueError`` where there is none."""
     if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         raise ValueError("log_dir has to be given where several processes write to it")
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
     host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
     store = TCPStore(host, port, is_master=False, timeout=timedelta(minutes=1))
     return store.compare_set("blockdiff/log_dir", "", time.strftime(TIME)).decode()
@@ -180,15 +196,18 @@ def _is_reported(folder: Path) -> bool:
 
 def _device(wish: Any, place: Place) -> str:
     """Processes of one machine take turns on its GPUs."""
+    import torch
+
     if place.world > 1 and str(wish) != "cpu" and torch.cuda.is_available():
         return f"cuda:{place.local_rank % torch.cuda.device_count()}"
     return str(wish)
 
 
-@hydra.main(version_base="1.3", config_path="../policy_conf", config_name="calvin_evaluate_upvla")  # type: ignore[untyped-decorator]
+@hydra.main(version_base="1.3", config_path=str(CONFIG.parent), config_name=CONFIG.stem)  # type: ignore[untyped-decorator]
 def main(config: DictConfig) -> None:
     missing = OmegaConf.missing_keys(config)
-    if missing:
+    if missing or config.get("model_config") is None:
+        missing = missing or {"model_config"}
         print(f"calvin_evaluate_upvla: {', '.join(sorted(missing))} has to be given (key=value)", file=sys.stderr)
         sys.exit(2)
     settings = OmegaConf.to_container(config, resolve=True)
@@ -203,5 +222,19 @@ def main(config: DictConfig) -> None:
         sys.exit(130)
 
 
+def command(argv: Sequence[str]) -> None:
+    """Run the evaluation that a command line describes. A mistake in it is one line on stderr and exit code 2."""
+    kept = sys.argv
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised here, and not printed as a page by Hydra
+    try:
+        sys.argv = [sys.argv[0], *hydra_arguments(argv)]
+        main()
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        print(f"calvin_evaluate_upvla: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        sys.argv = kept
+
+
 if __name__ == "__main__":
-    main()
+    run_command(lambda: command(sys.argv[1:]))

@@ -17,9 +17,15 @@ from typing import Any
 
 import numpy as np
 
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.arguments import path_argument
+from common.command import run_command
+from common.paths import expand_home
+from policy_rollout.intervals import Interval, rate_difference, wilson
 from policy_rollout.paired import Pair, interval_json, markdown_table, pairs_of, percent, points, probability
 from policy_rollout.results import Results, average_length, names_of, read_results, success_rates, task_counts
-from policy_rollout.statistics import Interval, rate_difference, wilson
 
 DESCRIPTION = """\
 Compares closed-loop evaluations (results.json of calvin_evaluate_upvla, or its log_dir) chain by chain: the difference
@@ -298,7 +304,7 @@ def sides_of(given: Sequence[str]) -> list[Side]:
         files = [text] if Path(text).exists() else [path for path in paths.split(",") if path]
         if not files:
             raise ValueError(f"{text!r} names no result; give a results.json, its folder, or name=path,path")
-        runs.append(tuple(read_results(Path(path).expanduser()) for path in files))
+        runs.append(tuple(read_results(expand_home(path)) for path in files))
         names.append(name or None)
     short = names_of([of_side[0].file for of_side in runs])
     full = [name or folder for name, folder in zip(names, short, strict=True)]
@@ -319,7 +325,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--anyway", action="store_true", help="other settings, too (never other chains)")
     made.add_argument("--common", action="store_true", help="only the chains that all have played")
     made.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    made.add_argument("--output", type=Path, metavar="FILE", help="write it to this file, too (.json: as JSON)")
+    made.add_argument(
+        "--output", type=path_argument, metavar="FILE", help="write it to this file, too (.json: as JSON)"
+    )
     return made
 
 
@@ -352,4 +360,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

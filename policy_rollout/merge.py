@@ -10,6 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.arguments import path_argument
+from common.command import run_command
 from policy_rollout import records
 
 DESCRIPTION = """\
@@ -25,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="the log_dir of an evaluation")
-    parser.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="made if it is not there")
+    parser.add_argument("folders", type=path_argument, nargs="+", metavar="FOLDER", help="the log_dir of an evaluation")
+    parser.add_argument("--into", type=path_argument, required=True, metavar="FOLDER", help="made if it is not there")
     args = parser.parse_args(argv)
     try:
         print(merged(args.folders, args.into))
@@ -54,4 +59,4 @@ def merged(folders: Sequence[Path], into: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -7,20 +7,24 @@ repeated it has to agree.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from config.build import build, get, new_tree
 from config.files import PROJECT_DIR, display, read_into
 from config.knob import MISSING
+from config.model_folders import require_model
 from config.schema import VQ_STRIDE, Job
 from config.values import ConfigError, shown
-from models.checkpoint import UpstreamSettings
-from models.decoding import ActionDecoding
-from models.spec import ModelSpec
 from policy_rollout.acting import ACTION_DECODERS
+
+if TYPE_CHECKING:  # a mistake in the file is found without torch
+    from models.checkpoint import UpstreamSettings
+    from models.decoding import ActionDecoding
+    from models.spec import ModelSpec
 
 CHECKPOINT_KEY = "model.showo.tuned_model_path"
 _FROM_TOKENIZER = ("model.showo.llm_vocab_size", "model.showo.vocab_size")
@@ -37,9 +41,18 @@ class ModelYaml:
     job: Job
     given: frozenset[str]
 
+    def require_checkpoint(self) -> None:
+        """Raise `ConfigError` if the checkpoint or a frozen network is certainly not there. Needs no torch."""
+        vq = self.job.model.vq_model
+        require_model(CHECKPOINT_KEY, self.checkpoint, display(self.path))
+        if vq.pretrained_model_path is None:
+            require_model("model.vq_model.vq_model_name", located(vq.vq_model_name), display(self.path))
+
     @property
     def upstream(self) -> UpstreamSettings:
         """What an original checkpoint's folder leaves open, answered by this file."""
+        from models.checkpoint import UpstreamSettings
+
         showo, text = self.job.model.showo, self.job.dataset.preprocessing
         named = "model.showo.llm_model_path" in self.given
         return UpstreamSettings(
@@ -66,6 +79,8 @@ class ModelYaml:
                 f"{asked if wish is None else f'action decoder {wish}'}: the checkpoint {folder} was not trained with "
                 "block_diffusion.action_enabled=true; it acts by its regression head alone"
             )
+        from models.decoding import ActionDecoding
+
         return ActionDecoding.of(settings)
 
     def require_agreement(self, spec: ModelSpec, folder: Path) -> None:
@@ -118,6 +133,8 @@ def load_model_yaml(path: str | Path, checkpoint: str | Path | None = None) -> M
     Raises `ConfigError` in one line: no such file, unknown key, impossible value, no checkpoint named.
     """
     file = Path(located(path))
+    if file.is_dir():
+        raise ConfigError(f"model config {path}: is a folder; name the .yaml file in it")
     if not file.is_file():
         raise ConfigError(f"model config {path}: no such file; the project has policy_rollout/*_model.yaml")
     tree = new_tree()
@@ -135,13 +152,13 @@ def load_model_yaml(path: str | Path, checkpoint: str | Path | None = None) -> M
     given = frozenset(_dotted(tree.values))
     if _TRAINING_ONLY not in given:
         tree.set(_TRAINING_ONLY, "(not read when acting)", "default")
-    return ModelYaml(path=file, checkpoint=located(checkpoint), job=build(tree), given=given)
+    return ModelYaml(path=file, checkpoint=located(checkpoint), job=build(tree, also=(CHECKPOINT_KEY,)), given=given)
 
 
 def located(path: str | Path) -> str:
     """A path seen from the current folder, else from the project's, made absolute; a hub id as it is."""
     for folder in (Path.cwd(), PROJECT_DIR):
-        candidate = folder / Path(path).expanduser()
+        candidate = folder / os.path.expanduser(path)
         if candidate.exists():
             return str(candidate.resolve())
     return str(path)

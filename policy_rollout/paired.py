@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from policy_rollout.statistics import Difference, Interval, paired_difference
+from policy_rollout.intervals import Difference, Interval, paired_difference
 
 FEWEST_APART = 6
 """With fewer items on which the two differ not even a sign test is sure at 95 % (2 / 2^5 > 0.05), whatever a bootstrap

@@ -22,9 +22,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.command import run_command
 from policy_rollout.acting import Observation, Policy
 from policy_rollout.chunking import ChunkPlayer
 from policy_rollout.robot.command_line import Diary, announcement, limits_of, make_policy, make_robot, parser
@@ -277,4 +282,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

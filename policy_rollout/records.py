@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from policy_rollout.calvin.sequences import success_rates
+from policy_rollout.intervals import Interval, average_length, wilson
 from policy_rollout.seats import ChainRecord
-from policy_rollout.statistics import Interval, average_length, wilson
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:

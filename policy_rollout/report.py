@@ -10,6 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.arguments import path_argument, real
+from common.command import run_command
 from policy_rollout.compare import Comparison, Side, compare, sides_of, verdict
 from policy_rollout.reporting.figures import charts_section, headline, rates_section, task_section
 from policy_rollout.reporting.films import film_section, picture_section
@@ -78,10 +83,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "results", nargs="+", help="log_dir of an evaluation; several are compared (name=a,b: runs of one)"
     )
-    made.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the (first) folder")
+    made.add_argument("--output", type=path_argument, metavar="FILE", help="default: report.html in the (first) folder")
     made.add_argument("--anyway", action="store_true", help="compare results of other settings, too")
     made.add_argument("--common", action="store_true", help="compare the chains that all have played")
-    made.add_argument("--megabytes", type=float, default=ROOM, help=f"of films and pictures (default: {ROOM})")
+    made.add_argument("--megabytes", type=real(above=0), default=ROOM, help=f"of films and pictures (default: {ROOM})")
     return made
 
 
@@ -101,4 +106,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

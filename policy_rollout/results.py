@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout import statistics
+from policy_rollout import intervals
+from policy_rollout.intervals import Interval, bootstrap_runs, wilson
 from policy_rollout.records import chain_of
 from policy_rollout.seats import ChainRecord
-from policy_rollout.statistics import Interval, bootstrap_runs, wilson
 
 FILE = "results.json"
 PLAYER = ("checkpoint", "model", "weights", "image_tokenizer", "policy", "action_decoder", "precision", "num_sequences")
@@ -120,7 +120,7 @@ def average_length(runs: Sequence[Results]) -> Interval:
     """Tasks done per chain, of one evaluation or of several (seeds) on the same chains."""
     done = np.stack([run.completed() for run in runs])
     if len(runs) == 1 or (done == done[0, 0]).all():
-        return statistics.average_length(done[0], runs[0].length)
+        return intervals.average_length(done[0], runs[0].length)
     return bootstrap_runs(done)
 
 

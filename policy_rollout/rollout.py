@@ -12,7 +12,7 @@ from policy_rollout.acting import ActionConvention, Observation, Policy
 from policy_rollout.chains import MAX_STEPS, ChainJob, ChainRecord, run_chains
 from policy_rollout.chunking import Actions
 from policy_rollout.environment import Env, Oracle
-from policy_rollout.statistics import Interval, wilson
+from policy_rollout.intervals import Interval, wilson
 
 
 @dataclass(frozen=True)

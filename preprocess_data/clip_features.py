@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.arguments import path_argument
+from common.command import run_command
 from config.load import load_job
 from models.images import clip_pixels
 from models.vision import ClipTower, load_clip
@@ -168,12 +170,18 @@ def parser() -> argparse.ArgumentParser:
     what = made.add_argument_group("what")
     what.add_argument("--config", metavar="YAML", help="a run's configuration: its conversations and its tower")
     what.add_argument("overrides", nargs="*", metavar="key=value", help="with --config: as for training")
-    what.add_argument("--data", type=Path, nargs="+", metavar="PATH", help=f"folders with {LLAVA_NAME}, or json files")
-    what.add_argument("--image-root", type=Path, metavar="DIR", help="where pictures' paths start (the json's)")
+    what.add_argument(
+        "--data", type=path_argument, nargs="+", metavar="PATH", help=f"folders with {LLAVA_NAME}, or json files"
+    )
+    what.add_argument(
+        "--image-root", type=path_argument, metavar="DIR", help="where pictures' paths start (the json's)"
+    )
     what.add_argument("--clip", metavar="PATH_OR_ID", help="CLIP: a folder or a hub id")
     what.add_argument("--yes", action="store_true", help="write, however much it is")
     how = made.add_argument_group("how")
-    how.add_argument("--output", type=Path, metavar="DIR", help=f"folder of caches (default: {FOLDER} beside the json)")
+    how.add_argument(
+        "--output", type=path_argument, metavar="DIR", help=f"folder of caches (default: {FOLDER} beside the json)"
+    )
     how.add_argument("--dtype", choices=tuple(KINDS), default="float16", help="of the numbers kept (default float16)")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda (all of them) or cuda:<n>")
     how.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures looked at at once (default 32)")
@@ -227,4 +235,4 @@ def _settings(options: argparse.Namespace) -> list[Settings]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

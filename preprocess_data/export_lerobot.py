@@ -22,6 +22,8 @@ from tqdm import tqdm
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.arguments import path_argument
+from common.command import run_command
 from preprocess_data.lerobot import ANNOTATIONS, INFO, libraries
 from training.data.calvin import Annotation, CalvinSplit
 
@@ -317,8 +319,10 @@ def _json(path: Path, content: dict[str, Any]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--source-split-dir", type=Path, required=True, metavar="PATH", help="raw split, also in its zip")
-    made.add_argument("--output-dir", type=Path, required=True, metavar="PATH", help="folder to write")
+    made.add_argument(
+        "--source-split-dir", type=path_argument, required=True, metavar="PATH", help="raw split, also in its zip"
+    )
+    made.add_argument("--output-dir", type=path_argument, required=True, metavar="PATH", help="folder to write")
     made.add_argument(
         "--pictures",
         choices=("video", "lossless", "png"),
@@ -343,4 +347,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from common.arguments import path_argument
 from preprocess_data.calvin_verify import Report, tell, verify
 from preprocess_data.conversion import is_processed
 
@@ -13,10 +14,12 @@ from preprocess_data.conversion import is_processed
 def add_options(made: argparse.ArgumentParser, formats: str) -> None:
     """``--verify`` (of ``formats``), ``--report``, ``--summary`` and ``--sheet``, as a group of their own."""
     look = made.add_argument_group("look at what is there")
-    look.add_argument("--verify", type=Path, metavar="PATH", help=f"check {formats} or a processed split")
-    look.add_argument("--report", type=Path, metavar="JSON", help="with --verify: write all problems here")
-    look.add_argument("--summary", type=Path, metavar="PATH", help="say what a processed split, or a source, holds")
-    look.add_argument("--sheet", type=Path, metavar="PNG", help="draw it as well")
+    look.add_argument("--verify", type=path_argument, metavar="PATH", help=f"check {formats} or a processed split")
+    look.add_argument("--report", type=path_argument, metavar="JSON", help="with --verify: write all problems here")
+    look.add_argument(
+        "--summary", type=path_argument, metavar="PATH", help="say what a processed split, or a source, holds"
+    )
+    look.add_argument("--sheet", type=path_argument, metavar="PNG", help="draw it as well")
 
 
 def looked(options: argparse.Namespace, verify_source: Callable[[Path], Report]) -> int | None:

@@ -22,6 +22,8 @@ from tqdm import tqdm
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.arguments import path_argument, real, whole
+from common.command import run_command
 from policy_rollout.calvin.tasks import DOORS_AND_LIGHTS, TASK_NAMES
 from policy_rollout.desk.cameras import checked_jitter
 from policy_rollout.desk.layout import SCENES
@@ -255,9 +257,15 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="the split is written to DIR/training or DIR/validation")
+    add(
+        "--out",
+        type=path_argument,
+        required=True,
+        metavar="DIR",
+        help="the split is written to DIR/training or DIR/validation",
+    )
     add("--episodes", type=int, required=True, metavar="N", help="runs of play; with several scenes, shared evenly")
-    add("--tasks-per-episode", type=int, default=8, metavar="N", help="tasks attempted in a run (default 8)")
+    add("--tasks-per-episode", type=whole(1), default=8, metavar="N", help="tasks attempted in a run (default 8)")
     add("--split", choices=SPLITS, default="training", help="which split, with its own random numbers")
     add("--scenes", default="D", help=f"of {','.join(SCENES)}, separated by commas (default D)")
     add("--tasks", default="all", metavar="T,T", help="only these tasks, or doors_and_lights for eight (default: all)")
@@ -268,14 +276,32 @@ def parser() -> argparse.ArgumentParser:
         help="wording: what training uses (default, also for validation, so that the splits differ in what happens and "
         "not in how it is said) or sentences that training never sees; the frames are the same",
     )
-    add("--seed", type=int, default=0, help="of everything random (default 0)")
-    add("--workers", type=int, default=1, help="processes (default 1); the result does not depend on it")
-    add("--static-size", type=int, default=200, metavar="PX", help="edge of the static camera (default 200, CALVIN's)")
-    add("--gripper-size", type=int, default=84, metavar="PX", help="edge of the wrist camera (default 84, CALVIN's)")
+    add("--seed", type=whole(0), default=0, help="of everything random (default 0)")
+    add("--workers", type=whole(1), default=1, help="processes (default 1); the result does not depend on it")
+    add(
+        "--static-size",
+        type=whole(1),
+        default=200,
+        metavar="PX",
+        help="edge of the static camera (default 200, CALVIN's)",
+    )
+    add(
+        "--gripper-size",
+        type=whole(1),
+        default=84,
+        metavar="PX",
+        help="edge of the wrist camera (default 84, CALVIN's)",
+    )
     add("--depth", action="store_true", help="record depth_static and depth_gripper too (three times the size)")
     add("--no-noise", action="store_true", help="experts without disturbances; policies learn less from them")
-    add("--camera-jitter", type=float, default=0.0, metavar="X", help="0 none, 1 clearly visible, new in each episode")
-    add("--light-jitter", type=float, default=0.0, metavar="X", help="the same for the light")
+    add(
+        "--camera-jitter",
+        type=real(0),
+        default=0.0,
+        metavar="X",
+        help="0 none, 1 clearly visible, new in each episode",
+    )
+    add("--light-jitter", type=real(0), default=0.0, metavar="X", help="the same for the light")
     add("--renderer", choices=RENDERERS, default="raycast", help="raycast needs no OpenGL (default)")
     add("--no-preview", action="store_true", help="leave out the contact sheet and the clip")
     return made
@@ -338,4 +364,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -20,6 +20,8 @@ from PIL import Image, UnidentifiedImageError
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.arguments import path_argument, real, whole
+from common.command import run_command
 from preprocess_data.bridge import (
     LeftOut,
     Picture,
@@ -256,17 +258,19 @@ def parser() -> argparse.ArgumentParser:
         description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     make = made.add_argument_group("make a processed split")
-    make.add_argument("--source", type=Path, metavar="PATH", help="folder above the trajectories, or of RLDS files")
-    make.add_argument("--output-dir", type=Path, metavar="PATH", help="folder to write; made if missing")
+    make.add_argument(
+        "--source", type=path_argument, metavar="PATH", help="folder above the trajectories, or of RLDS files"
+    )
+    make.add_argument("--output-dir", type=path_argument, metavar="PATH", help="folder to write; made if missing")
     make.add_argument("--split", help="of RLDS files: which (default: train)")
-    make.add_argument("--camera", type=int, default=0, metavar="N", help="images<N> or image_<N> (default 0)")
-    make.add_argument("--second-camera", type=int, metavar="N", help="the second view (default: the first again)")
-    make.add_argument("--position-unit", type=float, default=POSITION_UNIT, metavar="M", help="default 0.05")
-    make.add_argument("--rotation-unit", type=float, default=ROTATION_UNIT, metavar="RAD", help="default 0.25")
+    make.add_argument("--camera", type=whole(0), default=0, metavar="N", help="images<N> or image_<N> (default 0)")
+    make.add_argument("--second-camera", type=whole(0), metavar="N", help="the second view (default: the first again)")
+    make.add_argument("--position-unit", type=real(above=0), default=POSITION_UNIT, metavar="M", help="default 0.05")
+    make.add_argument("--rotation-unit", type=real(above=0), default=ROTATION_UNIT, metavar="RAD", help="default 0.25")
     make.add_argument("--default-instruction", default="", metavar="TEXT", help="for trajectories without one")
     make.add_argument("--copy-frames", action="store_true", help="copy the pictures of raw folders")
     make.add_argument("--skip-bad", action="store_true", help="leave out bad trajectories, and list them")
-    make.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes that read")
+    make.add_argument("--workers", type=whole(1), default=min(os.cpu_count() or 1, 8), help="processes that read")
     add_options(made, formats="raw folders, RLDS files")
     return made
 
@@ -292,4 +296,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -18,6 +18,8 @@ import numpy as np
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.arguments import path_argument, real, whole
+from common.command import run_command
 from preprocess_data.calvin_choice import Choice, source_splits
 from preprocess_data.calvin_frames import finish, read_actions, windows_without
 from preprocess_data.calvin_verify import verify
@@ -177,9 +179,12 @@ def parser() -> argparse.ArgumentParser:
     )
     make = made.add_argument_group("make a processed split")
     make.add_argument(
-        "--source-split-dir", type=Path, metavar="PATH", help="folder with episode_*.npz, the folder above it, or a zip"
+        "--source-split-dir",
+        type=path_argument,
+        metavar="PATH",
+        help="folder with episode_*.npz, the folder above it, or a zip",
     )
-    make.add_argument("--output-dir", type=Path, metavar="PATH", help="folder to write; made if missing")
+    make.add_argument("--output-dir", type=path_argument, metavar="PATH", help="folder to write; made if missing")
     make.add_argument(
         "--split",
         choices=("training", "validation"),
@@ -193,7 +198,7 @@ def parser() -> argparse.ArgumentParser:
     )
     make.add_argument(
         "--workers",
-        type=int,
+        type=whole(1),
         default=min(os.cpu_count() or 1, 8),
         help="processes that read (default: cores, at most 8)",
     )
@@ -201,15 +206,17 @@ def parser() -> argparse.ArgumentParser:
     some.add_argument("--annotations", nargs="+", default=["all"], metavar="N", help="'all' (default) or numbers")
     some.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="only these tasks")
     some.add_argument("--instruction", action="append", default=[], metavar="WORDS", help="only where it says this")
-    some.add_argument("--fraction", type=float, metavar="F", help="a share of them, drawn")
+    some.add_argument("--fraction", type=real(0, 1, above=0), metavar="F", help="a share of them, drawn")
     some.add_argument("--count", type=int, metavar="N", help="at most so many, drawn")
-    some.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
+    some.add_argument("--seed", type=whole(0), default=0, help="of the draw (default 0)")
     look = made.add_argument_group("look at what is there")
-    look.add_argument("--verify", type=Path, metavar="PATH", help="check a raw or processed split, change nothing")
+    look.add_argument(
+        "--verify", type=path_argument, metavar="PATH", help="check a raw or processed split, change nothing"
+    )
     look.add_argument("--full", action="store_true", help="with --verify: decode every picture too, not only headers")
-    look.add_argument("--report", type=Path, metavar="JSON", help="with --verify: write all problems here")
-    look.add_argument("--summary", type=Path, metavar="PATH", help="say what a processed (or raw) split holds")
-    look.add_argument("--sheet", type=Path, metavar="PNG", help="draw it as well (also after making a split)")
+    look.add_argument("--report", type=path_argument, metavar="JSON", help="with --verify: write all problems here")
+    look.add_argument("--summary", type=path_argument, metavar="PATH", help="say what a processed (or raw) split holds")
+    look.add_argument("--sheet", type=path_argument, metavar="PNG", help="draw it as well (also after making a split)")
     return made
 
 
@@ -268,4 +275,4 @@ def summarise(root: Path, sheet: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -20,6 +20,8 @@ from PIL import Image
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.arguments import path_argument, real, whole
+from common.command import run_command
 from preprocess_data.calvin_verify import Report
 from preprocess_data.conversion import Converted, Floats, Made, Part, Units, convert
 from preprocess_data.lerobot import LerobotData, Place, libraries
@@ -194,20 +196,22 @@ def parser() -> argparse.ArgumentParser:
         description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     make = made.add_argument_group("make a processed split")
-    make.add_argument("--source", type=Path, metavar="PATH", help="folder with meta/info.json")
-    make.add_argument("--output-dir", type=Path, metavar="PATH", help="folder to write; made if missing")
+    make.add_argument("--source", type=path_argument, metavar="PATH", help="folder with meta/info.json")
+    make.add_argument("--output-dir", type=path_argument, metavar="PATH", help="folder to write; made if missing")
     make.add_argument("--camera", metavar="KEY", help="the first view (default: the data set's first camera)")
     make.add_argument("--second-camera", metavar="KEY", help="the second view (default: the first again)")
     make.add_argument("--actions", choices=("relative", "absolute"), default="relative", help="what --action-key holds")
     make.add_argument("--action-key", default="action", metavar="KEY", help="column of actions (default action)")
     make.add_argument("--state-key", default="observation.state", metavar="KEY", help="with --actions absolute: poses")
-    make.add_argument("--position-unit", type=float, default=0.02, metavar="M", help="metres of 1.0 (default 0.02)")
-    make.add_argument("--rotation-unit", type=float, default=0.05, metavar="RAD", help="of 1.0 (default 0.05)")
-    make.add_argument("--gripper-threshold", type=float, default=0.0, metavar="X", help="open above it (default 0)")
+    make.add_argument(
+        "--position-unit", type=real(above=0), default=0.02, metavar="M", help="metres of 1.0 (default 0.02)"
+    )
+    make.add_argument("--rotation-unit", type=real(above=0), default=0.05, metavar="RAD", help="of 1.0 (default 0.05)")
+    make.add_argument("--gripper-threshold", type=real(), default=0.0, metavar="X", help="open above it (default 0)")
     make.add_argument("--gripper-inverted", action="store_true", help="open below the threshold instead")
     make.add_argument("--png", action="store_true", help="unpack pictures without loss (default: JPEG, quality 95)")
     make.add_argument("--skip-bad", action="store_true", help="leave out bad episodes, and list them")
-    make.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes that read")
+    make.add_argument("--workers", type=whole(1), default=min(os.cpu_count() or 1, 8), help="processes that read")
     add_options(made, formats="a LeRobot data set")
     return made
 
@@ -255,4 +259,4 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -23,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from common.arguments import path_argument, whole
+from common.command import run_command
 from models.images import fit
 from preprocess_data.calvin_choice import source_splits
 from preprocess_data.frame_sources import frames_of
@@ -208,13 +210,15 @@ def parser() -> argparse.ArgumentParser:
     )
     what = made.add_argument_group("what")
     what.add_argument(
-        "--source-split-dir", type=Path, metavar="PATH", help="a raw split, the folder above it, or a zip"
+        "--source-split-dir", type=path_argument, metavar="PATH", help="a raw split, the folder above it, or a zip"
     )
-    what.add_argument("--output-dir", type=Path, metavar="PATH", help="folder to write; made if missing")
+    what.add_argument("--output-dir", type=path_argument, metavar="PATH", help="folder to write; made if missing")
     what.add_argument("--split", choices=("training", "validation"), help="which one, where the source holds both")
     what.add_argument("--annotated", action="store_true", help="only frames that an annotation names (default: all)")
-    what.add_argument("--resolution", type=int, metavar="R", help="bring pictures to R x R (default: as they are)")
-    what.add_argument("--verify", type=Path, metavar="PATH", help="check a packed split, with the source if given")
+    what.add_argument("--resolution", type=whole(1), metavar="R", help="bring pictures to R x R (default: as they are)")
+    what.add_argument(
+        "--verify", type=path_argument, metavar="PATH", help="check a packed split, with the source if given"
+    )
     rank_options(made.add_argument_group("how"))
     return made
 
@@ -240,4 +244,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.arguments import path_argument, real, whole
+from common.command import run_command
 from config.load import load_job
 from models.images import normalise
 from models.magvit import CODEBOOK_SIZE, MagVITv2, load_magvit
@@ -192,22 +194,26 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--config", metavar="YAML", help="a run's configuration: its data, tokenizer, resolution, views")
     what.add_argument("overrides", nargs="*", metavar="key=value", help="with --config: as for training")
     what.add_argument(
-        "--data", type=Path, nargs="+", metavar="PATH", help="splits, processed or raw (default: the run's)"
+        "--data", type=path_argument, nargs="+", metavar="PATH", help="splits, processed or raw (default: the run's)"
     )
     what.add_argument("--tokenizer", metavar="PATH_OR_ID", help="MagVITv2: a folder, a weights file or a hub id")
     what.add_argument("--tokenizer-weights", metavar="FILE", help="weights in place of the tokenizer's own")
-    what.add_argument("--resolution", type=int, metavar="R", help="side of the square pictures in pixels")
+    what.add_argument("--resolution", type=whole(1), metavar="R", help="side of the square pictures in pixels")
     what.add_argument("--views", type=int, choices=(1, 2), help="cameras (default: both, where there are two)")
     what.add_argument("--all-frames", action="store_true", help="raw splits: also frames that no annotation names")
     how = made.add_argument_group("how")
-    how.add_argument("--output", type=Path, metavar="DIR", help=f"folder of caches (default: {FOLDER} in the data set)")
+    how.add_argument(
+        "--output", type=path_argument, metavar="DIR", help=f"folder of caches (default: {FOLDER} in the data set)"
+    )
     how.add_argument("--device", default="auto", help="auto, cpu, cuda (all of them) or cuda:<n>")
     how.add_argument("--batch-size", type=int, default=16, metavar="N", help="frames encoded at once (default 16)")
     rank_options(how)
     look = made.add_argument_group("look at a cache")
     look.add_argument("--check", action="store_true", help="encode some frames again and count the codes that differ")
-    look.add_argument("--samples", type=int, default=64, help="with --check: how many frames (default 64)")
-    look.add_argument("--most-flips", type=float, default=0.001, help="with --check: share that is no error (0.001)")
+    look.add_argument("--samples", type=whole(1), default=64, help="with --check: how many frames (default 64)")
+    look.add_argument(
+        "--most-flips", type=real(0, 1), default=0.001, help="with --check: share that is no error (0.001)"
+    )
     return made
 
 
@@ -267,4 +273,4 @@ def _settings(options: argparse.Namespace) -> list[Settings]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -16,8 +16,8 @@ from rich.console import Console
 from models.decoding import Generation, Sampling, generate
 from models.prompting import questions_in
 from policy_rollout.policy import pick_device
+from scripts.answer_trace import Recorder, Step, lines_of, printable
 from scripts.answering import Answerer, answerer, decoding, picture_files, way_to_decode
-from scripts.trace import Recorder, Step, lines_of, printable
 from scripts.trace_picture import Panel, save_animation
 
 

@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from common.arguments import path_argument, real, whole  # noqa: E402
+from common.command import run_command  # noqa: E402
 from config.load import ConfigError, load_job  # noqa: E402
 from config.schema import Job  # noqa: E402
 from scripts.comparison.plan import (  # noqa: E402
@@ -207,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         "--blind", action="store_true", help="train each a second time on blank pictures: how far does guessing get?"
     )
     parser.add_argument(
-        "--output-dir", type=Path, default=Path("results"), help="summary, figure, runs (default: %(default)s)"
+        "--output-dir", type=path_argument, default=Path("results"), help="summary, figure, runs (default: %(default)s)"
     )
     parser.add_argument(
         "--jobs",
@@ -216,26 +218,38 @@ def _parser() -> argparse.ArgumentParser:
         help="runs trained at once (default: one for each core, %(default)s)",
     )
     parser.add_argument(
-        "--batch-size-pre", type=int, default=default.batch_size_pre, help="robot samples a step (default: %(default)s)"
+        "--batch-size-pre",
+        type=whole(1),
+        default=default.batch_size_pre,
+        help="robot samples a step (default: %(default)s)",
     )
     parser.add_argument(
-        "--batch-size-mmu", type=int, default=default.batch_size_mmu, help="conversations a step (default: %(default)s)"
+        "--batch-size-mmu",
+        type=whole(1),
+        default=default.batch_size_mmu,
+        help="conversations a step (default: %(default)s)",
     )
     parser.add_argument(
-        "--learning-rate", type=float, default=default.learning_rate, help="at its peak (default: %(default)s)"
+        "--learning-rate",
+        type=real(above=0),
+        default=default.learning_rate,
+        help="at its peak (default: %(default)s)",
     )
     parser.add_argument(
         "--from-run",
-        type=Path,
+        type=path_argument,
         metavar="RUN",
         help="all go on from its model, on its robot data (default: none)",
     )
     parser.add_argument(
-        "--chains", type=int, default=0, help="closed-loop chains of three doors and lights on the desk (default: none)"
+        "--chains",
+        type=whole(0),
+        default=0,
+        help="closed-loop chains of three doors and lights on the desk (default: none)",
     )
     parser.add_argument(
         "--dataset-root",
-        type=Path,
+        type=path_argument,
         default=RAW_SPLITS,
         help="raw recording whose validation split the actions are judged on (default: dummy_data/calvin)",
     )
@@ -243,4 +257,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

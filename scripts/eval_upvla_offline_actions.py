@@ -14,6 +14,8 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.arguments import path_argument
+from common.command import run_command
 from policy_rollout.acting import ACTION_DECODERS, ACTION_KEYS
 
 DESCRIPTION = """\
@@ -48,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
         description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     data = made.add_argument_group("data")
-    data.add_argument("--dataset-root", type=Path, required=True, help="CALVIN data set with training/ and validation/")
+    data.add_argument(
+        "--dataset-root", type=path_argument, required=True, help="CALVIN data set with training/ and validation/"
+    )
     data.add_argument("--split", default="validation", help="folder in it that is evaluated (default: validation)")
     data.add_argument("--start-only", action="store_true", help="only the first frame of each annotation")
     data.add_argument("--stride", type=int, default=1, help="frames from one sample to the next (default: 1)")
@@ -57,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--clip-action", action="store_true", help="cut predicted actions to [-1, 1]")
     data.add_argument(
         "--token-cache",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="image codes of the split, made by preprocess_data/tokenize_images.py: no frame's file is opened",
     )
@@ -74,10 +78,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>; without CUDA the CPU is used")
     made.add_argument("--batch-size", type=int, default=0, help="samples per forward (default: 0, as many as fit)")
     made.add_argument(
-        "--train-split", type=Path, help="split, raw or processed, whose mean action is taken (default: training)"
+        "--train-split",
+        type=path_argument,
+        help="split, raw or processed, whose mean action is taken (default: training)",
     )
     made.add_argument("--act-step", type=int, default=10, help="chunk length of a baseline (default: 10)")
-    made.add_argument("--output-json", type=Path, help="where the results are written")
+    made.add_argument("--output-json", type=path_argument, help="where the results are written")
     return made
 
 
@@ -95,4 +101,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

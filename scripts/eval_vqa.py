@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.arguments import path_argument
+from common.command import run_command
 from models.decoding import Decoding, Generation, generate
 from models.weights import files_sha256
 from policy_rollout.benchmarks.vqa import results
@@ -88,8 +90,12 @@ def parser() -> argparse.ArgumentParser:
     )
     what = made.add_argument_group("what is asked")
     what.add_argument("--benchmark", choices=(EMBEDDED, *FORMATS), default=EMBEDDED, help="(default: %(default)s)")
-    what.add_argument("--questions", type=Path, nargs="+", metavar="FILE", help="question files of the benchmark")
-    what.add_argument("--image-root", type=Path, metavar="DIR", help="what the files' picture names are relative to")
+    what.add_argument(
+        "--questions", type=path_argument, nargs="+", metavar="FILE", help="question files of the benchmark"
+    )
+    what.add_argument(
+        "--image-root", type=path_argument, metavar="DIR", help="what the files' picture names are relative to"
+    )
     what.add_argument("--max-questions", type=int, default=0, metavar="N", help="the first N only (default: 0, all)")
     what.add_argument("--suffix", help="put behind every question (default: as LLaVA's evaluation of the benchmark)")
     what.add_argument("--shuffle-pictures", action="store_true", help="every question about another picture")
@@ -98,8 +104,10 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--max-new-tokens", type=int, help="longest answer (default: by benchmark, 16 to 256)")
     how.add_argument("--batch-size", type=int, default=0, help="questions at once (default: 16, on a GPU 64)")
     out = made.add_argument_group("results")
-    out.add_argument("--log-dir", type=Path, help="default: results/vqa/<benchmark>_<digest of all settings>")
-    out.add_argument("--compare", type=Path, nargs="+", metavar="RESULT", help="compare finished results, ask nothing")
+    out.add_argument("--log-dir", type=path_argument, help="default: results/vqa/<benchmark>_<digest of all settings>")
+    out.add_argument(
+        "--compare", type=path_argument, nargs="+", metavar="RESULT", help="compare finished results, ask nothing"
+    )
     return made
 
 
@@ -247,4 +255,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -14,6 +14,8 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.arguments import path_argument, whole
+from common.command import run_command
 from scripts.answering_options import ACCEPT_HELP, add_decoding, add_who
 
 DESCRIPTION = """\
@@ -47,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_who(made)
     what = made.add_argument_group("what is asked")
-    what.add_argument("--picture", type=Path, nargs="+", help="files or folders (default: a bundled picture)")
+    what.add_argument("--picture", type=path_argument, nargs="+", help="files or folders (default: a bundled picture)")
     what.add_argument("--no-picture", action="store_true", help="ask without a picture")
     what.add_argument("--question", default=QUESTION, help="several are split by ' *** ' (default: %(default)s)")
     what.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: 64)")
@@ -55,10 +57,10 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--temperature", type=float, default=0.0, help="0 (default): always the most likely word")
     how.add_argument("--top-k", type=int, help="draw from that many words at most")
     how.add_argument("--top-p", type=float, help="draw from the likeliest words that hold this probability")
-    how.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
+    how.add_argument("--seed", type=whole(0), default=0, help="of what is drawn (default: 0)")
     show = made.add_argument_group("what is shown")
     show.add_argument("--trace", action="store_true", help="print what every forward filled in")
-    show.add_argument("--trace-gif", type=Path, metavar="FILE", help="the same as an animated picture")
+    show.add_argument("--trace-gif", type=path_argument, metavar="FILE", help="the same as an animated picture")
     show.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return made
 
@@ -82,4 +84,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

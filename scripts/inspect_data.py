@@ -13,6 +13,8 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.arguments import path_argument
+from common.command import run_command
 from preprocess_data.browsing.facts import Facts
 from preprocess_data.browsing.page import write_page
 from preprocess_data.browsing.seam import Source
@@ -68,14 +70,14 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("path", type=Path, help="the data set")
-    made.add_argument("--out", type=Path, help="HTML file to write (default outputs/inspect/<name>.html)")
+    made.add_argument("path", type=path_argument, help="the data set")
+    made.add_argument("--out", type=path_argument, help="HTML file to write (default outputs/inspect/<name>.html)")
     made.add_argument("--count", type=int, default=12, help="episodes on the page (default 12)")
     made.add_argument("--episodes", type=int, nargs="+", metavar="N", help="these episodes, counted from 0")
     made.add_argument("--task", help="only of this task")
     made.add_argument("--search", metavar="WORDS", help="only where the instruction says this")
     made.add_argument("--moments", type=int, default=16, help="pictures of each episode and camera (default 16)")
-    made.add_argument("--sheet", type=Path, metavar="PNG", help="write a picture sheet too")
+    made.add_argument("--sheet", type=path_argument, metavar="PNG", help="write a picture sheet too")
     made.add_argument("--text", action="store_true", help="only print the summary")
     return made
 
@@ -106,4 +108,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -26,13 +26,15 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from common.arguments import path_argument, whole  # noqa: E402
+from common.command import run_command  # noqa: E402
 from config.load import ConfigError, load_job  # noqa: E402
 from config.schema import Job  # noqa: E402
 from models.checkpoint import build  # noqa: E402
 from models.magvit import load_magvit  # noqa: E402
+from policy_rollout.intervals import Interval, average_length, paired_difference, wilson  # noqa: E402
 from policy_rollout.paired import interval_json, markdown_table, percent, points  # noqa: E402
 from policy_rollout.policy import ConstantPolicy, Policy, RandomPolicy, UPVLAPolicy, pick_device  # noqa: E402
-from policy_rollout.statistics import Interval, average_length, paired_difference, wilson  # noqa: E402
 from scripts import desk_trial as trial  # noqa: E402
 from scripts.comparison.judge import machine  # noqa: E402
 from scripts.comparison.plan import write_text  # noqa: E402
@@ -217,10 +219,12 @@ def results(outcomes: Sequence[Outcome]) -> dict[str, object]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="output folder of a training run")
-    parser.add_argument("--episodes", type=int, default=160, help="single tasks (default: %(default)s)")
-    parser.add_argument("--chains", type=int, default=60, help="chains of three tasks (default: %(default)s)")
-    parser.add_argument("--output-dir", type=Path, help="where summary.md and results.json go (default: the model's)")
+    parser.add_argument("--model", type=path_argument, required=True, help="output folder of a training run")
+    parser.add_argument("--episodes", type=whole(1), default=160, help="single tasks (default: %(default)s)")
+    parser.add_argument("--chains", type=whole(0), default=60, help="chains of three tasks (default: %(default)s)")
+    parser.add_argument(
+        "--output-dir", type=path_argument, help="where summary.md and results.json go (default: the model's)"
+    )
     parser.add_argument("--only", nargs="+", choices=EVERYBODY, help="play these, keep what they did, write no report")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     args = parser.parse_args(argv)
@@ -250,4 +254,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

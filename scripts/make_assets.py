@@ -25,6 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from common.command import run_command  # noqa: E402
 from preprocess_data.embedded import clip, conversations, demonstrations, language, tokenizer_training  # noqa: E402
 
 TOKENIZER_SCENES, TOKENIZER_PLAY = 1500, 120
@@ -111,4 +112,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

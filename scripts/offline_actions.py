@@ -51,7 +51,7 @@ class Job:
 
 def prepare(options: argparse.Namespace) -> Job:
     """Everything that can be wrong with the arguments shows here, before the first frame is read."""
-    for name, least in (("stride", 0), ("max_samples", 0), ("batch_size", 0), ("act_step", 1)):
+    for name, least in (("stride", 1), ("max_samples", 0), ("batch_size", 0), ("act_step", 1)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
     if options.output_json is not None:

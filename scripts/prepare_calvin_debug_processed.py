@@ -17,6 +17,8 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 import numpy as np
 
+from common.arguments import path_argument, whole
+from common.command import run_command
 from preprocess_data.process_calvin import describe, write_processed
 from training.data.calvin import Annotation, CalvinSplit
 
@@ -43,12 +45,15 @@ def stretches(split: CalvinSplit, start_index: int, max_frames: int, instruction
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--source-split-dir", type=Path, required=True, help="folder with episode_*.npz")
-    made.add_argument("--output-dir", type=Path, required=True, help="folder to write; made if missing")
+    made.add_argument("--source-split-dir", type=path_argument, required=True, help="folder with episode_*.npz")
+    made.add_argument("--output-dir", type=path_argument, required=True, help="folder to write; made if missing")
     made.add_argument("--instruction", required=True, help="the sentence given to every frame")
     made.add_argument("--max-frames", type=int, default=256, help="how many frames to take (default 256)")
     made.add_argument(
-        "--start-index", type=int, default=0, help="first frame, counted from 0 in the order of the files (default 0)"
+        "--start-index",
+        type=whole(0),
+        default=0,
+        help="first frame, counted from 0 in the order of the files (default 0)",
     )
     return made
 
@@ -67,4 +72,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -30,6 +30,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import train_upvla  # noqa: E402
+from common.arguments import path_argument, whole  # noqa: E402
+from common.command import run_command  # noqa: E402
 from config.load import ConfigError, load_job  # noqa: E402
 from config.schema import Job  # noqa: E402
 from models.checkpoint import build  # noqa: E402
@@ -196,9 +198,13 @@ def tell(verdicts: Sequence[Verdict], folder: Path, seconds: float) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objective", choices=list(NAMES), default="ar", help="text objective (default: ar)")
-    parser.add_argument("--output", type=Path, help="folder for everything (default: outputs/quickstart_<objective>)")
-    parser.add_argument("--steps", type=int, default=Size.steps, help=f"training steps (default: {Size.steps})")
-    parser.add_argument("--episodes", type=int, default=Size.training_episodes, help="demonstration episodes to record")
+    parser.add_argument(
+        "--output", type=path_argument, help="folder for everything (default: outputs/quickstart_<objective>)"
+    )
+    parser.add_argument("--steps", type=whole(1), default=Size.steps, help=f"training steps (default: {Size.steps})")
+    parser.add_argument(
+        "--episodes", type=whole(1), default=Size.training_episodes, help="demonstration episodes to record"
+    )
     args = parser.parse_args(argv)
     started = time.monotonic()
     folder = (args.output or Path("outputs") / f"quickstart_{args.objective}").resolve()
@@ -232,4 +238,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

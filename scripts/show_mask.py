@@ -16,6 +16,8 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from PIL import Image
 
+from common.arguments import path_argument, whole
+from common.command import run_command
 from config import files
 from config.build import build, new_tree
 from config.schema import Job
@@ -68,16 +70,18 @@ def parser() -> argparse.ArgumentParser:
     )
     sizes = made.add_argument_group("the made-up sequence")
     sizes.add_argument("--answer", default="5", help="words of the answer; 6,3: of two answers (default: 5)")
-    sizes.add_argument("--question", type=int, default=2, help="words of each question (default: 2)")
-    sizes.add_argument("--system", type=int, default=1, help="words of the system prompt (default: 1)")
+    sizes.add_argument("--question", type=whole(0), default=2, help="words of each question (default: 2)")
+    sizes.add_argument("--system", type=whole(0), default=1, help="words of the system prompt (default: 1)")
     sizes.add_argument("--patches", type=int, default=4, help="patches of the picture (default: 4; released CLIP: 576)")
-    sizes.add_argument("--instruction", type=int, default=2, help="words of the robot's instruction (default: 2)")
+    sizes.add_argument("--instruction", type=whole(0), default=2, help="words of the robot's instruction (default: 2)")
     sizes.add_argument("--codes", type=int, default=4, help="codes of one camera's image (default: 4; real: 1024)")
-    sizes.add_argument("--padding", type=int, default=0, help="padding slots, as in a batch (default: 0)")
+    sizes.add_argument("--padding", type=whole(0), default=0, help="padding slots, as in a batch (default: 0)")
     draws = made.add_argument_group("what is drawn at random")
-    draws.add_argument("--seed", type=int, default=0, help="of what is hidden and of elastic block sizes (default: 0)")
-    draws.add_argument("--step", type=int, default=0, help="optimizer step, for annealed block sizes (default: 0)")
-    made.add_argument("--png", type=Path, metavar="FILE", help="write a picture instead of text")
+    draws.add_argument(
+        "--seed", type=whole(0), default=0, help="of what is hidden and of elastic block sizes (default: 0)"
+    )
+    draws.add_argument("--step", type=whole(0), default=0, help="optimizer step, for annealed block sizes (default: 0)")
+    made.add_argument("--png", type=path_argument, metavar="FILE", help="write a picture instead of text")
     return made
 
 
@@ -192,4 +196,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

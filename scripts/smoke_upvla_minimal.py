@@ -18,6 +18,8 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train_upvla
+from common.arguments import path_argument
+from common.command import run_command
 from config.values import ConfigError
 from policy_rollout.policy import ACTION_SIZE, Observation, UPVLAPolicy
 from training.future_view_prediction_w_action_dataset import DataProvider
@@ -60,12 +62,12 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument(
         "--dataset-path",
-        type=Path,
+        type=path_argument,
         default=ROOT / "dummy_data" / "calvin_processed_training",
         help="robot demonstrations: folder with dataset_info.json (default: the bundled ones)",
     )
     made.add_argument("--objective", choices=tuple(NAMES), default="ar", help="text objective (default: ar)")
-    made.add_argument("--output-dir", type=Path, help="keep the run here (default: a folder that is removed)")
+    made.add_argument("--output-dir", type=path_argument, help="keep the run here (default: a folder that is removed)")
     made.add_argument("overrides", nargs="*", metavar="section.key=value", help="further configuration keys")
     return made
 
@@ -73,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     started = time.perf_counter()
-    dataset = options.dataset_path.expanduser().resolve()
+    dataset = options.dataset_path.resolve()
     with tempfile.TemporaryDirectory(prefix="blockdiff_smoke_") as scratch:
         output_dir = options.output_dir or Path(scratch) / "run"
         try:
@@ -92,4 +94,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -16,6 +16,8 @@ from typing import Any
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.arguments import path_argument
+from common.command import run_command
 from policy_rollout.paired import markdown_table
 
 DESCRIPTION = """\
@@ -80,9 +82,9 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--inputs", type=Path, nargs="+", required=True, help="result files")
+    made.add_argument("--inputs", type=path_argument, nargs="+", required=True, help="result files")
     made.add_argument("--per-task", choices=tuple(COLUMNS), metavar="METRIC", help=f"one of {', '.join(COLUMNS)}")
-    made.add_argument("--output", type=Path, help="also write the table to this file")
+    made.add_argument("--output", type=path_argument, help="also write the table to this file")
     return made
 
 
@@ -106,4 +108,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from policy_rollout.pictures import write_gif
-from scripts.trace import END, HIDDEN, Step, Word
+from scripts.answer_trace import END, HIDDEN, Step, Word
 from scripts.typeface import font
 from training.data.files import read_image
 

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from common.paths import expand_home
 from policy_rollout.acting import ActionConvention
 from policy_rollout.benchmarks.base import Settings, official_jobs
 from policy_rollout.calvin.annotations import IN_CALVIN, find_annotations, read_annotations
@@ -84,7 +85,7 @@ def _split(settings: Settings) -> Path:
     given = settings.get("dataset_path") or settings.get("root_data_dir")
     if not given:
         raise ValueError("dataset_path has to be given: the folder of task_ABC_D, task_D_D, ... of CALVIN's data")
-    root = Path(str(given)).expanduser().resolve()
+    root = expand_home(str(given)).resolve()
     if not root.is_dir():
         raise FileNotFoundError(f"dataset_path={root}: no such folder")
     if not (root / "validation").is_dir():
@@ -98,7 +99,7 @@ def _sentences(given: Any) -> tuple[dict[str, str] | None, str]:
     """CALVIN's sentences and a name for them that differs where they do; None for our own."""
     if given == OWN:
         return None, OWN
-    file = Path(str(given)).expanduser() if given else find_annotations()
+    file = expand_home(str(given)) if given else find_annotations()
     if file is None:
         raise ValueError(
             f"annotations: the installed calvin_env does not lie in a checkout of CALVIN with {IN_CALVIN}; name that "

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from common.arguments import path_argument
+from common.command import run_command
 from policy_rollout.calvin.annotations import find_annotations
 from policy_rollout.calvin.egl import Graphics, find_graphics
 from policy_rollout.calvin.initial_states import INITIAL_STATES, initial_state
@@ -23,7 +25,10 @@ TESTED_COMMIT = "797142c588c21e76717268b7b430958dbd13bf48"
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m policy_rollout.calvin", description=__doc__)
     parser.add_argument(
-        "dataset_path", nargs="?", type=Path, help="task_ABC_D, task_D_D, ...; its validation configuration is enough"
+        "dataset_path",
+        nargs="?",
+        type=path_argument,
+        help="task_ABC_D, task_D_D, ...; its validation configuration is enough",
     )
     arguments = parser.parse_args(argv)
     try:
@@ -83,4 +88,4 @@ def _one_step(dataset_path: Path, graphics: Graphics) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
+from common.command import run_command
 from policy_rollout.desk.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.arguments import path_argument, whole
 from policy_rollout.calvin.initial_states import initial_state
 from policy_rollout.calvin.instructions import HELD_OUT, TRAINING
 from policy_rollout.calvin.oracle import TaskOracle
@@ -58,18 +59,24 @@ def parser() -> argparse.ArgumentParser:
     what = made.add_argument_group("what to do (one of them)").add_mutually_exclusive_group(required=True)
     what.add_argument("--list", action="store_true", help="print the tasks")
     what.add_argument("--task", metavar="NAME", help="play one task from a random start in which it can be done")
-    what.add_argument("--chain", type=int, metavar="N", help="play N tasks in a row (1 to 8; CALVIN's chains have 5)")
-    what.add_argument("--draw", type=Path, metavar="FILE.png", help="draw a start as both cameras see it")
-    what.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw every task before and after (a minute)")
+    what.add_argument(
+        "--chain", type=whole(1), metavar="N", help="play N tasks in a row (1 to 8; CALVIN's chains have 5)"
+    )
+    what.add_argument("--draw", type=path_argument, metavar="FILE.png", help="draw a start as both cameras see it")
+    what.add_argument(
+        "--sheet", type=path_argument, metavar="FILE.png", help="draw every task before and after (a minute)"
+    )
     what.add_argument("--bench", action="store_true", help="measure physics, expert and cameras (a few seconds)")
     who = made.add_mutually_exclusive_group()
     who.add_argument("--expert", action="store_true", help="the scripted expert acts (default)")
     who.add_argument("--random", action="store_true", help="random actions instead")
     made.add_argument("--noise", action="store_true", help="disturb the expert, as demonstrations are recorded")
-    made.add_argument("--save", type=Path, metavar="FILE.gif", help="the clip of --task or --chain")
+    made.add_argument("--save", type=path_argument, metavar="FILE.gif", help="the clip of --task or --chain")
     made.add_argument("--scene", choices=(*SCENES, "all"), default="D", help="default D; all goes with --draw")
-    made.add_argument("--seed", type=int, default=0, help="which random start (default 0)")
-    made.add_argument("--size", type=int, default=200, metavar="PX", help="edge of the static picture (default 200)")
+    made.add_argument("--seed", type=whole(0), default=0, help="which random start (default 0)")
+    made.add_argument(
+        "--size", type=whole(1), default=200, metavar="PX", help="edge of the static picture (default 200)"
+    )
     made.add_argument("--renderer", choices=RENDERERS, default="raycast", help="gl needs OpenGL (default raycast)")
     return made
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.arguments import path_argument, whole
 from policy_rollout.calvin.initial_states import initial_state
 from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.calvin.sequences import Chain, desk_sequences
@@ -252,14 +253,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m policy_rollout.desk.experts", description=__doc__)
     parser.add_argument("--table", action="store_true", help="success of every task from random feasible states")
-    parser.add_argument("--chains", type=int, default=0, metavar="N", help="average length of N chains of five")
+    parser.add_argument("--chains", type=whole(0), default=0, metavar="N", help="average length of N chains of five")
     parser.add_argument("--tasks", nargs="*", default=list(EXPERT_TASKS), metavar="TASK", choices=EXPERT_TASKS)
     parser.add_argument("--scenes", default="D", help="of A,B,C,D, separated by commas")
-    parser.add_argument("--resets", type=int, default=50, help="episodes per task and scene")
-    parser.add_argument("--seed", type=int, default=0, help="of the first reset and of the chains")
+    parser.add_argument("--resets", type=whole(1), default=50, help="episodes per task and scene")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the first reset and of the chains")
     parser.add_argument("--noise", action="store_true", help="disturb the experts as the recorder does")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the results there, too")
+    parser.add_argument("--workers", type=whole(1), default=2, help="processes")
+    parser.add_argument("--markdown", type=path_argument, metavar="FILE", help="write the results there, too")
     args = parser.parse_args(argv)
     scenes = [scene for scene in args.scenes.split(",") if scene]
     if unknown := [scene for scene in scenes if scene not in SCENES]:

@@ -188,6 +188,7 @@ class ScriptedExpert:
 
 
 if __name__ == "__main__":
+    from common.command import run_command
     from policy_rollout.desk.evaluate_experts import main
 
-    main()
+    run_command(main)

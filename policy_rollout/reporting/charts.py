@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from policy_rollout.intervals import Interval
 from policy_rollout.reporting.markup import Html, el
-from policy_rollout.statistics import Interval
 
 WIDTH, HEIGHT = 520, 250  # SVG units; a chart is as wide as its place
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 40

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common.arguments import path_argument, whole
 from config.files import PROJECT_DIR
 from policy_rollout.acting import ActionConvention, Policy
 from policy_rollout.robot.pace import RealClock
@@ -57,11 +58,11 @@ def parser() -> argparse.ArgumentParser:
     )
     body.add_argument(
         "--recorded",
-        type=Path,
+        type=path_argument,
         default=PROJECT_DIR / "dummy_data" / "calvin" / "validation",
         help="dry run on a raw CALVIN split, a folder of pictures or a video (default: the bundled recording)",
     )
-    body.add_argument("--window", type=int, default=0, help="which annotated window of a split (default: 0)")
+    body.add_argument("--window", type=whole(0), default=0, help="which annotated window of a split (default: 0)")
     body.add_argument("--instruction", help="what to do (default for a split: what the demonstrator was told)")
     time_ = made.add_argument_group("time")
     time_.add_argument("--rate", type=float, help="control steps per second (default: the model's, usually 30)")
@@ -93,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
     safety.add_argument(
         "--gripper-hysteresis", type=float, default=0, help="0..1; weaker wishes change nothing (default: 0)"
     )
-    made.add_argument("--output", type=Path, help="every step as a line of JSON")
+    made.add_argument("--output", type=path_argument, help="every step as a line of JSON")
     return made
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from policy_rollout.statistics import Interval
+from policy_rollout.intervals import Interval
 
 COLOURS = {"ar": "#0072B2", "mdm": "#D55E00", "bd": "#009E73"}
 """Told apart by colour-blind readers too."""

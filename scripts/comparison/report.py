@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from policy_rollout.calvin.sequences import success_rates
+from policy_rollout.intervals import Interval
 from policy_rollout.paired import markdown_table, percent, points, probability
-from policy_rollout.statistics import Interval
 from preprocess_data.embedded.questions import blind_floor
 from scripts.comparison.figure import Bars, draw_figure
 from scripts.comparison.judge import HeldOut, Judged, Speed

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from policy_rollout.intervals import Difference, Interval, bootstrap_runs, paired_difference, wilson
 from policy_rollout.paired import Pair, pair_of
-from policy_rollout.statistics import Difference, Interval, bootstrap_runs, paired_difference, wilson
 from scripts.comparison.judge import HeldOut, Judged
 from scripts.comparison.plan import Planned, pairs_of, read_curve
 

@@ -267,3 +267,91 @@ def test_reading_a_configuration_imports_no_torch() -> None:
     code = "import sys, config.load; sys.exit(sorted({'torch', 'numpy', 'transformers'} & set(sys.modules)) or None)"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_DIR, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def start(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Start training where importing torch ends the process with a traceback."""
+    code = "import sys; sys.modules['torch'] = None; import train_upvla as t; "
+    code += "t.main_or_exit(lambda: t.main(argv=sys.argv[1:]))"
+    return subprocess.run(
+        [sys.executable, "-c", code, *argv], cwd=PROJECT_DIR, capture_output=True, encoding="utf-8", timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    ("holds", "key", "said"),
+    [
+        ({}, "model.showo.llm_model_path", "this folder holds no model: no config.json in it"),
+        ({}, "model.showo.clip_model_path", "this folder holds no model: no config.json in it"),
+        ({}, "model.vq_model.vq_model_name", "this folder holds no model: no *.safetensors"),
+        ({}, "model.showo.pretrained_model_path", "this folder holds no model: no unwrapped_model/config.json"),
+        ({"config.json": "{"}, "model.showo.llm_model_path", "config.json cannot be read"),
+        ({"config.json": "[]"}, "model.showo.llm_model_path", "config.json holds no JSON object"),
+        (
+            {"config.json": '{"model_type": "phi"}'},
+            "model.showo.clip_model_path",
+            "holds a language model; expected a CL",
+        ),
+        (
+            {"config.json": '{"model_type": "clip"}'},
+            "model.showo.llm_model_path",
+            "holds a CLIP model; expected a lang",
+        ),
+        (
+            {"config.json": '{"model_type": "clip"}', "model.safetensors": ""},
+            "model.vq_model.vq_model_name",
+            "holds a CLIP model; expected a MagVITv2 image tokenizer",
+        ),
+    ],
+)
+def test_a_wrong_model_folder_is_named_before_torch_is_imported(
+    holds: dict[str, str], key: str, said: str, given: Given, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, text in holds.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    done = start("config=config/upvla_action_tuning.yaml", *given.argv, f"{key}={folder}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith(f"config error: {key}={folder}")
+    assert said in done.stderr
+
+
+def test_a_step_without_checkpoint_is_named_before_torch_is_imported(given: Given, tmp_path: Path) -> None:
+    for step in (5, 20):
+        (tmp_path / "out" / f"checkpoint-{step}").mkdir(parents=True)
+    more = ["model.showo.load_from_showo=false", f"experiment.output_dir={tmp_path / 'out'}"]
+    argv = ["config=config/tiny_arvla.yaml", *given.argv, *more, "experiment.resume_from_checkpoint=99"]
+    done = start(*argv)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "resume_from_checkpoint=99: " in done.stderr
+    assert "it has checkpoint-5, checkpoint-20" in done.stderr
+
+
+def test_a_path_of_no_checkpoint_is_named(given: Given, tmp_path: Path) -> None:
+    assert "it has no metadata.json" in complaint([UPVLA, *given.argv, f"experiment.resume_from_checkpoint={tmp_path}"])
+
+
+def test_the_home_folder_is_expanded_in_every_path(
+    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "metadata.json").write_text("{}", encoding="utf-8")
+    home = ["experiment.output_dir=~/run", "dataset.params.token_cache=~/codes", "dataset.params.clip_cache=~/clip"]
+    job = load_job([UPVLA, *given.argv, *home, "experiment.resume_from_checkpoint=~/old"])
+    assert job.experiment.output_dir == str(tmp_path / "run")
+    assert job.experiment.resume_from_checkpoint == str(tmp_path / "old")
+    assert (job.dataset.params.token_cache, job.dataset.params.clip_cache) == (
+        str(tmp_path / "codes"),
+        str(tmp_path / "clip"),
+    )
+    assert "~nosuchuser has no home folder" in complaint([UPVLA, *given.argv, "experiment.output_dir=~nosuchuser/run"])
+
+
+def test_a_key_of_the_same_file_is_suggested_before_one_of_the_schema(tmp_path: Path) -> None:
+    from policy_rollout.model_yaml import load_model_yaml
+
+    (tmp_path / "m.yaml").write_text("model: {showo: {tuned_model_pth: x, tuned_model_path: y}}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"no such key \(did you mean model\.showo\.tuned_model_path\?\)"):
+        load_model_yaml(tmp_path / "m.yaml")

@@ -21,7 +21,8 @@ RUNS = sorted(p.stem for p in CONFIG_DIR.glob("*.yaml") if p.stem not in FRAGMEN
 CONTRACT = """
     upvla_pred_tuning upvla_action_tuning arvla_pred_tuning arvla_action_tuning mdmvla_stage1_pred_tuning
     mdmvla_stage2_action_tuning mdmvla_action_tuning bdvla_action_tuning bdvla_action_tuning_qwen3_elastic
-    debug_arvla_1step debug_mdmvla_1step debug_bdvla_1step tiny_arvla tiny_mdmvla tiny_bdvla
+    mdmvla_stage1_ar_pred_tuning debug_arvla_1step debug_mdmvla_1step debug_bdvla_1step
+    tiny_arvla tiny_mdmvla tiny_bdvla
 """
 quick = settings(deadline=None, max_examples=40, derandomize=True)  # the same examples everywhere
 UPVLA = "config=config/upvla_action_tuning.yaml"
@@ -59,7 +60,8 @@ def test_every_shipped_run_configuration_loads_for_its_objective_and_no_other(ru
     [
         ("upvla_pred_tuning", "ar", (1.0, 0.1, 0.0), 1),
         ("arvla_pred_tuning", "ar", (1.0, 0.1, 0.0), 1),
-        ("mdmvla_stage1_pred_tuning", "ar", (1.0, 0.1, 0.0), 1),
+        ("mdmvla_stage1_pred_tuning", "mdm", (1.0, 0.1, 0.0), 1),
+        ("mdmvla_stage1_ar_pred_tuning", "ar", (1.0, 0.1, 0.0), 1),
         ("upvla_action_tuning", "ar", (1.0, 0.1, 1.0), 1),
         ("arvla_action_tuning", "ar", (1.0, 1.0, 1.0), 4),
         ("mdmvla_action_tuning", "mdm", (1.0, 1.0, 1.0), 4),

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from policy_rollout import compare
+from policy_rollout.intervals import paired_difference, rate_difference, wilson
 from policy_rollout.paired import FEWEST_APART, pairs_of
 from policy_rollout.results import attempts, names_of, read_results
-from policy_rollout.statistics import paired_difference, rate_difference, wilson
 from tests.policy.results_file import BENCHMARK, drawn, write
 
 

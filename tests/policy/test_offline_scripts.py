@@ -182,6 +182,7 @@ def test_the_mean_of_a_processed_split_is_the_mean_over_its_frames(split_dir, tm
     [
         (["--model-config", "nothing.yaml"], "nothing.yaml: no such file"),
         (["--baseline", "zero", "--batch-size", "-1"], "--batch-size must be at least 0, got -1"),
+        (["--baseline", "zero", "--stride", "0"], "--stride must be at least 1, got 0"),
         (["--baseline", "mean"], "training is not a directory"),
         (["--baseline", "zero", "--output-json", "/proc/out/a.json"], "/proc/out/a.json: the folder cannot be made"),
         (["--baseline", "zero", "--output-json", "/"], "--output-json /: is a folder"),

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from policy_rollout import report
+from policy_rollout.intervals import Interval
 from policy_rollout.pictures import write_gif, write_png
 from policy_rollout.reporting.charts import HEIGHT, _height, curve, steps_histogram
 from policy_rollout.reporting.markup import Html, el
-from policy_rollout.statistics import Interval
 from tests.policy.results_file import TASKS, drawn, write
 
 VOID = {"meta", "img", "br", "hr", "source"}

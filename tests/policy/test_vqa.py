@@ -26,7 +26,7 @@ from policy_rollout.benchmarks.vqa.scores import (
     vqa_form,
     yes_or_no,
 )
-from policy_rollout.statistics import clustered_rate, wilson
+from policy_rollout.intervals import clustered_rate, wilson
 
 
 def question(number: int, picture: str, *truths: str, text: str = "", kind: str = "all") -> Question:

@@ -16,8 +16,8 @@ from config.files import PROJECT_DIR
 from models.decoding import Progress
 from models.prompting import Prompter, load_tokenizer, vocabulary_of
 from scripts import generate_text
+from scripts.answer_trace import FRESH, HIDDEN, SETTLED, Recorder, Step, Word, lines_of, printable
 from scripts.asking import Speaker
-from scripts.trace import FRESH, HIDDEN, SETTLED, Recorder, Step, Word, lines_of, printable
 from scripts.trace_picture import Panel, draw_frames
 from tests.scripts.saved_run import write_run
 from tests.tiny import tiny_model

@@ -1,5 +1,5 @@
-"""The shipped full-size recipes, run with their own files on small networks: stage 1 -> stage 2 of mdm, Qwen3 with
-elastic blocks."""
+"""The shipped full-size recipes, run with their own files on small networks: stage 1 (`mdm` or `ar` text) -> stage 2 of
+mdm, Qwen3 with elastic blocks."""
 
 from __future__ import annotations
 
@@ -52,19 +52,22 @@ def run(recipe: str, objective: str, given: Sequence[str], output: Path) -> Outc
     return Outcome(output)
 
 
-@pytest.fixture(scope="module")
-def stage_1(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+STAGE_1 = {"mdm": "mdmvla_stage1_pred_tuning", "ar": "mdmvla_stage1_ar_pred_tuning"}
+
+
+@pytest.fixture(scope="module", params=STAGE_1)
+def stage_1(world: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Outcome:
     """Three steps of the first stage from random weights (a Show-o checkpoint is not at hand)."""
-    output = tmp_path_factory.mktemp("stage1") / "out"
+    output = tmp_path_factory.mktemp("stage1") / request.param
     more = ["model.showo.load_from_showo=false", "training.max_train_steps=3", "lr_scheduler.params.warmup_steps=0"]
-    return run("mdmvla_stage1_pred_tuning", "ar", [*small(world, output), *more], output)
+    return run(STAGE_1[request.param], request.param, [*small(world, output), *more], output)
 
 
 def test_stage_1_learns_pictures_and_words_and_leaves_actions_alone(stage_1: Outcome) -> None:
     first = stage_1.metrics[0]
     assert {"image/loss", "text/loss"} <= first.keys()
     assert "action/loss" not in first
-    assert load_folder(stage_1.folder).spec.text_objective == "ar"
+    assert load_folder(stage_1.folder).spec.text_objective == stage_1.folder.name
 
 
 def test_stage_2_starts_from_what_stage_1_wrote(stage_1: Outcome, world: Path, tmp_path: Path) -> None:

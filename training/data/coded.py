@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from common.paths import expand_home
 from config.schema import Augment, Job
 from models.magvit import MagVITv2
 from training.data.processed import read_index
@@ -22,7 +23,7 @@ def token_cache(job: Job, root: str, vq: MagVITv2) -> TokenCache | None:
     inside = Path(root) / FOLDER
     if wish is False or (wish == "auto" and not inside.is_dir()):
         return None
-    named = None if wish == "auto" else Path(wish).expanduser()
+    named = None if wish == "auto" else expand_home(wish)
     if named is not None and not named.is_dir():
         raise ValueError(f"{KEY}={wish}: there is no such folder; allowed: auto, false, or a folder of token caches")
     # A folder that is named may hold the training data's alone, and held-out data have theirs beside them.

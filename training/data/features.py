@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.paths import expand_home
 from config.schema import Job
 from models.vision import ClipTower
 from training.data.index_file import IndexFile
@@ -72,7 +73,7 @@ def clip_cache(job: Job, root: str, image_root: str | None, tower: ClipTower) ->
     inside = (given if given.is_dir() else given.parent) / FOLDER
     if wish is False or (wish == "auto" and not inside.is_dir()):
         return None
-    named = None if wish == "auto" else Path(wish).expanduser()
+    named = None if wish == "auto" else expand_home(wish)
     if named is not None and not named.is_dir():
         raise ValueError(f"{KEY}={wish}: there is no such folder; allowed: auto, false, or a folder of such caches")
     words = [*COMMAND.split(), "--data", root, "--clip", str(job.model.showo.clip_model_path)]

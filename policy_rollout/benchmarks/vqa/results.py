@@ -21,9 +21,9 @@ from policy_rollout.benchmarks.vqa.scores import (
     pope_figures,
     score_of,
 )
+from policy_rollout.intervals import Interval
 from policy_rollout.paired import Pair, interval_json, markdown_table, pairs_of, percent, points, probability
 from policy_rollout.results import dotted
-from policy_rollout.statistics import Interval
 
 FILE = "results.json"
 WHAT = ("benchmark", "questions_sha256", "suffix", "max_new_tokens")

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_rollout.benchmarks.vqa.questions import Question
+from policy_rollout.intervals import Interval, bootstrap_runs, bootstrap_sums, clustered_rate
 from policy_rollout.paired import interval_json
-from policy_rollout.statistics import Interval, bootstrap_runs, bootstrap_sums, clustered_rate
 
 ENOUGH = 3
 """So many other annotators who agree make an answer of TextVQA wholly right."""

@@ -1,0 +1,75 @@
+"""The grammar of `key=value` command lines: training, evaluation and sweeps.
+
+A value is text as the shell passes it. Spaces, `=`, parentheses, commas and letters of any script stand for themselves,
+and one layer of quotes is removed. Prefixes of other grammars (`--key=`, `+key=`, `++key=`, `~key`) are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+from config.files import escape
+from config.values import ConfigError, Quoted, did_you_mean, parse_flow, shown
+
+PREFIXES = "-+~"
+
+
+def parse_arguments(argv: Sequence[str], known: Collection[str], usage: str) -> list[tuple[str, str]]:
+    """Return (key, text) for each argument, in order. Keys are not checked here; see `require_known`.
+
+    known: the keys that are suggested for an argument with a prefix. usage: what an argument has to look like.
+    Raises ConfigError.
+    """
+    return [parse_argument(argument, known, usage) for argument in argv]
+
+
+def parse_argument(argument: str, known: Collection[str], usage: str) -> tuple[str, str]:
+    """Return (key, text) of one argument. Raises ConfigError."""
+    name, equals, text = (part.strip() for part in argument.partition("="))
+    if name[:1] and name[0] in PREFIXES:
+        bare = name.lstrip(PREFIXES)
+        prefix = name[: len(name) - len(bare)]
+        if bare in known:
+            right = shown(f"{bare}={text}") if equals else f"{bare}=<value>"
+            hint = ""
+        else:
+            right, hint = usage, did_you_mean(bare, known)
+        raise ConfigError(f"argument {shown(argument)}: expected {right}, without a leading {prefix}{hint}")
+    if not equals or not name:
+        raise ConfigError(f"argument {shown(argument)}: expected {usage} (see --help)")
+    return name, text
+
+
+def require_known(name: str, text: str, known: Iterable[str]) -> None:
+    """Raise ConfigError with the nearest known key if `name` is not one of them."""
+    names = list(known)
+    if name not in names:
+        hint = did_you_mean(name, names) or f"; the keys are {', '.join(names)}"
+        raise ConfigError(f"{name}={shown(text)} (command line): no such key{hint}")
+
+
+def hydra_quoted(text: str) -> str:
+    """Return the text as a value of Hydra's override grammar that means exactly this text, `${` included."""
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), escape(text))
+    return f"'{escaped}'"
+
+
+def is_sweep(argument: str) -> bool:
+    """Return whether Hydra's parser reads several values in `key=value`; text that it cannot parse is one value."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return bool(OverridesParser.create().parse_override(argument).is_sweep_override())
+    except HydraException:
+        return False
+
+
+def unquoted(text: str) -> str:
+    """Return the text without one layer of quotes; `Quoted` if there was one."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        quoted = parse_flow(text)
+        if isinstance(quoted, Quoted):
+            return quoted
+    return text

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.robot import CAMERAS
 from training.data import archive
 from training.data.files import read_npy, read_npz, read_pickled_npy
 
@@ -30,7 +31,6 @@ MAX_RELATIVE_ROTATION = 0.05  # radians per step
 _EPISODE = re.compile(r"episode_(\d+)\.npz")
 _SHAPES = {"actions": (7,), "rel_actions": (7,), "robot_obs": (15,), "scene_obs": (24,)}
 SPLITS = ("training", "validation")
-_CAMERAS = ("rgb_static", "rgb_gripper")
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _annotation(path: Path, number: int, sentence: Any, task: Any, window: Any) 
 
 def _check(path: Path, arrays: dict[str, Array]) -> None:
     for key, array in arrays.items():
-        if key in _CAMERAS:
+        if key in CAMERAS:
             if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
                 raise ValueError(f"{path}: {key} must be uint8 [height, width, 3], found {array.dtype} {array.shape}")
         elif key in _SHAPES:

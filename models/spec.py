@@ -35,7 +35,7 @@ class ModelSpec:
     (False: as the original, which leaves it in). ``action_bins``: values a number of an action may have as a token,
     None where block-diffusion actions were not trained; ``action_block_size``, ``action_prediction``: how they were.
     ``action_convention``: what an action's numbers mean; ``action_scale``: how they were normalised
-    (``models.actions.ActionScale``), None if not at all; ``cameras``: view (of ``common.robot.CAMERAS``) -> (height, width) in training.
+    (``models.actions.ActionScale``), None if not at all; ``cameras``: view -> (height, width) of the training images.
     ``weights``: which ones lie beside it, those that were trained or their average over the steps.
     """
 

@@ -199,7 +199,7 @@ class ActionChecks:
         share = self._beyond.count / self.frames
         if self._leaps.count > RARE * self.frames or self._leaps.size > IMPOSSIBLE:
             units = f"{self.action['position_m_per_unit']} m and {self.action['rotation_rad_per_unit']} rad a unit"
-            what = f"is more than {STEP_M} m or half a turn in one step at {units}"
+            what = f"is far out of [-1, 1]: more than {STEP_M} m or half a turn in one step at {units}"
             yield self._found("action out of range", self._leaps, f"{what}; {_REMEDY}", True)
         elif self._beyond.count and self.bounded:
             far = self._beyond.size > IMPOSSIBLE or (share > RARE and (self._beyond.size > FAR or self.tokens))

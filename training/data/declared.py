@@ -15,7 +15,7 @@ from PIL import Image
 
 from common.robot import CAMERAS, by_view
 from training.data import archive
-from training.data.calvin import CalvinSplit
+from training.data.calvin import CalvinSplit, is_within
 from training.data.checks import TOLERANCE, ActionChecks, Finding
 from training.data.contract import CONTRACT_NAME, DataContract, Statistics
 from training.data.files import npz_shapes
@@ -125,7 +125,7 @@ def _ends(index: ProcessedIndex) -> tuple[list[Finding], int]:
         ranges = known[paths[0].parent]
         compared += ranges is not None
         where = f"{index.path}: episode {episode}, frames {begin} to {end}"
-        if ranges is not None and not _within(ranges, begin, end):
+        if ranges is not None and not is_within(ranges, begin, end):
             what = f"goes over the end of a recording in {paths[0].parent / 'ep_start_end_ids.npy'}; leave it out"
             findings.append(Finding("crosses recordings", where, what, True))
         elif ranges is None and end - begin != last - first:
@@ -139,10 +139,6 @@ def _recordings(folder: Path) -> npt.NDArray[np.int64] | None:
     with suppress(ValueError, FileNotFoundError):
         return CalvinSplit(folder).ranges
     return None
-
-
-def _within(ranges: npt.NDArray[np.int64], first: int, last: int) -> bool:
-    return bool(((ranges[:, 0] <= first) & (last <= ranges[:, 1])).any())
 
 
 def _sizes(index: ProcessedIndex, contract: DataContract) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +18,14 @@ from training.data import archive
 from training.data.calvin import CalvinSplit, is_within
 from training.data.checks import TOLERANCE, ActionChecks, Finding
 from training.data.contract import CONTRACT_NAME, DataContract, Statistics
-from training.data.files import npz_shapes
+from training.data.files import npz_shapes, read_npz
 from training.data.processed import ProcessedIndex
 
 PIECE = 1 << 18  # frames read at a time
 EPISODES = 5000  # whose ends are compared with the ends of recordings
-IMAGES = 8  # whose size is compared with the contract's
+IMAGES = 16  # frames that are opened
 ASPECT = 0.02  # by which the shape of images may differ
+RAW_FRAMES = 64  # of a raw split that are opened
 _EPISODE = re.compile(r"episode_(\d+)\.npz")
 
 
@@ -63,9 +64,25 @@ def check_processed(
         *_instructions(index),
         *ends,
         *(_sizes(index, contract) if images else ()),
+        *(_recorded(index) if images else ()),
     ]
     about = f"{len(index)} frames and {index.episodes} instructions of {index.path.parent} compared with the contract"
     return Checked(findings, f"{about}, ends of {compared} episodes with those of the recordings")
+
+
+def check_raw(split: CalvinSplit, contract: DataContract, frames: Sequence[int]) -> Checked:
+    """Check the relative actions of some frames of a raw split, each of which costs a file."""
+    chosen = [frames[at] for at in np.unique(np.linspace(0, len(frames) - 1, RAW_FRAMES).astype(int)).tolist()]
+    checks = ActionChecks(contract.action)
+    for frame in chosen:  # frames far from each other: each is an episode of its own
+        row = split.frame(frame, ("rel_actions",))["rel_actions"]
+        checks.add(row[None], partial(_file, split.frame_path(frame)))
+    about = f"actions of {len(chosen)} of {len(frames)} frames of {split.path} compared with the contract"
+    return Checked(list(checks.findings()), about)
+
+
+def _file(path: Path, row: int) -> str:
+    return str(path)
 
 
 def _place(index: ProcessedIndex, start: int, row: int) -> str:
@@ -145,7 +162,7 @@ def _sizes(index: ProcessedIndex, contract: DataContract) -> Iterator[Finding]:
     """Images of another size than the contract declares for their camera."""
     declared = by_view(contract.cameras)
     seen: set[str] = set()
-    for frame in np.unique(np.linspace(0, len(index) - 1, min(IMAGES, len(index))).astype(int)).tolist():
+    for frame in _spread(len(index)):
         for view, path, size in _images(index, frame):
             wanted = declared.get(view)
             if wanted is None or size == wanted or view in seen:
@@ -157,6 +174,27 @@ def _sizes(index: ProcessedIndex, contract: DataContract) -> Iterator[Finding]:
                 f"{wanted[1]}; declare the size that the images have"
             )
             yield Finding("image size", str(path), what, other)
+
+
+def _recorded(index: ProcessedIndex) -> Iterator[Finding]:
+    """A frame whose file holds another action than the split: it was recorded again, or the actions were edited."""
+    for frame in _spread(len(index)):
+        path = index.frame_path(frame)
+        recorded = None
+        with suppress(ValueError, FileNotFoundError):
+            recorded = read_npz(path, ("rel_actions",))["rel_actions"] if path.suffix == ".npz" else None
+        if recorded is None or np.allclose(recorded, index.actions[frame], atol=1e-3):
+            continue
+        what = f"holds the action {np.array2string(recorded, precision=3)}, another one than {index.path} has for it"
+        yield Finding(
+            "other recording", str(path), f"{what}; convert the data again if they were recorded again", False
+        )
+        return
+
+
+def _spread(length: int) -> list[int]:
+    """Some of so many frames, evenly spread."""
+    return list(np.unique(np.linspace(0, length - 1, min(IMAGES, length)).astype(int)).tolist())
 
 
 def _images(index: ProcessedIndex, frame: int) -> Iterator[tuple[str, Path, tuple[int, int]]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.paths import expand_home
 from config.build import Key, get, keys, put
-from config.files import PROJECT_DIR, Tree
+from config.files import CONFIG_DIR, PROJECT_DIR, Tree, display
 from config.knob import MISSING
 from config.model_folders import looks_like_hub_id, require_model
 from config.schema import VQ_STRIDE, DataParams, Job
@@ -26,6 +26,24 @@ def check_across(job: Job, tree: Tree) -> None:
     _check_losses(job)
     _check_sizes(job)
     _check_text(job)
+
+
+def default_validation(job: Job, tree: Tree, main: Path) -> list[str]:
+    """Return the keys of validation data that the project's files set, beside training data that the user replaced.
+
+    ``main``: the file of ``config=``, whose own keys are the user's choice.
+    """
+    project = {display(path) for path in CONFIG_DIR.glob("*.yaml")} - {display(main)}
+    found = []
+    for flow in ("pre", "mmu"):
+        validation = f"dataset.params.validation_{flow}_shards_path_or_url"
+        source = tree.source(validation)
+        training = {tree.source(f"dataset.params.train_{flow}_shards_path_or_url")}
+        if flow == "mmu" and job.dataset.params.train_mmu_sources:
+            training = {tree.source("dataset.params.train_mmu_sources")}
+        if get(job, validation) is not None and source in project and training != {source}:
+            found.append(validation)
+    return found
 
 
 def _unused(job: Job) -> set[str]:

@@ -20,7 +20,7 @@ import yaml
 
 from config import files
 from config.build import build, keys, new_tree, plain
-from config.checks import check_across, check_paths
+from config.checks import check_across, check_paths, default_validation
 from config.command_line import parse_argument, unquoted
 from config.help import SCRIPTS, help_text
 from config.schema import Job, Objective
@@ -57,6 +57,7 @@ def load_job(argv: Sequence[str] | None = None, objective: Objective | None = No
             f"training.text_objective={job.training.text_objective} ({tree.source('training.text_objective')}): "
             f"{SCRIPTS[objective]} trains {objective}; run: python {right} {shlex.join(argv)}"
         )
+    job.default_validation = default_validation(job, tree, path)
     check_across(job, tree)
     if paths:
         check_paths(job, tree)

@@ -421,3 +421,5 @@ class Job:
     max_new_tokens: int = key(100, "longest generated answer in tokens", at_least=1)
     config_path: str | None = field(default=None, compare=False, metadata={"hidden": True})
     """The file this job was read from; not a key."""
+    default_validation: list[str] = field(default_factory=list, compare=False, metadata={"hidden": True})
+    """Keys of validation data that came with other training data and were not chosen by the user; not a key."""

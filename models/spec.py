@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from common.robot import CAMERAS
 from models.actions import ActionScale
 from models.prompting import SYSTEM_PROMPT
 from models.tokens import Vocabulary
@@ -34,7 +35,7 @@ class ModelSpec:
     (False: as the original, which leaves it in). ``action_bins``: values a number of an action may have as a token,
     None where block-diffusion actions were not trained; ``action_block_size``, ``action_prediction``: how they were.
     ``action_convention``: what an action's numbers mean; ``action_scale``: how they were normalised
-    (``models.actions.ActionScale``), None if not at all; ``cameras``: name -> (height, width) of the training frames.
+    (``models.actions.ActionScale``), None if not at all; ``cameras``: view -> (height, width) of the training images.
     ``weights``: which ones lie beside it, those that were trained or their average over the steps.
     """
 
@@ -91,6 +92,17 @@ class ModelSpec:
         if unknown:
             raise ValueError(f"unknown model fields: {', '.join(unknown)} (saved by a newer version?)")
         try:
-            return cls(**data)
+            return cls(**{**data, "cameras": _cameras(data.get("cameras", {}))})
         except TypeError as error:
             raise ValueError(f"incomplete model description: {error}") from error
+
+
+def _cameras(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sizes of a saved description by view.
+
+    Older descriptions held the data set's own names, sorted: which view such a camera was is known only where it is the
+    only one. The others are left out, so that they are not compared with another camera's images.
+    """
+    if len(saved) == 1 and not set(saved) <= set(CAMERAS):
+        return {CAMERAS[0]: next(iter(saved.values()))}
+    return {view: saved[view] for view in CAMERAS if view in saved}

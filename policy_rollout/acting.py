@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from common.robot import CAMERAS as CAMERAS
+
 ACTION_SIZE = 7
-CAMERAS = ("rgb_static", "rgb_gripper")
-"""In the order of a model's views."""
 ACTION_KEYS = ("rel_actions", "actions")
 """Recorded actions that can be compared with."""
 ACTION_DECODERS = ("regression", "block_diffusion")

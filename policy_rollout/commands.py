@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common import robot
 from policy_rollout.acting import ACTION_SIZE, ActionConvention
 
 OPEN, CLOSED = 1.0, -1.0
 """The gripper of a command, whatever sign the policy was trained with."""
-_GRIPPER = re.compile(r"([+-]?\d+(?:\.\d+)?) (closed|open), ([+-]?\d+(?:\.\d+)?) (closed|open)")
 
 
 def gripper_values(convention: ActionConvention) -> tuple[float, float]:
     """The numbers that mean closed and open. Raises `ValueError` where the convention's words are not understood."""
-    match = _GRIPPER.fullmatch(convention.gripper)
-    named = {match[2]: float(match[1]), match[4]: float(match[3])} if match else {}
-    if len(named) != 2 or named["closed"] == named["open"]:
+    values = robot.gripper_values(convention.gripper)
+    if values is None:
         raise ValueError(
             f"the action convention says gripper: {convention.gripper!r}; understood are two different numbers, such "
             "as '-1 closed, +1 open'"
         )
-    return named["closed"], named["open"]
+    return values
 
 
 def in_metres(actions: NDArray[Any], convention: ActionConvention) -> NDArray[np.float32]:

@@ -254,8 +254,9 @@ class UPVLAPolicy:
             raise ValueError(
                 f"this model looks through {self.spec.num_view} cameras, but the observation has no {missing[0]}"
             )
-        for (camera, trained), view in zip(self.spec.cameras.items(), views, strict=False):
+        for camera, view in zip(self.cameras, views, strict=True):
             height, width = view.shape[:2]
+            trained = self.spec.cameras.get(camera, (height, width))  # not declared: nothing to compare with
             if abs(height * trained[1] - width * trained[0]) > ASPECT_TOLERANCE * height * trained[1]:
                 raise ValueError(
                     f"this model was trained on {camera} pictures of {trained[0]} x {trained[1]} (height x width), "

@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from preprocess_data.parts import plan_folder, replace
 from preprocess_data.processes import in_processes
 from training.data import archive
 from training.data.calvin import CalvinSplit
+from training.data.checks import row_faults
 from training.data.files import read_npz
 
 PARTS = ".process_calvin"
@@ -45,6 +46,7 @@ class _Part:
     frames: tuple[int, ...]
     file: Path  # where the result goes
     copies: Path | None  # the folder frames are copied to
+    action: Mapping[str, Any] | None  # what the split declares of its actions
 
 
 def read_actions(
@@ -55,18 +57,19 @@ def read_actions(
     workers: int,
     progress: bool,
     keep_bad: bool = False,
+    action: Mapping[str, Any] | None = None,
 ) -> Actions:
     """The actions of frames ``ids``, each file opened once; ``copies``: copy the frames there.
 
-    Raises ValueError or FileNotFoundError naming the first file that is missing or damaged; with ``keep_bad`` such
-    files are listed in the result instead, and their rows are zero.
+    Raises ValueError or FileNotFoundError naming the first file that is missing or damaged, or whose action is not what
+    the declaration ``action`` says; with ``keep_bad`` such files are listed in the result instead.
     """
-    folder = _plan(split, ids, output_dir, copies)
+    folder = _plan(split, ids, output_dir, copies, action)
     edges = range(0, len(ids), PART)
     files = [folder / f"part_{start:09d}.npz" for start in edges]
     held = [_held(file, len(ids[start : start + PART])) for start, file in zip(edges, files, strict=True)]
     todo = [
-        _Part(split.path.absolute(), tuple(ids[start : start + PART].tolist()), file, copies)
+        _Part(split.path.absolute(), tuple(ids[start : start + PART].tolist()), file, copies, action)
         for start, file, have in zip(edges, files, held, strict=True)
         if have is None
     ]
@@ -92,13 +95,20 @@ def finish(output_dir: Path) -> None:
     shutil.rmtree(output_dir / PARTS, ignore_errors=True)
 
 
-def _plan(split: CalvinSplit, ids: npt.NDArray[np.int64], output_dir: Path, copies: Path | None) -> Path:
+def _plan(
+    split: CalvinSplit,
+    ids: npt.NDArray[np.int64],
+    output_dir: Path,
+    copies: Path | None,
+    action: Mapping[str, Any] | None,
+) -> Path:
     """The folder of parts, emptied if it holds those of another plan."""
     plan = {
         "source": str(split.path.absolute()),
         "frames": hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest(),
         "copies": str(copies),
         "part": PART,
+        "action": None if action is None else dict(action),
     }
     return plan_folder(output_dir / PARTS, plan)
 
@@ -116,6 +126,7 @@ def _read_part(part: _Part) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
     split = CalvinSplit(part.split)
     table = np.zeros((len(part.frames), 14), dtype=np.float32)
     bad: dict[int, str] = {}
+    read: list[int] = []
     for row, frame in enumerate(part.frames):
         try:
             arrays = split.frame(frame, ("rel_actions", "actions"))
@@ -125,6 +136,10 @@ def _read_part(part: _Part) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
             bad[frame] = str(error)
             continue
         table[row, :7], table[row, 7:] = arrays["rel_actions"], arrays["actions"]
+        read.append(row)
+    for row, what in () if part.action is None else row_faults(table[read, :7], part.action):
+        frame = part.frames[read[row]]
+        bad[frame] = f"{split.frame_path(frame)}: rel_actions {what}"
     if not bad:  # else it is read again, when somebody has seen to it
         content = io.BytesIO()
         np.savez(content, actions=table)

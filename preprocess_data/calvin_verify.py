@@ -5,31 +5,37 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from common.robot import CAMERAS
 from preprocess_data.processes import in_processes
 from training.data import archive
-from training.data.calvin import CalvinSplit, is_split, splits_in
+from training.data.calvin import CalvinSplit, is_split, is_within, splits_in
+from training.data.checks import TOLERANCE, row_faults
 from training.data.files import IMAGE_SUFFIXES, npz_shapes, read_image, read_npz
 from training.data.processed import INDEX_NAME, ProcessedIndex, read_index
+from training.data.shards import read_plan
+from training.data.tokens import FOLDER, processed_digest, replaced
+
+if TYPE_CHECKING:
+    from training.data.contract import DataContract
 
 SHOWN = 8  # problems of a kind that are printed
 PART = 512  # files
-TOLERANCE = 1e-4  # by which a relative action may pass 1
 _VECTORS = {"actions": 7, "rel_actions": 7, "robot_obs": 15, "scene_obs": 24}
-_CAMERAS = ("rgb_static", "rgb_gripper")
 _Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Problem:
-    kind: str  # "missing frame", "damaged frame", "wrong shape", "action out of range", "annotation", "split"
+    kind: str  # "missing frame", "damaged frame", "wrong shape", "action out of range", "annotation", "split", ...
     file: str
     what: str
 
@@ -109,7 +115,8 @@ def verify_raw(split: CalvinSplit, full: bool = False, workers: int = 1, progres
     missing = _missing(split, ids, ranges, report)
     _windows(split, ids, ranges, missing, report)
     paths = [split.frame_path(int(i)) for i in ids]
-    _frames(paths, _first_shapes(paths), full, workers, progress, report)
+    action = _contract(split.path, report).action
+    _frames(paths, _Rules(_first_shapes(paths), full, action), workers, progress, report)
     return report
 
 
@@ -121,7 +128,8 @@ def verify_processed(root: Path, full: bool = False, workers: int = 1, progress:
         report.add("split", root / INDEX_NAME, str(error))
         return report
     report.windows = index.episodes
-    _processed_actions(index, report)
+    _processed_findings(index, _contract(root, report), report)
+    _token_caches(root, index, report)
     named = (index.frames[i] for i in range(len(index)))
     hands = (index.gripper_frames[i] for i in range(len(index.gripper_frames)))
     paths = [index.base / name for name in dict.fromkeys([*named, *hands])]
@@ -129,7 +137,7 @@ def verify_processed(root: Path, full: bool = False, workers: int = 1, progress:
     there = [path for path in paths if archive.is_file(path)]
     for path in set(paths) - set(there) if len(there) < len(paths) else ():
         report.add("missing frame", path, "does not exist")
-    _frames(there, _first_shapes(there), full, workers, progress, report)
+    _frames(there, _Rules(_first_shapes(there), full), workers, progress, report)
     return report
 
 
@@ -178,19 +186,54 @@ def _windows(
     for number, window in enumerate(windows):
         what = f"annotation {number}, {window.instruction!r}, frames {window.start} to {window.end}"
         lost = [frame for frame in window.frames if frame not in held]
-        if ranges is not None and not ((ranges[:, 0] <= window.start) & (window.end <= ranges[:, 1])).any():
+        if ranges is not None and not is_within(ranges, window.start, window.end):
             report.add("annotation", split.annotation_path, f"{what}: out of the bounds of every stretch of play")
         for frame in lost:
             if frame not in missing:
                 report.add("missing frame", split.frame_path(frame), f"does not exist, but {what} needs it")
 
 
-def _processed_actions(index: ProcessedIndex, report: Report) -> None:
-    for start in range(0, len(index), 1 << 20):
-        actions = index.actions[start : start + (1 << 20)]
-        for row in np.flatnonzero((np.abs(actions) > 1 + TOLERANCE).any(axis=1)).tolist():
-            values = np.array2string(actions[row], precision=3)
-            report.add("action out of range", index.frame_path(start + row), f"rel_action {values} passes 1")
+def _contract(root: Path, report: Report) -> DataContract:
+    """What the split declares; what is wrong with the declaration is a problem."""
+    from training.data.contract import DataContract, read_contract  # loads torch, which workers need not
+
+    try:
+        return read_contract(root)
+    except ValueError as error:
+        report.add("contract", root, str(error))
+        return DataContract(path=root)
+
+
+def _processed_findings(index: ProcessedIndex, contract: DataContract, report: Report) -> None:
+    """What training would refuse is a problem, and so is each action beyond 1; what it would warn of is a note."""
+    from training.data.declared import check_processed
+
+    if contract.action["kind"] != "absolute":
+        for start in range(0, len(index), 1 << 20):
+            actions = index.actions[start : start + (1 << 20)]
+            for row in np.flatnonzero((np.abs(actions[:, :-1]) > 1 + TOLERANCE).any(axis=1)).tolist():
+                values = np.array2string(actions[row], precision=3)
+                report.add("action out of range", index.frame_path(start + row), f"rel_action {values} passes 1")
+    checked = check_processed(index, contract)
+    report.notes.append(checked.about)
+    for finding in checked.findings:
+        if finding.gross or finding.kind == "statistics":
+            report.add(finding.kind, finding.where, finding.what)
+        else:
+            report.notes.append(f"doubtful: {finding}")
+
+
+def _token_caches(root: Path, index: ProcessedIndex, report: Report) -> None:
+    """Caches beside the data that were made of other data."""
+    for folder in sorted((root / FOLDER).glob("*/")):
+        plan = read_plan(folder)
+        if plan is None or plan.about.get("kind") != "tokens":
+            continue
+        other = replaced(plan.about["probes"], root)
+        if plan.about["data"] != processed_digest(index):
+            report.add("token cache", folder, "was made of another dataset_info.json; make it again")
+        elif other is not None:
+            report.add("token cache", folder, f"was made of other images than lie there now (such as {other})")
 
 
 # ----------------------------------------------------------------------------------------------------- files of frames
@@ -199,14 +242,24 @@ def _first_shapes(paths: Sequence[Path]) -> _Shapes:
     for path in paths[:20]:
         if path.suffix == ".npz":
             try:
-                return {key: shape for key, (shape, _) in npz_shapes(path).items() if key in _CAMERAS}
+                return {key: shape for key, (shape, _) in npz_shapes(path).items() if key in CAMERAS}
             except (ValueError, FileNotFoundError):
                 continue
     return {}
 
 
-def _frames(paths: Sequence[Path], expected: _Shapes, full: bool, workers: int, progress: bool, report: Report) -> None:
-    parts = [(paths[start : start + PART], expected, full) for start in range(0, len(paths), PART)]
+@dataclass(frozen=True)
+class _Rules:
+    """How frames are judged. ``expected``: shapes of the cameras; ``full``: all is decompressed; ``action``: what
+    raw frames declare of their actions, None for a processed split's frames, of which only the images are read."""
+
+    expected: _Shapes
+    full: bool
+    action: Mapping[str, Any] | None = None
+
+
+def _frames(paths: Sequence[Path], rules: _Rules, workers: int, progress: bool, report: Report) -> None:
+    parts = [(paths[start : start + PART], rules) for start in range(0, len(paths), PART)]
     with tqdm(desc="frames", total=len(paths), unit="frame", disable=not progress or None) as bar:
         for part, problems in zip(
             parts, in_processes(_check_part, parts, workers if len(parts) > 4 else 1), strict=True
@@ -216,36 +269,39 @@ def _frames(paths: Sequence[Path], expected: _Shapes, full: bool, workers: int, 
     sys.stderr.flush()
 
 
-def _check_part(part: tuple[Sequence[Path], _Shapes, bool]) -> list[Problem]:
-    paths, expected, full = part
-    return [problem for path in paths for problem in check_frame(path, expected, full)]
+def _check_part(part: tuple[Sequence[Path], _Rules]) -> list[Problem]:
+    paths, rules = part
+    return [problem for path in paths for problem in check_frame(path, rules)]
 
 
-def check_frame(path: Path, expected: _Shapes, full: bool) -> Iterator[Problem]:
-    """What is wrong with one frame's file; ``full`` decompresses everything in it."""
+def check_frame(path: Path, rules: _Rules) -> Iterator[Problem]:
+    """What is wrong with one frame's file."""
     if path.suffix.lower() in IMAGE_SUFFIXES:
         yield from _check_picture(path)
         return
     try:
         shapes = npz_shapes(path)
-        keys = list(shapes) if full else [key for key in _VECTORS if key in shapes]
+        needed = _VECTORS if rules.action is not None else {}
+        keys = list(shapes) if rules.full else [key for key in needed if key in shapes]
         arrays = read_npz(path, [key for key in keys if shapes[key][1].kind != "O"])
     except (ValueError, FileNotFoundError) as error:
         yield Problem("damaged frame", str(path), str(error))
         return
     if "rgb_static" not in shapes:
         yield Problem("wrong shape", str(path), f"has no rgb_static; it has {', '.join(sorted(shapes)) or 'nothing'}")
-    for key, shape in expected.items():
+    for key, shape in rules.expected.items():
         if key not in shapes or shapes[key] != (shape, np.dtype(np.uint8)):
             found = f"{shapes[key][1]} {list(shapes[key][0])}" if key in shapes else "missing"
             yield Problem("wrong shape", str(path), f"{key} is {found}; in the first frame it is uint8 {list(shape)}")
+    if rules.action is None:
+        return
     if "rel_actions" not in shapes and not {"actions", "robot_obs"} <= set(shapes):
         yield Problem(
             "wrong shape", str(path), "has neither rel_actions nor actions and robot_obs to compute them from"
         )
     for key, size in _VECTORS.items():
         if key in arrays:
-            yield from _check_vector(path, key, arrays[key], size)
+            yield from _check_vector(path, key, arrays[key], size, rules.action)
 
 
 def _check_picture(path: Path) -> Iterator[Problem]:
@@ -256,13 +312,15 @@ def _check_picture(path: Path) -> Iterator[Problem]:
         yield Problem("damaged frame", str(path), str(error))
 
 
-def _check_vector(path: Path, key: str, vector: npt.NDArray[np.float64], size: int) -> Iterable[Problem]:
+def _check_vector(
+    path: Path, key: str, vector: npt.NDArray[np.float64], size: int, action: Mapping[str, Any]
+) -> Iterable[Problem]:
     if vector.dtype.kind != "f" or vector.shape != (size,):
         yield Problem("wrong shape", str(path), f"{key} is {vector.dtype} {list(vector.shape)}, not floats [{size}]")
         return
     if not np.isfinite(vector).all():
         yield Problem("action out of range", str(path), f"{key} holds a number that is not finite")
-    elif key == "rel_actions" and np.abs(vector).max() > 1 + TOLERANCE:
-        yield Problem("action out of range", str(path), f"{key} {np.array2string(vector, precision=3)} passes 1")
-    elif key in ("rel_actions", "actions") and abs(vector[6]) != 1:
-        yield Problem("action out of range", str(path), f"the gripper of {key} is {vector[6]:g}; it must be -1 or 1")
+    elif key in ("rel_actions", "actions"):
+        declared = {**action, "kind": "absolute"} if key == "actions" else action
+        for _, what in row_faults(vector[None], declared):
+            yield Problem("action out of range", str(path), f"{key} {what}")

@@ -20,9 +20,12 @@ from tqdm import tqdm
 
 from preprocess_data.parts import output_folder, plan_folder, replace
 from preprocess_data.processes import in_processes
+from training.data.checks import ENOUGH
 from training.data.processed import INDEX_NAME, WORTH_AN_INDEX, Episode, Frame, build_index, write_index
 
 PARTS = ".parts"
+MOST_CLIPPED = 0.5  # share of actions that may pass the units: beyond it they are of other units, or poses
+UNCLEAR = 0.02  # share of frames that a gripper's threshold may tell otherwise than the middle of the range
 Floats = npt.NDArray[np.float32]
 Job = TypeVar("Job")
 
@@ -45,6 +48,20 @@ class Units:
         """Commands -1 or +1 [n] of recorded openings [n]."""
         opened = (recorded > self.gripper_threshold) != self.gripper_inverted
         return np.where(opened, np.float32(1), np.float32(-1))
+
+    def gripper_fault(self, recorded: Floats) -> str | None:
+        """Return why the threshold does not tell open from closed in recorded openings [n]; None if it does."""
+        low, high = float(recorded.min()), float(recorded.max())
+        middle, threshold = (low + high) / 2, self.gripper_threshold
+        if high - low < 1e-6:
+            return None
+        mixed = float(((recorded > threshold) != (recorded > middle)).mean())
+        if low <= threshold < high and (mixed <= UNCLEAR or 0.1 <= (threshold - low) / (high - low) <= 0.9):
+            return None
+        return (
+            f"the recorded gripper goes from {low:.4g} to {high:.4g}, and the threshold {threshold:g} (open above it) "
+            f"does not tell open from closed; a threshold near {middle:.4g} would"
+        )
 
     def steps(self, poses: Floats, targets: Floats) -> tuple[Floats, int]:
         """Relative motions [n, 6] from ``poses`` to ``targets`` (xyz, Euler xyz), and how many of the n were clipped.
@@ -70,6 +87,7 @@ class Converted:
     sides: Sequence[tuple[int, int]]  # height and width of the first picture of each camera
     clipped: int = 0  # frames
     task: str | None = None
+    gripper: Floats | None = None  # [n] as recorded, before the threshold
 
     def episode(self) -> Episode:
         rows = zip(self.pictures, self.second, self.relative.tolist(), self.absolute.tolist(), strict=True)
@@ -112,6 +130,7 @@ def convert(
     output: Path,
     plan: Mapping[str, Any],
     action: Mapping[str, Any],
+    units: Units,
     workers: int,
     progress: bool = True,
     skip_bad: bool = False,
@@ -123,6 +142,7 @@ def convert(
             ``bad``.
         plan: what the result depends on besides the jobs; parts of another plan are not taken up.
         action: what differs from CALVIN's actions, for the contract.
+        units: how actions were made, which has to fit what was recorded.
         skip_bad: list bad episodes instead of raising ValueError with the first.
     """
     if not jobs:
@@ -143,7 +163,7 @@ def convert(
                 raise ValueError(bad[0])
             left_out += missed + bad
             bar.update()
-    made = _write(output, files, action, left_out, progress)
+    made = _write(output, files, action, units, left_out, progress)
     shutil.rmtree(folder, ignore_errors=True)
     return made
 
@@ -152,7 +172,8 @@ def _run(work: tuple[Any, Path, Callable[[Any], Part]]) -> tuple[list[str], list
     job, file, read = work
     part = read(job)
     records = [
-        asdict(one) | {"relative": one.relative.tolist(), "absolute": one.absolute.tolist()} for one in part.episodes
+        {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in asdict(one).items()}
+        for one in part.episodes
     ]
     # A bad episode's part is kept for this run alone: it is read again when somebody has seen to it.
     replace(file, json.dumps({"episodes": records, "left_out": part.left_out, "bad": part.bad}).encode())
@@ -169,13 +190,19 @@ def _held(file: Path) -> tuple[list[str], list[str]] | None:
 def _episodes(files: Sequence[Path]) -> Iterator[Converted]:
     for file in files:
         for record in json.loads(file.read_text(encoding="utf-8"))["episodes"]:
-            for name in ("relative", "absolute"):
-                record[name] = np.asarray(record[name], dtype=np.float32)
+            for name in ("relative", "absolute", "gripper"):
+                if record.get(name) is not None:
+                    record[name] = np.asarray(record[name], dtype=np.float32)
             yield Converted(**record)
 
 
 def _write(
-    output: Path, files: Sequence[Path], action: Mapping[str, Any], left_out: Sequence[str], progress: bool
+    output: Path,
+    files: Sequence[Path],
+    action: Mapping[str, Any],
+    units: Units,
+    left_out: Sequence[str],
+    progress: bool,
 ) -> Made:
     from training.data.contract import write_contract  # loads torch, which workers need not
 
@@ -183,6 +210,7 @@ def _write(
     instructions: set[str] = set()
     sides: Sequence[tuple[int, int]] = ()
     actions: list[Floats] = []
+    grippers: list[Floats] = []
 
     def counted() -> Iterator[Episode]:
         nonlocal clipped, episodes, sides
@@ -192,9 +220,19 @@ def _write(
             instructions.add(one.instruction)
             sides = sides or one.sides
             actions.append(one.relative)
+            grippers.extend([] if one.gripper is None else [one.gripper])
             yield one.episode()
 
     def declare() -> None:
+        total = sum(map(len, actions))
+        if total >= ENOUGH and clipped > MOST_CLIPPED * total:
+            raise ValueError(
+                f"{clipped} of {total} actions pass the units of {units.position:g} m and {units.rotation:g} rad, so "
+                "that they would be learned clipped; are they poses, or of other units (see --help)?"
+            )
+        fault = units.gripper_fault(np.concatenate(grippers)) if grippers else None
+        if fault is not None:
+            raise ValueError(f"{output}: {fault}")
         # One camera is both views, in the frames and here, or a model that looks through two would be refused.
         write_contract(output, {"rgb_static": sides[0], "rgb_gripper": sides[-1]}, action, np.concatenate(actions))
 

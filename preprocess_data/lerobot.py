@@ -21,9 +21,16 @@ from models.json_file import read_object
 from training.data.files import read_image_bytes
 
 Picture = npt.NDArray[np.uint8]  # [height, width, 3]
+Section = tuple[Path, float, float | None]  # video, seconds at which an episode begins and ends there (None: the end)
 INFO = "meta/info.json"
 ANNOTATIONS = "meta/blockdiff_windows.parquet"  # ours: annotated windows that may overlap (export_lerobot.py)
 VERSIONS = ("v2.1", "v3.0")
+TOLERANCE_S = 1e-4
+"""Seconds by which a timestamp may differ from that of its image, as in lerobot."""
+
+
+class NoFrameError(ValueError):
+    """A video is whole, but has no frame at a timestamp of its table."""
 
 
 def libraries() -> tuple[Any, Any]:
@@ -47,7 +54,7 @@ class Place:
     table: Path
     first: int | None  # row of its first frame, counted over the whole data set; None: the table is its own
     tasks: tuple[str, ...]
-    videos: dict[str, tuple[Path, float]]  # camera -> file, seconds at which it begins there
+    videos: dict[str, Section]  # by camera
 
 
 class LerobotData:
@@ -127,7 +134,9 @@ class LerobotData:
     def _v21(self, row: dict[str, Any], films: Sequence[str]) -> Place:
         number = int(row["episode_index"])
         names = {"episode_chunk": number // int(self.info.get("chunks_size", 1000)), "episode_index": number}
-        videos = {camera: (self._path("video_path", video_key=camera, **names), 0.0) for camera in films}
+        videos: dict[str, Section] = {
+            camera: (self._path("video_path", video_key=camera, **names), 0.0, None) for camera in films
+        }
         return Place(number, int(row["length"]), self._path("data_path", **names), None, tuple(row["tasks"]), videos)
 
     def _v30(self, row: dict[str, Any], films: Sequence[str]) -> Place:
@@ -140,6 +149,7 @@ class LerobotData:
                     file_index=row[f"videos/{camera}/file_index"],
                 ),
                 float(row[f"videos/{camera}/from_timestamp"]),
+                None if row.get(to := f"videos/{camera}/to_timestamp") is None else float(row[to]),
             )
             for camera in films
         }
@@ -154,16 +164,37 @@ class LerobotData:
         except (KeyError, IndexError, ValueError, AttributeError):
             raise ValueError(f"{self.root / INFO}: {key} {pattern!r} is no pattern that is known") from None
 
-    def rows(self, place: Place, columns: Sequence[str]) -> dict[str, list[Any]]:
-        """Columns of an episode's frames, in order."""
-        wanted = [*columns, "episode_index", "frame_index"]
-        rows = [row for row in read_table(place.table, wanted) if row["episode_index"] == place.number]
+    def rows(self, place: Place, columns: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[Any]]:
+        """Columns of an episode's frames, in order, and those of ``optional`` that are there."""
+        table = read_table(place.table, [*columns, "episode_index", "frame_index"], optional=optional)
+        rows = [row for row in table if row["episode_index"] == place.number]
         numbers = [row["frame_index"] for row in rows]
         if numbers != list(range(place.length)):
             raise ValueError(
                 f"{place.table}: episode {place.number} has {len(rows)} frames, which are not 0 to {place.length - 1}"
             )
-        return {column: [row[column] for row in rows] for column in columns}
+        there = [column for column in optional if rows and column in rows[0]]
+        return {column: [row[column] for row in rows] for column in (*columns, *there)}
+
+    def stamps(self, place: Place) -> npt.NDArray[np.float64]:
+        """Return the timestamp of each frame of an episode, in seconds; from ``fps`` where the table has none.
+
+        Raises ValueError where they are not those of ``fps`` frames a second.
+        """
+        held = self.rows(place, (), ("timestamp",)).get("timestamp")
+        if held is None:
+            return np.arange(place.length) / self.fps
+        where = f"{place.table}: episode {place.number}: timestamp"
+        stamps = vectors([[stamp] for stamp in held], 1, where)[:, 0]
+        off = np.abs(np.diff(stamps.astype(np.float64)) - 1 / self.fps) > TOLERANCE_S + 2 * _rounding(stamps)[1:]
+        if off.any() or stamps[0] < -TOLERANCE_S:
+            row = int(np.argmax(off)) if off.any() else 0
+            following = f" and {stamps[row + 1]:.4f}" if off.any() else ""
+            raise ValueError(
+                f"{where} of frames {row} and {row + 1} is {stamps[row]:.4f}{following} s, but {self.root / INFO} "
+                f"declares fps {self.fps:g}: they should be {1 / self.fps:.4f} s apart, from 0 or later on"
+            )
+        return stamps.astype(np.float64)
 
     def numbers(self, place: Place, column: str, width: int) -> npt.NDArray[np.float32]:
         """A column of vectors [n, width]."""
@@ -174,7 +205,7 @@ class LerobotData:
         if camera not in self.cameras:
             raise ValueError(f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}")
         if camera in place.videos:
-            yield from film(*place.videos[camera], self.fps, place.length)
+            yield from film(*place.videos[camera], self.stamps(place))
             return
         for number, held in enumerate(self.rows(place, [camera])[camera]):
             where = f"{place.table}: {camera}, frame {number}"
@@ -199,8 +230,15 @@ def vectors(rows: Sequence[Any], width: int, what: str) -> npt.NDArray[np.float3
     return table
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None, without: str = "") -> list[dict[str, Any]]:
-    """The rows of a parquet file, with page checksums compared. Raises as the others here."""
+def _rounding(stamps: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """By how much float32 may have moved each timestamp."""
+    return np.spacing(np.abs(stamps).astype(np.float32)).astype(np.float64)
+
+
+def read_table(
+    path: Path, columns: Sequence[str] | None = None, without: str = "", optional: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """The rows of a parquet file, with page checksums compared; columns of ``optional`` need not be there."""
     parquet, _ = libraries()
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
@@ -210,6 +248,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None, without: str = 
             missing = [name for name in columns or () if name not in names]
             if missing:
                 raise ValueError(f"it has no column {missing[0]!r}; it has {', '.join(names)}")
+            if columns is not None:
+                columns = [*columns, *(name for name in optional if name in names)]
             if without:
                 columns = [name for name in names if not name.startswith(without)]
             rows: list[dict[str, Any]] = file.read(columns).to_pylist()
@@ -219,33 +259,48 @@ def read_table(path: Path, columns: Sequence[str] | None = None, without: str = 
         raise ValueError(f"{path} cannot be read as parquet: {said[0][:200]}") from None
 
 
-def film(path: Path, begin: float, fps: float, length: int) -> Iterator[Picture]:
-    """``length`` pictures of a video from ``begin`` seconds on, one for each 1 / ``fps``."""
+def film(
+    path: Path, begin: float, end: float | None, stamps: npt.NDArray[np.float64], tolerance: float = TOLERANCE_S
+) -> Iterator[Picture]:
+    """Yield the frame of a video at each of the ascending ``stamps``, in seconds after ``begin``.
+
+    Raises ValueError where the video has no frame within ``tolerance`` of one, or where it lies behind ``end``, where
+    another episode begins.
+    """
     _, av = libraries()
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
-    taken = 0
+    allowed = tolerance + _rounding(stamps.astype(np.float32))
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            origin = float((stream.start_time or 0) * stream.time_base)
-            if begin > 0:
-                container.seek(int((begin + origin) / stream.time_base), stream=stream)  # the key frame before
-            for frame in container.decode(stream):
-                if frame.is_corrupt:
-                    raise ValueError(f"a frame at {frame.time} s is corrupt")
-                place = round((frame.time - origin - begin) * fps)
-                if place < taken:
-                    continue
-                if place > taken:
-                    raise ValueError(f"there is no frame at {begin + taken / fps:.3f} s")
-                yield frame.to_ndarray(format="rgb24")
-                taken += 1
-                if taken == length:
-                    return
+            tick = float(stream.time_base)
+            if begin + stamps[0] > 0:
+                container.seek(int((begin + stamps[0] - tolerance) / tick), stream=stream)  # the key frame before
+            frames = _whole(container.decode(stream))
+            before, now = None, next(frames, None)
+            for stamp, most in zip(begin + stamps, allowed + tick / 2, strict=True):
+                while now is not None and now.time < stamp:
+                    before, now = now, next(frames, None)
+                near = [frame for frame in (before, now) if frame is not None]
+                best = min(near, key=lambda frame: abs(frame.time - stamp), default=None)
+                if best is None or abs(best.time - stamp) > most:
+                    nearest = "" if best is None else f", the nearest is at {best.time:.4f} s"
+                    raise NoFrameError(f"{path} has no frame at {stamp:.4f} s, a timestamp of the table{nearest}")
+                if end is not None and stamp > end - tolerance:
+                    raise NoFrameError(f"{path}: the episode ends at {end:.4f} s, but has a timestamp {stamp:.4f} s")
+                yield best.to_ndarray(format="rgb24")
+    except NoFrameError:
+        raise
     except (av.error.FFmpegError, ValueError, IndexError, OverflowError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{path} cannot be read as a video: {str(error).splitlines()[0][:200]}") from None
-    raise ValueError(f"{path} ends after {taken} of the {length} frames from {begin:.3f} s on")
+
+
+def _whole(frames: Iterator[Any]) -> Iterator[Any]:
+    for frame in frames:
+        if frame.is_corrupt:
+            raise ValueError(f"a frame at {frame.time} s is corrupt")
+        yield frame
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -135,7 +135,7 @@ def _converted(trajectory: Trajectory, work: Work, number: int) -> Converted:
         _placed(pictures, work, f"e{number:05d}/{camera}")
         for camera, pictures in zip(work.settings.cameras, trajectory.pictures, strict=True)
     ]
-    return Converted(instruction, names[0], names[-1], relative, absolute, sides, clipped)
+    return Converted(instruction, names[0], names[-1], relative, absolute, sides, clipped, gripper=trajectory.gripper)
 
 
 def size_of(picture: Picture, where: str) -> tuple[int, int]:
@@ -217,6 +217,7 @@ def process(
             "rotation_rad_per_unit": units.rotation,
             "rate_hz": RATE,
         },
+        units,
         workers,
         progress,
         skip_bad,

@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,15 +22,17 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 from common.arguments import path_argument, real, whole
 from common.command import run_command
 from preprocess_data.calvin_choice import Choice, source_splits
-from preprocess_data.calvin_frames import finish, read_actions, windows_without
+from preprocess_data.calvin_frames import Actions, finish, read_actions, windows_without
 from preprocess_data.calvin_verify import verify
 from preprocess_data.parts import output_folder
 from training.data.calvin import Annotation, CalvinSplit
+from training.data.checks import ActionChecks, Finding, require
 from training.data.contract import read_contract, write_contract
 from training.data.processed import INDEX_NAME, WORTH_AN_INDEX, Episode, Frame, build_index, write_index
 from training.future_view_prediction_w_action_dataset import CAMERAS
 
 Placement = Literal["relative", "absolute", "copy"]
+Ids = npt.NDArray[np.int64]
 
 DESCRIPTION = """\
 Make a processed split, which training reads, out of a raw CALVIN split (task_D_D/training, the debug data set, the zip
@@ -70,6 +73,7 @@ class Summary:
     files: int  # distinct
     instructions: int  # distinct
     left_out: tuple[str, ...] = ()  # windows with a bad frame, and why; none unless asked for
+    notes: tuple[str, ...] = ()  # what is doubtful about the actions
 
 
 def write_processed(
@@ -84,19 +88,22 @@ def write_processed(
     """Write ``annotations`` of ``split`` as a processed split under ``output_dir``; each frame file is read once.
 
     ``placement``: how frames are named: relative to ``output_dir``, by absolute path, or copied into it.
-    ``skip_bad``: leave out windows with a missing or damaged frame, and list them; otherwise the first one raises
+    ``skip_bad``: leave out windows with a missing, damaged or contradictory frame, and those that go from one recording
+    into another, and list them; otherwise the first one raises
     ValueError or FileNotFoundError naming it, and no dataset_info.json is left behind (an older one stays as it was).
     """
+    annotations, crossing = _within_recordings(split, annotations, skip_bad)
     if not annotations:
         raise ValueError(f"{split.path} gives no annotated window to process")
     output_folder(output_dir)
+    action = read_contract(split.path).action
     ids = _frames_of(annotations)
     name = _namer(split, output_dir, placement)
     copies = output_dir / "frames" if placement == "copy" else None
-    read = read_actions(split, ids, output_dir, copies, workers, progress, keep_bad=skip_bad)
+    read = read_actions(split, ids, output_dir, copies, workers, progress, skip_bad, action)
     good = windows_without(read.bad, ((window.start, window.end) for window in annotations))
     kept = [window for window, whole in zip(annotations, good, strict=True) if whole]
-    left_out = tuple(
+    left_out = crossing + tuple(
         f"frames {window.start} to {window.end}, {window.instruction!r}: {read.bad[_first_bad(window, read.bad)]}"
         for window, whole in zip(annotations, good, strict=True)
         if not whole
@@ -116,10 +123,9 @@ def write_processed(
     def declare() -> None:
         """What a raw split declares of its actions (CALVIN's convention, if nothing) goes with them."""
         rows = np.concatenate([np.searchsorted(ids, np.arange(window.start, window.end + 1)) for window in kept])
-        write_contract(
-            output_dir, _cameras(split, kept[0].start), read_contract(split.path).action, read.relative[rows]
-        )
+        write_contract(output_dir, _cameras(split, kept[0].start), action, read.relative[rows])
 
+    notes = tuple(require(_checked(split, ids, read, action)))
     frames = write_index(output_dir, episodes(), before=declare)
     if (output_dir / INDEX_NAME).stat().st_size >= WORTH_AN_INDEX:
         build_index(output_dir, progress)
@@ -131,7 +137,36 @@ def write_processed(
         files=len(_frames_of(kept)),
         instructions=len({window.instruction for window in kept}),
         left_out=left_out,
+        notes=notes,
     )
+
+
+def _checked(split: CalvinSplit, ids: Ids, read: Actions, action: Mapping[str, Any]) -> Iterator[Finding]:
+    """What the frames that are kept contradict together."""
+    checks, good = ActionChecks(action), ~np.isin(ids, list(read.bad))
+    taken = ids[good]
+    begins = np.diff(taken, prepend=taken[0] - 2) != 1
+    checks.add(read.relative[good], lambda row: str(split.frame_path(int(taken[row]))), begins)
+    return checks.findings()
+
+
+def _within_recordings(
+    split: CalvinSplit, annotations: Sequence[Annotation], skip_bad: bool
+) -> tuple[Sequence[Annotation], tuple[str, ...]]:
+    """The windows that lie in one stretch of play, and a line for each of the others, or ValueError with the first."""
+    crossing = split.crossing(annotations)
+    lines = tuple(
+        f"frames {window.start} to {window.end}, {window.instruction!r}: they lie in no single stretch of "
+        f"{split.path / 'ep_start_end_ids.npy'}, so that later frames are another recording's"
+        for window in crossing
+    )
+    if lines and not skip_bad:
+        raise ValueError(
+            f"{split.annotation_path}: {lines[0]} ({len(lines)} of {len(annotations)} windows); --skip-bad leaves them "
+            "out"
+        )
+    left = set(crossing)
+    return [window for window in annotations if window not in left], lines
 
 
 def _cameras(split: CalvinSplit, frame: int) -> dict[str, tuple[int, int]]:
@@ -140,7 +175,7 @@ def _cameras(split: CalvinSplit, frame: int) -> dict[str, tuple[int, int]]:
     return {name: (pictures[name].shape[0], pictures[name].shape[1]) for name in CAMERAS}
 
 
-def _frames_of(windows: Sequence[Annotation]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _frames_of(windows: Sequence[Annotation]) -> Ids:
     """Ids of the frames that windows name, each once, in order."""
     return np.unique(np.concatenate([np.arange(window.start, window.end + 1) for window in windows]))
 
@@ -194,7 +229,7 @@ def parser() -> argparse.ArgumentParser:
     place.add_argument("--absolute", action="store_true", help="write absolute frame paths")
     place.add_argument("--copy-frames", action="store_true", help="copy the frames into the output folder")
     make.add_argument(
-        "--skip-bad", action="store_true", help="leave out windows with a bad frame, and list them (default: stop)"
+        "--skip-bad", action="store_true", help="leave out bad windows, and list them (default: stop at the first)"
     )
     make.add_argument(
         "--workers",
@@ -254,6 +289,8 @@ def _make(options: argparse.Namespace) -> int:
         summary = write_processed(split, windows, output, placement, options.workers, skip_bad=options.skip_bad)
         for line in summary.left_out:
             print(f"left out: {line}", file=sys.stderr)
+        for line in summary.notes:
+            print(f"warning: {line}", file=sys.stderr)
         if options.sheet is not None:
             summarise(output, options.sheet.with_stem(f"{options.sheet.stem}_{name}") if name else options.sheet)
         print(describe(summary))

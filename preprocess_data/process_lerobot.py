@@ -9,7 +9,8 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ from common.command import run_command
 from preprocess_data.calvin_verify import Report
 from preprocess_data.conversion import Converted, Floats, Made, Part, Units, convert
 from preprocess_data.lerobot import LerobotData, Place, libraries
+from preprocess_data.lerobot_names import AXES, columns_by_name, static_camera
 from preprocess_data.looking import add_options, looked
+from training.data.checks import ENOUGH, SMOOTH, ActionChecks, require
 from training.data.contract import CONTRACT_NAME, read_contract
 
 EPISODES = 8  # that a worker reads at once
+SAMPLED = 32  # episodes whose actions are checked before anything is unpacked
 
 DESCRIPTION = """\
 Make a processed split, which training reads, out of a LeRobot data set, v2.1 or v3.0, without lerobot (pyarrow and
@@ -62,6 +66,7 @@ class Settings:
     action_key: str = "action"
     state_key: str = "observation.state"
     png: bool = False
+    instruction: str = ""  # for episodes whose task is empty
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,9 @@ def read_work(work: Work) -> Part:
     data = LerobotData(work.root)
     for place in (data.episodes[number] for number in work.episodes):
         try:
-            part.episodes += _converted(data, place, work.settings)
+            episodes, left_out = _converted(data, place, work.settings)
+            part.episodes += episodes
+            part.left_out += left_out
         except (ValueError, FileNotFoundError) as error:
             part.bad.append(str(error))
     return part
@@ -84,15 +91,10 @@ def read_work(work: Work) -> Part:
 
 def actions_of(data: LerobotData, place: Place, settings: Settings) -> tuple[Floats, Floats, int]:
     """(relative [n, 7], absolute [n, 7], clipped frames) of an episode."""
-    held = data.numbers(place, settings.action_key, 7)
-    if held.shape[1] != 7:
-        raise ValueError(
-            f"{data.root}: {settings.action_key} has {held.shape[1]} numbers, but 7 are needed (xyz, rotation, "
-            "gripper); convert them first, docs/extending.md shows how"
-        )
+    held = recorded_actions(data, place, settings)
     grip = settings.units.grip(held[:, 6])[:, None]
     if settings.absolute:
-        poses = data.numbers(place, settings.state_key, 6)[:, :6]
+        poses = _named(data, place, settings.state_key, AXES[:6])[:, :6]
         motion, clipped = settings.units.steps(poses, held[:, :6])
         return np.concatenate([motion, grip], axis=1), np.concatenate([held[:, :6], grip], axis=1), clipped
     motion = np.clip(held[:, :6], -1, 1)
@@ -101,8 +103,78 @@ def actions_of(data: LerobotData, place: Place, settings: Settings) -> tuple[Flo
     return relative, relative, clipped
 
 
-def _converted(data: LerobotData, place: Place, settings: Settings) -> list[Converted]:
+def recorded_actions(data: LerobotData, place: Place, settings: Settings) -> Floats:
+    """The actions [n, 7] of an episode as recorded, in the order x y z, roll pitch yaw, gripper."""
+    held = _named(data, place, settings.action_key, AXES)
+    if held.shape[1] != 7:
+        raise ValueError(
+            f"{data.root}: {settings.action_key} has {held.shape[1]} numbers, but 7 are needed (xyz, rotation, "
+            "gripper); convert them first, docs/extending.md shows how"
+        )
+    return held
+
+
+def _named(data: LerobotData, place: Place, key: str, axes: tuple[str, ...]) -> Floats:
+    """A column of an episode; where its numbers have names, those of ``axes`` alone, by name."""
+    columns = columns_by_name(data.features.get(key, {}), axes, f"{data.root}: {key}")
+    held = data.numbers(place, key, len(axes))
+    return held if columns is None else held[:, columns]
+
+
+def check_source(data: LerobotData, settings: Settings) -> list[str]:
+    """Compare the actions of some episodes with what the options say of them, before anything is unpacked.
+
+    Returns lines to print. Raises ValueError for a contradiction, naming the option.
+    """
+    places = [data.episodes[at] for at in np.unique(np.linspace(0, len(data.episodes) - 1, SAMPLED).astype(int))]
+    units = settings.units
+    checks = ActionChecks(
+        {
+            "kind": "absolute" if settings.absolute else "relative",
+            "position_m_per_unit": 1.0 if settings.absolute else units.position,
+            "rotation_rad_per_unit": 1.0 if settings.absolute else units.rotation,
+            "gripper": "as recorded",
+        }
+    )
+    grippers, follows = [], []
+    for place in places:
+        held = recorded_actions(data, place, settings)
+        checks.add(held, partial(_where, place))
+        grippers.append(held[:, 6])
+        if settings.state_key in data.features and not settings.absolute:
+            follows.append(_follows(held, data.numbers(place, settings.state_key, 1)))
+    try:
+        lines = [f"warning: {line}" for line in require(checks.findings())]
+    except ValueError as error:
+        raise ValueError(str(error) if settings.absolute else f"{error}; --actions absolute converts poses") from None
+    fault = units.gripper_fault(np.concatenate(grippers))
+    if fault is not None:
+        raise ValueError(f"{data.root}: {settings.action_key}: {fault} (--gripper-threshold)")
+    if follows and all(follows):
+        what = f"{data.root}: {settings.action_key} follows the first numbers of {settings.state_key}, as poses do"
+        if checks.frames >= ENOUGH:
+            raise ValueError(f"{what}; convert them by --actions absolute")
+        lines.append(f"warning: {what}; --actions absolute converts poses")
+    return [*lines, f"checked the actions of {checks.frames} frames in {len(places)} of {len(data.episodes)} episodes"]
+
+
+def _where(place: Place, row: int) -> str:
+    return f"{place.table}: episode {place.number}, frame {row}"
+
+
+def _follows(actions: Floats, state: Floats) -> bool:
+    """Are the positions of actions those of the state, give or take a step?"""
+    if state.shape[1] < 3:
+        return False
+    apart = np.abs(actions[:, :3] - state[:, :3]).max(axis=1)
+    return bool(np.median(apart) < SMOOTH < np.median(np.abs(actions[:, :3]).max(axis=1)) / 2)
+
+
+def _converted(data: LerobotData, place: Place, settings: Settings) -> tuple[list[Converted], list[str]]:
+    """The episodes that a recorded one makes, and why others are left out."""
     relative, absolute, clipped = actions_of(data, place, settings)
+    gripper = recorded_actions(data, place, settings)[:, 6]
+    data.stamps(place)  # the rate that the contract declares
     spoken = data.rows(place, ["task_index"])["task_index"]
     pictures: list[list[str]] = []
     sides: list[tuple[int, int]] = []
@@ -127,19 +199,32 @@ def _converted(data: LerobotData, place: Place, settings: Settings) -> list[Conv
             sides,
             clipped if not first else 0,
             task,
+            gripper[first:end],
         )
 
     if data.windows is not None:
-        return [
+        found = [
             cut(row["from_frame"], row["to_frame"], row["instruction"], row["task"])
             for row in data.windows
             if row["episode_index"] == place.number
         ]
+        return _instructed(found, place, settings)
     if not all(isinstance(number, int) and number in data.tasks for number in spoken):
         raise ValueError(f"{place.table}: episode {place.number} has a task_index that meta/tasks does not know")
     # An episode may change its task on the way: each stretch is an episode of its own.
     edges = [0, *(i for i in range(1, len(spoken)) if spoken[i] != spoken[i - 1]), len(spoken)]
-    return [cut(a, b, data.tasks[spoken[a]], None) for a, b in pairwise(edges)]
+    return _instructed([cut(a, b, data.tasks[spoken[a]], None) for a, b in pairwise(edges)], place, settings)
+
+
+def _instructed(episodes: Sequence[Converted], place: Place, settings: Settings) -> tuple[list[Converted], list[str]]:
+    """Episodes with an instruction, and a line for each of those that have none."""
+    named = [one if one.instruction.strip() else replace(one, instruction=settings.instruction) for one in episodes]
+    lost = [
+        f"{place.table}: episode {place.number} has an empty task (--default-instruction gives it one)"
+        for one in named
+        if not one.instruction
+    ]
+    return [one for one in named if one.instruction], lost
 
 
 def process(source: Path, settings: Settings, workers: int = 1, progress: bool = True, skip_bad: bool = False) -> Made:
@@ -149,6 +234,8 @@ def process(source: Path, settings: Settings, workers: int = 1, progress: bool =
     for camera in settings.cameras:
         if camera not in data.cameras:
             raise ValueError(f"{source} has no camera {camera!r}; it has {', '.join(data.cameras) or 'none'}")
+    for line in check_source(data, settings):
+        print(line, file=sys.stderr)
     numbers = range(len(data.episodes))
     units = settings.units
     told = asdict(settings)
@@ -163,6 +250,7 @@ def process(source: Path, settings: Settings, workers: int = 1, progress: bool =
             "rotation_rad_per_unit": units.rotation,
             "rate_hz": data.fps,
         },
+        units,
         workers,
         progress,
         skip_bad,
@@ -184,6 +272,7 @@ def verify(source: Path) -> Report:
             try:
                 if camera is None:
                     data.rows(place, ["task_index", "index"])
+                    data.stamps(place)
                 else:
                     report.files += sum(1 for _ in data.pictures(place, camera))
             except (ValueError, FileNotFoundError) as error:
@@ -198,7 +287,7 @@ def parser() -> argparse.ArgumentParser:
     make = made.add_argument_group("make a processed split")
     make.add_argument("--source", type=path_argument, metavar="PATH", help="folder with meta/info.json")
     make.add_argument("--output-dir", type=path_argument, metavar="PATH", help="folder to write; made if missing")
-    make.add_argument("--camera", metavar="KEY", help="the first view (default: the data set's first camera)")
+    make.add_argument("--camera", metavar="KEY", help="the first view (default: the first camera not on the hand)")
     make.add_argument("--second-camera", metavar="KEY", help="the second view (default: the first again)")
     make.add_argument("--actions", choices=("relative", "absolute"), default="relative", help="what --action-key holds")
     make.add_argument("--action-key", default="action", metavar="KEY", help="column of actions (default action)")
@@ -210,6 +299,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--gripper-threshold", type=real(), default=0.0, metavar="X", help="open above it (default 0)")
     make.add_argument("--gripper-inverted", action="store_true", help="open below the threshold instead")
     make.add_argument("--png", action="store_true", help="unpack pictures without loss (default: JPEG, quality 95)")
+    make.add_argument("--default-instruction", default="", metavar="TEXT", help="for episodes whose task is empty")
     make.add_argument("--skip-bad", action="store_true", help="leave out bad episodes, and list them")
     make.add_argument("--workers", type=whole(1), default=min(os.cpu_count() or 1, 8), help="processes that read")
     add_options(made, formats="a LeRobot data set")
@@ -246,7 +336,7 @@ def _told(action: Mapping[str, Any]) -> str:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    camera = options.camera or next(iter(LerobotData(options.source).cameras), "")
+    camera = options.camera or static_camera(LerobotData(options.source).cameras)
     return Settings(
         options.output_dir,
         (camera,) if options.second_camera is None else (camera, options.second_camera),
@@ -255,6 +345,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         options.action_key,
         options.state_key,
         options.png,
+        options.default_instruction.strip(),
     )
 
 

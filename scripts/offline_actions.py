@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -35,7 +36,9 @@ from policy_rollout.policy import (
     require_same_convention,
 )
 from training.data.calvin import CalvinSplit
+from training.data.checks import require
 from training.data.contract import read_contract
+from training.data.declared import check_raw
 from training.data.processed import INDEX_NAME, read_index
 
 
@@ -47,6 +50,7 @@ class Job:
     split: CalvinSplit
     samples: list[Sample]
     coded: CodedFrames | None = None
+    left_out: int = 0  # annotations that go from one recording into another
 
 
 def prepare(options: argparse.Namespace) -> Job:
@@ -62,10 +66,23 @@ def prepare(options: argparse.Namespace) -> Job:
     policy = make_policy(options, meant)
     if options.action_key == "rel_actions":
         require_same_convention(policy.convention, meant, str(declared.path))
-    samples = list_samples(split.annotations, policy.act_step, options.start_only, options.stride, options.max_samples)
+    crossing = set(split.crossing(split.annotations))
+    windows = [window for window in split.annotations if window not in crossing]
+    samples = list_samples(windows, policy.act_step, options.start_only, options.stride, options.max_samples)
     if not samples:
         raise ValueError(f"{split.annotation_path} has no annotation of two frames or more: nothing to evaluate")
-    return Job(policy, split, samples, _codes(options, split, policy))
+    if crossing:
+        first = min(crossing, key=lambda window: window.start)
+        print(
+            f"warning: {len(crossing)} of {len(split.annotations)} annotations are left out, because they go from one "
+            f"recording into another (such as frames {first.start} to {first.end}, {first.instruction!r})",
+            file=sys.stderr,
+        )
+    coded = _codes(options, split, policy)
+    if coded is None and options.action_key == "rel_actions":
+        for line in require(check_raw(split, declared, [sample.start for sample in samples]).findings):
+            print(f"warning: {line}", file=sys.stderr)
+    return Job(policy, split, samples, coded, len(crossing))
 
 
 def _codes(options: argparse.Namespace, split: CalvinSplit, policy: Policy) -> CodedFrames | None:
@@ -135,7 +152,11 @@ def record(options: argparse.Namespace, job: Job, report: Report, seconds: float
     return {
         "overall": report.overall,
         "per_task": report.per_task,
-        "counts": {"annotations": len(job.split.annotations), "samples": len(job.samples)},
+        "counts": {
+            "annotations": len(job.split.annotations),
+            "annotations_left_out": job.left_out,
+            "samples": len(job.samples),
+        },
         "settings": settings | {"batch_size": report.batch_size},
         "policy": policy,
         "seconds": round(seconds, 3),

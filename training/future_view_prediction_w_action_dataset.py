@@ -48,14 +48,13 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from common.robot import CAMERAS as CAMERAS
 from models.images import fit
 from training.data.actions import action_chunk, action_chunks
 from training.data.batch import RobotBatch, RobotSample
 from training.data.files import IMAGE_SUFFIXES, read_image, read_npz
 from training.data.processed import read_index
 from training.data.tokens import TokenCache
-
-CAMERAS = ("rgb_static", "rgb_gripper")
 
 
 class DataProvider(Dataset[RobotSample]):

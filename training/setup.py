@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from config.load import ConfigError
 from config.schema import Job
-from models.actions import ActionScale
 from models.backbones import FLEX
 from models.checkpoint import Built, build, load_folder, save_folder, text_settings
 from models.images import ClipImageSpec
@@ -26,7 +25,6 @@ from training import adapters, live
 from training.average import Average
 from training.compiled import compile_backbone
 from training.data.batch import RobotBatch, TextBatch, collate_robot, collate_text
-from training.data.contract import action_scale, read_contract
 from training.data.cotrain import (
     CotrainLoader,
     Flow,
@@ -36,6 +34,7 @@ from training.data.cotrain import (
     robot_dataset,
     text_dataset,
 )
+from training.declare import declare_data, leave_out_validation
 from training.freeze import freeze
 from training.manifest import Checkpoint
 from training.optim import Schedule, build_optimizer
@@ -126,14 +125,21 @@ def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
     built, saved = _model(job, run.resumed)
     _choose_attention(job, built.model, run.device)
     resting = live.size_of_the_rest(built.model) if live.is_needed(job) else 0.0
-    model, notes = built.model.to(run.device), [*built.notes, *declare_data(job, built.model, run.resumed)]
+    model, notes = built.model.to(run.device), [*built.notes, *leave_out_validation(job)]
+    notes += declare_data(job, model, run.resumed)
     average = _average(job, run, model, saved, notes)
     vq = load_magvit(job.model.vq_model.vq_model_name, job.model.vq_model.pretrained_model_path).to(run.device)
     clip = load_clip(job.model.showo.clip_model_path).to(run.device) if _needs_clip(job) else None
     _check_codes(job, vq)
     # Without a tower pictures are not opened and take no place in a conversation.
     image_spec, patches = (None, 0) if clip is None else (clip.image_spec, clip.num_patches)
-    heldout_robot, heldout_text = _heldout(job, run, built.prompter, image_spec, patches, vq, clip)
+    try:
+        heldout_robot, heldout_text = _heldout(job, run, built.prompter, image_spec, patches, vq, clip)
+    except (ValueError, FileNotFoundError) as error:
+        if not job.default_validation:
+            raise
+        notes += leave_out_validation(job, str(error))
+        heldout_robot, heldout_text = _heldout(job, run, built.prompter, image_spec, patches, vq, clip)
     parts = Parts(
         job=job,
         device=run.device,
@@ -228,49 +234,6 @@ def _continued(job: Job, resumed: Checkpoint) -> Built:
     built.model.spec = replace(saved, **text_settings(job))
     built.model.requires_grad_(True)
     return replace(built, notes=())
-
-
-def declare_data(job: Job, model: UPVLA, resumed: Checkpoint | None) -> list[str]:
-    """Write into the model's description what the robot data says of itself: cameras, what an action means, its scale.
-
-    Raises ``ValueError`` where held-out data or the checkpoint that is continued say something else.
-    """
-    params, kind = job.dataset.params, job.dataset.action_normalisation
-    contract = read_contract(params.train_pre_shards_path_or_url)
-    if params.validation_pre_shards_path_or_url is not None:
-        contract.require_same(read_contract(params.validation_pre_shards_path_or_url))
-    views = job.model.vla.num_view
-    if contract.cameras and len(contract.cameras) < views:
-        raise ValueError(
-            f"model.vla.num_view={views}, but {contract.path} declares one camera ({next(iter(contract.cameras))}); "
-            "allowed: 1, or a contract that names the second"
-        )
-    scale, saved = action_scale(contract, kind, params.train_pre_shards_path_or_url), model.spec
-    if resumed is not None and dict(saved.action_convention) != dict(contract.action):
-        raise ValueError(
-            f"{contract.path} declares actions as {dict(contract.action)}, but {resumed.path}, which this run "
-            f"continues, learned {dict(saved.action_convention)}; choose another experiment.output_dir"
-        )
-    if resumed is not None and saved.scale != scale:
-        raise ValueError(
-            f"dataset.action_normalisation={kind} gives {_told(scale)}, but {resumed.path}, which this run continues, "
-            f"learned with {_told(saved.scale)}; choose another experiment.output_dir"
-        )
-    cameras = {name: list(sides) for name, sides in contract.cameras.items()}
-    model.spec = replace(
-        saved,
-        action_convention=dict(contract.action),
-        action_scale=None if scale is None else scale.to_json(),
-        cameras=cameras,
-    )
-    return [] if scale is None else [f"actions are normalised: {_told(scale)}"]
-
-
-def _told(scale: ActionScale | None) -> str:
-    if scale is None:
-        return "no normalisation"
-    ranges = ", ".join(f"{low:.3g}..{high:.3g}" for low, high in zip(scale.low, scale.high, strict=True))
-    return f"{scale.kind} over {ranges}"
 
 
 def _needs_clip(job: Job) -> bool:

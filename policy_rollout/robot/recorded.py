@@ -39,6 +39,10 @@ class RecordedSplit:
         found = self._split.annotations
         if not 0 <= window < len(found):
             raise ValueError(f"--window {window}: {path} has {len(found)} annotated windows, from 0")
+        if self._split.crossing([found[window]]):
+            raise ValueError(
+                f"--window {window}: it goes from one recording of {path} into another; give another window"
+            )
         self.instruction: str | None = found[window].instruction
         self._frames = found[window].frames
         self._keys = (*cameras, "robot_obs")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.robot import CAMERAS
 from preprocess_data.browsing.robots import open_bridge, open_lerobot
 from preprocess_data.browsing.seam import ACTION_NAMES, EpisodeView, Floats, Label, Picture, Source
 from training.data import archive
@@ -197,7 +198,7 @@ def _is_turn(turn: Any) -> bool:
 
 def _cameras(path: Path) -> tuple[str, ...]:
     present = npz_shapes(path)
-    return tuple(name for name in ("rgb_static", "rgb_gripper") if name in present)
+    return tuple(name for name in CAMERAS if name in present)
 
 
 def _rgb(path: Path, camera: str, array: npt.NDArray[Any]) -> Picture:

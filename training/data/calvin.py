@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.robot import CAMERAS
 from training.data import archive
 from training.data.files import read_npy, read_npz, read_pickled_npy
 
@@ -30,7 +31,6 @@ MAX_RELATIVE_ROTATION = 0.05  # radians per step
 _EPISODE = re.compile(r"episode_(\d+)\.npz")
 _SHAPES = {"actions": (7,), "rel_actions": (7,), "robot_obs": (15,), "scene_obs": (24,)}
 SPLITS = ("training", "validation")
-_CAMERAS = ("rgb_static", "rgb_gripper")
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,15 @@ class CalvinSplit:
             raise ValueError(f"{path} must be integers [n, 2] with first <= last, found {table.dtype} {table.shape}")
         return table.astype(np.int64)
 
+    def crossing(self, windows: Sequence[Annotation]) -> list[Annotation]:
+        """Return the windows that lie in no stretch of play: a later frame of theirs is another recording's.
+
+        None are found where the split does not have its stretches.
+        """
+        if not archive.is_file(self.path / "ep_start_end_ids.npy"):
+            return []
+        return [window for window in windows if not is_within(self.ranges, window.start, window.end)]
+
     @property
     def annotation_path(self) -> Path:
         return self.path / "lang_annotations" / "auto_lang_ann.npy"
@@ -132,6 +141,11 @@ class CalvinSplit:
             _annotation(path, number, sentences[number], tasks[number] if tasks is not None and len(tasks) else None, w)
             for number, w in enumerate(windows)
         )
+
+
+def is_within(ranges: npt.NDArray[np.int64], first: int, last: int) -> bool:
+    """Return whether one of the ranges [n, 2] holds frames ``first`` to ``last``."""
+    return bool(((ranges[:, 0] <= first) & (last <= ranges[:, 1])).any())
 
 
 def splits_in(path: Path) -> list[str]:
@@ -180,7 +194,7 @@ def _annotation(path: Path, number: int, sentence: Any, task: Any, window: Any) 
 
 def _check(path: Path, arrays: dict[str, Array]) -> None:
     for key, array in arrays.items():
-        if key in _CAMERAS:
+        if key in CAMERAS:
             if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
                 raise ValueError(f"{path}: {key} must be uint8 [height, width, 3], found {array.dtype} {array.shape}")
         elif key in _SHAPES:

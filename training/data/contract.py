@@ -6,7 +6,8 @@
      "cameras": {"rgb_static": [200, 200], "rgb_gripper": [84, 84]},        # height and width as recorded
      "action": {"kind": "relative", "frame": "world", "position_m_per_unit": 0.02, "rotation_rad_per_unit": 0.05,
                 "rotation": "euler_xyz", "gripper": "-1 closed, +1 open", "rate_hz": 30},
-     "statistics": {"frames": 1234, "min": [7 numbers], "max": ..., "mean": ..., "std": ..., "q01": ..., "q99": ...}}
+     "statistics": {"min": [7 numbers], "max": ..., "mean": ..., "std": ..., "q01": ..., "q99": ...,
+                    "frames": 1234, "digest": "..."}}                        # of the actions they were computed from
 
 Training saves it in the checkpoint; evaluation compares it with what executes the actions. A folder without one is
 taken for CALVIN's, whose conventions are the defaults.
@@ -18,7 +19,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,13 @@ from models.actions import ActionScale
 from models.json_file import read_object
 from models.spec import CALVIN_RELATIVE
 from training.data.actions import ACTION_SIZE
+from training.data.checks import actions_digest
 from training.data.processed import read_index
 
 CONTRACT_NAME = "dataset_contract.json"
 FORMAT = 1
 _CHUNK = 1 << 20  # actions read at a time
+_ROWS = ("min", "max", "mean", "std", "q01", "q99")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Statistics:
     std: tuple[float, ...]
     q01: tuple[float, ...]
     q99: tuple[float, ...]
+    digest: str = ""  # of the actions they were computed from; empty where that was not recorded
 
     @classmethod
     def of(cls, actions: npt.ArrayLike) -> Statistics:
@@ -64,6 +68,7 @@ class Statistics:
             std=tuple(float(column.std()) for column in columns),
             q01=tuple(float(np.quantile(column, 0.01)) for column in columns),
             q99=tuple(float(np.quantile(column, 0.99)) for column in columns),
+            digest=actions_digest(table),
         )
 
     def scale(self, kind: ActionNormalisation) -> ActionScale | None:
@@ -141,10 +146,8 @@ def write_contract(
         "format": FORMAT,
         "cameras": {name: [int(side) for side in sides] for name, sides in cameras.items()},
         "action": {**CALVIN_RELATIVE, **(action or {})},
-        "statistics": {
-            f.name: _rounded(getattr(statistics, f.name)) if f.name != "frames" else statistics.frames
-            for f in fields(Statistics)
-        },
+        "statistics": {name: _rounded(getattr(statistics, name)) for name in _ROWS}
+        | {"frames": statistics.frames, "digest": statistics.digest},
     }
     partial = path.with_suffix(".json.tmp")
     partial.write_text(_laid_out(content), encoding="utf-8")
@@ -194,10 +197,11 @@ def _action(path: Path, found: Any) -> dict[str, Any]:
 
 
 def _statistics(path: Path, found: Any) -> Statistics:
-    names = [f.name for f in fields(Statistics)]
-    if not isinstance(found, dict) or sorted(found) != sorted(names):
-        raise ValueError(f"{path}: statistics must have {', '.join(names)}")
-    for name in names[1:]:
+    if not isinstance(found, dict) or set(found) - {"digest"} != {"frames", *_ROWS}:
+        raise ValueError(f"{path}: statistics must have frames, {', '.join(_ROWS)}")
+    if not isinstance(found.get("digest", ""), str):
+        raise ValueError(f"{path}: statistics.digest must be a text, found {found['digest']!r}")
+    for name in _ROWS:
         row = found[name]
         if not (
             isinstance(row, list)
@@ -205,10 +209,10 @@ def _statistics(path: Path, found: Any) -> Statistics:
             and all(isinstance(number, (int, float)) and math.isfinite(number) for number in row)
         ):
             raise ValueError(f"{path}: statistics.{name} must be {ACTION_SIZE} finite numbers, found {row!r}")
-    rows = {name: tuple(float(number) for number in found[name]) for name in names[1:]}
+    rows = {name: tuple(float(number) for number in found[name]) for name in _ROWS}
     if any(low > high for low, high in zip(rows["min"] + rows["q01"], rows["max"] + rows["q99"], strict=True)):
         raise ValueError(f"{path}: statistics.min and q01 must not be above max and q99")
-    return Statistics(frames=int(found["frames"]), **rows)
+    return Statistics(frames=int(found["frames"]), **rows, digest=found.get("digest", ""))
 
 
 def _rounded(numbers: Sequence[float]) -> list[float]:

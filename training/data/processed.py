@@ -145,8 +145,9 @@ def _fresh(path: Path) -> IndexFile | None:
     state, source = path.stat(), file.about["source"]
     if state.st_size != source["bytes"] or list(file.about["columns"]) != [*NUMBERS, *TEXTS]:
         return None
-    # Copies have other times; then the content decides.
-    same = state.st_mtime_ns == source["modified_ns"] or _digest(path) == source["blake2b"]
+    # Copies have other times, or are newer than their time says; then the content decides.
+    untouched = state.st_mtime_ns == source["modified_ns"] and state.st_ctime_ns <= binary.stat().st_mtime_ns
+    same = untouched or _digest(path) == source["blake2b"]
     return file if same else None
 
 

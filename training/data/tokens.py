@@ -31,7 +31,7 @@ FOLDER = "token_cache"  # in a data set, where caches are looked for
 FIT = "short side bicubic (PIL), centre crop"
 """How ``models.images.fit`` brings pictures to the resolution; another rule needs another name."""
 COMMAND = "python preprocess_data/tokenize_images.py"
-PROBES = 8  # frames whose files are known again, to notice pictures that were replaced
+PROBES = 64  # frames whose files are known again, to notice images that were replaced
 PROBED = 1 << 18  # bytes of a file's beginning, and of its end, where an archive has its members' checksums
 
 Codes = npt.NDArray[np.int16]

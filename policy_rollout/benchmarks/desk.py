@@ -58,7 +58,8 @@ def source_digest() -> str:
     """Of all that decides what becomes of an action, and when a task counts as done: records do not mix with those of
     another desk."""
     package = Path(__file__).resolve().parents[1]
-    tasks = [package / "calvin" / f"{name}.py" for name in ("oracle", "instructions", "initial_states", "sequences")]
+    parts = ("oracle", "tasks", "instructions", "initial_states", "sequences")
+    tasks = [package / "calvin" / f"{name}.py" for name in parts]
     desk = [file for file in sorted((package / "desk").glob("*.py")) if not file.name.startswith(NO_PART)]
     digest = hashlib.sha256()
     for file in (*desk, *tasks):

@@ -31,7 +31,7 @@ class DeskBenchmark:
     envs_per_process = None
 
     def stamp(self) -> dict[str, Any]:
-        import mujoco
+        from policy_rollout.desk.engine import mujoco
 
         return {
             "name": self.name,
@@ -69,10 +69,11 @@ def source_digest() -> str:
 
 def from_settings(settings: Settings) -> DeskBenchmark:
     from policy_rollout.desk.layout import SCENES
-    from policy_rollout.desk.render import RENDERERS
+    from policy_rollout.desk.render import RENDERERS, check_renderer
 
     scene, renderer = str(settings["scene"]), str(settings["renderer"] or RENDERERS[0])
     for key, value, allowed in (("scene", scene, SCENES), ("renderer", renderer, RENDERERS)):
         if value not in allowed:
             raise ValueError(f"{key}={value}: the desk has {', '.join(allowed)}")
+    check_renderer(renderer)
     return DeskBenchmark(scene, renderer)

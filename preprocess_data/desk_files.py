@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 import numpy.typing as npt
 import yaml
 
 from policy_rollout.calvin.tasks import CALVIN_TASKS
 from policy_rollout.desk import cameras
+from policy_rollout.desk.engine import mujoco
 from preprocess_data.desk_play import Settings
 
 Array = npt.NDArray[Any]

@@ -148,9 +148,8 @@ class _Episode:
 
     def _next_task(self) -> str | None:
         """One of the tasks that are feasible now; what was tried already becomes less likely."""
-        info = self.env.get_info()
-        state = symbolic_state(self.obs["scene_obs"], self.obs["robot_obs"], info)
-        possible = [t for t in feasible_tasks(state, self.settings.tasks, unique=False) if not _held_to_lift(t, info)]
+        state = symbolic_state(self.obs["scene_obs"], self.obs["robot_obs"], self.env.get_info())
+        possible = feasible_tasks(state, self.settings.tasks, unique=False)
         if not possible:
             return None
         if not self.tried and self.first_task in possible:
@@ -212,15 +211,6 @@ def _first_task(settings: Settings, episode: int) -> str:
         len(settings.tasks)
     )
     return settings.tasks[int(order[place])]
-
-
-def _held_to_lift(task: str, info: Mapping[str, Any]) -> bool:
-    """Whether `task` is to lift a block that the hand touches already, which the oracle never accepts."""
-    if not task.startswith("lift_"):
-        return False
-    touched = {contact[2] for contact in info["robot_info"]["contacts"]}
-    name = BLOCKS[[f"lift_{block.removeprefix('block_')}_" in task for block in BLOCKS].index(True)]
-    return info["scene_info"]["movable_objects"][name]["uid"] in touched
 
 
 def frame_of(before: Mapping[str, Any], after: Mapping[str, Any], depth: bool = False) -> Frame:

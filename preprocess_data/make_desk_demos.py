@@ -27,7 +27,7 @@ from common.command import run_command
 from policy_rollout.calvin.tasks import DOORS_AND_LIGHTS, TASK_NAMES
 from policy_rollout.desk.cameras import checked_jitter
 from policy_rollout.desk.layout import SCENES
-from policy_rollout.desk.render import RENDERERS
+from policy_rollout.desk.render import RENDERERS, check_renderer
 from preprocess_data.desk_files import Placed, json_bytes, write_bytes, write_index_files
 from preprocess_data.desk_play import INSTRUCTIONS, SPLITS, Settings
 from preprocess_data.desk_preview import write_preview
@@ -320,6 +320,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         checked_jitter(getattr(options, name), f"--{name.replace('_', '-')}")
     if options.episodes < len(scenes):
         raise ValueError(f"--episodes is {options.episodes}; {len(scenes)} scenes need at least one each")
+    check_renderer(options.renderer)
     return Settings(
         episodes=options.episodes,
         tasks_per_episode=options.tasks_per_episode,

@@ -16,7 +16,7 @@ from policy_rollout.acting import ActionConvention
 from policy_rollout.benchmarks.base import Settings, official_jobs
 from policy_rollout.calvin.annotations import IN_CALVIN, find_annotations, read_annotations
 from policy_rollout.calvin.egl import Graphics, find_graphics
-from policy_rollout.calvin.oracle import TaskOracle
+from policy_rollout.calvin.oracle import VERSION, TaskOracle
 from policy_rollout.calvin.simulator import CONFIGURATION, SECTIONS, package_commit, package_folder, read_configuration
 from policy_rollout.chains import ChainJob
 from policy_rollout.environment import Env
@@ -76,6 +76,7 @@ def from_settings(settings: Settings) -> CalvinBenchmark:
         **description,
         "renderer": graphics.name,
         "annotations": told_by,
+        "oracle": VERSION,
         "versions": {"calvin_env": package_commit(), "pybullet": _version("pybullet"), "numpy": _version("numpy")},
     }
     return CalvinBenchmark(split, graphics, sentences, told_by, stamped)

@@ -31,7 +31,7 @@ class DeskBenchmark:
     envs_per_process = None
 
     def stamp(self) -> dict[str, Any]:
-        import mujoco
+        from policy_rollout.desk.engine import mujoco
 
         return {
             "name": self.name,
@@ -58,7 +58,8 @@ def source_digest() -> str:
     """Of all that decides what becomes of an action, and when a task counts as done: records do not mix with those of
     another desk."""
     package = Path(__file__).resolve().parents[1]
-    tasks = [package / "calvin" / f"{name}.py" for name in ("oracle", "instructions", "initial_states", "sequences")]
+    parts = ("oracle", "tasks", "instructions", "initial_states", "sequences")
+    tasks = [package / "calvin" / f"{name}.py" for name in parts]
     desk = [file for file in sorted((package / "desk").glob("*.py")) if not file.name.startswith(NO_PART)]
     digest = hashlib.sha256()
     for file in (*desk, *tasks):
@@ -68,10 +69,11 @@ def source_digest() -> str:
 
 def from_settings(settings: Settings) -> DeskBenchmark:
     from policy_rollout.desk.layout import SCENES
-    from policy_rollout.desk.render import RENDERERS
+    from policy_rollout.desk.render import RENDERERS, check_renderer
 
     scene, renderer = str(settings["scene"]), str(settings["renderer"] or RENDERERS[0])
     for key, value, allowed in (("scene", scene, SCENES), ("renderer", renderer, RENDERERS)):
         if value not in allowed:
             raise ValueError(f"{key}={value}: the desk has {', '.join(allowed)}")
+    check_renderer(renderer)
     return DeskBenchmark(scene, renderer)

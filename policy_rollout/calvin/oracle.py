@@ -1,7 +1,8 @@
 """The one task oracle: was a task done between two `env.get_info()` dictionaries?
 
 It serves the real CALVIN and the embedded desk, and decides as calvin_env's `Tasks` does (envs/tasks.py at 797142c),
-quirks included: a published success rate is only comparable if the judge is the same.
+quirks included: a published success rate is only comparable if the judge is the same. Revisions of calvin_env before
+37c8abe (February 2022) judge pushes and lifts by other rules. tests/calvin/test_oracle_vectors.py compares verdicts.
 
 What is read from an info dictionary:
     robot_info: uid, contacts
@@ -23,6 +24,9 @@ from policy_rollout.calvin.tasks import CALVIN_TASKS
 
 Info = Mapping[str, Any]
 Criterion = Callable[[Info, Info], bool]
+
+VERSION = 2
+"""Raise it whenever a verdict changes: results that were judged by two versions are not merged."""
 
 
 class TaskOracle:
@@ -117,7 +121,11 @@ class RotateObject:
 
 @dataclass(frozen=True)
 class PushObject:
-    """Displaced by more than `x_direction` or `y_direction` metres, on the same bodies at the start and the end."""
+    """Displaced by more than `x_direction` or `y_direction` metres, and still on what it stood on at the start.
+
+    Contacts are (body, link) pairs without those of the robot. There must be some at the start, and each of them must
+    be there at the end, where others may have been added (a block that was pushed against another one).
+    """
 
     obj_name: str
     x_direction: float
@@ -128,9 +136,8 @@ class PushObject:
 
     def __call__(self, start: Info, end: Info) -> bool:
         before, after = _movable(start, self.obj_name), _movable(end, self.obj_name)
-        robot = {_robot(start)}
-        surface = _bodies(before) - robot
-        if not surface or surface != _bodies(after) - robot:
+        surface = _links(before, without=_robot(start))
+        if not surface or not surface <= _links(after, without=_robot(start)):
             return False
         axis, wanted = (0, self.x_direction) if self.x_direction else (1, self.y_direction)
         return _beyond(after["current_pos"][axis] - before["current_pos"][axis], wanted)
@@ -138,9 +145,9 @@ class PushObject:
 
 @dataclass(frozen=True)
 class LiftObject:
-    """Raised by more than `z_direction` metres; untouched by the robot before, touched by nothing else after.
+    """Raised by more than `z_direction` metres, and touched by the robot alone at the end.
 
-    With a surface, the block must have stood on that body (and link) at the start.
+    With a surface, the block must have touched that body (and link) at the start. The robot may touch it then, too.
     """
 
     obj_name: str
@@ -153,11 +160,9 @@ class LiftObject:
 
     def __call__(self, start: Info, end: Info) -> bool:
         before, after = _movable(start, self.obj_name), _movable(end, self.obj_name)
-        robot = _robot(start)
         return bool(
             after["current_pos"][2] - before["current_pos"][2] > self.z_direction
-            and robot not in _bodies(before)
-            and _bodies(after) == {robot}
+            and _bodies(after) == {_robot(start)}
             and (self.surface_body is None or _rests_on(before, start, self.surface_body, self.surface_link))
         )
 
@@ -341,9 +346,9 @@ def _bodies(entry: Info) -> set[int]:
     return {contact[2] for contact in entry["contacts"]}
 
 
-def _links(entry: Info) -> set[tuple[int, int]]:
-    """(uid, link) of everything it touches."""
-    return {(contact[2], contact[4]) for contact in entry["contacts"]}
+def _links(entry: Info, without: int | None = None) -> set[tuple[int, int]]:
+    """(uid, link) of everything it touches but the body `without`."""
+    return {(contact[2], contact[4]) for contact in entry["contacts"] if contact[2] != without}
 
 
 def _link(info: Info, body: str, link: str) -> tuple[int, int]:

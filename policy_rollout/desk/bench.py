@@ -7,10 +7,10 @@ import platform
 import time
 from collections.abc import Callable
 
-import mujoco
 import numpy as np
 
 from policy_rollout.calvin.oracle import TaskOracle
+from policy_rollout.desk.engine import mujoco
 from policy_rollout.desk.env import DeskEnv
 from policy_rollout.desk.experts import PLAY, ScriptedExpert, task_resets
 

@@ -19,7 +19,7 @@ from policy_rollout.desk import DeskEnv
 from policy_rollout.desk.bench import bench
 from policy_rollout.desk.experts import EXPERT_TASKS, PLAY, QUIET, task_resets
 from policy_rollout.desk.layout import SCENES
-from policy_rollout.desk.render import RENDERERS
+from policy_rollout.desk.render import RENDERERS, check_renderer
 from policy_rollout.desk.show import Film, expert_hand, play_task, random_hand
 from policy_rollout.pictures import beside, captioned, sheet, write_gif, write_png
 
@@ -193,6 +193,7 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     if options.list:
         return list_tasks()
+    check_renderer(options.renderer)
     if options.draw is not None:
         return draw(options.draw, options)
     env = DeskEnv(options.scene, options.renderer, static_size=options.size, seed=options.seed)

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-import mujoco
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +13,7 @@ from policy_rollout.desk import info as I
 from policy_rollout.desk import layout as L
 from policy_rollout.desk.cameras import CAMERAS, Jitter, checked_jitter, gripper_camera, static_camera
 from policy_rollout.desk.control import Action, HandTarget, apply_action, vector
+from policy_rollout.desk.engine import mujoco
 from policy_rollout.desk.render import RENDERERS, Picture, make_renderer
 from policy_rollout.desk.rotation import euler_of, quaternion_of
 from policy_rollout.desk.scene import SUBSTEPS, desk_xml

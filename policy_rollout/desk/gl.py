@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
+from importlib import reload
 from typing import Any
 
-import mujoco
 import numpy as np
 
 from policy_rollout.desk.cameras import Jitter, View
+from policy_rollout.desk.engine import VARIABLE, mujoco
 from policy_rollout.desk.looks import BULB_ON, LED_ON, LIGHT_OFF
 from policy_rollout.desk.render import Picture
+
+
+def make_offscreen(model: Any, size: int) -> Any:
+    """A `mujoco.Renderer` on the OpenGL that MUJOCO_GL names; ValueError in one line where it cannot be had."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # GLFW warns of what is raised below
+            _load_opengl()
+            return mujoco.Renderer(model, size, size)
+    except (ImportError, AttributeError, OSError, RuntimeError, mujoco.FatalError) as error:
+        asked = os.environ.get(VARIABLE)
+        raise ValueError(
+            f"renderer=gl needs OpenGL, which MuJoCo could not start with {VARIABLE}"
+            f"{' not set' if asked is None else f'={asked}'} ({' '.join(str(error).split())}); "
+            f"set {VARIABLE} to egl or osmesa, whichever is installed, or use renderer=raycast"
+        ) from error
+
+
+def _load_opengl() -> None:
+    """Make up for what `engine` left out when it imported MuJoCo."""
+    contexts = sys.modules[mujoco.Renderer.__module__].gl_context
+    if getattr(contexts, "GLContext", None) is None:
+        reload(contexts)
+        if getattr(contexts, "GLContext", None) is None:
+            raise RuntimeError("this value turns OpenGL off")
 
 
 class GLRenderer:
@@ -26,13 +55,7 @@ class GLRenderer:
 
     def _renderer(self, size: int) -> Any:
         if size not in self._made:
-            try:
-                self._made[size] = mujoco.Renderer(self.model, size, size)
-            except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
-                raise ValueError(
-                    f'renderer "gl" needs OpenGL, which MuJoCo could not start ({error}); '
-                    'set MUJOCO_GL to egl or osmesa, or use renderer "raycast"'
-                ) from error
+            self._made[size] = make_offscreen(self.model, size)
         return self._made[size]
 
     def shoot(self, data: Any, view: View, size: int, led: int, bulb: int, jitter: Jitter) -> Picture:

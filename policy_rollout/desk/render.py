@@ -38,3 +38,12 @@ def make_renderer(name: str, model: Any, scene: str) -> Renderer:
 
         return GLRenderer(model, scene)
     raise ValueError(f"renderer is {name!r}; the desk has {', '.join(RENDERERS)}")
+
+
+def check_renderer(name: str) -> None:
+    """Raise ValueError in one line where no image can be drawn by this renderer; "raycast" needs nothing."""
+    if name == "gl":
+        from policy_rollout.desk.engine import mujoco
+        from policy_rollout.desk.gl import make_offscreen
+
+        make_offscreen(mujoco.MjModel.from_xml_string("<mujoco/>"), 16).close()

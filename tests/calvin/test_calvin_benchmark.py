@@ -64,6 +64,16 @@ def test_records_of_another_scene_or_other_sentences_do_not_mix(
     assert {key for key in one if one[key] != told[key]} == {"annotations"}
 
 
+def test_records_that_another_version_of_the_oracle_judged_do_not_mix(
+    fake_calvin_env: None, data: Data, monkeypatch: Any
+) -> None:
+    folder = data("D")
+    now = find_benchmark(settings(folder)).stamp()
+    monkeypatch.setattr(calvin, "VERSION", calvin.VERSION + 1)
+    later = find_benchmark(settings(folder)).stamp()
+    assert {key for key in now if now[key] != later[key]} == {"oracle"}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -9,8 +9,6 @@ from policy_rollout.calvin.initial_states import INITIAL_STATES, initial_state
 from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.calvin.scene_state import Regions, symbolic_state
 from policy_rollout.calvin.symbolic import thaw
-
-pytest.importorskip("mujoco")
 from policy_rollout.desk.env import DeskEnv
 from policy_rollout.desk.layout import SLIDE_RANGE, layout_of
 

@@ -78,14 +78,33 @@ def test_turns_agree_with_scipys_fixed_axis_angles():
 
 
 @pytest.mark.parametrize(("dx", "task"), [(0.101, "push_pink_block_right"), (-0.101, "push_pink_block_left")])
-def test_a_push_is_more_than_ten_centimetres_on_the_same_surface(dx, task):
-    start, end = new_info(), moved(new_info(), "block_pink", dx=dx)
-    assert ORACLE.tasks_done(start, end) == {task}
-    assert not ORACLE.tasks_done(start, moved(new_info(), "block_pink", dx=dx * 0.98))
-    assert not ORACLE.done(task, start, standing_on(end, "block_pink", (TABLE, BASE), (RED, -1)))
-    assert not ORACLE.done(task, start, held(end, "block_pink"))
-    assert not ORACLE.done(task, held(start, "block_pink"), held(end, "block_pink"))
-    assert ORACLE.done(task, start, standing_on(end, "block_pink", (ROBOT, 12), ON_TABLE))
+def test_a_push_is_more_than_ten_centimetres(dx, task):
+    start = new_info()
+    assert ORACLE.tasks_done(start, moved(start, "block_pink", dx=dx)) == {task}
+    assert ORACLE.tasks_done(start, moved(start, "block_pink", dx=dx * 0.98)) == set()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ([ON_TABLE], [ON_TABLE, (RED, -1)], True),  # pushed against another block
+        ([ON_TABLE], [ON_TABLE, ON_SHELF], True),
+        ([ON_TABLE, (RED, -1)], [ON_TABLE], False),  # pushed away from another block
+        ([ON_TABLE], [ON_SHELF], False),  # another link of the same body
+        ([ON_TABLE, IN_DRAWER], [ON_TABLE], False),
+        ([ON_TABLE], [(ROBOT, 12), ON_TABLE], True),
+        ([(ROBOT, 9), ON_TABLE], [(ROBOT, 12), ON_TABLE], True),
+        ([ON_TABLE], [(ROBOT, 12)], False),
+        ([(ROBOT, 12)], [(ROBOT, 12)], False),
+        ([(ROBOT, 12)], [ON_TABLE], False),
+        ([], [ON_TABLE], False),
+        ([], [], False),
+    ],
+)
+def test_a_pushed_block_keeps_every_contact_of_the_start_and_may_gain_others(before, after, expected):
+    start = standing_on(new_info(), "block_pink", *before)
+    end = standing_on(moved(start, "block_pink", dx=0.2), "block_pink", *after)
+    assert ORACLE.done("push_pink_block_right", start, end) == expected
 
 
 def test_a_push_may_be_asked_along_y():
@@ -108,7 +127,8 @@ def test_a_lift_is_named_after_the_surface_the_block_stood_on(surface, link, hei
     touching = standing_on(up, "block_red", (ROBOT, 12), link)
     assert not ORACLE.tasks_done(start, touching)
     in_the_gripper_before = standing_on(start, "block_red", (ROBOT, 12), link)
-    assert not ORACLE.tasks_done(in_the_gripper_before, up)
+    assert ORACLE.tasks_done(in_the_gripper_before, up) == {f"lift_red_block_{surface}"}
+    assert not ORACLE.tasks_done(held(start, "block_red"), up)
     flying = standing_on(up, "block_red")
     assert not ORACLE.tasks_done(start, flying)
 

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mujoco
 import numpy as np
 import pytest
 
 from policy_rollout.desk import LAYOUTS, SCENES, DeskEnv
 from policy_rollout.desk.cameras import gripper_camera, static_camera
+from policy_rollout.desk.engine import mujoco
 from policy_rollout.desk.layout import BULB_RADIUS
 
 OPEN = np.array([0.28, 0.22, 0, 0.088, 1, 1, 0.0703, 0.0924, 0.461, 0, 0, 1.6, 0.05, -0.12, 0.46, 0, 0, 1.4])
@@ -155,19 +155,66 @@ def test_an_unknown_renderer_or_camera_is_refused_by_name():
         DeskEnv().render("tactile")
 
 
-def with_opengl(kind: str, code: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a process of its own, because MuJoCo chooses its OpenGL when it is imported."""
+UNUSABLE = ("osmesa", "glfw", "egl", "no such library")
+"""Values of MUJOCO_GL, of which at most some can be used on a machine."""
+
+
+def with_opengl(kind: str, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, because MuJoCo chooses its OpenGL once."""
     repo = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "MUJOCO_GL": kind, "PYTHONPATH": str(repo)}
-    return subprocess.run([sys.executable, "-c", code], cwd=repo, env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *command], cwd=repo, env=environment, capture_output=True, text=True)
 
 
-def test_without_opengl_the_gl_renderer_says_what_to_do():
-    done = with_opengl("off", "from policy_rollout.desk import DeskEnv; DeskEnv(renderer='gl').render()")
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_ray_casting_and_recording_need_no_opengl_whatever_is_asked_for(kind: str, tmp_path: Path):
+    code = f"""
+import os, sys
+from pathlib import Path
+from policy_rollout.benchmarks.desk import DeskBenchmark, from_settings
+from policy_rollout.desk import cli
+from preprocess_data import make_desk_demos
+from_settings({{"scene": "D", "renderer": None}}).stamp()
+out = Path({str(tmp_path)!r})
+assert cli.main(["--draw", str(out / "start.png"), "--size", "32"]) == 0
+options = "--episodes=1 --tasks-per-episode=1 --tasks=turn_on_led --static-size=16 --gripper-size=16 --no-preview"
+assert make_desk_demos.main(["--out", str(out), *options.split()]) == 0
+assert os.environ["MUJOCO_GL"] == {kind!r}
+assert not [name for name in sys.modules if name.startswith(("OpenGL", "glfw"))]
+"""
+    done = with_opengl(kind, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "start.png").is_file()
+    assert (tmp_path / "training" / "episode_0000000.npz").is_file()
+
+
+@pytest.mark.parametrize("kind", ["off", *UNUSABLE])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "policy_rollout.desk", "--draw", "start.png", "--size", "32"],
+        ["preprocess_data/make_desk_demos.py", "--episodes", "1", "--out", "demos"],
+    ],
+)
+def test_the_gl_renderer_works_or_is_refused_in_one_line_at_start(kind: str, command: list[str], tmp_path: Path):
+    command = [*command[:-1], str(tmp_path / command[-1])] if command[-1] == "demos" else command
+    command = [str(tmp_path / word) if word.endswith(".png") else word for word in command]
+    probe = "from policy_rollout.desk import render; render.check_renderer('gl')"
+    if kind in ("osmesa", "glfw", "egl") and with_opengl(kind, "-c", probe).returncode == 0:
+        pytest.skip(f"OpenGL by {kind} works on this machine")
+    done = with_opengl(kind, *command, "--renderer", "gl")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "renderer=gl" in done.stderr
+    assert f"MUJOCO_GL={kind}" in done.stderr
+    assert "renderer=raycast" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_desk_that_was_made_with_the_gl_renderer_says_the_same():
+    done = with_opengl("off", "-c", "from policy_rollout.desk import DeskEnv; DeskEnv(renderer='gl').render()")
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("ValueError")
-    assert "MUJOCO_GL" in last
-    assert "raycast" in last
+    assert last.startswith("ValueError: renderer=gl needs OpenGL")
 
 
 def test_opengl_sees_the_same_shapes_where_there_is_opengl():
@@ -180,7 +227,7 @@ for camera in ("static", "gripper"):
     assert np.mean(apart < 2e-3) > 0.98, np.mean(apart < 2e-3)
     assert gl.render(camera, 100).std() > 10
 """
-    done = with_opengl("egl", code)
+    done = with_opengl("egl", "-c", code)
     if "AssertionError" not in done.stderr and done.returncode != 0:
         pytest.skip("no OpenGL by EGL on this machine")
     assert done.returncode == 0, done.stderr

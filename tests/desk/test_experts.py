@@ -128,6 +128,35 @@ def test_a_door_over_the_block_is_opened_first(desks: dict[str, DeskEnv]) -> Non
     raise AssertionError("the block behind the door was not lifted")
 
 
+def test_a_lift_that_starts_with_the_fingers_around_the_block_is_feasible_done_and_accepted(
+    desks: dict[str, DeskEnv],
+) -> None:
+    env, task = desks["D"], "lift_blue_block_table"
+    obs = env.reset(*task_resets(task, 0, "D"))
+    expert = ScriptedExpert(env.layout, task)
+
+    def touched() -> set[int]:
+        info = env.get_info()
+        block = info["scene_info"]["movable_objects"]["block_blue"]
+        robot, table = info["robot_info"]["uid"], info["scene_info"]["fixed_objects"]["table"]["uid"]
+        return {contact[2] for contact in block["contacts"]} & {robot, table}
+
+    for _ in range(100):
+        if len(touched()) == 2:  # the robot and the table
+            break
+        obs = env.step(expert.act(obs))[0]
+    assert len(touched()) == 2
+    start = env.get_info()
+    state = symbolic_state(obs["scene_obs"], obs["robot_obs"], start)
+    assert task in feasible_tasks(state, unique=False)
+    expert.reset(task, obs)
+    for _ in range(60):
+        obs, _, _, info = env.step(expert.act(obs))
+        if ORACLE.done(task, start, info):
+            return
+    raise AssertionError("the block in the fingers was not lifted")
+
+
 def test_an_expert_that_is_done_stays_where_it_is(desks: dict[str, DeskEnv]) -> None:
     env = desks["B"]
     obs = env.reset(*task_resets("turn_on_led", 2, "B"))

@@ -179,7 +179,6 @@ def test_the_gripper_opens_above_zero_and_closes_otherwise(proposed, executed):
 
 
 def test_the_embedded_desk_and_the_task_oracle_fit_the_loop():
-    pytest.importorskip("mujoco")
     from policy_rollout.calvin.oracle import TaskOracle
     from policy_rollout.desk import DeskEnv
 

@@ -16,8 +16,10 @@ from policy_rollout.acting import ActionConvention
 from policy_rollout.benchmarks.base import Settings, official_jobs
 from policy_rollout.calvin.annotations import IN_CALVIN, find_annotations, read_annotations
 from policy_rollout.calvin.egl import Graphics, find_graphics
+from policy_rollout.calvin.installation import check_packages, find_split, package_commit, package_folder
 from policy_rollout.calvin.oracle import VERSION, TaskOracle
-from policy_rollout.calvin.simulator import CONFIGURATION, SECTIONS, package_commit, package_folder, read_configuration
+from policy_rollout.calvin.simulator import CONFIGURATION, SECTIONS, WARM_UP_IMAGES, read_configuration
+from policy_rollout.calvin.trial import try_environment
 from policy_rollout.chains import ChainJob
 from policy_rollout.environment import Env
 
@@ -70,11 +72,15 @@ def from_settings(settings: Settings) -> CalvinBenchmark:
     split = _split(settings)
     description = _description(split)
     sentences, told_by = _sentences(settings.get("annotations"))
+    check_packages()
     graphics = _graphics(settings)
+    try_environment(split, graphics)
     stamped = {
         "name": CalvinBenchmark.name,
         **description,
         "renderer": graphics.name,
+        # Records without it are of first images without shadows.
+        **({"warm_up_images": WARM_UP_IMAGES} if graphics.egl else {}),
         "annotations": told_by,
         "oracle": VERSION,
         "versions": {"calvin_env": package_commit(), "pybullet": _version("pybullet"), "numpy": _version("numpy")},
@@ -86,14 +92,7 @@ def _split(settings: Settings) -> Path:
     given = settings.get("dataset_path") or settings.get("root_data_dir")
     if not given:
         raise ValueError("dataset_path has to be given: the folder of task_ABC_D, task_D_D, ... of CALVIN's data")
-    root = expand_home(str(given)).resolve()
-    if not root.is_dir():
-        raise FileNotFoundError(f"dataset_path={root}: no such folder")
-    if not (root / "validation").is_dir():
-        inside = [folder.name for folder in sorted(root.iterdir()) if (folder / "validation").is_dir()]
-        hint = f"; it has {', '.join(inside)}: did you mean one of them?" if inside else ""
-        raise FileNotFoundError(f"dataset_path={root} has no folder validation{hint}")
-    return root / "validation"
+    return find_split(expand_home(str(given)))
 
 
 def _sentences(given: Any) -> tuple[dict[str, str] | None, str]:

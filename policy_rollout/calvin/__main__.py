@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import numpy as np
 
 from common.arguments import path_argument
 from common.command import run_command
 from policy_rollout.calvin.annotations import find_annotations
 from policy_rollout.calvin.egl import Graphics, find_graphics
-from policy_rollout.calvin.initial_states import INITIAL_STATES, initial_state
-from policy_rollout.calvin.simulator import CalvinEnv, import_simulator, package_commit, package_folder
-from policy_rollout.calvin.symbolic import thaw
+from policy_rollout.calvin.installation import check_files, find_split, package_commit, package_folder
+from policy_rollout.calvin.simulator import import_simulator
+from policy_rollout.calvin.trial import try_environment
 
 TESTED_COMMIT = "797142c588c21e76717268b7b430958dbd13bf48"
 
@@ -44,17 +41,22 @@ def check(dataset_path: Path | None) -> str:
     folder = package_folder()
     if folder is None:
         raise ValueError("the package calvin_env is not installed: bash scripts/install_calvin_env.sh")
+    split = None if dataset_path is None else find_split(dataset_path)
     commit = package_commit()
     tested = "" if commit == TESTED_COMMIT else f" (evaluated and documented here: {TESTED_COMMIT[:7]})"
-    print(f"calvin_env      {folder}, commit {commit[:7]}{tested}")
+    print(f"calvin_env      {folder}, commit {commit if commit.startswith('unknown') else commit[:7]}{tested}")
     import_simulator()
+    check_files(sorted((folder / "data").rglob("*")))
     print(f"pybullet        {_physics()}")
     print(f"its sentences   {find_annotations() or 'not beside it: give annotations=<new_playtable_validation.yaml>'}")
     graphics, complaint = find_graphics(None)
     print(f"pictures        {graphics.name if graphics else f'tiny, on the CPU: {complaint}'}")
-    if dataset_path is None:
+    if split is None:
         return "calvin_env is ready; name a data set's folder to build its environment too"
-    return _one_step(dataset_path, graphics or Graphics(False))
+    trial = try_environment(split, graphics or Graphics(False))
+    steps = f"{1e3 * trial.reset:.0f} ms a reset, {1e3 * trial.step:.1f} ms a step without images"
+    print(f"environment     {steps}, {1e3 * trial.draw:.0f} ms for {', '.join(trial.images)}")
+    return f"calvin_env is ready, and plays {dataset_path}"
 
 
 def _physics() -> str:
@@ -67,24 +69,6 @@ def _physics() -> str:
         return version("pybullet")
     except PackageNotFoundError:
         return "of unknown version"
-
-
-def _one_step(dataset_path: Path, graphics: Graphics) -> str:
-    env = CalvinEnv(dataset_path / "validation", graphics.egl, graphics.device)
-    try:
-        began = time.perf_counter()
-        env.reset(*initial_state(thaw(INITIAL_STATES[0])))
-        reset = time.perf_counter()
-        for _ in range(10):
-            env.step(np.array([0.0, 0, 0, 0, 0, 0, 1]), render=False)
-        stepped = time.perf_counter()
-        names = ", ".join(env.get_obs()["rgb_obs"])
-        drawn = time.perf_counter()
-    finally:
-        env.close()
-    told = f"{1e3 * (reset - began):.0f} ms a reset, {1e2 * (stepped - reset):.1f} ms a step without pictures"
-    print(f"environment     {told}, {1e3 * (drawn - stepped):.0f} ms for the first {names}")
-    return f"calvin_env is ready, and plays {dataset_path}"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from policy_rollout.calvin.simulator import package_folder
+from policy_rollout.calvin.installation import package_folder
 from policy_rollout.calvin.tasks import TASK_NAMES
 
 IN_CALVIN = Path("calvin_models") / "conf" / "annotations" / "new_playtable_validation.yaml"

@@ -8,7 +8,10 @@ What it does on top of calvin_env, all of it found by running that code (commit 
   contacts in the engine, and with it where a pushed block ends (by up to 1 cm), still hangs on the chain before.
 * ``robot_obs[14]``, the last gripper command, comes back on reset; calvin_env leaves that of the last chain.
 * Blocks are red, blue, pink in ``scene_obs``, in whichever order the scene's file lists them.
-* ``gym`` is gymnasium: calvin_env uses its ``Env`` and ``seeding`` only, and the old package breaks on NumPy 2.
+* The first two images of a connection that draws with EGL have no shadows. They are drawn and discarded.
+* Memory for meshes is freed when an EGL connection is closed, not when the world is loaded again. The connection is
+  renewed after ``WORLDS_PER_CONNECTION`` worlds.
+* ``gym`` is gymnasium if that is installed, else gym: calvin_env uses ``Env`` and ``seeding`` only.
 * No tactile sensors, so neither tacto nor pyrender nor torch is needed.
 """
 
@@ -17,7 +20,6 @@ from __future__ import annotations
 import ctypes
 import io
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -30,6 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from policy_rollout.calvin.installation import check_assets, check_packages, package_commit
 from policy_rollout.calvin.tasks import BLOCKS
 from policy_rollout.environment import Info, Render
 
@@ -39,6 +42,20 @@ SECTIONS = ("cameras", "env", "robot", "scene")
 """Of the configuration, what the environment is built from."""
 FIRST_BLOCK, BLOCK_SIZE = 6, 6
 """Of `scene_obs`: where the blocks begin, and xyz + euler of each."""
+WARM_UP_IMAGES = 2
+"""Images that a new EGL connection draws and discards. Those of any camera count."""
+WORLDS_PER_CONNECTION = 10
+"""Chains that are played in one EGL connection before it is renewed. Each loads a world, which leaks about 12 MB until
+then. A new connection takes 0.3 to 0.7 s, and a chain takes several seconds. With 10, a process stays within about
+120 MB of its smallest size and spends about 1 % of its time on connections."""
+MODULES = (
+    "calvin_env.envs.play_table_env",
+    "calvin_env.robot.robot",
+    "calvin_env.scene.play_table_scene",
+    "calvin_env.camera.static_camera",
+    "calvin_env.camera.gripper_camera",
+)
+"""Modules of calvin_env that an environment is built from. The first holds the environment's class."""
 
 
 def read_configuration(split: Path) -> Any:
@@ -65,26 +82,6 @@ def read_configuration(split: Path) -> Any:
     return config
 
 
-def package_folder() -> Path | None:
-    """The checkout that holds the package calvin_env, None where it is not installed. Nothing is imported."""
-    spec = find_spec("calvin_env")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(next(iter(spec.submodule_search_locations))).parent
-
-
-def package_commit() -> str:
-    """The commit of that checkout; "unknown" where it is none, or where there is no git."""
-    folder = package_folder()
-    if folder is None:
-        return "unknown"
-    try:
-        asked = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return "unknown"
-    return asked.stdout.strip() or "unknown"
-
-
 class CalvinEnv:
     """One desk of the real CALVIN. A process holds one at a time: some of calvin_env's calls of pybullet do not say
     which world they are about.
@@ -97,13 +94,18 @@ class CalvinEnv:
     _in_use = False
 
     def __init__(self, split: Path, egl: bool = False, egl_device: int | None = None) -> None:
-        config = read_configuration(split)
+        self._config, self._file, self._egl = read_configuration(split), split / CONFIGURATION, egl
         if CalvinEnv._in_use:
             raise RuntimeError("a process can hold one CALVIN environment at a time: close the first")
         if egl_device is not None:
             os.environ["EGL_VISIBLE_DEVICES"] = str(egl_device)  # read when the EGL plugin is loaded
-        self._sim = _build(config, egl, split / CONFIGURATION)
-        self._seed = int(config.env.seed)
+        self._seed = int(self._config.env.seed)
+        self._connect()
+
+    def _connect(self) -> None:
+        """Open a connection to pybullet and build the environment in it."""
+        self._sim = _build(self._config, self._egl, self._file)
+        self._worlds = 0
         CalvinEnv._in_use = True
         # Without cameras of its own the simulator draws nothing, whoever asks it for an observation.
         self._cameras = {str(camera.name): camera for camera in self._sim.cameras}
@@ -111,9 +113,12 @@ class CalvinEnv:
         names = [str(block.name) for block in self._sim.scene.movable_objects]
         if sorted(names) != sorted(BLOCKS):
             self.close()
-            raise ValueError(f"{split / CONFIGURATION}: its blocks are {', '.join(names)}, not {', '.join(BLOCKS)}")
+            raise ValueError(f"{self._file}: its blocks are {', '.join(names)}, not {', '.join(BLOCKS)}")
         self._to_simulator = np.array([BLOCKS.index(name) for name in names])
         self._from_simulator = np.argsort(self._to_simulator)
+        if self._egl:
+            for _ in range(WARM_UP_IMAGES):
+                self._draw(("static",))
 
     def reset(self, robot_obs: ArrayLike | None = None, scene_obs: ArrayLike | None = None) -> dict[str, Any]:
         """To the state that the two observations say (CALVIN's start and random blocks without); nothing is drawn."""
@@ -128,6 +133,10 @@ class CalvinEnv:
 
     def _build_anew(self) -> None:
         """The world as in a fresh process, random numbers included. Takes a fraction of a second."""
+        if self._egl and self._worlds >= WORLDS_PER_CONNECTION:
+            self.close()
+            self._connect()
+        self._worlds += 1
         with _silent():
             self._sim.seed(self._seed)
             self._sim.scene.np_random = self._sim.np_random
@@ -191,43 +200,55 @@ class CalvinEnv:
             self._cameras = {}
 
 
-def import_simulator() -> Any:
-    """calvin_env's module of the environment. Raises ``ValueError`` in one line where a package of its is missing."""
+def import_simulator() -> None:
+    """Import all modules of calvin_env that an environment needs. Raise ``ValueError`` in one line if one of its
+    packages is missing."""
+    check_packages()
     _provide_gym()
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # calvin_env imports GitPython, which wants a git program
+    excepthook = sys.excepthook  # calvin_env 1431a46 replaces it
     try:
         with _silent():
-            module = import_module("calvin_env.envs.play_table_env")
-    except ImportError as error:
-        raise ValueError(f"calvin_env cannot be imported ({error}): bash scripts/install_calvin_env.sh") from error
-    if hasattr(module, "get_git_commit_hash"):
-        vars(module)["get_git_commit_hash"] = lambda path: package_commit()  # raises outside of a git checkout
-    return module
+            modules = [import_module(name) for name in MODULES]
+    except (ImportError, AttributeError) as error:  # an old gym uses attributes that NumPy no longer has
+        module = error.name if isinstance(error, ImportError) else None
+        raise ValueError(f"calvin_env cannot be imported ({error}): {_remedy(module)}") from error
+    finally:
+        sys.excepthook = excepthook
+    if hasattr(modules[0], "get_git_commit_hash"):
+        vars(modules[0])["get_git_commit_hash"] = lambda path: package_commit()  # raises outside of a git checkout
+
+
+def _remedy(module: str | None) -> str:
+    """The command that provides a module which could not be imported."""
+    package = (module or "").partition(".")[0]
+    install = "bash scripts/install_calvin_env.sh"
+    return f"pip install {package}, or {install}" if package not in ("", "calvin_env") else install
 
 
 def _build(config: Any, egl: bool, file: Path) -> Any:
     """calvin_env's environment. Raises ``ValueError`` in one line where it cannot be built."""
     from hydra.errors import HydraException
     from hydra.utils import instantiate
+    from omegaconf.errors import OmegaConfBaseException
 
     import_simulator()
     try:
+        check_assets(config, file)
         with _silent():
             return instantiate(config.env, show_gui=False, use_vr=False, use_scene_info=True, use_egl=egl)
     except SystemExit as error:
         raise ValueError("the EGL plugin of pybullet cannot be loaded; renderer=tiny draws on the CPU") from error
-    except HydraException as error:
+    except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         raise ValueError(f"{file}: calvin_env cannot build this environment: {' '.join(str(cause).split())}") from error
 
 
 def _provide_gym() -> None:
-    if "gym" not in sys.modules:
-        try:
-            for name in ("", ".utils", ".utils.seeding"):
-                sys.modules[f"gym{name}"] = import_module(f"gymnasium{name}")
-        except ImportError as error:
-            raise ValueError(f"calvin_env needs gymnasium ({error}): pip install gymnasium") from error
+    """Let ``import gym`` find gymnasium if that is installed. Otherwise it finds gym."""
+    if "gym" not in sys.modules and find_spec("gymnasium") is not None:
+        for name in ("", ".utils", ".utils.seeding"):
+            sys.modules[f"gym{name}"] = import_module(f"gymnasium{name}")
 
 
 def _blocks_ordered(scene: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.float64]:

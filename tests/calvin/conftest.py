@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from policy_rollout.calvin.installation import REQUIRED
 
 FAKE = Path(__file__).parent / "fake"
 CONFIGURATION = """
@@ -30,6 +34,7 @@ env:
 scene:
   _target_: calvin_env.scene.play_table_scene.PlayTableScene
   _recursive_: false
+  data_path: data
   objects:
     fixed_objects:
       table: {{file: calvin_table_{scene}/urdf/calvin_table_{scene}.urdf}}
@@ -55,14 +60,43 @@ def data(tmp_path: Path) -> Callable[[str], Path]:
     return make
 
 
+MESH = "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"
+URDF = """<robot name="body"><link name="base"><collision><geometry>
+<mesh filename="{mesh}"/></geometry></collision></link></robot>
+"""
+BODIES = {
+    **{f"calvin_table_{scene}/urdf/calvin_table_{scene}.urdf": "../meshes/base_link.obj" for scene in ORDERS},
+    **{f"blocks/{colour}.urdf": "block.obj" for colour in ("red", "blue", "pink")},
+    "panda.urdf": "package://meshes/link0.obj",
+    "plane/plane.urdf": "plane.obj",
+}
+
+
+def make_fake_checkout(folder: Path) -> None:
+    """The stand-in as a checkout: its code, one mesh for every body, and empty modules for packages not installed."""
+    shutil.copytree(FAKE, folder, dirs_exist_ok=True)
+    for name, mesh in BODIES.items():
+        body = folder / "data" / name
+        file = body.parent / mesh.removeprefix("package://")
+        body.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        body.write_text(URDF.format(mesh=mesh))
+        file.write_text(MESH)
+    for module in REQUIRED:
+        if find_spec(module) is None:
+            (folder / f"{module}.py").touch()
+
+
 @pytest.fixture
-def fake_calvin_env(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The stand-in is what `import calvin_env` finds, gone again after the test."""
+def fake_calvin_env(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The stand-in is what `import calvin_env` finds, gone again after the test. Its folder."""
     kept = dict(sys.modules)
-    monkeypatch.syspath_prepend(str(FAKE))
+    folder = tmp_path_factory.mktemp("calvin_env")
+    make_fake_checkout(folder)
+    monkeypatch.syspath_prepend(str(folder))
     for name in [name for name in sys.modules if name.partition(".")[0] in ("calvin_env", "gym", "gymnasium")]:
         del sys.modules[name]
-    yield
+    yield folder
     for name in [name for name in sys.modules if name.partition(".")[0] in ("calvin_env", "gym", "gymnasium")]:
         del sys.modules[name]
     sys.modules.update({name: module for name, module in kept.items() if name not in sys.modules})

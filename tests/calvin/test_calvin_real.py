@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from policy_rollout.calvin.initial_states import initial_state
+from policy_rollout.calvin.installation import package_folder
 from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.calvin.sequences import official_sequences
-from policy_rollout.calvin.simulator import CalvinEnv, package_folder
+from policy_rollout.calvin.simulator import CalvinEnv
 from policy_rollout.calvin.tasks import CALVIN_TASKS
 
 RECORDED = Path(os.environ.get("BLOCKDIFF_CALVIN_DIR", Path(__file__).parents[3] / "shared" / "calvin")) / "mini_D_D"

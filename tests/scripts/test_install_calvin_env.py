@@ -36,7 +36,8 @@ def python(tmp_path: Path) -> Path:
     (site / "this.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     shutil.copytree(FAKE / "gymnasium", site / "gymnasium")
     (site / "pybullet.py").write_text(PYBULLET)
-    (site / "eglRenderer.py").touch()
+    for module in ("eglRenderer", "cv2", "quaternion", "git"):
+        (site / f"{module}.py").touch()
     return python
 
 

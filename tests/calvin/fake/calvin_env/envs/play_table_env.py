@@ -4,11 +4,13 @@ What it has of the real one (mees/calvin_env 797142c): the constructor's argumen
 camera in ``cameras`` drawn at every step; blocks in the order of the scene's file; actions in floats alone, their
 gripper exactly -1 or 1; ``reset`` that leaves the last gripper command; contacts that hang on what was played before,
 until ``load``; pybullet's one world per process; a commit hash that fails outside of git; prints when it is closed.
+With EGL: the first two images of a connection have no shadows, and ``load`` leaks memory that only ``close`` frees.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import gym
@@ -16,7 +18,14 @@ import gym.utils.seeding
 import numpy as np
 
 BLOCK_UIDS = {"block_red": 3, "block_blue": 4, "block_pink": 5}
+LEAK = 12
+"""MB of meshes that a loaded world occupies until its connection is closed."""
+IMAGES_WITHOUT_SHADOWS = 2
+CRASH = Path(__file__).with_name("crash")
+"""If this file exists, the next step deletes it and ends the process."""
 worlds = 0
+connections = 0
+memory = peak_memory = 0
 
 
 def get_git_commit_hash(path):
@@ -24,13 +33,17 @@ def get_git_commit_hash(path):
 
 
 class Camera:
-    def __init__(self, name, width, height):
-        self.name, self.shape, self.drawn = name, (height, width), 0
+    def __init__(self, env, name, width, height):
+        self.env, self.name, self.shape, self.drawn = env, name, (height, width), 0
 
     def render(self):
         self.drawn += 1
-        picture = np.full((*self.shape, 4), self.drawn % 256, np.uint8)
-        return picture[:, :, :3], np.ones(self.shape, np.float32)
+        self.env.images += 1
+        image = np.full((*self.shape, 4), 200, np.uint8)
+        image[..., 0] = np.abs(1000 * self.env.state[:7]).sum() % 256
+        if not self.env.use_egl or self.env.images > IMAGES_WITHOUT_SHADOWS:
+            image[: self.shape[0] // 2, :, 1] = 141
+        return image[:, :, :3], np.ones(self.shape, np.float32)
 
 
 class PlayTableSimEnv(gym.Env):
@@ -47,17 +60,19 @@ class PlayTableSimEnv(gym.Env):
         use_egl,
         control_freq=30,
     ):
-        global worlds
+        global worlds, connections
         assert not worlds, "calls of pybullet without a client would go to the other world"
         assert (use_scene_info, use_vr, show_gui) == (True, False, False)
         assert "tactile" not in cameras
         worlds += 1
+        connections += 1
+        self.images = self.meshes = 0
         self.owns, self.use_egl, self.egl_device = True, use_egl, os.environ.get("EGL_VISIBLE_DEVICES")
         print("pybullet build time: never")
         self.robot = SimpleNamespace(robot_uid=0, gripper_action=1, filename=robot_cfg.filename)
         names = list(scene_cfg.objects.movable_objects)
         self.scene = SimpleNamespace(movable_objects=[SimpleNamespace(name=name) for name in names], np_random=None)
-        self.cameras = [Camera(name, cameras[name].width, cameras[name].height) for name in cameras]
+        self.cameras = [Camera(self, name, cameras[name].width, cameras[name].height) for name in cameras]
         self.seed(seed)
         self.load()
         get_git_commit_hash(__file__)
@@ -67,6 +82,11 @@ class PlayTableSimEnv(gym.Env):
         return [seed]
 
     def load(self):
+        global memory, peak_memory
+        if self.use_egl:
+            self.meshes += LEAK
+            memory += LEAK
+            peak_memory = max(memory, peak_memory)
         self.played = 0
         self.state = np.zeros(24)
         self.target = np.zeros(6)
@@ -81,6 +101,9 @@ class PlayTableSimEnv(gym.Env):
         return self.get_obs()
 
     def step(self, action):
+        if CRASH.exists():
+            CRASH.unlink()
+            os._exit(9)
         position, orientation, gripper = np.split(np.copy(action), [3, 6])
         position *= 0.02
         orientation *= 0.05
@@ -136,9 +159,10 @@ class PlayTableSimEnv(gym.Env):
         self.owns = value
 
     def close(self):
-        global worlds
+        global worlds, memory
         print("disconnecting id 0 from server" if self.owns else "does not own physics client id")
         worlds -= self.owns
+        memory -= self.meshes if self.owns else 0
 
     def __del__(self):
         self.close()

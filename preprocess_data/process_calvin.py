@@ -87,7 +87,19 @@ def write_processed(
     """
     if not annotations:
         raise ValueError(f"{split.path} gives no annotated window to process")
-    output_folder(output_dir)
+    with output_folder(output_dir, "process_calvin"):
+        return _write_processed(split, annotations, output_dir, placement, workers, progress, skip_bad)
+
+
+def _write_processed(
+    split: CalvinSplit,
+    annotations: Sequence[Annotation],
+    output_dir: Path,
+    placement: Placement,
+    workers: int,
+    progress: bool,
+    skip_bad: bool,
+) -> Summary:
     ids = _frames_of(annotations)
     name = _namer(split, output_dir, placement)
     copies = output_dir / "frames" if placement == "copy" else None

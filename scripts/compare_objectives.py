@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from common.folder_lock import hold  # noqa: E402
 from config.load import ConfigError, load_job  # noqa: E402
 from config.schema import Job  # noqa: E402
 from scripts.comparison.plan import (  # noqa: E402
@@ -50,9 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = args.output_dir.resolve()
         plan = Plan(folder, read_objectives(args.objectives), read_seeds(args.seeds), args.blind, budget)
         jobs = {name: _job(plan, name) for name in plan.objectives}
-        plan.settle()
-        identical = _run(plan, jobs, args, argv)
-    except (ConfigError, ValueError, FileNotFoundError, RuntimeError) as error:
+        with hold(folder, "compare_objectives", "--output-dir "):
+            plan.settle()
+            identical = _run(plan, jobs, args, argv)
+    except (ConfigError, ValueError, OSError, RuntimeError) as error:
         print(f"compare_objectives: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

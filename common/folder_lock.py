@@ -83,8 +83,9 @@ def hold(folder: Path, purpose: str, option: str, name: str = LOCK_NAME, shown: 
     """Hold ``folder`` (made if it does not exist) until the block ends.
 
     ``option``: how the user chose it, with the separator (``experiment.output_dir=``, ``--out ``). ``name``: of the
-    lock file, where parts of the folder are held one by one; ``shown``: what the user gave. Raises
-    ``FolderBusy`` where another process holds it, and ``OSError`` where it cannot be written to. A folder that was made here and stays empty is removed at the end.
+    lock file, where parts of the folder are held one by one; ``shown``: what the user gave. Raises ``FolderBusy`` where
+    another process holds it, and ``OSError`` where it cannot be written to. A folder that was made here and stays empty
+    is removed at the end.
     """
     made = _make(folder)
     status = folder.stat()

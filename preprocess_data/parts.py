@@ -32,8 +32,9 @@ def plan_folder(folder: Path, plan: Mapping[str, Any]) -> Path:
 
 @contextmanager
 def output_folder(path: Path, purpose: str) -> Iterator[None]:
-    """Make the folder, with those above it, and hold it until the block ends (``common.folder_lock``). Raises ValueError
-    where it cannot be written or another process holds it, before anything is read."""
+    """Make the folder, with those above it, and hold it until the block ends (``common.folder_lock``).
+
+    Raises ValueError where it cannot be written or another process holds it, before anything is read."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -147,21 +147,18 @@ def tokenize(settings: Settings, output: Path, ranks: tuple[int, int], processes
     plan = plan_of(settings, source, load_magvit(settings.tokenizer, settings.weights, key="--tokenizer"))
     settings = replace(settings, views=source.views)
     folder = output / f"{settings.resolution}px_{plan.digest}"
+
+    def share(shards: tuple[int, ...], number: int) -> Part[Settings]:
+        return Part(replace(settings, device=process_device(settings.device, number, processes)), folder, plan, shards)
+
     with writing(folder, plan, ranks, "tokenize_images", "--output "):
         try:
             begin(folder, plan)
             if not (folder / FRAMES).is_file():
                 write_frames(folder, source.rows())
         except OSError as error:
-            raise ValueError(
-                f"{folder} cannot be written ({reason_of(error)}); --output names another folder"
-            ) from None
-
-        def share(shards: tuple[int, ...], number: int) -> Part[Settings]:
-            return Part(
-                replace(settings, device=process_device(settings.device, number, processes)), folder, plan, shards
-            )
-
+            why = reason_of(error)
+            raise ValueError(f"{folder} cannot be written ({why}); --output names another folder") from None
         missing = write_all(folder, plan, ranks, processes, str(settings.data), share, encode_share, progress)
         if missing:
             return unfinished(folder, plan, missing)

@@ -202,12 +202,15 @@ def tell(
         "Embedded models (random start), a few minutes of training: this shows that everything works, not how good "
         "the method is."
     )
+    told = ", ".join(f"{name} {value}" for name, value in made_with.items())
     links = "\n".join(f"![{p.stem}](pictures/{p.name})" for p in pictures)
-    replace_text(folder / "report.md", "\n".join(["# Quickstart", "", *lines, "", note, "", links, ""]))
+    replace_text(
+        folder / "report.md", "\n".join(["# Quickstart", "", *lines, "", note, "", f"Made with {told}.", "", links, ""])
+    )
     results = {
         verdict.name: {**verdict.errors, "closed_loop_success": verdict.rollout.success().point} for verdict in verdicts
     }
-    replace_text(folder / "results.json", json.dumps({**results, "made_with": made_with}, indent=2) + "\n")
+    replace_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
     console.print(f"[bold]done in {seconds:.0f} s[/bold]; look at:")
     for what, where in (
         ("report", folder / "report.md"),

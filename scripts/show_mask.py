@@ -16,6 +16,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from PIL import Image
 
+from common.os_errors import reason_of
 from config import files
 from config.build import build, new_tree
 from config.schema import Job
@@ -156,7 +157,7 @@ def save(path: Path, layout: Layout, title: str, note: str) -> None:
         picture.save(unfinished, format="PNG", optimize=True)
         os.replace(unfinished, path)
     except OSError as error:
-        raise ValueError(f"--png {path}: cannot be written ({error.strerror or error})") from error
+        raise ValueError(f"--png {path}: cannot be written ({reason_of(error)})") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

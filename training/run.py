@@ -154,7 +154,8 @@ def _take_folder(job: Job, output_dir: Path, ranks: Ranks, held: ExitStack) -> t
 
 
 def _unwritable(output_dir: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"experiment.output_dir={output_dir}: cannot be written to ({reason_of(error)})")
+    where = "" if error.filename is None else f": {error.filename}"
+    return ConfigError(f"experiment.output_dir={output_dir}: cannot be written to ({reason_of(error)}{where})")
 
 
 def _in_one_line(error: RuntimeError) -> BaseException:

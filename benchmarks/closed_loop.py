@@ -131,7 +131,7 @@ class Sizes:
 
 def play(way: str, policy: UPVLAPolicy, jobs: Sequence[ChainJob], sizes: Sizes) -> Played:
     """All chains in one of ``WAYS``."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder, played = Path(name), list[ChainRecord]()
         wall, own, others = time.perf_counter(), time.process_time(), _children()
         if way == "processes":

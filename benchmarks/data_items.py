@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.resolution % STRIDE or args.batch > args.frames:
         made.error(f"--resolution must be a multiple of {STRIDE}, --batch at most --frames")
     torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=args.folder, ignore_cleanup_errors=True) as folder:
         found = measure(Path(folder), args)
     print(table(found))
     settings = {name: getattr(args, name) for name in ("frames", "batch", "resolution", "views", "rounds")}

@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--samples", type=whole(1), default=20_000, help="asked of each worker (default 20000)")
     made.add_argument("--json", action="store_true", help="make the index from a real dataset_info.json")
     options = made.parse_args(argv)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         took = make_split(Path(name), options.frames, options.json, progress=True)
         root = Path(name) / "split"
         size = (root / BINARY_NAME).stat().st_size

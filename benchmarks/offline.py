@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise SystemExit(f"--overlap {args.overlap}: windows have {WINDOW} frames; give 0 to {WINDOW - 1}")
     bearable(SIZES[args.size], args.device, args.anyway)
     torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         work = prepare(args, Path(name))
         same = compare(work, args.precision != "no")
         found = measure(work, args)

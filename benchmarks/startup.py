@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made.set_defaults(rounds=5)
     args = made.parse_args(argv)
     found: dict[str, list[dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         yaml = str(save_policy(Path(name)))
         training = [f"config={CONFIG}", f"experiment.output_dir={name}/run", "experiment.tracker=none"]
         for _ in tqdm(range(args.rounds), desc="starting", unit="round"):

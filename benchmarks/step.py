@@ -124,7 +124,7 @@ class Stepper:
 def steppers(objectives: Sequence[str], configs: str, overrides: Sequence[str]) -> Iterator[dict[str, Stepper]]:
     """One for each objective, in one process."""
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         jobs = {name: job_of(name, configs, overrides, folder) for name in objectives}
         run = stack.enter_context(open_run(jobs[objectives[0]]))
         made = {name: setup(job, run) for name, job in jobs.items()}

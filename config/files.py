@@ -13,6 +13,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.os_errors import reason_of
 from config.values import ConfigError, Quoted, TextLoader, shown
 
 CONFIG_DIR = Path(__file__).resolve().parent
@@ -188,7 +189,7 @@ def _read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"config={where}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
     except OSError as error:
-        raise ConfigError(f"config={where}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"config={where}: cannot be read: {reason_of(error)}") from None
     if content is None or content == "":
         return {}
     if not isinstance(content, dict):

@@ -13,15 +13,19 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.environment import environment
+from common.folder_lock import FolderBusy, hold
+from common.os_errors import reason_of
 from config.build import keys, plain
 from config.command_line import hydra_quoted, is_sweep, parse_argument, unquoted
 from config.files import PROJECT_DIR
 from config.help import SCRIPTS
+from config.identity import difference, settings_in, settings_of
 from config.load import USAGE, load_job, to_yaml
 from config.schema import Job, Objective
 from config.sweep_run import Plan, digest, name_of, run_one
@@ -75,10 +79,32 @@ def sweep(argv: Sequence[str] | None, objective: Objective | None) -> None:
         digests={name: digest(to_yaml(job)) for name, job in zip(names, jobs, strict=True)},
         scripts={name: SCRIPTS[job.training.text_objective] for name, job in zip(names, jobs, strict=True)},
     )
-    print(f"sweep of {len(names)} runs over {', '.join(request.names) or 'nothing'}: {folder}", flush=True)
-    _hand_to_hydra(request, plan)
-    if write_table(folder, names, combinations):
+    for name, job in zip(names, jobs, strict=True):
+        _require_same_settings(folder / name, job)
+    with ExitStack() as held:
+        try:
+            held.enter_context(hold(folder, "a sweep", "experiment.output_dir="))
+        except FolderBusy as error:
+            raise ConfigError(str(error)) from error
+        except OSError as error:
+            raise ConfigError(f"experiment.output_dir={folder}: cannot be written to ({reason_of(error)})") from error
+        print(f"sweep of {len(names)} runs over {', '.join(request.names) or 'nothing'}: {folder}", flush=True)
+        _hand_to_hydra(request, plan)
+        failed = write_table(folder, names, combinations)
+    if failed:
         raise SystemExit(1)
+
+
+def _require_same_settings(run: Path, job: Job) -> None:
+    """Raise ConfigError where the folder of a run holds one with other settings, which would be continued, or whose
+    results would stand in this sweep's table."""
+    held = settings_in(run / "config.yaml")
+    other = None if held is None else difference(held, settings_of(job))
+    if other is not None:
+        raise ConfigError(
+            f"experiment.output_dir={run.parent}: the run {run.name} there was made with {other}; give another "
+            "experiment.output_dir (or hydra.sweep.dir), or move the folder away; no run of the sweep was started"
+        )
 
 
 def take_apart(argv: Sequence[str]) -> Request:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.atomic_file import replace_text
 from config.files import PROJECT_DIR
 
 RECORD = "sweep_run.json"
@@ -63,6 +64,14 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def run_one(plan: Plan, values: Sequence[str]) -> int:
     """Run one combination unless an earlier sweep finished it; returns its exit code. Nothing raises: others follow."""
+    try:
+        return _run_one(plan, values)
+    except OSError as error:  # a folder or file that cannot be written
+        print(f"[{name_of(values)}] FAILED: {error}", flush=True)
+        return 1
+
+
+def _run_one(plan: Plan, values: Sequence[str]) -> int:
     name = name_of(values)
     folder, wanted = Path(plan.folder) / name, plan.digests[name]
     old = read_record(folder)
@@ -84,9 +93,7 @@ def run_one(plan: Plan, values: Sequence[str]) -> int:
         "command": command,
         "said": _last_line(folder / LOG) if code else "",
     }
-    beside = folder / f"{RECORD}.tmp"
-    beside.write_text(json.dumps(record, indent=1))
-    os.replace(beside, folder / RECORD)
+    replace_text(folder / RECORD, json.dumps(record, indent=1))
     print(f"[{name}] {'done' if code == 0 else f'FAILED with exit code {code}'}", flush=True)
     return code
 

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.atomic_file import replace_text
 from config.sweep_run import LOG, name_of, read_record
 
 METRICS = "metrics.jsonl"
-SHOWN = ("total/loss", "image/loss", "action/loss", "text/loss", "validation/action/mae", "validation/text/bound")
+SHOWN = (
+    "total/loss",
+    "image/loss",
+    "action/loss",
+    "text/loss",
+    "text/nats_per_token",
+    "validation/action/mae",
+    "validation/text/nats_per_token",
+)
+"""Columns of the table, by the names that a run writes. Of text only ``nats_per_token`` is comparable between
+objectives (docs/algorithm.md)."""
 
 
 def write_table(folder: Path, names: Sequence[str], combinations: Sequence[Sequence[str]]) -> int:
     """Write `sweep.json` and `sweep.md` beside the runs and print the latter; returns how many runs failed."""
     rows = [row_of(folder / name, values) for name, values in zip(names, combinations, strict=True)]
     text = markdown(rows)
-    _write(folder / "sweep.json", json.dumps(rows, indent=1) + "\n")
-    _write(folder / "sweep.md", text)
+    replace_text(folder / "sweep.json", json.dumps(rows, indent=1) + "\n")
+    replace_text(folder / "sweep.md", text)
     failed = [row for row in rows if row["state"] != "done"]
     print(f"\n{text}\n{len(rows) - len(failed)} of {len(rows)} runs done: {folder / 'sweep.md'}, sweep.json beside it")
     for row in failed:
@@ -71,10 +81,3 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         cells = [*row["overrides"].values(), *numbers, str(row["steps"]), seconds, row["state"], row["name"]]
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f"{file.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, file)

@@ -106,6 +106,8 @@ def build(job: Job, device: torch.device | str = "cpu") -> Built:
     if torch.device(device).type != "meta":
         notes = _load_start(job, model)
     prompter = Prompter(tokenizer, spec.vocab, spec.max_seq_length, spec.system_prompt)
+    if torch.device(device).type != "meta" and showo.load_from_showo:
+        _require_words_of_start(job, tokenizer)
     return Built(model, prompter, notes)
 
 
@@ -171,6 +173,25 @@ def clip_width(name_or_path: str) -> int:
     if not isinstance(width, int):
         raise ValueError(f"{folder / CONFIG_FILE}: no hidden_size of a CLIP vision tower in it")
     return width
+
+
+def require_same_words(held: Any, wanted: Any, source: str) -> None:
+    """Raise ``ValueError`` where two tokenizers give a word different ids, so that weights would read other words."""
+    ours, theirs = held.get_vocab(), wanted.get_vocab()
+    word = next((word for word in sorted({*ours, *theirs}) if ours.get(word) != theirs.get(word)), None)
+    if word is not None:
+        raise ValueError(
+            f"model.showo.llm_model_path: its tokenizer gives {word!r} the id {theirs.get(word)}, that of {source} "
+            f"gives it {ours.get(word)}; give the language model whose tokenizer the weights learned"
+        )
+
+
+def _require_words_of_start(job: Job, tokenizer: Any) -> None:
+    """The tokenizer beside the weights that a run starts from, where there is one, is the run's own."""
+    source = resolve_model_dir(str(job.model.showo.pretrained_model_path), key="model.showo.pretrained_model_path")
+    folder = _weights_file(source).parent / TOKENIZER_FOLDER
+    if (folder / "tokenizer.json").is_file():
+        require_same_words(load_tokenizer(folder)[0], tokenizer, str(folder))
 
 
 def _load_start(job: Job, model: UPVLA) -> tuple[str, ...]:

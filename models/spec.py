@@ -37,6 +37,7 @@ class ModelSpec:
     ``action_convention``: what an action's numbers mean; ``action_scale``: how they were normalised
     (``models.actions.ActionScale``), None if not at all; ``cameras``: view -> (height, width) of the training images.
     ``weights``: which ones lie beside it, those that were trained or their average over the steps.
+    ``image_tokenizer``: hash of the weights of the image tokenizer whose codes it learned, empty if not known.
     """
 
     llm: Mapping[str, Any]
@@ -62,6 +63,7 @@ class ModelSpec:
     attn_implementation: str = "sdpa"
     llm_model_path: str = ""
     weights: str = "trained"
+    image_tokenizer: str = ""
     action_convention: Mapping[str, Any] = field(default_factory=lambda: dict(CALVIN_RELATIVE))
     action_scale: Mapping[str, Any] | None = None
     cameras: Mapping[str, Any] = field(default_factory=dict)

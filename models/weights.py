@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from common.atomic_file import give_usual_mode
 from common.paths import expand_home
 
 # In the order in which a directory is searched; a sharded file's index counts as the file.
@@ -319,6 +320,7 @@ def write_safetensors(
             {"format": "pt", **(metadata or {})},
         )
         _sort_metadata(scratch)
+        give_usual_mode(scratch)  # newer safetensors leave 0600
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)

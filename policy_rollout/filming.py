@@ -9,6 +9,7 @@ because a process was killed gets the same files anew.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from common.housekeeping import remove
 from models.images import fit
 from policy_rollout.acting import Observation
 from policy_rollout.chunking import Actions
@@ -102,7 +104,8 @@ class Filming:
         name = f"chain_{job.index:04d}"
         for kind in ("videos", "input_predict_truth"):  # whatever is left of it being played before
             for old in (self.folder / kind).glob(f"{name}_*"):
-                old.unlink(missing_ok=True)
+                if (why := remove(old)) is not None:
+                    print(f"warning: {old}, of the chain as it was played before, stays ({why})", file=sys.stderr)
         film = [frame for place, task in enumerate(tasks) for frame in _scenes(job, record, place, task)]
         file = self.folder / "videos" / f"{name}_{record.completed}_done.{self.suffix}"
         self.write_film(file, film, RATE / self.film_every)

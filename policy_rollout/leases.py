@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
+from common.housekeeping import remove
+from common.process_identity import machine, process_stamp
 from policy_rollout.seats import ChainJob
 
 BEAT = 5.0
@@ -39,7 +41,9 @@ class Owner:
         for place in (self._owners, self._leases):
             place.mkdir(parents=True, exist_ok=True)
         unfinished = self._owners / f".{self.name}.tmp"
-        unfinished.write_text(json.dumps({"machine": _machine(), "process": _process(os.getpid())}), encoding="utf-8")
+        unfinished.write_text(
+            json.dumps({"machine": machine(), "process": process_stamp(os.getpid())}), encoding="utf-8"
+        )
         os.replace(unfinished, self._sign)
         threading.Thread(target=self._beat, daemon=True).start()
         return self
@@ -47,7 +51,7 @@ class Owner:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """What it took and did not finish is free at once."""
         self._ended.set()
-        self._sign.unlink(missing_ok=True)
+        remove(self._sign)  # one that stays is an ended process's, and so blocks nobody
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
@@ -86,40 +90,8 @@ class Owner:
             said, seen = json.loads(link.read_text(encoding="utf-8")), link.stat().st_mtime
         except FileNotFoundError:
             return False  # it has ended
-        if said["machine"] == _machine():
+        if said["machine"] == machine():
             pid = int(said["process"].split()[0])
-            return bool(said["process"] == _process(pid))
+            return bool(said["process"] == process_stamp(pid))
         os.utime(self._sign)  # the file system's clock tells how old the other's sign is, not this machine's
         return self._sign.stat().st_mtime - seen < LEASE
-
-
-def _machine() -> str:
-    """The same for processes that see each other's numbers, and for no others."""
-    facts = [socket.gethostname()]
-    for name in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
-        path = Path(name)
-        if path.exists():
-            facts.append(os.readlink(path) if path.is_symlink() else path.read_text(encoding="utf-8").strip())
-    return " ".join(facts)
-
-
-def _process(pid: int) -> str:
-    """Number and time of birth of a process, as numbers are given out again; the number and "gone" without one."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        state, born = fields[0], fields[19]
-    except (FileNotFoundError, ProcessLookupError):
-        return f"{pid} {_without_proc(pid)}"
-    return f"{pid} gone" if state in "ZX" else f"{pid} {born}"
-
-
-def _without_proc(pid: int) -> str:
-    if Path("/proc/self").exists():
-        return "gone"
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return "gone"
-    except PermissionError:
-        pass
-    return "here"

@@ -144,12 +144,19 @@ class UPVLAPolicy:
         config.require_agreement(built.spec, folder)
         vq = config.job.model.vq_model
         bare = vq.pretrained_model_path
+        tokenizer = load_magvit(located(vq.vq_model_name), None if bare is None else located(bare))
+        learned = built.spec.image_tokenizer
+        if learned and learned != (now := tokenizer.weights_hash):
+            raise ValueError(
+                f"{config.path}: model.vq_model.vq_model_name={vq.vq_model_name} has the weights {now[:12]}, but "
+                f"{folder} learned the codes of {learned[:12]}; name the image tokenizer that it was trained with"
+            )
         training, where = config.job.training, pick_device(device)
         if precision is None:
             precision = training.mixed_precision if "training.mixed_precision" in config.given else "no"
         return cls(
             built,
-            load_magvit(located(vq.vq_model_name), None if bare is None else located(bare)),
+            tokenizer,
             device=where,
             compiled=training.compile and where.type == "cuda",
             precision=precision,

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from common.housekeeping import remove
 from policy_rollout.calvin.sequences import success_rates
 from policy_rollout.intervals import Interval, average_length, wilson
 from policy_rollout.seats import ChainRecord
@@ -34,7 +35,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     except FileExistsError:
         require_same(folder, settings_of(folder), json.loads(json.dumps(settings)))
     finally:
-        mine.unlink()
+        remove(mine)
 
 
 def _own_name() -> str:

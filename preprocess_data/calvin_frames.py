@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from common.housekeeping import remove
 from preprocess_data.parts import plan_folder, replace
 from preprocess_data.processes import in_processes
 from training.data import archive
@@ -92,7 +93,7 @@ def read_actions(
 
 def finish(output_dir: Path) -> None:
     """Everything is written: the parts are not needed any more."""
-    shutil.rmtree(output_dir / PARTS, ignore_errors=True)
+    remove(output_dir / PARTS)
 
 
 def _plan(
@@ -102,7 +103,7 @@ def _plan(
     copies: Path | None,
     action: Mapping[str, Any] | None,
 ) -> Path:
-    """The folder of parts, emptied if it holds those of another plan."""
+    """The folder of parts."""
     plan = {
         "source": str(split.path.absolute()),
         "frames": hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest(),
@@ -156,9 +157,9 @@ def copy_frame(source: Path, folder: Path) -> None:
         have = target.stat()
         if (have.st_size, have.st_mtime_ns) == (archive.size(source), modified):
             return
-    partial = target.with_suffix(".npz.tmp")
+    partial = target.with_suffix(f".{os.getpid()}.tmp")
     if archive.container(source) == source:
-        shutil.copy2(source, partial)
+        shutil.copyfile(source, partial)
     else:
         with archive.open_binary(source) as packed:
             partial.write_bytes(packed.read())

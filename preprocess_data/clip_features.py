@@ -37,6 +37,7 @@ from preprocess_data.shard_work import (
     read_ahead,
     unfinished,
     write_all,
+    writing,
 )
 from training.data.features import FOLDER, about
 from training.data.files import LLAVA_NAME, iterate_json_list, read_image
@@ -146,16 +147,18 @@ def make(settings: Settings, output: Path, options: argparse.Namespace) -> str:
         raise ValueError(f"{output}: {size} are needed, {shutil.disk_usage(output).free / 1e9:.2f} GB are free")
     if not options.yes and not _agreed():
         raise ValueError(f"nothing was written; --yes says that {size} may be")
-    begin(folder, plan)
-    write_frames(folder, {}, {"names": names})
+    ranks = ranks_of(options)
+    with writing(folder, plan, ranks, "clip_features", "--output "):
+        begin(folder, plan)
+        write_frames(folder, {}, {"names": names})
 
-    def share(shards: tuple[int, ...], number: int) -> Share:
-        device = process_device(settings.device, number, options.processes)
-        return Share(replace(settings, device=device), folder, plan, shards, tuple(names))
+        def share(shards: tuple[int, ...], number: int) -> Share:
+            device = process_device(settings.device, number, options.processes)
+            return Share(replace(settings, device=device), folder, plan, shards, tuple(names))
 
-    missing = write_all(folder, plan, ranks_of(options), options.processes, str(settings.data), share, see_share)
-    if missing:
-        return unfinished(folder, plan, missing)
+        missing = write_all(folder, plan, ranks, options.processes, str(settings.data), share, see_share)
+        if missing:
+            return unfinished(folder, plan, missing)
     return f"patches of {settings.data}: {told}, in {folder}"
 
 

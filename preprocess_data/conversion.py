@@ -8,7 +8,6 @@ relative actions by one convention, ``Units``.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from common.housekeeping import remove
 from preprocess_data.parts import output_folder, plan_folder, replace
 from preprocess_data.processes import in_processes
 from training.data.checks import ENOUGH
@@ -149,9 +149,24 @@ def convert(
         raise ValueError("there is no episode to convert")
     if (output / INDEX_NAME).is_file() and not is_processed(output):
         raise ValueError(f"{output} holds a data set of another format; give another --output-dir")
-    output_folder(output)
-    folder = plan_folder(output / PARTS, {**plan, "jobs": [str(job) for job in jobs]})
-    files = [folder / f"part_{number:06d}.json" for number in range(len(jobs))]
+    with output_folder(output, "a conversion"):
+        folder = plan_folder(output / PARTS, {**plan, "jobs": [str(job) for job in jobs]})
+        files = [folder / f"part_{number:06d}.json" for number in range(len(jobs))]
+        left_out = _read_all(jobs, files, read, workers, progress, skip_bad)
+        made = _write(output, files, action, units, left_out, progress)
+        remove(output / PARTS)
+    return made
+
+
+def _read_all(
+    jobs: Sequence[Job],
+    files: Sequence[Path],
+    read: Callable[[Job], Part],
+    workers: int,
+    progress: bool,
+    skip_bad: bool,
+) -> list[str]:
+    """Have a file for every job; return the episodes that are left out, and why."""
     held = [_held(file) for file in files]
     todo = [(job, file, read) for job, file, have in zip(jobs, files, held, strict=True) if have is None]
     fresh = in_processes(_run, todo, workers if len(todo) >= 2 else 1)
@@ -163,9 +178,7 @@ def convert(
                 raise ValueError(bad[0])
             left_out += missed + bad
             bar.update()
-    made = _write(output, files, action, units, left_out, progress)
-    shutil.rmtree(folder, ignore_errors=True)
-    return made
+    return left_out
 
 
 def _run(work: tuple[Any, Path, Callable[[Any], Part]]) -> tuple[list[str], list[str]]:

@@ -25,6 +25,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 from common.arguments import path_argument
 from common.command import run_command
 from preprocess_data.lerobot import ANNOTATIONS, INFO, libraries
+from preprocess_data.parts import output_folder
 from training.data.calvin import Annotation, CalvinSplit
 
 FPS = 30
@@ -70,7 +71,12 @@ def export(
     libraries()
     if (output / INFO).exists():
         raise ValueError(f"{output} holds a data set already; give another --output-dir")
-    writer = _Writer(split, output, kind)
+    with output_folder(output, "export_lerobot"):
+        return _export(_Writer(split, output, kind), all_frames, progress)
+
+
+def _export(writer: _Writer, all_frames: bool, progress: bool) -> int:
+    split = writer.split
     parts = stretches(split, all_frames)
     with tqdm(desc="frames", total=sum(b - a + 1 for a, b in parts), unit="frame", disable=not progress) as bar:
         for first, last in parts:

@@ -6,14 +6,11 @@ python preprocess_data/make_desk_demos.py --out data/desk --episodes 100 --scene
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +21,8 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from common.arguments import path_argument, real, whole
 from common.command import run_command
+from common.folder_lock import hold, is_lock
+from common.housekeeping import remove
 from policy_rollout.calvin.tasks import DOORS_AND_LIGHTS, TASK_NAMES
 from policy_rollout.desk.cameras import checked_jitter
 from policy_rollout.desk.layout import SCENES
@@ -62,10 +61,6 @@ class SettingsDiffer(ValueError):
     """The folder holds a recording with other options."""
 
 
-class RecordingBusy(ValueError):
-    """Another process is recording into the folder."""
-
-
 # ---- the recording ----
 
 
@@ -82,26 +77,6 @@ class Summary:
     megabytes: float
     milliseconds: float | None  # of CPU per frame; None where nothing was left to record
     pictures: tuple[Path, ...] = ()
-
-
-@contextmanager
-def only_recorder(path: Path) -> Iterator[None]:
-    """Holds the folder `path` (made if missing) so that no other process records into it.
-
-    Raises RecordingBusy where one does. The system ends the hold when the process ends, however it ends.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RecordingBusy(
-                f"{path}: another process is recording there; wait for it, or give another --out"
-            ) from error
-        yield
-    finally:
-        os.close(folder)
 
 
 class Recording:
@@ -131,11 +106,11 @@ class Recording:
                     f"{self.path} was recorded with {key} {_short(found.get(key))}, now it is {_short(wanted[key])}; "
                     "give the same options, or another --out"
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif any(not is_lock(file.name) for file in self.path.iterdir()):
             raise FileExistsError(f"{self.path} holds files that are not of this program; give another --out")
         (self.state / "episodes").mkdir(parents=True, exist_ok=True)
         for unfinished in self.state.glob("*.tmp"):  # of workers that were killed
-            shutil.rmtree(unfinished, ignore_errors=True)
+            remove(unfinished)
         write_bytes(held, json_bytes(wanted))
 
     def _has_episodes(self) -> bool:
@@ -171,7 +146,7 @@ class Recording:
         local["first"] = first
         local["windows"] = [[first + a, first + b, *rest] for a, b, *rest in local["windows"]]
         write_bytes(self.state / "episodes" / f"{number:06d}.json", json_bytes(local))
-        shutil.rmtree(folder)
+        remove(folder)  # what stays of it is ignored: the episode is numbered
         self.episodes.append(Placed.from_json(local))
         return True
 
@@ -187,7 +162,7 @@ def make_demos(out: Path, settings: Settings, workers: int = 1, progress: bool =
     Raises ValueError where the folder holds a recording with other settings or another process records there,
     FileExistsError where it holds anything else. `preview` writes a contact sheet and a clip beside the split.
     """
-    with only_recorder(out / settings.split):
+    with hold(out / settings.split, "make_desk_demos", "--out "):
         recording = Recording(out, settings)
         cost = _record_missing(recording, workers, progress)
         write_index_files(recording.path, recording.episodes, settings)

@@ -1,40 +1,48 @@
 """Work in parts, and not twice when killed: a finished part lies as a file until all are there.
 
-The parts lie in a hidden folder of the output, with the plan they belong to; a run that is started again with the
-same plan takes what it finds, one with another plan starts anew.
+The parts lie in a hidden folder of the output, in one named after the plan they belong to; a run that is started
+again with the same plan takes what it finds, one with another plan starts anew.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from common.folder_lock import hold
+from common.housekeeping import remove
+from common.os_errors import reason_of
+
 
 def plan_folder(folder: Path, plan: Mapping[str, Any]) -> Path:
-    """``folder``, emptied if it holds the parts of another plan (which is anything that JSON can hold)."""
-    held = None
-    with suppress(OSError, ValueError):
-        held = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    if held != plan:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        replace(folder / "plan.json", json.dumps(plan).encode())
-    return folder
+    """Return the folder for the parts of ``plan`` (anything that JSON can hold) in ``folder``; parts of other plans are
+    deleted, as far as they can be."""
+    mine = folder / hashlib.blake2b(json.dumps(plan, sort_keys=True).encode(), digest_size=8).hexdigest()
+    for other in folder.iterdir() if folder.is_dir() else ():
+        if other != mine:
+            remove(other)
+    mine.mkdir(parents=True, exist_ok=True)
+    return mine
 
 
-def output_folder(path: Path) -> None:
-    """Make it, with those above it. Raises ValueError saying why it cannot be written, before anything is read."""
+@contextmanager
+def output_folder(path: Path, purpose: str) -> Iterator[None]:
+    """Make the folder, with those above it, and hold it until the block ends (``common.folder_lock``).
+
+    Raises ValueError where it cannot be written or another process holds it, before anything is read."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--output-dir {path}: the folder cannot be made ({error.strerror}); give another") from None
+        raise ValueError(f"--output-dir {path}: the folder cannot be made ({reason_of(error)}); give another") from None
     if not os.access(path, os.W_OK | os.X_OK):
         raise ValueError(f"--output-dir {path}: the folder is read-only; give another")
+    with hold(path, purpose, "--output-dir "):
+        yield
 
 
 def replace(path: Path, content: bytes) -> None:

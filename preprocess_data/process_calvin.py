@@ -95,7 +95,20 @@ def write_processed(
     annotations, crossing = _within_recordings(split, annotations, skip_bad)
     if not annotations:
         raise ValueError(f"{split.path} gives no annotated window to process")
-    output_folder(output_dir)
+    with output_folder(output_dir, "process_calvin"):
+        return _write_processed(split, annotations, crossing, output_dir, placement, workers, progress, skip_bad)
+
+
+def _write_processed(
+    split: CalvinSplit,
+    annotations: Sequence[Annotation],
+    crossing: tuple[str, ...],
+    output_dir: Path,
+    placement: Placement,
+    workers: int,
+    progress: bool,
+    skip_bad: bool,
+) -> Summary:
     action = read_contract(split.path).action
     ids = _frames_of(annotations)
     name = _namer(split, output_dir, placement)

@@ -25,11 +25,12 @@ from tqdm import tqdm
 
 from common.arguments import path_argument, whole
 from common.command import run_command
+from common.folder_lock import is_lock
 from models.images import fit
 from preprocess_data.calvin_choice import source_splits
 from preprocess_data.frame_sources import frames_of
-from preprocess_data.parts import output_folder, replace
-from preprocess_data.shard_work import Part, least, rank_options, ranks_of, read_ahead, unfinished, write_all
+from preprocess_data.parts import replace
+from preprocess_data.shard_work import Part, least, rank_options, ranks_of, read_ahead, unfinished, write_all, writing
 from training.data import archive
 from training.data.calvin import CalvinSplit
 from training.data.files import npz_shapes
@@ -147,7 +148,20 @@ def repack(settings: Settings, folder: Path, ranks: tuple[int, int], processes: 
     split = CalvinSplit(settings.source)
     ids = frames_of(split, all_frames=not settings.annotated)
     plan = plan_of(settings, split, ids)
-    output_folder(folder)
+    with writing(folder, plan, ranks, "repack", "--output-dir "):
+        return _repack(settings, split, ids, plan, folder, ranks, processes, progress)
+
+
+def _repack(
+    settings: Settings,
+    split: CalvinSplit,
+    ids: npt.NDArray[np.int64],
+    plan: Plan,
+    folder: Path,
+    ranks: tuple[int, int],
+    processes: int,
+    progress: bool,
+) -> str:
     if any(folder.glob("episode_*.npz")):
         raise ValueError(f"--output-dir {folder}: frames lie there as files already; give an empty folder")
     size = plan.rows * plan.row_bytes
@@ -177,7 +191,7 @@ def _copy_the_rest(source: Path, folder: Path, below: str = "") -> None:
         if archive.is_folder(path):
             if name != "token_cache":
                 _copy_the_rest(source, folder, os.path.join(below, name))
-        elif not name.startswith("episode_"):
+        elif not name.startswith("episode_") and not is_lock(name):
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open_binary(path) as file:
                 replace(target, file.read())

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -15,8 +16,10 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from tqdm import tqdm
 
+from common.folder_lock import hold, live_owners
+from common.os_errors import reason_of
 from preprocess_data.processes import in_processes
-from training.data.shards import Plan, finish, has_shard
+from training.data.shards import Plan, finish, has_shard, is_whole
 
 AHEAD = 2  # batches that are read while one is worked on
 Share = TypeVar("Share")
@@ -39,6 +42,31 @@ class Write(Protocol[Share_contra]):
     """A module's own function that writes the shards of a share, telling ``tick`` of rows."""
 
     def __call__(self, share: Share_contra, /, tick: Callable[[int], object] = ...) -> None: ...
+
+
+@contextmanager
+def writing(folder: Path, plan: Plan, ranks: tuple[int, int], command: str, option: str) -> Iterator[None]:
+    """Hold this rank's part of a plan's folder, which the other ranks of the plan write to at the same time. A folder
+    that is whole is not written to any more, and so may be read-only.
+
+    Raises ValueError where another process has the rank or writes another plan, or where the folder cannot be written.
+    """
+    if is_whole(folder, plan):
+        yield
+        return
+    rank, world = ranks
+    purpose = f"{command} (plan {plan.digest})"
+    with ExitStack() as held:
+        try:
+            held.enter_context(hold(folder, f"{purpose}, rank {rank} of {world}", option, f".rank-{rank}.lock"))
+        except OSError as error:
+            raise ValueError(f"{option}{folder}: cannot be written to ({reason_of(error)}); give another") from None
+        for other in live_owners(folder):
+            if not other.purpose.startswith(purpose):
+                raise ValueError(
+                    f"{option}{folder} is in use by {other}, this is plan {plan.digest}; give another {option.strip()}"
+                )
+        yield
 
 
 def write_all(

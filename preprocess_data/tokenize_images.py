@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from common.arguments import path_argument, real, whole
 from common.command import run_command
+from common.os_errors import reason_of
 from config.load import load_job
 from models.images import normalise
 from models.magvit import CODEBOOK_SIZE, MagVITv2, load_magvit
@@ -37,6 +38,7 @@ from preprocess_data.shard_work import (
     read_ahead,
     unfinished,
     write_all,
+    writing,
 )
 from training.data.shards import FRAMES, Plan, Rows, ShardWriter, begin, is_whole, write_frames
 from training.data.tokens import FIT, FOLDER
@@ -147,19 +149,21 @@ def tokenize(settings: Settings, output: Path, ranks: tuple[int, int], processes
     plan = plan_of(settings, source, load_magvit(settings.tokenizer, settings.weights, key="--tokenizer"))
     settings = replace(settings, views=source.views)
     folder = output / f"{settings.resolution}px_{plan.digest}"
-    try:
-        begin(folder, plan)
-        if not (folder / FRAMES).is_file():
-            write_frames(folder, source.rows())
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written ({error.strerror}); --output names another folder") from None
 
     def share(shards: tuple[int, ...], number: int) -> Part[Settings]:
         return Part(replace(settings, device=process_device(settings.device, number, processes)), folder, plan, shards)
 
-    missing = write_all(folder, plan, ranks, processes, str(settings.data), share, encode_share, progress)
-    if missing:
-        return unfinished(folder, plan, missing)
+    with writing(folder, plan, ranks, "tokenize_images", "--output "):
+        try:
+            begin(folder, plan)
+            if not (folder / FRAMES).is_file():
+                write_frames(folder, source.rows())
+        except OSError as error:
+            why = reason_of(error)
+            raise ValueError(f"{folder} cannot be written ({why}); --output names another folder") from None
+        missing = write_all(folder, plan, ranks, processes, str(settings.data), share, encode_share, progress)
+        if missing:
+            return unfinished(folder, plan, missing)
     size = f"{plan.rows} frames x {source.views} views, {plan.rows * plan.row_bytes / 1e6:.1f} MB"
     return f"codes of {settings.data}: {size}, in {folder}"
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from common.os_errors import reason_of
 from models.decoding import Generation, Sampling, generate
 from models.prompting import questions_in
 from policy_rollout.policy import pick_device
@@ -172,6 +173,6 @@ def require_writable(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--trace-gif {path}: the folder cannot be made ({error.strerror})") from error
+        raise ValueError(f"--trace-gif {path}: the folder cannot be made ({reason_of(error)})") from error
     if path.suffix.lower() != ".gif" or path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
         raise ValueError(f"--trace-gif {path}: expected the name of a .gif file in a folder of yours")

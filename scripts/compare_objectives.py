@@ -27,6 +27,7 @@ if str(ROOT) not in sys.path:
 
 from common.arguments import path_argument, real, whole  # noqa: E402
 from common.command import run_command  # noqa: E402
+from common.folder_lock import hold  # noqa: E402
 from config.load import ConfigError, load_job  # noqa: E402
 from config.schema import Job  # noqa: E402
 from scripts.comparison.plan import (  # noqa: E402
@@ -52,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = args.output_dir.resolve()
         plan = Plan(folder, read_objectives(args.objectives), read_seeds(args.seeds), args.blind, budget)
         jobs = {name: _job(plan, name) for name in plan.objectives}
-        plan.settle()
-        identical = _run(plan, jobs, args, argv)
-    except (ConfigError, ValueError, FileNotFoundError, RuntimeError) as error:
+        with hold(folder, "compare_objectives", "--output-dir "):
+            plan.settle()
+            identical = _run(plan, jobs, args, argv)
+    except (ConfigError, ValueError, OSError, RuntimeError) as error:
         print(f"compare_objectives: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

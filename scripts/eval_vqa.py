@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import platform
 import sys
 import time
@@ -26,12 +25,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.arguments import path_argument
+from common.atomic_file import replace_text
 from common.command import run_command
+from common.folder_lock import hold
 from models.decoding import Decoding, Generation, generate
 from models.weights import files_sha256
 from policy_rollout.benchmarks.vqa import results
 from policy_rollout.benchmarks.vqa.asking import FILE as ANSWERS
-from policy_rollout.benchmarks.vqa.asking import Asked, alone, ask, in_order
+from policy_rollout.benchmarks.vqa.asking import Asked, ask, in_order
 from policy_rollout.benchmarks.vqa.questions import FORMATS, Question, digest, read_questions, require_pictures
 from policy_rollout.policy import pick_device
 from policy_rollout.records import claim
@@ -214,15 +215,8 @@ def evaluate(task: Task) -> dict[str, Any]:
         | {name: version(name) for name in ("torch", "transformers", "pillow")},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    write(task.folder / results.FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    replace_text(task.folder / results.FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return content
-
-
-def write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -242,10 +236,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             compare(options)
             return 0
         task = prepare(options)
-        with alone(task.folder):
+        with hold(task.folder, "eval_vqa", "--log-dir "):
             content = evaluate(task)
             table = results.markdown(task.folder.name, content)
-            write(task.folder / "summary.md", table)
+            replace_text(task.folder / "summary.md", table)
     except (ValueError, OSError) as error:
         print(f"eval_vqa: {error}", file=sys.stderr)
         return 2

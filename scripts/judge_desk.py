@@ -10,14 +10,17 @@ Writes summary.md and results.json. What somebody did is kept in MODEL/judged an
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -27,7 +30,10 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from common.arguments import path_argument, whole  # noqa: E402
+from common.atomic_file import replace_text  # noqa: E402
 from common.command import run_command  # noqa: E402
+from common.folder_lock import hold_file  # noqa: E402
+from config.identity import settings_of  # noqa: E402
 from config.load import ConfigError, load_job  # noqa: E402
 from config.schema import Job  # noqa: E402
 from models.checkpoint import build  # noqa: E402
@@ -37,7 +43,6 @@ from policy_rollout.paired import interval_json, markdown_table, percent, points
 from policy_rollout.policy import ConstantPolicy, Policy, RandomPolicy, UPVLAPolicy, pick_device  # noqa: E402
 from scripts import desk_trial as trial  # noqa: E402
 from scripts.comparison.judge import machine  # noqa: E402
-from scripts.comparison.plan import write_text  # noqa: E402
 from training.data.processed import read_index  # noqa: E402
 
 MODEL, ANOTHER, EXPERTS = "trained", "trained, told another task", "scripted experts"
@@ -110,20 +115,39 @@ class Trial:
 
     def outcome(self, name: str) -> Outcome:
         """Of somebody of ``EVERYBODY``; played, or read if it was played before."""
-        asked = {"episodes": self.episodes, "chains": self.chains, "rules": trial.rules()}
-        if name in (MODEL, ANOTHER):
-            assert self.trained.source is not None
-            asked["weights"] = self.trained.source.weights_sha256
-            asked["image_tokenizer"] = self.trained.vq.weights_hash
-        file = self.kept / f"{name.replace(',', '').replace(' ', '_')}.json"
+        asked, file = self.asked(name), self.file(name)
         if file.is_file():
             found = json.loads(file.read_text(encoding="utf-8"))
             if found["asked"] == asked:
                 return Outcome(name, found["done"], found["chains"])
         played = self._play(name)
-        self.kept.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps({"asked": asked, "done": played.done, "chains": played.chains}) + "\n")
+        replace_text(file, json.dumps({"asked": asked, "done": played.done, "chains": played.chains}) + "\n")
         return played
+
+    def asked(self, name: str) -> dict[str, Any]:
+        """What the outcome of somebody depends on."""
+        found = {"episodes": self.episodes, "chains": self.chains, "rules": trial.rules(), **self._player(name)}
+        plain: dict[str, Any] = json.loads(json.dumps(found))
+        return plain
+
+    def file(self, name: str) -> Path:
+        """Where what somebody did is kept."""
+        return self.kept / f"{name.replace(',', '').replace(' ', '_')}.json"
+
+    def _player(self, name: str) -> dict[str, Any]:
+        """What somebody is known by: whoever is another one plays again."""
+        if name in (MODEL, ANOTHER):
+            assert self.trained.source is not None
+            return {"weights": self.trained.source.weights_sha256, "image_tokenizer": self.trained.vq.weights_hash}
+        if name == "untrained":
+            vq = load_magvit(self.job.model.vq_model.vq_model_name)
+            settings = settings_of(self.job)  # its random start is made of them
+            digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+            return {"settings": digest, "image_tokenizer": vq.weights_hash}
+        if name == "mean training action":
+            data = Path(self.job.dataset.params.train_pre_shards_path_or_url)
+            return {"action": mean_of_training(data).tolist(), "act_step": self.job.act_step}
+        return {} if name == EXPERTS else {"act_step": self.job.act_step}
 
     def _play(self, name: str) -> Outcome:
         if name == EXPERTS:
@@ -234,8 +258,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{args.model / 'config.yaml'} does not exist; --model is the output folder of a training run"
             )
         asked = Trial(args.model, args.device, args.episodes, args.chains, args.model / "judged")
-        outcomes = [asked.outcome(name) for name in args.only or EVERYBODY]
-    except (ConfigError, ValueError, FileNotFoundError) as error:
+        names = args.only or EVERYBODY
+        with ExitStack() as held:
+            for name in names:  # several commands may play different ones at the same time
+                held.enter_context(hold_file(asked.file(name), f"judge_desk, {name}", "--model "))
+            outcomes = [asked.outcome(name) for name in names]
+            made_with = {name: asked.asked(name) for name in names}
+    except (ConfigError, ValueError, OSError) as error:
         print(f"judge_desk: {error}", file=sys.stderr)
         return 2
     if args.only:
@@ -246,8 +275,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "-m", "scripts.judge_desk", *(sys.argv[1:] if argv is None else argv)])
     text = summary(outcomes, args.model, machine(pick_device(args.device)), command)
-    write_text(folder / "summary.md", text)
-    write_text(folder / "results.json", json.dumps(results(outcomes), indent=1) + "\n")
+    replace_text(folder / "summary.md", text)
+    replace_text(folder / "results.json", json.dumps({**results(outcomes), "made_with": made_with}, indent=1) + "\n")
     print(text)
     print(f"written: {folder / 'summary.md'}, results.json")
     return 0

@@ -66,7 +66,7 @@ QUICK = ("phi", "nano", "qwen3")
 def check() -> list[str]:
     """Differences between what is committed and what is made again now; empty when there are none."""
     problems = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         again = Path(scratch)
         for name in QUICK:
             MAKERS[name](again)

@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from common.atomic_file import replace_text
+from common.folder_lock import hold_file
+from common.os_errors import reason_of
 from policy_rollout.benchmarks.coded import CodedFrames, coded_frames
 from policy_rollout.benchmarks.offline import (
     CPU_BATCH,
@@ -58,8 +62,6 @@ def prepare(options: argparse.Namespace) -> Job:
     for name, least in (("stride", 1), ("max_samples", 0), ("batch_size", 0), ("act_step", 1)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
-    if options.output_json is not None:
-        require_writable(options.output_json)
     split = CalvinSplit(options.dataset_root / options.split)
     declared = read_contract(split.path)
     meant = ActionConvention(**declared.action)
@@ -171,16 +173,9 @@ def require_writable(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--output-json {path}: the folder cannot be made ({error.strerror})") from error
+        raise ValueError(f"--output-json {path}: the folder cannot be made ({reason_of(error)})") from error
     if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
         raise ValueError(f"--output-json {path}: " + ("is a folder" if path.is_dir() else "the folder is read-only"))
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Complete or not at all."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def table(report: Report) -> str:
@@ -197,6 +192,14 @@ def table(report: Report) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Evaluate, print the table, write the record. Raises ``ValueError`` or ``OSError`` in one line."""
+    with ExitStack() as held:
+        if options.output_json is not None:
+            require_writable(options.output_json)
+            held.enter_context(hold_file(options.output_json, "eval_upvla_offline_actions", "--output-json "))
+        _run(options)
+
+
+def _run(options: argparse.Namespace) -> None:
     job = prepare(options)
     started = time.perf_counter()
     with tqdm(total=len(job.samples), unit="sample", desc="offline evaluation") as bar:
@@ -215,5 +218,6 @@ def run(options: argparse.Namespace) -> None:
     if isinstance(job.policy, UPVLAPolicy):
         print(f"actions by {job.policy.action_decoder}, {job.policy.forwards_per_chunk:.2f} forwards per chunk")
     if options.output_json is not None:
-        write_json(options.output_json, record(options, job, report, time.perf_counter() - started))
+        content = record(options, job, report, time.perf_counter() - started)
+        replace_text(options.output_json, json.dumps(content, indent=2) + "\n")
         print(f"written to {options.output_json}")

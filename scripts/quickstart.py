@@ -16,8 +16,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,10 @@ if str(ROOT) not in sys.path:
 
 import train_upvla  # noqa: E402
 from common.arguments import path_argument, whole  # noqa: E402
+from common.atomic_file import replace_text  # noqa: E402
 from common.command import run_command  # noqa: E402
+from common.folder_lock import hold  # noqa: E402
+from config.identity import difference, settings_in, settings_of  # noqa: E402
 from config.load import ConfigError, load_job  # noqa: E402
 from config.schema import Job  # noqa: E402
 from models.checkpoint import build  # noqa: E402
@@ -45,6 +49,8 @@ from preprocess_data import make_desk_demos, process_calvin  # noqa: E402
 from scripts import desk_trial as trial  # noqa: E402
 from training.data.calvin import CalvinSplit  # noqa: E402
 
+SETTINGS = "quickstart.json"
+ANOTHER = "give another --output, or delete it"
 NAMES = {"ar": "arvla", "mdm": "mdmvla", "bd": "bdvla"}
 
 
@@ -162,7 +168,28 @@ def rows_of(verdicts: Sequence[Verdict]) -> list[list[str]]:
     return rows
 
 
-def tell(verdicts: Sequence[Verdict], folder: Path, seconds: float) -> None:
+def settle(folder: Path, objective: str, size: Size) -> None:
+    """Write down what the folder is made with, or see that it is what it was made with before: what is trained there
+    is not trained again. Raises ValueError where it differs."""
+    file, mine = folder / SETTINGS, {"objective": objective, **asdict(size)}
+    held = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for name, old in held.items():
+        if mine.get(name) != old:
+            raise ValueError(f"--output {folder} was made with {name} {old}, now it is {mine.get(name)}; {ANOTHER}")
+    replace_text(file, json.dumps(mine, indent=1) + "\n")
+
+
+def require_same_run(folder: Path, job: Job) -> None:
+    """Raises ValueError where the folder's run was trained with other settings than ``job`` has."""
+    held = settings_in(folder / "run/config.yaml")
+    other = None if held is None else difference(held, settings_of(job))
+    if other is not None:
+        raise ValueError(f"--output {folder}: the run there was trained with {other}; {ANOTHER}")
+
+
+def tell(
+    verdicts: Sequence[Verdict], folder: Path, pictures: Sequence[Path], made_with: dict[str, Any], seconds: float
+) -> None:
     """The table on the screen and in `report.md`, numbers in `results.json`, and where to look."""
     header = ["policy", *COLUMNS, "closed loop (95 % interval)"]
     table = Table(title="Held-out play on the desk (lower errors are better)")
@@ -177,14 +204,15 @@ def tell(verdicts: Sequence[Verdict], folder: Path, seconds: float) -> None:
         "Embedded models (random start), a few minutes of training: this shows that everything works, not how good "
         "the method is."
     )
-    links = "\n".join(f"![{p.stem}](pictures/{p.name})" for p in sorted((folder / "pictures").glob("*")))
-    (folder / "report.md").write_text(
-        "\n".join(["# Quickstart", "", *lines, "", note, "", links, ""]), encoding="utf-8"
+    told = ", ".join(f"{name} {value}" for name, value in made_with.items())
+    links = "\n".join(f"![{p.stem}](pictures/{p.name})" for p in pictures)
+    replace_text(
+        folder / "report.md", "\n".join(["# Quickstart", "", *lines, "", note, "", f"Made with {told}.", "", links, ""])
     )
     results = {
         verdict.name: {**verdict.errors, "closed_loop_success": verdict.rollout.success().point} for verdict in verdicts
     }
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    replace_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
     console.print(f"[bold]done in {seconds:.0f} s[/bold]; look at:")
     for what, where in (
         ("report", folder / "report.md"),
@@ -193,6 +221,35 @@ def tell(verdicts: Sequence[Verdict], folder: Path, seconds: float) -> None:
         ("the model", folder / "run"),
     ):
         console.print(f"  {what:30} {where}", soft_wrap=True)
+
+
+def run(objective: str, folder: Path, size: Size, started: float) -> None:
+    """Record, train, judge, report."""
+    print(f"1/3 recording demonstrations on the embedded desk, scene {trial.SCENE}")
+    record(folder, size)
+    print("2/3 training")
+    arguments = training_arguments(objective, folder, size)
+    job = load_job(arguments, objective)
+    require_same_run(folder, job)
+    train_upvla.main(objective, arguments)
+    print("3/3 judging on held-out play")
+    training, validation = (CalvinSplit(folder / "desk" / split) for split in ("training", "validation"))
+    mean = mean_action(training, list_samples(training.annotations, job.act_step))
+    judged = policies(job, folder, mean)
+    verdicts = [judge(name, policy, validation, size) for name, policy in judged.items()]
+    trained = judged["trained"]
+    assert isinstance(trained, UPVLAPolicy)
+    assert trained.source is not None
+    pictures = [folder / "pictures/now_predicted_true.png"]
+    picture_futures(trained, validation, pictures[0])
+    for index, frames in verdicts[0].rollout.frames.items():
+        outcome = verdicts[0].rollout.records[index]
+        ending, colour = ("done", GREEN) if outcome.success else (f"not done in {trial.PATIENCE} steps", RED)
+        told = [captioned(frame, outcome.instruction, ending, colour) for frame in frames]
+        pictures.append(folder / f"pictures/rollout_{index}_{outcome.task}.gif")
+        write_gif(pictures[-1], told)
+    made_with = {"objective": objective, **asdict(size), "weights_sha256": trained.source.weights_sha256}
+    tell(verdicts, folder, pictures, made_with, time.monotonic() - started)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -211,29 +268,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = Size(steps=args.steps, training_episodes=args.episodes)
     try:
         text_objective(args.objective)
-        print(f"1/3 recording demonstrations on the embedded desk, scene {trial.SCENE}")
-        record(folder, size)
-        print("2/3 training")
-        arguments = training_arguments(args.objective, folder, size)
-        train_upvla.main(args.objective, arguments)
-        print("3/3 judging on held-out play")
-        training, validation = (CalvinSplit(folder / "desk" / split) for split in ("training", "validation"))
-        job = load_job(arguments, args.objective)
-        mean = mean_action(training, list_samples(training.annotations, job.act_step))
-        judged = policies(job, folder, mean)
-        verdicts = [judge(name, policy, validation, size) for name, policy in judged.items()]
-        trained = judged["trained"]
-        assert isinstance(trained, UPVLAPolicy)
-        picture_futures(trained, validation, folder / "pictures/now_predicted_true.png")
-        for index, frames in verdicts[0].rollout.frames.items():
-            outcome = verdicts[0].rollout.records[index]
-            ending, colour = ("done", GREEN) if outcome.success else (f"not done in {trial.PATIENCE} steps", RED)
-            told = [captioned(frame, outcome.instruction, ending, colour) for frame in frames]
-            write_gif(folder / f"pictures/rollout_{index}_{outcome.task}.gif", told)
-    except (ConfigError, ValueError, FileNotFoundError) as error:
+        with hold(folder, "quickstart", "--output "):
+            settle(folder, args.objective, size)
+            run(args.objective, folder, size, started)
+    except (ConfigError, ValueError, OSError) as error:
         print(f"quickstart: {error}", file=sys.stderr)
         return 2
-    tell(verdicts, folder, time.monotonic() - started)
     return 0
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from common.arguments import path_argument, whole
 from common.command import run_command
+from common.os_errors import reason_of
 from config import files
 from config.build import build, new_tree
 from config.schema import Job
@@ -160,7 +161,7 @@ def save(path: Path, layout: Layout, title: str, note: str) -> None:
         picture.save(unfinished, format="PNG", optimize=True)
         os.replace(unfinished, path)
     except OSError as error:
-        raise ValueError(f"--png {path}: cannot be written ({error.strerror or error})") from error
+        raise ValueError(f"--png {path}: cannot be written ({reason_of(error)})") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

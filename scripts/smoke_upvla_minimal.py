@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     started = time.perf_counter()
     dataset = options.dataset_path.resolve()
-    with tempfile.TemporaryDirectory(prefix="blockdiff_smoke_") as scratch:
+    with tempfile.TemporaryDirectory(prefix="blockdiff_smoke_", ignore_cleanup_errors=True) as scratch:
         output_dir = options.output_dir or Path(scratch) / "run"
         try:
             losses = train_one_step(options.objective, dataset, output_dir, options.overrides)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.arguments import path_argument
+from common.atomic_file import replace_text
 from common.command import run_command
 from policy_rollout.paired import markdown_table
 
@@ -68,6 +68,21 @@ def task_table(named: Sequence[tuple[str, dict[str, Any]]], metric: str) -> str:
     return markdown_table((f"{COLUMNS[metric]} per task", *(name for name, _ in named)), rows)
 
 
+ASKED = ("dataset_root", "split", "start_only", "stride", "max_samples", "action_key", "clip_action")
+"""Settings that say what was asked. Errors of other frames or other numbers are not comparable."""
+
+
+def differences(named: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """A note on every setting of ``ASKED`` in which the evaluations differ."""
+    notes = []
+    for key in ASKED:
+        held = {name: content.get("settings", {}).get(key) for name, content in named}
+        if len({json.dumps(value) for value in held.values()}) > 1:
+            told = ", ".join(f"{value} in {name}" for name, value in held.items())
+            notes.append(f"Note: {key} differs ({told}): these rows are not comparable.")
+    return notes
+
+
 def _figure(value: float | None) -> str:
     if value is None:
         return "–"
@@ -98,12 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = overall_table(named)
     if options.per_task:
         text += "\n\n" + task_table(named, options.per_task)
+    text += "".join(f"\n\n{note}" for note in differences(named))
     print(text)
     if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = options.output.with_name(f".{options.output.name}.tmp")
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        os.replace(unfinished, options.output)
+        replace_text(options.output, text + "\n")
     return 0
 
 

@@ -101,7 +101,9 @@ def merged(state: Mapping[str, Tensor], settings: LoRA) -> dict[str, Tensor]:
 
 
 def save_adapter(state: Mapping[str, Tensor], settings: LoRA, folder: Path, base: str) -> None:
-    """Write the adapters of a state dict as peft reads them: ``PeftModel.from_pretrained(language_model, folder)``."""
+    """Write the adapters of a state dict as peft reads them: ``PeftModel.from_pretrained(language_model, folder)``.
+
+    ``base``: the weights that the run started from (a language model's, or a checkpoint's)."""
     targets = sorted({name.removesuffix(A).rpartition(".")[2] for name in state if name.endswith(A)})
     config = _peft_config(settings, targets)
     config.base_model_name_or_path, config.inference_mode = base, True

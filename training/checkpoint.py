@@ -16,9 +16,10 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors import SafetensorError
+from tqdm import tqdm
 
+from common.housekeeping import remove, retire
 from config.load import ConfigError
 from config.schema import Job
 from training.agreement import Ranks
@@ -93,8 +96,10 @@ def set_aside(output_dir: Path, resumed: Checkpoint | None) -> list[str]:
     A run that continues one of the checkpoints there keeps those before it and the records; newer ones, damaged ones
     among them, go. Any other run keeps nothing.
     """
-    for half in output_dir.glob(HALF_DONE):
-        shutil.rmtree(half)
+    notes = []
+    for half in sorted(output_dir.glob(HALF_DONE)):
+        if (why := remove(half)) is not None:
+            notes.append(f"warning: {half} is not needed any more and could not be deleted ({why})")
     left = list_checkpoints(output_dir)
     if resumed is not None and resumed.path.resolve().parent == output_dir.resolve():
         left = [path for path in left if int(path.name.rpartition("-")[2]) > resumed.step]
@@ -106,7 +111,7 @@ def set_aside(output_dir: Path, resumed: Checkpoint | None) -> list[str]:
             why += " (experiment.resume_from_checkpoint=latest continues it)"
     left = [path for path in left if path.exists()]
     if not left:
-        return []
+        return notes
     n = 1
     while (output_dir / f"earlier-{n}").exists():
         n += 1
@@ -114,7 +119,7 @@ def set_aside(output_dir: Path, resumed: Checkpoint | None) -> list[str]:
     aside.mkdir()
     for path in reversed(left):  # newest first: whatever is left after a kill, the newest of it is no older than before
         os.replace(path, aside / path.name)
-    return [why.format(aside=aside)]
+    return [*notes, why.format(aside=aside)]
 
 
 class CannotSave(SystemExit):
@@ -131,6 +136,8 @@ class Saver:
     keep: int | None
     conditions: Mapping[str, Any]
     """What the numbers of later steps depend on (``conditions`` below)."""
+    kept: set[str] = field(default_factory=set)
+    """Names of old checkpoints that could not be deleted and have been named."""
 
     def save(
         self, step: int, position: Position, save_model: Callable[[Path], None], mine: Mapping[str, Any]
@@ -141,12 +148,11 @@ class Saver:
         oldest checkpoints go when the new one is in place. Raises ``CannotSave`` on all ranks if it cannot be written.
         """
         final = Checkpoint(self.output_dir / f"checkpoint-{step}", step, position)
-        partial = Checkpoint(self.output_dir / f".checkpoint-{step}.tmp", step)
+        partial = Checkpoint(self.ranks.from_main(lambda: _free(self.output_dir / f".checkpoint-{step}.tmp")), step)
         is_main, rank = self.accelerator.is_main_process, self.accelerator.process_index
 
         def prepare() -> None:
             if is_main:
-                shutil.rmtree(partial.path, ignore_errors=True)
                 partial.state_dir.mkdir(parents=True)
 
         def write() -> None:
@@ -158,17 +164,29 @@ class Saver:
         def complete() -> None:
             if is_main:
                 write_manifest(partial.path, step, told_position(position), {"conditions": self.conditions})
-                if final.path.exists():  # of a run that went on from elsewhere; see set_aside
-                    _remove(final.path)
+                if os.path.lexists(final.path):  # of a run that went on from elsewhere; see set_aside
+                    old = final.path.with_name(f".{final.path.name}.{secrets.token_hex(3)}.old")
+                    os.replace(final.path, old)
+                    remove(old)
                 os.replace(partial.path, final.path)
                 flush(self.output_dir)
 
         for act in (prepare, write, complete):
             self._together(act, partial)
         if is_main and self.keep is not None:
-            for old in list_checkpoints(self.output_dir)[: -max(self.keep, 1)]:
-                _remove(old)
+            self._delete_old(max(self.keep, 1))
         return final
+
+    def _delete_old(self, keep: int) -> None:
+        """Delete all but the newest ``keep``. One that cannot be deleted stays, is named once, and is tried again after
+        the next checkpoint."""
+        for hidden in self.output_dir.glob(".checkpoint-*.old"):
+            remove(hidden)
+        for old in list_checkpoints(self.output_dir)[:-keep]:
+            why = retire(old)  # a link stays: somebody has put the folder where it is
+            if why is not None and old.name not in self.kept:
+                self.kept.add(old.name)
+                tqdm.write(f"warning: the old checkpoint {old} could not be deleted ({why}); the run continues")
 
     def _together(self, act: Callable[[], None], partial: Checkpoint) -> None:
         """Do it on every rank, or on none: the rank that cannot says why, and what was written so far goes."""
@@ -214,18 +232,14 @@ def why_unwritable(error: BaseException, folder: Path) -> str:
     return os.strerror(errno.ENOSPC) if free < NO_SPACE else text[0] if text else type(error).__name__
 
 
-def _remove(checkpoint: Path) -> None:
-    """A kill in between leaves no checkpoint that is only half there."""
-    going = checkpoint.with_name(f".{checkpoint.name}.old")
-    shutil.rmtree(going, ignore_errors=True)
-    os.replace(checkpoint, going)
-    shutil.rmtree(going)
+def _free(path: Path) -> Path:
+    """``path`` with nothing there any more, or a name beside it where what is there cannot be deleted."""
+    return path if remove(path) is None else path.with_name(f"{path.name}.{secrets.token_hex(3)}")
 
 
 def save_final_model(output_dir: Path, save_model: Callable[[Path], None]) -> None:
     """Write the model's files directly under ``output_dir``, each of them whole or not at all (rank 0 only)."""
-    partial = output_dir / ".checkpoint-model.tmp"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = _free(output_dir / ".checkpoint-model.tmp")
     try:
         save_model(partial)
     except UNWRITABLE as error:
@@ -237,7 +251,9 @@ def save_final_model(output_dir: Path, save_model: Callable[[Path], None]) -> No
     for path in sorted(partial.iterdir()):
         target = output_dir / path.name
         if target.is_dir():
-            shutil.rmtree(target)
+            old = output_dir / f".checkpoint-{path.name}.{secrets.token_hex(3)}.old"
+            os.replace(target, old)
+            remove(old)
         os.replace(path, target)
     partial.rmdir()
 

@@ -15,6 +15,8 @@ from typing import Literal, NoReturn, TypeVar
 
 from torch import nn
 
+from common.housekeeping import remove
+from common.os_errors import reason_of
 from config.schema import Job
 from training.agreement import LOST_WORKER, is_lost_worker
 from training.checkpoint import list_checkpoints, why_unwritable
@@ -126,8 +128,8 @@ class Guard:
                 beside.write_text(json.dumps(record, indent=1) + "\n")
                 os.replace(beside, file)
             except OSError as error:
-                beside.unlink(missing_ok=True)
-                return f"its samples could not be written down ({error.strerror})"
+                remove(beside)
+                return f"its samples could not be written down ({reason_of(error)})"
         return f"its samples are named in {file}"
 
     def _last_good(self, good: list[Path] | None = None) -> str:

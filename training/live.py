@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -48,9 +49,9 @@ def is_needed(job: Job) -> bool:
 
 
 def write(
-    folder: Path, settings: LoRA, trained: Mapping[str, Tensor], average: Mapping[str, Tensor], resting: float
+    folder: Path, settings: LoRA, trained: Mapping[str, Tensor], average: Mapping[str, Tensor], resting: str
 ) -> None:
-    """Write ``FILE`` into a training state's folder (rank 0). ``resting``: ``size_of_the_rest`` at the run's start."""
+    """Write ``FILE`` into a training state's folder (rank 0). ``resting``: ``identity_of_the_rest`` at the start."""
     tensors = {LIVE + name: tensor.detach().cpu() for name, tensor in trained.items()}
     tensors |= {AVERAGE + name: tensor.cpu() for name, tensor in average.items()}
     about = json.dumps({"lora": asdict(settings), "resting": resting})
@@ -87,14 +88,29 @@ def put_back(live: LiveWeights, model: nn.Module, settings: LoRA) -> None:
         )
     for name, p in trained.items():
         p.copy_(live.weights[name])
-    was, now = float(live.about["resting"]), size_of_the_rest(model)
-    if settings.rank > 0 and not math.isclose(was, now, rel_tol=CLOSE):
+    if settings.rank > 0 and not _is_the_same_rest(live.about["resting"], model):
         raise ValueError(
             f"{live.path} holds adapters to other weights than those that this configuration starts from; "
             "continue with the model.showo.* settings and the training.seed that the run was started with"
         )
 
 
+def identity_of_the_rest(model: nn.Module) -> str:
+    """Digest of the bytes of everything that is not trained; called while the model is on the host."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():  # compiling changes their names, not their order
+        if not parameter.requires_grad:
+            digest.update(f"{parameter.dtype} {tuple(parameter.shape)};".encode())
+            digest.update(memoryview(parameter.detach().contiguous().flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
 def size_of_the_rest(model: nn.Module) -> float:
-    """Sum of squares of everything that is not trained: equal for equal weights."""
+    """Sum of squares of everything that is not trained: the identity that earlier checkpoints hold."""
     return math.fsum(float(p.detach().double().square().sum()) for p in model.parameters() if not p.requires_grad)
+
+
+def _is_the_same_rest(was: str | float, model: nn.Module) -> bool:
+    if isinstance(was, str):
+        return was == identity_of_the_rest(model)
+    return math.isclose(was, size_of_the_rest(model), rel_tol=CLOSE)

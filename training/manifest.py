@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.os_errors import reason_of
 from training.data.order import Position, Taken
 
 METADATA = "metadata.json"
@@ -59,7 +60,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     except FileNotFoundError:
         raise ValueError(f"{path} is not a checkpoint of a training run: it has no {METADATA}") from None
     except OSError as error:
-        raise ValueError(f"{metadata} cannot be read: {error.strerror}") from error
+        raise ValueError(f"{metadata} cannot be read: {reason_of(error)}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:  # json's are ValueErrors
         raise ValueError(f"{metadata} is damaged: {error}") from error
     _check_files(path, files)
@@ -96,7 +97,7 @@ def measure(file: Path) -> tuple[int, str]:
                 size += len(chunk)
                 value = zlib.crc32(chunk, value)
     except OSError as error:  # a bad sector
-        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+        raise ValueError(f"{file} cannot be read: {reason_of(error)}") from error
     return size, f"{value:08x}"
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from common.os_errors import reason_of
 from models.loss import Tally
 from training.manifest import flush
 
@@ -233,5 +234,5 @@ class Board:
             try:
                 writer.close()
             except OSError as error:
-                warnings.append(f"warning: the last curves are missing in {type(writer).__name__} ({error.strerror})")
+                warnings.append(f"warning: the last curves are missing in {type(writer).__name__} ({reason_of(error)})")
         return warnings

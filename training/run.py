@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.environment import environment
+from common.folder_lock import hold
+from common.os_errors import reason_of
 from config.load import ConfigError, to_yaml
 from config.schema import Job
 from models.objectives import text_objective
@@ -82,9 +84,7 @@ class Run:
         except OSError as error:  # a full or a read-only disk
             if not self.writes:
                 raise SystemExit(2) from None
-            raise ConfigError(
-                f"experiment.output_dir={self.output_dir}: cannot be written to ({error.strerror})"
-            ) from error
+            raise _unwritable(self.output_dir, error) from error
 
     def _open_folder(self) -> None:
         for note in set_aside(self.output_dir, self.resumed):
@@ -135,13 +135,8 @@ def _open(job: Job) -> Iterator[Run]:
     set_seed(job.training.seed)
     output_dir = Path(job.experiment.output_dir)
     ranks = Ranks(accelerator)
-    try:
-        resumed, notes = ranks.from_main(lambda: find_checkpoint(output_dir, job.experiment.resume_from_checkpoint))
-    except (ValueError, FileNotFoundError) as error:
-        if not ranks.is_main:
-            raise SystemExit(2) from None
-        raise ConfigError(str(error)) from error
-    with listening() as asked:
+    with ExitStack() as held, listening() as asked:
+        resumed, notes = _take_folder(job, output_dir, ranks, held)
         run = Run(job, accelerator, output_dir, Board(), resumed, ranks, asked)
         for note in notes:
             run.say(note)
@@ -158,6 +153,26 @@ def _open(job: Job) -> Iterator[Run]:
             for warning in run.board.close():
                 run.say(warning)
     accelerator.end_training()
+
+
+def _take_folder(job: Job, output_dir: Path, ranks: Ranks, held: ExitStack) -> tuple[Checkpoint | None, list[str]]:
+    """Hold the output folder on the main rank, for all ranks and as long as ``held`` is open; find the checkpoint to
+    resume from, and the notes on it."""
+    purpose = f"a training run, {job.experiment.name}"
+    try:
+        ranks.from_main(lambda: held.enter_context(hold(output_dir, purpose, "experiment.output_dir=")))
+        return ranks.from_main(lambda: find_checkpoint(output_dir, job.experiment.resume_from_checkpoint))
+    except (ValueError, OSError) as error:
+        if not ranks.is_main:
+            raise SystemExit(2) from None
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise _unwritable(output_dir, error) from error
+        raise ConfigError(str(error)) from error
+
+
+def _unwritable(output_dir: Path, error: OSError) -> ConfigError:
+    where = "" if error.filename is None else f": {error.filename}"
+    return ConfigError(f"experiment.output_dir={output_dir}: cannot be written to ({reason_of(error)}{where})")
 
 
 def _in_one_line(error: RuntimeError) -> BaseException:

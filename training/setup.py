@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from config.load import ConfigError
 from config.schema import Job
 from models.backbones import FLEX
-from models.checkpoint import Built, build, load_folder, save_folder, text_settings
+from models.checkpoint import Built, build, load_folder, require_same_words, save_folder, text_settings
 from models.images import ClipImageSpec
 from models.magvit import MagVITv2, load_magvit
 from models.masks import TILE
@@ -60,7 +60,7 @@ class Parts:
     (The trainer wraps ``model`` for its processes; this one stays the network itself.)
 
     ``data``: what is trained on; ``heldout_...``: what is measured on, None where there is none. ``average``: of the
-    weights, where one is kept (``training.ema_decay``); ``resting``: the size of all that is not trained.
+    weights, where one is kept (``training.ema_decay``); ``resting``: the identity of all that is not trained.
     """
 
     job: Job
@@ -76,7 +76,7 @@ class Parts:
     heldout_robot: Flow[RobotBatch] | None = None
     heldout_text: Flow[TextBatch] | None = None
     average: Average | None = None
-    resting: float = 0.0
+    resting: str = ""
 
     def normalised(self, actions: Tensor) -> Tensor:
         """[..., A] as recorded -> as the network learns them (``dataset.action_normalisation``)."""
@@ -97,7 +97,9 @@ class Parts:
         if self.average is not None:
             acting |= self.average.values
         if settings.rank > 0:
-            adapters.save_adapter(acting, settings, path / adapters.ADAPTER_FOLDER, self.model.spec.llm_model_path)
+            showo = self.job.model.showo
+            base = showo.pretrained_model_path if showo.load_from_showo else showo.llm_model_path
+            adapters.save_adapter(acting, settings, path / adapters.ADAPTER_FOLDER, str(base))
             acting = adapters.merged(acting, settings)
         save_folder(self.model, self.prompter, path, acting)
 
@@ -124,11 +126,13 @@ def setup(job: Job, run: Run) -> Parts:
 def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
     built, saved = _model(job, run.resumed)
     _choose_attention(job, built.model, run.device)
-    resting = live.size_of_the_rest(built.model) if live.is_needed(job) else 0.0
+    resting = live.identity_of_the_rest(built.model) if live.is_needed(job) else ""
     model, notes = built.model.to(run.device), [*built.notes, *leave_out_validation(job)]
     notes += declare_data(job, model, run.resumed)
     average = _average(job, run, model, saved, notes)
-    vq = load_magvit(job.model.vq_model.vq_model_name, job.model.vq_model.pretrained_model_path).to(run.device)
+    vq = load_magvit(job.model.vq_model.vq_model_name, job.model.vq_model.pretrained_model_path)
+    built.model.spec = replace(built.model.spec, image_tokenizer=_same_image_tokenizer(job, run.resumed, built, vq))
+    vq = vq.to(run.device)
     clip = load_clip(job.model.showo.clip_model_path).to(run.device) if _needs_clip(job) else None
     _check_codes(job, vq)
     # Without a tower pictures are not opened and take no place in a conversation.
@@ -219,8 +223,8 @@ def _average(job: Job, run: Run, model: UPVLA, saved: live.LiveWeights | None, n
 
 def _continued(job: Job, resumed: Checkpoint) -> Built:
     """The checkpoint's network, if it is the one that the configuration describes; ``ValueError`` if not."""
-    built, wanted = load_folder(resumed.model_dir), build(job, device="meta").spec
-    saved = built.spec
+    built, meta = load_folder(resumed.model_dir), build(job, device="meta")
+    saved, wanted = built.spec, meta.spec
     pairs = {key: (getattr(saved, field), getattr(wanted, field)) for field, key in SAME_FIELDS.items()}
     if saved.action_bins is not None and wanted.action_bins is not None:  # with other bins the ids mean other numbers
         pairs["block_diffusion.action_num_bins"] = (saved.action_bins, wanted.action_bins)
@@ -231,6 +235,7 @@ def _continued(job: Job, resumed: Checkpoint) -> Built:
                 f"{key} is {want}, but {resumed.path}, which this run continues, was trained with {had}; "
                 "choose another experiment.output_dir, or experiment.resume_from_checkpoint=false"
             )
+    require_same_words(built.prompter.tokenizer, meta.prompter.tokenizer, str(resumed.path))
     built.model.spec = replace(saved, **text_settings(job))
     built.model.requires_grad_(True)
     return replace(built, notes=())
@@ -252,6 +257,19 @@ def _freeze_what_learns_nothing(job: Job, model: UPVLA) -> list[str]:
         model.projector.requires_grad_(False)
         notes.append("no weighted text loss: the projector of pictures is not trained")
     return notes
+
+
+def _same_image_tokenizer(job: Job, resumed: Checkpoint | None, built: Built, vq: MagVITv2) -> str:
+    """The identity of the image tokenizer. ``ValueError`` where the checkpoint that is continued has learned the codes
+    of another one."""
+    had, now = built.spec.image_tokenizer, vq.weights_hash
+    if resumed is not None and had and had != now:
+        raise ValueError(
+            f"model.vq_model.vq_model_name={job.model.vq_model.vq_model_name} has the weights {now[:12]}, but "
+            f"{resumed.path}, which this run continues, learned the codes of {had[:12]}; choose another "
+            "experiment.output_dir, or the image tokenizer of that run"
+        )
+    return now
 
 
 def _check_codes(job: Job, vq: MagVITv2) -> None:

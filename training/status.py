@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from common.housekeeping import remove
+
 STATUS_FILE = "status.json"
 State = Literal["running", "preempted", "stopped", "finished"]
 """``preempted``: asked to stop, and the same command goes on. ``stopped``: somebody has to look what is wrong."""
@@ -28,4 +30,4 @@ def write_status(output_dir: Path, state: State, step: int, checkpoint: Path | N
         beside.write_text(json.dumps(record, indent=1) + "\n")
         os.replace(beside, output_dir / STATUS_FILE)
     except OSError:
-        beside.unlink(missing_ok=True)
+        remove(beside)

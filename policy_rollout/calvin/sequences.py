@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import cycle, islice
@@ -22,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from common.atomic_file import replace_text
 from policy_rollout.calvin.initial_states import INITIAL_STATES
 from policy_rollout.calvin.symbolic import CATEGORIES, Frozen, State, Value, check_tasks, successors, thaw
 from policy_rollout.calvin.tasks import TASK_NAMES
@@ -251,9 +251,6 @@ def _read_cache(path: Path) -> list[Chain] | None:
 def _write_cache(path: Path, chains: list[Chain]) -> None:
     """Store the chains; a cache that cannot be written costs some seconds next time, and a warning now."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-            json.dump(chains, file)
-        os.replace(file.name, path)
+        replace_text(path, json.dumps(chains))
     except OSError as error:
         log.warning("cannot keep the official chains in %s: %s", path, error)

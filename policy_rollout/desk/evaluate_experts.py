@@ -13,19 +13,18 @@ import argparse
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from common.arguments import path_argument, whole
+from common.atomic_file import replace_text
 from policy_rollout.calvin.initial_states import initial_state
 from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.calvin.sequences import Chain, desk_sequences
@@ -283,10 +282,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         _print_chains(who, results)
     if args.markdown is not None:
         shown = " ".join(argv) if argv is not None else " ".join(sys.argv[1:])
-        _write(args.markdown, markdown(episodes, chains, f"python -m policy_rollout.desk.experts {shown}", noise))
-
-
-def _write(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        file.write(text)
-    os.replace(file.name, path)
+        replace_text(args.markdown, markdown(episodes, chains, f"python -m policy_rollout.desk.experts {shown}", noise))

@@ -5,38 +5,47 @@ Everything is kept item by item (a question, a stretch of frames), so that two r
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from common.atomic_file import replace_text
 from config.schema import MMU_INDEX, Job
 from models.checkpoint import Built, load_folder
 from models.decoding import generate
 from models.draws import Draws
 from models.images import clip_pixels
+from models.magvit import load_magvit
 from models.measure import DRAWS
 from models.objectives import text_objective
 from models.prompting import ASSISTANT, HUMAN, IMAGE_MARK
 from models.sequence import TextTurn, pad_right
 from models.vision import load_clip
+from models.weights import files_sha256
 from policy_rollout.benchmarks.offline import Sample, evaluate, list_samples
 from policy_rollout.policy import Policy, UPVLAPolicy, pick_device
 from preprocess_data.embedded.questions import kind_of
-from scripts.comparison.plan import Planned, write_text
+from scripts.comparison.plan import Planned
 from scripts.desk_trial import chains as desk_chains
 from scripts.desk_trial import play_chains
+from scripts.desk_trial import rules as desk_rules
 from training.data.calvin import CalvinSplit
 from training.data.files import iterate_json_list, read_image
+from training.data.tokens import probes, raw_digest
 
 ANSWERED_AT_ONCE = 48
 TIMED_QUESTIONS = 24
+
+MADE_WITH = "made_with"
 
 Progress = Callable[[int], object]
 
@@ -98,8 +107,11 @@ class Judged:
     chains: list[int] = field(default_factory=list)
 
     @classmethod
-    def read(cls, path: Path) -> Judged:
+    def read(cls, path: Path, made_with: Mapping[str, Any]) -> Judged | None:
+        """What ``judge`` kept; None where it was made with anything else."""
         data = json.loads(path.read_text(encoding="utf-8"))
+        if data.get(MADE_WITH) != made_with:
+            return None
         return cls(Words(**data["words"]), Actions(**data["actions"]), data.get("chains", []))
 
 
@@ -254,7 +266,8 @@ def judge_actions(policy: Policy, split: CalvinSplit) -> Actions:
 def judge(run: Planned, job: Job, asked: HeldOut, split: CalvinSplit, progress: Progress, chains: int = 0) -> Judged:
     """Everything about one trained run; kept in its folder, and read from there the next time. ``chains``: how many
     are played in closed loop (with fewer kept, all of them are played)."""
-    judged = Judged.read(run.judged_file) if run.judged_file.is_file() else None
+    made_with = identity(run, job, asked, split)
+    judged = Judged.read(run.judged_file, made_with) if run.judged_file.is_file() else None
     if judged is not None:
         progress(3 * len(asked.questions))
         if len(judged.chains) >= chains:
@@ -264,8 +277,26 @@ def judge(run: Planned, job: Job, asked: HeldOut, split: CalvinSplit, progress: 
         built = load_folder(run.folder, pick_device(job.training.device))
         judged = Judged(judge_words(built, job, asked, progress), judge_actions(policy, split))
     judged = replace(judged, chains=play_chains(policy, desk_chains(chains)) if chains else [])
-    write_text(run.judged_file, json.dumps(asdict(judged)) + "\n")
+    replace_text(run.judged_file, json.dumps({**asdict(judged), MADE_WITH: made_with}) + "\n")
     return judged
+
+
+def identity(run: Planned, job: Job, asked: HeldOut, split: CalvinSplit) -> dict[str, Any]:
+    """What the results of a run depend on; results of anything else are made anew."""
+    questions = hashlib.sha256(json.dumps([asdict(question) for question in asked.questions]).encode())
+    questions.update(asked.patches.cpu().float().numpy().tobytes())
+    frames = [split.frame_path(number) for window in split.annotations for number in (window.start, window.end)]
+    found = {
+        "weights": files_sha256(run.folder),
+        "image_tokenizer": load_magvit(job.model.vq_model.vq_model_name).weights_hash,
+        "questions": questions.hexdigest(),
+        "max_new_tokens": job.max_new_tokens,
+        "draws": [DRAWS, job.training.seed],
+        "actions": [raw_digest(split), probes(frames, split.path)],
+        "chains": desk_rules(),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(found))
+    return plain
 
 
 def time_answers(runs: Sequence[Planned], job: Job, asked: HeldOut, progress: Progress) -> dict[str, Speed]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from common.atomic_file import replace_text
+from config.identity import difference, settings_in, settings_of
 from config.load import load_job
 from config.schema import MMU_INDEX
 
@@ -120,13 +121,21 @@ class Plan:
     def settle(self) -> None:
         """Write down what the runs of this folder are given, or check that it is what they were given before.
 
-        Objectives, seeds and blind runs may be added later. Raises ``ValueError`` where the budget is another one.
+        Objectives, seeds and blind runs may be added later. Raises ``ValueError`` where the budget is another one, or
+        where a run was trained with other settings than its command gives now.
         """
+        for run in self.runs:
+            held = settings_in(run.folder / "config.yaml")
+            arguments = run.command(self.budget, self.blank_data)[2:]
+            if held is not None and (other := difference(held, settings_of(load_job(arguments, None)))):
+                raise ValueError(
+                    f"{run.folder} was trained with {other}; give another --output-dir, or delete that folder"
+                )
         file = self.folder / PLAN_FILE
         mine = json.loads(json.dumps(asdict(self.budget)))
         if not file.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(file, json.dumps(mine, indent=1) + "\n")
+            replace_text(file, json.dumps(mine, indent=1) + "\n")
             return
         there = json.loads(file.read_text(encoding="utf-8"))
         other = [f"{key} {there.get(key)} (now {mine[key]})" for key in mine if there.get(key) != mine[key]]
@@ -165,12 +174,13 @@ def write_blank_pictures(source: Path, folder: Path) -> None:
     """The conversations of ``source`` in which every picture is the same grey one."""
     from PIL import Image  # not needed by who only plans
 
-    if (folder / MMU_INDEX).is_file():
+    records = json.loads((source / MMU_INDEX).read_text(encoding="utf-8"))
+    blank, file = json.dumps([{**record, "image": "blank.png"} for record in records]), folder / MMU_INDEX
+    if file.is_file() and file.read_text(encoding="utf-8") == blank:
         return
     folder.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (BLANK_SIDE, BLANK_SIDE), (BLANK_GREY,) * 3).save(folder / "blank.png")
-    records = json.loads((source / MMU_INDEX).read_text(encoding="utf-8"))
-    write_text(folder / MMU_INDEX, json.dumps([{**record, "image": "blank.png"} for record in records]))
+    replace_text(file, blank)
 
 
 def read_objectives(text: str) -> tuple[str, ...]:
@@ -196,13 +206,6 @@ def _each_once(option: str, text: str, values: tuple[Value, ...]) -> tuple[Value
     if len(set(values)) < len(values):
         raise ValueError(f"{option} {text}: each once, please")
     return values
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def read_curve(run: Planned) -> list[dict[str, float]]:

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from common.atomic_file import replace_text
 from policy_rollout.calvin.sequences import success_rates
 from policy_rollout.intervals import Interval
 from policy_rollout.paired import markdown_table, percent, points, probability
 from preprocess_data.embedded.questions import blind_floor
 from scripts.comparison.figure import Bars, draw_figure
 from scripts.comparison.judge import HeldOut, Judged, Speed
-from scripts.comparison.plan import Plan, read_curve, write_text
+from scripts.comparison.plan import Plan, read_curve
 from scripts.comparison.verdicts import (
     ACTION,
     EXACT,
@@ -73,8 +74,8 @@ def write_report(found: Findings) -> list[Path]:
     answers = verdicts(found.judged)
     paths = [folder / "summary.md", folder / "summary.json", folder / FIGURE]
     draw(found, paths[2])
-    write_text(paths[1], json.dumps(as_json(found, answers), indent=1) + "\n")
-    write_text(paths[0], as_markdown(found, answers))
+    replace_text(paths[1], json.dumps(as_json(found, answers), indent=1) + "\n")
+    replace_text(paths[0], as_markdown(found, answers))
     return paths
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import yaml
 
+from common.folder_lock import hold
 from policy_rollout.calvin.instructions import HELD_OUT, TRAINING
 from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.calvin.tasks import TASK_NAMES, read_task_table
@@ -27,7 +28,7 @@ from preprocess_data import make_desk_demos
 from preprocess_data.desk_play import WINDOW, Settings
 from preprocess_data.desk_preview import varied
 from preprocess_data.desk_workers import record
-from preprocess_data.make_desk_demos import make_demos, only_recorder
+from preprocess_data.make_desk_demos import make_demos
 from preprocess_data.process_calvin import write_processed
 from training.data.calvin import CalvinSplit, relative_action
 from training.data.files import read_pickled_npy
@@ -263,12 +264,12 @@ def others_in_session(session: int) -> list[int]:
 
 
 def test_two_recordings_do_not_write_into_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with only_recorder(tmp_path / "training"):
+    with hold(tmp_path / "training", "another recording", "--out "):
         assert make_desk_demos.main(["--out", str(tmp_path), *OPTIONS]) == 2
     error = capsys.readouterr().err
-    assert "another process is recording there" in error
+    assert f"--out {tmp_path / 'training'}" in error
     assert error.count("\n") == 1
-    assert os.listdir(tmp_path / "training") == []
+    assert not (tmp_path / "training").exists()
 
 
 def test_archives_hold_no_time_of_day(desk: Path) -> None:

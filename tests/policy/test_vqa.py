@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.decoding import DecodingStats, Generation
-from policy_rollout.benchmarks.vqa.asking import Answer, Batch, alone, ask, in_order
+from policy_rollout.benchmarks.vqa.asking import Answer, Batch, ask, in_order
 from policy_rollout.benchmarks.vqa.questions import Question, digest, read_questions, require_pictures
 from policy_rollout.benchmarks.vqa.results import Scored, compare, figures, verdict
 from policy_rollout.benchmarks.vqa.scores import (
@@ -305,13 +305,6 @@ def test_a_last_line_that_was_cut_off_is_asked_again(tmp_path: Path) -> None:
         assert model.asked == 3  # the last batch
         assert texts(play(file, Model(dies_at=0))) == whole  # and its line does not begin behind the cut one
         assert len(file.read_text().splitlines()) == 6
-
-
-def test_two_processes_do_not_ask_into_one_folder(tmp_path: Path) -> None:
-    with alone(tmp_path), pytest.raises(ValueError, match="another process is asking"), alone(tmp_path):
-        pass
-    with alone(tmp_path):  # free again
-        pass
 
 
 def test_a_broken_line_in_the_midst_and_other_questions_are_refused(tmp_path: Path) -> None:

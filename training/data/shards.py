@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.housekeeping import remove
+from common.os_errors import reason_of
 from training.data.index_file import IndexFile, IndexWriter
 
 PLAN, WHOLE = "plan.json", "whole.json"
@@ -118,7 +120,7 @@ class ShardWriter:
             _appear(partial, path)
         except OSError as error:  # a full disk names no file
             raise ValueError(
-                f"{path} cannot be written ({error.strerror}); mend that, and the same command goes on from there"
+                f"{path} cannot be written ({reason_of(error)}); mend that, and the same command goes on from there"
             ) from None
         finally:
             partial.unlink(missing_ok=True)
@@ -140,7 +142,7 @@ def finish(folder: Path, plan: Plan) -> int:
         different = list({json.dumps(one, sort_keys=True): one for one in made}.values())
         write_json(folder / WHOLE, {"plan": plan.digest, "made": different})
         for left in folder.glob("*.tmp"):
-            left.unlink(missing_ok=True)
+            remove(left)
     return len(missing)
 
 
@@ -252,7 +254,7 @@ class Rows:
                 file = _opened(path)
             except OSError as error:
                 raise ValueError(
-                    f"{path} cannot be read ({error.strerror}); run the command that made it again"
+                    f"{path} cannot be read ({reason_of(error)}); run the command that made it again"
                 ) from None
             if file.about.get("plan") != self.plan.digest:
                 raise ValueError(f"{path} belongs to other data; delete it and run the command that made it again")

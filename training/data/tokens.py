@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.os_errors import reason_of
 from training.data import archive
 from training.data.calvin import CalvinSplit
 from training.data.index_file import IndexFile
@@ -71,7 +72,7 @@ class TokenCache:
         try:
             self._frames = IndexFile(folder / FRAMES)
         except OSError as error:
-            raise ValueError(f"{folder / FRAMES} cannot be read ({error.strerror}); run {COMMAND} again") from None
+            raise ValueError(f"{folder / FRAMES} cannot be read ({reason_of(error)}); run {COMMAND} again") from None
 
     def __reduce__(self) -> tuple[Any, ...]:  # a spawned worker maps the files again
         return TokenCache, (self.folder, self.plan)

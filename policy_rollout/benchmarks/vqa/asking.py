@@ -9,12 +9,10 @@ Shape letters: B questions of a batch, P patches, C channels.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -137,20 +135,6 @@ class _Features:
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of ``folder``, until the end of this one at the latest: batches of two would run into
-    each other. Raises ``ValueError`` where there is one. Where the file system knows no locks, none is kept out."""
-    with (folder / ".asking").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another process is asking into it; wait for it, or give --log-dir") from None
-        except OSError:
-            pass
-        yield
 
 
 def append(file: Path, batch: Batch) -> None:

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.paths import expand_home
 from config.schema import Job
 from models.backbones import backbone_config
 from models.codes import relate_codes
+from models.folders import CONFIG_FILE, STEP_FIELD, TOKENIZER_FOLDER
+from models.folders import model_folder as model_folder  # part of this module's interface
 from models.json_file import read_object
 from models.prompting import Prompter, load_tokenizer, vocabulary_of
 from models.spec import ModelSpec
@@ -36,8 +37,6 @@ KEY_PREFIXES: tuple[tuple[str, str], ...] = (
 """(ours, on disk)."""
 
 WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
-TOKENIZER_FOLDER = "tokenizer"
 SPEC_FIELD = "blockdiff_vla"
 ACTION_HEAD_KEYS = ("action_head.pool.", "action_head.out.")
 RELEASED_CLIP_WIDTH = 1024
@@ -261,10 +260,17 @@ def _load_language_model(model: UPVLA, source: Path) -> tuple[str, ...]:
 # --- folders --------------------------------------------------------------------------------------------------------
 
 
-def save_folder(model: UPVLA, prompter: Prompter, path: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
+def save_folder(
+    model: UPVLA,
+    prompter: Prompter,
+    path: str | Path,
+    state: Mapping[str, Tensor] | None = None,
+    global_step: int | None = None,
+) -> None:
     """Write everything acting needs: ``config.json``, ``model.safetensors``, ``tokenizer/``.
 
     ``state``: the full state dict where the live module holds only a shard of it (DeepSpeed ZeRO-3, FSDP).
+    ``global_step``: the optimizer step of the weights, recorded in ``config.json``.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -288,6 +294,7 @@ def save_folder(model: UPVLA, prompter: Prompter, path: str | Path, state: Mappi
         "vocab_size": vocab.size,
         "w_clip_vit": spec.clip_width is not None,
         SPEC_FIELD: spec.to_json(),
+        **({} if global_step is None else {STEP_FIELD: global_step}),
     }
     _write_json(folder / CONFIG_FILE, description)
     prompter.tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
@@ -306,7 +313,8 @@ def load_folder(
     ``FileNotFoundError`` naming the file.
     """
     folder = model_folder(path)
-    weights = Path(path) if Path(path).is_file() else _weights_file(folder)
+    weights = Path(path) if Path(path).is_file() else find_weights(folder)
+    assert weights is not None  # model_folder looked
     description = read_object(folder / CONFIG_FILE)
     if SPEC_FIELD in description:
         try:
@@ -325,29 +333,6 @@ def load_folder(
         raise ValueError(f"{error} (the model is what {folder / CONFIG_FILE} describes)") from error
     model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return Built(model, Prompter(tokenizer, spec.vocab, spec.max_seq_length, spec.system_prompt), notes)
-
-
-def model_folder(path: str | Path) -> Path:
-    """The folder with ``config.json`` behind any of the paths that ``load_folder`` takes."""
-    path = expand_home(path)
-    if not path.exists():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
-    if path.is_file():
-        candidates = [path.parent]
-    else:
-        steps = sorted(path.glob("checkpoint-*/metadata.json"), key=_step_of)
-        candidates = [path / "unwrapped_model", path, *[file.parent / "unwrapped_model" for file in reversed(steps)]]
-    for folder in candidates:
-        if (folder / CONFIG_FILE).is_file() and (path.is_file() or find_weights(folder) is not None):
-            return folder
-    raise FileNotFoundError(
-        f"{path}: no {CONFIG_FILE} with weights beside it, neither here nor in unwrapped_model or checkpoint-*"
-    )
-
-
-def _step_of(metadata: Path) -> int:
-    step = metadata.parent.name.rpartition("-")[2]
-    return int(step) if step.isdigit() else -1
 
 
 def _weights_file(source: Path) -> Path:

@@ -139,8 +139,9 @@ class UPVLAPolicy:
         """
         config = load_model_yaml(model_yaml, checkpoint)
         path = resolve_model_dir(config.checkpoint, key=CHECKPOINT_KEY)
+        folder = model_folder(path)  # once: a run that is training may write a newer one in between
+        path = path if path.is_file() else folder
         built = load_folder(path, upstream=config.upstream)
-        folder = model_folder(path)
         config.require_agreement(built.spec, folder)
         vq = config.job.model.vq_model
         bare = vq.pretrained_model_path
@@ -160,7 +161,7 @@ class UPVLAPolicy:
             device=where,
             compiled=training.compile and where.type == "cuda",
             precision=precision,
-            source=PolicySource(config.path, path if path.is_file() else folder),
+            source=PolicySource(config.path, path),
             decoding=config.decoding(built.spec, folder, action_decoder),
         )
 

@@ -86,11 +86,12 @@ def answerer(
         keep_freed_memory()
     model = built.model.to(device=device, dtype=TYPES[dtype]).eval().requires_grad_(False)
     tower = None if tower is None else tower.to(device)
-    weights = None if checkpoint is None and model_yaml is None else _weights_of(Path(source))
+    weights = None if checkpoint is None and model_yaml is None else Path(source)
     return Answerer(model, built.prompter, tower, source, notes, weights, clip_folder)
 
 
 def _weights_of(path: Path) -> Path:
+    """Return the weights file or the model folder that a path names."""
     return path if path.is_file() else model_folder(path)
 
 
@@ -98,12 +99,12 @@ def _saved(checkpoint: str | None, model_yaml: str | None) -> tuple[Built, str, 
     """(model, where it lies, the CLIP tower that its yaml names)."""
     if model_yaml is not None:
         config = load_model_yaml(model_yaml, checkpoint)
-        path = resolve_model_dir(config.checkpoint, key=CHECKPOINT_KEY)
+        path = _weights_of(resolve_model_dir(config.checkpoint, key=CHECKPOINT_KEY))
         built = load_folder(path, upstream=config.upstream)
         config.require_agreement(built.spec, model_folder(path))
     else:
         assert checkpoint is not None
-        path = resolve_model_dir(located(checkpoint), key="--checkpoint")
+        path = _weights_of(resolve_model_dir(located(checkpoint), key="--checkpoint"))
         built = load_folder(path)
         beside = _run_config(path)
         if beside is None:

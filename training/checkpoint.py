@@ -32,6 +32,9 @@ from tqdm import tqdm
 from common.housekeeping import remove, retire
 from config.load import ConfigError
 from config.schema import Job
+from models.checkpoint import WEIGHTS_FILE
+from models.folders import is_copy, model_files
+from training.adapters import ADAPTER_FOLDER
 from training.agreement import Ranks
 from training.data.cotrain import CotrainLoader
 from training.data.order import Position
@@ -95,11 +98,15 @@ def set_aside(output_dir: Path, resumed: Checkpoint | None) -> list[str]:
 
     A run that continues one of the checkpoints there keeps those before it and the records; newer ones, damaged ones
     among them, go. Any other run keeps nothing.
+
+    The final model of an earlier run goes first: an output folder has one only after its run has finished. A copy of
+    a checkpoint's model is deleted, any other is moved.
     """
     notes = []
     for half in sorted(output_dir.glob(HALF_DONE)):
         if (why := remove(half)) is not None:
             notes.append(f"warning: {half} is not needed any more and could not be deleted ({why})")
+    final = _final_model(output_dir)
     left = list_checkpoints(output_dir)
     if resumed is not None and resumed.path.resolve().parent == output_dir.resolve():
         left = [path for path in left if int(path.name.rpartition("-")[2]) > resumed.step]
@@ -110,6 +117,9 @@ def set_aside(output_dir: Path, resumed: Checkpoint | None) -> list[str]:
         if resumed is None:
             why += " (experiment.resume_from_checkpoint=latest continues it)"
     left = [path for path in left if path.exists()]
+    if not left and final:
+        why = f"moved to {{aside}}: the final model of an earlier run ({', '.join(path.name for path in final)})"
+    left += reversed(final)
     if not left:
         return notes
     n = 1
@@ -120,6 +130,18 @@ def set_aside(output_dir: Path, resumed: Checkpoint | None) -> list[str]:
     for path in reversed(left):  # newest first: whatever is left after a kill, the newest of it is no older than before
         os.replace(path, aside / path.name)
     return [*notes, why.format(aside=aside)]
+
+
+def _final_model(output_dir: Path) -> list[Path]:
+    """Return the files of an earlier run's final model, weights first. A copy of the newest checkpoint's model is
+    deleted instead."""
+    files = [path for path in (*model_files(output_dir), output_dir / ADAPTER_FOLDER) if path.exists()]
+    saved = list_checkpoints(output_dir)
+    if not saved or not is_copy(output_dir, saved[-1] / "unwrapped_model"):
+        return files
+    for path in files:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return []
 
 
 class CannotSave(SystemExit):
@@ -248,7 +270,10 @@ def save_final_model(output_dir: Path, save_model: Callable[[Path], None]) -> No
             f"the final model cannot be written to {output_dir} ({why_unwritable(error, output_dir)}); it is also in "
             "the last checkpoint there. Make room and start the same command again."
         ) from error
-    for path in sorted(partial.iterdir()):
+    for path in partial.rglob("*"):
+        flush(path)
+    # Weights last: until they are in place the folder's model is that of the last checkpoint.
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == WEIGHTS_FILE):
         target = output_dir / path.name
         if target.is_dir():
             old = output_dir / f".checkpoint-{path.name}.{secrets.token_hex(3)}.old"

@@ -88,7 +88,7 @@ class Parts:
         scale = self.model.spec.scale
         return actions if scale is None else scale.undo(actions)
 
-    def save_model(self, path: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    def save_model(self, path: Path, step: int, state: Mapping[str, Tensor] | None = None) -> None:
         """Write the folder that acting needs; ``state``: its weights, where ``model`` holds only a part of them.
 
         What acts is the average of the weights where there is one, and has adapters merged in (they lie beside it).
@@ -101,7 +101,7 @@ class Parts:
             base = showo.pretrained_model_path if showo.load_from_showo else showo.llm_model_path
             adapters.save_adapter(acting, settings, path / adapters.ADAPTER_FOLDER, str(base))
             acting = adapters.merged(acting, settings)
-        save_folder(self.model, self.prompter, path, acting)
+        save_folder(self.model, self.prompter, path, acting, global_step=step)
 
     def save_live(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
         """Write what learns, where that is something else, beside the optimizer's state in ``folder``."""

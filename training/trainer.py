@@ -267,7 +267,7 @@ class Trainer:
 
         def save_model(path: Path) -> None:
             self.run.board.on_disk()
-            self.parts.save_model(path, state=state)
+            self.parts.save_model(path, step=self.step, state=state)
 
         norm = None if self._grad_norm is None else float(self._grad_norm)
         mine = {"meter": self.meter.state(), "watch": self.guard.watch.state(), "grad_norm": norm}
@@ -287,7 +287,9 @@ class Trainer:
         run = self.run
         state = self.whole.state()
         if run.writes:
-            checkpoint.save_final_model(run.output_dir, lambda path: self.parts.save_model(path, state=state))
+            checkpoint.save_final_model(
+                run.output_dir, lambda path: self.parts.save_model(path, step=self.step, state=state)
+            )
             write_status(run.output_dir, "finished", self.step, run.output_dir / f"checkpoint-{self.step}")
         run.accelerator.wait_for_everyone()
         curves = {

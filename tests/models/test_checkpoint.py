@@ -66,6 +66,37 @@ def test_a_folder_is_found_from_the_run_the_step_and_the_file(tmp_path: Path) ->
     assert model_folder(newest / "model.safetensors") == newest
 
 
+@pytest.mark.parametrize(("final_step", "newest"), [(40, "."), (41, "."), (39, "checkpoint-40/unwrapped_model")])
+def test_the_newer_of_final_model_and_checkpoint_is_the_folders_model(
+    tmp_path: Path, final_step: int, newest: str
+) -> None:
+    model, prompter = tiny_model(tmp_path / "llm")
+    save_folder(model, prompter, tmp_path / "run/checkpoint-40/unwrapped_model", global_step=40)
+    (tmp_path / "run/checkpoint-40/metadata.json").write_text("{}")
+    save_folder(model, prompter, tmp_path / "run", global_step=final_step)
+    assert model_folder(tmp_path / "run") == tmp_path / "run" / newest
+
+
+def test_a_final_model_of_unknown_step_is_taken_if_it_is_the_newest_checkpoints_and_refused_if_not(
+    tmp_path: Path,
+) -> None:
+    model, prompter = tiny_model(tmp_path / "llm")
+    run = tmp_path / "run"
+    for folder in (run, run / "checkpoint-9" / "unwrapped_model"):
+        save_folder(model, prompter, folder)
+    (run / "checkpoint-9" / "metadata.json").write_text("{}")
+    assert model_folder(run) == run
+    with torch.no_grad():
+        model.action_head.out.bias += 1
+    save_folder(model, prompter, run)
+    with pytest.raises(ValueError, match="unknown which of them is newer") as refused:
+        model_folder(run)
+    assert str(run / "model.safetensors") in str(refused.value)
+    assert str(run / "checkpoint-9") in str(refused.value)
+    assert model_folder(run / "model.safetensors") == run  # what the message advises
+    assert model_folder(run / "checkpoint-9") == run / "checkpoint-9" / "unwrapped_model"
+
+
 def test_key_names_on_disk_are_the_originals_and_come_back(tmp_path: Path) -> None:
     model, _ = tiny_model(tmp_path)
     names = to_disk_names(model.state_dict())

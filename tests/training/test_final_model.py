@@ -1,0 +1,164 @@
+"""The model that an output folder stands for, while runs begin, continue, finish and are killed in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.checkpoint import load_folder, model_folder
+from models.weights import files_sha256
+from tests.training.runs import Outcome
+from training import checkpoint
+from training.checkpoint import list_checkpoints, save_final_model, set_aside
+from training.manifest import open_checkpoint
+
+Start = Callable[..., Outcome]
+FINAL = ("model.safetensors", "config.json", "tokenizer")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the product catches it."""
+
+
+def newest_sha256(folder: Path) -> str:
+    return files_sha256(list_checkpoints(folder)[-1] / "unwrapped_model")
+
+
+def stop_after_saving(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Let the process die when the checkpoint of this step is complete."""
+    save = checkpoint.Saver.save
+
+    def saving(self: checkpoint.Saver, now: int, *args: Any) -> Any:
+        saved = save(self, now, *args)
+        if now == step:
+            raise Killed
+        return saved
+
+    patch.setattr(checkpoint.Saver, "save", saving)
+
+
+@pytest.mark.parametrize("resume", ["false", "latest", "1"])
+def test_a_run_that_begins_or_continues_in_the_folder_of_a_finished_one_leaves_no_stale_model(
+    run: Start, resume: str
+) -> None:
+    first = run(experiment__save_every=1)
+    finished = files_sha256(first.folder)
+    assert model_folder(first.folder) == first.folder
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        stop_after_saving(4, patch)
+        run(
+            training__seed=7,
+            training__max_train_steps=9,
+            experiment__save_every=2,
+            experiment__resume_from_checkpoint=resume,
+        )
+    assert not any((first.folder / name).exists() for name in FINAL)
+    found = model_folder(first.folder)
+    assert found == first.folder / "checkpoint-4" / "unwrapped_model"
+    assert files_sha256(found) != finished
+
+
+def test_nothing_of_a_finished_run_is_lost_when_its_checkpoint_differs(run: Start) -> None:
+    first = run(experiment__save_every=1)
+    finished = files_sha256(first.folder)
+    shutil.rmtree(first.folder / "checkpoint-2")  # its copy
+    run(training__max_train_steps=1)
+    assert files_sha256(first.folder / "earlier-1") == finished
+    assert load_folder(first.folder / "earlier-1").spec == load_folder(first.folder).spec
+
+
+def test_a_finished_run_started_again_ends_with_the_same_model_and_makes_no_copy(run: Start) -> None:
+    first = run()
+    finished = files_sha256(first.folder)
+    run(experiment__resume_from_checkpoint="latest")
+    assert files_sha256(first.folder) == finished
+    assert model_folder(first.folder) == first.folder
+    assert not list(first.folder.glob("earlier-*"))
+
+
+def killing(patch: pytest.MonkeyPatch, at: int) -> None:
+    """Let the call number ``at`` of all that changes names on the disk be the process's last."""
+    left = [at]
+
+    def counted(act: Callable[..., Any]) -> Callable[..., Any]:
+        def acting(*args: Any, **kwargs: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return act(*args, **kwargs)
+
+        return acting
+
+    patch.setattr(os, "replace", counted(os.replace))
+    patch.setattr(os, "unlink", counted(os.unlink))
+    patch.setattr(Path, "unlink", counted(Path.unlink))
+    patch.setattr(Path, "mkdir", counted(Path.mkdir))
+
+
+@pytest.mark.parametrize("resumed_step", [None, 1, 2])
+@pytest.mark.parametrize("copy", [True, False])
+def test_wherever_the_start_of_a_run_is_killed_the_folders_model_is_its_newest_checkpoints(
+    run: Start, tmp_path: Path, resumed_step: int | None, copy: bool
+) -> None:
+    whole = run("whole", experiment__save_every=1)
+    known = {files_sha256(path / "unwrapped_model") for path in list_checkpoints(whole.folder)}
+    for at in range(100):
+        folder = tmp_path / f"killed-{at}"
+        shutil.copytree(whole.folder, folder)
+        if not copy:  # a final model whose checkpoint is gone
+            shutil.rmtree(folder / "checkpoint-2")
+        resumed = None if resumed_step is None else open_checkpoint(whole.folder / f"checkpoint-{resumed_step}")
+        if resumed is not None and (folder / resumed.path.name).is_dir():
+            resumed = open_checkpoint(folder / resumed.path.name)
+        with pytest.MonkeyPatch.context() as patch:
+            killing(patch, at)
+            try:
+                set_aside(folder, resumed)
+                ended = True
+            except Killed:
+                ended = False
+        before = files_sha256(whole.folder)
+        if (folder / "model.safetensors").is_file():  # nothing else was moved yet
+            assert files_sha256(model_folder(folder)) == before
+        elif list_checkpoints(folder):
+            assert files_sha256(model_folder(folder)) == newest_sha256(folder)
+        moved = {files_sha256(path.parent) for path in folder.rglob("model.safetensors")}
+        assert moved >= (known if copy else {before})  # nothing is lost
+        set_aside(folder, resumed)  # the next start
+        assert not any((folder / name).exists() for name in FINAL)
+        if ended:
+            assert at > 0
+            return
+    raise AssertionError("never ended")
+
+
+def test_wherever_the_end_of_a_run_is_killed_the_folders_model_is_whole(run: Start, tmp_path: Path) -> None:
+    whole = run("whole")
+    expected = files_sha256(whole.folder)
+    for at in range(100):
+        folder = tmp_path / f"killed-{at}"
+        shutil.copytree(whole.folder, folder)
+        set_aside(folder, open_checkpoint(folder / "checkpoint-2"))
+
+        def save_model(path: Path) -> None:
+            shutil.copytree(whole.folder / "checkpoint-2" / "unwrapped_model", path)
+
+        with pytest.MonkeyPatch.context() as patch:
+            killing(patch, at)
+            try:
+                save_final_model(folder, save_model)
+                ended = True
+            except Killed:
+                ended = False
+        found = model_folder(folder)
+        assert load_folder(found).notes == ()
+        assert files_sha256(found) == expected
+        if ended:
+            assert found == folder
+            return
+    raise AssertionError("never ended")

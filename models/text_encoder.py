@@ -15,6 +15,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from common.text import check_text, shortened
+
 CONTROL_SHAPE = re.compile(r"[<\[{|].*[>\]}|]", re.DOTALL)
 """How control tokens are written that a tokenizer does not declare as special, such as ``<think>``."""
 
@@ -85,19 +87,3 @@ def _rename_in_model(model: dict[str, Any], names: dict[str, str]) -> None:
             vocab[name] = vocab.pop(content)
             if model.get("unk_token") == content:
                 model["unk_token"] = name
-
-
-def check_text(text: str) -> None:
-    """Raise ``ValueError`` for a text with half of a surrogate pair, which no encoding can write."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"the text {shortened(text)} is not valid Unicode: character {error.start} is {text[error.start]!a}, half of "
-            "a surrogate pair; write the whole character (an emoji, for example) or remove it"
-        ) from None
-
-
-def shortened(text: str, length: int = 60) -> str:
-    """Return the text quoted in ASCII for a message, cut to ``length`` characters."""
-    return ascii(text if len(text) <= length else f"{text[:length]}...")

@@ -25,7 +25,7 @@ from models.checkpoint import Built, load_folder, save_folder
 from models.draws import Draws, generator
 from models.objectives import text_objective
 from models.prompting import ASSISTANT, HUMAN, Prompter, load_tokenizer, vocabulary_of
-from models.sequence import TextTurn, pad_right
+from models.sequence import TextTurn
 from models.spec import ModelSpec
 from models.upvla import UPVLA
 from training.optim import Schedule, parameter_groups, set_lr
@@ -160,9 +160,10 @@ def fresh(recipe: Recipe) -> Built:
 def turn_of(prompter: Prompter, samples: Sequence[Sample]) -> TextTurn:
     """Samples as a batch."""
     rows = [prompter.conversation([(HUMAN, s.question), (ASSISTANT, s.answer)]) for s in samples]
-    return TextTurn(
-        pad_right([row.ids for row in rows], prompter.vocab.pad),
-        pad_right([row.answer for row in rows], 0).bool(),
+    return TextTurn.of_rows(
+        [row.ids for row in rows],
+        [row.answer for row in rows],
+        prompter.vocab.pad,
         torch.stack([s.patches for s in samples]),
         torch.tensor([s.index for s in samples]),
     )

@@ -98,7 +98,7 @@ def quality(
         some = samples[first : first + QUALITY_BATCH]
         said = variant.answers([s.question for s in some], torch.stack([s.patches for s in some]).to(device))
         for one, text, ids in zip(some, said.texts, said.ids, strict=True):
-            truth = [*prompter.tokenizer(f" {one.answer}", add_special_tokens=False)["input_ids"], prompter.vocab.eos]
+            truth = [*prompter.words(f" {one.answer}"), prompter.vocab.eos]
             exact += text == one.answer
             right += sum(a == b for a, b in zip(ids, truth, strict=False))
             tokens += max(len(ids), len(truth))

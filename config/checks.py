@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from common.paths import expand_home
+from common.text import check_text
 from config.build import Key, get, keys, put
 from config.files import CONFIG_DIR, PROJECT_DIR, Tree, display
 from config.knob import MISSING
@@ -23,6 +24,10 @@ def check_across(job: Job, tree: Tree) -> None:
     for key in keys().values():
         if get(job, key.name) == MISSING and key.name not in _unused(job):
             raise ConfigError(f"{key.name} has to be given: {key.metadata['doc']}; write {key.name}=/path/to/...")
+    try:
+        check_text(job.question)
+    except ValueError as error:
+        raise ConfigError(f"question: {error}") from None
     _check_losses(job)
     _check_sizes(job)
     _check_text(job)

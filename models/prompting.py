@@ -1,7 +1,8 @@
 """Words to ids: the tokenizer with the special tokens, robot instructions, and conversations with their answer mask.
 
 Answer masks are made by construction: the character span of each answer is known when the prompt is written, and the
-tokenizer's offsets say which ids lie in it. Nothing is re-tokenised to find out.
+tokenizer's offsets say which ids lie in it. Nothing is re-tokenised to find out. A text that spells a control token,
+such as ``<|endoftext|>``, gives the ids of its letters (``models.text_encoder``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from models.text_encoder import TextEncoder
 from models.tokens import SPECIAL_TOKENS, Vocabulary
 from models.weights import resolve_model_dir
 
@@ -89,17 +91,21 @@ class Prompter:
         self.vocab = vocab
         self.max_seq_length = max_seq_length
         self.system_prompt = system_prompt
-        self.system_ids: list[int] = self._ids(system_prompt) if system_prompt else []
+        self._encoder = TextEncoder(tokenizer)
+        self.system_ids: list[int] = self.words(system_prompt) if system_prompt else []
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"])
+    def words(self, text: str) -> list[int]:
+        """Return the ids of a text, all of them words. Raises ``ValueError`` for a text that is not valid Unicode."""
+        return self._encoder.encode(text).ids
 
     def instruction(self, text: str) -> list[int]:
-        """``[<|t2i|>, bos, words, eos]``; an instruction over ``max_seq_length + 1`` ids is cut, its eos kept."""
-        words = self._ids(text)
-        if not words or words[0] != self.vocab.bos:
-            words = [self.vocab.bos, *words]
-        ids = [self.vocab.t2i, *words]
+        """``[<|t2i|>, bos, words, eos]``; an instruction over ``max_seq_length + 1`` ids is cut, its eos kept.
+
+        The text is words, but for a bos that is written out at its very start: that is the one that opens it anyway,
+        as in the original. Raises ``ValueError`` for a text that is not valid Unicode.
+        """
+        opening = self.tokenizer.bos_token or self.tokenizer.eos_token
+        ids = [self.vocab.t2i, self.vocab.bos, *self.words(text.removeprefix(opening))]
         return [*ids[: self.max_seq_length], self.vocab.eos]
 
     def no_instruction(self) -> list[int]:
@@ -126,16 +132,15 @@ class Prompter:
                 text += f"USER: {words} ASSISTANT:"
             else:
                 start = len(text)
-                text += f" {words}{self.tokenizer.eos_token}"
+                text += f" {words}{self._encoder.end}"
                 spans.append((start, len(text)))
-        encoded = self.tokenizer(text, add_special_tokens=False, truncation=False, return_offsets_mapping=True)
-        offsets = encoded["offset_mapping"]
-        answer = [any(start < end_ <= stop for start, stop in spans) for _, end_ in offsets]
-        return Conversation(ids=list(encoded["input_ids"]), answer=answer)
+        encoded = self._encoder.encode(text)
+        answer = [any(start < end_ <= stop for start, stop in spans) for _, end_ in encoded.offsets]
+        return Conversation(ids=encoded.ids, answer=answer)
 
     def question(self, text: str) -> list[int]:
         """The prompt that asks: ``USER: q ASSISTANT:``; several rounds may be written out by the caller."""
-        return self._ids(f"USER: {text.replace(IMAGE_MARK, '').strip()} ASSISTANT:")
+        return self.words(f"USER: {text.replace(IMAGE_MARK, '').strip()} ASSISTANT:")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text without special tokens; ids past the words (image codes, mask) are never words."""

@@ -71,9 +71,11 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class TextTurn:
-    """A conversation about one picture, tokenised: ``ids`` [B, L] right-padded with [PAD], ``answer`` [B, L] True at
-    the assistant's words and their end-of-text, ``patches`` [B, P, C] CLIP features of the picture (None: a turn
-    without a picture), ``indices`` [B]: which samples of the data set these are (None: numbered by row).
+    """A conversation about one picture, tokenised: ``ids`` [B, L] right-padded, ``answer`` [B, L] True at the
+    assistant's words and their end-of-text, ``patches`` [B, P, C] CLIP features of the picture (None: a turn without a
+    picture), ``indices`` [B]: which samples of the data set these are (None: numbered by row).
+
+    ``lengths`` [B]: ids of each row before its padding (None: no row is padded). No id marks padding.
 
     ``pictured`` [B]: which rows have a picture at all (None: all of them, if there are patches). The patches of a row
     without one are placeholders that nobody attends: such a row means what it means alone, without patches.
@@ -84,6 +86,30 @@ class TextTurn:
     patches: Tensor | None = None
     indices: Tensor | None = None
     pictured: Tensor | None = None
+    lengths: Tensor | None = None
+
+    @classmethod
+    def of_rows(
+        cls,
+        ids: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[bool]],
+        pad: int,
+        patches: Tensor | None = None,
+        indices: Tensor | None = None,
+        pictured: Tensor | None = None,
+        width: int | None = None,
+    ) -> TextTurn:
+        """Pad rows of ids and of answer flags on the right, to ``width`` or the longest row."""
+        answer = pad_right([[int(flag) for flag in row] for row in answers], 0, width).bool()
+        lengths = torch.tensor([len(row) for row in ids])
+        return cls(pad_right(ids, pad, width), answer, patches, indices, pictured, lengths)
+
+    @property
+    def padding(self) -> Tensor:
+        """[B, L] True at the padding."""
+        if self.lengths is None:
+            return torch.zeros_like(self.ids, dtype=torch.bool)
+        return torch.arange(self.ids.shape[1], device=self.ids.device) >= self.lengths[:, None]
 
     @property
     def samples(self) -> list[int]:
@@ -97,6 +123,7 @@ class TextTurn:
             None if self.patches is None else send(self.patches, device),
             self.indices,
             None if self.pictured is None else send(self.pictured, device),
+            None if self.lengths is None else send(self.lengths, device),
         )
 
 
@@ -202,7 +229,7 @@ def clean_text_sequence(vocab: Vocabulary, system_ids: Sequence[int], turn: Text
         kind[:, patch_span.columns] = Kind.PATCH
     words = kind[:, len(head) :]
     words[turn.answer] = Kind.ANSWER
-    words[turn.ids == vocab.pad] = Kind.PAD
+    words[turn.padding] = Kind.PAD
     pos = torch.arange(ids.shape[1], device=device).expand(batch, -1)
     if patch_span is not None and turn.pictured is not None:
         gap = Span(patch_span.start - 1, patch_span.stop + 1)  # with <|soi|> and <|eoi|>

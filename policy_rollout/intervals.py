@@ -214,14 +214,14 @@ def _resampled(data: np.ndarray, weights: np.ndarray | None, resamples: int, see
     for start in range(0, resamples, part):
         count = min(part, resamples - start)
         times = _times_drawn(items, count, seed, start)  # [count, items]
-        of_runs = _times_drawn(runs, count, seed + runs_of, start) / runs  # [count, runs]
+        of_runs = _times_drawn(runs, count, seed, start, runs_of) / runs  # [count, runs]
         means.append((of_runs * (times @ (data * heavy).T)).sum(axis=1) / (times @ heavy))
     return np.concatenate(means)
 
 
 @lru_cache(maxsize=8)
-def _times_drawn(items: int, count: int, seed: int, start: int) -> np.ndarray:
+def _times_drawn(items: int, count: int, seed: int, start: int, of: int = 0) -> np.ndarray:
     """[count, items]: how often each item comes up when as many are drawn with replacement. Kept, because a report
-    asks for many figures over the same items."""
-    rng = np.random.default_rng([seed, start])
+    asks for many figures over the same items. `of`: another number gives independent draws."""
+    rng = np.random.default_rng([seed, start, of] if of else [seed, start])
     return rng.multinomial(items, np.full(items, 1 / items), size=count).astype(np.float64)

@@ -105,7 +105,8 @@ def _text(layout: str, job: Job, sizes: Sizes, draws: Draws) -> Layout:
     ids += [VOCAB.pad] * sizes.padding
     answer += [False] * sizes.padding
     patches = torch.zeros(1, sizes.patches, 1) if sizes.patches else None
-    turn = TextTurn(torch.tensor([ids]), torch.tensor([answer]), patches)
+    length = torch.tensor([len(ids) - sizes.padding])
+    turn = TextTurn(torch.tensor([ids]), torch.tensor([answer]), patches, lengths=length)
     job.training.text_objective = layout  # type: ignore[assignment]
     task = text_objective(job).prepare(VOCAB, system, turn, draws)
     return _described(task.sequence, words.names, task)

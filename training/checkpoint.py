@@ -37,7 +37,7 @@ from models.folders import is_copy, model_files
 from training.adapters import ADAPTER_FOLDER
 from training.agreement import Ranks
 from training.data.cotrain import CotrainLoader
-from training.data.order import Position
+from training.data.order import ORDER_VERSION, Position
 from training.manifest import Checkpoint, flush, open_checkpoint, told_position, write_manifest
 from training.metrics import METRICS_FILE, WANDB_ID_FILE
 from training.processes import describe
@@ -299,6 +299,10 @@ WITHOUT_EFFECT = (
 """Keys, or beginnings of keys, that no number of training depends on."""
 
 
+ORDER = "version of the data order"
+"""Its name among the conditions; checkpoints without it are of version 1."""
+
+
 def conditions(job: Job, accelerator: Accelerator, data: CotrainLoader) -> dict[str, Any]:
     """What the numbers of a run's next steps depend on beside its checkpoint: name -> value, as json has it."""
     flows = {"robot samples": data.robot, "mmu samples": data.text}
@@ -308,6 +312,7 @@ def conditions(job: Job, accelerator: Accelerator, data: CotrainLoader) -> dict[
         "sharing": describe(accelerator),
         "device": accelerator.device.type,
         "torch": torch.__version__,
+        ORDER: ORDER_VERSION,
         **{name: len(flow.dataset) for name, flow in flows.items() if flow is not None},
         **settings,
     }
@@ -325,12 +330,13 @@ def changes(checkpoint: Checkpoint, now: Mapping[str, Any]) -> list[str]:
     before = checkpoint.record.get("conditions")
     if before is None:
         return []
+    before = {ORDER: 1, **before}
     names = [name for name in now if name in before and now[name] != before[name]]
     if not names:
         return []
     told = ", ".join(f"{name} {now[name]} (was {before[name]})" for name in names)
     data = "no sample of the epoch comes again or is left out"
-    if {"robot samples", "mmu samples", "training.seed"} & {*names}:
+    if {"robot samples", "mmu samples", "training.seed", ORDER} & {*names}:
         data = "the order of the data is another one, so samples of this epoch may come again or be left out"
     return [f"note: from here on not bit for bit the run that was interrupted: {told}; {data}"]
 

@@ -19,7 +19,7 @@ from models.actions import ActionBins
 from models.draws import Draws, generator
 from models.images import normalise
 from models.objectives import TextObjective, TextTask, action_diffusion, action_task
-from models.sequence import TextTurn, future_targets, pad_right, robot_sequence
+from models.sequence import TextTurn, future_targets, robot_sequence
 from models.transfer import send
 from models.upvla import FutureTask
 from training import augment
@@ -102,9 +102,8 @@ def encode_picture(parts: Parts, batch: TextBatch | None) -> TextTurn | None:
         if len(batch.pixels) > 0:
             features = parts.clip.features(send(batch.pixels, parts.device))
             patches = patches.to(features.dtype).index_copy(0, send(pictured.nonzero()[:, 0], parts.device), features)
-    ids = pad_right(batch.ids, parts.prompter.vocab.pad)
-    answer = pad_right([[int(a) for a in row] for row in batch.answers], 0).bool()
-    return TextTurn(ids=ids, answer=answer, patches=patches, indices=batch.indices, pictured=pictured)
+    pad = parts.prompter.vocab.pad
+    return TextTurn.of_rows(batch.ids, batch.answers, pad, patches, batch.indices, pictured)
 
 
 def future_task(

@@ -231,6 +231,7 @@ def read_samples(flow: Flow[Any], indices: Sequence[int]) -> list[Any]:
     for sample in samples:
         if isinstance(sample, TextSample):
             flow.left_out.tell(sample.left_out)
+            flow.left_out.report_cut([(sample.index, sample.cut)] if sample.cut else [])
     return samples
 
 

@@ -37,9 +37,9 @@ def prompt_sequence(
     kind = torch.full_like(ids, Kind.TEXT)
     if span is not None:
         kind[:, span.columns] = Kind.PATCH
-    kind[:, len(head) :][asked == vocab.pad] = Kind.PAD
-    padding = (asked == vocab.pad).sum(dim=1, keepdim=True)
+    padding = torch.tensor([[asked.shape[1] - len(question)] for question in questions])  # [B, 1]
     columns = torch.arange(ids.shape[1])
+    kind[(columns >= len(head)) & (columns < len(head) + padding)] = Kind.PAD
     pos = torch.where(columns < len(head), columns, (columns - padding).clamp_min(0))
     return TokenSequence(ids, Slots.plain(kind, pos), MULTIMODAL, patches=patches, patch_span=span)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.arguments import path_argument, whole
+from common.text import check_text
 from config.files import PROJECT_DIR
 from policy_rollout.acting import ActionConvention, Policy
 from policy_rollout.robot.pace import RealClock
@@ -127,6 +128,10 @@ def make_policy(options: argparse.Namespace) -> Policy:
 
 def make_robot(options: argparse.Namespace, policy: Policy) -> tuple[Robot, str]:
     """The robot and the instruction. Raises `ValueError` for a name that leads nowhere, or nothing to do."""
+    try:
+        check_text(options.instruction or "")
+    except ValueError as error:
+        raise ValueError(f"--instruction: {error}") from None
     if options.robot is None:
         from policy_rollout.robot.recorded import RecordedRobot, open_recording
 

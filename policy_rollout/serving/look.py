@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from common.text import check_text
 from policy_rollout.acting import Observation
 from policy_rollout.serving.wire import Limits, Picture, WireError, check_picture, pixels
 
@@ -40,6 +41,10 @@ def look(
         raise WireError(
             f"the instruction must be a text of at most {limits.instruction_chars} characters, got {length}"
         )
+    try:
+        check_text(instruction)
+    except ValueError as error:
+        raise WireError(f"the instruction cannot be read: {error}") from None
     missing = [names[camera] for camera in cameras if found.get(names[camera]) is None]
     if missing:
         sent = ", ".join(str(name)[:40] for name in list(found)[:8]) or "none"

@@ -20,6 +20,7 @@ from training.data import archive
 from training.data.calvin import Annotation, CalvinSplit, is_split, splits_in
 from training.data.contract import read_contract
 from training.data.files import LLAVA_NAME, iterate_json_list, npz_shapes, read_image, read_npz
+from training.data.llava import image_of
 from training.data.processed import INDEX_NAME, ProcessedIndex, read_index
 from training.data.strings import Strings
 
@@ -146,15 +147,15 @@ class ConversationSource:
         self._images, self._turns, self._ids = Strings(), Strings(), Strings()
         self._without = 0
         for number, record in enumerate(iterate_json_list(self._file)):
-            turns, image = record.get("conversations"), record.get("image")
+            turns, image = record.get("conversations"), image_of(record)
             if not isinstance(turns, list) or not all(_is_turn(turn) for turn in turns):
                 raise ValueError(
                     f"{self._file}: record {number} has no 'conversations' of turns with 'from' and 'value'"
                 )
-            self._without += image is None
-            self._images.append(image if isinstance(image, str) else "")
-            self._turns.append("\0".join(f"{turn['from']}\1{turn['value']}" for turn in turns))
-            self._ids.append(str(record.get("id", "")))
+            self._without += image == ""
+            self._images.append(_printable(image) if isinstance(image, str) else "")
+            self._turns.append(_printable("\0".join(f"{turn['from']}\1{turn['value']}" for turn in turns)))
+            self._ids.append(_printable(str(record.get("id", ""))))
         if not len(self._images):
             raise ValueError(f"{self._file} holds no record")
 
@@ -190,6 +191,11 @@ class ConversationSource:
     def _said(self, number: int) -> list[tuple[str, str]]:
         turns = [turn.partition("\1") for turn in self._turns[number].split("\0") if turn]
         return [(who, text) for who, _, text in turns]
+
+
+def _printable(text: str) -> str:
+    """Write half of a surrogate pair as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _is_turn(turn: Any) -> bool:

@@ -28,7 +28,7 @@ from models.magvit import load_magvit
 from models.measure import DRAWS
 from models.objectives import text_objective
 from models.prompting import ASSISTANT, HUMAN, IMAGE_MARK
-from models.sequence import TextTurn, pad_right
+from models.sequence import TextTurn
 from models.vision import load_clip
 from models.weights import files_sha256
 from policy_rollout.benchmarks.offline import Sample, evaluate, list_samples
@@ -223,9 +223,10 @@ def _nats(built: Built, job: Job, asked: HeldOut, progress: Progress) -> tuple[l
     for start in range(0, len(asked.questions), ANSWERED_AT_ONCE):
         some = asked.questions[start : start + ANSWERED_AT_ONCE]
         pairs = [_conversation(built, question) for question in some]
-        turn = TextTurn(
-            ids=pad_right([ids for ids, _ in pairs], prompter.vocab.pad),
-            answer=pad_right([[int(a) for a in answer] for _, answer in pairs], 0).bool(),
+        turn = TextTurn.of_rows(
+            [ids for ids, _ in pairs],
+            [answer for _, answer in pairs],
+            prompter.vocab.pad,
             patches=asked.patches_of(some).to(model.device),
             indices=torch.arange(start, start + len(some)),
         )

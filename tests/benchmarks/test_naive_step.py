@@ -26,7 +26,8 @@ def recorded(parity: Path, built: Built) -> naive_step.Rows:
     turn, prompter = flows.conversations(parity, built), built.prompter
     length = int(flows.read_json(parity / "mmu_text.json")["max_text_len"])
     texts = flows.read_json(parity / "pre_text.json")["texts"]
-    real = [int((row != built.model.vocab.pad).sum()) for row in turn.ids]
+    assert turn.lengths is not None
+    real = turn.lengths.tolist()
     assert turn.patches is not None
     return naive_step.rows_of(
         built.model.vocab,

@@ -16,7 +16,7 @@ from models.details import NATS
 from models.measure import measure_text
 from models.objectives import text_objective
 from models.prompting import ASSISTANT, HUMAN
-from models.sequence import TextTurn, pad_right
+from models.sequence import TextTurn
 from policy_rollout.benchmarks.offline import list_samples
 from policy_rollout.policy import ConstantPolicy
 from scripts import compare_objectives
@@ -113,9 +113,10 @@ def test_the_nats_of_all_questions_together_are_what_validation_measures(few_que
     with torch.no_grad():
         words = judge_words(built, job, asked, lambda _: None)
         pairs = [built.prompter.conversation([(HUMAN, q.text), (ASSISTANT, q.answer)]) for q in asked.questions]
-        turn = TextTurn(
-            pad_right([c.ids for c in pairs], built.prompter.vocab.pad),
-            pad_right([[int(a) for a in c.answer] for c in pairs], 0).bool(),
+        turn = TextTurn.of_rows(
+            [c.ids for c in pairs],
+            [c.answer for c in pairs],
+            built.prompter.vocab.pad,
             asked.patches_of(asked.questions),
         )
         measured = measure_text(built.model, built.prompter, text_objective(job), turn, draws=16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,10 @@ class LetterPrompter:
 
 
 PROMPTER: Any = LetterPrompter()
+
+
+def with_seed(job: Job, seed: int) -> Job:
+    return replace(job, training=replace(job.training, seed=seed))
 
 
 @pytest.fixture(scope="module")
@@ -351,6 +355,18 @@ def test_flows_have_seeds_of_their_own_and_describe_themselves(job: Job) -> None
     assert loader.robot is not None
     assert loader.text is not None
     assert loader.robot.seed != loader.text.seed
+
+
+def test_no_epoch_of_a_seed_is_an_epoch_of_another(job: Job) -> None:
+    orders: dict[str, set[tuple[int, ...]]] = {"robot": set(), "text": set()}
+    for seed in range(4):
+        loader = cotrain_loader(with_seed(job, seed), PROMPTER, SPEC)
+        for name in orders:
+            flow = getattr(loader, name)
+            walk = StepSampler(1000, 1000, flow.seed)
+            orders[name] |= {tuple(walk.batch(epoch)) for epoch in range(4)}
+    assert {name: len(found) for name, found in orders.items()} == {"robot": 16, "text": 16}
+    assert not orders["robot"] & orders["text"]
     assert loader.describe() == (
         "robot flow 13 samples in batches of 2 x 1 (7 a pass), mmu flow 5 samples in batches of 2 x 1 (3 a pass); "
         "an epoch is 7 micro-steps (max_size_cycle)"

@@ -102,6 +102,69 @@ def test_what_cannot_be_used_is_counted_by_reason_and_folder_and_named(root: Pat
     assert said[5].endswith("[no picture 2]: record 13, record 14")
 
 
+UNUSABLE = {
+    "with several pictures": {**record(None, "q", "a"), "image": ["coco/0.png", "coco/1.png"]},
+    "whose picture is not named by a path": {**record(None, "q", "a"), "image": {"path": "coco/0.png"}},
+    "with more <image> marks than pictures": record("coco/0.png", "<image> and <image>: which?", "a"),
+    "with an <image> mark but no picture": {**record(None, "<image> q", "a"), "image": []},
+    "with an empty answer": record("coco/0.png", "q", " \n"),
+    "with text that is not valid Unicode (half of a surrogate pair, such as half an emoji)": record(
+        "coco/0.png", "q", "it is \ud83d red"
+    ),
+    "whose picture does not exist": record("coco/\0.png", "q", "a"),
+}
+
+
+@pytest.mark.parametrize("reason", UNUSABLE)
+def test_a_record_that_cannot_be_learned_obeys_on_bad_record(root: Path, reason: str) -> None:
+    records = [record("coco/1.png", "q", "a"), UNUSABLE[reason]]
+    data = dataset(root, records)
+    assert (len(data), data.skipped.counts) == (1, {reason: 1})
+    "".join(data.summary()).encode()  # can be printed
+    with pytest.raises(ValueError, match=r"mix665k\.json: record 1 ") as caught:
+        dataset(root, records, on_bad_record="error")
+    assert reason in str(caught.value)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize("where", ["question", "image"])
+def test_half_an_emoji_is_found_wherever_it_stands(root: Path, where: str) -> None:
+    bad = record("coco/0.png", "\ud83d?", "a") if where == "question" else record("\ud83d/0.png", "q", "a")
+    data = dataset(root, [record("coco/1.png", "q", "a"), bad], image_spec=None)
+    assert list(data.skipped.counts) == [
+        "with text that is not valid Unicode (half of a surrogate pair, such as half an emoji)"
+    ]
+
+
+def test_one_picture_in_a_list_is_that_picture(root: Path) -> None:
+    listed = {**record(None, "<image>q", "a"), "image": ["coco/1.png"]}
+    data = dataset(root, [listed, record("coco/1.png", "<image>q", "a")])
+    assert len(data) == 2
+    assert torch.equal(data[0].pixels, data[1].pixels)
+    assert data.summary()[0].endswith("[coco 2]")
+
+
+def test_an_error_while_a_record_is_read_names_file_and_record(root: Path) -> None:
+    (root / "coco/3.png").write_bytes(b"no picture")
+    records = [record(None, "q", "a"), record("coco/3.png", "q", "a"), record("coco/1.png", "q", "a")]
+    assert "mix665k.json: record 1: " in dataset(root, records)[0].left_out[0][1]
+    with pytest.raises(ValueError, match=r"mix665k\.json: record 1: .*3\.png cannot be decoded"):
+        dataset(root, records, on_bad_record="error")[0]
+
+
+def test_a_conversation_that_is_cut_is_counted_and_logged_once(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = dataset(root, [record("coco/0.png", "qq", "aaaaaa"), record("coco/1.png", "q", "a" * 9)], max_ids=5)
+    counted = LeftOut()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            counted.report_cut(collate_text([data[0], data[1]]).cut)
+    assert counted.cut == 2
+    assert [(s.cut, len(s.ids)) for s in (data[0], data[1])] == [(3, 5), (5, 5)]
+    assert len(caplog.records) == 1
+    assert "conversation 0 is cut by 3 ids" in caplog.text
+    assert "dataset.preprocessing.max_seq_length" in caplog.text
+
+
 @pytest.mark.parametrize(
     "bad", [record(None, "<image>q", "a"), record("coco/9.png", "q", "a"), record("coco/0.png", "q")]
 )

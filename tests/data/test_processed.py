@@ -191,3 +191,18 @@ def test_an_empty_index_a_missing_one_and_missing_end_frames_are_refused(tmp_pat
     (root / "dataset_info.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"process_calvin\.py"):
         read_index(root)
+
+
+@pytest.mark.parametrize("key", ["instruction", "task"])
+def test_half_an_emoji_in_an_episode_is_one_sentence_with_file_and_episode(tmp_path: Path, key: str) -> None:
+    processed_split(tmp_path / "split", [2, 3])
+    edit_index(tmp_path / "split", lambda episodes: episodes[1].update({key: "push \ud83e it"}))
+    with pytest.raises(ValueError, match=rf"dataset_info\.json: episode 1, '{key}'.*half of a surrogate pair"):
+        read_index(tmp_path / "split")
+
+
+def test_half_an_emoji_is_not_written(tmp_path: Path) -> None:
+    frame = Frame("a.png", [0.0] * 7, [0.0] * 7)
+    with pytest.raises(ValueError, match=r"episode 0, 'instruction'.*half of a surrogate pair"):
+        write_index(tmp_path, [Episode("push \ud83e it", None, [frame])])
+    assert not (tmp_path / "dataset_info.json").exists()

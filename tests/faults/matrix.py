@@ -66,7 +66,7 @@ def other_processes(small: Small, orders: Sequence[tuple[Launch, int]]) -> Count
                     rows = zip(*(batch[flow] for batch in of_ranks), strict=True)
                     stream.extend(index for row in rows for index in row)
         first = last + 1
-    for flow, seed in (("robot", 10086), ("mmu", flow_seed(10086, "mmu"))):
+    for flow, seed in (("robot", flow_seed(10086, "robot")), ("mmu", flow_seed(10086, "mmu"))):
         alone = StepSampler(SHARED[flow], 1, seed)
         expected = [alone.batch(place)[0] for place in range(len(streams[flow]))]
         if streams[flow] != expected:

@@ -138,7 +138,7 @@ def test_the_picture_gap_is_zero_where_pictures_are_alike_and_not_where_they_dif
     for name, what in (("differ", turn), ("alike", alike)):
         gaps[name] = float(measure_text(model, prompter, text_objective("bd"), what)["text/picture_gap"].mean)
     assert abs(gaps["alike"]) < 1e-4 < abs(gaps["differ"])
-    single = replace(turn, **{f: getattr(turn, f)[:1] for f in ("ids", "answer", "patches", "indices")})
+    single = replace(turn, **{f: getattr(turn, f)[:1] for f in ("ids", "answer", "patches", "indices", "lengths")})
     assert "text/picture_gap" not in measure_text(model, prompter, text_objective("bd"), single)
 
 

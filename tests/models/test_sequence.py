@@ -66,9 +66,9 @@ def test_the_future_is_learned_in_place_with_its_edges() -> None:
 def test_a_conversation_is_laid_out_after_system_prompt_and_picture(
     lengths: list[int], patches: int, system: int
 ) -> None:
-    ids = pad_right([[7] * n for n in lengths], VOCAB.pad)
-    answer = (torch.arange(ids.shape[1]) >= 2) & (ids != VOCAB.pad)
-    turn = TextTurn(ids, answer, torch.zeros(len(lengths), patches, 3))
+    answers = [[at >= 2 for at in range(n)] for n in lengths]
+    turn = TextTurn.of_rows([[7] * n for n in lengths], answers, VOCAB.pad, torch.zeros(len(lengths), patches, 3))
+    ids, answer = turn.ids, turn.answer
     sequence = clean_text_sequence(VOCAB, [9] * system, turn)
     head = 1 + system + 1 + patches + 1
     assert sequence.ids.shape[1] == head + ids.shape[1]

@@ -95,9 +95,8 @@ def test_pictures_are_exchanged_among_those_who_have_one(built: Built) -> None:
     assert torch.equal(others.patches, turn.patches[[2, 1, 0]])  # type: ignore[arg-type]
     assert with_exchanged_pictures(replace(turn, pictured=torch.tensor([False, True, False]))) is None
     both = one_row(turn, 0), one_row(turn, 2)
-    alone = TextTurn(
-        *(torch.cat([getattr(row, name) for row in both]) for name in ("ids", "answer", "patches", "indices"))
-    )
+    names = ("ids", "answer", "patches", "indices", "lengths")
+    alone = TextTurn(**{name: torch.cat([getattr(row, name) for row in both]) for name in names})
     gap, expected = (measure_text(model, prompter, text_objective("ar"), t)[GAP] for t in (mixed, alone))
     assert gap.count == expected.count
     torch.testing.assert_close(gap.sum, expected.sum, rtol=1e-4, atol=1e-4)

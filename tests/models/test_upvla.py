@@ -10,7 +10,7 @@ import torch
 from models.masks import Rule
 from models.objectives import text_objective
 from models.prompting import Prompter
-from models.sequence import TextTurn, future_targets, pad_right, robot_sequence
+from models.sequence import TextTurn, future_targets, robot_sequence
 from models.upvla import UPVLA, FutureTask
 from tests.tiny import tiny_model
 
@@ -33,14 +33,20 @@ def future(model: UPVLA, prompter: Prompter, texts: list[str], pad_to: int | Non
 
 
 def turn(
-    model: UPVLA, prompter: Prompter, answers: list[str], seed: int = 0, question: str = "which block?"
+    model: UPVLA,
+    prompter: Prompter,
+    answers: list[str],
+    seed: int = 0,
+    question: str = "which block?",
+    patches: torch.Tensor | None = None,
 ) -> TextTurn:
     rows = [prompter.conversation([("human", question), ("gpt", answer)]) for answer in answers]
     draw = torch.Generator().manual_seed(seed)
-    return TextTurn(
-        pad_right([row.ids for row in rows], model.vocab.pad),
-        pad_right([row.answer for row in rows], 0).bool(),
-        torch.randn(len(rows), 5, model.spec.clip_width or 1, generator=draw),
+    return TextTurn.of_rows(
+        [row.ids for row in rows],
+        [row.answer for row in rows],
+        model.vocab.pad,
+        torch.randn(len(rows), 5, model.spec.clip_width or 1, generator=draw) if patches is None else patches,
     )
 
 
@@ -87,7 +93,7 @@ def test_mixed_answer_lengths_in_a_batch_equal_single_runs(built: Built) -> None
             objective.prepare(
                 model.vocab,
                 prompter.system_ids,
-                TextTurn(*(part[row : row + 1] for part in (mixed.ids, mixed.answer, mixed.patches))),  # type: ignore[index]
+                turn(model, prompter, answers[row : row + 1], patches=mixed.patches[row : row + 1]),  # type: ignore[index]
             )
         )[0]
         for row in range(2)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from models.objectives import TextTask
 from models.prompting import Prompter
-from models.sequence import TextTurn, pad_right
+from models.sequence import TextTurn
 from models.upvla import UPVLA
 
 Built = tuple[UPVLA, Prompter]
@@ -35,11 +35,13 @@ def talk(built: Built, dialogues: Sequence[Dialogue] = TALK, seed: int = 0, widt
         torch.randn(5, model.spec.clip_width or 1, generator=torch.Generator().manual_seed(100 * seed + number))
         for number in range(len(rows))
     ]
-    return TextTurn(
-        pad_right([row.ids for row in rows], model.vocab.pad, width),
-        pad_right([row.answer for row in rows], 0, width).bool(),
+    return TextTurn.of_rows(
+        [row.ids for row in rows],
+        [row.answer for row in rows],
+        model.vocab.pad,
         torch.stack(pictures),
         torch.arange(len(rows)),
+        width=width,
     )
 
 
@@ -47,7 +49,11 @@ def one_row(turn: TextTurn, row: int) -> TextTurn:
     """That row alone, its padding kept, its name in the data set too."""
     assert turn.patches is not None
     assert turn.indices is not None
-    return TextTurn(*(part[row : row + 1] for part in (turn.ids, turn.answer, turn.patches, turn.indices)))
+    assert turn.lengths is not None
+    ids, answer, patches, indices, lengths = (
+        part[row : row + 1] for part in (turn.ids, turn.answer, turn.patches, turn.indices, turn.lengths)
+    )
+    return TextTurn(ids, answer, patches, indices, lengths=lengths)
 
 
 @dataclass(frozen=True)

@@ -142,9 +142,10 @@ def conversations(parity: Path, built: Built) -> TextTurn:
     count, width = arrays["collated_input_ids"].shape
     spoken = read_json(parity / "mmu_text.json")["conversations"][:count]
     rows = [built.prompter.conversation([(turn["from"], turn["value"]) for turn in turns]) for turns in spoken]
-    return TextTurn(
-        ids=pad_right([row.ids[:width] for row in rows], built.model.vocab.pad),
-        answer=pad_right([row.answer[:width] for row in rows], 0).bool(),
+    return TextTurn.of_rows(
+        [row.ids[:width] for row in rows],
+        [row.answer[:width] for row in rows],
+        built.model.vocab.pad,
         patches=torch.tensor(arrays["clip_features"]),
     )
 

@@ -16,9 +16,11 @@ import pytest
 from tests.tiny import llm_config, write_language_model
 from tests.training.runs import Outcome, same
 from tests.training.test_resume import interrupted
+from training.checkpoint import ORDER, changes
 from training.data.cotrain import flow_seed
-from training.data.order import StepSampler
+from training.data.order import ORDER_VERSION, StepSampler
 from training.guard import Guard
+from training.manifest import Checkpoint
 from training.signals import PREEMPTED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,7 +114,7 @@ def test_other_batch_sizes_repeat_and_skip_no_sample_and_are_said(
             training__max_train_steps=2 * (number + 1),
             experiment__resume_from_checkpoint="latest",
         )
-    for flow, length, seed in (("robot", 16, 10086), ("mmu", 6, flow_seed(10086, "mmu"))):
+    for flow, length, seed in (("robot", 16, flow_seed(10086, "robot")), ("mmu", 6, flow_seed(10086, "mmu"))):
         alone = StepSampler(length, 1, seed)
         assert taken[flow] == [alone.batch(place)[0] for place in range(len(taken[flow]))]
     assert (len(taken["robot"]), len(taken["mmu"])) == (20, 8)
@@ -145,6 +147,15 @@ def test_the_same_command_has_nothing_to_say_of_changes(run: Start, capfd: pytes
     run(experiment__save_every=1)
     run(experiment__resume_from_checkpoint=1)
     assert "not bit for bit" not in capfd.readouterr().out
+
+
+def test_a_checkpoint_without_the_version_of_its_order_is_logged_as_the_first(tmp_path: Path) -> None:
+    now = {"training.seed": 1, ORDER: ORDER_VERSION}
+    old = Checkpoint(tmp_path, 1, None, {"conditions": {"training.seed": 1}})
+    (said,) = changes(old, now)
+    assert f"{ORDER} {ORDER_VERSION} (was 1)" in said
+    assert "the order of the data is another one" in said
+    assert changes(Checkpoint(tmp_path, 1, None, {"conditions": now}), now) == []
 
 
 # --- asked to stop ------------------------------------------------------------------------------------------------

@@ -90,6 +90,7 @@ class TextSample:
     pixels: Tensor | None  # float32 [3, S, S], CLIP-normalised, or CLIP's patches [P, C]; None: there is no picture
     index: int
     left_out: tuple[tuple[int, str], ...] = ()  # (index, why) of samples that this one stands in for
+    cut: int = 0  # ids that were cut off at the end of the conversation
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class TextBatch:
     pictured: Tensor  # bool [B], which those are
     indices: Tensor  # int64 [B]
     left_out: tuple[tuple[int, str], ...] = ()  # (index, why) of samples that others stand in for
+    cut: tuple[tuple[int, int], ...] = ()  # (index, ids cut off at the end) of conversations that are too long
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -114,6 +116,7 @@ class TextBatch:
             pictured=self.pictured.to(device, non_blocking=non_blocking),
             indices=self.indices.to(device, non_blocking=non_blocking),
             left_out=self.left_out,
+            cut=self.cut,
         )
 
     def pin_memory(self) -> TextBatch:
@@ -125,6 +128,7 @@ class TextBatch:
             pictured=self.pictured.pin_memory(),
             indices=self.indices.pin_memory(),
             left_out=self.left_out,
+            cut=self.cut,
         )
 
 
@@ -163,4 +167,5 @@ def collate_text(samples: Sequence[TextSample]) -> TextBatch:
         pictured=torch.tensor([sample.pixels is not None for sample in samples]),
         indices=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
         left_out=tuple(one for sample in samples for one in sample.left_out),
+        cut=tuple((sample.index, sample.cut) for sample in samples if sample.cut),
     )

@@ -132,6 +132,7 @@ class Flow(Generic[Batch]):
                 raise batch.kind(batch.message)
             if isinstance(batch, TextBatch):
                 self.left_out.tell(batch.left_out)
+                self.left_out.report_cut(batch.cut)
             yield batch
 
 
@@ -323,7 +324,7 @@ def cotrain_loader(
         dataset=demonstrations,
         collate=collate_robot,
         batch_size=training.batch_size_pre,
-        seed=training.seed,
+        seed=flow_seed(training.seed, "robot"),
         # Handing a batch of codes over from another process takes longer than gathering it.
         workers=params.num_workers if demonstrations.tokens is None else 0,
         rank=rank,

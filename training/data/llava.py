@@ -5,14 +5,16 @@
 
 Records that cannot be learned from (their picture is not there, nobody answers) are counted by reason and folder and
 named at start, then left out or refused; records without a picture are left out or used as what they are. No picture
-is ever made up.
+is ever made up. A list of one picture is that picture.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -22,6 +24,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from common.text import check_text, shortened
 from config.schema import OnBadRecord, TextOnly
 from models.images import ClipImageSpec, clip_pixels
 from models.prompting import ASSISTANT, HUMAN, IMAGE_MARK, Prompter
@@ -41,7 +44,12 @@ NO_PICTURE = "without a picture (dataset.params.text_only=use learns from them)"
 LOST_PICTURE = "whose picture does not exist"
 TALKS_OF_A_PICTURE = "with an <image> mark but no picture"
 SEVERAL_PICTURES = "with several pictures"
+NO_PATH = "whose picture is not named by a path"
+MORE_MARKS = "with more <image> marks than pictures"
 NO_CONVERSATION = "without a question and answer in turn"
+EMPTY_ANSWER = "with an empty answer"
+NOT_UNICODE = "with text that is not valid Unicode (half of a surrogate pair, such as half an emoji)"
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +84,11 @@ class Skipped:
 
 
 class LeftOut:
-    """Samples that turned out to be unusable when they were read; each is named once."""
+    """Samples that turned out to be unusable when they were read, each named once, and those that were cut."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
+        self._cut: set[int] = set()
 
     def tell(self, found: Iterable[tuple[int, str]]) -> None:
         """``found``: (index of the sample, why it cannot be used)."""
@@ -87,6 +96,24 @@ class LeftOut:
             if index not in self._seen:
                 self._seen.add(index)
                 logger.warning("left out, number %d of this process, the next one instead: %s", len(self._seen), why)
+
+    def report_cut(self, found: Iterable[tuple[int, int]]) -> None:
+        """Count conversations that were cut, and log the first. ``found``: (index of the sample, ids cut off)."""
+        for index, ids in found:
+            if not self._cut:
+                logger.warning(
+                    "usable conversation %d is cut by %d ids, which are not learned: it is longer than "
+                    "dataset.preprocessing.max_seq_length allows; others are counted, and the number is logged at the "
+                    "end of the run",
+                    index,
+                    ids,
+                )
+            self._cut.add(index)
+
+    @property
+    def cut(self) -> int:
+        """How many conversations were cut."""
+        return len(self._cut)
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -102,10 +129,11 @@ class LlavaDataset(Dataset[TextSample]):
         image_spec: how CLIP wants its pictures; None: pictures are not opened, pixels are [3, 0, 0].
         max_ids: a conversation is cut to this many ids, from the front; what is cut off is not learned.
         image_root: folder that ``image`` paths are relative to; the json's folder if None.
-        on_bad_record: "skip" leaves out records without a picture that is there or without a conversation, and
-            ``summary`` counts and names them; "error" refuses the file. A picture that exists but cannot be decoded,
-            and an answer that lies wholly behind the cut, are found only when their turn comes: then "skip" gives the
-            next record instead (the same one at every resume), and ``TextSample.left_out`` says so.
+        on_bad_record: "skip" leaves out records without a picture that is there, without a conversation, with an empty
+            answer, with more ``<image>`` marks than pictures, or with text that is not valid Unicode, and ``summary``
+            counts and names them; "error" refuses the file. A picture that exists but cannot be decoded, and an answer
+            that lies wholly behind the cut, are found only when their turn comes: then "skip" gives the next record
+            instead (the same one at every resume), and ``TextSample.left_out`` says so.
         text_only: "use" makes samples of records that have no picture and speak of none; "skip" leaves them out
             (counted; they are no error).
         features: CLIP's patches of the pictures, made before: then no picture is opened, nor has to be there, and
@@ -138,18 +166,21 @@ class LlavaDataset(Dataset[TextSample]):
         self.skipped = Skipped()
         self.used: Counter[str] = Counter()  # folder of the picture -> usable records
         self._images, self._turns = Strings(), Strings()  # image "": none
+        self._records = array("Q")  # number of each usable record in the file
         self._read()
 
     def _read(self) -> None:
         folders = _Folders(self.image_root)
         for number, record in enumerate(iterate_json_list(self.path)):
-            reason, folder = self._unusable(record, folders), _folder_of(record)
+            reason, image = self._unusable(record, folders), image_of(record)
+            folder = _folder_of(image)
             if reason is None:
+                assert isinstance(image, str)
                 self.used[folder] += 1
-                self._images.append(record.get("image") or "")
+                self._images.append(image)
                 self._turns.append(json.dumps([[turn["from"], turn["value"]] for turn in record["conversations"]]))
+                self._records.append(number)
                 continue
-            image = record.get("image")
             name = f"record {number} {image!r}" if image and isinstance(image, str) else f"record {number}"
             if self.on_bad_record == "error" and reason != NO_PICTURE:
                 raise ValueError(
@@ -160,14 +191,16 @@ class LlavaDataset(Dataset[TextSample]):
             raise ValueError(f"{self.path} has no usable record: {'; '.join(self.skipped.lines()) or 'it is empty'}")
 
     def _unusable(self, record: dict[str, Any], folders: _Folders) -> str | None:
-        image, turns = record.get("image"), record.get("conversations")
+        image, turns = image_of(record), record.get("conversations")
         if isinstance(image, list):
             return SEVERAL_PICTURES
-        if not isinstance(image or "", str) or not _is_conversation(turns):
+        if not _is_conversation(turns):
             return NO_CONVERSATION
+        if not isinstance(image, str):
+            return NO_PATH
+        if (reason := _unusable_text(record["conversations"], image)) is not None:
+            return reason
         if not image:
-            if any(turn["from"] == HUMAN and IMAGE_MARK in turn["value"] for turn in turns or ()):
-                return TALKS_OF_A_PICTURE
             return None if self.text_only == "use" else NO_PICTURE
         if self.features is not None and image in self.features:
             return None
@@ -199,10 +232,11 @@ class LlavaDataset(Dataset[TextSample]):
             candidate = (index + distance) % len(self)
             try:
                 return replace(self._sample(candidate), left_out=tuple(left_out))
-            except (ValueError, FileNotFoundError) as error:
+            except (ValueError, OSError, MemoryError) as error:
+                why = f"{self.path}: record {self._records[candidate]}: {error or type(error).__name__}"
                 if self.on_bad_record == "error":
-                    raise
-                left_out.append((candidate, str(error)))
+                    raise ValueError(f"{why}; dataset.params.on_bad_record=skip leaves such out") from error
+                left_out.append((candidate, why))
         raise ValueError(
             f"{self.path}: {len(left_out)} records in a row, all that were tried, cannot be used; the first: "
             f"{left_out[0][1]}"
@@ -212,18 +246,29 @@ class LlavaDataset(Dataset[TextSample]):
         turns = [(speaker, text) for speaker, text in json.loads(self._turns[index])]
         conversation = self.prompter.conversation(turns)
         ids, answer = conversation.ids[: self.max_ids], conversation.answer[: self.max_ids]
+        cut = len(conversation.ids) - len(ids)
         image = self._images[index]
-        path = self.image_root / image
         if not any(answer):
-            what = f"the conversation about {path}" if image else f"usable record {index}, {turns[0][1][:60]!r},"
-            raise ValueError(f"{self.path}: {what} has no answer in its first {len(ids)} ids")
+            raise ValueError(
+                f"the conversation {shortened(turns[0][1])} has no answer in its first {len(ids)} ids, which is all "
+                "that dataset.preprocessing.max_seq_length allows"
+            )
         pixels = None
         if image and self.features is not None:
             pixels = self.features[image]
         elif image:
             spec = self.image_spec
-            pixels = torch.empty(3, 0, 0) if spec is None else clip_pixels(read_image(path), spec)
-        return TextSample(ids=ids, answer=answer, pixels=pixels, index=index)
+            pixels = torch.empty(3, 0, 0) if spec is None else clip_pixels(read_image(self.image_root / image), spec)
+        return TextSample(ids=ids, answer=answer, pixels=pixels, index=index, cut=cut)
+
+
+def image_of(record: dict[str, Any]) -> Any:
+    """Return the path of a record's picture, "" if it has none. A list of one picture is that picture; what is neither
+    comes back as it is."""
+    image = record.get("image")
+    if isinstance(image, list) and len(image) < 2:
+        image = image[0] if image else ""
+    return "" if image is None else image
 
 
 def _is_conversation(turns: Any) -> bool:
@@ -238,12 +283,28 @@ def _is_conversation(turns: Any) -> bool:
     return len(speakers) >= 2 and all(who == (HUMAN, ASSISTANT)[i % 2] for i, who in enumerate(speakers))
 
 
-def _folder_of(record: dict[str, Any]) -> str:
+def _unusable_text(turns: list[dict[str, Any]], image: str) -> str | None:
+    """Return why the words of a conversation about ``image`` ("": none) cannot be learned."""
+    marks = sum(turn["value"].count(IMAGE_MARK) for turn in turns)
+    if marks > bool(image):
+        return MORE_MARKS if image else TALKS_OF_A_PICTURE
+    answers = (turn["value"] for number, turn in enumerate(turns) if number and turn["from"] == ASSISTANT)
+    if not all(answer.replace(IMAGE_MARK, "").strip() for answer in answers):
+        return EMPTY_ANSWER
+    try:
+        for text in (image, *(turn["value"] for turn in turns)):
+            check_text(text)
+    except ValueError:
+        return NOT_UNICODE
+    return None
+
+
+def _folder_of(image: Any) -> str:
     """By what records are counted: the first folder of the picture's path, which in LLaVA's mix is the data set."""
-    image = record.get("image")
     if not isinstance(image, str) or not image:
-        return TEXT_ALONE if not image else "?"
-    return Path(image).parts[0] if len(Path(image).parts) > 1 else "."
+        return TEXT_ALONE if image == "" else "?"
+    parts = Path(image.encode("utf-8", "backslashreplace").decode()).parts
+    return parts[0] if len(parts) > 1 else "."
 
 
 def _counted(folders: Counter[str]) -> str:
@@ -263,6 +324,10 @@ class _Folders:
         if folder not in self._names:
             try:
                 self._names[folder] = frozenset(os.listdir(self._root / folder))
-            except (FileNotFoundError, NotADirectoryError):
+            except ValueError:  # no file can have such a name
+                self._names[folder] = frozenset()
+            except OSError as error:
+                if error.errno not in ABSENT:
+                    raise ValueError(f"{self._root / folder} cannot be listed ({error.strerror})") from error
                 self._names[folder] = frozenset()
         return name in self._names[folder]

@@ -15,14 +15,22 @@ from torch.utils.data import Sampler
 
 from config.schema import LoaderMode
 
+ORDER_VERSION = 2
+"""How a run's seed becomes the order of its data. 1: the robot flow was walked by ``seed + epoch``, so that epoch 1 of
+seed 0 was epoch 0 of seed 1. 2: every flow has a hashed seed (``flow_seed``)."""
+
 
 def permutation(length: int, seed: int, epoch: int) -> torch.Tensor:
-    """int64 [length]: the order of one pass. The same as torch's DistributedSampler with ``set_epoch(epoch)``."""
+    """int64 [length]: the order of one pass. The same as torch's DistributedSampler with ``set_epoch(epoch)``.
+
+    Neighbouring seeds share orders; ``seed`` has to be one of ``flow_seed``.
+    """
     return torch.randperm(length, generator=torch.Generator().manual_seed(seed + epoch))
 
 
 def flow_seed(seed: int, flow: str) -> int:
-    """A seed of its own for each flow, so that two data sets of one length are not walked in the same order."""
+    """A seed of its own for each flow and run seed: two data sets of one length are not walked in the same order, and
+    no epoch of a run is an epoch of a run with another seed."""
     return int.from_bytes(hashlib.blake2b(f"{seed} {flow}".encode(), digest_size=7).digest(), "little")
 
 

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from common.text import check_text
 from training.data import archive
 from training.data.actions import ACTION_SIZE
 from training.data.files import iterate_json_list
@@ -193,6 +194,7 @@ def gather(
         where = f"{path}: episode {episode}"
         instruction = _text(record, "instruction", where, may_be_empty=True)
         task, listed = record.get("task"), record.get("frames")
+        _check_text(str(task), f"{where}, 'task'")
         if not isinstance(listed, list) or not listed:
             raise ValueError(f"{where} needs a list of at least one frame under 'frames'")
         writer.numbers("actions", _actions(listed, where))
@@ -261,7 +263,15 @@ def _text(record: dict[str, Any], key: str, where: str, may_be_empty: bool = Fal
     value = record.get(key)
     if not isinstance(value, str) or not (value or may_be_empty):
         raise ValueError(f"{where} needs a text under {key!r}, found {value!r}")
+    _check_text(value, f"{where}, {key!r}")
     return value
+
+
+def _check_text(text: str, where: str) -> None:
+    try:
+        check_text(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _base(path: Path, first: str) -> Path:
@@ -306,6 +316,7 @@ def write_index(root: Path, episodes: Iterable[Episode], before: Callable[[], ob
     with partial.open("w", encoding="utf-8") as file:
         file.write("[")
         for number, episode in enumerate(episodes):
+            _check_text(episode.instruction, f"{path}: episode {number}, 'instruction'")
             record: dict[str, Any] = {"instruction": episode.instruction}
             if episode.task is not None:
                 record["task"] = episode.task

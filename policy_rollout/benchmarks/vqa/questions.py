@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from common.text import check_text
 from models.json_file import read_json, read_object
 from models.prompting import ASSISTANT, HUMAN, IMAGE_MARK
 
@@ -53,6 +54,12 @@ def read_questions(benchmark: str, files: Sequence[Path], most: int = 0) -> list
     found = [question for file in files for question in FORMATS[benchmark].read(file)]
     if not found:
         raise ValueError(f"--questions {', '.join(map(str, files))}: there is no question in it")
+    for question in found:
+        try:
+            for text in (question.id, question.picture, question.text, *question.truths):
+                check_text(text)
+        except ValueError as error:
+            raise ValueError(f"--questions: question {question.id!a}: {error}") from None
     return found[:most] if most else found
 
 

@@ -23,6 +23,55 @@ die() {
     exit 2
 }
 
+# Every setting that one of the sbatch files reads from the environment.
+SETTINGS="RUN_ROOT DATASET_ROOT ENV_MODE VENV PYTHON PIP_USER INSTRUCTION MAX_FRAMES MAX_SAMPLES TRAIN_STEPS OVERRIDES \
+    PRETRAINED_MODEL_PATH LLM_MODEL_PATH VQ_MODEL_PATH CLIP_MODEL_PATH PROJECT INSTALL_DEEPSPEED DEEPSPEED_SPEC \
+    NUM_PROCESSES ACCELERATE_CONFIG PROCESSES_PER_NODE MASTER_ADDR MASTER_PORT MODEL_CFG MODEL_YAML CALVIN_DATA_ROOT \
+    NUM_SEQUENCES LOG_DIR"
+
+# Compare the names in the environment with the settings by their longest common subsequence. A near miss (other case, a
+# few letters too many or too few, one other letter, two exchanged) is an error unless the setting that it resembles is
+# set too. A name that resembles a setting less is reported and ignored.
+check_names() {
+    local name setting near
+    while read -r name setting near; do
+        if ((near)) && [[ -z ${!setting+set} ]]; then
+            die "$name is not a setting of this job: did you mean $setting? (unset $name, or set $setting," \
+                "empty for its default)"
+        fi
+        say "notice: $name is not a setting of this job and has no effect; did you mean $setting?" >&2
+    done < <(compgen -e | grep -xE '[A-Za-z0-9_]+' | grep -vE '^((SLURM|SBATCH|SRUN|PIP|LMOD|CONDA)_|PYTHON.|ENV$)' |
+        awk -v settings="$SETTINGS" '
+        function common(a, b, i, j, n, row, last, kept) { # length of the longest common subsequence
+            n = length(b)
+            for (j = 0; j <= n; j++) row[j] = 0
+            for (i = 1; i <= length(a); i++) {
+                last = 0
+                for (j = 1; j <= n; j++) {
+                    kept = row[j]
+                    if (substr(a, i, 1) == substr(b, j, 1)) row[j] = last + 1
+                    else if (row[j - 1] > row[j]) row[j] = row[j - 1]
+                    last = kept
+                }
+            }
+            return row[n]
+        }
+        BEGIN { count = split(settings, known); for (k in known) is_known[known[k]] }
+        !($0 in is_known) {
+            best = 0
+            for (k = 1; k <= count; k++) {
+                same = common(toupper($0), known[k])
+                ratio = 2 * same / (length($0) + length(known[k]))
+                if (ratio > best) {
+                    best = ratio
+                    nearest = known[k]
+                    contained = same == length($0) || same == length(nearest)
+                }
+            }
+            if (best >= 0.72) print $0, nearest, (best >= 0.88 || (best >= 0.8 && contained))
+        }')
+}
+
 # The folders of the run; from here on everything happens in the project. Relative paths in the environment start from the
 # folder sbatch was called in, which is where a job starts.
 enter_project() {
@@ -161,3 +210,5 @@ summarize() {
     "$PYTHON" scripts/summarize_offline_eval_json.py --inputs "$@" --output "$RUN_ROOT/results/summary.md"
     say "done: $RUN_ROOT/results/summary.md"
 }
+
+check_names

@@ -183,7 +183,7 @@ def test_the_tasks_of_a_job_play_every_chain_once(slurm: Slurm, tmp_path: Path) 
     assert [record["index"] for record in results["records"]] == [0, 1, 2]
     counts = [len(file.read_text().splitlines()) for file in (tmp_path / "log" / "records").iterdir()]
     assert sum(counts) == 3
-    env["MODEL_YAML"] = str(tmp_path / "outputs" / "rollout_arvla" / "model.yaml")
+    env["MODEL_CFG"] = str(tmp_path / "outputs" / "rollout_arvla" / "model.yaml")
     code, said = slurm.submit(script, "ep_len=10", cwd=tmp_path, **env)
     assert code == 0, said
     assert json.loads((tmp_path / "log" / "results.json").read_text())["records"] == results["records"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,15 @@ def plan_folder(folder: Path, plan: Mapping[str, Any]) -> Path:
         folder.mkdir(parents=True)
         replace(folder / "plan.json", json.dumps(plan).encode())
     return folder
+
+
+def is_current(part: Path, sources: Iterable[Path]) -> bool:
+    """Return whether a finished part is there, and none of the files it was read from was changed since."""
+    if not part.is_file():
+        return False
+    made = part.stat().st_mtime_ns
+    states = (source.stat() for source in sources if source.is_file())
+    return all(max(state.st_mtime_ns, state.st_ctime_ns) <= made for state in states)
 
 
 def output_folder(path: Path) -> None:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from common.housekeeping import remove
-from preprocess_data.parts import plan_folder, replace
+from preprocess_data.parts import is_current, plan_folder, replace
 from preprocess_data.processes import in_processes
 from training.data import archive
 from training.data.calvin import CalvinSplit
@@ -68,7 +68,7 @@ def read_actions(
     folder = _plan(split, ids, output_dir, copies, action)
     edges = range(0, len(ids), PART)
     files = [folder / f"part_{start:09d}.npz" for start in edges]
-    held = [_held(file, len(ids[start : start + PART])) for start, file in zip(edges, files, strict=True)]
+    held = [_held(file, split, ids[start : start + PART]) for start, file in zip(edges, files, strict=True)]
     todo = [
         _Part(split.path.absolute(), tuple(ids[start : start + PART].tolist()), file, copies, action)
         for start, file, have in zip(edges, files, held, strict=True)
@@ -114,13 +114,17 @@ def _plan(
     return plan_folder(output_dir / PARTS, plan)
 
 
-def _held(file: Path, count: int) -> npt.NDArray[np.float32] | None:
-    """A part's actions [n, 14] from an earlier run; None where there are none, or only part of a file."""
+def _held(file: Path, split: CalvinSplit, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:
+    """A part's actions [n, 14] from an earlier run; None where there are none, or frames were changed since."""
+    if not file.is_file() or not is_current(
+        file, {archive.container(split.frame_path(frame)) for frame in ids.tolist()}
+    ):
+        return None
     try:
         table: npt.NDArray[Any] = read_npz(file, ("actions",))["actions"]
     except (ValueError, FileNotFoundError):
         return None
-    return table if table.shape == (count, 14) and table.dtype == np.float32 else None
+    return table if table.shape == (len(ids), 14) and table.dtype == np.float32 else None
 
 
 def _read_part(part: _Part) -> tuple[npt.NDArray[np.float32], dict[int, str]]:

@@ -8,7 +8,7 @@ relative actions by one convention, ``Units``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from common.housekeeping import remove
-from preprocess_data.parts import output_folder, plan_folder, replace
+from preprocess_data.parts import is_current, output_folder, plan_folder, replace
 from preprocess_data.processes import in_processes
 from training.data.checks import ENOUGH
 from training.data.processed import INDEX_NAME, WORTH_AN_INDEX, Episode, Frame, build_index, write_index
@@ -127,6 +127,7 @@ class Made:
 def convert(
     jobs: Sequence[Job],
     read: Callable[[Job], Part],
+    sources: Callable[[Job], Iterable[Path]],
     output: Path,
     plan: Mapping[str, Any],
     action: Mapping[str, Any],
@@ -140,6 +141,7 @@ def convert(
     Args:
         read: a module's own function; called in ``workers`` processes. What is wrong with an episode it lists under
             ``bad``.
+        sources: the files that a job reads; a part of an earlier run is not taken where one was changed since.
         plan: what the result depends on besides the jobs; parts of another plan are not taken up.
         action: what differs from CALVIN's actions, for the contract.
         units: how actions were made, which has to fit what was recorded.
@@ -152,7 +154,7 @@ def convert(
     with output_folder(output, "a conversion"):
         folder = plan_folder(output / PARTS, {**plan, "jobs": [str(job) for job in jobs]})
         files = [folder / f"part_{number:06d}.json" for number in range(len(jobs))]
-        left_out = _read_all(jobs, files, read, workers, progress, skip_bad)
+        left_out = _read_all(jobs, files, read, sources, workers, progress, skip_bad)
         made = _write(output, files, action, units, left_out, progress)
         remove(output / PARTS)
     return made
@@ -162,12 +164,13 @@ def _read_all(
     jobs: Sequence[Job],
     files: Sequence[Path],
     read: Callable[[Job], Part],
+    sources: Callable[[Job], Iterable[Path]],
     workers: int,
     progress: bool,
     skip_bad: bool,
 ) -> list[str]:
     """Have a file for every job; return the episodes that are left out, and why."""
-    held = [_held(file) for file in files]
+    held = [_held(file) if is_current(file, sources(job)) else None for job, file in zip(jobs, files, strict=True)]
     todo = [(job, file, read) for job, file, have in zip(jobs, files, held, strict=True) if have is None]
     fresh = in_processes(_run, todo, workers if len(todo) >= 2 else 1)
     left_out: list[str] = []
@@ -194,8 +197,6 @@ def _run(work: tuple[Any, Path, Callable[[Any], Part]]) -> tuple[list[str], list
 
 
 def _held(file: Path) -> tuple[list[str], list[str]] | None:
-    if not file.is_file():
-        return None
     part = json.loads(file.read_text(encoding="utf-8"))
     return None if part["bad"] else (part["left_out"], [])
 

@@ -56,6 +56,10 @@ class Place:
     tasks: tuple[str, ...]
     videos: dict[str, Section]  # by camera
 
+    @property
+    def files(self) -> list[Path]:
+        return [self.table, *(path for path, _, _ in self.videos.values())]
+
 
 class LerobotData:
     """A LeRobot data set in a folder. Raises ValueError or FileNotFoundError naming the file, here or when asked."""

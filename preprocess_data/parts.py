@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,15 @@ def plan_folder(folder: Path, plan: Mapping[str, Any]) -> Path:
             remove(other)
     mine.mkdir(parents=True, exist_ok=True)
     return mine
+
+
+def is_current(part: Path, sources: Iterable[Path]) -> bool:
+    """Return whether a finished part is there, and none of the files it was read from was changed since."""
+    if not part.is_file():
+        return False
+    made = part.stat().st_mtime_ns
+    states = (source.stat() for source in sources if source.is_file())
+    return all(max(state.st_mtime_ns, state.st_ctime_ns) <= made for state in states)
 
 
 @contextmanager

@@ -23,6 +23,9 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 from common.arguments import path_argument, real, whole
 from common.command import run_command
 from preprocess_data.bridge import (
+    LANGUAGE,
+    OBSERVATIONS,
+    POLICY,
     LeftOut,
     Picture,
     Shard,
@@ -195,6 +198,13 @@ def find_work(source: Path, split: str | None, settings: Settings) -> list[Work]
     return [Work(tuple(folders[at : at + FOLDERS]), settings) for at in range(0, len(folders), FOLDERS)]
 
 
+def _files(work: Work) -> list[Path]:
+    """What holds the numbers and words of some trajectories."""
+    if isinstance(work.source, Shard):
+        return [work.source.path]
+    return [folder / name for folder in work.source for name in (OBSERVATIONS, POLICY, LANGUAGE)]
+
+
 def process(
     source: Path,
     settings: Settings,
@@ -208,6 +218,7 @@ def process(
     return convert(
         find_work(source, split, settings),
         read_work,
+        _files,
         settings.output,
         {"format": "bridge", "settings": {key: str(value) for key, value in asdict(settings).items()}},
         {

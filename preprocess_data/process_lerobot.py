@@ -25,7 +25,7 @@ from common.arguments import path_argument, real, whole
 from common.command import run_command
 from preprocess_data.calvin_verify import Report
 from preprocess_data.conversion import Converted, Floats, Made, Part, Units, convert
-from preprocess_data.lerobot import LerobotData, Place, libraries
+from preprocess_data.lerobot import INFO, LerobotData, Place, libraries
 from preprocess_data.lerobot_names import AXES, columns_by_name, static_camera
 from preprocess_data.looking import add_options, looked
 from training.data.checks import ENOUGH, SMOOTH, ActionChecks, require
@@ -242,6 +242,7 @@ def process(source: Path, settings: Settings, workers: int = 1, progress: bool =
     return convert(
         [Work(source.absolute(), tuple(numbers[at : at + EPISODES]), settings) for at in numbers[::EPISODES]],
         read_work,
+        lambda work: [source / INFO, *(file for at in work.episodes for file in data.episodes[at].files)],
         settings.output,
         {"format": "lerobot", "settings": {key: str(value) for key, value in told.items()}},
         {

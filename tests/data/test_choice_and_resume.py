@@ -16,7 +16,7 @@ import pytest
 
 from preprocess_data import calvin_frames, process_calvin
 from preprocess_data.calvin_choice import Choice, source_splits
-from tests.data.builders import opened_files, raw_split, write_annotations
+from tests.data.builders import opened_files, raw_split, write_annotations, write_frame
 from training.data.calvin import Annotation, CalvinSplit
 from training.data.processed import read_index
 from training.future_view_prediction_w_action_dataset import DataProvider
@@ -159,6 +159,13 @@ def test_a_half_written_part_is_read_again(dataset: Path, tmp_path: Path, monkey
     parts = sorted((tmp_path / "out" / ".process_calvin").glob("part_*.npz"))
     parts[0].write_bytes(parts[0].read_bytes()[:-30])
     np.testing.assert_array_equal(calvin_frames.read_actions(*arguments).relative, first.relative)
+    # A frame that was recorded again while its part waited is read again, whatever its time says.
+    path = dataset / "training" / "episode_0000012.npz"
+    times = path.stat()
+    write_frame(path, 99)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    again = calvin_frames.read_actions(*arguments).relative
+    assert (again != first.relative).any(axis=1).tolist() == [number == 12 for number in ids.tolist()]
 
 
 @pytest.mark.slow

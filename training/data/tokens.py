@@ -173,7 +173,7 @@ def probes(paths: Sequence[Path], root: Path) -> dict[str, list[int | str]]:
     data set ``root`` where files lie in it (or it in them), so that those of a copy are the copy's own."""
     root = root.absolute()
     places = np.unique(np.linspace(0, len(paths) - 1, PROBES).astype(int))
-    files = [archive.container(paths[place]).absolute() for place in places]
+    files = list(dict.fromkeys(archive.container(paths[place]).absolute() for place in places))
     own = {file for file in files if file.is_relative_to(root) or root.is_relative_to(file)}
     return {os.path.relpath(file, root) if file in own else str(file): _known_by(file) for file in files}
 

@@ -8,7 +8,7 @@ import ipaddress
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from common.command import run_command
 from policy_rollout.acting import CAMERAS, Policy
+from policy_rollout.model_yaml import load_model_yaml
 from policy_rollout.warm_up import warm_up
 
 if TYPE_CHECKING:  # websockets and msgpack are looked for when a server is really started
@@ -164,12 +165,18 @@ def banner(policy: Policy, model: str, chosen: Settings, port: int, device: str)
     return "\n".join(lines)
 
 
-async def serve(policy: Policy, chosen: Settings, model: str, device: str) -> None:
+async def serve(
+    policy: Policy,
+    chosen: Settings,
+    model: str,
+    device: str,
+    image_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> None:
     """Until Ctrl-C or SIGTERM. A second one ends at once."""
     from policy_rollout.serving.server import Server
 
     loop = asyncio.get_running_loop()
-    server = Server(policy, chosen, model=model, say=lambda line: print(line, flush=True))
+    server = Server(policy, chosen, model=model, image_shapes=image_shapes, say=lambda line: print(line, flush=True))
     async with server:
 
         def stop() -> None:
@@ -190,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
         chosen = settings(options)
+        load_model_yaml(options.model_config, options.checkpoint).require_checkpoint()
         from policy_rollout.policy import UPVLAPolicy  # torch, after everything that can be wrong without it
 
         policy = UPVLAPolicy.from_config(
@@ -201,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         assert policy.source is not None
         warm_up(policy, policy.spec.cameras)
-        asyncio.run(serve(policy, chosen, str(policy.source.checkpoint), str(policy.device)))
+        asyncio.run(serve(policy, chosen, str(policy.source.checkpoint), str(policy.device), policy.spec.cameras))
     except ImportError as error:
         if error.name not in ("websockets", "msgpack"):
             raise

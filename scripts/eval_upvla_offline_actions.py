@@ -17,6 +17,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 from common.arguments import path_argument
 from common.command import run_command
 from policy_rollout.acting import ACTION_DECODERS, ACTION_KEYS
+from policy_rollout.model_yaml import load_model_yaml
 
 DESCRIPTION = """\
 Asks a policy about recorded frames and compares its actions with the demonstrator's: mean absolute error and root mean
@@ -89,10 +90,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    # Imported here: --help and a mistake on the command line are answered before torch and transformers are loaded.
-    from scripts.offline_actions import run
-
     try:
+        if options.model_config is not None:
+            load_model_yaml(options.model_config).require_checkpoint()
+        # Imported here: --help and a mistake on the command line are answered before torch and transformers are loaded.
+        from scripts.offline_actions import run
+
         run(options)
     except (ValueError, OSError) as error:
         print(f"eval_upvla_offline_actions: {error}", file=sys.stderr)

@@ -6,7 +6,6 @@ python scripts/generate_text.py --checkpoint outputs/tiny_bdvla --picture table.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from common.arguments import path_argument, whole
 from common.command import run_command
+from policy_rollout.model_yaml import load_model_yaml
 from scripts.answering_options import ACCEPT_HELP, add_decoding, add_who
 
 DESCRIPTION = """\
@@ -67,16 +67,17 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    # Imported here: --help and a mistake on the command line are answered before torch and transformers are loaded.
-    from rich.console import Console
-
-    from scripts.asking import ask
-
     try:
+        if options.model_config is not None:
+            load_model_yaml(options.model_config, options.checkpoint).require_checkpoint()
+        # Imported here: --help and a mistake on the command line are answered before torch and transformers are loaded.
+        from rich.console import Console
+
+        from scripts.asking import ask
+
         ask(options, Console())
-    except BrokenPipeError:  # whoever was reading (``| head``) has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:  # of stdout: see run_command
+        raise
     except (ValueError, OSError) as error:
         print(f"generate_text: {error}", file=sys.stderr)
         return 2

@@ -2,7 +2,9 @@
 # What the sbatch files have in common; they source it after they have found the project (PROJECT).
 #
 # From the environment, each with a default:
-#   RUN_ROOT       where outputs/, results/ and debug_data/ go         (the folder sbatch was called in)
+#   RUN_ROOT       where outputs/, results/ and debug_data/ go         (quick checks: a folder of the job, e.g.
+#                  blockdiff_quick_ar_<jobid>, in the home folder, or where that cannot be written to in the folder
+#                  sbatch was called in; other jobs: the folder sbatch was called in)
 #   DATASET_ROOT   CALVIN data with training/ and validation/           (the embedded frames, dummy_data/calvin)
 #   ENV_MODE       venv: VENV, made if missing; system: PYTHON as it is; auto: VENV if it exists, else PYTHON if it has
 #                  the packages, else VENV is made                      (auto)
@@ -72,17 +74,24 @@ check_names() {
         }')
 }
 
-# The folders of the run; from here on everything happens in the project. Relative paths in the environment start from the
-# folder sbatch was called in, which is where a job starts.
+# argument NAME: the default RUN_ROOT of a job that shares no folder with another. A requeued job has the same number.
+job_folder() {
+    local base=${HOME:-}
+    [[ -n $base && -d $base && -w $base ]] || base=${SLURM_SUBMIT_DIR:-$PWD}
+    echo "$base/$1_${SLURM_JOB_ID:-$$}"
+}
+
+# argument [DEFAULT]: the folders of the run, DEFAULT for RUN_ROOT; from here on everything happens in the project.
+# Relative paths in the environment start from the folder sbatch was called in, which is where a job starts.
 enter_project() {
-    local name
+    local name part
     for name in PRETRAINED_MODEL_PATH LLM_MODEL_PATH VQ_MODEL_PATH CLIP_MODEL_PATH ACCELERATE_CONFIG MODEL_YAML \
         CALVIN_DATA_ROOT; do
         # What is no file here may be a hub id, or a file of the project.
         [[ -z ${!name:-} || ! -e ${!name} ]] || export "$name=$(realpath "${!name}")"
     done
     [[ -z ${LOG_DIR:-} ]] || LOG_DIR=$(realpath -m "$LOG_DIR")
-    RUN_ROOT=$(realpath -m "${RUN_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}")
+    RUN_ROOT=$(realpath -m "${RUN_ROOT:-${1:-${SLURM_SUBMIT_DIR:-$PWD}}}")
     DATASET_ROOT=$(realpath -m "${DATASET_ROOT:-$PROJECT/dummy_data/calvin}")
     VENV=$(realpath -m "${VENV:-$PROJECT/.venv}")
     mkdir -p "$RUN_ROOT/outputs" "$RUN_ROOT/results" || die "RUN_ROOT=$RUN_ROOT cannot be written to"
@@ -104,6 +113,25 @@ from importlib.util import find_spec
 needed = ["torch", "transformers", "accelerate", "omegaconf", "hydra", "yaml", "scipy", "PIL", "tensorboard", "tqdm"]
 print(*[name for name in needed if find_spec(name) is None])
 PYTHON
+}
+
+# arguments COMMAND...: one job of this user after the other; what is installed is shared by all of them.
+one_at_a_time() {
+    local cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/blockdiff-vla
+    mkdir -p "$cache"
+    (
+        flock 9 || say "notice: no lock on $cache/install.lock; another job may install at the same time"
+        "$@"
+    ) 9>"$cache/install.lock"
+}
+
+make_environment() {
+    local system=$1
+    # Another job may have made it meanwhile.
+    if [[ ! -x $PYTHON ]] || [[ -n $(missing_packages "$PYTHON") ]]; then
+        say "making the environment $VENV"
+        make venv VENV="$VENV" PYTHON="$system"
+    fi
 }
 
 # Sets PYTHON to an interpreter that can run the project.
@@ -128,13 +156,12 @@ choose_python() {
         lacks=$(missing_packages "$PYTHON")
         if [[ -n $lacks ]]; then
             [[ -n ${PIP_USER:-} ]] || die "$PYTHON lacks: $lacks (PIP_USER=1 installs them, or take ENV_MODE=venv)"
-            install_packages -r requirements_minimal.txt
+            one_at_a_time install_packages -r requirements_minimal.txt
         fi
     else
         PYTHON=$VENV/bin/python
         if [[ ! -x $PYTHON ]] || [[ -n $(missing_packages "$PYTHON") ]]; then
-            say "making the environment $VENV"
-            make venv VENV="$VENV" PYTHON="$system"
+            one_at_a_time make_environment "$system"
         fi
     fi
     export PYTHON
@@ -178,7 +205,10 @@ training_command() {
     [[ -z ${CLIP_MODEL_PATH:-} ]] || TRAIN+=("model.showo.clip_model_path=$CLIP_MODEL_PATH")
     read -ra extra <<<"${OVERRIDES:-}"
     TRAIN+=("dataset.params.train_pre_shards_path_or_url=$TRAIN_DATA" "experiment.output_dir=$output_dir"
-        "experiment.save_every=$steps" "training.max_train_steps=$steps" "${extra[@]}")
+        "experiment.save_every=$steps" "training.max_train_steps=$steps")
+    # A requeued job continues in its folder.
+    [[ ${SLURM_RESTART_COUNT:-0} == 0 ]] || TRAIN+=(experiment.resume_from_checkpoint=latest)
+    TRAIN+=("${extra[@]}")
 }
 
 # argument OUTPUT_DIR: OUTPUT_DIR/model.yaml, the model yaml of what a run wrote

@@ -15,6 +15,7 @@ from common.arguments import path_argument, whole
 from common.text import check_text
 from config.files import PROJECT_DIR
 from policy_rollout.acting import ActionConvention, Policy
+from policy_rollout.model_yaml import load_model_yaml
 from policy_rollout.robot.pace import RealClock
 from policy_rollout.robot.safety import Guard, SafetyLimits
 from policy_rollout.robot.seam import Command, Robot, Sight
@@ -119,6 +120,7 @@ def make_policy(options: argparse.Namespace) -> Policy:
         from policy_rollout.robot.remote import RemotePolicy
 
         return RemotePolicy(options.server, options.token or os.environ.get(TOKEN_VARIABLE))
+    load_model_yaml(options.model_config).require_checkpoint()
     from policy_rollout.policy import UPVLAPolicy  # torch
 
     policy = UPVLAPolicy.from_config(options.model_config, device=options.device)

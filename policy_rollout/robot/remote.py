@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -16,12 +17,59 @@ if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
 
 
+@dataclass(frozen=True)
+class Contract:
+    """What the actions of a server mean and what it needs to see. `image_shapes`: (height, width) of the frames that
+    the model was trained on, by camera, as far as the server declares them."""
+
+    convention: ActionConvention
+    cameras: tuple[str, ...]
+    act_step: int
+    action_size: int
+    image_shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, about: Any, url: str) -> Contract:
+        """Return the contract in a server's metadata. Raises `ValueError`."""
+        try:
+            contract = cls(
+                ActionConvention(**about["action_convention"]),
+                tuple(about["cameras"]),
+                int(about["act_step"]),
+                int(about.get("action_size", ACTION_SIZE)),
+                {str(name): tuple(map(int, shape)) for name, shape in about.get("image_shapes", {}).items()},
+            )
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ValueError(f"{url} does not say what its actions mean; it is no policy_rollout.serve") from None
+        if contract.act_step < 1 or any(camera not in CAMERAS for camera in contract.cameras):
+            raise ValueError(f"{url} declares cameras {contract.cameras} and chunks of {contract.act_step}")
+        if contract.action_size != ACTION_SIZE:
+            raise ValueError(f"{url} declares actions of {contract.action_size} numbers; expected {ACTION_SIZE}")
+        return contract
+
+    def require_same(self, now: Contract, url: str) -> None:
+        """Raise `ValueError` naming every field in which the contract of a later connection differs."""
+        first, later = (_fields(contract) for contract in (self, now))
+        differing = [f"{name} {first[name]} is now {later[name]}" for name in first if first[name] != later[name]]
+        if differing:
+            raise ValueError(f"{url} serves another model since the first connection: {'; '.join(differing)}")
+
+
+def _fields(contract: Contract) -> dict[str, Any]:
+    """Return the fields of a contract by name, those of the action convention one by one."""
+    fields = asdict(contract)
+    return {**fields.pop("convention"), **fields}
+
+
 class RemotePolicy:
     """Asks a server that speaks openpi's protocol and declares its action convention, as ours does.
 
-    A connection that broke is made anew by the next question. Raises `OSError` (`ConnectionError`, `TimeoutError`)
-    where the server cannot be reached or does not answer in time, `RuntimeError` with the server's words where it
-    refuses, `ValueError` for an address or a server that is not one of these.
+    A connection that broke is made anew by the next question. The server then has to declare the contract that it
+    declared at first: after a restart with another model the same numbers may mean other motions.
+
+    Raises `OSError` (`ConnectionError`, `TimeoutError`) where the server cannot be reached or does not answer in time,
+    `RuntimeError` with the server's words where it refuses, `ValueError` for an address or a server that is not one of
+    these, or whose contract has changed.
     """
 
     def __init__(self, url: str, token: str | None = None, timeout: float = 10.0) -> None:
@@ -32,16 +80,26 @@ class RemotePolicy:
         self._headers = {"Authorization": f"Bearer {token}"} if token else None
         self._timeout = timeout
         self._socket: ClientConnection | None = None
-        about = self._connect()
-        try:
-            self.convention = ActionConvention(**about["action_convention"])
-            self.act_step = int(about["act_step"])
-            self.cameras: tuple[str, ...] = tuple(about["cameras"])
-            self.model = str(about["model"])
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{url} does not say what its actions mean; it is no policy_rollout.serve") from None
-        if self.act_step < 1 or any(camera not in CAMERAS for camera in self.cameras):
-            raise ValueError(f"{url} declares cameras {self.cameras} and chunks of {self.act_step}")
+        self._contract: Contract | None = None
+        self._connect()
+
+    @property
+    def contract(self) -> Contract:
+        """What the server declared at the first connection, and at every later one."""
+        assert self._contract is not None
+        return self._contract
+
+    @property
+    def convention(self) -> ActionConvention:
+        return self.contract.convention
+
+    @property
+    def act_step(self) -> int:
+        return self.contract.act_step
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return self.contract.cameras
 
     def reset(self) -> None:
         """The server keeps nothing of what was shown to it."""
@@ -84,8 +142,8 @@ class RemotePolicy:
             raise RuntimeError(f"{self.url} refuses: {answer[:500]}")
         return self._unpacked(answer)
 
-    def _connect(self) -> Any:
-        """Opens the connection; what the server says of itself."""
+    def _connect(self) -> None:
+        """Open the connection, and check what the server declares."""
         from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
         from websockets.sync.client import connect
 
@@ -106,7 +164,14 @@ class RemotePolicy:
         except (InvalidHandshake, ConnectionClosed, OSError) as error:
             self.close()
             raise ConnectionError(f"{self.url} cannot be reached: {error or type(error).__name__}") from None
-        return self._unpacked(about.encode() if isinstance(about, str) else about)
+        try:
+            declared = Contract.of(self._unpacked(about.encode() if isinstance(about, str) else about), self.url)
+            if self._contract is not None:
+                self._contract.require_same(declared, self.url)
+        except ValueError:
+            self.close()  # the next question has to check again
+            raise
+        self._contract = declared
 
     def _unpacked(self, data: bytes) -> Any:
         try:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.acting import ActionConvention
+from policy_rollout.acting import ACTION_SIZE, ActionConvention
 from policy_rollout.serving.look import Look, look
 from policy_rollout.serving.wire import Limits, WireError, pack, unpack
 
@@ -24,14 +24,22 @@ BROKEN = 1011
 
 
 def metadata(
-    server: str, model: str, convention: ActionConvention, cameras: Sequence[str], act_step: int, replan_every: int
+    server: str,
+    model: str,
+    convention: ActionConvention,
+    cameras: Sequence[str],
+    act_step: int,
+    replan_every: int,
+    image_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> bytes:
-    """What the server says as soon as a client has connected."""
+    """What the server says as soon as a client has connected. image_shapes: (height, width) of the training frames."""
     about = {
         "server": server,
         "model": model,
         "cameras": {camera: NAMES[camera] for camera in cameras},
         "act_step": act_step,
+        "action_size": ACTION_SIZE,
+        "image_shapes": {camera: list(shape) for camera, shape in (image_shapes or {}).items()},
         "replan_every": replan_every,
         "action_convention": asdict(convention),
     }

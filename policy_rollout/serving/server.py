@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -70,9 +70,15 @@ class Server:
     """
 
     def __init__(
-        self, policy: Policy, settings: Settings, *, model: str = "policy", say: Callable[[str], None] = print
+        self,
+        policy: Policy,
+        settings: Settings,
+        *,
+        model: str = "policy",
+        image_shapes: Mapping[str, Sequence[int]] | None = None,
+        say: Callable[[str], None] = print,
     ) -> None:
-        self.policy, self.settings, self.model = policy, settings, model
+        self.policy, self.settings, self.model, self.image_shapes = policy, settings, model, image_shapes
         gripper_values(policy.convention)  # raises before anybody connects
         self._new_player()  # the same for replan_every and ensemble
         self.counters = Counters()
@@ -264,7 +270,9 @@ class Server:
         policy, limits, before = self.policy, self.settings.limits, None
         replan_every = self.settings.replan_every or policy.act_step
         await client.send(
-            openpi.metadata(NAME, self.model, policy.convention, policy.cameras, policy.act_step, replan_every)
+            openpi.metadata(
+                NAME, self.model, policy.convention, policy.cameras, policy.act_step, replan_every, self.image_shapes
+            )
         )
         async for data in messages:
             started = time.perf_counter()

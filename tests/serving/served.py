@@ -62,8 +62,9 @@ class EchoPolicy:
 class Served:
     """Where the server is, and what may be asked of it from the test's thread."""
 
-    def __init__(self, policy: Any, settings: Settings) -> None:
+    def __init__(self, policy: Any, settings: Settings, image_shapes: Any = None) -> None:
         self.policy = policy
+        self._image_shapes = image_shapes
         self.lines: list[str] = []
         self._settings = settings
         self._ready = threading.Event()
@@ -71,7 +72,7 @@ class Served:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.server = Server(self.policy, self._settings, say=self.lines.append)
+        self.server = Server(self.policy, self._settings, image_shapes=self._image_shapes, say=self.lines.append)
         async with self.server:
             self.port = self.server.port
             self._ready.set()
@@ -94,10 +95,10 @@ class Served:
 
 
 @contextmanager
-def serving(policy: Any | None = None, **settings: Any) -> Iterator[Served]:
+def serving(policy: Any | None = None, image_shapes: Any = None, **settings: Any) -> Iterator[Served]:
     """A server for the duration of a test, on a port that is free; ``settings`` as in ``Settings``."""
     chosen = replace(Settings(port=0, report_every=0), **settings)
-    served = Served(EchoPolicy() if policy is None else policy, chosen).start()
+    served = Served(EchoPolicy() if policy is None else policy, chosen, image_shapes).start()
     try:
         yield served
     finally:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -42,15 +44,69 @@ def wait_for(what: Callable[[], bool], seconds: float, why: Callable[[], str]) -
         time.sleep(0.5)
 
 
-def test_the_quick_check_leaves_what_it_promises(slurm: Slurm, tmp_path: Path) -> None:
-    """Submitted from a folder that is not the project; everything lands in that folder."""
-    code, said = slurm.submit(SCRIPTS / "quick_debug_ar_eval.sbatch", cwd=tmp_path, TRAIN_STEPS="2", MAX_SAMPLES="2")
-    assert code == 0, said
-    assert (tmp_path / "outputs" / "quick_arvla" / "checkpoint-2" / "unwrapped_model" / "model.safetensors").is_file()
-    results = json.loads((tmp_path / "results" / "quick_arvla_offline_eval.json").read_text())
-    assert results["overall"]["samples"] == 2
-    assert results["policy"]["checkpoint"].startswith(str(tmp_path))
-    assert rows(tmp_path / "results" / "summary.md") == ["quick_arvla_offline_eval"]
+def test_quick_checks_submitted_together_share_no_folder(slurm: Slurm, tmp_path: Path) -> None:
+    """Two of one kind and one through DeepSpeed, from a folder that is not the project: each in its own under HOME."""
+    home, submitted = tmp_path / "home", tmp_path / "submitted"
+    home.mkdir()
+    submitted.mkdir()
+    kinds = {"quick_debug_ar_eval": "blockdiff_quick_ar", "quick_debug_ar_eval_deepspeed": "blockdiff_quick_ar_ds"}
+    if find_spec("deepspeed") is None:
+        del kinds["quick_debug_ar_eval_deepspeed"]
+    env = {"HOME": str(home), "TRAIN_STEPS": "2", "MAX_SAMPLES": "2", "INSTALL_DEEPSPEED": "0"}
+    jobs = {}
+    for script in ("quick_debug_ar_eval", *kinds):
+        number, _ = slurm.submit(SCRIPTS / f"{script}.sbatch", cwd=submitted, wait=False, **env)
+        jobs[number] = home / f"{kinds[script]}_{number}"
+
+    def told() -> str:
+        return "".join(log.read_text(encoding="utf-8") for n in jobs for log in slurm.logs.glob(f"*-{n}.out"))
+
+    ended = ("COMPLETED", "FAILED")
+    wait_for(lambda: all(slurm.job(n)["JobState"] in ended for n in jobs), 300, told)
+    assert [slurm.job(n)["JobState"] for n in jobs] == ["COMPLETED"] * len(jobs), told()
+    assert sorted(path for path in home.iterdir() if path.name.startswith("blockdiff")) == sorted(jobs.values())
+    assert not list(submitted.iterdir())
+    for folder in jobs.values():
+        assert (folder / "outputs/quick_arvla/checkpoint-2/unwrapped_model/model.safetensors").is_file()
+        results = json.loads((folder / "results" / "quick_arvla_offline_eval.json").read_text(encoding="utf-8"))
+        assert results["overall"]["samples"] == 2
+        assert results["policy"]["checkpoint"].startswith(str(folder))
+        assert rows(folder / "results" / "summary.md") == ["quick_arvla_offline_eval"]
+        assert not list(folder.glob("outputs/quick_arvla/earlier-*"))
+
+
+def test_a_requeued_quick_check_continues_in_its_folder(slurm: Slurm, tmp_path: Path) -> None:
+    """The job requeues itself once, between its training and its evaluation."""
+    data = tmp_path / "data"
+    shutil.copytree(ROOT / "dummy_data" / "calvin", data)
+    script = tmp_path / "requeue.sbatch"
+    # Between training and evaluation, in the first start.
+    text = (SCRIPTS / "quick_debug_ar_eval.sbatch").read_text(encoding="utf-8")
+    stop = '[[ ${SLURM_RESTART_COUNT:-0} != 0 ]] || { scontrol requeue "$SLURM_JOB_ID"; sleep 60; }\nevaluate_offline'
+    assert "\nevaluate_offline" in text
+    script.write_text(text.replace("evaluate_offline", stop, 1), encoding="utf-8")
+    env = {
+        "HOME": str(tmp_path),
+        "PROJECT": str(ROOT),
+        "TRAIN_STEPS": "2",
+        "MAX_SAMPLES": "2",
+        "DATASET_ROOT": str(data),
+    }
+    number, _ = slurm.submit("--requeue", "--open-mode=append", script, cwd=tmp_path, wait=False, **env)
+    log = slurm.logs / f"quick_arvla-{number}.out"
+
+    def told() -> str:
+        return (log.read_text(encoding="utf-8") if log.is_file() else "") + str(slurm.job(number))
+
+    wait_for(lambda: slurm.job(number).get("Restarts") == "1", 200, told)
+    slurm.command("scontrol", "update", f"JobId={number}", "StartTime=now")
+    wait_for(lambda: slurm.job(number)["JobState"] in ("COMPLETED", "FAILED"), 300, told)
+    assert slurm.job(number)["JobState"] == "COMPLETED", told()
+    folder = tmp_path / f"blockdiff_quick_ar_{number}"
+    assert [path.name for path in tmp_path.glob("blockdiff*")] == [folder.name]
+    assert "checkpoint-2 at step 2" in told()
+    assert not list(folder.glob("outputs/quick_arvla/earlier-*"))
+    assert rows(folder / "results" / "summary.md") == ["quick_arvla_offline_eval"]
 
 
 def test_the_quick_check_trains_with_deepspeed_on_as_many_processes_as_gpus(slurm: Slurm, tmp_path: Path) -> None:
@@ -67,12 +123,14 @@ def test_the_quick_check_trains_with_deepspeed_on_as_many_processes_as_gpus(slur
 
 def test_all_three_objectives_have_their_row(slurm: Slurm, tmp_path: Path) -> None:
     script = SCRIPTS / "blockdiff_debug_pip_home.sbatch"
-    env = {"ENV_MODE": "system", "PYTHON": sys.executable, "MAX_SAMPLES": "2"}
+    env = {"PYTHON": sys.executable, "MAX_SAMPLES": "2", "HOME": str(tmp_path)}
     code, said = slurm.submit(script, cwd=tmp_path, **env)
     assert code == 0, said
-    assert rows(tmp_path / "results" / "summary.md") == [f"debug_{o}_offline_eval" for o in ("ar", "mdm", "bd")]
+    assert f"python: {sys.executable} " in said, "ENV_MODE=system is the default"
+    (folder,) = tmp_path.glob("blockdiff_debug_run_[0-9]*")
+    assert rows(folder / "results" / "summary.md") == [f"debug_{o}_offline_eval" for o in ("ar", "mdm", "bd")]
     for objective in ("ar", "mdm", "bd"):
-        config = yaml.safe_load((tmp_path / "outputs" / f"debug_{objective}" / "config.yaml").read_text())
+        config = yaml.safe_load((folder / "outputs" / f"debug_{objective}" / "config.yaml").read_text())
         assert config["training"]["text_objective"] == objective
 
 

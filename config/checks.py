@@ -7,6 +7,7 @@ from pathlib import Path
 
 from config.build import Key, get, keys, put
 from config.files import PROJECT_DIR, Tree
+from config.help import OBJECTIVE_OF, SCRIPTS
 from config.knob import MISSING
 from config.schema import VQ_STRIDE, DataParams, Job
 from config.values import ConfigError, shown
@@ -23,6 +24,7 @@ def check_across(job: Job, tree: Tree) -> None:
     for key in keys().values():
         if get(job, key.name) == MISSING and key.name not in _unused(job):
             raise ConfigError(f"{key.name} has to be given: {key.metadata['doc']}; write {key.name}=/path/to/...")
+    _check_framework(job, tree)
     _check_losses(job)
     _check_sizes(job)
     _check_text(job)
@@ -40,6 +42,17 @@ def _unused(job: Job) -> set[str]:
     if not job.model.showo.load_from_showo:
         unused.add("model.showo.pretrained_model_path")
     return unused
+
+
+def _check_framework(job: Job, tree: Tree) -> None:
+    """A label in a file may be of a recipe whose first stage has another objective; one that is typed is meant."""
+    framework, objective = job.model.framework, job.training.text_objective
+    if tree.source("model.framework") == "command line" and OBJECTIVE_OF[framework] != objective:
+        raise ConfigError(
+            f"model.framework={framework} (command line): is a label and selects no loss, and this run has "
+            f"training.text_objective={objective}; set that to {OBJECTIVE_OF[framework]} "
+            f"({SCRIPTS[OBJECTIVE_OF[framework]]}), or leave model.framework out"
+        )
 
 
 def _check_losses(job: Job) -> None:

@@ -9,6 +9,7 @@ from common.paths import expand_home
 from common.text import check_text
 from config.build import Key, get, keys, put
 from config.files import CONFIG_DIR, PROJECT_DIR, Tree, display
+from config.help import OBJECTIVE_OF, SCRIPTS
 from config.knob import MISSING
 from config.model_folders import looks_like_hub_id, require_model
 from config.schema import VQ_STRIDE, DataParams, Job
@@ -28,6 +29,7 @@ def check_across(job: Job, tree: Tree) -> None:
         check_text(job.question)
     except ValueError as error:
         raise ConfigError(f"question: {error}") from None
+    _check_framework(job, tree)
     _check_losses(job)
     _check_sizes(job)
     _check_text(job)
@@ -83,6 +85,17 @@ def _not_loaded(job: Job) -> set[str]:
     if job.model.vq_model.pretrained_model_path is not None:
         found.add("model.vq_model.vq_model_name")
     return found
+
+
+def _check_framework(job: Job, tree: Tree) -> None:
+    """A label in a file may be of a recipe whose first stage has another objective; one that is typed is meant."""
+    framework, objective = job.model.framework, job.training.text_objective
+    if tree.source("model.framework") == "command line" and OBJECTIVE_OF[framework] != objective:
+        raise ConfigError(
+            f"model.framework={framework} (command line): is a label and selects no loss, and this run has "
+            f"training.text_objective={objective}; set that to {OBJECTIVE_OF[framework]} "
+            f"({SCRIPTS[OBJECTIVE_OF[framework]]}), or leave model.framework out"
+        )
 
 
 def _check_losses(job: Job) -> None:

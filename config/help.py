@@ -5,11 +5,13 @@ from __future__ import annotations
 from config.build import keys
 from config.files import CONFIG_DIR, presets
 from config.knob import MISSING
-from config.schema import Objective
+from config.schema import Framework, Objective
 from config.values import choices, shown
 
 SCRIPTS: dict[Objective, str] = {"ar": "train_upvla.py", "mdm": "train_mdm_vla.py", "bd": "train_blockdiff_vla.py"}
 """The entry point of each text objective."""
+OBJECTIVE_OF: dict[Framework, Objective] = {"upvla": "ar", "arvla": "ar", "mdmvla": "mdm", "bdvla": "bd"}
+"""The text objective that a recipe acts with."""
 
 TRAINS = {"ar": "autoregressive", "mdm": "masked-diffusion", "bd": "block-diffusion"}
 

@@ -129,7 +129,7 @@ class Model:
     """The networks."""
 
     framework: Framework = key(
-        "upvla", "label of the recipe, written into the checkpoint; the loss is training.text_objective's"
+        "upvla", "label of the recipe, of its log and config.yaml; the loss is training.text_objective's"
     )
     gradient_checkpointing: bool = key(
         True, "recompute activations in the backward pass: less memory, about a quarter more time"
@@ -171,7 +171,9 @@ class BlockDiffusion:
     complementary_mask: bool = key(True, "a second noisy view masks what the first shows (bd and mdm)")
     action_enabled: bool = key(False, "also train block-diffusion actions beside the regression head")
     action_infer_enabled: bool = key(
-        False, "act by decoding them in place of the regression head; needs action_enabled"
+        False,
+        "act by decoding them in place of the regression head (written into the checkpoint; a model yaml may say "
+        "otherwise); needs action_enabled",
     )
     action_coeff: float = key(1.0, "weight of their loss beside the regression's, times training.act_coeff", above=0.0)
     action_block_size: int = key(7, "action tokens per block; 7 is one time step", at_least=1)

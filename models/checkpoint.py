@@ -59,12 +59,14 @@ class Built:
 @dataclass(frozen=True)
 class UpstreamSettings:
     """What an original checkpoint folder does not say: ``llm_model_path`` (None: as its config.json says), cameras,
-    instruction length and frame size."""
+    instruction length, frame size, text objective and whether the mask may be predicted."""
 
     llm_model_path: str | None = None
     num_view: int = 1
     max_seq_length: int = 576
     resolution: int = 512
+    text_objective: str = "ar"
+    mask_logit_banned: bool = True
 
 
 # --- key names ------------------------------------------------------------------------------------------------------
@@ -138,7 +140,6 @@ def _spec_of(job: Job, tokenizer: Any, words: int) -> ModelSpec:
         max_seq_length=job.dataset.preprocessing.max_seq_length,
         resolution=job.dataset.preprocessing.resolution,
         **text_settings(job),
-        mask_logit_banned=showo.mask_logit_banned,
         attn_implementation=showo.attn_implementation,
         versions={name: version(name) for name in ("torch", "transformers")},
     )
@@ -151,6 +152,10 @@ def text_settings(job: Job) -> dict[str, Any]:
         "action_bins": blocks.action_num_bins if blocks.action_enabled else None,
         "action_block_size": blocks.action_block_size,
         "action_prediction": job.text_diffusion.prediction,
+        "action_decoder": "block_diffusion" if blocks.action_infer_enabled else "regression",
+        "action_conf_threshold": blocks.action_conf_threshold,
+        "action_infer_steps": blocks.action_infer_steps,
+        "mask_logit_banned": job.model.showo.mask_logit_banned,
         "text_objective": job.training.text_objective,
         "text_prediction": job.text_diffusion.prediction,
         "text_block_size": job.block_diffusion.block_size,
@@ -375,6 +380,8 @@ def _upstream_spec(folder: Path, description: Mapping[str, Any], upstream: Upstr
         clip_width=int(description.get("clip_dim", RELEASED_CLIP_WIDTH)) if description.get("w_clip_vit") else None,
         max_seq_length=upstream.max_seq_length,
         resolution=upstream.resolution,
+        text_objective=upstream.text_objective,
+        mask_logit_banned=upstream.mask_logit_banned,
     )
     return spec, tokenizer
 

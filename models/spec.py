@@ -34,6 +34,8 @@ class ModelSpec:
     how it learned to speak, and so how it decodes. ``mask_logit_banned``: the mask's logit is -inf in text heads
     (False: as the original, which leaves it in). ``action_bins``: values a number of an action may have as a token,
     None where block-diffusion actions were not trained; ``action_block_size``, ``action_prediction``: how they were.
+    ``action_decoder`` (``regression`` | ``block_diffusion``): what makes actions unless the user chooses;
+    ``action_conf_threshold``, ``action_infer_steps``: how action tokens are decoded then.
     ``action_convention``: what an action's numbers mean; ``action_scale``: how they were normalised
     (``models.actions.ActionScale``), None if not at all; ``cameras``: view -> (height, width) of the training images.
     ``weights``: which ones lie beside it, those that were trained or their average over the steps.
@@ -59,6 +61,9 @@ class ModelSpec:
     action_bins: int | None = None
     action_block_size: int = 7
     action_prediction: str = "shift"
+    action_decoder: str = "regression"
+    action_conf_threshold: float = 0.9
+    action_infer_steps: int = 8
     mask_logit_banned: bool = True
     attn_implementation: str = "sdpa"
     llm_model_path: str = ""

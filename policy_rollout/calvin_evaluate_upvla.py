@@ -102,7 +102,8 @@ def evaluate(settings: Mapping[str, Any], place: Place) -> Path:
         workers=workers,
     )
     progress = Progress(folder, jobs, place.rank, settings if settings["log_wandb"] else None)
-    play_together(folder, benchmark, policy, jobs, manner, progress, recorder, policy_from=_origin(policy))
+    origin = _origin(policy)
+    play_together(folder, benchmark, policy, jobs, manner, progress, recorder, place.world, policy_from=origin)
     if place.rank == 0:
         print(f"report in {write_report(folder)}")
     elif not _is_reported(folder):  # process 0 may have died

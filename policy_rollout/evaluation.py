@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,13 @@ def play_together(
     manner: Manner,
     progress: Progress,
     recorder: Recorder | None = None,
+    processes: int = 1,
     **more: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Play chains that nobody else in ``folder`` has taken, wait for those that others have, take over from the dead,
     and write the results, with ``more`` in them. Returns them. ``folder`` has been claimed for these settings
-    (``records.claim``)."""
+    (``records.claim``). ``processes``: how many take part; none of them has more than its share of the missing chains
+    at a time, so that the others get some where there are fewer chains than environments."""
     _recorded(folder, jobs)
     with progress, Owner(folder) as owner:
 
@@ -51,13 +53,14 @@ def play_together(
             progress.heard(record)
 
         while missing := progress.missing():
+            share = -(-len(missing) // processes)
             run_chains(
                 world,
                 policy,
                 owner.take(missing, lambda index: index in records.read(folder)),
                 finished,
                 recorder=recorder,
-                **vars(manner),
+                **vars(replace(manner, parallel=min(manner.parallel, share))),
             )
             if progress.missing():
                 time.sleep(PAUSE)  # others still play

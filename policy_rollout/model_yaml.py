@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from config.build import build, get, new_tree
 from config.files import PROJECT_DIR, display, read_into
+from config.help import OBJECTIVE_OF
 from config.knob import MISSING
 from config.model_folders import require_model
-from config.schema import VQ_STRIDE, Job
+from config.run_lookup import command_of_recipe, command_of_run, output_folder
+from config.schema import VQ_STRIDE, Job, Objective
 from config.values import ConfigError, shown
 from policy_rollout.acting import ACTION_DECODERS
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:  # a mistake in the file is found without torch
     from models.spec import ModelSpec
 
 CHECKPOINT_KEY = "model.showo.tuned_model_path"
+DECODING_KEYS = ("action_conf_threshold", "action_infer_steps")
+"""Of the section `block_diffusion` and of a checkpoint's description: how action tokens are decoded."""
 _FROM_TOKENIZER = ("model.showo.llm_vocab_size", "model.showo.vocab_size")
 _TRAINING_ONLY = "dataset.params.train_pre_shards_path_or_url"
 
@@ -60,18 +64,31 @@ class ModelYaml:
             num_view=self.job.model.vla.num_view,
             max_seq_length=text.max_seq_length,
             resolution=text.resolution,
+            text_objective=self._text_objective or "ar",
+            mask_logit_banned=showo.mask_logit_banned,
         )
+
+    @property
+    def _text_objective(self) -> Objective | None:
+        """What the file says of the text objective: the key itself, else by the framework; None if it has neither."""
+        if "training.text_objective" in self.given:
+            return self.job.training.text_objective
+        return OBJECTIVE_OF[self.job.model.framework] if "model.framework" in self.given else None
 
     def decoding(self, spec: ModelSpec, folder: Path, wish: str | None = None) -> ActionDecoding | None:
         """How action tokens are decoded, None where the regression head acts. ``wish`` (one of ``ACTION_DECODERS``)
-        stands in for the file's ``block_diffusion.action_infer_enabled``.
+        stands in for the file's ``block_diffusion.action_infer_enabled``. What neither says is as the training run had
+        it.
 
         Raises `ConfigError` for a checkpoint that never learned action tokens.
         """
         settings = self.job.block_diffusion
         if wish not in (None, *ACTION_DECODERS):
             raise ConfigError(f"action decoder {wish!r} is unknown; allowed: {', '.join(ACTION_DECODERS)}")
-        if wish == ACTION_DECODERS[0] or (wish is None and not settings.action_infer_enabled):
+        decoder = spec.action_decoder
+        if "block_diffusion.action_infer_enabled" in self.given:
+            decoder = ACTION_DECODERS[int(settings.action_infer_enabled)]
+        if (wish or decoder) == ACTION_DECODERS[0]:
             return None
         if spec.action_bins is None:
             asked = f"block_diffusion.action_infer_enabled=true ({display(self.path)})"
@@ -81,10 +98,13 @@ class ModelYaml:
             )
         from models.decoding import ActionDecoding
 
-        return ActionDecoding.of(settings)
+        given = {name for name in DECODING_KEYS if f"block_diffusion.{name}" in self.given}
+        threshold, forwards = (getattr(settings if name in given else spec, name) for name in DECODING_KEYS)
+        return ActionDecoding(threshold, forwards)
 
     def require_agreement(self, spec: ModelSpec, folder: Path) -> None:
         """Raises `ConfigError` at the first key of this file that contradicts what the checkpoint says of itself."""
+        self._require_framework(spec, folder)
         from_tokenizer = _FROM_TOKENIZER if self.job.model.showo.auto_set_llm_vocab_size else ()
         for key, declared in _declared(spec).items():
             if key in self.given and key not in from_tokenizer and get(self.job, key) != declared:
@@ -97,6 +117,18 @@ class ModelYaml:
                 f"dataset.preprocessing.resolution={spec.resolution} ({display(self.path)}): the checkpoint {folder} "
                 f"reads {spec.num_vq_tokens} codes per camera, which is a resolution of "
                 f"{round(spec.num_vq_tokens**0.5) * VQ_STRIDE}"
+            )
+
+    def _require_framework(self, spec: ModelSpec, folder: Path) -> None:
+        framework = self.job.model.framework
+        if "model.framework" not in self.given or "training.text_objective" in self.given:
+            return  # the objective decides, and is compared itself
+        if OBJECTIVE_OF[framework] != spec.text_objective:
+            fitting = " or ".join(name for name, its in OBJECTIVE_OF.items() if its == spec.text_objective)
+            raise ConfigError(
+                f"model.framework={framework} ({display(self.path)}), but the checkpoint {folder} was trained with "
+                f"training.text_objective={spec.text_objective} ({fitting}); remove the key, or name another "
+                f"checkpoint in {CHECKPOINT_KEY}"
             )
 
 
@@ -113,6 +145,8 @@ def _declared(spec: ModelSpec) -> dict[str, Any]:
         "dataset.preprocessing.max_seq_length": spec.max_seq_length,
         "dataset.preprocessing.resolution": spec.resolution,
         "dataset.params.resolution": spec.resolution,
+        "training.text_objective": spec.text_objective,
+        "model.showo.mask_logit_banned": spec.mask_logit_banned,
     } | _declared_of_tokens(spec)
 
 
@@ -130,7 +164,8 @@ def _declared_of_tokens(spec: ModelSpec) -> dict[str, Any]:
 def load_model_yaml(path: str | Path, checkpoint: str | Path | None = None) -> ModelYaml:
     """Read a model yaml; `checkpoint` stands in for its `model.showo.tuned_model_path`.
 
-    Raises `ConfigError` in one line: no such file, unknown key, impossible value, no checkpoint named.
+    Raises `ConfigError` in one line: no such file, unknown key, impossible value, no checkpoint named, or one that is
+    not there yet (with the command that makes it).
     """
     file = Path(located(path))
     if file.is_dir():
@@ -152,7 +187,28 @@ def load_model_yaml(path: str | Path, checkpoint: str | Path | None = None) -> M
     given = frozenset(_dotted(tree.values))
     if _TRAINING_ONLY not in given:
         tree.set(_TRAINING_ONLY, "(not read when acting)", "default")
-    return ModelYaml(path=file, checkpoint=located(checkpoint), job=build(tree, also=(CHECKPOINT_KEY,)), given=given)
+    job = build(tree, also=(CHECKPOINT_KEY,))
+    _require_made(located(checkpoint), job, file)
+    return ModelYaml(path=file, checkpoint=located(checkpoint), job=job, given=given)
+
+
+def _require_made(checkpoint: str, job: Job, file: Path) -> None:
+    """Raise `ConfigError` with the command that makes the checkpoint if it is a local path and not there yet."""
+    path = Path(checkpoint).expanduser()
+    if path.exists():
+        return
+    start, output = f"{CHECKPOINT_KEY}={shown(checkpoint)} ({display(file)}): there is no such", output_folder(path)
+    steps = sorted(folder.name for folder in output.glob("checkpoint-*"))
+    if output != path and steps:
+        raise ConfigError(f"{start} checkpoint; {output} has {', '.join(steps)}")
+    command = command_of_run(output)
+    if command is not None:
+        raise ConfigError(f"{start} checkpoint yet; make it with: {command}")
+    if checkpoint.startswith((".", "~", "/")) or checkpoint.count("/") != 1:
+        raise ConfigError(
+            f"{start} checkpoint; give an existing path or a hub id (org/name), or train one, for example with: "
+            f"{command_of_recipe(job.model.framework, output)}"
+        )
 
 
 def located(path: str | Path) -> str:

@@ -19,7 +19,7 @@ class Recorder(Protocol):
 
     @property
     def film_every(self) -> int:
-        """Of every so many control steps one is filmed."""
+        """Of every so many control steps one is filmed; the last one of a task always is."""
         ...
 
     def wants(self, job: ChainJob) -> bool:

@@ -6,9 +6,9 @@ over; so it can be in this process or in another, and does the same in both.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ class World(Protocol):
 @dataclass(frozen=True)
 class Rules:
     """How every chain is played. ``cameras``: those that the policy sees. ``replan_every``, ``ensemble``: see
-    ``ChunkPlayer``. ``film_every``: of a filmed chain one control step in so many is filmed."""
+    ``ChunkPlayer``. ``film_every``: of a filmed chain one control step in so many is filmed, and the last of a task."""
 
     act_step: int
     cameras: tuple[str, ...]
@@ -148,13 +148,14 @@ class Seat:
         shots: list[Shot] = []
         while not self.player.wants_plan:
             info = self._step(shots)
-            if self.oracle.tasks_done(self.start_info, info, among={self.job.tasks[self.place]}):
-                self.place += 1
-                if self.place == len(self.job.tasks):
-                    return self._over(shots)
-                self._begin_task()
-            elif self.steps[-1] >= self.rules.max_steps:
+            done = bool(self.oracle.tasks_done(self.start_info, info, among={self.job.tasks[self.place]}))
+            if not done and self.steps[-1] < self.rules.max_steps:
+                continue
+            self._film_last(shots)
+            self.place += done
+            if not done or self.place == len(self.job.tasks):
                 return self._over(shots)
+            self._begin_task()
         return self._look(shots)
 
     def _begin_task(self) -> None:
@@ -163,13 +164,25 @@ class Seat:
         self.steps.append(0)
 
     def _step(self, shots: list[Shot]) -> Info:
-        step, filmed = self.steps[-1], self.filming and self.steps[-1] % self.rules.film_every == 0
+        filmed = self.filming and self._is_filmed(self.steps[-1])
         action = binary_gripper(self.player.next_action())
         obs, _, _, info = self.env.step(action, render=("static",) if filmed else False)
         self.steps[-1] += 1
         if filmed:
-            shots.append(Shot(self.place, step, np.array(obs["rgb_obs"]["rgb_static"], dtype=np.uint8)))
+            shots.append(self._shot(obs))
         return info
+
+    def _is_filmed(self, step: int) -> bool:
+        return step % self.rules.film_every == 0
+
+    def _film_last(self, shots: list[Shot]) -> None:
+        """Film the state in which a task ends, if `film_every` passes over its last step."""
+        if self.filming and not self._is_filmed(self.steps[-1] - 1):
+            shots.append(self._shot(self.env.get_obs(render=("static",))))
+
+    def _shot(self, obs: Mapping[str, Any]) -> Shot:
+        """The image after the step that was taken last."""
+        return Shot(self.place, self.steps[-1] - 1, np.array(obs["rgb_obs"]["rgb_static"], dtype=np.uint8))
 
     def _look(self, shots: list[Shot]) -> Look:
         seen = observation(self.env.get_obs(render=self.rules.cameras), self.job.instructions[self.place])

@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         "--action-decoder",
         choices=ACTION_DECODERS,
         help="what makes the actions of --model-config: the regression head, or block-diffusion action tokens "
-        "(default: as block_diffusion.action_infer_enabled in the model yaml says)",
+        "(default: as block_diffusion.action_infer_enabled says in the model yaml, else in the training run)",
     )
     who.add_argument("--baseline", choices=("mean", "zero"), help="a constant: mean training action, or zero")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>; without CUDA the CPU is used")

@@ -72,6 +72,7 @@ MISTAKES = {
     "dataset.params.resolution=256": "the same as dataset.preprocessing.resolution=512",
     "text_mdm.min_mask_ratio=1": "less than text_mdm.max_mask_ratio",
     "block_diffusion.action_infer_enabled=true": "needs block_diffusion.action_enabled=true",
+    "model.framework=mdmvla": "set that to mdm (train_mdm_vla.py)",
     "block_diffusion.action_num_bins=9000": "expected a whole number >= 2 and <= 8192",
     "model.showo.w_clip_vit=false": "dataset.und_type=null",
     "dataset.und_type=lava_tuning": "expected llava_tuning or null",

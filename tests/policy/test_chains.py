@@ -69,7 +69,19 @@ def test_a_recorder_hears_of_the_chains_that_it_wants_in_order(workers: int) -> 
         "filmed 1:2 shows 7",
         "looked 1:4 sees 8",
         "filmed 1:4 shows 9",
+        "filmed 1:5 shows 10",  # the state in which the task was done, though only every second step is filmed
         "ended with 2",
     ]
     assert sorted(diary.heard) == [1, 2]
-    assert len(diary.heard[2]) == 10
+    assert len(diary.heard[2]) == 11
+
+
+@pytest.mark.parametrize("film_every", [1, 2, 3, 7])
+def test_the_last_frame_of_every_task_shows_the_state_that_was_judged(film_every: int) -> None:
+    """World 0 counts steps: task 1 is done at 3, task 2 at 8, and task 3 fails after ten steps at 18."""
+    diary = Diary({0}, film_every=film_every)
+    play([job(0, 3, 5, 99)], recorder=diary)
+    filmed = [line.removeprefix("filmed ") for line in diary.heard[0] if line.startswith("filmed")]
+    last = {line.split(":")[0]: line for line in filmed}
+    assert list(last.values()) == ["0:2 shows 3", "1:4 shows 8", "2:9 shows 18"]
+    assert len(filmed) == len(set(filmed)), "no step is filmed twice"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.distributed import TCPStore
 
 from policy_rollout import calvin_evaluate_upvla as app
 from policy_rollout import records
+from policy_rollout.acting import Observation
 from policy_rollout.benchmarks import desk
 from policy_rollout.benchmarks.desk import DeskBenchmark
 from policy_rollout.evaluation import Manner, play_together
@@ -208,6 +211,61 @@ def test_records_of_other_chains_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="chain 1 was recorded as something else"):
         play_together(tmp_path, Counting(), Still(), jobs, Manner(), Progress(tmp_path, jobs, rank=1))
     assert not (tmp_path / "owners").exists()
+
+
+@pytest.mark.parametrize(("count", "shares"), [(4, [2, 2]), (5, [2, 3]), (2, [1, 1])])
+def test_fewer_chains_than_environments_are_shared_by_the_processes(
+    tmp_path: Path, count: int, shares: list[int]
+) -> None:
+    """Two processes with 8 environments each: at the first look of both, each has its share and no more."""
+    jobs, both_look, first = [job(i, 9) for i in range(count)], threading.Barrier(2, timeout=20), []
+
+    class Waits(Still):
+        looked = False
+
+        def act(self, observations: Sequence[Observation]) -> Any:
+            if not self.looked:
+                self.looked = True
+                first.append(len(observations))
+                both_look.wait()
+            return super().act(observations)
+
+    def take_part() -> None:
+        play_together(
+            tmp_path, Counting(), Waits(), jobs, Manner(parallel=8), Progress(tmp_path, jobs, rank=1), processes=2
+        )
+
+    records.claim(tmp_path, {})
+    threads = [threading.Thread(target=take_part, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(40)
+    assert sorted(first) == shares
+    assert sorted(records.read(tmp_path)) == list(range(count))
+
+
+def test_a_process_whose_partner_never_comes_plays_all_chains(tmp_path: Path) -> None:
+    jobs = [job(i, 9) for i in range(5)]
+    records.claim(tmp_path, {})
+    play_together(
+        tmp_path, Counting(), Still(), jobs, Manner(parallel=8), Progress(tmp_path, jobs, rank=1), processes=4
+    )
+    assert sorted(records.read(tmp_path)) == list(range(5))
+
+
+def test_the_command_shares_the_chains_by_the_number_of_its_processes(
+    model: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    given: list[int] = []
+
+    def listens(*arguments: Any, **more: Any) -> dict[str, Any]:
+        given.append(arguments[7])
+        return play_together(*arguments, **more)
+
+    monkeypatch.setattr(app, "play_together", listens)
+    app.evaluate(short(model, tmp_path), app.Place(rank=0, world=3))
+    assert given == [3]
 
 
 def taken(owner: Owner, count: int = 3, recorded: tuple[int, ...] = ()) -> list[int]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from config.files import PROJECT_DIR
+from config.load import load_job
 from config.values import ConfigError
 from models.checkpoint import load_folder
 from models.decoding import ActionDecoding
 from models.magvit import load_magvit
 from models.spec import CALVIN_RELATIVE
+from policy_rollout.model_yaml import load_model_yaml
 from policy_rollout.policy import (
     CAMERAS,
     ActionConvention,
@@ -237,6 +241,41 @@ def test_a_path_that_is_not_there_is_named_with_its_key(folder, tmp_path, key):
         UPVLAPolicy.from_config(yaml, "cpu")
 
 
+@pytest.mark.parametrize("below", ["", "/checkpoint-1", "/checkpoint-1/unwrapped_model", "/model.safetensors"])
+@pytest.mark.parametrize("start", ["./", ""])
+def test_a_checkpoint_that_a_run_of_the_project_will_make_is_named_with_its_command(
+    folder, tmp_path, monkeypatch, start, below
+):
+    monkeypatch.chdir(tmp_path)
+    named = f"{start}outputs/tiny_mdmvla{below}"
+    if (PROJECT_DIR / named).exists():
+        pytest.skip(f"{named} was made here")
+    yaml = write_yaml(tmp_path / "m.yaml", folder, model__showo__tuned_model_path=named)
+    with pytest.raises(ConfigError) as caught:
+        load_model_yaml(yaml)
+    assert named in str(caught.value)
+    assert "python train_mdm_vla.py config=./config/tiny_mdmvla.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_nothing_makes_is_named_with_a_command_that_could(folder, tmp_path):
+    given = {"model__showo__tuned_model_path": str(tmp_path / "mine"), "model__framework": "bdvla"}
+    with pytest.raises(ConfigError) as caught:
+        load_model_yaml(write_yaml(tmp_path / "m.yaml", folder, **given))
+    _, _, command = str(caught.value).partition("for example with: ")
+    python, script, *arguments = shlex.split(command)
+    assert (python, script) == ("python", "train_blockdiff_vla.py")
+    data = f"dataset.params.train_pre_shards_path_or_url={tmp_path}"  # what only the user knows
+    job = load_job([*arguments, data, "dataset.und_type=null"], "bd", paths=False)
+    assert job.experiment.output_dir == f"{tmp_path}/mine"
+
+
+def test_a_step_that_a_run_does_not_have_is_named_with_those_it_has(folder, tmp_path):
+    yaml = write_yaml(tmp_path / "m.yaml", folder, model__showo__tuned_model_path=str(folder / "run" / "checkpoint-9"))
+    with pytest.raises(ConfigError, match=r"run has checkpoint-3$"):
+        load_model_yaml(yaml)
+
+
 def test_a_model_yaml_that_is_not_there_is_named():
     with pytest.raises(ConfigError, match=r"nothing\.yaml: no such file"):
         UPVLAPolicy.from_config("nothing.yaml", "cpu")
@@ -274,6 +313,53 @@ def test_the_model_yaml_chooses_what_makes_actions(in_tokens, tmp_path):
     np.testing.assert_array_equal(named.act(MIXED), expected)
     other = UPVLAPolicy.from_config(in_tokens / "model.yaml", "cpu", action_decoder="block_diffusion")
     assert other.decoding == ActionDecoding()
+
+
+@pytest.fixture(scope="module")
+def acts_in_tokens(tmp_path_factory) -> Path:
+    """A model whose training run had block_diffusion.action_infer_enabled=true."""
+    made = tmp_path_factory.mktemp("acts_in_tokens")
+    how = {"action_decoder": "block_diffusion", "action_conf_threshold": 0.4, "action_infer_steps": 3}
+    write_model(made, act_step=T, action_bins=16, **how)
+    return made
+
+
+def test_a_checkpoint_acts_as_its_training_run_chose_and_the_model_yaml_overrides_it(acts_in_tokens, tmp_path):
+    acting = UPVLAPolicy.from_config(acts_in_tokens / "model.yaml", "cpu")
+    assert (acting.action_decoder, acting.decoding) == ("block_diffusion", ActionDecoding(0.4, 3))
+    yaml = write_yaml(tmp_path / "m.yaml", acts_in_tokens, block_diffusion__action_infer_steps=5)
+    assert UPVLAPolicy.from_config(yaml, "cpu").decoding == ActionDecoding(0.4, 5)
+    yaml = write_yaml(tmp_path / "m.yaml", acts_in_tokens, block_diffusion__action_infer_enabled=False)
+    assert UPVLAPolicy.from_config(yaml, "cpu").action_decoder == "regression"
+    named = UPVLAPolicy.from_config(acts_in_tokens / "model.yaml", "cpu", action_decoder="regression")
+    assert named.action_decoder == "regression"
+
+
+@pytest.mark.parametrize(
+    ("trained", "framework", "accepted"),
+    [("ar", "arvla", True), ("ar", "upvla", True), ("ar", "bdvla", False), ("bd", "bdvla", True),
+     ("bd", "mdmvla", False), ("mdm", "upvla", False)],
+)  # fmt: skip
+def test_a_framework_that_contradicts_the_checkpoint_is_refused(tmp_path, trained, framework, accepted):
+    write_model(tmp_path, act_step=T, text_objective=trained)
+    yaml = write_yaml(tmp_path / "m.yaml", tmp_path, model__framework=framework)
+    if accepted:
+        assert UPVLAPolicy.from_config(yaml, "cpu").spec.text_objective == trained
+        return
+    with pytest.raises(ConfigError) as caught:
+        UPVLAPolicy.from_config(yaml, "cpu")
+    message = str(caught.value)
+    assert message.startswith(f"model.framework={framework} (")
+    assert f"training.text_objective={trained}" in message
+    assert "\n" not in message
+
+
+def test_the_framework_says_how_an_original_checkpoint_speaks(folder, tmp_path):
+    yaml = write_yaml(tmp_path / "m.yaml", folder, model__framework="bdvla")
+    assert load_model_yaml(yaml).upstream.text_objective == "bd"
+    assert load_model_yaml(folder / "model.yaml").upstream.text_objective == "ar"
+    yaml = write_yaml(tmp_path / "m.yaml", folder, model__framework="upvla", training__text_objective="mdm")
+    assert load_model_yaml(yaml).upstream.text_objective == "mdm"
 
 
 def test_a_batch_of_decoded_chunks_is_what_single_observations_give(in_tokens):

@@ -111,7 +111,9 @@ def test_only_the_cameras_the_policy_has_are_drawn():
             return super().get_obs(render)
 
     run_episodes(Noting, Recorder(forward, T, cameras=CAMERAS[:1]), episodes(("6", "go")), PastTheLine(), film={0})
-    assert [cameras for cameras in asked if cameras] == [("static",)] * 5  # looks twice, films three of six steps
+    assert [cameras for cameras in asked if cameras] == [
+        ("static",)
+    ] * 6  # looks twice, films three of six steps and the last
     asked.clear()
     run_episodes(Noting, Recorder(forward, T), episodes(("4", "go")), PastTheLine())
     assert [cameras for cameras in asked if cameras] == [("static", "gripper")]
@@ -140,10 +142,10 @@ def test_success_is_counted_with_its_interval_overall_and_per_task():
 def test_only_filmed_episodes_keep_frames_and_they_make_an_animation(tmp_path):
     result = run_episodes(Line, Recorder(forward, T), MIXED, PastTheLine(), max_steps=10, film={2}, film_every=2)
     assert list(result.frames) == [2]
-    assert [int(frame[0, 0, 0]) for frame in result.frames[2]] == [21, 23, 25]
+    assert [int(frame[0, 0, 0]) for frame in result.frames[2]] == [21, 23, 25, 26], "the last one is filmed in any case"
     # Far enough apart for one palette: frames that become the same are merged into one.
     write_gif(tmp_path / "clips" / "2.gif", [(frame - 20) * 40 for frame in result.frames[2]])
-    assert Image.open(tmp_path / "clips" / "2.gif").n_frames == 3
+    assert Image.open(tmp_path / "clips" / "2.gif").n_frames == 4
     assert [path.name for path in (tmp_path / "clips").iterdir()] == ["2.gif"]
 
 
@@ -188,4 +190,4 @@ def test_the_embedded_desk_and_the_task_oracle_fit_the_loop():
         lambda: DeskEnv(static_size=24, gripper_size=16), RandomPolicy(5), todo, TaskOracle(), max_steps=10, film={1}
     )
     assert [(record.task, record.steps) for record in result.records] == [(task, 10) for task in tasks]
-    assert [frame.shape for frame in result.frames[1]] == [(24, 24, 3)] * 5
+    assert [frame.shape for frame in result.frames[1]] == [(24, 24, 3)] * 6

@@ -38,6 +38,7 @@ def test_they_are_learned_measured_and_declared_in_the_checkpoint(world: Path, t
         experiment__eval_every=40,
         dataset__params__validation_pre_shards_path_or_url=world / "robot_validation",
         block_diffusion__action_infer_steps=2,
+        block_diffusion__action_infer_enabled="true",
         **ACTIONS,
     )
     curve = done.curve("action_bd/loss")
@@ -50,6 +51,7 @@ def test_they_are_learned_measured_and_declared_in_the_checkpoint(world: Path, t
     assert 0 <= last["validation/action_bd/accuracy_hidden_50_75"] <= 1
     spec = load_folder(done.folder).spec
     assert (spec.action_bins, spec.action_block_size, spec.action_prediction) == (16, 7, "shift")
+    assert (spec.action_decoder, spec.action_infer_steps) == ("block_diffusion", 2)
 
 
 def test_accumulating_hides_the_same_tokens_and_takes_the_same_step(world: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def name_of(values: Sequence[str]) -> str:
 def read_record(folder: Path) -> dict[str, Any]:
     """How a run ended; empty if it never did."""
     try:
-        found = json.loads((folder / RECORD).read_text())
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -85,7 +85,7 @@ def run_one(plan: Plan, values: Sequence[str]) -> int:
         "said": _last_line(folder / LOG) if code else "",
     }
     beside = folder / f"{RECORD}.tmp"
-    beside.write_text(json.dumps(record, indent=1))
+    beside.write_text(json.dumps(record, indent=1), encoding="utf-8")
     os.replace(beside, folder / RECORD)
     print(f"[{name}] {'done' if code == 0 else f'FAILED with exit code {code}'}", flush=True)
     return code

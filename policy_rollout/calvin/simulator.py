@@ -79,7 +79,9 @@ def package_commit() -> str:
     if folder is None:
         return "unknown"
     try:
-        asked = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        asked = subprocess.run(
+            ["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, check=False, encoding="utf-8"
+        )
     except FileNotFoundError:
         return "unknown"
     return asked.stdout.strip() or "unknown"

@@ -143,7 +143,7 @@ class _Features:
 def alone(folder: Path) -> Iterator[None]:
     """Keeps other processes out of ``folder``, until the end of this one at the latest: batches of two would run into
     each other. Raises ``ValueError`` where there is one. Where the file system knows no locks, none is kept out."""
-    with (folder / ".asking").open("w") as stream:
+    with (folder / ".asking").open("w", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

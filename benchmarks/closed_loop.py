@@ -139,7 +139,7 @@ def play(way: str, policy: UPVLAPolicy, jobs: Sequence[ChainJob], sizes: Sizes) 
         else:
             _play_here(way, policy, jobs, sizes, folder, played.append)
         wall, own, others = time.perf_counter() - wall, time.process_time() - own, _children() - others
-        noted = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+        noted = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")]
     started = sum(
         min(row["born"] for row in noted if row["process"] == process and "born" in row)
         for process in {row["process"] for row in noted if way == "workers" and "born" in row}
@@ -174,7 +174,9 @@ def _play_here(
         parallel=1 if way in ("original", "eager", "lazy") else sizes.parallel,
         workers=sizes.workers if way == "workers" else 0,
     )
-    (folder / f"policy-{os.getpid()}.json").write_text(json.dumps({**timed.clock.spent, "process": os.getpid()}))
+    (folder / f"policy-{os.getpid()}.json").write_text(
+        json.dumps({**timed.clock.spent, "process": os.getpid()}), encoding="utf-8"
+    )
 
 
 def _play_in_processes(policy: UPVLAPolicy, jobs: Sequence[ChainJob], sizes: Sizes, folder: Path) -> list[ChainRecord]:
@@ -188,7 +190,7 @@ def _play_in_processes(policy: UPVLAPolicy, jobs: Sequence[ChainJob], sizes: Siz
             taken = owner.take(jobs, lambda index: index in records.read(folder))
             _play_here("batched", policy, taken, fair, folder, lambda r: records.append(folder, owner.name, r))
         whole = {"whole": time.process_time() - began, "process": os.getpid()}
-        (folder / f"whole-{os.getpid()}.json").write_text(json.dumps(whole))
+        (folder / f"whole-{os.getpid()}.json").write_text(json.dumps(whole), encoding="utf-8")
 
     processes = [get_context("fork").Process(target=run) for _ in range(count)]
     for process in processes:

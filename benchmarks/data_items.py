@@ -103,7 +103,7 @@ def make_processed(folder: Path, split: Path, frames: int) -> Path:
             for n in range(start, min(start + LENGTH, frames))
         ]
         episodes.append({"instruction": f"do thing {start // LENGTH}", "frames": listed})
-    (folder / INDEX_NAME).write_text(json.dumps(episodes))
+    (folder / INDEX_NAME).write_text(json.dumps(episodes), encoding="utf-8")
     return folder
 
 

@@ -68,7 +68,7 @@ def make_split(folder: Path, frames: int, from_json: bool, progress: bool) -> fl
         began = time.perf_counter()
         build_index(root, progress=progress)
         return time.perf_counter() - began
-    path.write_text("[]")  # stands in for gigabytes of text: opening never looks into it
+    path.write_text("[]", encoding="utf-8")  # stands in for gigabytes of text: opening never looks into it
     state = path.stat()
     began = time.perf_counter()
     with tqdm(desc="making the index", total=frames, unit=" frames", unit_scale=True, disable=not progress) as bar:

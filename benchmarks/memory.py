@@ -41,7 +41,7 @@ def peak_of(work: str, settings: Mapping[str, Any]) -> Peak:
     """Peak of ``work``, named ``package.module:function``. The function takes (settings, device) and returns what is
     to be measured, ready to run. ``settings`` holds plain values; ``device`` and ``threads`` are read here too."""
     command = [sys.executable, "-m", "benchmarks.memory", work, json.dumps(dict(settings))]
-    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, encoding="utf-8")
     if child.returncode:
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
         raise SystemExit(f"measuring the memory of {work} failed with exit code {child.returncode}: {last}")

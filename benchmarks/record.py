@@ -79,7 +79,7 @@ def commit() -> str:
     """The checked-out commit, with a ``+`` when files differ from it; ``unknown`` outside a checkout."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=False, encoding="utf-8")
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:

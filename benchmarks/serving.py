@@ -117,6 +117,7 @@ def ask(port: int, protocol: str, clients: int, requests: int, batch: int) -> di
         capture_output=True,
         text=True,
         check=False,
+        encoding="utf-8",
     )
     if done.returncode:
         raise SystemExit(f"the clients failed: {done.stderr[-500:]}")

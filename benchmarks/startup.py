@@ -78,7 +78,7 @@ HELPS = ("train_upvla.py", "scripts/generate_text.py", "scripts/eval_upvla_offli
 def stages_of(script: str, *given: str) -> dict[str, float]:
     """CPU seconds of each stage, of a fresh process."""
     command = [sys.executable, "-c", CLOCK + script, *given]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, encoding="utf-8")
     if done.returncode:
         raise SystemExit(f"a process failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])

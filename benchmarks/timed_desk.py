@@ -66,7 +66,9 @@ class TimedEnv:
     def close(self) -> None:
         self.env.close()
         name = f"{os.getpid()}-{id(self)}.json"
-        (self.folder / name).write_text(json.dumps({**self.clock.spent, "born": self.born, "process": os.getpid()}))
+        (self.folder / name).write_text(
+            json.dumps({**self.clock.spent, "born": self.born, "process": os.getpid()}), encoding="utf-8"
+        )
 
 
 @dataclass

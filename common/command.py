@@ -6,6 +6,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import NoReturn, TextIO
 
 SIGPIPE_EXIT = 141
@@ -18,6 +19,9 @@ def run_command(main: Callable[[], object]) -> NoReturn:
     If the reader of stdout or stderr closes it (`... --help | head`), the command ends without a traceback, with
     SIGPIPE_EXIT. A broken pipe to anything else is raised.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal of another encoding gets escapes, not a traceback
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             code = main()

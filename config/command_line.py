@@ -7,6 +7,7 @@ and one layer of quotes is removed. Prefixes of other grammars (`--key=`, `+key=
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection, Iterable, Sequence
 
 from config.files import escape
@@ -27,6 +28,11 @@ def parse_arguments(argv: Sequence[str], known: Collection[str], usage: str) -> 
 def parse_argument(argument: str, known: Collection[str], usage: str) -> tuple[str, str]:
     """Return (key, text) of one argument. Raises ConfigError."""
     name, equals, text = (part.strip() for part in argument.partition("="))
+    if any("\udc80" <= letter <= "\udcff" for letter in argument):  # undecodable bytes, as Python keeps them
+        encoding = sys.getfilesystemencoding()
+        raise ConfigError(
+            f"argument {shown(argument)}: not a text in this locale's encoding ({encoding}); set PYTHONUTF8=1"
+        )
     if name[:1] and name[0] in PREFIXES:
         bare = name.lstrip(PREFIXES)
         prefix = name[: len(name) - len(bare)]

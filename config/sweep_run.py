@@ -56,7 +56,7 @@ def name_of(values: Sequence[str]) -> str:
 def read_record(folder: Path) -> dict[str, Any]:
     """How a run ended; empty if it never did."""
     try:
-        found = json.loads((folder / RECORD).read_text())
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
     return found if isinstance(found, dict) else {}

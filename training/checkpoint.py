@@ -179,7 +179,7 @@ class Saver:
 
         def write() -> None:
             self.accelerator.save_state(str(partial.state_dir))
-            (partial.state_dir / f"progress_{rank}.json").write_text(json.dumps(mine))
+            (partial.state_dir / f"progress_{rank}.json").write_text(json.dumps(mine), encoding="utf-8")
             if is_main:
                 save_model(partial.model_dir)
 
@@ -289,7 +289,7 @@ def saved_progress(checkpoint: Checkpoint, rank: int, world: int) -> list[dict[s
     had = int(checkpoint.record.get("conditions", {}).get("processes", 1))
     mine = [number for number in range(had) if number == rank or (rank == 0 and number >= world)]
     files = [checkpoint.state_dir / f"progress_{number}.json" for number in mine]
-    return [json.loads(file.read_text()) for file in files if file.is_file()]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
 
 
 WITHOUT_EFFECT = (

@@ -125,7 +125,7 @@ class Guard:
         if self.run.writes:
             beside = file.with_suffix(".tmp")
             try:
-                beside.write_text(json.dumps(record, indent=1) + "\n")
+                beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
                 os.replace(beside, file)
             except OSError as error:
                 remove(beside)

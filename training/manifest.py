@@ -52,7 +52,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint's metadata and see that every file it lists is there, unchanged; ``ValueError`` if not."""
     metadata = path / METADATA
     try:
-        record = json.loads(metadata.read_text())
+        record = json.loads(metadata.read_text(encoding="utf-8"))
         told = record.pop("crc32", None)
         if told is not None and told != _checksum_of(record):
             raise ValueError("its checksum is wrong")
@@ -108,7 +108,9 @@ def write_manifest(path: Path, step: int, data: Mapping[str, Any], more: Mapping
         measured = pool.map(measure, files)
         listed = {str(file.relative_to(path)): list(entry) for file, entry in zip(files, measured, strict=True)}
     record: dict[str, Any] = {"global_step": step, "data": data, **more, "files": listed}
-    (path / METADATA).write_text(json.dumps({**record, "crc32": _checksum_of(record)}, indent=1) + "\n")
+    (path / METADATA).write_text(
+        json.dumps({**record, "crc32": _checksum_of(record)}, indent=1) + "\n", encoding="utf-8"
+    )
     for file in [*files, path / METADATA]:
         flush(file)
     for folder in [*(f for f in path.rglob("*") if f.is_dir()), path]:

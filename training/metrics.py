@@ -127,10 +127,15 @@ class WandbWriter:
 
         kept = folder / WANDB_ID_FILE
         if not kept.exists():
-            kept.write_text(uuid.uuid4().hex)
+            kept.write_text(uuid.uuid4().hex, encoding="utf-8")
         self._wandb = wandb
         self._run = wandb.init(
-            project=project, name=name, dir=str(folder), config=config, id=kept.read_text(), resume="allow"
+            project=project,
+            name=name,
+            dir=str(folder),
+            config=config,
+            id=kept.read_text(encoding="utf-8"),
+            resume="allow",
         )
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -162,7 +167,7 @@ class JsonLinesWriter:
                 if _step_of(line) <= step
             ]
             beside = path.with_suffix(".tmp")
-            beside.write_text("".join(line + "\n" for line in kept))
+            beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             flush(beside)
             os.replace(beside, path)
         self._file = path.open("ab", buffering=0)

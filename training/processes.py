@@ -131,7 +131,7 @@ def _first_node() -> str:
     """Name of the node that runs rank 0 of this Slurm step."""
     command = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
     try:
-        names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        names = subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout.split()
     except (OSError, subprocess.CalledProcessError) as error:
         raise ConfigError(f"the first node of this Slurm step is not known ({error}): set MASTER_ADDR to it") from error
     return names[0]

@@ -102,7 +102,7 @@ def _rewrite(checkpoint: Checkpoint, target: Path) -> None:
     made = target / "unfinished"
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += ["--input_folder", str(checkpoint.state_dir / ENGINE_FOLDER), "--output_folder", str(made)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode == 0:
         made.rename(target / ENGINE_FOLDER)
     else:

@@ -187,7 +187,7 @@ def _in_one_line(error: RuntimeError) -> BaseException:
 
 def _write_config(job: Job, path: Path) -> None:
     beside = path.with_suffix(".tmp")
-    beside.write_text(to_yaml(job))
+    beside.write_text(to_yaml(job), encoding="utf-8")
     os.replace(beside, path)
 
 

@@ -27,7 +27,7 @@ def write_status(output_dir: Path, state: State, step: int, checkpoint: Path | N
     }
     beside = output_dir / f".{STATUS_FILE}.tmp"
     try:
-        beside.write_text(json.dumps(record, indent=1) + "\n")
+        beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         os.replace(beside, output_dir / STATUS_FILE)
     except OSError:
         remove(beside)

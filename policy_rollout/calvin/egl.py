@@ -76,6 +76,7 @@ def find_graphics(cuda: int | None, env: Mapping[str, str] = os.environ) -> tupl
             timeout=120,
             check=False,
             env=dict(env),
+            encoding="utf-8",
         )
     except subprocess.TimeoutExpired:
         return None, "EGL did not answer within two minutes"

@@ -101,7 +101,7 @@ def identity_of_the_rest(model: nn.Module) -> str:
     for parameter in model.parameters():  # compiling changes their names, not their order
         if not parameter.requires_grad:
             digest.update(f"{parameter.dtype} {tuple(parameter.shape)};".encode())
-            digest.update(memoryview(parameter.detach().contiguous().flatten().view(torch.uint8).numpy()))
+            digest.update(parameter.detach().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

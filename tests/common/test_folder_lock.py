@@ -86,9 +86,14 @@ def test_a_folder_is_held_once_in_a_process_too_and_is_as_it_was_afterwards(tmp_
 
 
 def test_files_of_one_folder_are_held_one_by_one(tmp_path: Path) -> None:
-    with hold_file(tmp_path / "a.json", "a test", OPTION), hold_file(tmp_path / "b.json", "a test", OPTION):
-        with pytest.raises(FolderBusy, match=r"a\.json"), hold_file(tmp_path / "a.json", "a test", OPTION):
-            pass
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    with (
+        hold_file(first, "a test", OPTION),
+        hold_file(second, "a test", OPTION),
+        pytest.raises(FolderBusy, match=r"a\.json"),
+        hold_file(first, "a test", OPTION),
+    ):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 
@@ -157,7 +162,7 @@ def test_an_owner_on_another_machine_is_known_by_its_heartbeat(
     beating = threading.Thread(target=beat)
     beating.start()
     try:
-        with pytest.raises(FolderBusy, match="their run.*on host other"), hold(tmp_path, "a test", OPTION):
+        with pytest.raises(FolderBusy, match=r"their run.*on host other"), hold(tmp_path, "a test", OPTION):
             pass
     finally:
         ended.set()

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from config.load import load_job
+from common.folder_lock import hold
+from config.load import load_job, to_yaml
 from scripts import compare_objectives
 from scripts.comparison import plan as plans
 from scripts.comparison.plan import (
@@ -111,3 +112,31 @@ def test_going_on_from_a_run_takes_its_model_tokenizer_and_data_and_names_what_i
     assert "model.showo.llm_model_path=assets/tiny_phi" in begun
     assert "model.vq_model.vq_model_name=assets/tiny_magvit" in begun
     assert "dataset.params.train_pre_shards_path_or_url=dummy_data/calvin_processed_training" in begun
+
+
+def test_runs_that_were_trained_with_other_settings_and_blank_pictures_of_other_data_are_not_taken(
+    tmp_path: Path,
+) -> None:
+    plan = plan_of(tmp_path)
+    run = plan.runs[0]
+    run.folder.mkdir(parents=True)
+    job = load_job(run.command(plan.budget, plan.blank_data)[2:], None)
+    (run.folder / "config.yaml").write_text(to_yaml(job), encoding="utf-8")
+    plan.settle()
+    job.training.mmu_coeff += 1
+    (run.folder / "config.yaml").write_text(to_yaml(job), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"training\.mmu_coeff=6\.0, now it is 5\.0"):
+        plan.settle()
+    write_blank_pictures(ROOT / "dummy_data/llava_validation", tmp_path / "blank")
+    write_blank_pictures(ROOT / "dummy_data/llava", tmp_path / "blank")
+    blank, source = (
+        json.loads((folder / "llava_v1_5_mix665k.json").read_text(encoding="utf-8"))
+        for folder in (tmp_path / "blank", ROOT / "dummy_data/llava")
+    )
+    assert [r["conversations"] for r in blank] == [r["conversations"] for r in source]
+
+
+def test_two_comparisons_do_not_write_into_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with hold(tmp_path / "out", "another comparison", "--output-dir "):
+        assert compare_objectives.main(["--output-dir", str(tmp_path / "out")]) == 2
+    assert f"--output-dir {tmp_path / 'out'}" in capsys.readouterr().err

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from common.folder_lock import hold
 from config.files import PROJECT_DIR
-from config.load import ConfigError
+from config.load import ConfigError, load_job, to_yaml
 from config.sweep import expand, sweep, take_apart, wants_sweep
 from config.sweep_run import name_of
 from tests.config.conftest import Given
@@ -179,3 +180,29 @@ def test_runs_as_jobs_of_submitit(argv: list[str], tmp_path: Path) -> None:
     done = subprocess.run([*command, "hydra/launcher=submitit_local"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert [row["state"] for row in rows(tmp_path / "sweep")] == ["done", "failed (exit 1)"]
+
+
+def test_a_sweep_folder_with_runs_of_other_settings_is_refused_before_the_first_run(
+    argv: list[str], tmp_path: Path
+) -> None:
+    sweep([*argv, "training.seed=1,2"], "ar")
+    job = load_job([*(a for a in argv if not a.startswith(("-m", "sweep."))), "training.seed=1"], "ar")
+    job.optimizer.params.learning_rate = 0.5
+    (tmp_path / "sweep" / "seed=1" / "config.yaml").write_text(to_yaml(job), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"experiment\.output_dir=.*optimizer\.params\.learning_rate=0\.5, now it is"):
+        sweep([*argv, "training.seed=1,2"], "ar")
+    job = load_job([*(a for a in argv if not a.startswith(("-m", "sweep."))), "training.seed=1"], "ar")
+    job.experiment.save_every, job.dataset.params.num_workers = 7, 3  # no result depends on these
+    (tmp_path / "sweep" / "seed=1" / "config.yaml").write_text(to_yaml(job), encoding="utf-8")
+    sweep([*argv, "training.seed=1,2"], "ar")
+    assert (tmp_path / "sweep" / "seed=1" / "started").read_text().split() == ["train_upvla.py"]
+
+
+def test_two_sweeps_do_not_write_into_one_folder(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        hold(tmp_path / "sweep", "another sweep", "experiment.output_dir="),
+        pytest.raises(ConfigError, match=r"experiment\.output_dir="),
+    ):
+        sweep([*argv, "training.seed=1,2"], "ar")

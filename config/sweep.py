@@ -21,6 +21,7 @@ from typing import Any
 from common.environment import environment
 from common.folder_lock import FolderBusy, hold
 from common.os_errors import reason_of
+from common.process_rank import process_rank, shown_variables
 from config.build import keys, plain
 from config.command_line import hydra_quoted, is_sweep, parse_argument, unquoted
 from config.files import PROJECT_DIR
@@ -62,10 +63,14 @@ def sweep(argv: Sequence[str] | None, objective: Objective | None) -> None:
     """Run a sweep to its end and print its table. ConfigError before the first run starts if one of them cannot be;
     SystemExit(1) after the last one has ended if one of them failed."""
     argv = sys.argv[1:] if argv is None else argv
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    try:
+        place = process_rank(os.environ)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if place.world > 1:
         raise ConfigError(
-            "--multirun: start a sweep with python alone; its runs take several processes by "
-            'sweep.launch="accelerate launch --config_file ..."'
+            f"--multirun: {shown_variables(os.environ, place.variables)} in the environment, but a sweep is started "
+            'with python alone; its runs take several processes by sweep.launch="accelerate launch --config_file ..."'
         )
     request = take_apart(argv)
     combinations = expand(request)

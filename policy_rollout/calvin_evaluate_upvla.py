@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,8 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from common.command import run_command
 from common.paths import expand_home
+from common.process_rank import ProcessRank as Place
+from common.process_rank import process_rank as place_in
 from config.values import ConfigError
 from policy_rollout import records
 from policy_rollout.acting import require_same_convention
@@ -44,28 +46,6 @@ if TYPE_CHECKING:
     from policy_rollout.policy import UPVLAPolicy
 
 TIME = "%Y-%m-%d_%H-%M-%S"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which of the processes this is, of all and of those on this machine."""
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    local_world: int = 1
-
-
-def place_in(env: Mapping[str, str]) -> Place:
-    """As torchrun says it, else as the step of Slurm does. Job scripts set one of torchrun's variables by themselves:
-    it is both that tell processes apart."""
-    if "WORLD_SIZE" in env and "RANK" in env:
-        here = int(env.get("LOCAL_WORLD_SIZE", 1))
-        return Place(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)), here)
-    if "SLURM_STEP_ID" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        # Slurm gives every task the cores that are its own.
-        return Place(int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"]))
-    return Place()
 
 
 def evaluate(settings: Mapping[str, Any], place: Place) -> Path:

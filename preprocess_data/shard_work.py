@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from common.folder_lock import hold, live_owners
 from common.os_errors import reason_of
+from common.process_rank import process_rank, shown_variables
 from preprocess_data.processes import in_processes
 from training.data.shards import Plan, finish, has_shard, is_whole
 
@@ -99,7 +100,9 @@ def write_all(
 
 def unfinished(folder: Path, plan: Plan, missing: int) -> str:
     """What a rank says that is done before others are."""
-    return f"{folder}: this rank's part is done; {missing} of {plan.shards} shards (of other ranks) are missing"
+    variables = shown_variables(os.environ, process_rank(os.environ).variables)
+    why = f"; ranks are those of {variables} in the environment" if variables else ""
+    return f"{folder}: this rank's part is done; {missing} of {plan.shards} shards (of other ranks) are missing{why}"
 
 
 class _Watching:
@@ -149,21 +152,15 @@ def rank_options(group: argparse._ArgumentGroup) -> None:
 
 
 def ranks_of(options: argparse.Namespace) -> tuple[int, int]:
-    """(rank, world) as given, of torchrun, or of Slurm."""
+    """Return (rank, world) as given, else of the launcher. ``ValueError`` if they contradict each other."""
     if (options.rank is None) != (options.world is None):
         raise ValueError("--rank and --world go together")
-    rank, world = options.rank, options.world
-    if rank is None:
-        # Slurm's number of tasks is the job's also where srun has started none of them; its step's is not.
-        for rank_name, world_name in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
-            if rank_name in os.environ and world_name in os.environ:
-                rank, world = int(os.environ[rank_name]), int(os.environ[world_name])
-                break
-        else:
-            return 0, 1
-    if not 0 <= rank < world:
-        raise ValueError(f"--rank {rank} --world {world}: a rank is at least 0 and less than the world")
-    return rank, world
+    if options.rank is None:
+        place = process_rank(os.environ)
+        return place.rank, place.world
+    if not 0 <= options.rank < options.world:
+        raise ValueError(f"--rank {options.rank} --world {options.world}: a rank is at least 0 and less than the world")
+    return options.rank, options.world
 
 
 def process_device(device: str, number: int, processes: int) -> str:

@@ -7,27 +7,50 @@ process, or plain data parallel) is an error here, with the command that does wh
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.utils._pytree as pytree
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, KwargsHandler
+from accelerate.utils import DistributedType, DynamoBackend, FullyShardedDataParallelPlugin, KwargsHandler
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations import unset_hf_deepspeed_config
 
+from common.process_rank import ProcessRank, shown_variables, unset_command
 from config.load import ConfigError
 from config.schema import Job
 from models.loss import Tally
 from models.upvla import UPVLA, Losses
+from training.launch_environment import check_environment, is_on
+
+MEETING_S = {"here": 45.0, "elsewhere": 600.0}
+"""Seconds that processes without a watching launcher wait for each other, on one machine and on several."""
+OTHER_TRAINING = (
+    "amp",
+    "msamp",
+    "progressive_layer_drop",
+    "curriculum_learning",
+    "data_efficiency",
+    "compression_training",
+)
+"""Sections of DeepSpeed's configuration that change the numbers of training and have no key of the job."""
 
 
 def start_processes(job: Job) -> Accelerator:
     """Accelerate's object for the launch that started this process, checked against what the launcher asked for."""
-    _join_slurm_step()
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    deepspeed, fsdp = _asked("DEEPSPEED"), _asked("FSDP")
+    place = check_environment(job)
+    if "SLURM_STEP_NUM_TASKS" in place.variables:
+        _join_slurm_step(place)
+    world = place.world
+    deepspeed, fsdp = (is_on(os.environ, f"ACCELERATE_USE_{name}") for name in ("DEEPSPEED", "FSDP"))
     wish = job.training.device
     if wish == "cuda" and not torch.cuda.is_available():
         raise ConfigError("training.device=cuda: torch sees no CUDA device here (allowed: auto, cpu, cuda)")
@@ -43,15 +66,20 @@ def start_processes(job: Job) -> Accelerator:
         # Without a GPU accelerate would start DeepSpeed with a world of one.
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     try:
-        accelerator = Accelerator(
-            mixed_precision=job.training.mixed_precision,
-            gradient_accumulation_steps=job.training.gradient_accumulation_steps,
-            kwargs_handlers=handlers,
-            # torchrun without a GPU would otherwise make independent runs; DeepSpeed would be switched off by the flag.
-            cpu=on_cpu and not deepspeed,
-        )
-    except ValueError as error:  # bf16 on a GPU that cannot
-        raise ConfigError(f"training.mixed_precision={job.training.mixed_precision}: {error}") from error
+        with _meeting(place):
+            accelerator = Accelerator(
+                mixed_precision=job.training.mixed_precision,
+                gradient_accumulation_steps=job.training.gradient_accumulation_steps,
+                kwargs_handlers=handlers,
+                # torchrun without a GPU would otherwise make independent runs; it would switch DeepSpeed off.
+                cpu=on_cpu and not deepspeed,
+            )
+    except (ValueError, ImportError) as error:  # bf16 on a GPU that cannot, a variable or file that makes no sense
+        why = " ".join(str(error).split())
+        key = f"training.mixed_precision={job.training.mixed_precision}" if "mixed precision" in why else "the launch"
+        raise ConfigError(f"{key}: accelerate refuses it: {why}") from error
+    except dist.DistError as error:
+        raise ConfigError(f"{_cannot_meet(place)} ({str(error).splitlines()[0]})") from error
     if accelerator.num_processes != world:
         raise ConfigError(
             f"the launcher started {world} processes but accelerate sees {accelerator.num_processes}: "
@@ -114,17 +142,52 @@ def tell_fsdp(accelerator: Accelerator, model: UPVLA) -> None:
             pytree.register_dataclass(output)
 
 
-def _join_slurm_step() -> None:
+def _join_slurm_step(place: ProcessRank) -> None:
     """``srun --ntasks=N python train_upvla.py ...``: the tasks of a Slurm step are the processes of one run (DDP), with
     no launcher between. Under accelerate or torchrun the launcher has said already who is who."""
     env = os.environ
-    tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
-    if "WORLD_SIZE" in env or "SLURM_STEP_ID" not in env or tasks == 1:
-        return
-    env["WORLD_SIZE"], env["RANK"], env["LOCAL_RANK"] = str(tasks), env["SLURM_PROCID"], env["SLURM_LOCALID"]
-    env.setdefault("MASTER_PORT", str(40000 + int(env["SLURM_JOB_ID"]) % 20000))
+    job = env.get("SLURM_JOB_ID", "")
+    if not job.isdecimal():
+        raise ConfigError(
+            f"{shown_variables(env, place.variables)} in the environment without SLURM_JOB_ID: the variables of a "
+            f"Slurm step are left over; start by srun, or {unset_command(place.variables)}"
+        )
+    env["WORLD_SIZE"], env["RANK"], env["LOCAL_RANK"] = str(place.world), str(place.rank), str(place.local_rank)
+    env.setdefault("MASTER_PORT", str(40000 + int(job) % 20000))
     if "MASTER_ADDR" not in env:
         env["MASTER_ADDR"] = "127.0.0.1" if env.get("SLURM_STEP_NUM_NODES", "1") == "1" else _first_node()
+
+
+@contextmanager
+def _meeting(place: ProcessRank) -> Iterator[None]:
+    """End this process with one line if the others do not come: torch waits for half an hour. A launcher that watches
+    its processes (torchrun) needs no limit."""
+    if place.world == 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+        yield
+        return
+    here = os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost", "::1", socket.gethostname())
+    limit = MEETING_S["here" if here else "elsewhere"]
+
+    def end() -> None:
+        print(f"config error: {_cannot_meet(place)} (waited for {limit:.0f} s)", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timer = threading.Timer(limit, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _cannot_meet(place: ProcessRank) -> str:
+    names = (*place.variables, "MASTER_ADDR", "MASTER_PORT")
+    return (
+        f"{shown_variables(os.environ, names)} in the environment make this process one of {place.world}, but they do "
+        "not come together: start all of them by accelerate launch, torchrun or srun; for a run of one process "
+        f"{unset_command(place.variables)}"
+    )
 
 
 def _first_node() -> str:
@@ -135,10 +198,6 @@ def _first_node() -> str:
     except (OSError, subprocess.CalledProcessError) as error:
         raise ConfigError(f"the first node of this Slurm step is not known ({error}): set MASTER_ADDR to it") from error
     return names[0]
-
-
-def _asked(launcher: str) -> bool:
-    return os.environ.get(f"ACCELERATE_USE_{launcher}", "false").lower() == "true"
 
 
 def _check(job: Job, accelerator: Accelerator, world: int, deepspeed: bool, fsdp: bool) -> None:
@@ -153,18 +212,17 @@ def _check(job: Job, accelerator: Accelerator, world: int, deepspeed: bool, fsdp
         raise ConfigError(f"the launch file asks for FSDP but accelerate would train with {describe(accelerator)}")
     if kind == DistributedType.FSDP and accelerator.state.fsdp_plugin.fsdp_version != 2:
         raise ConfigError("the launch file asks for FSDP version 1; set fsdp_config.fsdp_version: 2")
+    steps, compiled = accelerator.gradient_accumulation_steps, accelerator.state.dynamo_plugin.backend
+    if steps != settings.gradient_accumulation_steps or compiled != DynamoBackend.NO:
+        raise ConfigError(
+            f"accelerate would train with gradient_accumulation_steps={steps} and dynamo_backend={compiled.value}, not "
+            f"with training.gradient_accumulation_steps={settings.gradient_accumulation_steps} and dynamo_backend=NO: "
+            "remove them from the launch file and the environment (ACCELERATE_*)"
+        )
     if kind != DistributedType.DEEPSPEED:
         return
     config = accelerator.state.deepspeed_plugin.deepspeed_config
-    steps = config.get("gradient_accumulation_steps", "auto")
-    if steps not in (
-        "auto",
-        settings.gradient_accumulation_steps,
-    ):  # DeepSpeed would step after that many micro-batches
-        raise ConfigError(
-            f"training.gradient_accumulation_steps={settings.gradient_accumulation_steps}, but the launch file's "
-            f"deepspeed_config says {steps}: leave it out there, or give both the same number"
-        )
+    _check_deepspeed(job, config, world)
     autocast = config.get("torch_autocast", {}).get("enabled", False)
     if accelerator.mixed_precision != settings.mixed_precision and not autocast:
         raise ConfigError(
@@ -175,6 +233,31 @@ def _check(job: Job, accelerator: Accelerator, world: int, deepspeed: bool, fsdp
         raise ConfigError(
             "DeepSpeed's own configuration names an optimizer or a scheduler: leave them out, the run's sections "
             "optimizer and lr_scheduler count"
+        )
+
+
+def _check_deepspeed(job: Job, config: dict[str, Any], world: int) -> None:
+    """Numbers and sections of DeepSpeed's configuration that stand for keys of the job."""
+    settings = job.training
+    steps, rows = settings.gradient_accumulation_steps, settings.batch_size_pre
+    same = {  # DeepSpeed would step after that many micro-batches
+        "gradient_accumulation_steps": ("training.gradient_accumulation_steps", steps),
+        "gradient_clipping": ("training.max_grad_norm", settings.max_grad_norm or 0.0),
+        "train_micro_batch_size_per_gpu": ("training.batch_size_pre", rows),
+        "train_batch_size": (f"training.batch_size_pre x accumulation x {world} process(es)", rows * steps * world),
+    }
+    for name, (key, value) in same.items():
+        if config.get(name, "auto") not in ("auto", value) and not (name == "gradient_clipping" and not config[name]):
+            raise ConfigError(
+                f"{key}={value}, but the launch file's deepspeed_config says {name}={config[name]}: leave it out "
+                "there, or give both the same number"
+            )
+    others = [name for name in OTHER_TRAINING if config.get(name) not in (None, {}, False)]
+    others = [name for name in others if not isinstance(config[name], dict) or config[name].get("enabled", True)]
+    if others:
+        raise ConfigError(
+            f"DeepSpeed's own configuration has {', '.join(others)}, which would change what is trained: remove "
+            f"{'them' if len(others) > 1 else 'it'} there"
         )
 
 

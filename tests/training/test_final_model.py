@@ -49,14 +49,11 @@ def test_a_run_that_begins_or_continues_in_the_folder_of_a_finished_one_leaves_n
     first = run(experiment__save_every=1)
     finished = files_sha256(first.folder)
     assert model_folder(first.folder) == first.folder
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    again = {"training__seed": 7, "training__max_train_steps": 9, "experiment__save_every": 2}
+    with pytest.MonkeyPatch.context() as patch:
         stop_after_saving(4, patch)
-        run(
-            training__seed=7,
-            training__max_train_steps=9,
-            experiment__save_every=2,
-            experiment__resume_from_checkpoint=resume,
-        )
+        with pytest.raises(Killed):
+            run(**again, experiment__resume_from_checkpoint=resume)
     assert not any((first.folder / name).exists() for name in FINAL)
     found = model_folder(first.folder)
     assert found == first.folder / "checkpoint-4" / "unwrapped_model"

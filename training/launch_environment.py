@@ -1,0 +1,121 @@
+"""Compare what a launch file or the environment makes accelerate do with what the run's configuration says.
+
+Accelerate reads variables (``accelerate launch`` sets them from the launch file) and lets some of them win over the
+arguments of its constructor. Needs no torch, so that a contradiction is reported at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from common.process_rank import ProcessRank, process_rank, shown_variables, unset_command
+from config.load import ConfigError
+from config.schema import Job
+
+OTHER_LAUNCHERS = ("ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG", "ACCELERATE_USE_SAGEMAKER")
+RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torch needs to bring the processes of a run together."""
+
+
+def is_on(env: Mapping[str, str], name: str) -> bool:
+    """Return True if accelerate takes this variable as a yes."""
+    return env.get(name, "").strip().lower() in ("1", "true", "t", "yes", "y", "on")
+
+
+def check_environment(job: Job, env: Mapping[str, str] = os.environ) -> ProcessRank:
+    """Return the place of this process; ``ConfigError`` if the environment contradicts the job or itself."""
+    try:
+        place = process_rank(env)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    _check_rendezvous(env, place)
+    _check_step(job, env)
+    _check_other_modes(job, env)
+    return place
+
+
+def _check_rendezvous(env: Mapping[str, str], place: ProcessRank) -> None:
+    """Torchrun's variables are complete; a Slurm step's become complete later."""
+    there = [name for name in RENDEZVOUS[:3] if name in env]
+    missing = [name for name in RENDEZVOUS if not env.get(name)]
+    by_slurm = "SLURM_STEP_NUM_TASKS" in place.variables
+    if there and missing and not by_slurm:
+        raise ConfigError(
+            f"{shown_variables(env, there)} in the environment without {', '.join(missing)}: variables of a launcher "
+            f"are left over or incomplete; start by accelerate launch, torchrun or srun, or {unset_command(there)}"
+        )
+    if is_on(env, "ACCELERATE_USE_DEEPSPEED") and "LOCAL_RANK" not in env and not by_slurm:
+        raise ConfigError(
+            "ACCELERATE_USE_DEEPSPEED=true in the environment, but no launcher started this process: start it by "
+            f"accelerate launch, or {unset_command(['ACCELERATE_USE_DEEPSPEED'])}"
+        )
+
+
+def _check_step(job: Job, env: Mapping[str, str]) -> None:
+    """What an optimizer step is."""
+    settings = job.training
+    _require_same(
+        env,
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+        "training.gradient_accumulation_steps",
+        settings.gradient_accumulation_steps,
+    )
+    limit = 0.0 if settings.max_grad_norm is None else settings.max_grad_norm
+    if is_on(env, "ACCELERATE_USE_DEEPSPEED"):
+        _require_same(env, "ACCELERATE_GRADIENT_CLIPPING", "training.max_grad_norm", limit, silent=("auto", 0))
+    _refuse(env, "ACCELERATE_DYNAMO_BACKEND", ("", "no"), "training.compile", settings.compile)
+    _refuse(env, "ACCELERATE_FP8_BACKEND", ("", "no"), "training.mixed_precision", settings.mixed_precision)
+    if env.get("ACCELERATE_MIXED_PRECISION", "").strip().lower() == "fp8":
+        _refuse(env, "ACCELERATE_MIXED_PRECISION", (), "training.mixed_precision", settings.mixed_precision)
+
+
+def _check_other_modes(job: Job, env: Mapping[str, str]) -> None:
+    """Where the network computes, and in which parts."""
+    device = job.training.device
+    if device == "cuda" and is_on(env, "ACCELERATE_USE_CPU"):
+        _refuse(env, "ACCELERATE_USE_CPU", (), "training.device", device)
+    _refuse(env, "ACCELERATE_TORCH_DEVICE", ("", "cpu") if device == "cpu" else ("",), "training.device", device)
+    for name in OTHER_LAUNCHERS:
+        if is_on(env, name):
+            raise ConfigError(
+                f"{name}={env[name]} (environment or launch file): this project trains with one process, DDP, "
+                f"DeepSpeed or FSDP2; choose another launch file (accelerate_configs/), or {unset_command([name])}"
+            )
+    if not is_on(env, "ACCELERATE_USE_FSDP"):
+        return
+    if is_on(env, "FSDP_ACTIVATION_CHECKPOINTING"):
+        key, value = "model.gradient_checkpointing", job.model.gradient_checkpointing
+        _refuse(env, "FSDP_ACTIVATION_CHECKPOINTING", (), key, value)
+    _refuse(env, "FSDP_IGNORED_MODULES", ("", "none"), "training.freeze", job.training.freeze)
+
+
+def _refuse(env: Mapping[str, str], name: str, allowed: tuple[str, ...], key: str, value: object) -> None:
+    """A variable whose job the key does: only some values of it change nothing."""
+    text = env.get(name)
+    if text is None or text.strip().lower() in allowed:
+        return
+    raise ConfigError(
+        f"{name}={text} (environment or launch file), but {key}={_plain(value)}, which alone decides: "
+        f"{unset_command([name])}, or remove it from the launch file"
+    )
+
+
+def _require_same(
+    env: Mapping[str, str], name: str, key: str, value: float, silent: tuple[str | float, ...] = ()
+) -> None:
+    """A variable of the same meaning as the key has the same number; ``silent`` values leave it to the key."""
+    text = env.get(name, "").strip()
+    try:
+        number: str | float = float(text)
+    except ValueError:
+        number = text.lower()
+    if text and number != value and number not in silent:
+        raise ConfigError(
+            f"{name}={text} (environment or launch file), but {key}={_plain(value)}: {unset_command([name])}, remove "
+            "it from the launch file, or give both the same number"
+        )
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

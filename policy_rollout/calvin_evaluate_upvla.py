@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,9 +24,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from models.instructions import cut_instructions, describe_cut
 from policy_rollout import records
 from policy_rollout.acting import require_same_convention
 from policy_rollout.benchmarks.base import Benchmark, find_benchmark
+from policy_rollout.chains import ChainJob
 from policy_rollout.chunking import ChunkPlayer
 from policy_rollout.evaluation import Manner, play_together
 from policy_rollout.filming import make_recorder
@@ -71,6 +73,7 @@ def evaluate(settings: Mapping[str, Any], place: Place) -> Path:
     require_same_convention(policy.convention, benchmark.convention, f"environment={settings['environment']}")
     ChunkPlayer(policy.act_step, settings["replan_every"], settings["ensemble"])
     jobs = benchmark.jobs(int(settings["num_sequences"]))
+    cut = _cut_instructions(policy, jobs, place)
     recorder = make_recorder(settings, folder, policy)
     records.claim(folder, what_records_depend_on(policy, benchmark, settings))
     late = recorder.without_film(records.read(folder)) if recorder is not None and place.rank == 0 else []
@@ -88,7 +91,16 @@ def evaluate(settings: Mapping[str, Any], place: Place) -> Path:
         workers=workers,
     )
     progress = Progress(folder, jobs, place.rank, settings if settings["log_wandb"] else None)
-    play_together(folder, benchmark, policy, jobs, manner, progress, recorder, policy_from=_origin(policy))
+    play_together(
+        folder,
+        benchmark,
+        policy,
+        jobs,
+        manner,
+        progress,
+        recorder,
+        policy_from={**_origin(policy), "cut_instructions": cut},
+    )
     if place.rank == 0:
         print(f"report in {write_report(folder)}")
     elif not _is_reported(folder):  # process 0 may have died
@@ -108,6 +120,15 @@ def what_records_depend_on(policy: UPVLAPolicy, benchmark: Benchmark, settings: 
         **{name: settings[name] for name in ("ep_len", "replan_every", "ensemble")},
         "benchmark": benchmark.stamp(),
     }
+
+
+def _cut_instructions(policy: UPVLAPolicy, jobs: Sequence[ChainJob], place: Place) -> list[str]:
+    """Return the instructions of these chains that the policy cannot read whole, and print how many there are."""
+    texts = dict.fromkeys(text for job in jobs for text in job.instructions)
+    cut = cut_instructions(policy.prompter, texts)
+    if cut and place.rank == 0:
+        print(f"notice: {describe_cut(policy.prompter, cut, len(texts))}", file=sys.stderr)
+    return list(cut)
 
 
 def _origin(policy: UPVLAPolicy) -> dict[str, Any]:

@@ -303,7 +303,8 @@ def _freeze_what_learns_nothing(job: Job, model: UPVLA) -> list[str]:
 
 
 def _instruction_notes(prompter: Prompter, index: ProcessedIndex) -> list[str]:
-    """Return a line about the instructions of a split that are cut. Raise ``ValueError`` if that makes two of them one."""
+    """Return a line about the instructions of a split that are cut. Raise ``ValueError`` if the cut makes two of them
+    one."""
     numbers = np.unique(np.asarray(index.instruction_of)).tolist()
     cut = cut_instructions(prompter, (index.texts[number] for number in numbers))
     if not cut:

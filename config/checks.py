@@ -31,6 +31,7 @@ def check_across(job: Job, tree: Tree) -> None:
         raise ConfigError(f"question: {error}") from None
     _check_framework(job, tree)
     _check_losses(job)
+    _check_schedule(job)
     _check_sizes(job)
     _check_text(job)
 
@@ -122,6 +123,24 @@ def _check_losses(job: Job) -> None:
             "" if text == training.mmu_coeff else " (training.mmu_coeff counts for nothing with dataset.und_type=null)"
         )
         raise ConfigError(f"training.pre_coeff=0, training.act_coeff=0: one loss needs a weight above 0{what}")
+
+
+def _check_schedule(job: Job) -> None:
+    name, cycles = job.lr_scheduler.scheduler, job.lr_scheduler.params.num_cycles
+    if cycles is None or name == "cosine":
+        return
+    start = f"lr_scheduler.params.num_cycles={cycles:g}: "
+    if name != "cosine_with_restarts":
+        raise ConfigError(f"{start}has no effect with lr_scheduler.scheduler={name}; set null, or another schedule")
+    if not float(cycles).is_integer():
+        raise ConfigError(
+            f"{start}expected a whole number >= 1 for lr_scheduler.scheduler=cosine_with_restarts, which restarts "
+            "after whole cycles; lr_scheduler.scheduler=cosine takes parts of a wave"
+        )
+    if cycles > job.training.max_train_steps:
+        raise ConfigError(
+            f"{start}expected at most training.max_train_steps={job.training.max_train_steps}, one restart a step"
+        )
 
 
 def _check_sources(params: DataParams) -> None:

@@ -21,19 +21,20 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from models.image_file import as_shown
 from models.json_file import read_object
 
 Uint8Array = npt.NDArray[np.uint8]
 
 
 def as_pil(image: Image.Image | Uint8Array) -> Image.Image:
-    """An RGB PIL image from any PIL image or from a uint8 array [H,W,3].
+    """An RGB PIL image from any PIL image, as it is shown, or from a uint8 array [H,W,3].
 
     Raises:
         ValueError: the array has another dtype or shape.
     """
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return as_shown(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"an image array must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}")
     return Image.fromarray(np.ascontiguousarray(image))

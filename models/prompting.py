@@ -92,6 +92,7 @@ class Prompter:
         self.max_seq_length = max_seq_length
         self.system_prompt = system_prompt
         self._encoder = TextEncoder(tokenizer)
+        self._opening = str(tokenizer.bos_token or tokenizer.eos_token)
         self.system_ids: list[int] = self.words(system_prompt) if system_prompt else []
 
     def words(self, text: str) -> list[int]:
@@ -104,9 +105,12 @@ class Prompter:
         The text is words, but for a bos that is written out at its very start: that is the one that opens it anyway,
         as in the original. Raises ``ValueError`` for a text that is not valid Unicode.
         """
-        opening = self.tokenizer.bos_token or self.tokenizer.eos_token
-        ids = [self.vocab.t2i, self.vocab.bos, *self.words(text.removeprefix(opening))]
+        ids = [self.vocab.t2i, self.vocab.bos, *self.words(text.removeprefix(self._opening))]
         return [*ids[: self.max_seq_length], self.vocab.eos]
+
+    def instruction_length(self, text: str) -> int:
+        """Return how many ids ``instruction`` needs before its closing eos, so that nothing is cut."""
+        return 2 + len(self.words(text.removeprefix(self._opening)))
 
     def no_instruction(self) -> list[int]:
         """The row used when the text condition is dropped (classifier-free guidance)."""

@@ -35,6 +35,7 @@ from config.values import ConfigError
 from policy_rollout import records
 from policy_rollout.acting import require_same_convention
 from policy_rollout.benchmarks.base import Benchmark, find_benchmark
+from policy_rollout.chains import ChainJob
 from policy_rollout.chunking import ChunkPlayer
 from policy_rollout.evaluation import Manner, play_together
 from policy_rollout.evaluation_arguments import CONFIG, hydra_arguments
@@ -65,6 +66,7 @@ def evaluate(settings: Mapping[str, Any], place: Place) -> Path:
     require_same_convention(policy.convention, benchmark.convention, f"environment={settings['environment']}")
     ChunkPlayer(policy.act_step, settings["replan_every"], settings["ensemble"])
     jobs = benchmark.jobs(int(settings["num_sequences"]))
+    cut = _cut_instructions(policy, jobs, place)
     recorder = make_recorder(settings, folder, policy)
     records.claim(folder, what_records_depend_on(policy, benchmark, settings))
     late = recorder.without_film(records.read(folder)) if recorder is not None and place.rank == 0 else []
@@ -82,7 +84,7 @@ def evaluate(settings: Mapping[str, Any], place: Place) -> Path:
         workers=workers,
     )
     progress = Progress(folder, jobs, place.rank, settings if settings["log_wandb"] else None)
-    origin = _origin(policy)
+    origin = {**_origin(policy), "cut_instructions": cut}
     play_together(folder, benchmark, policy, jobs, manner, progress, recorder, place.world, policy_from=origin)
     if place.rank == 0:
         print(f"report in {write_report(folder)}")
@@ -103,6 +105,17 @@ def what_records_depend_on(policy: UPVLAPolicy, benchmark: Benchmark, settings: 
         **{name: settings[name] for name in ("ep_len", "replan_every", "ensemble")},
         "benchmark": benchmark.stamp(),
     }
+
+
+def _cut_instructions(policy: UPVLAPolicy, jobs: Sequence[ChainJob], place: Place) -> list[str]:
+    """Return the instructions of these chains that the policy cannot read whole, and print how many there are."""
+    texts = dict.fromkeys(text for job in jobs for text in job.instructions)
+    from models.instructions import cut_instructions, describe_cut  # imports torch
+
+    cut = cut_instructions(policy.prompter, texts)
+    if cut and place.rank == 0:
+        print(f"notice: {describe_cut(policy.prompter, cut, len(texts))}", file=sys.stderr)
+    return list(cut)
 
 
 def _origin(policy: UPVLAPolicy) -> dict[str, Any]:

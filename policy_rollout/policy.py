@@ -8,6 +8,7 @@ Shape letters: B observations, T actions per chunk, A action size (7), V views, 
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from models.checkpoint import Built, load_folder, model_folder
 from models.decoding import ActionDecoding, decode_actions
 from models.host_memory import keep_freed_memory
 from models.images import fit, normalise, to_uint8
+from models.instructions import cut_instructions, describe_cut
 from models.magvit import MagVITv2, load_magvit
 from models.robot_reader import RobotReader
 from models.sequence import robot_sequence
@@ -35,6 +37,8 @@ from policy_rollout.acting import Observation as Observation
 from policy_rollout.acting import Policy as Policy
 from policy_rollout.acting import require_same_convention as require_same_convention
 from policy_rollout.model_yaml import CHECKPOINT_KEY, load_model_yaml, located
+
+logger = logging.getLogger(__name__)
 
 ASPECT_TOLERANCE = 0.02
 """By which the shape of pictures may differ from the training data's."""
@@ -119,7 +123,8 @@ class UPVLAPolicy:
         if self.device.type == "cpu":
             keep_freed_memory()
         self._reader = RobotReader(self.model, compiled=compiled)
-        self._ids = lru_cache(KEPT_SENTENCES)(self.prompter.instruction)
+        self._ids = lru_cache(KEPT_SENTENCES)(self._instruction)
+        self._cut_is_logged = False
         self.reset()
 
     @classmethod
@@ -230,6 +235,13 @@ class UPVLAPolicy:
         if not observations:
             raise ValueError("a policy is asked about at least one observation")
         return self._codes(observations), [self._ids(observation.instruction) for observation in observations]
+
+    def _instruction(self, text: str) -> list[int]:
+        """Encode an instruction, and log the first that is cut."""
+        if not self._cut_is_logged and (cut := cut_instructions(self.prompter, [text])):
+            self._cut_is_logged = True
+            logger.warning("an instruction is cut, and others may be: %s", describe_cut(self.prompter, cut, 1))
+        return self.prompter.instruction(text)
 
     def _codes(self, observations: Sequence[Observation]) -> Tensor:
         """Pictures -> image codes [B, N], views one after the other. A picture that several observations share (the

@@ -22,6 +22,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from common.arguments import path_argument, real, whole
 from common.command import run_command
+from models.image_file import shown_size
 from preprocess_data.bridge import (
     LANGUAGE,
     OBSERVATIONS,
@@ -40,6 +41,7 @@ from preprocess_data.bridge import (
 from preprocess_data.calvin_verify import Report
 from preprocess_data.conversion import Converted, Floats, Made, Part, Units, convert
 from preprocess_data.looking import add_options, looked
+from training.data.files import read_image, read_image_bytes
 
 FOLDERS = 16  # trajectories that a worker reads at once
 RATE = 5  # Hz
@@ -145,7 +147,7 @@ def size_of(picture: Picture, where: str) -> tuple[int, int]:
     """Height and width, from the head of the picture."""
     try:
         with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
-            return opened.height, opened.width
+            return shown_size(opened)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
         raise ValueError(f"{picture if isinstance(picture, Path) else where} cannot be opened as a picture") from None
 
@@ -259,10 +261,9 @@ def _pictures(trajectory: Trajectory, report: Report) -> None:
             report.files += 1
             name = str(picture) if isinstance(picture, Path) else f"{trajectory.where}, picture {moment}"
             try:
-                with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
-                    opened.load()
-            except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-                report.add("damaged picture", name, f"cannot be decoded ({str(error).splitlines()[0]})")
+                read_image(picture) if isinstance(picture, Path) else read_image_bytes(picture, name)
+            except (ValueError, FileNotFoundError) as error:
+                report.add("damaged picture", name, str(error).removeprefix(f"{name} "))
 
 
 def parser() -> argparse.ArgumentParser:

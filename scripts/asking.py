@@ -109,8 +109,14 @@ def record(
     """Everything that was said, and how to get it again."""
     settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items() if name != "picture"}
     answers = [
-        {"picture": None if a.picture is None else str(a.picture), "question": a.question, "answer": text, "ids": ids}
-        for a, text, ids in zip(asked, made.texts, made.ids, strict=True)
+        {
+            "picture": None if a.picture is None else str(a.picture),
+            "question": a.question,
+            "answer": text,
+            "ids": ids,
+            "cut": is_cut,
+        }
+        for a, text, ids, is_cut in zip(asked, made.texts, made.ids, made.cut, strict=True)
     ]
     cost = {"tokens_per_forward": made.stats.tokens_per_forward, "tokens_per_second": made.stats.tokens_per_second}
     return {
@@ -155,6 +161,11 @@ def ask(options: argparse.Namespace, console: Console) -> None:
         decoding=how,
         on_step=recorder,
     )
+    if any(made.cut):
+        print(
+            f"note: {sum(made.cut)} of {len(made.cut)} answers were cut at --max-new-tokens {options.max_new_tokens}",
+            file=sys.stderr,
+        )
     if options.json:
         print(json.dumps(record(options, who, way, asked, made), indent=2, ensure_ascii=False))
     else:

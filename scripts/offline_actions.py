@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Container, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from common.atomic_file import replace_text
 from common.folder_lock import hold_file
 from common.os_errors import reason_of
+from models.instructions import cut_instructions
 from policy_rollout.benchmarks.coded import CodedFrames, coded_frames
 from policy_rollout.benchmarks.offline import (
     CPU_BATCH,
@@ -134,6 +136,16 @@ def default_batch(policy: Policy) -> int:
 def record(options: argparse.Namespace, job: Job, report: Report, seconds: float) -> dict[str, Any]:
     """The results with everything needed to judge and repeat them."""
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    counts: dict[str, Any] = {
+        "annotations": len(job.split.annotations),
+        "annotations_left_out": job.left_out,
+        "samples": len(job.samples),
+    }
+    every = list_samples(job.split.annotations, job.policy.act_step, options.start_only, options.stride)
+    counts |= {"samples_without_max_samples": len(every), "clipped_actions": report.clipped}
+    if isinstance(job.policy, UPVLAPolicy):
+        cut = cut_instructions(job.policy.prompter, (sample.instruction for sample in job.samples))
+        counts |= {"cut_instructions": len(cut), "samples_with_cut_instruction": _count_of(cut, job.samples)}
     policy: dict[str, Any] = {"act_step": job.policy.act_step, "cameras": list(job.policy.cameras)}
     if isinstance(job.policy, UPVLAPolicy) and job.policy.source is not None:
         source = job.policy.source
@@ -154,11 +166,7 @@ def record(options: argparse.Namespace, job: Job, report: Report, seconds: float
     return {
         "overall": report.overall,
         "per_task": report.per_task,
-        "counts": {
-            "annotations": len(job.split.annotations),
-            "annotations_left_out": job.left_out,
-            "samples": len(job.samples),
-        },
+        "counts": counts,
         "settings": settings | {"batch_size": report.batch_size},
         "policy": policy,
         "seconds": round(seconds, 3),
@@ -166,6 +174,10 @@ def record(options: argparse.Namespace, job: Job, report: Report, seconds: float
         | {name: version(name) for name in ("torch", "transformers", "numpy", "pillow")},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _count_of(instructions: Container[str], samples: Sequence[Sample]) -> int:
+    return sum(sample.instruction in instructions for sample in samples)
 
 
 def require_writable(path: Path) -> None:
@@ -215,6 +227,8 @@ def _run(options: argparse.Namespace) -> None:
             coded=job.coded,
         )
     print(table(report))
+    if report.clipped:
+        print(f"{report.clipped} predicted numbers lay outside [-1, 1] and were clipped (--clip-action)")
     if isinstance(job.policy, UPVLAPolicy):
         print(f"actions by {job.policy.action_decoder}, {job.policy.forwards_per_chunk:.2f} forwards per chunk")
     if options.output_json is not None:

@@ -120,6 +120,8 @@ class Schedule:
         elif self.num_cycles is not None and self.name == "cosine":
             options["num_cycles"] = self.num_cycles
         elif self.num_cycles is not None and self.name == "cosine_with_restarts":
+            if not float(self.num_cycles).is_integer():
+                raise ValueError(f"num_cycles={self.num_cycles:g}: {self.name} restarts a whole number of times")
             options["num_cycles"] = int(self.num_cycles)
         schedule = get_scheduler(self.name, bearer, self.warmup_steps, self.total_steps, options)
         assert isinstance(schedule, LambdaLR), f"{self.name} is not a function of the step alone"
@@ -127,6 +129,28 @@ class Schedule:
 
     def __call__(self, step: int) -> float:
         return self.base_lr * float(self._factor(step))
+
+
+def schedule_notes(job: Job) -> list[str]:
+    """Return a line for each setting of the schedule that this run cannot follow or does not read."""
+    name, params, steps = job.lr_scheduler.scheduler, job.lr_scheduler.params, job.training.max_train_steps
+    warms_up, notes = name != "constant", []
+    if warms_up and params.warmup_steps >= steps:
+        notes.append(
+            f"lr_scheduler.params.warmup_steps={params.warmup_steps} is no less than training.max_train_steps={steps}: "
+            f"the learning rate reaches {Schedule.of(job)(steps - 1):g}, not optimizer.params.learning_rate="
+            f"{job.optimizer.params.learning_rate:g}"
+        )
+    unread = [
+        ("warmup_steps", params.warmup_steps, params.warmup_steps > 0 and not warms_up),
+        ("power", params.power, params.power != 1.0 and name != "polynomial"),
+    ]
+    notes += [
+        f"lr_scheduler.params.{key}={value:g} has no effect with lr_scheduler.scheduler={name}"
+        for key, value, is_unread in unread
+        if is_unread
+    ]
+    return notes
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

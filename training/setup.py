@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -15,9 +16,11 @@ from config.schema import Job
 from models.backbones import FLEX
 from models.checkpoint import Built, build, load_folder, require_same_words, save_folder, text_settings
 from models.images import ClipImageSpec
+from models.instructions import cut_instructions, describe_cut, require_distinct
 from models.magvit import MagVITv2, load_magvit
 from models.masks import TILE
 from models.objectives import TextObjective, text_objective
+from models.positions import beyond_positions
 from models.prompting import Prompter
 from models.upvla import UPVLA
 from models.vision import ClipTower, load_clip
@@ -29,15 +32,18 @@ from training.data.cotrain import (
     CotrainLoader,
     Flow,
     codes_in,
+    conversation_budget,
     conversations_in,
     cotrain_loader,
     robot_dataset,
     text_dataset,
 )
+from training.data.processed import ProcessedIndex
 from training.declare import declare_data, leave_out_validation
 from training.freeze import freeze
+from training.future_view_prediction_w_action_dataset import DataProvider
 from training.manifest import Checkpoint
-from training.optim import Schedule, build_optimizer
+from training.optim import Schedule, build_optimizer, schedule_notes
 from training.processes import describe, is_sharded, told
 from training.run import Run
 
@@ -144,6 +150,11 @@ def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
             raise
         notes += leave_out_validation(job, str(error))
         heldout_robot, heldout_text = _heldout(job, run, built.prompter, image_spec, patches, vq, clip)
+    data = cotrain_loader(job, built.prompter, image_spec, run.rank, run.world, patches, vq, clip)
+    for flow in (data.robot, heldout_robot):
+        if flow is not None and isinstance(flow.dataset, DataProvider):
+            notes += _instruction_notes(built.prompter, flow.dataset.data)
+    notes += [*schedule_notes(job), *_position_notes(job, model, built.prompter, patches)]
     parts = Parts(
         job=job,
         device=run.device,
@@ -154,7 +165,7 @@ def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
         objective=text_objective(job),
         optimizer=build_optimizer(model, job, run.device),
         schedule=Schedule.of(job),
-        data=cotrain_loader(job, built.prompter, image_spec, run.rank, run.world, patches, vq, clip),
+        data=data,
         heldout_robot=heldout_robot,
         heldout_text=heldout_text,
         average=average,
@@ -270,6 +281,37 @@ def _same_image_tokenizer(job: Job, resumed: Checkpoint | None, built: Built, vq
             "experiment.output_dir, or the image tokenizer of that run"
         )
     return now
+
+
+def _instruction_notes(prompter: Prompter, index: ProcessedIndex) -> list[str]:
+    """Return a line about the instructions of a split that are cut. Raise ``ValueError`` if the cut makes two of them
+    one."""
+    numbers = np.unique(np.asarray(index.instruction_of)).tolist()
+    cut = cut_instructions(prompter, (index.texts[number] for number in numbers))
+    if not cut:
+        return []
+    require_distinct(prompter, cut, str(index.path))
+    return [f"{index.path}: {describe_cut(prompter, cut, len(numbers))}"]
+
+
+def _position_notes(job: Job, model: UPVLA, prompter: Prompter, patches: int) -> list[str]:
+    """Return a line for each flow whose rows reach positions that the backbone was not made for."""
+    spec, config = model.spec, model.backbone.config
+    robot = 3 + spec.num_image_tokens + 2 + spec.act_step
+    remedy = "take fewer cameras, a smaller dataset.preprocessing.resolution, or another model.showo.llm_model_path"
+    found = [beyond_positions(config, robot, "rows of the robot flow, without any instruction,", remedy)]
+    longest = robot + spec.max_seq_length - 2
+    if found == [None]:
+        remedy = f"lower dataset.preprocessing.max_seq_length (now {spec.max_seq_length})"
+        found.append(beyond_positions(config, longest, "the longest rows of the robot flow", remedy))
+    if job.dataset.und_type is not None:
+        budget, room = conversation_budget(job, prompter, patches), prompter.tokenizer.model_max_length
+        if budget == room - len(prompter.system_ids):
+            found.append(f"conversations are cut to {budget} ids, because the tokenizer's model_max_length is {room}")
+        text = 1 + len(prompter.system_ids) + (patches + 2 if patches else 0) + budget
+        remedy = f"lower dataset.preprocessing.max_seq_length (now {spec.max_seq_length})"
+        found.append(beyond_positions(config, text, "the longest conversations", remedy))
+    return [line for line in found if line is not None]
 
 
 def _check_codes(job: Job, vq: MagVITv2) -> None:

@@ -292,6 +292,7 @@ class Trainer:
             )
             write_status(run.output_dir, "finished", self.step, run.output_dir / f"checkpoint-{self.step}")
         run.accelerator.wait_for_everyone()
+        self._report_conversations()
         curves = {
             "tensorboard": f"; tensorboard --logdir {shlex.quote(str(run.output_dir))}",
             "wandb": "; curves in wandb",
@@ -301,6 +302,16 @@ class Trainer:
             f"done at step {self.step}: model and config.yaml in {run.output_dir}, last checkpoint "
             f"checkpoint-{self.step} there, numbers in metrics.jsonl{curves[self.job.experiment.tracker]}"
         )
+
+    def _report_conversations(self) -> None:
+        """Log how many conversations were cut or left out while they were read, over all ranks."""
+        flow = self.parts.data.text
+        counts = self.run.ranks.all((0, 0) if flow is None else (flow.left_out.cut, len(flow.left_out)))
+        cut, left_out = (sum(of_ranks) for of_ranks in zip(*counts, strict=True))
+        if cut:
+            self.run.say(f"note: {cut} conversations were cut (dataset.preprocessing.max_seq_length)")
+        if left_out:
+            self.run.say(f"note: {left_out} conversations could not be used and were left out")
 
 
 class _Window:

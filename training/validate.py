@@ -169,7 +169,9 @@ class Validator:
             pixels = torch.stack([picture.pixels for picture in pictures])
             patches = self.parts.clip.features(pixels.to(self.run.device))[[row for row, _, _ in asked]]
         questions = [question for _, question, _ in asked]
-        said = generate(self.model, self.parts.prompter, questions, patches, self.job.max_new_tokens).texts
+        made = generate(self.model, self.parts.prompter, questions, patches, self.job.max_new_tokens)
+        ends = [f" *(cut at max_new_tokens={self.job.max_new_tokens})*" if cut else "" for cut in made.cut]
+        said = [text + end for text, end in zip(made.texts, ends, strict=True)]
         lines: list[list[str]] = [[] for _ in pictures]
         for (row, question, truth), answer in zip(asked, said, strict=True):
             lines[row].append(f"**{question}** {answer}" + (f" *(in the data: {truth})*" if truth else ""))

@@ -5,9 +5,11 @@ Legend: B batch, P patches, C CLIP width.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,10 +19,13 @@ from models.decoding.decoders import Blocks, draft_and_verify, fill_blocks, next
 from models.decoding.sampling import Sampling, Voice
 from models.decoding.stream import CleanStream, prompt_sequence
 from models.decoding.turn import OnStep, Turn
+from models.positions import beyond_positions
 from models.prompting import Prompter
 from models.upvla import UPVLA
 
 DECODERS = ("ar", "mdm", "bd")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,13 @@ class DecodingStats:
 
 @dataclass(frozen=True)
 class Generation:
-    """``texts``: answers; ``ids``: their tokens, end-of-text included when it was said; ``stats``: the cost."""
+    """``texts``: answers; ``ids``: their tokens, end-of-text included when it was said; ``stats``: the cost; ``cut``:
+    which answers ended at ``max_new_tokens``, not by themselves (empty: not known)."""
 
     texts: list[str]
     ids: list[list[int]]
     stats: DecodingStats
+    cut: list[bool] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,13 @@ def generate(
         raise ValueError("speculative decoding drafts with bd and verifies greedy answers (temperature 0)")
     started = time.perf_counter()
     asked = [prompter.question(question) for question in questions]
-    prompt = prompt_sequence(model.vocab, prompter.system_ids, asked, patches).to(model.device)
+    prompt = prompt_sequence(model.vocab, prompter.system_ids, asked, patches)
+    longest = int(prompt.slots.pos.max()) + 1 + max_new_tokens
+    remedy = "ask less, or lower max_new_tokens"
+    line = beyond_positions(model.backbone.config, longest, "a prompt and its answer", remedy)
+    if line is not None:
+        _warn_once(line)
+    prompt = prompt.to(model.device)
     turn = Turn(
         stream=CleanStream(model, prompt),
         voice=Voice(model, words_only),
@@ -113,7 +126,13 @@ def generate(
     ids = turn.answers
     seconds = time.perf_counter() - started
     stats = DecodingStats(turn.stream.forwards, sum(map(len, ids)), seconds, turn.first_word_after)
-    return Generation([prompter.decode(row) for row in ids], ids, stats)
+    cut = [not row or row[-1] != turn.stop for row in ids]
+    return Generation([prompter.decode(row) for row in ids], ids, stats, cut)
+
+
+@cache
+def _warn_once(line: str) -> None:
+    logger.warning("%s", line)
 
 
 def _decode(turn: Turn, model: UPVLA, objective: str, how: Decoding, max_new_tokens: int) -> None:

@@ -117,11 +117,13 @@ class Errors:
 
 @dataclass(frozen=True)
 class Report:
-    """`overall` and `per_task` hold `Errors.summary()`; `batch_size` is the one that fitted."""
+    """`overall` and `per_task` hold `Errors.summary()`; `batch_size` is the one that fitted; `clipped`: how many
+    predicted numbers were clipped."""
 
     overall: dict[str, float]
     per_task: dict[str, dict[str, float]]
     batch_size: int
+    clipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -208,16 +210,20 @@ def evaluate(
     cameras = policy.cameras if coded is None else (CODES,)
     reader = FrameReader(split if coded is None else coded, ordered, action_key, cameras)
     overall, per_task = Errors(), {task: Errors() for task in sorted({sample.task for sample in samples})}
+    clipped = 0
     policy.reset()
     for batch in read_ahead(reader, ordered, batch_size):
         chunks, batch_size = act_in_parts(policy, batch.observations, batch_size, may_shrink)
-        chunks = np.clip(chunks, -1.0, 1.0) if clip else chunks
         for sample, chunk, recorded in zip(batch.samples, chunks, batch.recorded, strict=True):
             predicted = chunk[: sample.horizon]  # [h, A]
+            if clip:
+                clipped += int((np.abs(predicted) > 1.0).sum())
+                predicted = np.clip(predicted, -1.0, 1.0)
             overall.add(predicted, recorded)
             per_task[sample.task].add(predicted, recorded)
         progress(len(batch.samples))
-    return Report(overall.summary(), {task: errors.summary() for task, errors in per_task.items()}, batch_size)
+    by_task = {task: errors.summary() for task, errors in per_task.items()}
+    return Report(overall.summary(), by_task, batch_size, clipped)
 
 
 def read_ahead(reader: FrameReader, samples: Sequence[Sample], size: int) -> Iterator[Prepared]:

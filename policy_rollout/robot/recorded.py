@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from policy_rollout.acting import CAMERAS
 from policy_rollout.robot.pace import Clock
 from policy_rollout.robot.seam import Command, Sight
 from training.data.calvin import CalvinSplit, is_split, splits_in
+from training.data.files import read_image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 VIDEOS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".gif")
@@ -160,8 +160,4 @@ class RecordedRobot:
 
 
 def _read(file: Path) -> NDArray[np.uint8]:
-    try:
-        with Image.open(file) as picture:
-            return np.asarray(picture.convert("RGB"), dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as a picture: {error}") from None
+    return np.asarray(read_image(file), dtype=np.uint8)

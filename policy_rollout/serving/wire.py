@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from models.image_file import as_shown
+
 _DTYPE = re.compile(r"[<>|=]?[biuf][1248]")
 _MAX_DIMENSIONS = 8
 _MAX_ELEMENTS = 4096
@@ -79,11 +81,13 @@ class EncodedPicture:
                         f"a {self.format} says it is {list(self.shape)}, but is {picture.height} x {picture.width} "
                         f"{picture.mode}"
                     )
-                pixels: NDArray[np.uint8] = np.asarray(picture, dtype=np.uint8)
+                pixels: NDArray[np.uint8] = np.asarray(as_shown(picture), dtype=np.uint8)
         except WireError:
             raise
         except _BROKEN_PICTURE as error:
             raise WireError(f"a {self.format} cannot be decoded ({type(error).__name__})") from None
+        if pixels.shape != self.shape:
+            raise WireError(f"a {self.format} says it is {list(self.shape)}, but is shown as {list(pixels.shape)}")
         return pixels
 
 

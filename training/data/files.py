@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from models.image_file import as_shown
 from training.data.archive import is_file, open_binary
 from training.data.npz import QuickNpz
 from training.data.packed import packed_frame
@@ -132,7 +133,8 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> Image.Image:
-    """An RGB picture, decoded. Raises FileNotFoundError or ValueError naming the file."""
+    """An RGB picture as viewers show it (``models.image_file``). Raises FileNotFoundError or ValueError naming the
+    file."""
     try:
         with open_binary(path) as file:
             content = file.read()
@@ -149,7 +151,7 @@ def read_image_bytes(content: bytes, where: str) -> Image.Image:
         if content.startswith(_PNG):
             _check_png(content)
         with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB")
+            return as_shown(image)
     except UnidentifiedImageError:  # it would name an object in memory
         raise ValueError(f"{where} cannot be decoded as a picture (it is of no known format)") from None
     except (*_DAMAGED, Image.DecompressionBombError) as error:

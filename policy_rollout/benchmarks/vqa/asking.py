@@ -41,11 +41,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """``index``: of the question; ``tokens`` said."""
+    """``index``: of the question; ``tokens`` said; ``cut``: it ended at ``max_new_tokens``, not by itself."""
 
     index: int
     text: str
     tokens: int
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,9 @@ def _batches(asked: Sequence[Asked], size: int) -> Iterator[tuple[int, Sequence[
 def _ask_batch(number: int, rows: Sequence[Asked], features: _Features, say: Say) -> Batch:
     shown, looked, look_seconds = features.of([row.picture for row in rows])
     said = say([row.question.text for row in rows], shown, number)
-    answers = [Answer(row.index, text, len(ids)) for row, text, ids in zip(rows, said.texts, said.ids, strict=True)]
+    cut = said.cut or [False] * len(rows)
+    told = zip(rows, said.texts, said.ids, cut, strict=True)
+    answers = [Answer(row.index, text, len(ids), is_cut) for row, text, ids, is_cut in told]
     stats = said.stats
     return Batch(number, tuple(answers), stats.forwards, stats.seconds, stats.first_token_seconds, looked, look_seconds)
 

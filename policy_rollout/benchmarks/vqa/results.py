@@ -49,9 +49,12 @@ def figures(
         told["by_kind"] = by_kind(values, questions)
         if benchmark == "pope":
             told["pope"] = pope_figures(questions, texts)
+    cut = {answer.index for batch in batches for answer in batch.answers if answer.cut}
+    told["cut_answers"] = len(cut)
     told["cost"] = cost(batches)
     told["records"] = [
         {"id": q.id, "picture": q.picture, "shown": shown[i], "question": q.text, "answer": text, "score": score}
+        | ({"cut": True} if i in cut else {})
         for i, (q, text, score) in enumerate(zip(questions, texts, scores, strict=True))
     ]
     return told
@@ -110,12 +113,16 @@ def markdown(name: str, content: Mapping[str, Any]) -> str:
     if content.get("by_kind"):
         rows = [[kind, str(of["questions"]), percent(_interval(of))] for kind, of in content["by_kind"].items()]
         parts.append(markdown_table(["kind", "questions", "accuracy"], rows))
+    if cut := content.get("cut_answers", 0):
+        parts.append(f"{cut} answers were cut at {settings['max_new_tokens']} tokens (--max-new-tokens).")
     return "\n\n".join(parts) + "\n"
 
 
 def last_line(content: Mapping[str, Any]) -> str:
     told = content.get("accuracy")
     asked = f"{content['questions']} questions about {content['pictures']} pictures"
+    if cut := content.get("cut_answers", 0):
+        asked += f" ({cut} answers were cut at max_new_tokens={content['settings']['max_new_tokens']})"
     if told is None:
         return f"{asked} answered; they come without answers and are not scored"
     blind = content["best_blind_guess"]

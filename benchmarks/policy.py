@@ -117,7 +117,6 @@ def operations(size: Size) -> dict[str, Any]:
     mask = torch.empty(1, 1, size.padded, size.padded, device="meta")
     reader = RobotReader(model)
     with torch.inference_mode():
-        reader.predict([ids], codes)
         encode = counted(lambda: vq.encoder(pixels))
         act = counted(lambda: reader.predict([ids], codes))
         bits = torch.empty(1, 13, size.resolution // vq.stride, size.resolution // vq.stride, device="meta")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from config.schema import Job
-from models.backbones import backbone_config
+from models.backbones import CODE_FOLDER, backbone_config, ignored_settings, load_pretrained, save_code
 from models.codes import relate_codes
 from models.folders import CONFIG_FILE, STEP_FIELD, TOKENIZER_FOLDER
 from models.folders import model_folder as model_folder  # part of this module's interface
@@ -98,21 +98,24 @@ def build(job: Job, device: torch.device | str = "cpu") -> Built:
     ``device="meta"`` builds shapes only and reads no weights. Raises ``ValueError`` naming the config key or the file.
     """
     showo = job.model.showo
+    config = backbone_config(showo.llm_model_path, showo.llm_backbone, trust_remote_code=showo.trust_remote_code)
     tokenizer, words = load_tokenizer(showo.llm_model_path, trust_remote_code=showo.trust_remote_code)
-    spec = _spec_of(job, tokenizer, words)
+    spec = _spec_of(job, tokenizer, words, config)
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(job.training.seed)
-        model = UPVLA(spec)
+        model = UPVLA(spec, config)
     notes: tuple[str, ...] = ()
     if torch.device(device).type != "meta":
-        notes = _load_start(job, model)
+        notes = _load_start(job, model, config)
+        if ignored := ignored_settings(config):
+            notes += (f"{showo.llm_model_path}/{CONFIG_FILE} asks for {', '.join(ignored)}: not used here",)
     prompter = Prompter(tokenizer, spec.vocab, spec.max_seq_length, spec.system_prompt)
     if torch.device(device).type != "meta" and showo.load_from_showo:
         _require_words_of_start(job, tokenizer)
     return Built(model, prompter, notes)
 
 
-def _spec_of(job: Job, tokenizer: Any, words: int) -> ModelSpec:
+def _spec_of(job: Job, tokenizer: Any, words: int, config: Any) -> ModelSpec:
     showo = job.model.showo
     vocab = vocabulary_of(tokenizer, words, showo.codebook_size)
     if not showo.auto_set_llm_vocab_size:
@@ -125,7 +128,6 @@ def _spec_of(job: Job, tokenizer: Any, words: int) -> ModelSpec:
                     f"model.showo.{key} is {given}, but the tokenizer of {showo.llm_model_path} makes it {found}; "
                     f"set it so, or model.showo.auto_set_llm_vocab_size=true"
                 )
-    config = backbone_config(showo.llm_model_path, showo.llm_backbone, trust_remote_code=showo.trust_remote_code)
     return ModelSpec(
         llm=_plain(config),
         llm_model_path=showo.llm_model_path,
@@ -198,7 +200,7 @@ def _require_words_of_start(job: Job, tokenizer: Any) -> None:
         require_same_words(load_tokenizer(folder)[0], tokenizer, str(folder))
 
 
-def _load_start(job: Job, model: UPVLA) -> tuple[str, ...]:
+def _load_start(job: Job, model: UPVLA, config: Any) -> tuple[str, ...]:
     showo = job.model.showo
     if showo.load_from_showo:
         if showo.pretrained_model_path is None:
@@ -213,7 +215,9 @@ def _load_start(job: Job, model: UPVLA) -> tuple[str, ...]:
     rest = "projector and action head start from random weights"
     if folder.is_dir() and find_weights(folder) is None:
         return (f"{folder} holds no weights: the backbone starts from random weights", rest)
-    return (*_load_language_model(model, folder), rest)
+    had_norms = load_pretrained(model.backbone, config, read_weights(folder), folder, model.vocab.words)
+    norms = () if had_norms else (f"{folder} has no query/key norms: they start as the identity scale",)
+    return ("the rows of the special tokens, image codes and mask start from random weights", *norms, rest)
 
 
 def load_weights(model: UPVLA, file: Path) -> tuple[str, ...]:
@@ -233,33 +237,12 @@ def _with_tied_head(model: UPVLA, state: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def _tied_names(model: UPVLA) -> tuple[str | None, str]:
-    lm = model.backbone.lm
-    names = {id(p): name for name, p in model.named_parameters()}
-    embedding = names[id(lm.get_input_embeddings().weight)]
-    tied = lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
-    return ("backbone.lm.lm_head.weight" if tied else None), embedding
-
-
-def _load_language_model(model: UPVLA, source: Path) -> tuple[str, ...]:
-    """A plain language model: its rows of embedding and head keep their ids, the rows for our tokens stay random."""
-    lm = model.backbone.lm
-    state = read_weights(source)
-    ours = lm.state_dict()
-    for name in ("model.embed_tokens.weight", "lm_head.weight", "lm_head.bias"):
-        if name in ours and name in state:
-            rows = min(len(ours[name]), len(state[name]), model.vocab.words)  # more of theirs is padding
-            grown = ours[name].clone()
-            grown[:rows] = state[name][:rows]
-            state[name] = grown
-    if model.backbone.config.tie_word_embeddings:
-        state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
-    optional = [name for name in ours if name.endswith(("q_layernorm.weight", "q_layernorm.bias"))]
-    optional += [name for name in ours if name.endswith(("k_layernorm.weight", "k_layernorm.bias"))]
-    absent = load_strict(lm, state, source, allow_missing=optional if model.backbone.config.model_type == "phi" else ())
-    notes = ["the rows of the special tokens, image codes and mask start from random weights"]
-    if absent:
-        notes.append(f"{source} has no query/key norms: they start as the identity scale")
-    return tuple(notes)
+    """(the head's name, if it is the embedding once more; the embedding's name)."""
+    embedding, head = model.backbone.lm.get_input_embeddings().weight, model.backbone.lm.get_output_embeddings()
+    names = [name for name, p in model.named_parameters(remove_duplicate=False) if p is embedding]
+    within = {name for name, module in model.named_modules() if module is head}
+    tied = next((name for name in names if name.rpartition(".")[0] in within), None)
+    return tied, next(name for name in names if name != tied)
 
 
 # --- folders --------------------------------------------------------------------------------------------------------
@@ -301,6 +284,7 @@ def save_folder(
         SPEC_FIELD: spec.to_json(),
         **({} if global_step is None else {STEP_FIELD: global_step}),
     }
+    save_code(model.backbone, folder)
     _write_json(folder / CONFIG_FILE, description)
     prompter.tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
 
@@ -310,12 +294,13 @@ def load_folder(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     upstream: UpstreamSettings | None = None,
+    trust_remote_code: bool = False,
 ) -> Built:
     """A model that was saved: by us, or by the original's training.
 
     ``path``: a run's output folder, ``checkpoint-<step>``, its ``unwrapped_model``, or a weight file beside its
-    ``config.json``. ``upstream`` says what the original's folders leave out. Raises ``ValueError`` or
-    ``FileNotFoundError`` naming the file.
+    ``config.json``. ``upstream`` says what the original's folders leave out; ``trust_remote_code``: run the code of a
+    language model that was saved with it. Raises ``ValueError`` or ``FileNotFoundError`` naming the file.
     """
     folder = model_folder(path)
     weights = Path(path) if Path(path).is_file() else find_weights(folder)
@@ -326,13 +311,16 @@ def load_folder(
             spec = ModelSpec.from_json(description[SPEC_FIELD])
         except ValueError as error:
             raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
-        tokenizer, words = load_tokenizer(folder / TOKENIZER_FOLDER)
+        code = folder / CODE_FOLDER
+        config = backbone_config(code, trust_remote_code=trust_remote_code) if code.is_dir() else None
+        tokenizer, words = load_tokenizer(folder / TOKENIZER_FOLDER, trust_remote_code=trust_remote_code)
         if words != spec.words:
             raise ValueError(f"{folder / TOKENIZER_FOLDER} has {words} words, but {CONFIG_FILE} says {spec.words}")
     else:
-        spec, tokenizer = _upstream_spec(folder, description, upstream or UpstreamSettings())
+        settings = upstream or UpstreamSettings()
+        spec, tokenizer, config = _upstream_spec(folder, description, settings, trust_remote_code)
     try:
-        model = UPVLA(spec)
+        model = UPVLA(spec, config)
         notes = load_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"{error} (the model is what {folder / CONFIG_FILE} describes)") from error
@@ -349,16 +337,18 @@ def _weights_file(source: Path) -> Path:
     return file
 
 
-def _upstream_spec(folder: Path, description: Mapping[str, Any], upstream: UpstreamSettings) -> tuple[ModelSpec, Any]:
-    """The sizes of an original checkpoint; language model and tokenizer come from ``llm_model_path``."""
+def _upstream_spec(
+    folder: Path, description: Mapping[str, Any], upstream: UpstreamSettings, trust_remote_code: bool
+) -> tuple[ModelSpec, Any, Any]:
+    """(sizes of an original checkpoint, tokenizer, language model's config); the last two from ``llm_model_path``."""
     name = upstream.llm_model_path or str(description.get("llm_model_path", ""))
     if not name:
         raise ValueError(
             f"{folder / CONFIG_FILE} names no llm_model_path; set model.showo.llm_model_path in a "
             "copy of policy_rollout/upvla_model.yaml (what acts and answers takes it as --model-config)"
         )
-    tokenizer, words = load_tokenizer(name)
-    config = backbone_config(name)
+    tokenizer, words = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    config = backbone_config(name, trust_remote_code=trust_remote_code)
     vocab = vocabulary_of(tokenizer, words, int(description.get("codebook_size", 8192)))
     for field, found in (("llm_vocab_size", words), ("vocab_size", vocab.size)):
         said = description.get(field)
@@ -383,7 +373,7 @@ def _upstream_spec(folder: Path, description: Mapping[str, Any], upstream: Upstr
         text_objective=upstream.text_objective,
         mask_logit_banned=upstream.mask_logit_banned,
     )
-    return spec, tokenizer
+    return spec, tokenizer, config
 
 
 def _write_json(file: Path, data: Mapping[str, Any]) -> None:

@@ -32,6 +32,8 @@ def relate_codes(model: UPVLA, seed: int) -> bool:
     draw = torch.Generator().manual_seed(seed)
     tables = {id(layer.weight): layer.weight for layer in (lm.get_input_embeddings(), lm.get_output_embeddings())}
     for weight in tables.values():
-        of_bits = torch.randn(bits.shape[1], weight.shape[1], generator=draw) * std / bits.shape[1] ** 0.5
+        of_bits = (
+            torch.randn(bits.shape[1], weight.shape[1], generator=draw, dtype=bits.dtype) * std / bits.shape[1] ** 0.5
+        )
         weight[vocab.first_code : vocab.mask] = (bits @ of_bits).to(weight)
     return True

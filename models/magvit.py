@@ -317,7 +317,7 @@ def load_magvit(
 
 def _load(enc: Tower, dec: Tower, source: Path) -> MagVITv2:
     with torch.device("meta"):
-        model = MagVITv2(enc, dec)
+        model = MagVITv2(enc, dec).float()
     table = SignTable()
     load_strict(model, read_weights(source), source)
     if not torch.equal(model.quantize.embedding, table.embedding):

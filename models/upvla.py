@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoConfig
 
 from models.backbones import Backbone
@@ -96,16 +95,20 @@ class Prediction:
 class UPVLA(nn.Module):
     """The trainable network. Image tokenizer and CLIP tower are frozen and stand outside."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, llm: Any = None) -> None:
+        """``llm``: the transformers config of the language model; None: as ``spec.llm`` says, which transformers has to
+        know by its type."""
         super().__init__()
         self.spec = spec
         self.vocab = spec.vocab
-        self.backbone = Backbone(_llm_config(spec), self.vocab.size, spec.attn_implementation)
+        llm = llm_config(spec) if llm is None else llm
+        self.backbone = Backbone(llm, self.vocab.size, spec.attn_implementation)
         width = self.backbone.hidden_size
         self.projector = None if spec.clip_width is None else projector(spec.clip_width, width)
         self.action_head = PooledRegression(width, spec.act_step)
         self.length_multiple = TILE if self.backbone.tiled else 1
         """Sequences that are trained on are padded to a multiple of so many slots (``training.length_multiple``)."""
+        self.float()  # whatever torch's default type is
 
     @property
     def device(self) -> torch.device:
@@ -224,11 +227,8 @@ class UPVLA(nn.Module):
     def code_logits(self, hidden: Tensor, count: int | None = None) -> Tensor:
         """[..., D] -> logits of the first ``count`` image codes (None: of all; bins of actions are the first), in
         float32."""
-        head = self.backbone.lm.get_output_embeddings()
         first = self.vocab.first_code
-        rows = slice(first, self.vocab.mask if count is None else first + count)
-        bias = None if head.bias is None else head.bias[rows]
-        return F.linear(hidden, head.weight[rows], bias).float()
+        return self.backbone.logits(hidden, slice(first, self.vocab.mask if count is None else first + count))
 
 
 def projector(clip_width: int, width: int) -> nn.Sequential:
@@ -236,6 +236,8 @@ def projector(clip_width: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(clip_width, width), nn.GELU(), nn.Linear(width, width))
 
 
-def _llm_config(spec: ModelSpec) -> Any:
+def llm_config(spec: ModelSpec) -> Any:
+    """The transformers config in ``spec.llm``. ``ValueError`` for a type that transformers does not know."""
     settings = copy.deepcopy(dict(spec.llm))
+    settings.pop("auto_map", None)  # code of its own is run where the user said so (``models.checkpoint``)
     return AutoConfig.for_model(settings.pop("model_type"), **settings)

@@ -25,6 +25,7 @@ PREFIX = "vision_model."
 NOT_THE_TOWER = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 # An index table that files of older transformers carry; it says nothing.
 INDEX_TABLE = "vision_model.embeddings.position_ids"
+OF_ANOTHER_MACHINE = ("attn_implementation", "_attn_implementation", "dtype", "torch_dtype")
 
 
 class ClipTower(nn.Module):
@@ -89,7 +90,7 @@ class ClipTower(nn.Module):
         # The whole file is checked, though its last layer and norm are then left out.
         check_state(tower_shapes(config), state, path)
         with torch.device("meta"):
-            tower = cls(config, image_spec)
+            tower = cls(config, image_spec).float()
         load_strict(tower, {name: state[name] for name in tower.state_dict()}, path)
         # Not in any file, so still on the meta device.
         tower.vision_model.embeddings.position_ids = torch.arange(tower.num_patches + 1)[None]
@@ -108,8 +109,10 @@ def read_config(path: Path) -> CLIPVisionConfig:
     fields = read_object(file, "a CLIP directory has one")
     if fields.get("model_type") not in ("clip", "clip_vision_model"):
         raise ValueError(f"{file} describes a model of type {fields.get('model_type')!r}, not a CLIP vision tower")
+    described = fields.get("vision_config", fields)
     try:
-        config = CLIPVisionConfig.from_dict(fields.get("vision_config", fields))
+        # Which kernel runs is a matter of this machine, not of the one that the file was written on.
+        config = CLIPVisionConfig.from_dict({n: v for n, v in dict(described).items() if n not in OF_ANOTHER_MACHINE})
     except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{file} does not describe a CLIP vision tower: {' '.join(str(error).split())}") from error
     if config.hidden_act not in ACT2FN:

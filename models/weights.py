@@ -252,7 +252,7 @@ def load_strict(
         The keys that were absent and allowed to be, in the module's order.
 
     Raises:
-        ValueError: missing or unexpected keys, or other shapes; names the first few of each and counts them.
+        ValueError: missing or unexpected keys, other shapes, or numbers that are not finite; names the first few.
     """
     expected = module.state_dict()
     absent = check_state({name: tensor.shape for name, tensor in expected.items()}, state, source, allow_missing, named)
@@ -281,18 +281,40 @@ def check_state(
         for name, shape in expected.items()
         if name in state and state[name].shape != shape
     ]
-    problems = [
-        f"{len(names)} {what}: {_some(names)}"
-        for what, names in (
-            ("missing", [*map(named, missing)]),
-            ("unexpected", [*map(named, unexpected)]),
-            ("of another shape", resized),
-        )
-        if names
-    ]
-    if problems:
-        raise ValueError(f"{source} does not fit the model it is loaded into; keys {'; '.join(problems)}")
+    problem = misfit([*map(named, missing)], [*map(named, unexpected)], resized)
+    if problem:
+        raise ValueError(f"{source} does not fit the model it is loaded into; keys {problem}")
+    require_finite({named(name): tensor for name, tensor in state.items()}, source)
     return absent
+
+
+def misfit(missing: Sequence[str], unexpected: Sequence[str], resized: Sequence[str]) -> str:
+    """What is wrong with the keys of a state dict, the first few of each kind; empty if nothing is."""
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", resized))
+    return "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in kinds if names)
+
+
+def require_finite(state: Mapping[str, torch.Tensor], source: str | Path) -> None:
+    """Raise ``ValueError`` naming the tensors that hold NaN or infinity."""
+    bad = not_finite(state)
+    if bad:
+        raise ValueError(
+            f"{source} holds numbers that are not finite (NaN or infinity) in {len(bad)} of {len(state)} tensors: "
+            f"{_some(bad)}; take an earlier checkpoint, or get the file again"
+        )
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity."""
+    return [name for name, tensor in tensors.items() if not _is_finite(tensor.detach())]
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
+        return True
+    if tensor.element_size() == 1:  # 8-bit floats have no minimum of their own
+        tensor = tensor.float()
+    return all(bool(end.isfinite()) for end in tensor.aminmax())  # one pass, nothing allocated; NaN wins in both
 
 
 def _some(names: Iterable[str]) -> str:

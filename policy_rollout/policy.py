@@ -102,7 +102,7 @@ class UPVLAPolicy:
         compiled: bool = False,
     ) -> None:
         """`precision` "bf16"/"fp16" runs the network (not the tokenizer, whose codes would change) in autocast; its
-        matrices are then held in that type.
+        matrices are then held in that type, unless they can still learn: a learner's weights are its own.
 
         `decoding`: act by decoding action tokens, like this; None: the regression head acts. `compiled`: its forward
         is compiled at the first call of each shape.
@@ -118,7 +118,7 @@ class UPVLAPolicy:
         self.decoding = decoding
         self.precision = precision
         self._precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        if self._precision is not None:
+        if self._precision is not None and not any(p.requires_grad for p in self.model.parameters()):
             _hold_matrices(self.model.backbone.lm.base_model, self._precision)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -146,7 +146,7 @@ class UPVLAPolicy:
         path = resolve_model_dir(config.checkpoint, key=CHECKPOINT_KEY)
         folder = model_folder(path)  # once: a run that is training may write a newer one in between
         path = path if path.is_file() else folder
-        built = load_folder(path, upstream=config.upstream)
+        built = load_folder(path, upstream=config.upstream, trust_remote_code=config.job.model.showo.trust_remote_code)
         config.require_agreement(built.spec, folder)
         vq = config.job.model.vq_model
         bare = vq.pretrained_model_path

@@ -100,7 +100,8 @@ def _saved(checkpoint: str | None, model_yaml: str | None) -> tuple[Built, str, 
     if model_yaml is not None:
         config = load_model_yaml(model_yaml, checkpoint)
         path = _weights_of(resolve_model_dir(config.checkpoint, key=CHECKPOINT_KEY))
-        built = load_folder(path, upstream=config.upstream)
+        trust = config.job.model.showo.trust_remote_code
+        built = load_folder(path, upstream=config.upstream, trust_remote_code=trust)
         config.require_agreement(built.spec, model_folder(path))
     else:
         assert checkpoint is not None

@@ -77,6 +77,11 @@ def _targets(backbone: Backbone, settings: LoRA) -> list[str]:
     inside = backbone.lm.base_model
     last = {name.rpartition(".")[2] for name, m in inside.named_modules() if isinstance(m, nn.Linear)}
     unknown = [target for target in settings.targets if target not in last]
+    if not last:
+        raise ValueError(
+            f"lora.rank={settings.rank}: a {backbone.config.model_type!r} backbone has no nn.Linear layer that an "
+            "adapter could lie beside; set lora.rank=0, or choose another model.showo.llm_model_path"
+        )
     if unknown:
         raise ValueError(
             f"lora.targets={shown(settings.targets)}: the backbone has no linear layer {unknown[0]}; it has "

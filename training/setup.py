@@ -234,12 +234,15 @@ def _average(job: Job, run: Run, model: UPVLA, saved: live.LiveWeights | None, n
 
 def _continued(job: Job, resumed: Checkpoint) -> Built:
     """The checkpoint's network, if it is the one that the configuration describes; ``ValueError`` if not."""
-    built, meta = load_folder(resumed.model_dir), build(job, device="meta")
+    built = load_folder(resumed.model_dir, trust_remote_code=job.model.showo.trust_remote_code)
+    meta = build(job, device="meta")
     saved, wanted = built.spec, meta.spec
     pairs = {key: (getattr(saved, field), getattr(wanted, field)) for field, key in SAME_FIELDS.items()}
     if saved.action_bins is not None and wanted.action_bins is not None:  # with other bins the ids mean other numbers
         pairs["block_diffusion.action_num_bins"] = (saved.action_bins, wanted.action_bins)
-    pairs |= {f"model.showo.llm_model_path's {field}": (saved.llm[field], wanted.llm[field]) for field in SAME_SIZES}
+    had_llm, want_llm = built.model.backbone.config, meta.model.backbone.config
+    for field in SAME_SIZES:  # attributes: in a config.json each family has its own words for them
+        pairs[f"model.showo.llm_model_path's {field}"] = (getattr(had_llm, field), getattr(want_llm, field))
     for key, (had, want) in pairs.items():
         if had != want:
             raise ValueError(

@@ -9,14 +9,16 @@ Legend: B batch, L sequence, D hidden, V vocabulary.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.activations import NewGELUActivation
 
 from models.masks import Rule, Slots, additive
@@ -24,34 +26,80 @@ from models.weights import resolve_model_dir
 
 FLEX = "flex_attention"
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager", FLEX)
+CACHE_ARGUMENTS = ("cache", "past_key_values")
+"""What transformers calls the cache in a forward: since 5.24, and before (removed in 5.40)."""
+READABLE_LAYERS = frozenset({"full_attention", "sliding_attention"})
+"""Kinds of layers that read a 4-D mask; others (state spaces, linear attention) would let every slot see every one."""
+UNKNOWN_SCALES = ("lm_head_multiplier", "dim_model_base")
+"""Settings of families whose logits are scaled in a way that ``Backbone.scaled`` does not know."""
+HARMLESS_DROPOUT = ("classifier", "summary")
+"""Dropout of heads that are never built."""
 
 
 def backbone_config(name_or_path: str | Path, llm_backbone: str = "auto", *, trust_remote_code: bool = False) -> Any:
     """The transformers config of a language model directory (or hub id).
 
     ``llm_backbone``: ``auto`` takes what the directory holds; any other value must be its ``model_type``.
+    ``trust_remote_code``: run the model code that the directory brings along. Raises ``ValueError`` naming the folder.
     """
     folder = resolve_model_dir(str(name_or_path), key="model.showo.llm_model_path", weights=False)
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder}: no usable language model config.json ({error})") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{folder}: this language model brings its own code; set model.showo.trust_remote_code=true to run it"
+            ) from error
+        raise ValueError(f"{folder}: no usable language model config.json ({' '.join(str(error).split())})") from error
     if llm_backbone not in ("auto", config.model_type):
         raise ValueError(
             f"model.showo.llm_backbone is {llm_backbone!r}, but {folder} holds a {config.model_type!r}; "
             f"set it to {config.model_type!r} or auto"
         )
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{folder / 'config.json'} has a quantization_config: quantized weights cannot be trained; "
+            "set model.showo.llm_model_path to the model before quantization"
+        )
     return config
 
 
-def _as_trained(config: Any, vocab_size: int) -> Any:
-    """The config as Show-o and UP-VLA use it: our vocabulary, and Phi's per-head query/key norms always on (they are
-    in the released weights although config.json says otherwise)."""
+def ignored_settings(config: Any) -> list[str]:
+    """What a language model's config asks for and the network does not do: ``name=value``."""
+    asked = [f"{name}={value:g}" for name, value in _dropout(config).items() if value]
+    window = getattr(config, "sliding_window", None)
+    if window and getattr(config, "use_sliding_window", True):
+        asked.append(f"sliding_window={window}")
+    return asked
+
+
+def has_own_code(config: Any) -> bool:
+    """Whether a config's class comes from a model directory (``trust_remote_code``), not from transformers."""
+    return type(config).__module__.startswith("transformers_modules.")
+
+
+def _dropout(config: Any) -> dict[str, float]:
+    """Every dropout probability of a config, by name. (``to_dict`` leaves out names that a class only maps.)"""
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if any(word in name for word in ("dropout", "pdrop", "layerdrop"))
+        and not name.startswith(HARMLESS_DROPOUT)
+        and isinstance(value, (int, float))
+    }
+
+
+def as_trained(config: Any, vocab_size: int) -> Any:
+    """The config as Show-o and UP-VLA use it: our vocabulary, no dropout, and Phi's per-head query/key norms always on
+    (they are in the released weights although config.json says otherwise)."""
     config = copy.deepcopy(config)  # transformers models share the object they are given
     config.vocab_size = vocab_size
     config.use_cache = False
+    config.output_attentions = config.output_hidden_states = False
     if config.model_type == "phi":
         config.qk_layernorm = True
+    for name in _dropout(config):
+        setattr(config, name, 0.0)
     # Ids of the original tokenizer mean nothing to a network that is never asked to generate by itself.
     config.pad_token_id = None
     return config
@@ -66,6 +114,33 @@ def _fuse_activations(lm: nn.Module) -> None:
                 setattr(module, name, nn.GELU(approximate="tanh"))
 
 
+def _cache_argument(lm: Any) -> str:
+    """What this network calls the cache. ``ValueError`` if it does not take what we hand over."""
+    takes = inspect.signature(lm.base_model.forward).parameters
+    name = next((name for name in CACHE_ARGUMENTS if name in takes), None)
+    missing = [argument for argument in ("inputs_embeds", "attention_mask", "position_ids") if argument not in takes]
+    kinds = {*(getattr(lm.config, "layer_types", None) or ())} - READABLE_LAYERS
+    scales = [name for name in UNKNOWN_SCALES if hasattr(lm.config, name)]
+    if name is None or missing or kinds or scales or lm._is_stateful:
+        why = [*missing, *sorted(kinds), *scales] or ["a cache of keys and values"]
+        raise ValueError(
+            f"model.showo.llm_model_path: a {lm.config.model_type!r} network cannot be the backbone ({why[0]}); "
+            "allowed: a causal language model of full attention that takes embeddings, a mask, positions and a cache"
+        )
+    return name
+
+
+class Head:
+    """The projection to the vocabulary: [*, D] -> [*, V], with what the model's family does to its output."""
+
+    def __init__(self, linear: nn.Linear, scaled: Callable[[Tensor], Tensor]) -> None:
+        self._linear, self._scaled = linear, scaled
+        self.out_features = linear.out_features
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return self._scaled(self._linear(hidden))
+
+
 class Backbone(nn.Module):
     """A causal LM over the project's vocabulary.
 
@@ -76,23 +151,46 @@ class Backbone(nn.Module):
 
     def __init__(self, config: Any, vocab_size: int, attn_implementation: str = "sdpa") -> None:
         super().__init__()
-        self.lm = AutoModelForCausalLM.from_config(_as_trained(config, vocab_size), attn_implementation="sdpa")
+        if attn_implementation not in ATTENTION_IMPLEMENTATIONS:
+            raise ValueError(
+                f"model.showo.attn_implementation is {attn_implementation!r}; "
+                f"allowed: {', '.join(ATTENTION_IMPLEMENTATIONS)}"
+            )
+        # Its own kernel from the start: some older networks choose it when they are built.
+        kernel = "sdpa" if attn_implementation == FLEX else attn_implementation
+        # float32 whatever config.json names: precision is the job's business (training.mixed_precision).
+        try:
+            self.lm = AutoModelForCausalLM.from_config(
+                as_trained(config, vocab_size),
+                dtype=torch.float32,
+                attn_implementation=kernel,
+                trust_remote_code=has_own_code(config),
+            )
+        except (ValueError, ImportError) as error:
+            raise ValueError(
+                f"model.showo.llm_model_path: transformers builds no causal language model of type "
+                f"{config.model_type!r} with model.showo.attn_implementation={attn_implementation} "
+                f"({' '.join(str(error).split())[:160]}); most models have sdpa, all have eager"
+            ) from error
+        self._cache_argument = _cache_argument(self.lm)
         _fuse_activations(self.lm)
         self.attend_by(attn_implementation)
 
     def attend_by(self, attn_implementation: str) -> None:
         """Take another kernel from now on; numbers stay, to rounding. ``ValueError`` for one that does not exist."""
-        if attn_implementation not in ATTENTION_IMPLEMENTATIONS:
+        has = {"sdpa": self.lm._supports_sdpa, "eager": True, FLEX: self.lm._supports_flex_attn}
+        if not has.get(attn_implementation):
             raise ValueError(
-                f"model.showo.attn_implementation is {attn_implementation!r}; "
-                f"allowed: {', '.join(ATTENTION_IMPLEMENTATIONS)}"
+                f"model.showo.attn_implementation is {attn_implementation!r}; allowed with a "
+                f"{self.config.model_type!r} backbone: {', '.join(name for name, yes in has.items() if yes)}"
             )
         self.attn_implementation = attn_implementation
         self.lm.config._attn_implementation = "sdpa" if attn_implementation == FLEX else attn_implementation
 
     @property
     def hidden_size(self) -> int:
-        return int(self.lm.config.hidden_size)
+        """Width of an embedding, and of what ``forward`` returns. (Inside, a network may be wider: OPT 350M.)"""
+        return int(self.lm.get_input_embeddings().weight.shape[1])
 
     @property
     def config(self) -> Any:
@@ -133,21 +231,39 @@ class Backbone(nn.Module):
             inputs_embeds=embeds,
             attention_mask=attention_mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=cache is not None,
+            return_dict=True,
+            **({} if cache is None else {self._cache_argument: cache}),
         )
         hidden: Tensor = out.last_hidden_state
         return hidden
 
-    @property
-    def head(self) -> Callable[[Tensor], Tensor]:
-        """The projection to the vocabulary."""
-        head: Callable[[Tensor], Tensor] = self.lm.get_output_embeddings()
-        return head
+    def new_cache(self) -> DynamicCache:
+        """An empty cache of keys and values. It keeps every slot, also in layers that would have a sliding window: who
+        sees whom is the mask's business alone."""
+        return DynamicCache()
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., D] -> [..., V] in float32."""
-        return self.head(hidden).float()
+    @property
+    def head(self) -> Head:
+        """The projection to the vocabulary."""
+        return Head(self.lm.get_output_embeddings(), self.scaled)
+
+    def logits(self, hidden: Tensor, rows: slice | None = None) -> Tensor:
+        """[..., D] -> [..., V] in float32; ``rows``: of these ids alone."""
+        head = self.lm.get_output_embeddings()
+        if rows is None:
+            return self.scaled(head(hidden)).float()
+        bias = getattr(head, "bias", None)
+        return self.scaled(F.linear(hidden, head.weight[rows], None if bias is None else bias[rows])).float()
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """What some families do to the head's output: a factor (Cohere), a divisor (Granite), a soft cap (Gemma 2)."""
+        factor = getattr(self.config, "logit_scale", None)
+        divisor = getattr(self.config, "logits_scaling", None)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        logits = logits if factor is None else logits * factor
+        logits = logits if divisor is None else logits / divisor
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass (about a third more time, far less memory)."""

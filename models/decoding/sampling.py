@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.loss import ban
 from models.upvla import UPVLA
@@ -62,6 +61,4 @@ class Voice:
         """[..., D] -> [..., V] in float32; only the rows of words are projected where only words may be said."""
         if not self.words_only:
             return ban(self.model.backbone.logits(hidden), self.model.vocab.mask)
-        head = self.model.backbone.lm.get_output_embeddings()
-        words = self.model.vocab.words
-        return F.linear(hidden, head.weight[:words], None if head.bias is None else head.bias[:words]).float()
+        return self.model.backbone.logits(hidden, slice(self.model.vocab.words))

@@ -10,7 +10,6 @@ from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from models.masks import MULTIMODAL, Kind, Slots, with_views
 from models.sequence import Span, TokenSequence, pad_left
@@ -55,7 +54,7 @@ class CleanStream:
     def __init__(self, model: UPVLA, prompt: TokenSequence) -> None:
         self._model = model
         self._rule = with_views(prompt.rule)
-        self._cache = DynamicCache(config=model.backbone.config)
+        self._cache = model.backbone.new_cache()
         self._slots = prompt.slots
         self._unread = model.embed(prompt)  # [B, n, D]
         self.end = prompt.slots.pos[:, -1] + 1

@@ -275,7 +275,7 @@ def judge(run: Planned, job: Job, asked: HeldOut, split: CalvinSplit, progress: 
             return replace(judged, chains=judged.chains[:chains])
     policy = UPVLAPolicy.from_config(run.folder / "config.yaml", checkpoint=run.folder)
     if judged is None:
-        built = load_folder(run.folder, pick_device(job.training.device))
+        built = _trained(run, job)
         judged = Judged(judge_words(built, job, asked, progress), judge_actions(policy, split))
     judged = replace(judged, chains=play_chains(policy, desk_chains(chains)) if chains else [])
     replace_text(run.judged_file, json.dumps({**asdict(judged), MADE_WITH: made_with}) + "\n")
@@ -300,10 +300,15 @@ def identity(run: Planned, job: Job, asked: HeldOut, split: CalvinSplit) -> dict
     return plain
 
 
+def _trained(run: Planned, job: Job) -> Built:
+    trust = job.model.showo.trust_remote_code
+    return load_folder(run.folder, pick_device(job.training.device), trust_remote_code=trust)
+
+
 def time_answers(runs: Sequence[Planned], job: Job, asked: HeldOut, progress: Progress) -> dict[str, Speed]:
     """Seconds of answers to the same questions, one at a time, the runs in turn at each question: what else the
     machine does then slows all alike. The first question warms up and is not counted."""
-    models = {run.objective: load_folder(run.folder, pick_device(job.training.device)) for run in runs}
+    models = {run.objective: _trained(run, job) for run in runs}
     step = max(1, len(asked.questions) // (TIMED_QUESTIONS + 1))
     questions = asked.questions[::step][: TIMED_QUESTIONS + 1]
     seconds: dict[str, list[float]] = {name: [] for name in models}

@@ -1,7 +1,8 @@
-"""Acting reads an instruction once, and says what one forward over everything says."""
+"""Acting says what one forward over everything says, by the weights as they are at that moment."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,60 +37,58 @@ def same(found: Prediction, expected: Prediction) -> None:
     assert torch.equal(found.codes, expected.codes)
 
 
-@contextmanager
-def lengths_read(model: UPVLA) -> Iterator[list[tuple[int, int]]]:
-    """(rows, slots) of every forward of the backbone."""
-    seen: list[tuple[int, int]] = []
-    hook = model.backbone.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[:2])))
-    yield seen
-    hook.remove()
-
-
 @pytest.mark.parametrize(
     "instructions", [[SHORT], [SHORT, SHORT], [SHORT, OTHER], [LONG, SHORT, LONG, OTHER], [LONG, SHORT]], ids=len
 )
 def test_it_predicts_what_one_forward_over_everything_predicts(model, instructions):
     reader, codes = RobotReader(model), codes_of(model, len(instructions))
     expected = whole(model, instructions, codes)
-    for _ in range(2):  # the second time from what is kept
+    for _ in range(2):  # the second time by the layout that is kept
         same(reader.predict(instructions, codes, want_codes=True), expected)
 
 
-def test_an_instruction_is_read_once_however_often_it_is_acted_on(model):
-    reader, pictures = RobotReader(model), 4 + 2 + model.spec.act_step
-    with lengths_read(model) as seen:
-        for step in range(3):
-            reader.predict([SHORT, LONG, SHORT], codes_of(model, 3, step))
-        reader.predict([OTHER], codes_of(model, 1))
-    assert seen == [(2, len(LONG)), *[(3, pictures)] * 3, (1, len(OTHER)), (1, pictures)]
+@contextmanager
+def learning(model: UPVLA) -> Iterator[UPVLA]:
+    """A copy that learns, so that the shared one stays as it is."""
+    yield copy.deepcopy(model).requires_grad_(True)
 
 
-def test_instructions_that_were_not_needed_for_long_are_forgotten_and_read_again(model):
-    reader = RobotReader(model, kept_slots=len(SHORT) + len(OTHER))
+def step_of(kind: str, model: UPVLA) -> None:
+    """Change every weight of the model, in one of the ways that a user has."""
+    parameters = list(model.parameters())
+    if kind == "load_state_dict":
+        model.load_state_dict({name: tensor + 0.05 for name, tensor in model.state_dict().items()})
+    elif kind == "data":
+        for parameter in parameters:
+            parameter.data.add_(0.05)
+    elif kind == "exchanged":
+        for parameter in parameters:
+            parameter.data = parameter.data + 0.05
+    else:
+        name, _, form = kind.partition("_")
+        optimizer = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[name](parameters, lr=0.05, **{form: True})
+        codes = codes_of(model, 1)
+        flow = robot_sequence(model.vocab, [LONG], codes, model.spec.act_step)
+        model.action_head(model.hidden(flow)[:, -model.spec.act_step :]).square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(
+    "kind", ["adamw_fused", "adamw_foreach", "sgd_fused", "sgd_foreach", "load_state_dict", "data", "exchanged"]
+)
+def test_the_present_weights_act_however_they_were_changed(model: UPVLA, kind: str, frozen: bool) -> None:
     codes = codes_of(model, 1)
-    with lengths_read(model) as seen:
-        for instruction in (SHORT, OTHER, SHORT, LONG, OTHER):
-            same(reader.predict([instruction], codes, want_codes=True), whole(model, [instruction], codes))
-    instructions_read = [slots for _, slots in seen if slots < 10 and slots in (len(SHORT), len(LONG))]
-    assert instructions_read == [len(SHORT), len(OTHER), len(LONG), len(OTHER)]
-    batch = [SHORT, OTHER, LONG]  # more than is kept
-    same(reader.predict(batch, codes_of(model, 3), want_codes=True), whole(model, batch, codes_of(model, 3)))
-
-
-def test_changed_weights_are_noticed(model):
-    reader, codes = RobotReader(model), codes_of(model, 1)
-    before = reader.predict([LONG], codes)
-    weight = model.backbone.lm.get_input_embeddings().weight
-    kept = weight.detach().clone()
-    with torch.no_grad():
-        weight[LONG] += 1.0
-    try:
+    with learning(model) as learner:
+        learner.requires_grad_(not frozen)
+        reader = RobotReader(learner)
+        before = reader.predict([LONG], codes)
+        learner.requires_grad_(True)
+        step_of(kind, learner)
+        learner.requires_grad_(not frozen)
         after = reader.predict([LONG], codes, want_codes=True)
         assert not torch.allclose(after.actions, before.actions)
-        same(after, whole(model, [LONG], codes))
-    finally:
-        with torch.no_grad():
-            weight.copy_(kept)
+        same(after, whole(learner, [LONG], codes))
 
 
 @pytest.mark.slow  # half a minute of compiling

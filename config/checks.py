@@ -83,8 +83,8 @@ def _check_schedule(job: Job) -> None:
         raise ConfigError(f"{start}has no effect with lr_scheduler.scheduler={name}; set null, or another schedule")
     if not float(cycles).is_integer():
         raise ConfigError(
-            f"{start}expected a whole number >= 1 for lr_scheduler.scheduler=cosine_with_restarts, which restarts after "
-            "whole cycles; lr_scheduler.scheduler=cosine takes parts of a wave"
+            f"{start}expected a whole number >= 1 for lr_scheduler.scheduler=cosine_with_restarts, which restarts "
+            "after whole cycles; lr_scheduler.scheduler=cosine takes parts of a wave"
         )
     if cycles > job.training.max_train_steps:
         raise ConfigError(

@@ -55,7 +55,7 @@ def test_every_question_is_answered_measured_and_asked_with_another_picture(few_
 
 
 def answer_ids(built: object) -> object:
-    return lambda question: [*built.prompter._ids(f" {question.answer}"), built.prompter.vocab.eos]  # type: ignore[attr-defined]
+    return lambda question: [*built.prompter.words(f" {question.answer}"), built.prompter.vocab.eos]  # type: ignore[attr-defined]
 
 
 def test_a_perfect_memory_of_the_answers_is_judged_perfect(
@@ -77,7 +77,7 @@ def test_a_perfect_memory_of_the_answers_is_judged_perfect(
         model: object, prompter: object, texts: list[str], patches: torch.Tensor, max_new_tokens: int
     ) -> Generation:
         said = [remember(*pair) for pair in zip(texts, patches, strict=True)]
-        ids = [[*built.prompter._ids(f" {answer}"), built.prompter.vocab.eos] for answer in said]
+        ids = [[*built.prompter.words(f" {answer}"), built.prompter.vocab.eos] for answer in said]
         return Generation(said, ids, DecodingStats(1, 1, 0.1, 0.1))
 
     monkeypatch.setattr(judge, "generate", say)

@@ -356,3 +356,23 @@ def test_a_key_of_the_same_file_is_suggested_before_one_of_the_schema(tmp_path: 
     (tmp_path / "m.yaml").write_text("model: {showo: {tuned_model_pth: x, tuned_model_path: y}}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"no such key \(did you mean model\.showo\.tuned_model_path\?\)"):
         load_model_yaml(tmp_path / "m.yaml")
+
+
+CYCLES = {
+    "cosine_with_restarts": {"0.5": "expected a whole number", "2.7": "expected a whole number", "99": "at most"},
+    "linear": {"2": "has no effect"},
+}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "cycles", "why"), [(name, n, why) for name, of in CYCLES.items() for n, why in of.items()]
+)
+def test_cycles_that_a_schedule_cannot_have_are_refused(scheduler: str, cycles: str, why: str) -> None:
+    argv = ["config=config/tiny_bdvla.yaml", "training.max_train_steps=4", f"lr_scheduler.scheduler={scheduler}"]
+    line = complaint([*argv, f"lr_scheduler.params.num_cycles={cycles}"])
+    assert f"lr_scheduler.params.num_cycles={cycles}" in line
+    assert why in line
+
+
+def test_half_an_emoji_in_the_question_is_refused() -> None:
+    assert "question" in complaint(["config=config/tiny_bdvla.yaml", "question=what is \ud83d?"])

@@ -43,6 +43,8 @@ def test_an_evaluation_writes_its_figures_with_all_that_is_needed_to_repeat_it(s
     assert evaluate(split_dir, *options, "--output-json", str(out)) == 0
     result = json.loads(out.read_text())
     assert result["overall"]["samples"] == result["counts"]["samples"] == 3 + 1 + 4
+    assert result["counts"]["samples_without_max_samples"] == 3 + 1 + 4
+    assert set(result["counts"]) >= {"clipped_actions", "cut_instructions", "samples_with_cut_instruction"}
     assert set(result["per_task"]) == {"lift_red", "open_drawer"}
     assert sum(task["steps"] for task in result["per_task"].values()) == result["overall"]["steps"]
     assert result["settings"]["clip_action"] is True

@@ -329,6 +329,15 @@ def scored(name: str, say: Callable[[int], str], **settings: Any) -> Scored:
     return Scored(name, Path(name), {**figures("gqa", ROWS, asked, batches), "settings": told})
 
 
+def test_cut_answers_are_counted_and_marked() -> None:
+    asked = in_order(ROWS, False)
+    answers = tuple(Answer(row.index, "x", 16, cut=row.index in (2, 5)) for row in asked)
+    found = figures("gqa", ROWS, asked, [Batch(0, answers, 23, 1.0, 0.1, 5, 0.2)])
+    assert found["cut_answers"] == 2
+    assert [i for i, record in enumerate(found["records"]) if record.get("cut")] == [2, 5]
+    assert scored("a", lambda i: "x").content["cut_answers"] == 0
+
+
 def test_two_results_are_compared_question_by_question() -> None:
     right, wrong = scored("a", lambda i: "x"), scored("b", lambda i: "x" if i % 2 else "y")
     (pair,), notes = compare([right, wrong])

@@ -12,7 +12,7 @@ import torch
 from config import schema
 from config.schema import Job
 from tests.tiny import tiny_model
-from training.optim import Schedule, build_optimizer, decays, parameter_groups, set_lr
+from training.optim import Schedule, build_optimizer, decays, parameter_groups, schedule_notes, set_lr
 
 
 @pytest.mark.parametrize("kind", ["phi", "qwen3"])
@@ -75,3 +75,22 @@ def test_cycles_and_power_change_the_schedules_they_belong_to() -> None:
     assert once(4) == pytest.approx(0.75)
     assert thrice(4) == pytest.approx(1.0)
     assert Schedule("polynomial", 1.0, 0, 10, power=2.0)(5) < Schedule("polynomial", 1.0, 0, 10)(5)
+
+
+@pytest.mark.parametrize(("scheduler", "cycles"), [("cosine_with_restarts", 0.5), ("cosine_with_restarts", 2.7)])
+def test_a_part_of_a_cycle_is_refused_by_the_schedule_too(scheduler: str, cycles: float) -> None:
+    with pytest.raises(ValueError, match="num_cycles"):
+        Schedule(scheduler, 1.0, 0, 12, num_cycles=cycles)(0)
+
+
+def test_settings_that_a_schedule_cannot_follow_or_does_not_read_are_named() -> None:
+    job = Job()
+    assert schedule_notes(job) == []
+    job.training.max_train_steps = 500
+    (line,) = schedule_notes(job)
+    assert "warmup_steps=1000" in line
+    assert "max_train_steps=500" in line
+    assert f"reaches {job.optimizer.params.learning_rate * 0.499:g}," in line
+    job.lr_scheduler.scheduler, job.lr_scheduler.params.power = "constant", 2.0
+    unread = [line.split("=")[0].rpartition(".")[2] for line in schedule_notes(job)]
+    assert unread == ["warmup_steps", "power"]

@@ -62,7 +62,7 @@ def test_quick_checks_submitted_together_share_no_folder(slurm: Slurm, tmp_path:
         return "".join(log.read_text(encoding="utf-8") for n in jobs for log in slurm.logs.glob(f"*-{n}.out"))
 
     ended = ("COMPLETED", "FAILED")
-    wait_for(lambda: all(slurm.job(n)["JobState"] in ended for n in jobs), 300, told)
+    wait_for(lambda: all(slurm.job(n)["JobState"] in ended for n in jobs), 900, told)
     assert [slurm.job(n)["JobState"] for n in jobs] == ["COMPLETED"] * len(jobs), told()
     assert sorted(path for path in home.iterdir() if path.name.startswith("blockdiff")) == sorted(jobs.values())
     assert not list(submitted.iterdir())

@@ -27,6 +27,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors import SafetensorError
+from torch import nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from common.housekeeping import remove, retire
@@ -40,6 +42,7 @@ from training.data.cotrain import CotrainLoader
 from training.data.order import ORDER_VERSION, Position
 from training.manifest import Checkpoint, flush, open_checkpoint, told_position, write_manifest
 from training.metrics import METRICS_FILE, WANDB_ID_FILE
+from training.optim import not_finite_moments
 from training.processes import describe
 from training.regroup import state_folder
 
@@ -367,3 +370,13 @@ def load_state(accelerator: Accelerator, checkpoint: Checkpoint) -> None:
             f"{checkpoint.path} was saved by a run that trained other parameters, so its optimizer cannot go on here "
             f"({error}); take its weights alone by model.showo.pretrained_model_path"
         ) from error
+
+
+def require_finite_state(ranks: Ranks, checkpoint: Checkpoint, optimizer: Optimizer, model: nn.Module) -> None:
+    """Raise ``ConfigError`` on all ranks if the optimizer's state that any of them restored holds NaN or infinity."""
+    bad = sorted({name for names in ranks.all(not_finite_moments(optimizer, model)) for name in names})
+    if bad:
+        raise ConfigError(
+            f"{checkpoint.state_dir} holds optimizer state that is not finite (NaN or infinity) in {len(bad)} tensors, "
+            f"such as {bad[0]}; continue from an earlier checkpoint (experiment.resume_from_checkpoint=<step>)"
+        )

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from config.schema import Job, LoRA
-from models.weights import write_safetensors
+from models.weights import require_finite, write_safetensors
 
 FILE = "weights.safetensors"
 LIVE, AVERAGE, ABOUT = "live.", "average.", "about"
@@ -59,13 +59,14 @@ def write(
 
 
 def read(state_dir: Path) -> LiveWeights | None:
-    """What an earlier ``write`` left; None if nothing was needed there. ``ValueError`` if it cannot be read."""
+    """What an earlier ``write`` left; None if nothing was needed there. ``ValueError`` for NaN or infinity in it."""
     path = state_dir / FILE
     if not path.is_file():
         return None
     with safe_open(str(path), framework="pt") as file:
         about = json.loads(file.metadata()[ABOUT])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    require_finite(tensors, path)
     return LiveWeights(
         path=path,
         weights={n.removeprefix(LIVE): t for n, t in tensors.items() if n.startswith(LIVE)},

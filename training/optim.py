@@ -18,12 +18,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from config.schema import Job
+from models.weights import not_finite
 
 LATENTS = "latents"
 """Last part of the name of the learned queries of a pooling head (``token_learner.latents``, [1, D])."""
@@ -82,6 +84,19 @@ def _in_8_bits(model: nn.Module, groups: list[dict[str, Any]], settings: dict[st
             GlobalOptimManager.get_instance().register_module_override(module, "weight", {"optim_bits": 32})
     optimizer: Optimizer = AdamW8bit(groups, **settings)
     return optimizer
+
+
+def not_finite_moments(optimizer: Optimizer, model: nn.Module) -> list[str]:
+    """Names of the optimizer's tensors that hold NaN or infinity, as ``<parameter>.<moment>``. (Where an engine keeps
+    its own partition of the parameters, they have numbers in place of names.)"""
+    names = {id(p): name for name, p in model.named_parameters()}
+    tensors = {
+        f"{names.get(id(parameter), f'partition {number}')}.{kind}": value
+        for number, (parameter, state) in enumerate(optimizer.state.items())
+        for kind, value in state.items()
+        if isinstance(value, Tensor)
+    }
+    return not_finite({name: v.to_local() if isinstance(v, DTensor) else v for name, v in tensors.items()})
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(parts.model, parts.optimizer)
         if run.resumed is not None:
             checkpoint.load_state(accelerator, run.resumed)
+            checkpoint.require_finite_state(run.ranks, run.resumed, self.optimizer, parts.model)
         self.validator = Validator(job, run, parts, self.whole)
         self.meter, self.guard = Meter(), Guard(job, run)
         self._grad_norm: Tensor | None = None  # not told yet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from common.process_rank import process_rank
 from config.load import ConfigError
 from config.schema import Job
 from models.actions import ActionScale
@@ -36,6 +38,7 @@ from training.data.cotrain import (
     robot_dataset,
     text_dataset,
 )
+from training.data.workers import shared_memory_note
 from training.freeze import freeze
 from training.manifest import Checkpoint
 from training.optim import Schedule, build_optimizer
@@ -117,6 +120,9 @@ def setup(job: Job, run: Run) -> Parts:
         parts, notes = _build(job, run)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
+    memory = shared_memory_note(parts.data.in_flight, process_rank(os.environ).local_world)
+    if memory is not None:
+        run.say(memory)
     for line in [*_summary(run, parts), *(f"  note     {note}" for note in notes)]:
         run.say(line)
     return parts

@@ -71,14 +71,3 @@ class Ranks:
 def is_lost_process(error: RuntimeError) -> bool:
     """Does this say that another process of the run is gone?"""
     return isinstance(error, dist.DistError) or any(words in str(error) for words in LOST)
-
-
-LOST_WORKER = (
-    "a data worker was killed, which the system does when memory runs out; lower dataset.params.num_workers or "
-    "training.batch_size_pre and batch_size_mmu"
-)
-
-
-def is_lost_worker(error: RuntimeError) -> bool:
-    """Does this say that a data worker died? (Torch raises it wherever the process happens to be.)"""
-    return str(error).startswith("DataLoader worker")

@@ -18,9 +18,9 @@ from torch import nn
 from common.housekeeping import remove
 from common.os_errors import reason_of
 from config.schema import Job
-from training.agreement import LOST_WORKER, is_lost_worker
 from training.checkpoint import list_checkpoints, why_unwritable
 from training.data.batch import CoBatch
+from training.data.workers import LostWorker
 from training.run import Run
 from training.signals import PREEMPTED
 from training.status import write_status
@@ -48,12 +48,8 @@ class Guard:
         except (ValueError, FileNotFoundError) as error:  # a file of the data is bad; the message names it
             self._wrong = f"stopped before step {step}: {error}"
             return []
-        except RuntimeError as error:
-            if not is_lost_worker(error):
-                raise
-            self._wrong = (
-                f"stopped before step {step}: {LOST_WORKER}; the same command goes on from the last checkpoint"
-            )
+        except LostWorker as error:
+            self._wrong = f"stopped before step {step}: {error}; the same command goes on from the last checkpoint"
             return []
         self._recent.saw(step, taken)
         return taken

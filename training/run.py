@@ -25,8 +25,9 @@ from common.os_errors import reason_of
 from config.load import ConfigError, to_yaml
 from config.schema import Job
 from models.objectives import text_objective
-from training.agreement import LOST_WORKER, Ranks, is_lost_process, is_lost_worker
+from training.agreement import Ranks, is_lost_process
 from training.checkpoint import find_checkpoint, set_aside
+from training.data.workers import LostWorker
 from training.manifest import Checkpoint
 from training.metrics import METRICS_FILE, Board, JsonLinesWriter, TensorBoardWriter, WandbWriter, Writer
 from training.processes import start_processes
@@ -180,8 +181,8 @@ def _in_one_line(error: RuntimeError) -> BaseException:
     again = "the same command goes on from the last checkpoint"
     if is_lost_process(error):
         return SystemExit(f"stopped: another process of this run has ended (what it said is above); {again}")
-    if is_lost_worker(error):
-        return SystemExit(f"stopped: {LOST_WORKER}; {again}")
+    if isinstance(error, LostWorker):
+        return SystemExit(f"stopped: {error}; {again}")
     return error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from common.process_rank import process_rank
 from config.load import ConfigError
 from config.schema import Job
 from models.backbones import FLEX
@@ -39,6 +41,7 @@ from training.data.cotrain import (
     text_dataset,
 )
 from training.data.processed import ProcessedIndex
+from training.data.workers import shared_memory_note
 from training.declare import declare_data, leave_out_validation
 from training.freeze import freeze
 from training.future_view_prediction_w_action_dataset import DataProvider
@@ -124,6 +127,9 @@ def setup(job: Job, run: Run) -> Parts:
         parts, notes = _build(job, run)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
+    memory = shared_memory_note(parts.data.in_flight, process_rank(os.environ).local_world)
+    if memory is not None:
+        run.say(memory)
     for line in [*_summary(run, parts), *(f"  note     {note}" for note in notes)]:
         run.say(line)
     return parts

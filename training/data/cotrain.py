@@ -47,8 +47,8 @@ from training.data.features import clip_cache
 from training.data.llava import TEXT_ALONE, LeftOut, LlavaDataset
 from training.data.mixture import Mixture
 from training.data.order import START, Order, Position, StepSampler, Taken, Timetable, flow_seed
+from training.data.workers import PREFETCH, fail, received
 from training.future_view_prediction_w_action_dataset import DataProvider
-from training.signals import leave_signals_to_the_run
 
 Batch = TypeVar("Batch", RobotBatch, TextBatch)
 
@@ -81,6 +81,8 @@ class _Fetch(Dataset[Any]):
             return _Failure(FileNotFoundError, str(error))
         except ValueError as error:
             return _Failure(ValueError, str(error))
+        except BaseException as error:  # torch hands on an Exception only, and only one that can be pickled
+            fail(error)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -100,6 +102,12 @@ class Flow(Generic[Batch]):
     world: int = 1
     order: Order | None = None  # of a pass; None: a permutation of the data set
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)  # found while training
+    sample_bytes: int = 0  # of the tensors of a sample, as far as workers hand them over
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes of shared memory that finished batches may take."""
+        return self.sample_bytes * self.batch_size * self.workers * PREFETCH
 
     @property
     def together(self) -> int:
@@ -123,11 +131,10 @@ class Flow(Generic[Batch]):
             batch_sampler=sampler,
             collate_fn=_as_it_is,
             num_workers=self.workers,
-            worker_init_fn=leave_signals_to_the_run,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or else making the iterator would draw from the global one
         )
-        for batch in loader:
+        for batch in received(loader):
             if isinstance(batch, _Failure):
                 raise batch.kind(batch.message)
             if isinstance(batch, TextBatch):
@@ -159,6 +166,11 @@ class CotrainLoader:
             text=None if self.text is None else self.text.steps,
             first=first,
         )
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes of shared memory that finished batches of both flows may take."""
+        return sum(flow.in_flight for flow in (self.robot, self.text) if flow is not None)
 
     @property
     def epoch_steps(self) -> int:
@@ -302,6 +314,16 @@ def conversation_budget(job: Job, prompter: Prompter, patches: int = CLIP_PATCHE
     return budget
 
 
+def _conversation_bytes(
+    data: LlavaDataset | Mixture, image_spec: ClipImageSpec | None, patches: int, clip: ClipTower | None
+) -> int:
+    """Bytes of a conversation's picture in float32: its pixels, or CLIP's patches if those are read."""
+    sources = data.sources if isinstance(data, Mixture) else [data]
+    if clip is not None and any(source.features is not None for source in sources):
+        return patches * clip.width * 4
+    return 0 if image_spec is None else 3 * image_spec.crop[0] * image_spec.crop[1] * 4
+
+
 def cotrain_loader(
     job: Job,
     prompter: Prompter,
@@ -329,6 +351,7 @@ def cotrain_loader(
         workers=params.num_workers if demonstrations.tokens is None else 0,
         rank=rank,
         world=world,
+        sample_bytes=2 * job.model.vla.num_view * 3 * job.dataset.preprocessing.resolution**2,
     )
     text: Flow[TextBatch] | None = None
     if job.dataset.und_type is not None and training.batch_size_mmu > 0:
@@ -342,6 +365,7 @@ def cotrain_loader(
             rank=rank,
             world=world,
             order=conversations.order if isinstance(conversations, Mixture) else None,
+            sample_bytes=_conversation_bytes(conversations, image_spec, patches, clip),
         )
     loader = CotrainLoader(robot, text, job.dataset.combined_loader_mode)
     for name, flow in (("robot", robot), ("mmu", text)):

@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from common.housekeeping import remove
-from preprocess_data.parts import is_current, plan_folder, replace
+from preprocess_data.parts import is_current, plan_folder, remove_parts, replace
 from preprocess_data.processes import in_processes
 from training.data import archive
 from training.data.calvin import CalvinSplit
@@ -93,7 +92,7 @@ def read_actions(
 
 def finish(output_dir: Path) -> None:
     """Everything is written: the parts are not needed any more."""
-    remove(output_dir / PARTS)
+    remove_parts(output_dir, PARTS)
 
 
 def _plan(

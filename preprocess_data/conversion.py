@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from common.housekeeping import remove
-from preprocess_data.parts import is_current, output_folder, plan_folder, replace
+from preprocess_data.parts import is_current, output_folder, plan_folder, remove_parts, replace
 from preprocess_data.processes import in_processes
 from training.data.checks import ENOUGH
 from training.data.processed import INDEX_NAME, WORTH_AN_INDEX, Episode, Frame, build_index, write_index
@@ -156,7 +155,7 @@ def convert(
         files = [folder / f"part_{number:06d}.json" for number in range(len(jobs))]
         left_out = _read_all(jobs, files, read, sources, workers, progress, skip_bad)
         made = _write(output, files, action, units, left_out, progress)
-        remove(output / PARTS)
+        remove_parts(output, PARTS)
     return made
 
 

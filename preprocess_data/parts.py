@@ -1,7 +1,7 @@
 """Work in parts, and not twice when killed: a finished part lies as a file until all are there.
 
-The parts lie in a hidden folder of the output, in one named after the plan they belong to; a run that is started
-again with the same plan takes what it finds, one with another plan starts anew.
+The parts lie in a hidden folder of the output, with the plan they belong to; a run that is started again with the
+same plan takes what it finds, one with another plan starts anew.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,27 @@ from common.os_errors import reason_of
 
 
 def plan_folder(folder: Path, plan: Mapping[str, Any]) -> Path:
-    """Return the folder for the parts of ``plan`` (anything that JSON can hold) in ``folder``; parts of other plans are
-    deleted, as far as they can be."""
-    mine = folder / hashlib.blake2b(json.dumps(plan, sort_keys=True).encode(), digest_size=8).hexdigest()
-    for other in folder.iterdir() if folder.is_dir() else ():
-        if other != mine:
-            remove(other)
-    mine.mkdir(parents=True, exist_ok=True)
-    return mine
+    """Return ``folder``, emptied if it holds the parts of another plan (which is anything that JSON can hold); where
+    those cannot be deleted, a folder beside it that is named after the plan."""
+    if not _holds(folder, plan) and remove(folder) is not None:
+        text = json.dumps(plan, sort_keys=True).encode()
+        folder = folder.with_name(f"{folder.name}-{hashlib.blake2b(text, digest_size=8).hexdigest()}")
+    if not _holds(folder, plan):
+        folder.mkdir(parents=True, exist_ok=True)
+        replace(folder / "plan.json", json.dumps(plan).encode())
+    return folder
+
+
+def _holds(folder: Path, plan: Mapping[str, Any]) -> bool:
+    with suppress(OSError, ValueError):
+        return bool(json.loads((folder / "plan.json").read_text(encoding="utf-8")) == plan)
+    return False
+
+
+def remove_parts(output: Path, name: str) -> None:
+    """Delete the folders of parts of an output that is written, as far as they can be."""
+    for folder in output.glob(f"{name}*"):
+        remove(folder)
 
 
 def is_current(part: Path, sources: Iterable[Path]) -> bool:

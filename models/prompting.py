@@ -7,6 +7,7 @@ such as ``<|endoftext|>``, gives the ids of its letters (``models.text_encoder``
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,11 @@ def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises nothing more special for a damaged tokenizer.json
+        if any(folder.glob("*.model")) and importlib.util.find_spec("sentencepiece") is None:
+            raise ValueError(
+                f"{folder}: its tokenizer is a sentencepiece model, which needs the package sentencepiece "
+                "(pip install sentencepiece); a tokenizer.json beside it does without"
+            ) from error
         lines = str(error).splitlines() or [type(error).__name__]
         reason = lines[0] if (folder / "tokenizer.json").is_file() else "it has none"
         raise ValueError(f"{folder}: no usable tokenizer.json there ({reason})") from error

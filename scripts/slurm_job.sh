@@ -110,7 +110,7 @@ missing_packages() {
     "$1" - <<'PYTHON'
 from importlib.util import find_spec
 
-needed = ["torch", "transformers", "accelerate", "omegaconf", "hydra", "yaml", "scipy", "PIL", "tensorboard", "tqdm"]
+needed = ["torch", "transformers", "accelerate", "omegaconf", "hydra", "yaml", "PIL", "tensorboard", "tqdm"]
 print(*[name for name in needed if find_spec(name) is None])
 PYTHON
 }

@@ -42,7 +42,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gptj": {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
     "falcon": {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False},
 }
-EAGER_ALONE = ("gemma2",)
+EAGER_ALONE = ("gemma2", "gptj")  # GPT-J has SDPA since transformers 5.2x
 
 
 def write_family(folder: Path, kind: str, seed: int = 0, **settings: Any) -> Path:

@@ -26,6 +26,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors import SafetensorError
+from torch.optim import Optimizer
 
 from config.load import ConfigError
 from config.schema import Job
@@ -37,6 +38,7 @@ from training.data.cotrain import CotrainLoader
 from training.data.order import Position
 from training.manifest import Checkpoint, flush, open_checkpoint, told_position, write_manifest
 from training.metrics import METRICS_FILE, WANDB_ID_FILE
+from training.optimizer_state import settings_kept
 from training.processes import describe
 from training.regroup import state_folder
 
@@ -153,6 +155,8 @@ class Saver:
     keep: int | None
     conditions: Mapping[str, Any]
     """What the numbers of later steps depend on (``conditions`` below)."""
+    optimizer: Mapping[str, Any]
+    """Kind and parameter names of the optimizer (``training.optimizer_state.record``)."""
 
     def save(
         self, step: int, position: Position, save_model: Callable[[Path], None], mine: Mapping[str, Any]
@@ -179,7 +183,12 @@ class Saver:
 
         def complete() -> None:
             if is_main:
-                write_manifest(partial.path, step, told_position(position), {"conditions": self.conditions})
+                write_manifest(
+                    partial.path,
+                    step,
+                    told_position(position),
+                    {"conditions": self.conditions, "optimizer": self.optimizer},
+                )
                 if final.path.exists():  # of a run that went on from elsewhere; see set_aside
                     _remove(final.path)
                 os.replace(partial.path, final.path)
@@ -335,10 +344,13 @@ def leave_weights_to_model_folder(accelerator: Accelerator) -> None:
     accelerator.register_load_state_pre_hook(forget_models)
 
 
-def load_state(accelerator: Accelerator, checkpoint: Checkpoint) -> None:
-    """Restore optimizer, scaler and random numbers (the weights were loaded when the model was built)."""
+def load_state(accelerator: Accelerator, checkpoint: Checkpoint, optimizer: Optimizer) -> None:
+    """Restore optimizer, scaler and random numbers (the weights were loaded when the model was built).
+
+    The settings of ``optimizer`` (the wrapped one) stay those of the job.
+    """
     try:
-        with state_folder(accelerator, checkpoint) as folder:
+        with state_folder(accelerator, checkpoint) as folder, settings_kept(optimizer):
             accelerator.load_state(str(folder))
     except ValueError as error:
         raise ConfigError(

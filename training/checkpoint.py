@@ -43,6 +43,7 @@ from training.data.order import ORDER_VERSION, Position
 from training.manifest import Checkpoint, flush, open_checkpoint, told_position, write_manifest
 from training.metrics import METRICS_FILE, WANDB_ID_FILE
 from training.optim import not_finite_moments
+from training.optimizer_state import settings_kept
 from training.processes import describe
 from training.regroup import state_folder
 
@@ -161,6 +162,8 @@ class Saver:
     keep: int | None
     conditions: Mapping[str, Any]
     """What the numbers of later steps depend on (``conditions`` below)."""
+    optimizer: Mapping[str, Any]
+    """Kind and parameter names of the optimizer (``training.optimizer_state.record``)."""
     kept: set[str] = field(default_factory=set)
     """Names of old checkpoints that could not be deleted and have been named."""
 
@@ -188,7 +191,8 @@ class Saver:
 
         def complete() -> None:
             if is_main:
-                write_manifest(partial.path, step, told_position(position), {"conditions": self.conditions})
+                facts = {"conditions": self.conditions, "optimizer": self.optimizer}
+                write_manifest(partial.path, step, told_position(position), facts)
                 if os.path.lexists(final.path):  # of a run that went on from elsewhere; see set_aside
                     old = final.path.with_name(f".{final.path.name}.{secrets.token_hex(3)}.old")
                     os.replace(final.path, old)
@@ -360,10 +364,13 @@ def leave_weights_to_model_folder(accelerator: Accelerator) -> None:
     accelerator.register_load_state_pre_hook(forget_models)
 
 
-def load_state(accelerator: Accelerator, checkpoint: Checkpoint) -> None:
-    """Restore optimizer, scaler and random numbers (the weights were loaded when the model was built)."""
+def load_state(accelerator: Accelerator, checkpoint: Checkpoint, optimizer: Optimizer) -> None:
+    """Restore optimizer, scaler and random numbers (the weights were loaded when the model was built).
+
+    The settings of ``optimizer`` (the wrapped one) stay those of the job.
+    """
     try:
-        with state_folder(accelerator, checkpoint) as folder:
+        with state_folder(accelerator, checkpoint) as folder, settings_kept(optimizer):
             accelerator.load_state(str(folder))
     except ValueError as error:
         raise ConfigError(

@@ -46,13 +46,18 @@ def decays(model: nn.Module) -> dict[str, bool]:
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """The two groups of ``decays`` in AdamW's form; an empty group is left out."""
-    decayed = decays(model)
-    named = dict(model.named_parameters())
-    groups = [
-        {"params": [named[n] for n, yes in decayed.items() if yes], "weight_decay": weight_decay},
-        {"params": [named[n] for n, yes in decayed.items() if not yes], "weight_decay": 0.0},
+    named, decayed = dict(model.named_parameters()), decays(model)
+    return [
+        {"params": [named[name] for name in names], "weight_decay": weight_decay if decayed[names[0]] else 0.0}
+        for names in group_names(model)
     ]
-    return [group for group in groups if group["params"]]
+
+
+def group_names(model: nn.Module) -> list[list[str]]:
+    """Return the names of the parameters of each group, in the order of ``parameter_groups``."""
+    decayed = decays(model)
+    groups = [[name for name, yes in decayed.items() if yes is wanted] for wanted in (True, False)]
+    return [names for names in groups if names]
 
 
 def build_optimizer(model: nn.Module, job: Job, device: torch.device) -> Optimizer:

@@ -28,7 +28,7 @@ from models.draws import Draws
 from models.loss import Tally
 from models.transfer import send
 from models.upvla import Losses
-from training import checkpoint, live, memory
+from training import checkpoint, live, memory, optimizer_state
 from training.arrival import arriving
 from training.data.batch import CoBatch
 from training.data.order import START, Position
@@ -65,10 +65,13 @@ class Trainer:
         tell_deepspeed(accelerator, job)
         tell_fsdp(accelerator, parts.model)
         expect_state_of(accelerator, run.resumed)
+        trained = optimizer_state.record(parts.model, job)
+        for note in optimizer_state.match(accelerator, parts.optimizer, run.resumed, trained, job):
+            run.say(note)
         self.whole = Whole(accelerator, parts.model)
         self.model, self.optimizer = accelerator.prepare(parts.model, parts.optimizer)
         if run.resumed is not None:
-            checkpoint.load_state(accelerator, run.resumed)
+            checkpoint.load_state(accelerator, run.resumed, self.optimizer)
             checkpoint.require_finite_state(run.ranks, run.resumed, self.optimizer, parts.model)
         self.validator = Validator(job, run, parts, self.whole)
         self.meter, self.guard = Meter(), Guard(job, run)
@@ -78,7 +81,7 @@ class Trainer:
         run.begin()
         conditions = checkpoint.conditions(job, run.accelerator, parts.data)
         self.saver = checkpoint.Saver(
-            accelerator, run.ranks, run.output_dir, job.experiment.checkpoints_total_limit, conditions
+            accelerator, run.ranks, run.output_dir, job.experiment.checkpoints_total_limit, conditions, trained
         )
         self._total = torch.zeros((), device=run.device)  # this rank's share of the last step's loss
         self._watched = self.step  # the step up to which the losses were looked at

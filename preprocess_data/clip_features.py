@@ -40,7 +40,7 @@ from preprocess_data.shard_work import (
     writing,
 )
 from training.data.features import FOLDER, about
-from training.data.files import LLAVA_NAME, iterate_json_list, read_image
+from training.data.files import LLAVA_NAME, iterate_json_values, read_image
 from training.data.llava import image_of
 from training.data.shards import Plan, ShardWriter, begin, write_frames
 from training.data.tokens import probes
@@ -87,7 +87,7 @@ class Share(Part[Settings]):
 def pictures_of(settings: Settings) -> tuple[list[str], int]:
     """(paths of the distinct pictures as the json has them, how many of those it names do not exist)."""
     path = settings.data / LLAVA_NAME if settings.data.is_dir() else settings.data
-    named = [image_of(record) for record in iterate_json_list(path)]
+    named = [image_of(record) for record in iterate_json_values(path)]
     names = list(dict.fromkeys(name for name in named if isinstance(name, str) and name))
     there = [name for name in names if _is_file(settings.image_root / name)]
     if not there:

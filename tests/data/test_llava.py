@@ -15,7 +15,7 @@ from PIL import Image
 from models.images import ClipImageSpec, clip_pixels
 from models.prompting import Conversation
 from training.data.batch import collate_text
-from training.data.llava import INDEX_NAME, NO_PICTURE, LeftOut, LlavaDataset
+from training.data.llava import INDEX_NAME, NO_OBJECT, NO_PICTURE, LeftOut, LlavaDataset
 
 SPEC = ClipImageSpec(resize=8, crop=(8, 8), resample=3, scale=1 / 255, mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -262,3 +262,22 @@ def test_an_empty_file_a_missing_one_and_one_with_nothing_usable_are_refused(roo
     data = dataset(root, [record("coco/0.png", "q", "a")])
     with pytest.raises(IndexError):
         data[1]
+
+
+STRAYS = [None, 17, 1.5, "text", ["a", "b"], True]
+
+
+def test_elements_that_are_no_objects_obey_on_bad_record(root: Path) -> None:
+    records = [record("coco/0.png", "q", "a"), *STRAYS, record("coco/1.png", "q", "b")]
+    data = dataset(root, records)
+    assert len(data) == 2
+    assert data.skipped.counts == {NO_OBJECT: len(STRAYS)}
+    assert data.skipped.names[NO_OBJECT][0] == "record 1"
+    with pytest.raises(ValueError, match="record 1 is unusable"):
+        dataset(root, records, on_bad_record="error")
+
+
+def test_a_number_of_ten_thousand_digits_in_a_record_is_no_error(root: Path) -> None:
+    (root / INDEX_NAME).write_text(json.dumps([record("coco/0.png", "q", "a")]).replace('"x"', "1" * 10_000))
+    prompter: Any = LetterPrompter()
+    assert len(LlavaDataset(root, prompter, SPEC, 100)) == 1

@@ -180,7 +180,15 @@ def iterate_json_list(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises ValueError naming the file and the place when it is not such a list.
     """
-    decoder = json.JSONDecoder()
+    for number, record in enumerate(iterate_json_values(path)):
+        if not isinstance(record, dict):
+            raise ValueError(f"{path} must be a JSON list of objects; record {number} is a {type(record).__name__}")
+        yield record
+
+
+def iterate_json_values(path: Path) -> Iterator[Any]:
+    """Yield the values of a JSON file that is one list, as ``iterate_json_list`` does its objects."""
+    decoder = json.JSONDecoder(parse_int=_integer)
     with _open_text(path) as file:
         reader = _Buffer(file, path)
         if reader.peek() != "[":
@@ -192,14 +200,17 @@ def iterate_json_list(path: Path) -> Iterator[dict[str, Any]]:
                 if mark != ",":
                     raise ValueError(f"{path} is not valid JSON at character {reader.offset}: expected ',' or ']'")
                 reader.position += 1
-                mark = reader.peek()
-            if mark != "{":
-                raise ValueError(f"{path} must be a JSON list of objects; at character {reader.offset} is {mark!r}")
+                reader.peek()
             first = False
             yield reader.decode(decoder)
         reader.position += 1
         if reader.peek() != "":
             raise ValueError(f"{path} is not valid JSON: text follows the list, at character {reader.offset}")
+
+
+def _integer(digits: str) -> int | float:
+    """Python refuses to read an integer of more than 4,300 digits."""
+    return int(digits) if len(digits) < 1000 else float(digits)
 
 
 class _Buffer:
@@ -232,12 +243,17 @@ class _Buffer:
             if not self.more():
                 return ""
 
-    def decode(self, decoder: json.JSONDecoder) -> dict[str, Any]:
+    def decode(self, decoder: json.JSONDecoder) -> Any:
         amount = CHUNK
         while True:
             try:
-                record, self.position = decoder.raw_decode(self.text, self.position)
-                return record
+                record, end = decoder.raw_decode(self.text, self.position)
+                length = end - self.position
+                # A number may continue behind the window's end: "1", "1.", "1e+".
+                if end + 2 < len(self.text) or not self.more(amount):
+                    self.position += length
+                    return record
+                amount *= 2
             except json.JSONDecodeError as error:
                 # A cut record fails at the window's end; twice the window each time keeps retries few.
                 wrong = (error.msg, self.forgotten + error.pos)

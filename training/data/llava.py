@@ -30,7 +30,7 @@ from models.images import ClipImageSpec, clip_pixels
 from models.prompting import ASSISTANT, HUMAN, IMAGE_MARK, Prompter
 from training.data.batch import TextSample
 from training.data.features import PictureFeatures
-from training.data.files import LLAVA_NAME, iterate_json_list, read_image
+from training.data.files import LLAVA_NAME, iterate_json_values, read_image
 from training.data.strings import Strings
 
 INDEX_NAME = LLAVA_NAME
@@ -46,6 +46,7 @@ TALKS_OF_A_PICTURE = "with an <image> mark but no picture"
 SEVERAL_PICTURES = "with several pictures"
 NO_PATH = "whose picture is not named by a path"
 MORE_MARKS = "with more <image> marks than pictures"
+NO_OBJECT = "that are no JSON objects"
 NO_CONVERSATION = "without a question and answer in turn"
 EMPTY_ANSWER = "with an empty answer"
 NOT_UNICODE = "with text that is not valid Unicode (half of a surrogate pair, such as half an emoji)"
@@ -171,7 +172,7 @@ class LlavaDataset(Dataset[TextSample]):
 
     def _read(self) -> None:
         folders = _Folders(self.image_root)
-        for number, record in enumerate(iterate_json_list(self.path)):
+        for number, record in enumerate(iterate_json_values(self.path)):
             reason, image = self._unusable(record, folders), image_of(record)
             folder = _folder_of(image)
             if reason is None:
@@ -190,9 +191,11 @@ class LlavaDataset(Dataset[TextSample]):
         if not len(self):
             raise ValueError(f"{self.path} has no usable record: {'; '.join(self.skipped.lines()) or 'it is empty'}")
 
-    def _unusable(self, record: dict[str, Any], folders: _Folders) -> str | None:
+    def _unusable(self, record: Any, folders: _Folders) -> str | None:
+        if not isinstance(record, dict):
+            return NO_OBJECT
         image, turns = image_of(record), record.get("conversations")
-        if isinstance(image, list):
+        if isinstance(image, list) and len(image) > 1:
             return SEVERAL_PICTURES
         if not _is_conversation(turns):
             return NO_CONVERSATION
@@ -262,10 +265,10 @@ class LlavaDataset(Dataset[TextSample]):
         return TextSample(ids=ids, answer=answer, pixels=pixels, index=index, cut=cut)
 
 
-def image_of(record: dict[str, Any]) -> Any:
+def image_of(record: Any) -> Any:
     """Return the path of a record's picture, "" if it has none. A list of one picture is that picture; what is neither
     comes back as it is."""
-    image = record.get("image")
+    image = record.get("image") if isinstance(record, dict) else None
     if isinstance(image, list) and len(image) < 2:
         image = image[0] if image else ""
     return "" if image is None else image

@@ -191,7 +191,7 @@ def _settings() -> list[Kind]:
     return [
         # An empty configuration is one that leaves everything out: then it is a key that is missing.
         Kind("yaml (run)", config, "run.yaml", _job, also="train_pre_shards_path_or_url has to be given"),
-        Kind("yaml (model)", model, "model.yaml", lambda path: repr(load_model_yaml(path, checkpoint="x"))),
+        Kind("yaml (model)", model, "model.yaml", lambda path: repr(load_model_yaml(path, checkpoint=path.parent))),
         Kind(
             "json (CLIP pictures)", clip, "preprocessor_config.json", lambda path: ClipImageSpec.from_dir(path.parent)
         ),

@@ -10,6 +10,9 @@ from PIL import Image
 
 ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 258, 262  # EXIF and TIFF tags
 WHITE_IS_ZERO = 0
+READING = 2
+"""Version of how image files become pixels. Caches of what was made of image files carry it; raise it whenever a pixel
+changes. 1 (of caches that name none): EXIF orientation and transparency were ignored, and 16 bits were cut to 8."""
 BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels."""
 TURNS: dict[int, Image.Transpose] = {

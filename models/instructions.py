@@ -17,12 +17,14 @@ def cut_instructions(prompter: Prompter, texts: Iterable[str]) -> dict[str, int]
     return {text: length for text, length in lengths.items() if length > prompter.max_seq_length}
 
 
-def require_distinct(prompter: Prompter, cut: Iterable[str], where: str) -> None:
-    """Raise ``ValueError`` if the cut gives two of these instructions the same ids."""
+def require_distinct(prompter: Prompter, texts: Iterable[str], cut: Mapping[str, int], where: str) -> None:
+    """Raise ``ValueError`` if one of the ``cut`` among these instructions has the ids of another, cut or whole."""
     first: dict[tuple[int, ...], str] = {}
-    for text in cut:
+    for text in sorted(
+        texts, key=cut.__contains__
+    ):  # the whole ones first: two of those may be one text to a tokenizer
         other = first.setdefault(tuple(prompter.instruction(text)), text)
-        if other != text:
+        if other != text and text in cut:
             needed = max(map(prompter.instruction_length, (other, text)))
             raise ValueError(
                 f"{where}: the instructions {other!a} and {text!a} are the same after the cut to "

@@ -86,6 +86,7 @@ def compare(sides: Sequence[Side], anyway: bool = False, common: bool = False) -
         sides = _common(sides)
     _require_same_chains(sides)
     notes += _same_player(sides)
+    notes += [note for run in _all(sides) if (note := run.cut_note()) is not None]
     completed = {side.name: np.stack([run.completed() for run in side.runs]) for side in sides}
     length = sides[0].runs[0].length
     rates = [pairs_of({name: done >= least for name, done in completed.items()}) for least in range(1, length + 1)]

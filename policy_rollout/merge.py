@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -16,6 +17,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 from common.arguments import path_argument
 from common.command import run_command
 from policy_rollout import records
+from policy_rollout.results import FILE, read_results
 
 DESCRIPTION = """\
 Copies the records of closed-loop evaluations into one folder. A chain that several of them have counts once, and
@@ -50,12 +52,22 @@ def merged(folders: Sequence[Path], into: Path) -> str:
         some = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
         there = f"{len(found)} chains in {into}; {len(missing)} before the last are missing ({some})"
         return f"{there}: an evaluation with log_dir={into} plays them"
-    results = records.write_results(into, [found[index] for index in sorted(found)], records.settings_of(into))
+    results = records.write_results(
+        into, [found[index] for index in sorted(found)], records.settings_of(into), **_origin([*folders, into])
+    )
     mean = results["average_length"]
     return (
         f"average length {mean['value']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}] over {len(found)} chains; "
         f"results in {into / 'results.json'}"
     )
+
+
+def _origin(folders: Sequence[Path]) -> dict[str, Any]:
+    """Return what the results in these folders tell of the policy, with the cut instructions of all of them."""
+    found = [read_results(folder) for folder in folders if (folder / FILE).is_file()]
+    told = [run.content["policy_from"] for run in found if isinstance(run.content.get("policy_from"), Mapping)]
+    cut = dict.fromkeys(text for run in found for text in run.cut_instructions)
+    return {"policy_from": {**told[0], "cut_instructions": list(cut)}} if told else {}
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def report(sides: Sequence[Side], found: Comparison | None, room: Room) -> Html:
     names = [side.name for side in sides]
     title = " against ".join(names)
     files = ", ".join(str(run.file) for side in sides for run in side.runs)
-    head = el("header", el("h1", title), el("p", "Closed loop · ", files, class_="path"))
+    cut = [el("p", note) for side in sides for run in side.runs if (note := run.cut_note()) is not None]
+    head = el("header", el("h1", title), el("p", "Closed loop · ", files, class_="path"), *cut)
     answer = None
     if found is not None:
         lines = [*map(verdict, found.lengths), *found.notes]

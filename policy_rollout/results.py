@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.text import shortened
 from policy_rollout import intervals
 from policy_rollout.intervals import Interval, bootstrap_runs, wilson
 from policy_rollout.records import chain_of
@@ -54,6 +55,21 @@ class Results:
     def played(self) -> dict[str, Any]:
         """The settings that say what was played, without those that say who did: dotted name -> value."""
         return {name: value for name, value in dotted(self.settings).items() if not name.startswith(PLAYER)}
+
+    @property
+    def cut_instructions(self) -> list[str]:
+        """Instructions that were longer than the policy reads."""
+        found = self.content.get("policy_from")
+        return list(found.get("cut_instructions", ())) if isinstance(found, Mapping) else []
+
+    def cut_note(self) -> str | None:
+        """Return a sentence about the instructions that were cut; None if none was."""
+        if not (cut := self.cut_instructions):
+            return None
+        return (
+            f"{self.file}: the policy read {len(cut)} instructions cut to dataset.preprocessing.max_seq_length, such "
+            f"as {shortened(cut[0])}"
+        )
 
     @property
     def length(self) -> int:

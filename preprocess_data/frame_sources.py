@@ -18,7 +18,7 @@ from torch import Tensor
 from models.images import fit
 from training.data.calvin import CalvinSplit, is_split, splits_in
 from training.data.processed import INDEX_NAME
-from training.data.tokens import probes, processed_digest, raw_digest
+from training.data.tokens import probes, processed_digest, raw_digest, reading_version
 from training.future_view_prediction_w_action_dataset import CAMERAS, DataProvider
 
 Columns = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -98,6 +98,8 @@ class ProcessedFrames:
         self._first = np.asarray(first, dtype=np.int64)
         places = [data.frame_path(int(frame)) for frame in self._first]
         self.about = {"data": processed_digest(data), "probes": probes(places, path)}
+        if (reading := reading_version(data)) is not None:
+            self.about["reading"] = reading
 
     def __len__(self) -> int:
         return len(self._first)

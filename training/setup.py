@@ -296,10 +296,11 @@ def _instruction_notes(prompter: Prompter, index: ProcessedIndex) -> list[str]:
     """Return a line about the instructions of a split that are cut. Raise ``ValueError`` if the cut makes two of them
     one."""
     numbers = np.unique(np.asarray(index.instruction_of)).tolist()
-    cut = cut_instructions(prompter, (index.texts[number] for number in numbers))
+    texts = [index.texts[number] for number in numbers]
+    cut = cut_instructions(prompter, texts)
     if not cut:
         return []
-    require_distinct(prompter, cut, str(index.path))
+    require_distinct(prompter, texts, cut, str(index.path))
     return [f"{index.path}: {describe_cut(prompter, cut, len(numbers))}"]
 
 

@@ -27,11 +27,12 @@ from models.images import clip_pixels
 from models.magvit import load_magvit
 from models.measure import DRAWS
 from models.objectives import text_objective
-from models.prompting import ASSISTANT, HUMAN, IMAGE_MARK
+from models.prompting import ASSISTANT, HUMAN
 from models.sequence import TextTurn
 from models.vision import load_clip
 from models.weights import files_sha256
 from policy_rollout.benchmarks.offline import Sample, evaluate, list_samples
+from policy_rollout.benchmarks.vqa.questions import read_questions, require_pictures
 from policy_rollout.policy import Policy, UPVLAPolicy, pick_device
 from preprocess_data.embedded.questions import kind_of
 from scripts.comparison.plan import Planned
@@ -39,13 +40,15 @@ from scripts.desk_trial import chains as desk_chains
 from scripts.desk_trial import play_chains
 from scripts.desk_trial import rules as desk_rules
 from training.data.calvin import CalvinSplit
-from training.data.files import iterate_json_list, read_image
+from training.data.files import read_image
 from training.data.tokens import probes, raw_digest
 
 ANSWERED_AT_ONCE = 48
 TIMED_QUESTIONS = 24
 
 MADE_WITH = "made_with"
+VERSION = 2
+"""Of what is kept of a run; 2: which answers were cut."""
 
 Progress = Callable[[int], object]
 
@@ -78,7 +81,7 @@ class HeldOut:
 class Words:
     """By question, in the order of ``HeldOut.questions``: is the answer right to the letter; how many of its
     ``tokens`` were said at their place; what its likelihood (or bound) costs in nats, and the variance of that; is the
-    answer right when another question's picture is shown."""
+    answer right when another question's picture is shown; was the answer ``cut`` at ``max_new_tokens``."""
 
     exact: list[bool]
     said: list[str]
@@ -87,6 +90,7 @@ class Words:
     nats: list[float]
     nats_variance: list[float]
     exact_shuffled: list[bool]
+    cut: list[bool]
 
 
 @dataclass(frozen=True)
@@ -138,13 +142,11 @@ class Speed:
 
 def read_held_out(job: Job, folder: Path) -> HeldOut:
     """The first question of every conversation of ``folder``. Raises ``ValueError`` or ``FileNotFoundError``."""
-    clip = load_clip(job.model.showo.clip_model_path)
+    found = read_questions("conversations", [folder / MMU_INDEX])
+    require_pictures(found, folder)
     pictures: dict[str, int] = {}
-    questions = []
-    for record in iterate_json_list(folder / MMU_INDEX):
-        turns = [turn for turn in record["conversations"] if turn["from"] in (HUMAN, ASSISTANT)]
-        asked, answer = turns[0]["value"].replace(IMAGE_MARK, "").strip(), turns[1]["value"].strip()
-        questions.append(Question(asked, answer, pictures.setdefault(record["image"], len(pictures))))
+    questions = [Question(q.text, q.truths[0], pictures.setdefault(q.picture, len(pictures))) for q in found]
+    clip = load_clip(job.model.showo.clip_model_path)
     features = [clip.features(clip_pixels(read_image(folder / name), clip.image_spec)[None])[0] for name in pictures]
     return HeldOut(tuple(questions), torch.stack(features))
 
@@ -175,31 +177,32 @@ def judge_words(built: Built, job: Job, asked: HeldOut, progress: Progress) -> W
     truths = [_answer_ids(built, question) for question in asked.questions]
     nats, variances = _nats(built, job, asked, progress)
     return Words(
-        exact=[said == q.answer for (said, _), q in zip(answered, asked.questions, strict=True)],
-        said=[said for said, _ in answered],
+        exact=[said == q.answer for (said, _, _), q in zip(answered, asked.questions, strict=True)],
+        said=[said for said, _, _ in answered],
         right_tokens=[
             sum(a == b for a, b in zip(ids, truth, strict=False))
-            for (_, ids), truth in zip(answered, truths, strict=True)
+            for (_, ids, _), truth in zip(answered, truths, strict=True)
         ],
         tokens=[len(truth) for truth in truths],
         nats=nats,
         nats_variance=variances,
-        exact_shuffled=[said == q.answer for (said, _), q in zip(shuffled, asked.questions, strict=True)],
+        exact_shuffled=[said == q.answer for (said, _, _), q in zip(shuffled, asked.questions, strict=True)],
+        cut=[cut for _, _, cut in answered],
     )
 
 
 def _answers(
     built: Built, job: Job, questions: Sequence[Question], patches: Tensor, progress: Progress
-) -> list[tuple[str, list[int]]]:
-    """(text, ids) of the greedy answers."""
-    said: list[tuple[str, list[int]]] = []
+) -> list[tuple[str, list[int], bool]]:
+    """(text, ids, was it cut at ``max_new_tokens``) of the greedy answers."""
+    said: list[tuple[str, list[int], bool]] = []
     for start in range(0, len(questions), ANSWERED_AT_ONCE):
         some = slice(start, start + ANSWERED_AT_ONCE)
         texts = [question.text for question in questions[some]]
         answer = generate(
             built.model, built.prompter, texts, patches[some].to(built.model.device), max_new_tokens=job.max_new_tokens
         )
-        said += zip(answer.texts, answer.ids, strict=True)
+        said += zip(answer.texts, answer.ids, answer.cut, strict=True)
         progress(len(texts))
     return said
 
@@ -288,6 +291,7 @@ def identity(run: Planned, job: Job, asked: HeldOut, split: CalvinSplit) -> dict
     questions.update(asked.patches.cpu().float().numpy().tobytes())
     frames = [split.frame_path(number) for window in split.annotations for number in (window.start, window.end)]
     found = {
+        "version": VERSION,
         "weights": files_sha256(run.folder),
         "image_tokenizer": load_magvit(job.model.vq_model.vq_model_name).weights_hash,
         "questions": questions.hexdigest(),

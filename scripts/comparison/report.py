@@ -123,6 +123,7 @@ def _text_section(found: Findings) -> str:
                 percent(interval(TOKENS, runs)),
                 percent(interval(SHUFFLED, runs)),
                 *([percent(interval(EXACT, found.blind[name]))] if found.blind else []),
+                f"{cut_answers(runs)} of {sum(len(judged.words.cut) for judged in runs)}",
                 f"{1000 * float(np.median(speed.seconds)):.0f}",
                 f"{speed.tokens_per_second:.0f}",
                 f"{speed.tokens_per_forward:.2f}",
@@ -130,7 +131,7 @@ def _text_section(found: Findings) -> str:
         )
     head = ["objective", "nats per token", "exact match", "token accuracy", "exact, shuffled pictures"]
     head += ["exact, trained blind"] if found.blind else []
-    head += ["ms per answer", "tokens/s", "tokens per forward"]
+    head += ["cut answers", "ms per answer", "tokens/s", "tokens per forward"]
     kinds = list(dict.fromkeys(found.kinds))
     by_name = {name: by_kind(found.kinds, EXACT, runs) for name, runs in found.judged.items()}
     floors = {kind: _floor_of(found, kind) for kind in kinds}
@@ -140,7 +141,8 @@ def _text_section(found: Findings) -> str:
         "## Text\n\n"
         + markdown_table(head, rows)
         + "\n\nThe likelihood of `ar` is exact; that of `mdm` and `bd` is a bound, "
-        "drawn several times for each question. Times are of one answer at a time, the objectives in turn. "
+        "drawn several times for each question. Answers that did not end within max_new_tokens "
+        "are cut. Times are of one answer at a time, the objectives in turn. "
         f"The best fixed answer to each question is right in {100 * found.floor:.0f} %.\n\n" + _picture(found)
     )
     return text + "\n\nExact match by kind of question, in %:\n\n" + markdown_table(["", *kinds], kind_rows)
@@ -293,6 +295,7 @@ def _objective_json(found: Findings, name: str, runs: Sequence[Judged]) -> dict[
     measures = {m.name.replace(" ", "_").replace(",", ""): m for m in (*compared(found.judged), SHUFFLED)}
     told: dict[str, Any] = {key: _interval_json(interval(m, runs)) for key, m in measures.items()}
     told["nats_per_token"]["error_of_drawing"] = drawing_error(runs)
+    told["cut_answers"] = cut_answers(runs)
     told["exact_match_by_kind"] = by_kind(found.kinds, EXACT, runs)
     told["picture_gap"] = _interval_json(needs_picture(runs).interval)
     if found.blind:
@@ -356,6 +359,11 @@ def draw(found: Findings, path: Path) -> None:
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def cut_answers(runs: Sequence[Judged]) -> int:
+    """Return how many answers did not end by themselves within ``max_new_tokens``."""
+    return sum(sum(judged.words.cut) for judged in runs)
 
 
 def _floor_of(found: Findings, kind: str) -> float:

@@ -41,6 +41,7 @@ def judged(share_right: float, nats: float, mae: float, seed: int = 0) -> Judged
         nats=list(8 * nats + 0.1 * rng.normal(size=QUESTIONS)),
         nats_variance=[0.01] * QUESTIONS,
         exact_shuffled=[i % 5 == 0 for i in range(QUESTIONS)],
+        cut=[i < 3 for i in range(QUESTIONS)],
     )
     keys = ("mae_all", "rmse_all", "mae_pos", "mae_rot", "mae_gripper", "gripper_sign_acc")
     overall = {"samples": 20, "steps": 200, **dict.fromkeys(keys, mae)}

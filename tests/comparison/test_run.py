@@ -78,7 +78,7 @@ def test_a_perfect_memory_of_the_answers_is_judged_perfect(
     ) -> Generation:
         said = [remember(*pair) for pair in zip(texts, patches, strict=True)]
         ids = [[*built.prompter.words(f" {answer}"), built.prompter.vocab.eos] for answer in said]
-        return Generation(said, ids, DecodingStats(1, 1, 0.1, 0.1))
+        return Generation(said, ids, DecodingStats(1, 1, 0.1, 0.1), [text == asked.questions[0].text for text in texts])
 
     monkeypatch.setattr(judge, "generate", say)
     with torch.no_grad():
@@ -86,6 +86,7 @@ def test_a_perfect_memory_of_the_answers_is_judged_perfect(
     assert all(words.exact)
     assert words.right_tokens == words.tokens
     assert not any(words.exact_shuffled)
+    assert words.cut == [q.text == asked.questions[0].text for q in asked.questions]
 
 
 def test_questions_that_are_not_bundled_have_no_kind() -> None:

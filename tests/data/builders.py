@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from training.data.shards import PLAN, WHOLE, Plan
+
 
 def frame_arrays(number: int, static: int = 20, gripper: int = 12) -> dict[str, np.ndarray]:
     """What a CALVIN frame holds, of other sizes; every number tells which frame it is of."""
@@ -103,3 +105,18 @@ def opened_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", counted)
         yield names
+
+
+def forget(caches: Path, key: str) -> Any:
+    """Take ``key`` out of what the one cache in ``caches`` is known by, as versions before that key wrote it. Returns
+    its value."""
+    (file,) = caches.glob(f"*/{PLAN}")
+    held = json.loads(file.read_text(encoding="utf-8"))
+    found = held["about"].pop(key, None)
+    file.write_text(json.dumps(held), encoding="utf-8")
+    whole = file.with_name(WHOLE)
+    plan = Plan.from_json(held)
+    whole.write_text(
+        json.dumps({**json.loads(whole.read_text(encoding="utf-8")), "plan": plan.digest}), encoding="utf-8"
+    )
+    return found

@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from models.image_file import READING
 from models.images import fit, normalise
 from models.magvit import load_magvit
 from preprocess_data import tokenize_images
-from tests.data.builders import edit_index, frame_arrays, opened_files, processed_split, raw_split, write_frame
+from tests.data.builders import edit_index, forget, frame_arrays, opened_files, processed_split, raw_split, write_frame
 from tests.training.world import write_magvit
 from training.data import shards
 from training.data.batch import collate_robot
 from training.data.calvin import CalvinSplit
 from training.data.processed import read_index
 from training.data.shards import ShardWriter
-from training.data.tokens import TokenCache, Wanted, find, processed_digest, raw_digest
+from training.data.tokens import TokenCache, Wanted, find, processed_digest, raw_digest, reading_version
 from training.future_view_prediction_w_action_dataset import DataProvider
 
 LENGTHS = [5, 1, 12]
@@ -338,3 +340,30 @@ def test_a_wrong_option_is_one_line(
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1
+
+
+def test_a_cache_of_image_files_that_were_read_otherwise_is_refused_and_one_of_arrays_is_not(
+    root: Path, magvit: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    records = json.loads((root / "dataset_info.json").read_text())
+    for record in records:
+        for frame in record["frames"]:
+            name = Path(frame["dir"]).with_suffix(".png").name
+            Image.fromarray(np.load(root / frame["dir"])["rgb_static"]).save(images / name)
+            frame["dir"] = name
+            frame.pop("gripper_dir", None)
+    (images / "dataset_info.json").write_text(json.dumps(records))
+    for data in (root, images):
+        assert make(data, magvit, "--views", "1") == 0
+        index = read_index(data)
+        weights = load_magvit(magvit).weights_hash
+        wanted = Wanted(processed_digest(index), weights, 32, 1, reading_version(index))
+        assert find([data / "token_cache"], wanted, "MAKE", data)
+        assert forget(data / "token_cache", "reading") == (READING if data is images else None)
+        if data is root:
+            assert find([data / "token_cache"], wanted, "MAKE", data)
+            continue
+        with pytest.raises(ValueError, match="image files as an earlier version read them"):
+            find([data / "token_cache"], wanted, "MAKE", data)

@@ -47,11 +47,23 @@ def test_cut_instructions_are_found_with_the_length_that_holds_them(short: Promp
 
 
 def test_two_instructions_that_the_cut_makes_one_are_refused(short: Prompter) -> None:
-    require_distinct(short, ["open the drawer and wait for me", LEFT], "here")
+    other = "open the drawer and wait for me"
+    require_distinct(short, [other, LEFT], cut_instructions(short, [other, LEFT]), "here")
     with pytest.raises(ValueError, match="are the same after the cut") as caught:
-        require_distinct(short, [LEFT, RIGHT], "here")
+        require_distinct(short, [LEFT, RIGHT], cut_instructions(short, [LEFT, RIGHT]), "here")
     needed = max(map(short.instruction_length, (LEFT, RIGHT)))
     assert f"dataset.preprocessing.max_seq_length={needed} or more" in str(caught.value)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_instruction_that_the_cut_makes_another_whole_one_is_refused(short: Prompter, order: int) -> None:
+    whole = "push the red block"
+    exact = Prompter(short.tokenizer, short.vocab, short.instruction_length(whole))
+    texts = [whole, f"{whole} to the left"][::order]
+    cut = cut_instructions(exact, texts)
+    assert list(cut) == [f"{whole} to the left"]
+    with pytest.raises(ValueError, match="are the same after the cut"):
+        require_distinct(exact, texts, cut, "here")
 
 
 def test_the_instructions_of_a_split_are_checked_at_the_start_of_a_run(tmp_path: Path, short: Prompter) -> None:

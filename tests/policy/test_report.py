@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policy_rollout import report
+from policy_rollout import records, report
 from policy_rollout.intervals import Interval
+from policy_rollout.merge import merged
 from policy_rollout.pictures import write_gif, write_png
 from policy_rollout.reporting.charts import HEIGHT, _height, curve, steps_histogram
 from policy_rollout.reporting.markup import Html, el
@@ -208,3 +209,21 @@ def test_markup_is_made_of_what_is_markup_already() -> None:
     assert el("p", "<", raw, None, 3, class_="a", data_name='"', hidden=True, id=None) == (
         '<p class="a" data-name="&quot;" hidden>&lt;<b>x</b>3</p>'
     )
+
+
+def test_instructions_that_were_cut_are_shown_in_report_comparison_and_merged_results(tmp_path: Path) -> None:
+    mine, other = write(tmp_path / "mine", drawn(0, 0.7)), write(tmp_path / "other", drawn(1, 0.7))
+    file = mine / "results.json"
+    told = {"act_step": 10, "cut_instructions": ["push the <red> block far to the left"]}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "policy_from": told}), encoding="utf-8")
+    note = "1 instructions cut to dataset.preprocessing.max_seq_length, such as 'push the <red> block far to the left'"
+    assert note in Page(report.write_report(mine)).text
+    assert "cut to" not in Page(report.write_report(other)).text
+    report.main([str(mine), str(other), "--output", str(tmp_path / "both.html"), "--anyway"])
+    assert note in Page(tmp_path / "both.html").text
+    for folder in (mine, other):
+        records.claim(folder, json.loads(file.read_text())["settings"])
+        for row in json.loads((folder / "results.json").read_text())["records"][:3] if folder is mine else ():
+            records.append(folder, "one", records.chain_of(row))
+    merged([mine, other], tmp_path / "all")
+    assert json.loads((tmp_path / "all" / "results.json").read_text())["policy_from"] == told

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from config.load import ConfigError
+from models.image_file import READING
 from models.images import clip_pixels
 from models.vision import load_clip
 from preprocess_data import clip_features
+from tests.data.builders import forget
 from tests.training.runs import Outcome, train
 from tests.training.world import build_world
 from training.data.features import find
@@ -100,6 +102,14 @@ def test_another_tower_or_a_new_picture_is_refused_with_the_command_that_mends_i
     with pytest.raises(ConfigError, match=r"more\.png is not among the patches.*Make them: python preprocess_data"):
         run(world, tmp_path / "refused")
     run(world, tmp_path / "seen", dataset__params__clip_cache="false")
+
+
+def test_a_cache_of_images_that_were_read_otherwise_is_refused(world: Path) -> None:
+    assert make(world, "--yes") == 0
+    cache, tower = world / "chat" / "clip_cache", load_clip(world / "clip")
+    assert forget(cache, "reading") == READING
+    with pytest.raises(ValueError, match="images as an earlier version read them"):
+        find([cache], tower, "MAKE", "chat", world / "chat")
 
 
 def test_made_again_of_as_many_other_pictures_it_holds_those(world: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from common.paths import expand_home
 from config.schema import Augment, Job
 from models.magvit import MagVITv2
 from training.data.processed import read_index
-from training.data.tokens import FOLDER, TokenCache, Wanted, find, processed_digest, remake_command
+from training.data.tokens import FOLDER, TokenCache, Wanted, find, processed_digest, reading_version, remake_command
 
 KEY = "dataset.params.token_cache"
 
@@ -34,11 +34,13 @@ def token_cache(job: Job, root: str, vq: MagVITv2) -> TokenCache | None:
             f"set {KEY}=false, or all of dataset.augment to 0"
         )
     model, resolution, views = job.model.vq_model, job.dataset.preprocessing.resolution, job.model.vla.num_view
+    index = read_index(root, pictures=False)
     wanted = Wanted(
-        data=processed_digest(read_index(root, pictures=False)),
+        data=processed_digest(index),
         tokenizer=vq.weights_hash,
         resolution=resolution,
         views=views,
+        reading=reading_version(index),
     )
     weights = None if model.pretrained_model_path is None else str(model.pretrained_model_path)
     remake = remake_command(Path(root), str(model.vq_model_name), weights, resolution, views, named)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from common.paths import expand_home
 from config.schema import Job
+from models.image_file import READING
 from models.vision import ClipTower
 from training.data.index_file import IndexFile
 from training.data.shards import FRAMES, WHOLE, Plan, Rows, is_whole, read_plan
@@ -59,7 +60,8 @@ class PictureFeatures:
 def about(tower: ClipTower, name: str) -> dict[str, Any]:
     """What such a cache is known by."""
     spec = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(tower.image_spec).items()}
-    return {"kind": KIND, "version": 1, "tower": tower.weights_hash, "name": Path(name).name, "spec": spec}
+    made = {"tower": tower.weights_hash, "name": Path(name).name, "spec": spec, "reading": READING}
+    return {"kind": KIND, "version": 1, **made}
 
 
 def clip_cache(job: Job, root: str, image_root: str | None, tower: ClipTower) -> PictureFeatures | None:
@@ -120,4 +122,6 @@ def _candidates(places: Sequence[Path]) -> Iterator[Path]:
 def _other(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
     if held["tower"] != wanted["tower"]:
         return f"made by other weights ({held['name']})"
+    if held.get("reading", 1) != wanted["reading"]:
+        return "of images as an earlier version read them (EXIF orientation, 16 bits, transparency)"
     return None if held["spec"] == wanted["spec"] else "of pictures that were prepared otherwise"

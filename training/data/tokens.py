@@ -22,8 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from common.os_errors import reason_of
+from models.image_file import READING
 from training.data import archive
 from training.data.calvin import CalvinSplit
+from training.data.files import IMAGE_SUFFIXES
 from training.data.index_file import IndexFile
 from training.data.processed import INDEX_NAME, ProcessedIndex
 from training.data.shards import FRAMES, Plan, Rows, is_whole, read_plan
@@ -46,6 +48,7 @@ class Wanted:
     tokenizer: str  # hash of its weights
     resolution: int
     views: int
+    reading: int | None = None  # version of how image files are read, as ``reading_version`` gives it
 
     def against(self, about: Mapping[str, Any]) -> str | None:
         """What is different in a cache, in words; None: it is the one."""
@@ -55,6 +58,8 @@ class Wanted:
             return f"made by a tokenizer of other weights ({about['name']})"
         if (about["resolution"], about["fit"]) != (self.resolution, FIT):
             return f"of pictures of {about['resolution']} pixels ({about['fit']}), not {self.resolution}"
+        if self.reading is not None and about.get("reading", 1) != self.reading:
+            return "of image files as an earlier version read them (EXIF orientation, 16 bits, transparency)"
         if about["views"] < self.views:
             return f"of {about['views']} view, not {self.views}"
         return None
@@ -157,6 +162,13 @@ def remake_command(
 def processed_digest(index: ProcessedIndex) -> str:
     """Of ``dataset_info.json``'s content: which frames, in which order."""
     return f"{INDEX_NAME} {index.file.about['source']['blake2b']} {len(index)}"
+
+
+def reading_version(index: ProcessedIndex) -> int | None:
+    """Return the version of how image files are read; None for a split whose frames are arrays, which have no such."""
+    places = np.unique(np.linspace(0, len(index) - 1, PROBES).astype(int)).tolist()
+    images = any(index.frames[place].lower().endswith(IMAGE_SUFFIXES) for place in places)
+    return READING if images else None
 
 
 def raw_digest(split: CalvinSplit, all_frames: bool = False) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from common.text import check_text
 from models.json_file import read_json, read_object
 from models.prompting import ASSISTANT, HUMAN, IMAGE_MARK
+from training.data.llava import image_of
 
 SHORT = "Answer the question using a single word or phrase."
 """What LLaVA's evaluations put behind questions of benchmarks with short answers."""
@@ -178,9 +179,9 @@ def _llava(file: Path) -> Iterator[Question]:
 
 
 def _conversations(file: Path) -> Iterator[Question]:
-    rows = read_json(file, "--questions of conversations is a json, as training reads it")
+    rows = read_json(file, "questions of conversations are a json, as training reads it")
     if not isinstance(rows, list):
-        raise ValueError(f"--questions {file} must be a list of conversations")
+        raise ValueError(f"{file} must be a list of conversations")
     for number, row in enumerate(rows):
         where = f"{file}, [{number}]"
         try:
@@ -191,7 +192,8 @@ def _conversations(file: Path) -> Iterator[Question]:
             raise ValueError(f"{where} does not begin with a question and its answer") from None
         if (asker, answerer) != (HUMAN, ASSISTANT):
             raise ValueError(f"{where} does not begin with a question and its answer")
-        yield Question(str(row.get("id", number)), _field(row, ("image",), where), text, (truth,), "all")
+        picture = _field({"image": image_of(row)}, ("image",), where)
+        yield Question(str(row.get("id", number)), picture, text, (truth,), "all")
 
 
 FORMATS = {

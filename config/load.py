@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from common.launcher_errors import report_error, wait_for_first_process
 from config import files
 from config.build import build, keys, new_tree, plain
 from config.checks import check_across, check_paths, default_validation
@@ -70,12 +71,22 @@ def to_yaml(job: Job) -> str:
 
 
 def main_or_exit(main: Callable[[], object]) -> None:
-    """Run an entry point; a ConfigError becomes one line on stderr and exit code 2."""
+    """Run an entry point; a ConfigError becomes one line on stderr and exit code 2.
+
+    Under a launcher the first process reports the line once, and so it does for a SystemExit with a text.
+    """
     try:
         main()
     except ConfigError as error:
-        print(f"config error: {error}", file=sys.stderr)
+        report_error(f"config error: {error}")
         raise SystemExit(2) from None
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            report_error(end.code)
+            raise SystemExit(1) from None
+        if end.code in (1, 2):  # an error that another process reports
+            wait_for_first_process()
+        raise
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]

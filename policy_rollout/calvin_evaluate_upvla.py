@@ -28,6 +28,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.command import run_command
+from common.launcher_errors import report_error
 from common.paths import expand_home
 from common.process_rank import ProcessRank as Place
 from common.process_rank import process_rank as place_in
@@ -202,14 +203,14 @@ def main(config: DictConfig) -> None:
     missing = OmegaConf.missing_keys(config)
     if missing or config.get("model_config") is None:
         missing = missing or {"model_config"}
-        print(f"calvin_evaluate_upvla: {', '.join(sorted(missing))} has to be given (key=value)", file=sys.stderr)
+        report_error(f"calvin_evaluate_upvla: {', '.join(sorted(missing))} has to be given (key=value)")
         sys.exit(2)
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
     try:
         evaluate({str(name): value for name, value in settings.items()}, place_in(os.environ))
     except (ValueError, OSError) as error:
-        print(f"calvin_evaluate_upvla: {error}", file=sys.stderr)
+        report_error(f"calvin_evaluate_upvla: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
         print("calvin_evaluate_upvla: interrupted; with the same log_dir it goes on where it was", file=sys.stderr)
@@ -224,7 +225,7 @@ def command(argv: Sequence[str]) -> None:
         sys.argv = [sys.argv[0], *hydra_arguments(argv)]
         main()
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        print(f"calvin_evaluate_upvla: {' '.join(str(error).split())}", file=sys.stderr)
+        report_error(f"calvin_evaluate_upvla: {' '.join(str(error).split())}")
         sys.exit(2)
     finally:
         sys.argv = kept

@@ -180,7 +180,9 @@ def _in_one_line(error: RuntimeError) -> BaseException:
     """What ends a run from outside, in the user's words; any other error as it is."""
     again = "the same command goes on from the last checkpoint"
     if is_lost_process(error):
-        return SystemExit(f"stopped: another process of this run has ended (what it said is above); {again}")
+        return SystemExit(
+            f"stopped: another process of this run has ended (its own message is in the same output); {again}"
+        )
     if isinstance(error, LostWorker):
         return SystemExit(f"stopped: {error}; {again}")
     return error

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.launches import ROOT, launch, sharded
+from tests.training.launches import ROOT, launch, sharded, start
 from tests.training.runs import same, train
 from tests.training.world import argv
 
@@ -42,3 +42,12 @@ def test_the_script_of_another_objective_says_which_one_to_use(
         runpy.run_path(str(ROOT / script), run_name="__main__")
     assert end.value.code == 2
     assert "python train_upvla.py" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_under_a_launcher_an_error_is_reported_once_and_last(world: Path, tmp_path: Path) -> None:
+    options, env = sharded("ddp")
+    done = start(world, tmp_path / "out", options, env, ("training.max_train_stepz=3",))
+    assert done.returncode == 1
+    named = [number for number, line in enumerate(done.stderr.splitlines()) if "max_train_stepz" in line]
+    assert named == [len(done.stderr.strip().splitlines()) - 2], done.stderr  # a border of the launcher ends it

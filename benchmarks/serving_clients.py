@@ -38,7 +38,7 @@ def question(protocol: str, client: int, number: int) -> bytes:
 
 
 def _connected(port: int, protocol: str) -> ClientConnection:
-    socket = connect(f"ws://127.0.0.1:{port}/{protocol}", compression=None)
+    socket = connect(f"ws://127.0.0.1:{port}/{protocol}", compression=None).__enter__()  # closed by ``Client.run``
     if protocol == "vla-eval":
         socket.send(vla_eval.write("hello", {"protocol_version": vla_eval.PROTOCOL_VERSION}, 0))
     socket.recv(30)

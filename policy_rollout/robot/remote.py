@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -79,6 +80,7 @@ class RemotePolicy:
         self.url = urlsplit(url)._replace(path="/openpi").geturl() if bare else url
         self._headers = {"Authorization": f"Bearer {token}"} if token else None
         self._timeout = timeout
+        self._open = ExitStack()
         self._socket: ClientConnection | None = None
         self._contract: Contract | None = None
         self._connect()
@@ -109,7 +111,7 @@ class RemotePolicy:
 
     def close(self) -> None:
         if self._socket is not None:
-            self._socket.close()
+            self._open.close()
             self._socket = None
 
     def _ask(self, observation: Observation) -> NDArray[np.float32]:
@@ -148,7 +150,7 @@ class RemotePolicy:
         from websockets.sync.client import connect
 
         try:
-            self._socket = connect(
+            connection = connect(
                 self.url,
                 additional_headers=self._headers,
                 compression=None,
@@ -156,6 +158,7 @@ class RemotePolicy:
                 open_timeout=self._timeout,
                 close_timeout=1,
             )
+            self._socket = self._open.enter_context(connection)
             about = self._socket.recv(self._timeout)
         except InvalidStatus as refusal:
             body = (refusal.response.body or b"").decode("utf-8", "replace").strip()

@@ -115,7 +115,7 @@ def test_numbers_that_are_not_finite_end_the_run(wrong):
     with pytest.raises(Unsafe, match="not finite"):
         guard().command(action(0, wrong), HOME)
     with pytest.raises(Unsafe, match="not finite"):
-        guard().command(action(0), HOME * wrong)
+        guard().command(action(0), np.full_like(HOME, wrong))
 
 
 def test_a_weak_wish_does_not_change_the_gripper_with_hysteresis():

@@ -11,6 +11,7 @@ import io
 import os
 import struct
 import threading
+import weakref
 import zlib
 from array import array
 from collections.abc import Iterator
@@ -133,6 +134,7 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("rb", buffering=0)
+        weakref.finalize(self, self._file.close)
         self._size = os.fstat(self._file.fileno()).st_size
         try:
             directory, self._shift = self._directory()

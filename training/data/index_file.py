@@ -16,8 +16,10 @@ import mmap
 import os
 import struct
 import tempfile
+import weakref
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar, overload
 
@@ -208,6 +210,10 @@ class IndexWriter:
             name: io.BytesIO() if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
             for name in self._kinds
         }
+        opened = ExitStack()
+        for file in self._scratch.values():
+            opened.callback(file.close)
+        weakref.finalize(self, opened.close)  # also where rows turn out to be wrong and nothing is written
         self._ends = dict.fromkeys(texts, 0)
         self._counts = dict.fromkeys(texts, 0)
         for name in texts:

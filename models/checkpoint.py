@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from config.schema import Job
-from models.backbones import CODE_FOLDER, backbone_config, ignored_settings, load_pretrained, save_code
+from models.backbones import backbone_config, ignored_settings, load_pretrained, save_code
 from models.codes import relate_codes
-from models.folders import CONFIG_FILE, STEP_FIELD, TOKENIZER_FOLDER
+from models.folders import CODE_FOLDER, CONFIG_FILE, STEP_FIELD, TOKENIZER_FOLDER
 from models.folders import model_folder as model_folder  # part of this module's interface
 from models.json_file import read_object
 from models.prompting import Prompter, load_tokenizer, vocabulary_of

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from config.schema import Job, LoRA
-from models.weights import write_safetensors
+from models.weights import require_finite, write_safetensors
 
 FILE = "weights.safetensors"
 LIVE, AVERAGE, ABOUT = "live.", "average.", "about"
@@ -66,6 +66,7 @@ def read(state_dir: Path) -> LiveWeights | None:
     with safe_open(str(path), framework="pt") as file:
         about = json.loads(file.metadata()[ABOUT])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    require_finite(tensors, path)
     return LiveWeights(
         path=path,
         weights={n.removeprefix(LIVE): t for n, t in tensors.items() if n.startswith(LIVE)},

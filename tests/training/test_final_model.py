@@ -159,3 +159,16 @@ def test_wherever_the_end_of_a_run_is_killed_the_folders_model_is_whole(run: Sta
             assert found == folder
             return
     raise AssertionError("never ended")
+
+
+@pytest.mark.parametrize("name", [*FINAL, "language_model", "adapter", "pytorch_model.bin"])
+def test_every_part_of_an_earlier_runs_final_model_is_moved_aside(tmp_path: Path, name: str) -> None:
+    """What stays would be read as a part of the next run's model."""
+    for folder in ("tokenizer", "language_model", "adapter"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text("{}", encoding="utf-8")
+    for file in ("model.safetensors", "config.json", "pytorch_model.bin"):
+        (tmp_path / file).write_bytes(b"of the earlier run")
+    set_aside(tmp_path, None)
+    assert not (tmp_path / name).exists()
+    assert (tmp_path / "earlier-1" / name).exists()

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from config.schema import Job
-from models.backbones import CODE_FOLDER, backbone_config, ignored_settings, load_pretrained, save_code
+from models.backbones import backbone_config, ignored_settings, load_pretrained, save_code
 from models.codes import relate_codes
-from models.folders import CONFIG_FILE, STEP_FIELD, TOKENIZER_FOLDER
+from models.folders import CODE_FOLDER, CONFIG_FILE, STEP_FIELD, TOKENIZER_FOLDER
 from models.folders import model_folder as model_folder  # part of this module's interface
 from models.json_file import read_object
 from models.prompting import Prompter, load_tokenizer, vocabulary_of
@@ -59,13 +59,16 @@ class Built:
 @dataclass(frozen=True)
 class UpstreamSettings:
     """What an original checkpoint folder does not say: ``llm_model_path`` (None: as its config.json says), cameras,
-    instruction length, frame size, text objective and whether the mask may be predicted."""
+    instruction length, frame size, how it learned to speak, and whether the mask may be predicted."""
 
     llm_model_path: str | None = None
     num_view: int = 1
     max_seq_length: int = 576
     resolution: int = 512
     text_objective: str = "ar"
+    text_prediction: str = "shift"
+    text_block_size: int = 32
+    text_canvas_multiple: int = 32
     mask_logit_banned: bool = True
 
 
@@ -158,6 +161,7 @@ def text_settings(job: Job) -> dict[str, Any]:
         "action_conf_threshold": blocks.action_conf_threshold,
         "action_infer_steps": blocks.action_infer_steps,
         "mask_logit_banned": job.model.showo.mask_logit_banned,
+        "framework": job.model.framework,
         "text_objective": job.training.text_objective,
         "text_prediction": job.text_diffusion.prediction,
         "text_block_size": job.block_diffusion.block_size,
@@ -371,6 +375,9 @@ def _upstream_spec(
         max_seq_length=upstream.max_seq_length,
         resolution=upstream.resolution,
         text_objective=upstream.text_objective,
+        text_prediction=upstream.text_prediction,
+        text_block_size=upstream.text_block_size,
+        text_canvas_multiple=upstream.text_canvas_multiple,
         mask_logit_banned=upstream.mask_logit_banned,
     )
     return spec, tokenizer, config

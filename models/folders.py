@@ -11,6 +11,8 @@ from models.weights import WEIGHT_NAMES, find_weights, weight_parts
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FOLDER = "tokenizer"
+CODE_FOLDER = "language_model"
+"""config.json and code of a language model that transformers does not know."""
 STEP_FIELD = "global_step"
 """Key of ``config.json``: optimizer steps of the weights. Older versions and the original do not write it."""
 
@@ -55,7 +57,8 @@ def model_files(folder: Path) -> list[Path]:
     """Return the files of a model that lie directly in ``folder``, weights first: without them it is no model."""
     weights = [folder / f"{name}{end}" for name in WEIGHT_NAMES for end in ("", ".index.json")]
     parts = [part for file in weights if file.is_file() for part in (file, *weight_parts(file))]
-    return [path for path in dict.fromkeys([*parts, folder / CONFIG_FILE, folder / TOKENIZER_FOLDER]) if path.exists()]
+    others = (CONFIG_FILE, TOKENIZER_FOLDER, CODE_FOLDER)
+    return [path for path in dict.fromkeys([*parts, *(folder / name for name in others)]) if path.exists()]
 
 
 def _weight_files(folder: Path) -> list[Path]:

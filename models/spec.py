@@ -39,6 +39,7 @@ class ModelSpec:
     ``action_convention``: what an action's numbers mean; ``action_scale``: how they were normalised
     (``models.actions.ActionScale``), None if not at all; ``cameras``: view -> (height, width) of the training images.
     ``weights``: which ones lie beside it, those that were trained or their average over the steps.
+    ``framework``: name of the recipe that trained it, empty if not known.
     ``image_tokenizer``: hash of the weights of the image tokenizer whose codes it learned, empty if not known.
     """
 
@@ -68,6 +69,7 @@ class ModelSpec:
     attn_implementation: str = "sdpa"
     llm_model_path: str = ""
     weights: str = "trained"
+    framework: str = ""
     image_tokenizer: str = ""
     action_convention: Mapping[str, Any] = field(default_factory=lambda: dict(CALVIN_RELATIVE))
     action_scale: Mapping[str, Any] | None = None

@@ -65,6 +65,9 @@ class ModelYaml:
             max_seq_length=text.max_seq_length,
             resolution=text.resolution,
             text_objective=self._text_objective or "ar",
+            text_prediction=self.job.text_diffusion.prediction,
+            text_block_size=self.job.block_diffusion.block_size,
+            text_canvas_multiple=self.job.text_mdm.canvas_multiple,
             mask_logit_banned=showo.mask_logit_banned,
         )
 
@@ -121,8 +124,10 @@ class ModelYaml:
 
     def _require_framework(self, spec: ModelSpec, folder: Path) -> None:
         framework = self.job.model.framework
-        if "model.framework" not in self.given or "training.text_objective" in self.given:
-            return  # the objective decides, and is compared itself
+        if "model.framework" not in self.given or framework == spec.framework:
+            return
+        if "training.text_objective" in self.given and not spec.framework:
+            return  # of an older version or the original: the objective decides, and is compared itself
         if OBJECTIVE_OF[framework] != spec.text_objective:
             fitting = " or ".join(name for name, its in OBJECTIVE_OF.items() if its == spec.text_objective)
             raise ConfigError(
@@ -147,7 +152,22 @@ def _declared(spec: ModelSpec) -> dict[str, Any]:
         "dataset.params.resolution": spec.resolution,
         "training.text_objective": spec.text_objective,
         "model.showo.mask_logit_banned": spec.mask_logit_banned,
-    } | _declared_of_tokens(spec)
+    } | {**_declared_of_answers(spec), **_declared_of_tokens(spec)}
+
+
+def _declared_of_answers(spec: ModelSpec) -> dict[str, Any]:
+    """Of how answers are decoded, as far as the objective reads it."""
+    read = {
+        "ar": (),
+        "mdm": ("text_diffusion.prediction", "text_mdm.canvas_multiple"),
+        "bd": ("text_diffusion.prediction", "block_diffusion.block_size"),
+    }
+    values = {
+        "text_diffusion.prediction": spec.text_prediction,
+        "text_mdm.canvas_multiple": spec.text_canvas_multiple,
+        "block_diffusion.block_size": spec.text_block_size,
+    }
+    return {key: values[key] for key in read.get(spec.text_objective, ())}
 
 
 def _declared_of_tokens(spec: ModelSpec) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def set_aside(output_dir: Path, resumed: Checkpoint | None) -> list[str]:
     aside = output_dir / f"earlier-{n}"
     aside.mkdir()
     for path in reversed(left):  # newest first: whatever is left after a kill, the newest of it is no older than before
-        os.replace(path, aside / path.name)
+        _move(path, aside / path.name)
     return [*notes, why.format(aside=aside)]
 
 
@@ -144,8 +144,24 @@ def _final_model(output_dir: Path) -> list[Path]:
     if not saved or not is_copy(output_dir, saved[-1] / "unwrapped_model"):
         return files
     for path in files:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _discard(path)
     return []
+
+
+def _discard(path: Path) -> None:
+    """Give a path a hidden name, and delete what can be deleted of it; the next start tries the rest again."""
+    hidden = path.with_name(f".checkpoint-{path.name}.{secrets.token_hex(3)}.old")
+    os.replace(path, hidden)
+    remove(hidden)
+
+
+def _move(path: Path, target: Path) -> None:
+    """Move a path into another folder. A relative link still leads to the same place afterwards."""
+    if path.is_symlink() and not os.path.isabs(os.readlink(path)):
+        os.symlink(path.resolve(), target)
+        path.unlink()
+    else:
+        os.replace(path, target)
 
 
 class CannotSave(SystemExit):
@@ -283,9 +299,7 @@ def save_final_model(output_dir: Path, save_model: Callable[[Path], None]) -> No
     for path in sorted(partial.iterdir(), key=lambda path: path.name == WEIGHTS_FILE):
         target = output_dir / path.name
         if target.is_dir():
-            old = output_dir / f".checkpoint-{path.name}.{secrets.token_hex(3)}.old"
-            os.replace(target, old)
-            remove(old)
+            _discard(target)
         os.replace(path, target)
     partial.rmdir()
 

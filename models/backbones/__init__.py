@@ -1,10 +1,9 @@
 """Any causal language model that transformers knows, behind one small class."""
 
 from models.backbones.backbone import FLEX, Backbone, backbone_config, ignored_settings
-from models.backbones.pretrained import CODE_FOLDER, load_pretrained, save_code
+from models.backbones.pretrained import load_pretrained, save_code
 
 __all__ = [
-    "CODE_FOLDER",
     "FLEX",
     "Backbone",
     "backbone_config",

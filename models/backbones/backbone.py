@@ -121,13 +121,32 @@ def _cache_argument(lm: Any) -> str:
     missing = [argument for argument in ("inputs_embeds", "attention_mask", "position_ids") if argument not in takes]
     kinds = {*(getattr(lm.config, "layer_types", None) or ())} - READABLE_LAYERS
     scales = [name for name in UNKNOWN_SCALES if hasattr(lm.config, name)]
-    if name is None or missing or kinds or scales or lm._is_stateful:
-        why = [*missing, *sorted(kinds), *scales] or ["a cache of keys and values"]
+    bypassed = [*_own_masks(lm), *_layers_before_head(lm)]
+    if name is None or missing or kinds or scales or bypassed or lm._is_stateful:
+        why = [*missing, *sorted(kinds), *scales, *bypassed] or ["a cache of keys and values"]
         raise ValueError(
             f"model.showo.llm_model_path: a {lm.config.model_type!r} network cannot be the backbone ({why[0]}); "
             "allowed: a causal language model of full attention that takes embeddings, a mask, positions and a cache"
         )
     return name
+
+
+def _own_masks(lm: Any) -> list[str]:
+    """Name a mask that an attention layer keeps for itself and applies beside ours (GPT-Neo).
+
+    The model's own buffers are not meant: it makes the mask of its layers from them, unless it is given one.
+    """
+    for layer, module in lm.base_model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if layer and buffer.dtype in (torch.bool, torch.uint8) and buffer.ndim > 1 and buffer.shape[-2] > 1:
+                return [f"its own attention mask {layer}.{name}"]
+    return []
+
+
+def _layers_before_head(lm: Any) -> list[str]:
+    """Name a layer between the hidden states and the head, which ``logits`` would skip (BERT)."""
+    known = {id(p) for part in (lm.base_model, lm.get_output_embeddings()) for p in part.parameters()}
+    return [f"a layer before its head, {name}" for name, p in lm.named_parameters() if id(p) not in known][:1]
 
 
 class Head:

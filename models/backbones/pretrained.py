@@ -13,10 +13,8 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
 from models.backbones.backbone import Backbone, as_trained, has_own_code
+from models.folders import CODE_FOLDER
 from models.weights import load_strict, misfit, require_finite
-
-CODE_FOLDER = "language_model"
-"""In a saved model: config.json and code of a language model that transformers does not know."""
 
 
 @torch.no_grad()

@@ -41,6 +41,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "stablelm": {k: v for k, v in _LLAMA.items() if k != "head_dim"},
     "gptj": {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
     "falcon": {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False},
+    "gpt_bigcode": {"n_embd": WIDTH, "n_layer": 2, "n_head": 4},
 }
 EAGER_ALONE = ("gemma2", "gptj")  # GPT-J has SDPA since transformers 5.2x
 

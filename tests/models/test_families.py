@@ -135,10 +135,11 @@ def test_settings_that_are_not_used_are_told(tmp_path: Path) -> None:
     assert any("sliding_window=8" in note for note in window)
 
 
-@pytest.mark.parametrize("kind", ["bloom", "mamba", "qwen3_next"])
-def test_a_network_that_would_not_read_mask_or_positions_is_refused(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["bloom", "mamba", "qwen3_next", "gpt_neo", "bert"])
+def test_a_network_that_would_not_read_mask_positions_or_whole_head_is_refused(tmp_path: Path, kind: str) -> None:
     small = {"hidden_size": 32, "n_layer": 2, "n_head": 4, "num_hidden_layers": 2}
     small |= {"vocab_size": 300, "num_attention_heads": 4, "num_experts": 2, "num_experts_per_tok": 1}
+    small |= {"gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_heads": 4, "num_layers": 2}}.get(kind, {})
     (tmp_path / "phi").mkdir()
     config = AutoConfig.for_model(kind, **small).to_dict()
     (tmp_path / "phi/config.json").write_text(json.dumps(config, default=str), encoding="utf-8")
@@ -146,5 +147,6 @@ def test_a_network_that_would_not_read_mask_or_positions_is_refused(tmp_path: Pa
     write_clip(tmp_path / "clip")
     (tmp_path / "tiny.yaml").write_text(CONFIG.format(root=tmp_path), encoding="utf-8")
     with pytest.raises(ValueError, match=r"model\.showo\.llm_model_path") as refused:
-        build(job_of(tmp_path, kind), "meta")
+        build(job_of(tmp_path, kind, "model.showo.attn_implementation=eager"), "meta")
+    assert "cannot be the backbone" in str(refused.value)
     assert "\n" not in str(refused.value)

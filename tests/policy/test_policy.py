@@ -354,12 +354,43 @@ def test_a_framework_that_contradicts_the_checkpoint_is_refused(tmp_path, traine
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("recipe", "given", "accepted"),
+    [("mdmvla", "mdmvla", True), ("mdmvla", "arvla", True), ("mdmvla", "bdvla", False), ("", "bdvla", True)],
+)  # fmt: skip
+def test_the_framework_of_a_runs_own_config_is_compared_with_the_recipe_that_trained(tmp_path, recipe, given, accepted):
+    """A ``config.yaml`` names both; stage 1 of a recipe may have another objective than its framework."""
+    write_model(tmp_path, act_step=T, text_objective="ar", framework=recipe)
+    yaml = write_yaml(tmp_path / "m.yaml", tmp_path, model__framework=given, training__text_objective="ar")
+    if accepted:
+        assert UPVLAPolicy.from_config(yaml, "cpu").spec.framework == recipe
+        return
+    with pytest.raises(ConfigError, match=rf"^model\.framework={given} .*training\.text_objective=ar"):
+        UPVLAPolicy.from_config(yaml, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("trained", "key", "value"),
+    [("bd", "block_diffusion__block_size", 16), ("mdm", "text_mdm__canvas_multiple", 8),
+     ("bd", "text_diffusion__prediction", "aligned")],
+)  # fmt: skip
+def test_how_answers_are_decoded_is_refused_where_it_contradicts_the_checkpoint(tmp_path, trained, key, value):
+    write_model(tmp_path / "theirs", act_step=T, text_objective=trained)
+    write_model(tmp_path / "without", act_step=T, text_objective="ar")
+    with pytest.raises(ConfigError, match=rf"^{key.replace('__', '.')}={value} "):
+        UPVLAPolicy.from_config(write_yaml(tmp_path / "m.yaml", tmp_path / "theirs", **{key: value}), "cpu")
+    UPVLAPolicy.from_config(write_yaml(tmp_path / "m.yaml", tmp_path / "without", **{key: value}), "cpu")
+
+
 def test_the_framework_says_how_an_original_checkpoint_speaks(folder, tmp_path):
     yaml = write_yaml(tmp_path / "m.yaml", folder, model__framework="bdvla")
     assert load_model_yaml(yaml).upstream.text_objective == "bd"
     assert load_model_yaml(folder / "model.yaml").upstream.text_objective == "ar"
     yaml = write_yaml(tmp_path / "m.yaml", folder, model__framework="upvla", training__text_objective="mdm")
     assert load_model_yaml(yaml).upstream.text_objective == "mdm"
+    yaml = write_yaml(tmp_path / "m.yaml", folder, block_diffusion__block_size=4, text_diffusion__prediction="aligned")
+    assert load_model_yaml(yaml).upstream.text_block_size == 4
+    assert load_model_yaml(yaml).upstream.text_prediction == "aligned"
 
 
 def test_a_batch_of_decoded_chunks_is_what_single_observations_give(in_tokens):

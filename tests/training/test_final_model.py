@@ -15,7 +15,7 @@ from models.weights import files_sha256
 from tests.training.runs import Outcome
 from training import checkpoint
 from training.checkpoint import list_checkpoints, save_final_model, set_aside
-from training.manifest import open_checkpoint
+from training.manifest import Checkpoint, open_checkpoint
 
 Start = Callable[..., Outcome]
 FINAL = ("model.safetensors", "config.json", "tokenizer")
@@ -159,3 +159,45 @@ def test_wherever_the_end_of_a_run_is_killed_the_folders_model_is_whole(run: Sta
             assert found == folder
             return
     raise AssertionError("never ended")
+
+
+@pytest.mark.parametrize("name", [*FINAL, "language_model", "adapter", "pytorch_model.bin"])
+def test_every_part_of_an_earlier_runs_final_model_is_moved_aside(tmp_path: Path, name: str) -> None:
+    """What stays would be read as a part of the next run's model."""
+    for folder in ("tokenizer", "language_model", "adapter"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text("{}", encoding="utf-8")
+    for file in ("model.safetensors", "config.json", "pytorch_model.bin"):
+        (tmp_path / file).write_bytes(b"of the earlier run")
+    set_aside(tmp_path, None)
+    assert not (tmp_path / name).exists()
+    assert (tmp_path / "earlier-1" / name).exists()
+
+
+def test_a_linked_checkpoint_that_is_moved_aside_still_leads_to_its_folder(tmp_path: Path) -> None:
+    store, folder = tmp_path / "store", tmp_path / "out"
+    for path in (store / "step 5", folder / "checkpoint-1"):
+        path.mkdir(parents=True)
+    (folder / "checkpoint-5").symlink_to(Path("../store/step 5"))
+    set_aside(folder, Checkpoint(folder / "checkpoint-1", 1))
+    assert not (folder / "checkpoint-5").is_symlink()
+    assert (folder / "earlier-1" / "checkpoint-5").resolve() == (store / "step 5").resolve()
+
+
+def test_a_copy_that_cannot_be_deleted_blocks_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = tmp_path / "checkpoint-1" / "unwrapped_model"
+    for folder in (saved, tmp_path):
+        (folder / "tokenizer").mkdir(parents=True)
+        for name in ("model.safetensors", "config.json"):
+            (folder / name).write_bytes(b"the same bytes")
+
+    def busy(path: object, **_: object) -> None:
+        raise OSError(16, "Device or resource busy", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", busy)
+        set_aside(tmp_path, Checkpoint(tmp_path / "checkpoint-1", 1))
+    assert not any((tmp_path / name).exists() for name in FINAL)
+    assert list(tmp_path.glob(".checkpoint-*"))
+    set_aside(tmp_path, Checkpoint(tmp_path / "checkpoint-1", 1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1"]

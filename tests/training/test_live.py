@@ -1,0 +1,22 @@
+"""The weights that learn, where a checkpoint holds them beside those that act."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from config.schema import LoRA
+from training import live
+
+
+@pytest.mark.parametrize(("part", "named"), [("trained", "live.a"), ("average", "average.a")])
+def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path, part: str, named: str) -> None:
+    tensors = {"trained": {"a": torch.ones(2)}, "average": {"a": torch.ones(2)}}
+    live.write(tmp_path, LoRA(), **tensors, resting="")
+    assert live.read(tmp_path) is not None
+    tensors[part]["a"][1] = torch.nan
+    live.write(tmp_path, LoRA(), **tensors, resting="")
+    with pytest.raises(ValueError, match=rf"weights\.safetensors holds numbers that are not finite.*{named}"):
+        live.read(tmp_path)

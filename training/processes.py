@@ -223,12 +223,7 @@ def _check(job: Job, accelerator: Accelerator, world: int, deepspeed: bool, fsdp
         return
     config = accelerator.state.deepspeed_plugin.deepspeed_config
     _check_deepspeed(job, config, world)
-    autocast = config.get("torch_autocast", {}).get("enabled", False)
-    if accelerator.mixed_precision != settings.mixed_precision and not autocast:
-        raise ConfigError(
-            f"training.mixed_precision={settings.mixed_precision}, but DeepSpeed's own configuration makes it "
-            f"{accelerator.mixed_precision}: leave fp16 and bf16 out there"
-        )
+    _check_deepspeed_precision(job, config, accelerator.mixed_precision)
     if config.get("scheduler") is not None or config.get("optimizer") is not None:
         raise ConfigError(
             "DeepSpeed's own configuration names an optimizer or a scheduler: leave them out, the run's sections "
@@ -258,6 +253,27 @@ def _check_deepspeed(job: Job, config: dict[str, Any], world: int) -> None:
         raise ConfigError(
             f"DeepSpeed's own configuration has {', '.join(others)}, which would change what is trained: remove "
             f"{'them' if len(others) > 1 else 'it'} there"
+        )
+
+
+def _check_deepspeed_precision(job: Job, config: dict[str, Any], precision: str) -> None:
+    """The type that matrices are computed in, by DeepSpeed's engine (``precision``) or by torch's autocast in it, is
+    the job's, and gradients are added up in float32."""
+    wish = job.training.mixed_precision
+    autocast = config.get("torch_autocast") or {}
+    if autocast.get("enabled"):
+        said = str(autocast.get("dtype") or "the device's default").rpartition(".")[2]
+        precision = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16"}.get(said, said)
+    if precision != wish:
+        raise ConfigError(
+            f"training.mixed_precision={wish}, but DeepSpeed's own configuration makes it {precision}: leave fp16, "
+            "bf16 and torch_autocast out there, or let it name the same type"
+        )
+    summed = (config.get("data_types") or {}).get("grad_accum_dtype")
+    if summed not in (None, "fp32"):
+        raise ConfigError(
+            f"DeepSpeed's own configuration has data_types.grad_accum_dtype={summed}: gradients are added up in fp32; "
+            "remove it there"
         )
 
 

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,6 +123,32 @@ def test_a_deepspeed_file_that_contradicts_the_job_is_refused(job: Job, config: 
     processes._check_deepspeed(
         job, {"gradient_clipping": 0.0, "train_batch_size": "auto", "amp": {"enabled": False}}, 2
     )
+
+
+@pytest.mark.parametrize(
+    ("wish", "engine", "config", "refused"),
+    [
+        ("bf16", "bf16", {}, None),
+        ("bf16", "no", {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, None),
+        ("fp16", "no", {"torch_autocast": {"enabled": True, "dtype": "torch.float16"}}, None),
+        ("bf16", "bf16", {"torch_autocast": {"enabled": False, "dtype": "float16"}}, None),
+        ("bf16", "bf16", {"data_types": {"grad_accum_dtype": "fp32"}}, None),
+        ("no", "bf16", {}, "makes it bf16"),
+        ("no", "no", {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, "makes it bf16"),
+        ("bf16", "no", {"torch_autocast": {"enabled": True, "dtype": "float16"}}, "makes it fp16"),
+        ("bf16", "no", {"torch_autocast": {"enabled": True}}, "makes it the device's default"),
+        ("bf16", "bf16", {"data_types": {"grad_accum_dtype": "bf16"}}, "grad_accum_dtype=bf16"),
+    ],
+)
+def test_a_deepspeed_file_computes_in_the_jobs_type(
+    job: Job, wish: Any, engine: str, config: dict[str, Any], refused: str | None
+) -> None:
+    asked = replace(job, training=replace(job.training, mixed_precision=wish))
+    if refused is None:
+        processes._check_deepspeed_precision(asked, config, engine)
+        return
+    with pytest.raises(ConfigError, match=refused):
+        processes._check_deepspeed_precision(asked, config, engine)
 
 
 LEFTOVERS = [

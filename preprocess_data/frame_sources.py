@@ -97,7 +97,7 @@ class ProcessedFrames:
             self._row_of[frame] = row
         self._first = np.asarray(first, dtype=np.int64)
         places = [data.frame_path(int(frame)) for frame in self._first]
-        self.about = {"data": processed_digest(data), "probes": probes(places, path)}
+        self.about: dict[str, Any] = {"data": processed_digest(data), "probes": probes(places, path)}
         if (reading := reading_version(data)) is not None:
             self.about["reading"] = reading
 

@@ -54,6 +54,54 @@ def default_validation(job: Job, tree: Tree, main: Path) -> list[str]:
     return found
 
 
+def without_effect(job: Job, tree: Tree) -> list[str]:
+    """Return a line for each key of the command line that this run does not read."""
+    objective, blocks, showo = job.training.text_objective, job.block_diffusion, job.model.showo
+    text = job.dataset.und_type is not None
+    data, bd, every = "dataset.params.", "block_diffusion.", job.experiment
+    rules: list[tuple[bool, str, tuple[str, ...]]] = [
+        (
+            text,
+            "dataset.und_type=null",
+            (f"{data}train_mmu_", f"{data}validation_mmu_", "training.mmu_coeff", "training.batch_size_mmu"),
+        ),
+        (text and objective == "mdm", f"training.text_objective={objective}", ("text_mdm.",)),
+        (text and objective != "ar", f"training.text_objective={objective}", ("text_diffusion.",)),
+        (
+            text and objective == "bd",
+            f"training.text_objective={objective}",
+            (f"{bd}block_size", f"{bd}elastic_block_enabled", f"{bd}anneal_steps"),
+        ),
+        (
+            bool(blocks.elastic_block_enabled or blocks.anneal_steps),
+            f"{bd}elastic_block_enabled=false and {bd}anneal_steps=0",
+            (f"{bd}block_size_candidates",),
+        ),
+        (
+            blocks.action_enabled,
+            f"{bd}action_enabled=false",
+            tuple(
+                f"{bd}action_{name}" for name in ("coeff", "block_size", "num_bins", "conf_threshold", "infer_steps")
+            ),
+        ),
+        (job.lora.rank > 0, "lora.rank=0", ("lora.alpha", "lora.targets", "lora.train_fully")),
+        (
+            not showo.auto_set_llm_vocab_size,
+            "model.showo.auto_set_llm_vocab_size=true",
+            ("model.showo.vocab_size", "model.showo.llm_vocab_size"),
+        ),
+        (not job.dataset.params.train_mmu_sources, f"{data}train_mmu_sources", (f"{data}train_mmu_shards",)),
+        (bool(every.generate_every), "experiment.generate_every=0", ("question", "max_new_tokens", "mmu_image_root")),
+        (bool(every.eval_every or every.generate_every), "experiment.eval_every=0", (f"{data}validation_",)),
+    ]
+    found: dict[str, str] = {}
+    for is_read, why, starts in rules:
+        for name in keys():
+            if not is_read and name.startswith(starts) and tree.source(name) == "command line":
+                found.setdefault(name, f"{name}={shown(get(job, name))} has no effect with {why}")
+    return list(found.values())
+
+
 def _unused(job: Job) -> set[str]:
     """Paths nothing will read."""
     unused = set()

@@ -21,7 +21,7 @@ import yaml
 from common.launcher_errors import report_error, wait_for_first_process
 from config import files
 from config.build import build, keys, new_tree, plain
-from config.checks import check_across, check_paths, default_validation
+from config.checks import check_across, check_paths, default_validation, without_effect
 from config.command_line import parse_argument, unquoted
 from config.help import SCRIPTS, help_text
 from config.schema import Job, Objective
@@ -60,6 +60,7 @@ def load_job(argv: Sequence[str] | None = None, objective: Objective | None = No
         )
     job.default_validation = default_validation(job, tree, path)
     check_across(job, tree)
+    job.without_effect = without_effect(job, tree)
     if paths:
         check_paths(job, tree)
     return job

@@ -425,3 +425,5 @@ class Job:
     """The file this job was read from; not a key."""
     default_validation: list[str] = field(default_factory=list, compare=False, metadata={"hidden": True})
     """Keys of validation data that came with other training data and were not chosen by the user; not a key."""
+    without_effect: list[str] = field(default_factory=list, compare=False, metadata={"hidden": True})
+    """Lines about keys of the command line that this run does not read; not a key."""

@@ -26,6 +26,7 @@ PARTS = ".parts"
 MOST_CLIPPED = 0.5  # share of actions that may pass the units: beyond it they are of other units, or poses
 UNCLEAR = 0.02  # share of frames that a gripper's threshold may tell otherwise than the middle of the range
 Floats = npt.NDArray[np.float32]
+Flags = npt.NDArray[np.bool_]
 Job = TypeVar("Job")
 
 
@@ -62,15 +63,15 @@ class Units:
             f"does not tell open from closed; a threshold near {middle:.4g} would"
         )
 
-    def steps(self, poses: Floats, targets: Floats) -> tuple[Floats, int]:
-        """Relative motions [n, 6] from ``poses`` to ``targets`` (xyz, Euler xyz), and how many of the n were clipped.
+    def steps(self, poses: Floats, targets: Floats) -> tuple[Floats, Flags]:
+        """Relative motions [n, 6] from ``poses`` to ``targets`` (xyz, Euler xyz), and which of the n were clipped.
 
         Rotation: the difference of the angles, wrapped to [-pi, pi), as CALVIN's relative actions have it.
         """
         difference = targets.astype(np.float64) - poses
         difference[:, 3:] = (difference[:, 3:] + np.pi) % (2 * np.pi) - np.pi
         scaled = difference / np.repeat([self.position, self.rotation], 3)
-        clipped = int((np.abs(scaled) > 1).any(axis=1).sum())
+        clipped: Flags = (np.abs(scaled) > 1).any(axis=1)
         return np.clip(scaled, -1, 1).astype(np.float32), clipped
 
 

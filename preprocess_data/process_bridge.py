@@ -39,7 +39,7 @@ from preprocess_data.bridge import (
     suffix_of,
 )
 from preprocess_data.calvin_verify import Report
-from preprocess_data.conversion import Converted, Floats, Made, Part, Units, convert
+from preprocess_data.conversion import Converted, Flags, Floats, Made, Part, Units, convert
 from preprocess_data.looking import add_options, looked
 from training.data.files import read_image, read_image_bytes
 
@@ -121,8 +121,8 @@ def _trajectories(work: Work) -> Iterator[Trajectory | ValueError]:
             yield ValueError(str(error))
 
 
-def relative_actions(trajectory: Trajectory, units: Units) -> tuple[Floats, Floats, int]:
-    """(relative [n, 7], absolute [n, 7], clipped moments) by the convention of this command's --help."""
+def relative_actions(trajectory: Trajectory, units: Units) -> tuple[Floats, Floats, Flags]:
+    """(relative [n, 7], absolute [n, 7], clipped [n]) by the convention of this command's --help."""
     states = trajectory.states[:, :6]
     following = np.concatenate([states[1:], states[-1:]])
     motion, clipped = units.steps(states, following)
@@ -140,7 +140,8 @@ def _converted(trajectory: Trajectory, work: Work, number: int) -> Converted:
         _placed(pictures, work, f"e{number:05d}/{camera}")
         for camera, pictures in zip(work.settings.cameras, trajectory.pictures, strict=True)
     ]
-    return Converted(instruction, names[0], names[-1], relative, absolute, sides, clipped, gripper=trajectory.gripper)
+    count = int(clipped.sum())
+    return Converted(instruction, names[0], names[-1], relative, absolute, sides, count, gripper=trajectory.gripper)
 
 
 def size_of(picture: Picture, where: str) -> tuple[int, int]:

@@ -24,7 +24,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 from common.arguments import path_argument, real, whole
 from common.command import run_command
 from preprocess_data.calvin_verify import Report
-from preprocess_data.conversion import Converted, Floats, Made, Part, Units, convert
+from preprocess_data.conversion import Converted, Flags, Floats, Made, Part, Units, convert
 from preprocess_data.lerobot import INFO, LerobotData, Place, libraries
 from preprocess_data.lerobot_names import AXES, columns_by_name, static_camera
 from preprocess_data.looking import add_options, looked
@@ -89,8 +89,8 @@ def read_work(work: Work) -> Part:
     return part
 
 
-def actions_of(data: LerobotData, place: Place, settings: Settings) -> tuple[Floats, Floats, int]:
-    """(relative [n, 7], absolute [n, 7], clipped frames) of an episode."""
+def actions_of(data: LerobotData, place: Place, settings: Settings) -> tuple[Floats, Floats, Flags]:
+    """(relative [n, 7], absolute [n, 7], clipped [n]) of an episode."""
     held = recorded_actions(data, place, settings)
     grip = settings.units.grip(held[:, 6])[:, None]
     if settings.absolute:
@@ -98,7 +98,7 @@ def actions_of(data: LerobotData, place: Place, settings: Settings) -> tuple[Flo
         motion, clipped = settings.units.steps(poses, held[:, :6])
         return np.concatenate([motion, grip], axis=1), np.concatenate([held[:, :6], grip], axis=1), clipped
     motion = np.clip(held[:, :6], -1, 1)
-    clipped = int((motion != held[:, :6]).any(axis=1).sum())
+    clipped = (motion != held[:, :6]).any(axis=1)
     relative = np.concatenate([motion, grip], axis=1)
     return relative, relative, clipped
 
@@ -197,7 +197,7 @@ def _converted(data: LerobotData, place: Place, settings: Settings) -> tuple[lis
             relative[first:end],
             absolute[first:end],
             sides,
-            clipped if not first else 0,
+            int(clipped[first:end].sum()),
             task,
             gripper[first:end],
         )

@@ -160,7 +160,7 @@ def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
     for flow in (data.robot, heldout_robot):
         if flow is not None and isinstance(flow.dataset, DataProvider):
             notes += _instruction_notes(built.prompter, flow.dataset.data)
-    notes += [*schedule_notes(job), *_position_notes(job, model, built.prompter, patches)]
+    notes += [*job.without_effect, *schedule_notes(job), *_position_notes(job, model, built.prompter, patches)]
     parts = Parts(
         job=job,
         device=run.device,

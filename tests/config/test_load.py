@@ -261,3 +261,22 @@ def test_every_key_has_one_line_of_documentation(capsys: pytest.CaptureFixture[s
 def test_every_file_is_plain_yaml_for_other_tools() -> None:
     for path in CONFIG_DIR.glob("*.yaml"):
         assert isinstance(yaml.safe_load(path.read_text()), dict), path
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "unread"),
+    [
+        ("tiny_arvla", ["text_mdm.min_mask_ratio=0.2", "text_diffusion.weighting=uniform"], 2),
+        ("tiny_arvla", ["block_diffusion.block_size=4", "block_diffusion.action_num_bins=64", "lora.alpha=4"], 3),
+        ("tiny_bdvla", ["block_diffusion.block_size=4", "text_diffusion.weighting=uniform"], 0),
+        ("tiny_bdvla", ["block_diffusion.block_size_candidates=[4,8]"], 1),
+        ("tiny_arvla", ["dataset.und_type=null", "training.batch_size_mmu=3", "training.mmu_coeff=0.5"], 2),
+        ("tiny_arvla", ["experiment.generate_every=0", "question=Why?", "max_new_tokens=7"], 2),
+        ("tiny_arvla", ["lora.rank=2", "lora.alpha=4", "training.seed=3"], 0),
+    ],
+)
+def test_typed_keys_that_the_run_does_not_read_are_named(config: str, settings: list[str], unread: int) -> None:
+    lines = load_job([f"config=config/{config}.yaml", *settings]).without_effect
+    assert len(lines) == unread
+    for line in lines:
+        assert any(line.startswith(setting.partition("=")[0] + "=") for setting in settings)

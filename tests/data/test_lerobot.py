@@ -181,6 +181,17 @@ def test_absolute_targets_become_relative_steps(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_index(tmp_path / "out").actions[1], [0.5] * 3 + [0.1] * 3 + [-1], atol=1e-5)
 
 
+def test_clipped_actions_are_counted_in_the_frames_that_are_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = v21(tmp_path / "v21")
+    tasks = root / "meta" / "tasks.jsonl"
+    tasks.write_text(tasks.read_text().replace('"grasp"', '""'))  # leaves the last two frames of episode 1
+    options = ("--actions", "absolute", "--position-unit", "0.005", "--gripper-threshold", "0.5")
+    assert process(root, tmp_path / "out", *options) == 0
+    assert "2 actions (100.0%) were clipped to the units; 2 episodes left out" in capsys.readouterr().out
+
+
 def wrong_version(root: Path) -> None:
     info = json.loads((root / "meta" / "info.json").read_text())
     (root / "meta" / "info.json").write_text(json.dumps(info | {"codebase_version": "v1.6"}))

@@ -19,7 +19,6 @@ from typing import Any
 from common.text import check_text
 from models.json_file import read_json, read_object
 from models.prompting import ASSISTANT, HUMAN, IMAGE_MARK
-from training.data.llava import image_of
 
 SHORT = "Answer the question using a single word or phrase."
 """What LLaVA's evaluations put behind questions of benchmarks with short answers."""
@@ -192,7 +191,9 @@ def _conversations(file: Path) -> Iterator[Question]:
             raise ValueError(f"{where} does not begin with a question and its answer") from None
         if (asker, answerer) != (HUMAN, ASSISTANT):
             raise ValueError(f"{where} does not begin with a question and its answer")
-        picture = _field({"image": image_of(row)}, ("image",), where)
+        image = row.get("image")
+        one = image[0] if isinstance(image, list) and len(image) == 1 else image  # as in training
+        picture = _field({"image": one}, ("image",), where)
         yield Question(str(row.get("id", number)), picture, text, (truth,), "all")
 
 

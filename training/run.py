@@ -179,7 +179,9 @@ def _in_one_line(error: RuntimeError) -> BaseException:
     """What ends a run from outside, in the user's words; any other error as it is."""
     again = "the same command goes on from the last checkpoint"
     if is_lost_process(error):
-        return SystemExit(f"stopped: another process of this run has ended (its own message is in the same output); {again}")
+        return SystemExit(
+            f"stopped: another process of this run has ended (its own message is in the same output); {again}"
+        )
     if is_lost_worker(error):
         return SystemExit(f"stopped: {LOST_WORKER}; {again}")
     return error

@@ -11,6 +11,7 @@ processes hold (``chains``).
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -153,7 +154,7 @@ def _check(settings: Mapping[str, Any]) -> None:
         if settings[name] is not None and (type(settings[name]) is not int or settings[name] < least):
             raise ValueError(f"{name}={settings[name]}: expected null or a whole number of at least {least}")
     ensemble = settings["ensemble"]
-    if ensemble is not None and (not isinstance(ensemble, (int, float)) or not 0 <= ensemble < float("inf")):
+    if ensemble is not None and (type(ensemble) not in (int, float) or not 0 <= ensemble < float("inf")):
         raise ValueError(f"ensemble={ensemble}: expected null or a number of at least 0")
     for name in ("save_rollout_as_video", "log_wandb"):
         if not isinstance(settings[name], bool):  # no is a word here, and a word would count as yes
@@ -225,7 +226,8 @@ def command(argv: Sequence[str]) -> None:
         sys.argv = [sys.argv[0], *hydra_arguments(argv)]
         main()
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        report_error(f"calvin_evaluate_upvla: {' '.join(str(error).split())}")
+        text = re.sub(r" To append to your config use \S+", " Hydra has no such key.", " ".join(str(error).split()))
+        report_error(f"calvin_evaluate_upvla: {text}")
         sys.exit(2)
     finally:
         sys.argv = kept

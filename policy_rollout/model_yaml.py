@@ -197,6 +197,10 @@ def load_model_yaml(path: str | Path, checkpoint: str | Path | None = None) -> M
     showo = tree.values.get("model", {})
     showo = showo.get("showo", {}) if isinstance(showo, dict) else {}
     named = showo.pop("tuned_model_path", None) if isinstance(showo, dict) else None
+    given = frozenset(_dotted(tree.values))
+    if _TRAINING_ONLY not in given:
+        tree.set(_TRAINING_ONLY, "(not read when acting)", "default")
+    job = build(tree, also=(CHECKPOINT_KEY,))  # first: a mistyped key may be the one that is missing
     if checkpoint is None:
         if named in (None, "", MISSING) or not isinstance(named, str):
             raise ConfigError(
@@ -204,10 +208,6 @@ def load_model_yaml(path: str | Path, checkpoint: str | Path | None = None) -> M
                 "(its output_dir, or a checkpoint-<step> in it)"
             )
         checkpoint = str(tree.interpolated(CHECKPOINT_KEY, named))
-    given = frozenset(_dotted(tree.values))
-    if _TRAINING_ONLY not in given:
-        tree.set(_TRAINING_ONLY, "(not read when acting)", "default")
-    job = build(tree, also=(CHECKPOINT_KEY,))
     _require_made(located(checkpoint), job, file)
     return ModelYaml(path=file, checkpoint=located(checkpoint), job=job, given=given)
 

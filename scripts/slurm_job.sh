@@ -33,7 +33,8 @@ SETTINGS="RUN_ROOT DATASET_ROOT ENV_MODE VENV PYTHON PIP_USER INSTRUCTION MAX_FR
 
 # Compare the names in the environment with the settings by their longest common subsequence. A near miss (other case, a
 # few letters too many or too few, one other letter, two exchanged) is an error unless the setting that it resembles is
-# set too. A name that resembles a setting less is reported and ignored.
+# set too. A name that resembles a setting less is reported and ignored. Names that other software sets for itself are
+# no near misses: CALVIN's installation page exports CALVIN_ROOT, some clusters export PROJECTS.
 check_names() {
     local name setting near
     while read -r name setting near; do
@@ -42,7 +43,7 @@ check_names() {
                 "empty for its default)"
         fi
         say "notice: $name is not a setting of this job and has no effect; did you mean $setting?" >&2
-    done < <(compgen -e | grep -xE '[A-Za-z0-9_]+' | grep -vE '^((SLURM|SBATCH|SRUN|PIP|LMOD|CONDA)_|PYTHON.|ENV$)' |
+    done < <(compgen -e | grep -xE '[A-Za-z0-9_]+' | grep -vE '^((SLURM|SBATCH|SRUN|PIP|LMOD|CONDA)_|PYTHON.|(ENV|CALVIN_ROOT|PROJECTS)$)' |
         awk -v settings="$SETTINGS" '
         function common(a, b, i, j, n, row, last, kept) { # length of the longest common subsequence
             n = length(b)

@@ -350,10 +350,11 @@ def test_the_home_folder_is_expanded_in_every_path(
     assert "~nosuchuser has no home folder" in complaint([UPVLA, *given.argv, "experiment.output_dir=~nosuchuser/run"])
 
 
-def test_a_key_of_the_same_file_is_suggested_before_one_of_the_schema(tmp_path: Path) -> None:
+@pytest.mark.parametrize("right", ["", ", tuned_model_path: y"])
+def test_a_key_of_the_same_file_is_suggested_before_one_of_the_schema(tmp_path: Path, right: str) -> None:
     from policy_rollout.model_yaml import load_model_yaml
 
-    (tmp_path / "m.yaml").write_text("model: {showo: {tuned_model_pth: x, tuned_model_path: y}}\n", encoding="utf-8")
+    (tmp_path / "m.yaml").write_text(f"model: {{showo: {{tuned_model_pth: x{right}}}}}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"no such key \(did you mean model\.showo\.tuned_model_path\?\)"):
         load_model_yaml(tmp_path / "m.yaml")
 

@@ -72,6 +72,7 @@ def test_the_processes_of_torchrun_agree_on_a_folder_also_when_they_are_started_
         ("workers=-1", "workers=-1: expected null or a whole number of at least 0"),
         ("replan_every=0", "replan_every=0: expected null"),
         ("ensemble=-1", "ensemble=-1: expected null or a number of at least 0"),
+        ("ensemble=true", "ensemble=True: expected null or a number of at least 0"),
         ("num_sequences=true", "num_sequences=True: expected a whole number"),
         ("save_rollout_as_video=no", "save_rollout_as_video=no: expected true or false"),
         ("log_wandb=no", "log_wandb=no: expected true or false"),

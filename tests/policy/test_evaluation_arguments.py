@@ -97,6 +97,16 @@ def test_a_mistyped_key_is_refused_in_one_line_before_anything_is_played(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_mistyped_key_of_hydra_gets_no_advice_to_append_it(monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(SystemExit, match="2"):
+        app.command(["model_config=x", "hydra.num_sequences=1"])
+    error = capsys.readouterr().err
+    assert "hydra.num_sequences" in error
+    assert "+" not in error
+    assert error.count("\n") == 1
+
+
 def test_every_key_is_a_number_or_text_by_its_default() -> None:
     found = composed("model_config=x")
     assert set(keys()) == found.keys() - {"hydra", "defaults"}

@@ -82,7 +82,19 @@ def test_a_name_that_resembles_a_setting_less_is_reported_and_others_are_not() -
     assert done.returncode == 0
     notice = "notice: DATASET_PATH is not a setting of this job and has no effect; did you mean DATASET_ROOT?"
     assert notice in done.stderr
-    usual = ("PYTHONPATH", "VIRTUAL_ENV", "CUDA_ROOT", "LMOD_DIR", "ENV", "PIP_CERT", "HF_HOME", "WORLD_SIZE", "TMPDIR")
+    usual = (
+        "CALVIN_ROOT",
+        "PROJECTS",
+        "PYTHONPATH",
+        "VIRTUAL_ENV",
+        "CUDA_ROOT",
+        "LMOD_DIR",
+        "ENV",
+        "PIP_CERT",
+        "HF_HOME",
+        "WORLD_SIZE",
+        "TMPDIR",
+    )
     done = sourced(**dict.fromkeys(usual, "x"), MODEL_CFG="x", DATASET_ROOT="x", NUM_SEQUENCES="3", TRAIN_STEPS="1")
     assert (done.returncode, done.stderr) == (0, "")
 

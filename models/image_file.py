@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +54,9 @@ def shown_size(image: Image.Image) -> tuple[int, int]:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        found = image.getexif().get(ORIENTATION, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PIL, about damaged EXIF data: the image is shown as it is stored
+            found = image.getexif().get(ORIENTATION, 1)
     except BROKEN_EXIF:
         return 1
     return found if isinstance(found, int) else 1

@@ -45,6 +45,11 @@ def _check_rendezvous(env: Mapping[str, str], place: ProcessRank) -> None:
             f"{shown_variables(env, there)} in the environment without {', '.join(missing)}: variables of a launcher "
             f"are left over or incomplete; start by accelerate launch, torchrun or srun, or {unset_command(there)}"
         )
+    if there and not by_slurm and place.world > 1 and env["MASTER_PORT"].strip() == "0":
+        raise ConfigError(
+            "MASTER_PORT=0 in the environment: the processes cannot find each other; give torchrun --standalone or a "
+            "port (--master-port=29500)"
+        )
     if is_on(env, "ACCELERATE_USE_DEEPSPEED") and "LOCAL_RANK" not in env and not by_slurm:
         raise ConfigError(
             "ACCELERATE_USE_DEEPSPEED=true in the environment, but no launcher started this process: start it by "

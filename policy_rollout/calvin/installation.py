@@ -44,7 +44,7 @@ def package_commit() -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, env=environment)
         lines = done.stdout.splitlines() if done.returncode == 0 else []
     except FileNotFoundError:
         lines = []

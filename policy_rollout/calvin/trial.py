@@ -42,7 +42,7 @@ def try_environment(split: Path, graphics: Graphics) -> Trial:
         done = subprocess.run(
             command,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=TIMEOUT,
             check=False,

@@ -185,6 +185,11 @@ def test_training_needs_all_of_torchruns_variables_or_none(job: Job, env: dict[s
     assert f"unset {' '.join(sorted(env))}" in str(refused.value)
 
 
+def test_a_port_at_which_nobody_can_meet_is_refused(job: Job) -> None:
+    with pytest.raises(ConfigError, match=r"^MASTER_PORT=0 "):
+        check_environment(job, {**TORCHRUN, "MASTER_PORT": "0"})
+
+
 def command(world: Path, tmp_path: Path, env: dict[str, str], *wrapped: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *(wrapped or ("train_upvla.py",)), *argv(world, tmp_path / "out")],

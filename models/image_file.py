@@ -28,6 +28,7 @@ TURNS: dict[int, Image.Transpose] = {
 ON_ITS_SIDE = (5, 6, 7, 8)
 BROKEN_EXIF = (OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError, struct.error, OverflowError)
 """What PIL raises for EXIF data that is damaged. Viewers show such an image as it is stored."""
+warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
 
 
 def as_shown(image: Image.Image) -> Image.Image:
@@ -54,9 +55,7 @@ def shown_size(image: Image.Image) -> tuple[int, int]:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of PIL, about damaged EXIF data: the image is shown as it is stored
-            found = image.getexif().get(ORIENTATION, 1)
+        found = image.getexif().get(ORIENTATION, 1)
     except BROKEN_EXIF:
         return 1
     return found if isinstance(found, int) else 1

@@ -162,12 +162,15 @@ def _take_folder(job: Job, output_dir: Path, ranks: Ranks, held: ExitStack) -> t
     purpose = f"a training run, {job.experiment.name}"
     try:
         ranks.from_main(lambda: held.enter_context(hold(output_dir, purpose, "experiment.output_dir=")))
+    except (ValueError, OSError) as error:
+        if not ranks.is_main:
+            raise SystemExit(2) from None
+        raise (_unwritable(output_dir, error) if isinstance(error, OSError) else ConfigError(str(error))) from error
+    try:
         return ranks.from_main(lambda: find_checkpoint(output_dir, job.experiment.resume_from_checkpoint))
     except (ValueError, OSError) as error:
         if not ranks.is_main:
             raise SystemExit(2) from None
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-            raise _unwritable(output_dir, error) from error
         raise ConfigError(str(error)) from error
 
 

@@ -358,9 +358,6 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest
         ("--episodes 1 --scenes A,E", "--scenes 'A,E': 'E'"),
         ("--episodes 1 --scenes A,B", "2 scenes"),
         ("--episodes 1 --tasks open_door", "'open_door'"),
-        ("--episodes 1 --camera-jitter -1", "--camera-jitter is -1"),
-        ("--episodes 1 --light-jitter nan", "--light-jitter is nan"),
-        ("--episodes 1 --seed -1", "--seed is -1"),
     ],
 )
 def test_a_wrong_option_is_one_line_that_names_it(
@@ -370,6 +367,23 @@ def test_a_wrong_option_is_one_line_that_names_it(
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--camera-jitter -1", "--camera-jitter: -1: expected a number >= 0"),
+        ("--light-jitter nan", "--light-jitter: nan: expected a number >= 0"),
+        ("--seed -1", "--seed: -1: expected a whole number >= 0"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_with_the_range(
+    options: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        make_desk_demos.main(["--out", str(tmp_path / "new"), "--episodes", "1", *options.split()])
+    assert words in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "new").exists()
 
 

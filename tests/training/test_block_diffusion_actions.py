@@ -31,11 +31,11 @@ def test_they_are_learned_measured_and_declared_in_the_checkpoint(world: Path, t
     done = train(
         world,
         tmp_path / "out",
-        training__max_train_steps=40,
+        training__max_train_steps=60,
         training__pre_coeff=0.0,
         training__batch_size_pre=4,
         dataset__und_type="null",
-        experiment__eval_every=40,
+        experiment__eval_every=60,
         dataset__params__validation_pre_shards_path_or_url=world / "robot_validation",
         block_diffusion__action_infer_steps=2,
         block_diffusion__action_infer_enabled="true",

@@ -216,13 +216,13 @@ def test_old_checkpoints_go_only_when_the_new_one_is_in_place(
     run: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[list[str]] = []
-    remove = checkpoints._remove
+    retire = checkpoints.retire
 
-    def removing(path: Path) -> None:
+    def retiring(path: Path) -> str | None:
         seen.append(sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")))
-        remove(path)
+        return retire(path)
 
-    monkeypatch.setattr(checkpoints, "_remove", removing)
+    monkeypatch.setattr(checkpoints, "retire", retiring)
     run(training__max_train_steps=3, experiment__save_every=1, experiment__checkpoints_total_limit=1)
     assert seen == [["checkpoint-1", "checkpoint-2"], ["checkpoint-2", "checkpoint-3"]]
 

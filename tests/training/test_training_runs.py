@@ -299,6 +299,6 @@ def test_data_that_is_missing_or_wrong_is_said_at_start(run: Start, tmp_path: Pa
         run(dataset__params__train_pre_shards_path_or_url=bad)
     with pytest.raises(ConfigError, match="num_vq_tokens"):
         run(model__showo__num_vq_tokens=9)
-    with pytest.raises(ConfigError, match="tokenizer"):
+    with pytest.raises(ConfigError, match="holds a CLIP model; expected a language model"):
         run(model__showo__llm_model_path=world / "clip")
     assert not (tmp_path / "run").exists()

@@ -7,11 +7,12 @@ process, or plain data parallel) is an error here, with the command that does wh
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -153,6 +154,7 @@ def _join_slurm_step(place: ProcessRank) -> None:
             f"Slurm step are left over; start by srun, or {unset_command(place.variables)}"
         )
     env["WORLD_SIZE"], env["RANK"], env["LOCAL_RANK"] = str(place.world), str(place.rank), str(place.local_rank)
+    env["LOCAL_WORLD_SIZE"] = str(tasks_on_this_node(env))  # accelerate would set 1
     env.setdefault("MASTER_PORT", str(40000 + int(job) % 20000))
     if "MASTER_ADDR" not in env:
         env["MASTER_ADDR"] = "127.0.0.1" if env.get("SLURM_STEP_NUM_NODES", "1") == "1" else _first_node()
@@ -188,6 +190,15 @@ def _cannot_meet(place: ProcessRank) -> str:
         "not come together: start all of them by accelerate launch, torchrun or srun; for a run of one process "
         f"{unset_command(place.variables)}"
     )
+
+
+def tasks_on_this_node(env: Mapping[str, str]) -> int:
+    """Return how many tasks of a Slurm step run on this node, from ``SLURM_STEP_TASKS_PER_NODE`` (``2(x3),1``)."""
+    counts: list[int] = []
+    for count, nodes in re.findall(r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        counts += [int(count)] * int(nodes or 1)
+    node = int(env.get("SLURM_NODEID") or 0)
+    return counts[node] if node < len(counts) else int(env["SLURM_NTASKS"])
 
 
 def _first_node() -> str:

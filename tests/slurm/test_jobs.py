@@ -99,6 +99,8 @@ def test_a_requeued_quick_check_continues_in_its_folder(slurm: Slurm, tmp_path: 
         return (log.read_text(encoding="utf-8") if log.is_file() else "") + str(slurm.job(number))
 
     wait_for(lambda: slurm.job(number).get("Restarts") == "1", 200, told)
+    # A job that starts while its node still ends the first start fails at once.
+    wait_for(lambda: set(slurm.command("sinfo", "-h", "-o", "%T").stdout.split()) == {"idle"}, 60, told)
     slurm.command("scontrol", "update", f"JobId={number}", "StartTime=now")
     wait_for(lambda: slurm.job(number)["JobState"] in ("COMPLETED", "FAILED"), 300, told)
     assert slurm.job(number)["JobState"] == "COMPLETED", told()
@@ -146,8 +148,10 @@ def test_a_job_that_cannot_run_says_why_and_fails(slurm: Slurm, tmp_path: Path) 
 
 def test_srun_with_two_tasks_is_one_run_with_two_processes(slurm: Slurm, world: Path, tmp_path: Path) -> None:
     given = [f"config={world / 'tiny.yaml'}", f"experiment.output_dir={tmp_path / 'out'}"]
-    done = slurm.command("srun", "--ntasks=2", "--output", "none", sys.executable, "train_upvla.py", *given, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    done = slurm.command(
+        "srun", "--ntasks=2", "--output", f"{tmp_path}/task-%t.out", sys.executable, "train_upvla.py", *given, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr + (tmp_path / "task-1.out").read_text(encoding="utf-8")
     record = json.loads((tmp_path / "out" / "checkpoint-2" / "metadata.json").read_text())
     assert len(list((tmp_path / "out" / "checkpoint-2" / "training_state").glob("random_states_*.pkl"))) == 2
     assert record["global_step"] == 2

@@ -20,6 +20,7 @@ from tests.training.runs import forget_processes
 from tests.training.world import argv, load
 from training import processes
 from training.launch_environment import check_environment
+from training.processes import tasks_on_this_node
 
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
 STEP = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "7"}
@@ -230,3 +231,10 @@ def test_processes_that_never_come_end_the_wait_with_one_line(world: Path, tmp_p
     assert f"RANK={rank} WORLD_SIZE=2" in said[0]
     assert "unset LOCAL_RANK RANK WORLD_SIZE" in said[0]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("node", "tasks"), [("0", 2), ("2", 2), ("3", 1)])
+def test_a_slurm_step_tells_how_many_tasks_a_node_has(node: str, tasks: int) -> None:
+    step = {"SLURM_NTASKS": "7", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1", "SLURM_NODEID": node}
+    assert tasks_on_this_node(step) == tasks
+    assert tasks_on_this_node({"SLURM_NTASKS": "3"}) == 3

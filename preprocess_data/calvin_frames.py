@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from preprocess_data.parts import is_current, plan_folder, remove_parts, replace
+from common.atomic_file import replace_bytes
+from preprocess_data.parts import is_current, plan_folder, remove_parts
 from preprocess_data.processes import in_processes
 from training.data import archive
 from training.data.calvin import CalvinSplit
@@ -147,7 +148,7 @@ def _read_part(part: _Part) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
     if not bad:  # else it is read again, when somebody has seen to it
         content = io.BytesIO()
         np.savez(content, actions=table)
-        replace(part.file, content.getvalue())
+        replace_bytes(part.file, content.getvalue())
     return table, bad
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from preprocess_data.parts import is_current, output_folder, plan_folder, remove_parts, replace
+from common.atomic_file import replace_bytes
+from preprocess_data.parts import is_current, output_folder, plan_folder, remove_parts
 from preprocess_data.processes import in_processes
 from training.data.checks import ENOUGH
 from training.data.processed import INDEX_NAME, WORTH_AN_INDEX, Episode, Frame, build_index, write_index
@@ -192,7 +193,7 @@ def _run(work: tuple[Any, Path, Callable[[Any], Part]]) -> tuple[list[str], list
         for one in part.episodes
     ]
     # A bad episode's part is kept for this run alone: it is read again when somebody has seen to it.
-    replace(file, json.dumps({"episodes": records, "left_out": part.left_out, "bad": part.bad}).encode())
+    replace_bytes(file, json.dumps({"episodes": records, "left_out": part.left_out, "bad": part.bad}).encode())
     return part.left_out, part.bad
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from common.atomic_file import replace_bytes
 from common.folder_lock import hold
 from common.housekeeping import remove
 from common.os_errors import reason_of
@@ -27,7 +28,7 @@ def plan_folder(folder: Path, plan: Mapping[str, Any]) -> Path:
         folder = folder.with_name(f"{folder.name}-{hashlib.blake2b(text, digest_size=8).hexdigest()}")
     if not _holds(folder, plan):
         folder.mkdir(parents=True, exist_ok=True)
-        replace(folder / "plan.json", json.dumps(plan).encode())
+        replace_bytes(folder / "plan.json", json.dumps(plan).encode())
     return folder
 
 
@@ -65,10 +66,3 @@ def output_folder(path: Path, purpose: str) -> Iterator[None]:
         raise ValueError(f"--output-dir {path}: the folder is read-only; give another")
     with hold(path, purpose, "--output-dir "):
         yield
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file, complete or not at all."""
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -24,12 +24,12 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from common.arguments import path_argument, whole
+from common.atomic_file import replace_bytes
 from common.command import run_command
 from common.folder_lock import is_lock
 from models.images import fit
 from preprocess_data.calvin_choice import source_splits
 from preprocess_data.frame_sources import frames_of
-from preprocess_data.parts import replace
 from preprocess_data.shard_work import Part, least, rank_options, ranks_of, read_ahead, unfinished, write_all, writing
 from training.data import archive
 from training.data.calvin import CalvinSplit
@@ -194,7 +194,7 @@ def _copy_the_rest(source: Path, folder: Path, below: str = "") -> None:
         elif not name.startswith("episode_") and not is_lock(name):
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open_binary(path) as file:
-                replace(target, file.read())
+                replace_bytes(target, file.read())
 
 
 def verify(folder: Path, source: Path | None) -> int:

@@ -19,6 +19,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm import tqdm
 
+from common.atomic_file import replace_text
 from common.environment import environment
 from common.folder_lock import hold
 from common.os_errors import reason_of
@@ -91,7 +92,7 @@ class Run:
         for note in set_aside(self.output_dir, self.resumed):
             self.say(note)
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        _write_config(self.job, self.output_dir / "config.yaml")
+        replace_text(self.output_dir / "config.yaml", to_yaml(self.job))
         for writer in _writers(self.job, self.output_dir, self.start_step):
             self.board.add(writer)
         write_status(self.output_dir, "running", self.start_step, self.resumed.path if self.resumed else None)
@@ -189,12 +190,6 @@ def _in_one_line(error: RuntimeError) -> BaseException:
     if isinstance(error, LostWorker):
         return SystemExit(f"stopped: {error}; {again}")
     return error
-
-
-def _write_config(job: Job, path: Path) -> None:
-    beside = path.with_suffix(".tmp")
-    beside.write_text(to_yaml(job), encoding="utf-8")
-    os.replace(beside, path)
 
 
 def _writers(job: Job, output_dir: Path, step: int) -> list[Writer]:

@@ -29,8 +29,8 @@ from benchmarks.timing import Spread
 from common.arguments import path_argument, whole
 from common.command import run_command
 from config.load import load_job
-from models.checkpoint import build
-from models.magvit import load_magvit
+from models.pretrained.model_io import build
+from models.vision.magvitv2 import load_magvit
 from policy_rollout import records
 from policy_rollout.acting import ActionConvention, Observation
 from policy_rollout.benchmarks.desk import DeskBenchmark

@@ -26,7 +26,7 @@ from benchmarks.record import arguments, parser, write
 from benchmarks.timing import Spread, alternate, ratio
 from common.arguments import path_argument, whole
 from common.command import run_command
-from models.images import normalise
+from models.processing.image import normalise
 from preprocess_data import repack
 from preprocess_data.frame_sources import ProcessedFrames
 from tests.benchmarks.naive_data import CAMERAS, NaiveData

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from config.schema import Job, Objective
-from models.backbones import backbone_config
-from models.checkpoint import Built, load_folder, save_folder
-from models.draws import Draws, generator
+from models.language_model import backbone_config
 from models.objectives import text_objective
-from models.prompting import ASSISTANT, HUMAN, Prompter, load_tokenizer, vocabulary_of
+from models.pretrained.model_config import ModelSpec
+from models.pretrained.model_io import Built, load_folder, save_folder
+from models.processing.text import ASSISTANT, HUMAN, Prompter, load_tokenizer, vocabulary_of
+from models.rng import Draws, generator
 from models.sequence import TextTurn
-from models.spec import ModelSpec
 from models.upvla import UPVLA
 from training.optim import Schedule, parameter_groups, set_lr
 

@@ -19,7 +19,7 @@ from benchmarks.step_problem import Problem, problem
 from benchmarks.timing import Spread, alternate, clock_of, ratio
 from common.arguments import whole
 from common.command import run_command
-from models.draws import Draws
+from models.rng import Draws
 from models.sequence import TokenSequence
 from training.step import bundle, encode_picture, encode_views, future_task, text_task
 

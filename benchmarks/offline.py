@@ -26,8 +26,8 @@ from benchmarks.sizes import SIZES, bearable, image_tokenizer, language_model
 from benchmarks.timing import Lap, Spread, alternate, clock_of
 from common.arguments import whole
 from common.command import run_command
-from models.magvit import MagVITv2
-from models.weights import write_safetensors
+from models.pretrained.weights_io import write_safetensors
+from models.vision.magvitv2 import MagVITv2
 from policy_rollout.benchmarks.coded import CodedFrames
 from policy_rollout.benchmarks.offline import Errors, FrameReader, Report, Sample, evaluate, list_samples
 from policy_rollout.policy import UPVLAPolicy

@@ -14,10 +14,10 @@ from transformers import CLIPVisionModel
 from benchmarks.step import BACKWARD, FORWARD, FRAMES, PICTURES, PREPARE, READ, UPDATE
 from benchmarks.step_problem import Problem
 from benchmarks.timing import Lap, lap
-from models.draws import Draws
-from models.images import normalise
 from models.objectives import text_objective
-from models.vision import ClipTower, with_layers
+from models.processing.image import normalise
+from models.rng import Draws
+from models.vision.clip_encoder import ClipTower, with_layers
 from tests.benchmarks import naive_step
 from training.step import bundle, encode_picture, encode_views, future_task, text_task
 

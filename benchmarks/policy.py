@@ -23,8 +23,8 @@ from benchmarks.sizes import SIZES, Size, bearable, image_tokenizer, language_mo
 from benchmarks.timing import Lap, Spread, alternate, clock_of, ratio
 from common.arguments import whole
 from common.command import run_command
-from models.images import fit, normalise
-from models.robot_reader import RobotReader
+from models.action.inference import RobotReader
+from models.processing.image import fit, normalise
 from policy_rollout.policy import Observation, UPVLAPolicy
 from tests.benchmarks.naive_acting import Naive
 from tests.benchmarks.naive_step import slow_model

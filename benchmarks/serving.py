@@ -29,8 +29,8 @@ from benchmarks.timing import Spread, lap
 from common.arguments import real, whole
 from common.command import run_command
 from config.load import load_job
-from models.checkpoint import build
-from models.magvit import load_magvit
+from models.pretrained.model_io import build
+from models.vision.magvitv2 import load_magvit
 from policy_rollout.acting import ACTION_SIZE, Observation, Policy
 from policy_rollout.policy import ConstantPolicy, UPVLAPolicy
 from policy_rollout.serving.server import Server, Settings

@@ -15,14 +15,14 @@ import torch
 from transformers import CLIPVisionConfig, PhiConfig, Qwen3Config
 
 from config.files import PROJECT_DIR
-from models.checkpoint import Built
-from models.images import ClipImageSpec
-from models.magvit import RELEASED_DECODER, RELEASED_ENCODER, MagVITv2, Tower
-from models.prompting import Prompter, load_tokenizer
-from models.spec import ModelSpec
-from models.tokens import Vocabulary
+from models.pretrained.model_config import ModelSpec
+from models.pretrained.model_io import Built
+from models.processing.image import ClipImageSpec
+from models.processing.text import Prompter, load_tokenizer
 from models.upvla import UPVLA
-from models.vision import ClipTower
+from models.vision.clip_encoder import ClipTower
+from models.vision.magvitv2 import RELEASED_DECODER, RELEASED_ENCODER, MagVITv2, Tower
+from models.vocabulary import Vocabulary
 
 TOKENIZER = PROJECT_DIR / "assets" / "tiny_phi"
 """Cuts the words of prompts; a larger vocabulary has ids that it never says."""

@@ -21,7 +21,7 @@ from benchmarks.record import ROOT, arguments, parser, write
 from benchmarks.timing import Spread
 from common.command import run_command
 from config.load import load_job
-from models.checkpoint import build, save_folder
+from models.pretrained.model_io import build, save_folder
 
 NAME = "startup"
 DESCRIPTION = """\

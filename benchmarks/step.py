@@ -23,7 +23,7 @@ from benchmarks.timing import Lap, Spread, alternate, clock_of, lap, ratio
 from common.command import run_command
 from config.load import ConfigError, load_job
 from config.schema import Job
-from models.draws import Draws
+from models.rng import Draws
 from models.upvla import Losses
 from training.data.batch import CoBatch
 from training.run import open_run

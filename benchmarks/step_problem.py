@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 
 from benchmarks.sizes import Size, clip_tower, image_tokenizer, language_model
 from config.schema import Job, Objective
-from models.draws import Draws
-from models.images import normalise
 from models.objectives import text_objective
-from models.vision import ClipTower
+from models.processing.image import normalise
+from models.rng import Draws
+from models.vision.clip_encoder import ClipTower
 from training.data.batch import CoBatch, RobotBatch, RobotSample, TextBatch, collate_robot
 from training.data.cotrain import CotrainLoader, Flow
 from training.optim import Schedule, build_optimizer

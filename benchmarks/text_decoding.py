@@ -24,8 +24,8 @@ from benchmarks.record import arguments, parser, write
 from benchmarks.timing import Lap, Spread, alternate, clock_of, ratio
 from common.arguments import path_argument, real, whole
 from common.command import run_command
-from models.checkpoint import Built
 from models.decoding import Decoding, Generation, Threshold, generate
+from models.pretrained.model_io import Built
 
 NAME = "text_decoding"
 DESCRIPTION = """\

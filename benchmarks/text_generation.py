@@ -25,9 +25,9 @@ from benchmarks.sizes import PATCHES, SIZES, Size, bearable, image_tokenizer, la
 from benchmarks.timing import Lap, Spread, alternate, clock_of, ratio
 from common.arguments import whole
 from common.command import run_command
-from models.checkpoint import Built
 from models.decoding import Decoding, Generation, Static, generate
 from models.host_memory import keep_freed_memory
+from models.pretrained.model_io import Built
 from tests.benchmarks.naive_acting import Naive
 from tests.benchmarks.naive_step import slow_model
 

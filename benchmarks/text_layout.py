@@ -24,10 +24,10 @@ from benchmarks.record import arguments, chosen_objectives, parser, write
 from benchmarks.timing import Spread, alternate, clock_of, ratio
 from common.command import run_command
 from config.schema import Job, Objective
-from models.draws import Draws
 from models.objectives import TextTask, text_objective
+from models.pretrained.model_config import ModelSpec
+from models.rng import Draws
 from models.sequence import TextTurn
-from models.spec import ModelSpec
 from models.upvla import UPVLA
 from tests.benchmarks.naive_text import Passes, loss, passes
 

@@ -11,12 +11,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from models.details import ACCURACY, BINNED, CLEAN, COUNTS, NATS, PERPLEXITY, perplexity, text_details
-from models.draws import Draws
-from models.loss import Tally
+from models.losses import Tally
 from models.objectives import TextObjective, TextTask, text_objective
-from models.prompting import Prompter
+from models.processing.text import Prompter
+from models.rng import Draws
 from models.sequence import TextTurn
+from models.text_metrics import ACCURACY, BINNED, CLEAN, COUNTS, NATS, PERPLEXITY, perplexity, text_details
 from models.upvla import UPVLA
 
 LOSS, GAP, SPREAD = "text/loss", "text/picture_gap", "text/estimate_spread"

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.masks import MULTIMODAL, ROBOT, Kind, Rule, Slots
-from models.tokens import Vocabulary
-from models.transfer import send
+from models.attention_mask import MULTIMODAL, ROBOT, Kind, Rule, Slots
+from models.device import send
+from models.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def with_action_tokens(robot: TokenSequence, ids: Tensor, real: Tensor) -> Token
     """The robot flow with the clean tokens of a chunk behind it: ``[... <|lvg|> x T] [action tokens]``.
 
     ``ids``, ``real`` [B, T * A]; what is not real is padding. They are tagged as an answer is, so that the layout of
-    noisy copies (``models.objectives.blocks``) serves them too.
+    noisy copies (``models.objectives.layout``) serves them too.
     """
     kind = torch.where(real, int(Kind.ANSWER), int(Kind.PAD))
     pos = robot.slots.pos[:, -1:] + 1 + torch.arange(ids.shape[1], device=ids.device)

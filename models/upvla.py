@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from models.backbones import Backbone
-from models.details import ACTION_DETAILS, action_details, no_details, text_details
-from models.heads import PooledRegression
-from models.loss import Tally, judged_cross_entropy, token_cross_entropy
-from models.masks import TILE
+from models.action import PooledRegression
+from models.attention_mask import TILE
+from models.device import send
+from models.language_model import Backbone
+from models.losses import Tally, judged_cross_entropy, token_cross_entropy
 from models.objectives.base import TextTask
+from models.pretrained.model_config import ModelSpec
 from models.sequence import TokenSequence
-from models.spec import ModelSpec
-from models.transfer import send
+from models.text_metrics import ACTION_DETAILS, action_details, no_details, text_details
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class FutureTask:
 
     ``sequence``: from ``robot_sequence``; ``targets`` [B, N + 2]: ids of the future frame (None: no image loss);
     ``actions`` [B, T, A] with ``action_weight`` [B, T] (1 counts a step, 0 leaves it out); None: no action loss.
-    ``action_tokens``: the same chunk as tokens, laid out behind the sequence (``models.objectives.actions``); None: no
-    block-diffusion actions.
+    ``action_tokens``: the same chunk as tokens, laid out behind the sequence (``models.objectives.action_diffusion``);
+    None: no block-diffusion actions.
     """
 
     sequence: TokenSequence
@@ -74,7 +74,7 @@ class Losses:
     """Sums and counts of one micro-batch: ``image`` over span slots, ``action`` over numbers, ``text`` over what the
     text objective counts. ``nats``: negative log-likelihood of the answers, or its bound, over answer tokens.
     ``action_bd``: block-diffusion actions, over what their objective counts. ``details``: what else is told of the
-    losses of tokens (``models.details.DETAILS``, ``ACTION_DETAILS``)."""
+    losses of tokens (``models.text_metrics.DETAILS``, ``ACTION_DETAILS``)."""
 
     image: Tally
     action: Tally
@@ -239,5 +239,5 @@ def projector(clip_width: int, width: int) -> nn.Sequential:
 def llm_config(spec: ModelSpec) -> Any:
     """The transformers config in ``spec.llm``. ``ValueError`` for a type that transformers does not know."""
     settings = copy.deepcopy(dict(spec.llm))
-    settings.pop("auto_map", None)  # code of its own is run where the user said so (``models.checkpoint``)
+    settings.pop("auto_map", None)  # code of its own is run where the user said so (``models.pretrained.model_io``)
     return AutoConfig.for_model(settings.pop("model_type"), **settings)

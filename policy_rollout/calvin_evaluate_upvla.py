@@ -112,7 +112,7 @@ def what_records_depend_on(policy: UPVLAPolicy, benchmark: Benchmark, settings: 
 def _cut_instructions(policy: UPVLAPolicy, jobs: Sequence[ChainJob], place: Place) -> list[str]:
     """Return the instructions of these chains that the policy cannot read whole, and print how many there are."""
     texts = dict.fromkeys(text for job in jobs for text in job.instructions)
-    from models.instructions import cut_instructions, describe_cut  # imports torch
+    from models.processing.instruction_length import cut_instructions, describe_cut  # imports torch
 
     cut = cut_instructions(policy.prompter, texts)
     if cut and place.rank == 0:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.housekeeping import remove
-from models.images import fit
+from models.processing.image import fit
 from policy_rollout.acting import Observation
 from policy_rollout.chunking import Actions
 from policy_rollout.pictures import (

@@ -24,9 +24,9 @@ from config.values import ConfigError, shown
 from policy_rollout.acting import ACTION_DECODERS
 
 if TYPE_CHECKING:  # a mistake in the file is found without torch
-    from models.checkpoint import UpstreamSettings
     from models.decoding import ActionDecoding
-    from models.spec import ModelSpec
+    from models.pretrained.model_config import ModelSpec
+    from models.pretrained.model_io import UpstreamSettings
 
 CHECKPOINT_KEY = "model.showo.tuned_model_path"
 DECODING_KEYS = ("action_conf_threshold", "action_infer_steps")
@@ -55,7 +55,7 @@ class ModelYaml:
     @property
     def upstream(self) -> UpstreamSettings:
         """What an original checkpoint's folder leaves open, answered by this file."""
-        from models.checkpoint import UpstreamSettings
+        from models.pretrained.model_io import UpstreamSettings
 
         showo, text = self.job.model.showo, self.job.dataset.preprocessing
         named = "model.showo.llm_model_path" in self.given

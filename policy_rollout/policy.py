@@ -20,15 +20,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.checkpoint import Built, load_folder, model_folder
+from models.action.inference import RobotReader
 from models.decoding import ActionDecoding, decode_actions
 from models.host_memory import keep_freed_memory
-from models.images import fit, normalise, to_uint8
-from models.instructions import cut_instructions, describe_cut
-from models.magvit import MagVITv2, load_magvit
-from models.robot_reader import RobotReader
+from models.pretrained.model_io import Built, load_folder, model_folder
+from models.pretrained.weights_io import files_sha256, resolve_model_dir
+from models.processing.image import fit, normalise, to_uint8
+from models.processing.instruction_length import cut_instructions, describe_cut
 from models.sequence import robot_sequence
-from models.weights import files_sha256, resolve_model_dir
+from models.vision.magvitv2 import MagVITv2, load_magvit
 from policy_rollout.acting import ACTION_DECODERS
 from policy_rollout.acting import ACTION_SIZE as ACTION_SIZE
 from policy_rollout.acting import CAMERAS as CAMERAS

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.json_file import read_object
+from common.json_file import read_object
 from preprocess_data.tfrecord import Feature, parse_example, records
 from training.data.files import read_pickle
 

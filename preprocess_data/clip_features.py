@@ -26,8 +26,8 @@ from tqdm import tqdm
 from common.arguments import path_argument
 from common.command import run_command
 from config.load import load_job
-from models.images import clip_pixels
-from models.vision import ClipTower, load_clip
+from models.processing.image import clip_pixels
+from models.vision.clip_encoder import ClipTower, load_clip
 from preprocess_data.shard_work import (
     Part,
     least,

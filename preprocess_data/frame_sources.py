@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.images import fit
+from models.processing.image import fit
 from training.data.calvin import CalvinSplit, is_split, splits_in
 from training.data.processed import INDEX_NAME
 from training.data.tokens import probes, processed_digest, raw_digest, reading_version

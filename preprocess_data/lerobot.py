@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.json_file import read_object
+from common.json_file import read_object
 from training.data.files import read_image_bytes
 
 Picture = npt.NDArray[np.uint8]  # [height, width, 3]

@@ -22,7 +22,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from common.arguments import path_argument, real, whole
 from common.command import run_command
-from models.image_file import shown_size
+from models.processing.image_file import shown_size
 from preprocess_data.bridge import (
     LANGUAGE,
     OBSERVATIONS,

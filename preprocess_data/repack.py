@@ -27,7 +27,7 @@ from common.arguments import path_argument, whole
 from common.atomic_file import replace_bytes
 from common.command import run_command
 from common.folder_lock import is_lock
-from models.images import fit
+from models.processing.image import fit
 from preprocess_data.calvin_choice import source_splits
 from preprocess_data.frame_sources import frames_of
 from preprocess_data.shard_work import Part, least, rank_options, ranks_of, read_ahead, unfinished, write_all, writing

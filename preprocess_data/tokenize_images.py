@@ -26,8 +26,8 @@ from common.arguments import path_argument, real, whole
 from common.command import run_command
 from common.os_errors import reason_of
 from config.load import load_job
-from models.images import normalise
-from models.magvit import CODEBOOK_SIZE, MagVITv2, load_magvit
+from models.processing.image import normalise
+from models.vision.magvitv2 import CODEBOOK_SIZE, MagVITv2, load_magvit
 from preprocess_data.frame_sources import Source, open_source
 from preprocess_data.shard_work import (
     Part,

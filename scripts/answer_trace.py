@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from rich.text import Text
 
 from models.decoding import Progress
-from models.prompting import Prompter
+from models.processing.text import Prompter
 
 HIDDEN, END = "▁", "⏹"
 FRESH, SETTLED, DIM = "bold black on green3", "default", "dim"

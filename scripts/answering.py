@@ -12,14 +12,14 @@ from torch import Tensor
 
 from config.files import PROJECT_DIR
 from config.load import load_job
-from models.checkpoint import Built, build, load_folder, model_folder
 from models.decoding import Decoding, Threshold, acceptance
 from models.host_memory import keep_freed_memory
-from models.images import clip_pixels
-from models.prompting import Prompter
+from models.pretrained.model_io import Built, build, load_folder, model_folder
+from models.pretrained.weights_io import resolve_model_dir
+from models.processing.image import clip_pixels
+from models.processing.text import Prompter
 from models.upvla import UPVLA
-from models.vision import ClipTower, load_clip
-from models.weights import resolve_model_dir
+from models.vision.clip_encoder import ClipTower, load_clip
 from policy_rollout.model_yaml import CHECKPOINT_KEY, load_model_yaml, located
 from training.data.files import pictures_in, read_image
 

@@ -29,7 +29,7 @@ from common.atomic_file import replace_text
 from common.command import run_command
 from common.folder_lock import hold
 from models.decoding import Decoding, Generation, generate
-from models.weights import files_sha256
+from models.pretrained.weights_io import files_sha256
 from policy_rollout.benchmarks.vqa import results
 from policy_rollout.benchmarks.vqa.asking import FILE as ANSWERS
 from policy_rollout.benchmarks.vqa.asking import Asked, ask, in_order

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import torch
 
 from config.schema import Job
-from models.actions import ActionBins
-from models.draws import Draws
-from models.masks import Kind
+from models.action.encoding import ActionBins
+from models.attention_mask import Kind
 from models.objectives import TextTask, action_diffusion, action_task, text_objective
+from models.rng import Draws
 from models.sequence import Span, TextTurn, TokenSequence, robot_sequence
-from models.tokens import SPECIAL_TOKENS, Vocabulary
+from models.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 LAYOUTS = ("robot", "ar", "mdm", "bd", "actions")
 AXES = "xyzαβγg"

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from common.atomic_file import replace_text
 from common.folder_lock import hold_file
 from common.os_errors import reason_of
-from models.instructions import cut_instructions
+from models.processing.instruction_length import cut_instructions
 from policy_rollout.benchmarks.coded import CodedFrames, coded_frames
 from policy_rollout.benchmarks.offline import (
     CPU_BATCH,

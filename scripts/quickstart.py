@@ -38,9 +38,9 @@ from common.folder_lock import hold  # noqa: E402
 from config.identity import difference, settings_in, settings_of  # noqa: E402
 from config.load import ConfigError, load_job  # noqa: E402
 from config.schema import Job  # noqa: E402
-from models.checkpoint import build  # noqa: E402
-from models.magvit import load_magvit  # noqa: E402
 from models.objectives import text_objective  # noqa: E402
+from models.pretrained.model_io import build  # noqa: E402
+from models.vision.magvitv2 import load_magvit  # noqa: E402
 from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action  # noqa: E402
 from policy_rollout.pictures import GREEN, RED, beside, captioned, sheet, write_gif, write_png  # noqa: E402
 from policy_rollout.policy import ConstantPolicy, Observation, Policy, UPVLAPolicy  # noqa: E402

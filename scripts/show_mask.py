@@ -23,8 +23,8 @@ from config import files
 from config.build import build, new_tree
 from config.schema import Job
 from config.values import ConfigError
-from models.draws import Draws, generator
-from models.objectives.schedules import block_sizes
+from models.objectives.block_size import block_sizes
+from models.rng import Draws, generator
 from scripts.mask_layouts import LAYOUTS, Layout, Sizes, lay_out
 from scripts.mask_picture import draw_mask
 

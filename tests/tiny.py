@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PhiConfig, PreTrainedTokenizerFast, Qwen3Config
 
-from models.prompting import Prompter, load_tokenizer, vocabulary_of
-from models.spec import ModelSpec
+from models.pretrained.model_config import ModelSpec
+from models.processing.text import Prompter, load_tokenizer, vocabulary_of
 from models.upvla import UPVLA
 
 SENTENCES = (

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from config.schema import Job, LoRA
 from config.values import shown
-from models.backbones import Backbone
+from models.language_model import Backbone
+from models.pretrained.weights_io import write_safetensors
 from models.upvla import UPVLA
-from models.weights import write_safetensors
 from training.freeze import matching
 
 ADAPTER_FOLDER = "adapter"

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from models.transfer import send
+from models.device import send
 from training.data.batch import CoBatch
 
 

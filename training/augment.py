@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from config.schema import Augment
-from models.draws import generator
-from models.transfer import send
+from models.device import send
+from models.rng import generator
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey value (ITU-R BT.601)."""

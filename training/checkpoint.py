@@ -1,7 +1,7 @@
 """Checkpoints of a training run: written whole or not at all, found again, and the state in them restored.
 
     checkpoint-<step>/
-        unwrapped_model/     all that acting needs (``models.checkpoint``)
+        unwrapped_model/     all that acting needs (``models.pretrained.model_io``)
         training_state/      all that resuming needs: optimizer, gradient scaler, random numbers, per rank where needed
         metadata.json        the step, the place in the data, every file's size and checksum (``training.manifest``)
 
@@ -34,8 +34,8 @@ from tqdm import tqdm
 from common.housekeeping import remove, retire
 from config.load import ConfigError
 from config.schema import Job
-from models.checkpoint import WEIGHTS_FILE
-from models.folders import is_copy, model_files
+from models.pretrained.folders import is_copy, model_files
+from models.pretrained.model_io import WEIGHTS_FILE
 from training.adapters import ADAPTER_FOLDER
 from training.agreement import Ranks
 from training.data.cotrain import CotrainLoader

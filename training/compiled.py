@@ -9,7 +9,7 @@ import tempfile
 
 import torch
 
-from models.backbones import Backbone
+from models.language_model import Backbone
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 

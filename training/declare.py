@@ -8,7 +8,7 @@ from dataclasses import replace
 from common.robot import CAMERAS, by_view
 from config.build import get, put
 from config.schema import Job
-from models.actions import ActionScale
+from models.action.encoding import ActionScale
 from models.upvla import UPVLA
 from training.data.checks import require
 from training.data.contract import DataContract, action_scale, read_contract

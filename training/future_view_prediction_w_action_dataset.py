@@ -49,7 +49,7 @@ import torch
 from torch.utils.data import Dataset
 
 from common.robot import CAMERAS as CAMERAS
-from models.images import fit
+from models.processing.image import fit
 from training.data.actions import action_chunk, action_chunks
 from training.data.batch import RobotBatch, RobotSample
 from training.data.files import IMAGE_SUFFIXES, read_image, read_npz

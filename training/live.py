@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from config.schema import Job, LoRA
-from models.weights import require_finite, write_safetensors
+from models.pretrained.weights_io import require_finite, write_safetensors
 
 FILE = "weights.safetensors"
 LIVE, AVERAGE, ABOUT = "live.", "average.", "about"

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from config.schema import Job
-from models.draws import Draws
+from models.rng import Draws
 from models.sequence import TextTurn
 from models.upvla import UPVLA
 from training.data.batch import RobotBatch

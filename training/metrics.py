@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from common.os_errors import reason_of
-from models.loss import Tally
+from models.losses import Tally
 from training.manifest import flush
 
 METRICS_FILE = "metrics.jsonl"

@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from config.schema import Job
-from models.weights import not_finite
+from models.pretrained.weights_io import not_finite
 
 LATENTS = "latents"
 """Last part of the name of the learned queries of a pooling head (``token_learner.latents``, [1, D])."""

@@ -28,7 +28,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 from common.process_rank import ProcessRank, shown_variables, unset_command
 from config.load import ConfigError
 from config.schema import Job
-from models.loss import Tally
+from models.losses import Tally
 from models.upvla import UPVLA, Losses
 from training.launch_environment import check_environment, is_on
 

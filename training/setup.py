@@ -15,17 +15,17 @@ from torch.optim import Optimizer
 from common.process_rank import process_rank
 from config.load import ConfigError
 from config.schema import Job
-from models.backbones import FLEX
-from models.checkpoint import Built, build, load_folder, require_same_words, save_folder, text_settings
-from models.images import ClipImageSpec
-from models.instructions import cut_instructions, describe_cut, require_distinct
-from models.magvit import MagVITv2, load_magvit
-from models.masks import TILE
+from models.attention_mask import TILE
+from models.language_model import FLEX
+from models.language_model.positions import beyond_positions
 from models.objectives import TextObjective, text_objective
-from models.positions import beyond_positions
-from models.prompting import Prompter
+from models.pretrained.model_io import Built, build, load_folder, require_same_words, save_folder, text_settings
+from models.processing.image import ClipImageSpec
+from models.processing.instruction_length import cut_instructions, describe_cut, require_distinct
+from models.processing.text import Prompter
 from models.upvla import UPVLA
-from models.vision import ClipTower, load_clip
+from models.vision.clip_encoder import ClipTower, load_clip
+from models.vision.magvitv2 import MagVITv2, load_magvit
 from training import adapters, live
 from training.average import Average
 from training.compiled import compile_backbone

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from config.schema import Job
-from models.actions import ActionBins
-from models.draws import Draws, generator
-from models.images import normalise
+from models.action.encoding import ActionBins
+from models.device import send
 from models.objectives import TextObjective, TextTask, action_diffusion, action_task
+from models.processing.image import normalise
+from models.rng import Draws, generator
 from models.sequence import TextTurn, future_targets, robot_sequence
-from models.transfer import send
 from models.upvla import FutureTask
 from training import augment
 from training.data.batch import RobotBatch, TextBatch

@@ -23,10 +23,10 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from config.schema import Job
-from models.details import COUNTS, NATS, derived
-from models.draws import Draws
-from models.loss import Tally
-from models.transfer import send
+from models.device import send
+from models.losses import Tally
+from models.rng import Draws
+from models.text_metrics import COUNTS, NATS, derived
 from models.upvla import Losses
 from training import checkpoint, live, memory, optimizer_state
 from training.arrival import arriving

@@ -17,13 +17,13 @@ from torch import Tensor
 from config.load import ConfigError
 from config.schema import Job
 from models.decoding import ActionDecoding, decode_actions, generate
-from models.details import ACTION_DETAILS
-from models.images import clip_pixels, to_uint8
-from models.loss import Tally
+from models.losses import Tally
 from models.measure import DRAWS, VARIANCE, measure_text, text_figures
 from models.measure import MEASURES as TEXT_MEASURES
-from models.prompting import questions_in
+from models.processing.image import clip_pixels, to_uint8
+from models.processing.text import questions_in
 from models.sequence import robot_sequence
+from models.text_metrics import ACTION_DETAILS
 from training.data.batch import CoBatch, RobotBatch, TextSample, collate_robot
 from training.data.cotrain import Batch, Flow
 from training.data.files import pictures_in, read_image

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from models.transfer import send
+from models.device import send
 from training.data.batch import CoBatch
 
 HISTORY = 100

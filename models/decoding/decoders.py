@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from models.decoding.accept import Acceptance, Threshold
-from models.decoding.stream import CleanStream
-from models.decoding.turn import Turn
+from models.decoding.acceptance import Acceptance, Threshold
+from models.decoding.kv_cache import CleanStream
+from models.decoding.state import Turn
 
 
 def next_token(turn: Turn) -> None:

@@ -14,13 +14,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from models.decoding.accept import Acceptance, Threshold
+from models.decoding.acceptance import Acceptance, Threshold
 from models.decoding.decoders import Blocks, draft_and_verify, fill_blocks, next_token
+from models.decoding.kv_cache import CleanStream, prompt_sequence
 from models.decoding.sampling import Sampling, Voice
-from models.decoding.stream import CleanStream, prompt_sequence
-from models.decoding.turn import OnStep, Turn
-from models.positions import beyond_positions
-from models.prompting import Prompter
+from models.decoding.state import OnStep, Turn
+from models.language_model.positions import beyond_positions
+from models.processing.text import Prompter
 from models.upvla import UPVLA
 
 DECODERS = ("ar", "mdm", "bd")

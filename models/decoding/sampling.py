@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.loss import ban
+from models.losses import ban
 from models.upvla import UPVLA
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from config.schema import Job
-from models.objectives.actions import action_diffusion, action_task
+from models.objectives.action_diffusion import action_diffusion, action_task
 from models.objectives.ar import Autoregressive
 from models.objectives.base import TextObjective, TextTask
 from models.objectives.bd import block_diffusion

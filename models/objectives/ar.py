@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from models.draws import Draws
-from models.masks import Kind
+from models.attention_mask import Kind
 from models.objectives.base import TextTask
+from models.rng import Draws
 from models.sequence import TextTurn, clean_text_sequence
-from models.tokens import Vocabulary
+from models.vocabulary import Vocabulary
 
 
 class Autoregressive:

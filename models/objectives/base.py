@@ -12,10 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from models.draws import Draws
+from models.device import send
+from models.rng import Draws
 from models.sequence import TextTurn, TokenSequence
-from models.tokens import Vocabulary
-from models.transfer import send
+from models.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

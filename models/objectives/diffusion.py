@@ -18,14 +18,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.draws import Draws
-from models.masks import Kind
+from models.attention_mask import Kind
 from models.objectives.base import TextTask
-from models.objectives.blocks import Canvas, canvas_of, hide, with_noisy_views, without_unread
-from models.objectives.levels import FULL, Ratio, bound_weight, likelihood_weight
-from models.objectives.schedules import BlockSizes, Fixed
+from models.objectives.block_size import BlockSizes, Fixed
+from models.objectives.elbo_weights import FULL, Ratio, bound_weight, likelihood_weight
+from models.objectives.layout import Canvas, canvas_of, hide, with_noisy_views, without_unread
+from models.rng import Draws
 from models.sequence import Span, TextTurn, TokenSequence, clean_text_sequence
-from models.tokens import Vocabulary
+from models.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from config.schema import Job
+from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
-from models.objectives.levels import Ratio
-from models.objectives.schedules import Fixed
+from models.objectives.elbo_weights import Ratio
 
 
 def masked_diffusion(job: Job) -> Diffusion:

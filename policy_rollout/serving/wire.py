@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from models.image_file import as_shown
+from models.processing.image_file import as_shown
 
 _DTYPE = re.compile(r"[<>|=]?[biuf][1248]")
 _MAX_DIMENSIONS = 8

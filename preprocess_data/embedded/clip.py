@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from models.images import ClipImageSpec, clip_pixels
-from models.weights import write_safetensors
+from models.pretrained.weights_io import write_safetensors
+from models.processing.image import ClipImageSpec, clip_pixels
 from preprocess_data.embedded.toys import COLOURS, SHAPES, SIDE, Scene, draw, random_scenes
 
 PATCH = 28

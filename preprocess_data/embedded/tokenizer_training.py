@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.images import fit, normalise
-from models.lfq import codebook_losses, straight_through
-from models.magvit import LATENT_CHANNELS, MagVITv2, ResBlock, Tower
-from models.weights import write_safetensors
+from models.pretrained.weights_io import write_safetensors
+from models.processing.image import fit, normalise
+from models.vision.lfq_loss import codebook_losses, straight_through
+from models.vision.magvitv2 import LATENT_CHANNELS, MagVITv2, ResBlock, Tower
 from policy_rollout.calvin.tasks import DOORS_AND_LIGHTS
 from preprocess_data.desk_play import Player, Settings
 from preprocess_data.embedded.scenes import random_scenes
@@ -227,7 +227,7 @@ def _optimised(
 
 
 def write_magvit(model: MagVITv2, folder: Path) -> None:
-    """In the layout that `models.magvit.load_magvit` reads."""
+    """In the layout that `models.vision.magvitv2.load_magvit` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {
         name: {"ch": tower.ch, "ch_mult": list(tower.ch_mult), "num_res_blocks": list(tower.num_res_blocks)}

@@ -20,17 +20,17 @@ from torch import Tensor
 
 from common.atomic_file import replace_text
 from config.schema import MMU_INDEX, Job
-from models.checkpoint import Built, load_folder
 from models.decoding import generate
-from models.draws import Draws
-from models.images import clip_pixels
-from models.magvit import load_magvit
 from models.measure import DRAWS
 from models.objectives import text_objective
-from models.prompting import ASSISTANT, HUMAN
+from models.pretrained.model_io import Built, load_folder
+from models.pretrained.weights_io import files_sha256
+from models.processing.image import clip_pixels
+from models.processing.text import ASSISTANT, HUMAN
+from models.rng import Draws
 from models.sequence import TextTurn
-from models.vision import load_clip
-from models.weights import files_sha256
+from models.vision.clip_encoder import load_clip
+from models.vision.magvitv2 import load_magvit
 from policy_rollout.benchmarks.offline import Sample, evaluate, list_samples
 from policy_rollout.benchmarks.vqa.questions import read_questions, require_pictures
 from policy_rollout.policy import Policy, UPVLAPolicy, pick_device

@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.images import fit, normalise, to_uint8
-from models.magvit import MagVITv2
-from models.prompting import Prompter
+from models.processing.image import fit, normalise, to_uint8
+from models.processing.text import Prompter
 from models.sequence import pad_left
 from models.upvla import UPVLA
+from models.vision.magvitv2 import MagVITv2
 from tests.benchmarks.naive_step import _hidden, _logits, additive, chat_mask, encode, robot_mask
 
 

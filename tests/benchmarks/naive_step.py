@@ -24,11 +24,11 @@ from torch.nn import functional as F
 from transformers import CLIPVisionModel
 from transformers.activations import ACT2FN
 
-from models.lfq import codebook_losses
-from models.magvit import MagVITv2
 from models.sequence import pad_left, pad_right
-from models.tokens import Vocabulary
 from models.upvla import UPVLA
+from models.vision.lfq_loss import codebook_losses
+from models.vision.magvitv2 import MagVITv2
+from models.vocabulary import Vocabulary
 
 NOBODY = -100
 RATIOS = (0.15, 0.60)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.masks import Kind
+from models.attention_mask import Kind
 from models.objectives import TextTask
 from models.sequence import Span, TextTurn, clean_text_sequence
 from models.upvla import UPVLA

@@ -13,7 +13,7 @@ from transformers import PhiConfig
 
 from benchmarks import offline, policy, text_generation
 from benchmarks.sizes import SIZES
-from models.magvit import Tower
+from models.vision.magvitv2 import Tower
 from tests.benchmarks.naive_acting import Naive
 
 TOWER = Tower(32, (1, 1, 1, 1, 1), (1, 1, 1, 1, 1))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from models.checkpoint import Built, to_disk_names
+from models.pretrained.model_io import Built, to_disk_names
 from tests.benchmarks import naive_step
 from tests.parity import flows
 from tests.parity.where import parity_dir

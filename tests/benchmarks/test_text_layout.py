@@ -10,9 +10,9 @@ import torch
 
 from benchmarks import text_layout
 from config.schema import Job
-from models.draws import Draws
 from models.objectives import text_objective
 from models.objectives.base import TextTask
+from models.rng import Draws
 from tests.benchmarks.naive_text import loss, passes
 from tests.models.text_problems import Built, talk
 from tests.tiny import tiny_model

@@ -11,12 +11,12 @@ import torch
 
 from config.load import load_job
 from config.schema import MMU_INDEX
-from models.checkpoint import build
-from models.details import NATS
 from models.measure import measure_text
 from models.objectives import text_objective
-from models.prompting import ASSISTANT, HUMAN
+from models.pretrained.model_io import build
+from models.processing.text import ASSISTANT, HUMAN
 from models.sequence import TextTurn
+from models.text_metrics import NATS
 from policy_rollout.benchmarks.offline import list_samples
 from policy_rollout.policy import ConstantPolicy
 from scripts import compare_objectives

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common.robot import by_view, gripper_values
-from models.spec import CALVIN_RELATIVE
+from models.pretrained.model_config import CALVIN_RELATIVE
 from preprocess_data import process_calvin
 from preprocess_data.calvin_verify import verify_processed
 from tests.data.builders import edit_index, raw_split

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.actions import ActionScale
-from models.spec import CALVIN_RELATIVE
+from models.action.encoding import ActionScale
+from models.pretrained.model_config import CALVIN_RELATIVE
 from policy_rollout.policy import ActionConvention
 from preprocess_data import process_calvin
 from tests.data.builders import processed_split, raw_split

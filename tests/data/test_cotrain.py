@@ -18,8 +18,8 @@ from PIL import Image
 from torch.utils.data import DistributedSampler
 
 from config.schema import Job
-from models.images import ClipImageSpec
-from models.prompting import Conversation
+from models.processing.image import ClipImageSpec
+from models.processing.text import Conversation
 from tests.data.builders import frame_arrays, processed_split
 from training.data.batch import CoBatch
 from training.data.cotrain import (

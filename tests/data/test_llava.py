@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from models.images import ClipImageSpec, clip_pixels
-from models.prompting import Conversation
+from models.processing.image import ClipImageSpec, clip_pixels
+from models.processing.text import Conversation
 from training.data.batch import collate_text
 from training.data.llava import INDEX_NAME, NO_OBJECT, NO_PICTURE, LeftOut, LlavaDataset
 

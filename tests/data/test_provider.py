@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.images import fit
+from models.processing.image import fit
 from tests.data.builders import edit_index, frame_arrays, opened_files, processed_split, write_frame
 from training import future_view_prediction_w_action_dataset as module
 from training.future_view_prediction_w_action_dataset import DataProvider

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.images import fit
+from models.processing.image import fit
 from preprocess_data import process_calvin, repack
 from tests.data.builders import frame_arrays, opened_files, raw_split, write_frame
 from training.data import packed, shards

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from models.image_file import READING
-from models.images import fit, normalise
-from models.magvit import load_magvit
+from models.processing.image import fit, normalise
+from models.processing.image_file import READING
+from models.vision.magvitv2 import load_magvit
 from preprocess_data import tokenize_images
 from tests.data.builders import edit_index, forget, frame_arrays, opened_files, processed_split, raw_split, write_frame
 from tests.training.world import write_magvit

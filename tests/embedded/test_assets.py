@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from models.images import fit, normalise, to_uint8
-from models.magvit import load_magvit
-from models.vision import load_clip
+from models.processing.image import fit, normalise, to_uint8
+from models.vision.clip_encoder import load_clip
+from models.vision.magvitv2 import load_magvit
 from preprocess_data.embedded import clip, conversations, tokenizer_training
 from preprocess_data.embedded.questions import KINDS, LIST, NAMES, balanced, blind_floor, kind_of
 from preprocess_data.embedded.scenes import random_scenes

@@ -21,12 +21,12 @@ from PIL import Image
 from safetensors.torch import save as save_safetensors
 
 from config.load import load_job
-from models.checkpoint import load_folder, save_folder
-from models.images import ClipImageSpec
-from models.magvit import load_magvit
-from models.prompting import load_tokenizer
-from models.vision import load_clip
-from models.weights import read_weights
+from models.pretrained.model_io import load_folder, save_folder
+from models.pretrained.weights_io import read_weights
+from models.processing.image import ClipImageSpec
+from models.processing.text import load_tokenizer
+from models.vision.clip_encoder import load_clip
+from models.vision.magvitv2 import load_magvit
 from policy_rollout.model_yaml import load_model_yaml
 from preprocess_data.browsing.sources import ConversationSource
 from scripts.summarize_offline_eval_json import COLUMNS

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.actions import ActionBins
-from models.draws import Draws
-from models.masks import Kind
+from models.action.encoding import ActionBins
+from models.attention_mask import Kind
 from models.objectives import action_task
+from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
-from models.objectives.schedules import Fixed
-from models.prompting import Prompter
+from models.processing.text import Prompter
+from models.rng import Draws
 from models.sequence import TokenSequence, future_targets, robot_sequence
 from models.upvla import UPVLA, FutureTask
 from tests.tiny import tiny_model

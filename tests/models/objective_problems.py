@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.draws import Draws
 from models.objectives import TextTask
+from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
-from models.objectives.schedules import Fixed
+from models.rng import Draws
 from models.sequence import TextTurn
 from tests.models.text_problems import Built
 from tests.tiny import tiny_model

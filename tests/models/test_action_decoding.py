@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.actions import ActionBins
+from models.action.encoding import ActionBins
+from models.attention_mask import Kind
 from models.decoding import ActionDecoding, DecodedActions, Static, decode_actions
-from models.decoding.accept import accept_within
-from models.masks import Kind
+from models.decoding.acceptance import accept_within
 from models.upvla import UPVLA
 from tests.models.action_problems import Built, alone, robot, telling_model
 

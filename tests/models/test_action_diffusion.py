@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from config.schema import Job
-from models.actions import ActionBins
-from models.draws import Draws
-from models.masks import ROBOT, Kind, Slots
+from models.action.encoding import ActionBins
+from models.attention_mask import ROBOT, Kind, Slots
 from models.objectives import TextTask, action_diffusion, text_objective
-from models.objectives.blocks import canvas_of, with_noisy_views, without_unread
+from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
-from models.objectives.levels import Ratio
-from models.objectives.schedules import Fixed
+from models.objectives.elbo_weights import Ratio
+from models.objectives.layout import canvas_of, with_noisy_views, without_unread
+from models.rng import Draws
 from models.sequence import TokenSequence, with_action_tokens
-from models.tokens import Vocabulary
+from models.vocabulary import Vocabulary
 from tests.models.action_problems import (
     INSTRUCTIONS,
     Built,

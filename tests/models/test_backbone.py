@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers.activations import NewGELUActivation
 
-from models.backbones import Backbone
+from models.language_model import Backbone
 from tests.tiny import llm_config
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from config.schema import Job
-from models.checkpoint import (
+from models.pretrained.model_io import (
     SPEC_FIELD,
     build,
     from_disk_names,
@@ -18,7 +18,7 @@ from models.checkpoint import (
     save_folder,
     to_disk_names,
 )
-from models.weights import write_safetensors
+from models.pretrained.weights_io import write_safetensors
 from tests.tiny import tiny_model, write_language_model
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.codes import code_bits, relate_codes
-from models.magvit import SignTable
+from models.language_model.weight_init import code_bits, relate_codes
+from models.vision.magvitv2 import SignTable
 from tests.models.test_checkpoint import job
 from tests.tiny import tiny_model
 
@@ -42,7 +42,7 @@ def test_a_codebook_that_is_no_power_of_two_stays_as_it_is(tmp_path: Path) -> No
 
 
 def test_a_model_built_from_random_weights_starts_so(tmp_path: Path) -> None:
-    from models.checkpoint import build
+    from models.pretrained.model_io import build
 
     model = build(job(tmp_path)).model
     rows = model.backbone.lm.get_input_embeddings().weight[model.vocab.first_code : model.vocab.mask].detach()
@@ -50,7 +50,7 @@ def test_a_model_built_from_random_weights_starts_so(tmp_path: Path) -> None:
 
 
 def test_the_padding_rows_of_a_language_model_are_not_taken_for_codes(tmp_path: Path) -> None:
-    from models.checkpoint import build
+    from models.pretrained.model_io import build
 
     start = job(tmp_path)
     vocab = build(start).model.vocab

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from models.decoding import generate
-from models.instructions import cut_instructions, describe_cut, require_distinct
-from models.positions import beyond_positions
-from models.prompting import Prompter
+from models.language_model.positions import beyond_positions
+from models.processing.instruction_length import cut_instructions, describe_cut, require_distinct
+from models.processing.text import Prompter
 from models.upvla import UPVLA
 from tests.data.builders import edit_index, processed_split
 from tests.tiny import tiny_model

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.decoding import Sampling, generate, prompt_sequence
-from models.prompting import Prompter
+from models.processing.text import Prompter
 from models.upvla import UPVLA
 from tests.tiny import tiny_model
 

@@ -23,7 +23,7 @@ from models.decoding import (
     acceptance,
     generate,
 )
-from models.prompting import Prompter
+from models.processing.text import Prompter
 from models.sequence import TextTurn
 from models.upvla import UPVLA
 from tests.models.text_problems import Block, alone

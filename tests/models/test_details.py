@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models import loss
-from models.details import ACCURACY, BINNED, CLEAN, COUNTS, DETAILS, derived, no_details, text_details
-from models.loss import judged_cross_entropy, token_cross_entropy
+from models import losses as losses_module
+from models.losses import judged_cross_entropy, token_cross_entropy
 from models.objectives import TextTask, text_objective
+from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
-from models.objectives.schedules import Fixed
 from models.sequence import clean_text_sequence
+from models.text_metrics import ACCURACY, BINNED, CLEAN, COUNTS, DETAILS, derived, no_details, text_details
 from tests.models.text_problems import Built, talk
 from tests.tiny import tiny_model
 from training.metrics import Meter
@@ -129,7 +129,7 @@ def test_judging_changes_neither_losses_nor_gradients_in_one_piece_or_in_chunks(
     assert head.weight.grad is not None
     gradient = head.weight.grad.clone()
     for most in (1 << 26, 3 * 11):
-        monkeypatch.setattr(loss, "MAX_LOGITS", most)
+        monkeypatch.setattr(losses_module, "MAX_LOGITS", most)
         head.zero_grad()
         losses, right = judged_cross_entropy(head, hidden, targets, banned=10)
         losses.sum().backward()

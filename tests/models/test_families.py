@@ -11,11 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from config.load import load_job
 from config.schema import Job
-from models.checkpoint import Built, build, load_folder, save_folder
-from models.decoding.stream import CleanStream, prompt_sequence
-from models.robot_reader import RobotReader
+from models.action.inference import RobotReader
+from models.decoding.kv_cache import CleanStream, prompt_sequence
+from models.pretrained.model_io import Built, build, load_folder, save_folder
+from models.pretrained.weights_io import read_weights, write_safetensors
 from models.sequence import robot_sequence
-from models.weights import read_weights, write_safetensors
 from tests.models.families import EAGER_ALONE, FAMILIES, VOCABULARY, write_family
 from tests.tiny import write_tokenizer
 from tests.training.world import CONFIG, write_clip

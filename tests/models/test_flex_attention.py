@@ -14,9 +14,9 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from config.schema import Job
-from models.draws import Draws
-from models.masks import TILE, Rule, Slots
+from models.attention_mask import TILE, Rule, Slots
 from models.objectives import text_objective
+from models.rng import Draws
 from models.sequence import TokenSequence, robot_sequence
 from models.upvla import UPVLA
 from tests.models.text_problems import Built, talk

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps, TiffImagePlugin
 
-from models.image_file import ORIENTATION, as_shown, shown_size
-from models.images import ClipImageSpec, clip_pixels
+from models.processing.image import ClipImageSpec, clip_pixels
+from models.processing.image_file import ORIENTATION, as_shown, shown_size
 from policy_rollout.serving.wire import EncodedPicture, WireError
 from training.data.files import read_image
 

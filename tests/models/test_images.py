@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.images import ClipImageSpec, as_pil, clip_pixels, fit, normalise, to_uint8
+from models.processing.image import ClipImageSpec, as_pil, clip_pixels, fit, normalise, to_uint8
 
 OPENAI_FIELDS: dict[str, Any] = {
     "size": 24,

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoint import Built, build, load_folder, save_folder
-from models.magvit import load_magvit
-from models.prompting import load_tokenizer
-from models.vision import load_clip
+from models.pretrained.model_io import Built, build, load_folder, save_folder
+from models.processing.text import load_tokenizer
+from models.vision.clip_encoder import load_clip
+from models.vision.magvitv2 import load_magvit
 from tests.tiny import write_tokenizer
 from tests.training.world import build_world, load
 

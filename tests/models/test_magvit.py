@@ -7,9 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.lfq import codebook_losses, straight_through
-from models.magvit import CODEBOOK_SIZE, RELEASED_DECODER, RELEASED_ENCODER, MagVITv2, SignTable, Tower, load_magvit
-from models.weights import write_safetensors
+from models.pretrained.weights_io import write_safetensors
+from models.vision.lfq_loss import codebook_losses, straight_through
+from models.vision.magvitv2 import (
+    CODEBOOK_SIZE,
+    RELEASED_DECODER,
+    RELEASED_ENCODER,
+    MagVITv2,
+    SignTable,
+    Tower,
+    load_magvit,
+)
 
 SMALL_ENCODER = {"ch": 32, "ch_mult": [1, 1, 2], "num_res_blocks": [1, 2, 1]}
 SMALL_DECODER = {"ch": 32, "ch_mult": [1, 2, 2], "num_res_blocks": [1, 1, 2]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from models.masks import CAUSAL, MULTIMODAL, ROBOT, Kind, Rule, Slots, with_views
+from models.attention_mask import CAUSAL, MULTIMODAL, ROBOT, Kind, Rule, Slots, with_views
 
 
 def slots(

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.details import BINNED, BINS
-from models.draws import Draws
-from models.loss import Tally
+from models.losses import Tally
 from models.measure import MEASURES, measure_text, text_figures
 from models.objectives import text_objective
+from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
-from models.objectives.schedules import Fixed
+from models.rng import Draws
 from models.sequence import TextTurn
+from models.text_metrics import BINNED, BINS
 from tests.models.text_problems import Built, enumerated_bound, talk
 from tests.tiny import tiny_model
 

@@ -15,7 +15,7 @@ from torch import Tensor
 import models.objectives.diffusion as diffusion
 from models.objectives import TextTask, text_objective
 from models.objectives.diffusion import Diffusion
-from models.objectives.levels import Ratio
+from models.objectives.elbo_weights import Ratio
 from models.sequence import TextTurn
 from tests.models.objective_problems import ask, assert_same_gradients, attentive, bd, gradients, mdm, value
 from tests.models.text_problems import (

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.draws import Draws
-from models.masks import Kind
+from models.attention_mask import Kind
 from models.objectives import text_objective
+from models.objectives.block_size import Elastic
 from models.objectives.diffusion import Diffusion
-from models.objectives.schedules import Elastic
+from models.rng import Draws
 from models.sequence import TextTurn, future_targets, robot_sequence
 from models.upvla import FutureTask
 from tests.models.objective_problems import ask, attentive, bd, gradients, mdm, value

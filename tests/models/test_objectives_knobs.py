@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from config.schema import Job
-from models.draws import Draws
-from models.masks import MULTIMODAL, Kind, Slots
+from models.attention_mask import MULTIMODAL, Kind, Slots
 from models.objectives import TextTask, text_objective
-from models.objectives.blocks import canvas_of, with_noisy_views, without_unread
+from models.objectives.block_size import Annealed, Elastic, Fixed
 from models.objectives.diffusion import Diffusion
-from models.objectives.levels import Ratio, level_probability
-from models.objectives.schedules import Annealed, Elastic, Fixed
+from models.objectives.elbo_weights import Ratio, level_probability
+from models.objectives.layout import canvas_of, with_noisy_views, without_unread
+from models.rng import Draws
 from models.sequence import TextTurn, TokenSequence
-from models.tokens import Vocabulary
+from models.vocabulary import Vocabulary
 
 VOCAB = Vocabulary(words=100, bos=1, eos=2, codebook_size=64)
 SYSTEM = [9, 9]

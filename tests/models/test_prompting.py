@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from models.prompting import Prompter, load_tokenizer, vocabulary_of
+from models.processing.text import Prompter, load_tokenizer, vocabulary_of
 from tests.tiny import write_language_model
 
 

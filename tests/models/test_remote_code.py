@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from config.load import load_job
-from models.checkpoint import build, load_folder, save_folder
-from models.robot_reader import RobotReader
-from models.weights import write_safetensors
+from models.action.inference import RobotReader
+from models.pretrained.model_io import build, load_folder, save_folder
+from models.pretrained.weights_io import write_safetensors
 from policy_rollout.policy import UPVLAPolicy
 from tests.tiny import write_tokenizer
 from tests.training.runs import train

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.robot_reader import RobotReader
+from models.action.inference import RobotReader
 from models.sequence import robot_sequence
 from models.upvla import UPVLA, Prediction
 from tests.tiny import tiny_model

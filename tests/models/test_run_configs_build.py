@@ -13,8 +13,8 @@ from transformers import PhiConfig, PreTrainedTokenizerFast, Qwen3Config
 from config.files import CONFIG_DIR, PROJECT_DIR
 from config.load import load_job
 from config.schema import MMU_INDEX, ROBOT_INDEX
-from models.checkpoint import build
-from models.tokens import SPECIAL_TOKENS
+from models.pretrained.model_io import build
+from models.vocabulary import SPECIAL_TOKENS
 
 PHI_WORDS, QWEN_WORDS = 50295, 151669
 END_OF_TEXT = 50256

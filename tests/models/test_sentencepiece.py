@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from models.checkpoint import TOKENIZER_FOLDER, load_folder, save_folder
-from models.prompting import Prompter, load_tokenizer, vocabulary_of
+from models.pretrained.model_io import TOKENIZER_FOLDER, load_folder, save_folder
+from models.processing.text import Prompter, load_tokenizer, vocabulary_of
 from tests.tiny import SENTENCES, tiny_model
 
 sentencepiece = pytest.importorskip("sentencepiece")

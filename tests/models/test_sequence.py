@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.masks import Kind
+from models.attention_mask import Kind
 from models.sequence import TextTurn, clean_text_sequence, future_targets, pad_right, robot_sequence
-from models.tokens import SPECIAL_TOKENS, Vocabulary
+from models.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 VOCAB = Vocabulary(words=100, bos=1, eos=2, codebook_size=64)
 
@@ -91,7 +91,7 @@ def test_instructions_and_codes_must_agree_in_number() -> None:
 
 
 def test_saved_tokenizers_come_back_with_the_same_ids(tmp_path: Path) -> None:
-    from models.prompting import load_tokenizer
+    from models.processing.text import load_tokenizer
     from tests.tiny import write_language_model
 
     tokenizer, words = load_tokenizer(write_language_model(tmp_path / "llm"))

@@ -11,12 +11,12 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from models.decoding.stream import prompt_sequence
-from models.masks import Kind
-from models.prompting import Prompter, load_tokenizer, vocabulary_of
+from models.attention_mask import Kind
+from models.decoding.kv_cache import prompt_sequence
+from models.processing.text import Prompter, load_tokenizer, vocabulary_of
+from models.processing.text_encoder import TextEncoder
 from models.sequence import TextTurn, clean_text_sequence
-from models.text_encoder import TextEncoder
-from models.tokens import SPECIAL_TOKENS
+from models.vocabulary import SPECIAL_TOKENS
 from tests.tiny import SENTENCES, write_language_model
 
 CHAT = ("<|im_start|>", "<|im_end|>")

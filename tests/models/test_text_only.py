@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from config.schema import Job
-from models.draws import Draws
-from models.masks import Kind
+from models.attention_mask import Kind
 from models.measure import GAP, measure_text, with_exchanged_pictures
 from models.objectives import text_objective
+from models.rng import Draws
 from models.sequence import TextTurn, clean_text_sequence
 from tests.models.text_problems import TALK, Built, one_row, talk
 from tests.tiny import tiny_model

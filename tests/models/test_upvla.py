@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.masks import Rule
+from models.attention_mask import Rule
 from models.objectives import text_objective
-from models.prompting import Prompter
+from models.processing.text import Prompter
 from models.sequence import TextTurn, future_targets, robot_sequence
 from models.upvla import UPVLA, FutureTask
 from tests.tiny import tiny_model
@@ -184,13 +184,13 @@ def test_an_unknown_attention_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_chunked_scoring_equals_one_projection(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    import models.loss
+    import models.losses
 
     model, prompter = built
     task = future(model, prompter, TEXTS)
     results = []
     for limit in (1 << 26, 3 * model.vocab.size):
-        monkeypatch.setattr(models.loss, "MAX_LOGITS", limit)
+        monkeypatch.setattr(models.losses, "MAX_LOGITS", limit)
         model.zero_grad()
         loss = model(task).image.mean
         loss.backward()
@@ -230,7 +230,7 @@ def test_a_rule_is_what_the_network_obeys(built: Built) -> None:
     """A causal-only rule changes the image loss: the mask really reaches attention."""
     from dataclasses import replace
 
-    from models.masks import CAUSAL
+    from models.attention_mask import CAUSAL
 
     model, prompter = built
     task = future(model, prompter, TEXTS)

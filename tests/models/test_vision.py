@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
-from models.images import ClipImageSpec
-from models.vision import PREFIX, load_clip, tower_shapes
-from models.weights import read_weights, write_safetensors
+from models.pretrained.weights_io import read_weights, write_safetensors
+from models.processing.image import ClipImageSpec
+from models.vision.clip_encoder import PREFIX, load_clip, tower_shapes
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

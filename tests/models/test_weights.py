@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from models import weights
-from models.weights import load_strict, read_weights, resolve_model_dir, write_safetensors
+from models.pretrained import weights_io
+from models.pretrained.weights_io import load_strict, read_weights, resolve_model_dir, write_safetensors
 
 STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.tensor([1.0, 2.0])}
 
@@ -210,7 +210,7 @@ def test_a_hub_that_never_answers_does_not_hang_the_start(hub: Path, monkeypatch
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(weights, "HUB_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(weights_io, "HUB_TIMEOUT_S", 0.5)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")

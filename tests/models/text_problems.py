@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.objectives import TextTask
-from models.prompting import Prompter
+from models.processing.text import Prompter
 from models.sequence import TextTurn
 from models.upvla import UPVLA
 

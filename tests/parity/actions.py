@@ -16,14 +16,14 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.actions import ActionBins
-from models.checkpoint import Built
-from models.draws import Draws
-from models.masks import Kind
+from models.action.encoding import ActionBins
+from models.attention_mask import Kind
 from models.objectives import TextTask, action_task
-from models.objectives.blocks import Canvas
+from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
-from models.objectives.schedules import Fixed
+from models.objectives.layout import Canvas
+from models.pretrained.model_io import Built
+from models.rng import Draws
 from models.sequence import TokenSequence
 from models.upvla import FutureTask
 from tests.parity.flows import LOSS, robot, upstream

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
-from models.images import ClipImageSpec, normalise
-from models.prompting import Prompter, load_tokenizer, vocabulary_of
+from models.processing.image import ClipImageSpec, normalise
+from models.processing.text import Prompter, load_tokenizer, vocabulary_of
 from tests.parity.flows import quotes_a_role
 from training.data.batch import RobotSample, collate_text
 from training.data.llava import LlavaDataset

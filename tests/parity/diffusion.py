@@ -16,13 +16,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.masks import CAUSAL, Kind, Slots, with_views
-from models.objectives.blocks import Canvas, canvas_of, hide, with_noisy_views
+from models.attention_mask import CAUSAL, Kind, Slots, with_views
+from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
-from models.objectives.levels import Ratio
-from models.objectives.schedules import Fixed
+from models.objectives.elbo_weights import Ratio
+from models.objectives.layout import Canvas, canvas_of, hide, with_noisy_views
 from models.sequence import TokenSequence
-from models.tokens import Vocabulary
+from models.vocabulary import Vocabulary
 
 VOCAB = Vocabulary(words=9000, bos=8998, eos=8999)
 

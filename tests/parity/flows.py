@@ -16,9 +16,9 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor
 
-from models.checkpoint import Built, UpstreamSettings, load_folder, save_folder, to_disk_names
 from models.decoding import generate
 from models.objectives import TextTask, text_objective
+from models.pretrained.model_io import Built, UpstreamSettings, load_folder, save_folder, to_disk_names
 from models.sequence import TextTurn, TokenSequence, future_targets, pad_right, robot_sequence
 from models.upvla import FutureTask
 
@@ -306,8 +306,8 @@ def check_real_size_keys(parity: Path) -> None:
     """Names and shapes at real size, on the meta device: Phi-1.5 with action head, and Qwen3-1.7B."""
     from transformers import PhiConfig, Qwen3Config
 
-    from models.backbones import Backbone
-    from models.spec import ModelSpec
+    from models.language_model import Backbone
+    from models.pretrained.model_config import ModelSpec
     from models.upvla import UPVLA
 
     def listing(file: str) -> dict[str, str]:

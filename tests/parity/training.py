@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.testing import assert_allclose
 
-from models.checkpoint import from_disk_names, to_disk_names
+from models.pretrained.model_io import from_disk_names, to_disk_names
 from models.upvla import UPVLA
 from tests.parity import flows
 from training.optim import Schedule, decays, parameter_groups

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
-from models.images import clip_pixels, fit, normalise, to_uint8
-from models.magvit import MagVITv2, load_magvit
-from models.vision import load_clip, tower_shapes
+from models.processing.image import clip_pixels, fit, normalise, to_uint8
+from models.vision.clip_encoder import load_clip, tower_shapes
+from models.vision.magvitv2 import MagVITv2, load_magvit
 
 RELATIVE = 2e-5
 RELEASED_CLIP = CLIPVisionConfig(

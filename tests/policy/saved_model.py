@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from models.checkpoint import save_folder
-from models.magvit import MagVITv2, Tower
-from models.weights import write_safetensors
+from models.pretrained.model_io import save_folder
+from models.pretrained.weights_io import write_safetensors
+from models.vision.magvitv2 import MagVITv2, Tower
 from tests.tiny import tiny_model
 
 RESOLUTION = 32

@@ -12,10 +12,10 @@ import torch
 from config.files import PROJECT_DIR
 from config.load import load_job
 from config.values import ConfigError
-from models.checkpoint import load_folder
 from models.decoding import ActionDecoding
-from models.magvit import load_magvit
-from models.spec import CALVIN_RELATIVE
+from models.pretrained.model_config import CALVIN_RELATIVE
+from models.pretrained.model_io import load_folder
+from models.vision.magvitv2 import load_magvit
 from policy_rollout.model_yaml import load_model_yaml
 from policy_rollout.policy import (
     CAMERAS,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from models.checkpoint import save_folder
+from models.pretrained.model_io import save_folder
 from tests.tiny import tiny_model
 from tests.training.world import write_clip
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from models.decoding import Generation
-from models.vision import ClipTower
+from models.vision.clip_encoder import ClipTower
 from policy_rollout.benchmarks.vqa.questions import SHORT
 from scripts import eval_vqa, generate_text
 from tests.scripts.saved_run import write_run

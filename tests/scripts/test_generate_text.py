@@ -14,7 +14,7 @@ from rich.console import Console
 
 from config.files import PROJECT_DIR
 from models.decoding import Progress
-from models.prompting import Prompter, load_tokenizer, vocabulary_of
+from models.processing.text import Prompter, load_tokenizer, vocabulary_of
 from scripts import generate_text
 from scripts.answer_trace import FRESH, HIDDEN, SETTLED, Recorder, Step, Word, lines_of, printable
 from scripts.asking import Speaker

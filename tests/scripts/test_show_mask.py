@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from config.schema import Job
-from models.draws import Draws
+from models.rng import Draws
 from scripts.mask_layouts import LAYOUTS, Layout, Sizes, lay_out
 from scripts.mask_picture import EMPTY, PAPER, draw_mask, page_of
 from scripts.show_mask import job_of, main

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from config.load import ConfigError
-from models.image_file import READING
-from models.images import clip_pixels
-from models.vision import load_clip
+from models.processing.image import clip_pixels
+from models.processing.image_file import READING
+from models.vision.clip_encoder import load_clip
 from preprocess_data import clip_features
 from tests.data.builders import forget
 from tests.training.runs import Outcome, train

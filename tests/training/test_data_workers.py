@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from models.checkpoint import build
-from models.vision import load_clip
+from models.pretrained.model_io import build
+from models.vision.clip_encoder import load_clip
 from tests.training.launches import ROOT
 from tests.training.world import argv, load
 from training.data import workers

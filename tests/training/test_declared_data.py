@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from config.load import ConfigError, load_job
-from models.checkpoint import load_folder
-from models.spec import ModelSpec
+from models.pretrained.model_config import ModelSpec
+from models.pretrained.model_io import load_folder
 from policy_rollout.acting import Observation
 from policy_rollout.policy import UPVLAPolicy
 from policy_rollout.warm_up import warm_up

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from models.checkpoint import load_folder, model_folder
-from models.weights import files_sha256
+from models.pretrained.model_io import load_folder, model_folder
+from models.pretrained.weights_io import files_sha256
 from tests.training.runs import Outcome
 from training import checkpoint
 from training.checkpoint import list_checkpoints, save_final_model, set_aside

@@ -14,11 +14,11 @@ from transformers import CLIPVisionConfig
 
 from config.files import presets
 from config.load import load_job
-from models.checkpoint import build
-from models.images import ClipImageSpec
-from models.magvit import RELEASED_DECODER, RELEASED_ENCODER, MagVITv2
 from models.objectives import text_objective
-from models.vision import ClipTower
+from models.pretrained.model_io import build
+from models.processing.image import ClipImageSpec
+from models.vision.clip_encoder import ClipTower
+from models.vision.magvitv2 import RELEASED_DECODER, RELEASED_ENCODER, MagVITv2
 from tests.models.test_run_configs_build import given as real_sizes  # noqa: F401 (a fixture)
 from tests.tiny import llm_config, write_language_model
 from tests.training.runs import Outcome, forget_processes

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from config.load import ConfigError
-from models.loss import Tally
+from models.losses import Tally
 from tests.training.runs import Outcome
 from training.metrics import JsonLinesWriter, Meter
 

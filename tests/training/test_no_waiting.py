@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.sizes import SIZES
 from benchmarks.step_problem import Problem, problem
 from config.schema import Augment, Objective
-from models.draws import Draws
-from models.loss import Tally
+from models.losses import Tally
+from models.rng import Draws
 from training.metrics import Meter
 from training.step import COUNTED, bundle, encode_picture, encode_views, future_task, text_task
 from training.watch import LossWatch

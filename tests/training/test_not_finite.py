@@ -10,10 +10,10 @@ import torch
 from safetensors import safe_open
 
 from config.load import ConfigError
-from models.checkpoint import build, load_folder, save_folder
-from models.magvit import load_magvit
-from models.vision import load_clip
-from models.weights import read_weights, require_finite, write_safetensors
+from models.pretrained.model_io import build, load_folder, save_folder
+from models.pretrained.weights_io import read_weights, require_finite, write_safetensors
+from models.vision.clip_encoder import load_clip
+from models.vision.magvitv2 import load_magvit
 from tests.models.families import write_family
 from tests.training.runs import Outcome
 from tests.training.world import build_world, load

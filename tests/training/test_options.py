@@ -17,7 +17,7 @@ from accelerate import Accelerator
 
 from config.load import ConfigError
 from config.schema import Job
-from models.checkpoint import load_folder
+from models.pretrained.model_io import load_folder
 from tests.training.runs import Outcome, same
 from training import run as training_run
 from training.compiled import CACHE, compile_backbone

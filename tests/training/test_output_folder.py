@@ -17,7 +17,7 @@ from common import folder_lock
 from common.folder_lock import hold
 from config import sweep_table
 from config.load import ConfigError
-from models.checkpoint import require_same_words
+from models.pretrained.model_io import require_same_words
 from policy_rollout.policy import UPVLAPolicy
 from tests.training.runs import Outcome
 

@@ -11,9 +11,9 @@ import torch
 
 import train_upvla
 from config.load import ConfigError
-from models.checkpoint import load_folder
 from models.decoding import Decoding, generate
-from models.prompting import load_tokenizer
+from models.pretrained.model_io import load_folder
+from models.processing.text import load_tokenizer
 from tests.tiny import write_language_model
 from tests.training.runs import Outcome, forget_processes, same
 

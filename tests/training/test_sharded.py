@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoint import load_folder
+from models.pretrained.model_io import load_folder
 from tests.training.launches import complaint, launch, sharded, start
 from tests.training.runs import Outcome, same
 from tests.training.test_resume import NUMBERS

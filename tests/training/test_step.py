@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from config.schema import Augment, Job
-from models.checkpoint import build
-from models.draws import generator
-from models.magvit import load_magvit
 from models.objectives import text_objective
-from models.vision import load_clip
+from models.pretrained.model_io import build
+from models.rng import generator
+from models.vision.clip_encoder import load_clip
+from models.vision.magvitv2 import load_magvit
 from tests.training.world import T, load
 from training.data.batch import CoBatch
 from training.data.cotrain import cotrain_loader

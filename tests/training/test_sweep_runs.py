@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from models.checkpoint import load_folder
+from models.pretrained.model_io import load_folder
 from tests.training.world import argv
 
 ROOT = Path(__file__).resolve().parents[2]

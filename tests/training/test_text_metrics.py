@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models.details import BINS
+from models.text_metrics import BINS
 from tests.training.runs import Outcome, train
 
 SMALL = {"block_diffusion__block_size": 4, "text_mdm__canvas_multiple": 8}

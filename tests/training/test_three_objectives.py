@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from models.checkpoint import load_folder
+from models.pretrained.model_io import load_folder
 from tests.training.runs import Outcome, same, train
 
 OBJECTIVES = ["ar", "mdm", "bd"]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from config.load import ConfigError
-from models.magvit import load_magvit
+from models.vision.magvitv2 import load_magvit
 from preprocess_data import tokenize_images
 from tests.training.runs import Outcome, same, train
 from tests.training.world import build_world, load, write_robot_data
@@ -104,7 +104,7 @@ def test_the_start_of_a_run_says_which_codes_it_reads(
 
 
 def test_codes_need_no_data_workers(coded: Path, tmp_path: Path) -> None:
-    from models.checkpoint import build
+    from models.pretrained.model_io import build
     from training.data.cotrain import cotrain_loader
 
     job = load(coded, tmp_path, dataset__params__num_workers=2, dataset__und_type="null")

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train_upvla
 from config.load import ConfigError
 from config.schema import MMU_INDEX
-from models.checkpoint import load_folder
+from models.pretrained.model_io import load_folder
 from models.upvla import UPVLA
 from tests.training.runs import Outcome, forget_processes, same
 from tests.training.world import argv

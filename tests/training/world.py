@@ -14,7 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from config.load import load_job
 from config.schema import Job
-from models.magvit import MagVITv2, Tower
+from models.vision.magvitv2 import MagVITv2, Tower
 from tests.tiny import write_language_model
 
 RESOLUTION = 32

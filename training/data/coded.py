@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.paths import expand_home
 from config.schema import Augment, Job
-from models.magvit import MagVITv2
+from models.vision.magvitv2 import MagVITv2
 from training.data.processed import read_index
 from training.data.tokens import FOLDER, TokenCache, Wanted, find, processed_digest, reading_version, remake_command
 

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.json_file import read_object
 from config.schema import ActionNormalisation
-from models.actions import ActionScale
-from models.json_file import read_object
-from models.spec import CALVIN_RELATIVE
+from models.action.encoding import ActionScale
+from models.pretrained.model_config import CALVIN_RELATIVE
 from training.data.actions import ACTION_SIZE
 from training.data.checks import actions_digest
 from training.data.processed import read_index
@@ -137,7 +137,7 @@ def write_contract(
 
     Args:
         cameras: name -> (height, width) as recorded, the static camera first.
-        action: what differs from CALVIN's relative actions (``models.spec.CALVIN_RELATIVE``).
+        action: what differs from CALVIN's relative actions (``models.pretrained.model_config.CALVIN_RELATIVE``).
         actions: all relative actions [N, A], for the statistics; None reads them from ``<root>/dataset_info.json``.
     """
     path = Path(root) / CONTRACT_NAME

@@ -37,10 +37,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from config.schema import Job, LoaderMode
-from models.images import ClipImageSpec
-from models.magvit import MagVITv2
-from models.prompting import Prompter
-from models.vision import ClipTower
+from models.processing.image import ClipImageSpec
+from models.processing.text import Prompter
+from models.vision.clip_encoder import ClipTower
+from models.vision.magvitv2 import MagVITv2
 from training.data.batch import CoBatch, RobotBatch, Samples, TextBatch, collate_robot, collate_text
 from training.data.coded import token_cache
 from training.data.features import clip_cache

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from common.paths import expand_home
 from config.schema import Job
-from models.image_file import READING
-from models.vision import ClipTower
+from models.processing.image_file import READING
+from models.vision.clip_encoder import ClipTower
 from training.data.index_file import IndexFile
 from training.data.shards import FRAMES, WHOLE, Plan, Rows, is_whole, read_plan
 from training.data.tokens import replaced

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from models.image_file import as_shown
+from models.processing.image_file import as_shown
 from training.data.archive import is_file, open_binary
 from training.data.npz import QuickNpz
 from training.data.packed import packed_frame
@@ -133,8 +133,8 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> Image.Image:
-    """An RGB picture as viewers show it (``models.image_file``). Raises FileNotFoundError or ValueError naming the
-    file."""
+    """An RGB picture as viewers show it (``models.processing.image_file``). Raises FileNotFoundError or ValueError
+    naming the file."""
     try:
         with open_binary(path) as file:
             content = file.read()

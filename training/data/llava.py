@@ -26,8 +26,8 @@ from torch.utils.data import Dataset
 
 from common.text import check_text, shortened
 from config.schema import OnBadRecord, TextOnly
-from models.images import ClipImageSpec, clip_pixels
-from models.prompting import ASSISTANT, HUMAN, IMAGE_MARK, Prompter
+from models.processing.image import ClipImageSpec, clip_pixels
+from models.processing.text import ASSISTANT, HUMAN, IMAGE_MARK, Prompter
 from training.data.batch import TextSample
 from training.data.features import PictureFeatures
 from training.data.files import LLAVA_NAME, iterate_json_values, read_image

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.os_errors import reason_of
-from models.image_file import READING
+from models.processing.image_file import READING
 from training.data import archive
 from training.data.calvin import CalvinSplit
 from training.data.files import IMAGE_SUFFIXES
@@ -32,7 +32,7 @@ from training.data.shards import FRAMES, Plan, Rows, is_whole, read_plan
 
 FOLDER = "token_cache"  # in a data set, where caches are looked for
 FIT = "short side bicubic (PIL), centre crop"
-"""How ``models.images.fit`` brings pictures to the resolution; another rule needs another name."""
+"""How ``models.processing.image.fit`` brings pictures to the resolution; another rule needs another name."""
 COMMAND = "python preprocess_data/tokenize_images.py"
 PROBES = 64  # frames whose files are known again, to notice images that were replaced
 PROBED = 1 << 18  # bytes of a file's beginning, and of its end, where an archive has its members' checksums

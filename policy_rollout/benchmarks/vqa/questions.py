@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from common.json_file import read_json, read_object
 from common.text import check_text
-from models.json_file import read_json, read_object
-from models.prompting import ASSISTANT, HUMAN, IMAGE_MARK
+from models.processing.text import ASSISTANT, HUMAN, IMAGE_MARK
 
 SHORT = "Answer the question using a single word or phrase."
 """What LLaVA's evaluations put behind questions of benchmarks with short answers."""

@@ -3,8 +3,8 @@
     [robot flow | x0 | v1 | v2]      x0: T x A action tokens, step after step; one time step is a block by default
 
 Layout, mask, weights and draws are those of ``diffusion.Diffusion``. The robot flow is the prefix and is not touched:
-nothing in it sees an action token (``models.masks.FROM_IMAGE``), so the image loss and the regression head of the same
-forward compute what they compute without.
+nothing in it sees an action token (``models.attention_mask.FROM_IMAGE``), so the image loss and the regression head of
+the same forward compute what they compute without.
 
 Legend: B batch, T chunk, A action size.
 """
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from config.schema import Job
-from models.actions import ActionBins
-from models.draws import Draws
+from models.action.encoding import ActionBins
 from models.objectives.base import TextTask
+from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
-from models.objectives.levels import Ratio
-from models.objectives.schedules import Fixed
+from models.objectives.elbo_weights import Ratio
+from models.rng import Draws
 from models.sequence import TokenSequence, with_action_tokens
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import filecmp
 from pathlib import Path
 
+from common.json_file import read_object
 from common.paths import expand_home
-from models.json_file import read_object
-from models.weights import WEIGHT_NAMES, find_weights, weight_parts
+from models.pretrained.weights_io import WEIGHT_NAMES, find_weights, weight_parts
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FOLDER = "tokenizer"

@@ -11,10 +11,10 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from models.masks import MULTIMODAL, Kind, Slots, with_views
+from models.attention_mask import MULTIMODAL, Kind, Slots, with_views
 from models.sequence import Span, TokenSequence, pad_left
-from models.tokens import Vocabulary
 from models.upvla import UPVLA
+from models.vocabulary import Vocabulary
 
 
 def prompt_sequence(

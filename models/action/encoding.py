@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.tokens import Vocabulary
+from models.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.activations import NewGELUActivation
 
-from models.masks import Rule, Slots, additive
-from models.weights import resolve_model_dir
+from models.attention_mask import Rule, Slots, additive
+from models.pretrained.weights_io import resolve_model_dir
 
 FLEX = "flex_attention"
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager", FLEX)

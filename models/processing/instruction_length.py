@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from common.text import shortened
-from models.prompting import Prompter
+from models.processing.text import Prompter
 
 KEY = "dataset.preprocessing.max_seq_length"
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.activations import ACT2FN
 
-from models.images import ClipImageSpec
-from models.json_file import read_object
-from models.weights import check_state, load_strict, read_weights, resolve_model_dir, state_sha256
+from common.json_file import read_object
+from models.pretrained.weights_io import check_state, load_strict, read_weights, resolve_model_dir, state_sha256
+from models.processing.image import ClipImageSpec
 
 KEY = "model.showo.clip_model_path"
 PREFIX = "vision_model."
@@ -34,7 +34,7 @@ class ClipTower(nn.Module):
     Attributes:
         width: C.
         num_patches: P.
-        image_spec: how to make its input, for `models.images.clip_pixels`.
+        image_spec: how to make its input, for `models.processing.image.clip_pixels`.
     """
 
     def __init__(self, config: CLIPVisionConfig, image_spec: ClipImageSpec) -> None:

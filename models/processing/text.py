@@ -2,7 +2,7 @@
 
 Answer masks are made by construction: the character span of each answer is known when the prompt is written, and the
 tokenizer's offsets say which ids lie in it. Nothing is re-tokenised to find out. A text that spells a control token,
-such as ``<|endoftext|>``, gives the ids of its letters (``models.text_encoder``).
+such as ``<|endoftext|>``, gives the ids of its letters (``models.processing.text_encoder``).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from models.text_encoder import TextEncoder
-from models.tokens import SPECIAL_TOKENS, Vocabulary
-from models.weights import resolve_model_dir
+from models.pretrained.weights_io import resolve_model_dir
+from models.processing.text_encoder import TextEncoder
+from models.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. "

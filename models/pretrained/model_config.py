@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from common.robot import CAMERAS
-from models.actions import ActionScale
-from models.prompting import SYSTEM_PROMPT
-from models.tokens import Vocabulary
+from models.action.encoding import ActionScale
+from models.processing.text import SYSTEM_PROMPT
+from models.vocabulary import Vocabulary
 
 CALVIN_RELATIVE: dict[str, Any] = {
     "kind": "relative",  # added to the target pose, not to the measured one
@@ -37,7 +37,8 @@ class ModelSpec:
     ``action_decoder`` (``regression`` | ``block_diffusion``): what makes actions unless the user chooses;
     ``action_conf_threshold``, ``action_infer_steps``: how action tokens are decoded then.
     ``action_convention``: what an action's numbers mean; ``action_scale``: how they were normalised
-    (``models.actions.ActionScale``), None if not at all; ``cameras``: view -> (height, width) of the training images.
+    (``models.action.encoding.ActionScale``), None if not at all; ``cameras``: view -> (height, width) of the training
+    images.
     ``weights``: which ones lie beside it, those that were trained or their average over the steps.
     ``framework``: name of the recipe that trained it, empty if not known.
     ``image_tokenizer``: hash of the weights of the image tokenizer whose codes it learned, empty if not known.

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from models.masks import Kind, Slots, with_views
+from models.attention_mask import Kind, Slots, with_views
 from models.sequence import Span, TokenSequence
-from models.tokens import Vocabulary
+from models.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from models.image_file import as_shown
-from models.json_file import read_object
+from common.json_file import read_object
+from models.processing.image_file import as_shown
 
 Uint8Array = npt.NDArray[np.uint8]
 

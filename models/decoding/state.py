@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from models.decoding.kv_cache import CleanStream
 from models.decoding.sampling import Sampling, Voice
-from models.decoding.stream import CleanStream
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.json_file import read_object
 from config.schema import Job
-from models.backbones import backbone_config, ignored_settings, load_pretrained, save_code
-from models.codes import relate_codes
-from models.folders import CODE_FOLDER, CONFIG_FILE, STEP_FIELD, TOKENIZER_FOLDER
-from models.folders import model_folder as model_folder  # part of this module's interface
-from models.json_file import read_object
-from models.prompting import Prompter, load_tokenizer, vocabulary_of
-from models.spec import ModelSpec
+from models.language_model import backbone_config, ignored_settings, load_pretrained, save_code
+from models.language_model.weight_init import relate_codes
+from models.pretrained.folders import CODE_FOLDER, CONFIG_FILE, STEP_FIELD, TOKENIZER_FOLDER
+from models.pretrained.folders import model_folder as model_folder  # part of this module's interface
+from models.pretrained.model_config import ModelSpec
+from models.pretrained.weights_io import find_weights, load_strict, read_weights, resolve_model_dir, write_safetensors
+from models.processing.text import Prompter, load_tokenizer, vocabulary_of
 from models.upvla import UPVLA
-from models.weights import find_weights, load_strict, read_weights, resolve_model_dir, write_safetensors
 
 KEY_PREFIXES: tuple[tuple[str, str], ...] = (
     ("backbone.lm.", "showo."),

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
-from models.backbones.backbone import Backbone, as_trained, has_own_code
-from models.folders import CODE_FOLDER
-from models.weights import load_strict, misfit, require_finite
+from models.language_model.backbone import Backbone, as_trained, has_own_code
+from models.pretrained.folders import CODE_FOLDER
+from models.pretrained.weights_io import load_strict, misfit, require_finite
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from models.transfer import send
+from models.device import send
 
 
 class Kind(IntEnum):

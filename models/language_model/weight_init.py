@@ -1,7 +1,8 @@
 """Where a backbone begins that has never seen an image code.
 
-A code of lookup-free quantisation is 13 signs (``models/magvit.py``). Rows drawn one by one for 8192 codes hide that:
-the network would have to meet every code before it knows anything of it. Here codes that share bits begin alike.
+A code of lookup-free quantisation is 13 signs (``models/vision/magvitv2.py``). Rows drawn one by one for 8192 codes
+hide that: the network would have to meet every code before it knows anything of it. Here codes that share bits begin
+alike.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Any causal language model that transformers knows, behind one small class."""
 
-from models.backbones.backbone import FLEX, Backbone, backbone_config, ignored_settings
-from models.backbones.pretrained import load_pretrained, save_code
+from models.language_model.backbone import FLEX, Backbone, backbone_config, ignored_settings
+from models.language_model.pretrained import load_pretrained, save_code
 
 __all__ = [
     "FLEX",

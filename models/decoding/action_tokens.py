@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from config.schema import BlockDiffusion
-from models.actions import ActionBins
-from models.decoding.accept import Threshold, accept_within
+from models.action.encoding import ActionBins
+from models.action.head import ACTION_SIZE
+from models.decoding.acceptance import Threshold, accept_within
 from models.decoding.decoders import readings
-from models.decoding.stream import CleanStream
-from models.heads.pooling import ACTION_SIZE
+from models.decoding.kv_cache import CleanStream
 from models.sequence import TokenSequence
 from models.upvla import UPVLA
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from models.loss import Tally
+from models.losses import Tally
 from models.objectives.base import TextTask
 
 BINS = ("00_25", "25_50", "50_75", "75_100")

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.json_file import read_object
 from common.paths import expand_home
-from models.json_file import read_object
-from models.lfq import straight_through
-from models.weights import load_strict, read_weights, resolve_model_dir, state_sha256
+from models.pretrained.weights_io import load_strict, read_weights, resolve_model_dir, state_sha256
+from models.vision.lfq_loss import straight_through
 
 LATENT_CHANNELS = 13
 CODEBOOK_SIZE = 2**LATENT_CHANNELS
@@ -218,7 +218,7 @@ class SignTable(nn.Module):
 
 # ----------------------------------------------------------------------------------------------------------- tokenizer
 class MagVITv2(nn.Module):
-    """The tokenizer. Frozen use: `encode`, `decode`. For training one, `reconstruct` (see `models.lfq`)."""
+    """The tokenizer. Frozen use: `encode`, `decode`. For training one, `reconstruct` (see `models.vision.lfq_loss`)."""
 
     def __init__(self, enc: Tower = RELEASED_ENCODER, dec: Tower = RELEASED_DECODER) -> None:
         super().__init__()

@@ -27,12 +27,12 @@ def main(objective: Objective = "ar", argv: Sequence[str] | None = None) -> None
 def train(job: Job) -> None:
     require_start(job)
     # Imported here: a mistake on the command line is told at once, not after torch and transformers are loaded.
-    from training.launch_environment import check_environment
+    from training.distributed.launch_environment import check_environment
 
     check_environment(job)
+    from training.batch_to_tasks import bundle, encode_picture, encode_views, future_task, text_task
+    from training.build import setup
     from training.run import open_run
-    from training.setup import setup
-    from training.step import bundle, encode_picture, encode_views, future_task, text_task
     from training.trainer import Trainer
 
     with open_run(job) as run:

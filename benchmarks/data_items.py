@@ -31,9 +31,9 @@ from preprocess_data import repack
 from preprocess_data.frame_sources import ProcessedFrames
 from tests.benchmarks.naive_data import CAMERAS, NaiveData
 from training.data.batch import RobotBatch, collate_robot
-from training.data.processed import INDEX_NAME
-from training.data.shards import Plan, ShardWriter, begin, finish, write_frames
-from training.data.tokens import TokenCache
+from training.data.caches.token_cache import TokenCache
+from training.data.episode_index import INDEX_NAME
+from training.data.formats.shards import Plan, ShardWriter, begin, finish, write_frames
 from training.future_view_prediction_w_action_dataset import DataProvider
 
 NAME = "data_items"

@@ -28,7 +28,7 @@ from models.processing.text import ASSISTANT, HUMAN, Prompter, load_tokenizer, v
 from models.rng import Draws, generator
 from models.sequence import TextTurn
 from models.upvla import UPVLA
-from training.optim import Schedule, parameter_groups, set_lr
+from training.optim.optimizer import Schedule, parameter_groups, set_lr
 
 ROOT = Path(__file__).resolve().parents[1]
 LANGUAGE_MODEL = ROOT / "assets/tiny_phi"

@@ -21,7 +21,7 @@ from common.arguments import whole
 from common.command import run_command
 from models.rng import Draws
 from models.sequence import TokenSequence
-from training.step import bundle, encode_picture, encode_views, future_task, text_task
+from training.batch_to_tasks import bundle, encode_picture, encode_views, future_task, text_task
 
 NAME = "flows_together"
 DESCRIPTION = """\

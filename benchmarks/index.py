@@ -25,7 +25,7 @@ from benchmarks.record import arguments, parser, write
 from benchmarks.timing import Spread
 from common.arguments import whole
 from common.command import run_command
-from training.data.processed import BINARY_NAME, INDEX_NAME, NUMBERS, TEXTS, build_index, gather
+from training.data.episode_index import BINARY_NAME, INDEX_NAME, NUMBERS, TEXTS, build_index, gather
 from training.future_view_prediction_w_action_dataset import DataProvider
 
 LENGTH = 64  # frames of an episode

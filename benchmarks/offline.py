@@ -34,8 +34,8 @@ from policy_rollout.policy import UPVLAPolicy
 from preprocess_data import tokenize_images
 from tests.benchmarks.naive_acting import Naive
 from tests.benchmarks.naive_step import slow_model
+from training.data.caches.token_cache import Wanted, find, raw_digest
 from training.data.calvin import CalvinSplit
-from training.data.tokens import Wanted, find, raw_digest
 
 NAME = "offline"
 DESCRIPTION = """\

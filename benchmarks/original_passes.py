@@ -19,7 +19,7 @@ from models.processing.image import normalise
 from models.rng import Draws
 from models.vision.clip_encoder import ClipTower, with_layers
 from tests.benchmarks import naive_step
-from training.step import bundle, encode_picture, encode_views, future_task, text_task
+from training.batch_to_tasks import bundle, encode_picture, encode_views, future_task, text_task
 
 BLOCK_SIZE = 32
 

@@ -27,7 +27,7 @@ from benchmarks.step_problem import Problem, problem, shapes_only
 from benchmarks.timing import Clock, Lap, Spread, alternate, clock_of, ratio
 from common.arguments import whole
 from common.command import run_command
-from training.compiled import compile_backbone
+from training.optim.compile import compile_backbone
 
 NAME = "original_step"
 DESCRIPTION = """\

@@ -46,8 +46,8 @@ import torch
 stage("import torch")
 from config.load import load_job
 from training.run import open_run
-from training.setup import setup
-from training.step import bundle
+from training.build import setup
+from training.batch_to_tasks import bundle
 stage("import the rest")
 job = load_job(sys.argv[1:], None)
 with open_run(job) as run:

@@ -25,10 +25,19 @@ from config.load import ConfigError, load_job
 from config.schema import Job
 from models.rng import Draws
 from models.upvla import Losses
+from training.batch_to_tasks import (
+    COUNTED,
+    Tasks,
+    bundle,
+    coefficients,
+    encode_picture,
+    encode_views,
+    future_task,
+    text_task,
+)
+from training.build import Parts, setup
 from training.data.batch import CoBatch
 from training.run import open_run
-from training.setup import Parts, setup
-from training.step import COUNTED, Tasks, bundle, coefficients, encode_picture, encode_views, future_task, text_task
 
 NAME = "step"
 DESCRIPTION = """\

@@ -21,11 +21,11 @@ from models.objectives import text_objective
 from models.processing.image import normalise
 from models.rng import Draws
 from models.vision.clip_encoder import ClipTower
+from training.batch_to_tasks import coefficients, encode_picture, encode_views, future_task, text_task
+from training.build import Parts
 from training.data.batch import CoBatch, RobotBatch, RobotSample, TextBatch, collate_robot
-from training.data.cotrain import CotrainLoader, Flow
-from training.optim import Schedule, build_optimizer
-from training.setup import Parts
-from training.step import coefficients, encode_picture, encode_views, future_task, text_task
+from training.data.dataloader import CotrainLoader, Flow
+from training.optim.optimizer import Schedule, build_optimizer
 
 INSTRUCTION = "push the red block to the left"
 QUESTION, ANSWER = {"cpu": 20, "phi": 44, "qwen3": 44}, {"cpu": 31, "phi": 256, "qwen3": 256}

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from common.json_file import read_object
 from preprocess_data.tfrecord import Feature, parse_example, records
-from training.data.files import read_pickle
+from training.data.readers import read_pickle
 
 Floats = npt.NDArray[np.float32]
 Picture = Path | bytes

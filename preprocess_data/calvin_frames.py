@@ -22,10 +22,10 @@ from tqdm import tqdm
 from common.atomic_file import replace_bytes
 from preprocess_data.parts import is_current, plan_folder, remove_parts
 from preprocess_data.processes import in_processes
-from training.data import archive
 from training.data.calvin import CalvinSplit
-from training.data.checks import row_faults
-from training.data.files import read_npz
+from training.data.checks.dataset import row_faults
+from training.data.formats import zip_reader
+from training.data.readers import read_npz
 
 PARTS = ".process_calvin"
 PART = 1024  # frames
@@ -117,7 +117,7 @@ def _plan(
 def _held(file: Path, split: CalvinSplit, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:
     """A part's actions [n, 14] from an earlier run; None where there are none, or frames were changed since."""
     if not file.is_file() or not is_current(
-        file, {archive.container(split.frame_path(frame)) for frame in ids.tolist()}
+        file, {zip_reader.container(split.frame_path(frame)) for frame in ids.tolist()}
     ):
         return None
     try:
@@ -156,16 +156,16 @@ def copy_frame(source: Path, folder: Path) -> None:
     """A frame's file (of a zip or a packed split: its content) in ``folder``, unless it is there already."""
     folder.mkdir(exist_ok=True, parents=True)
     target = folder / source.name
-    modified = archive.modified_ns(source)
+    modified = zip_reader.modified_ns(source)
     if target.is_file():
         have = target.stat()
-        if (have.st_size, have.st_mtime_ns) == (archive.size(source), modified):
+        if (have.st_size, have.st_mtime_ns) == (zip_reader.size(source), modified):
             return
     partial = target.with_suffix(f".{os.getpid()}.tmp")
-    if archive.container(source) == source:
+    if zip_reader.container(source) == source:
         shutil.copyfile(source, partial)
     else:
-        with archive.open_binary(source) as packed:
+        with zip_reader.open_binary(source) as packed:
             partial.write_bytes(packed.read())
     os.utime(partial, ns=(modified, modified))  # by which the lines above know it again
     os.replace(partial, target)

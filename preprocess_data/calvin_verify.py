@@ -16,16 +16,16 @@ from tqdm import tqdm
 
 from common.robot import CAMERAS
 from preprocess_data.processes import in_processes
-from training.data import archive
+from training.data.caches.token_cache import FOLDER, processed_digest, replaced
 from training.data.calvin import CalvinSplit, is_split, is_within, splits_in
-from training.data.checks import TOLERANCE, row_faults
-from training.data.files import IMAGE_SUFFIXES, npz_shapes, read_image, read_npz
-from training.data.processed import INDEX_NAME, ProcessedIndex, read_index
-from training.data.shards import read_plan
-from training.data.tokens import FOLDER, processed_digest, replaced
+from training.data.checks.dataset import TOLERANCE, row_faults
+from training.data.episode_index import INDEX_NAME, ProcessedIndex, read_index
+from training.data.formats import zip_reader
+from training.data.formats.shards import read_plan
+from training.data.readers import IMAGE_SUFFIXES, npz_shapes, read_image, read_npz
 
 if TYPE_CHECKING:
-    from training.data.contract import DataContract
+    from training.data.dataset_spec import DataContract
 
 SHOWN = 8  # problems of a kind that are printed
 PART = 512  # files
@@ -134,7 +134,7 @@ def verify_processed(root: Path, full: bool = False, workers: int = 1, progress:
     hands = (index.gripper_frames[i] for i in range(len(index.gripper_frames)))
     paths = [index.base / name for name in dict.fromkeys([*named, *hands])]
     report.files = len(paths)
-    there = [path for path in paths if archive.is_file(path)]
+    there = [path for path in paths if zip_reader.is_file(path)]
     for path in set(paths) - set(there) if len(there) < len(paths) else ():
         report.add("missing frame", path, "does not exist")
     _frames(there, _Rules(_first_shapes(there), full), workers, progress, report)
@@ -195,7 +195,7 @@ def _windows(
 
 def _contract(root: Path, report: Report) -> DataContract:
     """What the split declares; what is wrong with the declaration is a problem."""
-    from training.data.contract import DataContract, read_contract  # loads torch, which workers need not
+    from training.data.dataset_spec import DataContract, read_contract  # loads torch, which workers need not
 
     try:
         return read_contract(root)
@@ -206,7 +206,7 @@ def _contract(root: Path, report: Report) -> DataContract:
 
 def _processed_findings(index: ProcessedIndex, contract: DataContract, report: Report) -> None:
     """What training would refuse is a problem, and so is each action beyond 1; what it would warn of is a note."""
-    from training.data.declared import check_processed
+    from training.data.checks.split import check_processed
 
     if contract.action["kind"] != "absolute":
         for start in range(0, len(index), 1 << 20):

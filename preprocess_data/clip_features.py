@@ -39,11 +39,11 @@ from preprocess_data.shard_work import (
     write_all,
     writing,
 )
-from training.data.features import FOLDER, about
-from training.data.files import LLAVA_NAME, iterate_json_values, read_image
+from training.data.caches.clip_cache import FOLDER, about
+from training.data.caches.token_cache import probes
+from training.data.formats.shards import Plan, ShardWriter, begin, write_frames
 from training.data.llava import image_of
-from training.data.shards import Plan, ShardWriter, begin, write_frames
-from training.data.tokens import probes
+from training.data.readers import LLAVA_NAME, iterate_json_values, read_image
 
 KINDS = {"float16": "<f2", "float32": "<f4"}
 

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from common.atomic_file import replace_bytes
 from preprocess_data.parts import is_current, output_folder, plan_folder, remove_parts
 from preprocess_data.processes import in_processes
-from training.data.checks import ENOUGH
-from training.data.processed import INDEX_NAME, WORTH_AN_INDEX, Episode, Frame, build_index, write_index
+from training.data.checks.dataset import ENOUGH
+from training.data.episode_index import INDEX_NAME, WORTH_AN_INDEX, Episode, Frame, build_index, write_index
 
 PARTS = ".parts"
 MOST_CLIPPED = 0.5  # share of actions that may pass the units: beyond it they are of other units, or poses
@@ -219,7 +219,7 @@ def _write(
     left_out: Sequence[str],
     progress: bool,
 ) -> Made:
-    from training.data.contract import write_contract  # loads torch, which workers need not
+    from training.data.dataset_spec import write_contract  # loads torch, which workers need not
 
     clipped = episodes = 0
     instructions: set[str] = set()

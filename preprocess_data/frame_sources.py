@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from models.processing.image import fit
+from training.data.caches.token_cache import probes, processed_digest, raw_digest, reading_version
 from training.data.calvin import CalvinSplit, is_split, splits_in
-from training.data.processed import INDEX_NAME
-from training.data.tokens import probes, processed_digest, raw_digest, reading_version
+from training.data.episode_index import INDEX_NAME
 from training.future_view_prediction_w_action_dataset import CAMERAS, DataProvider
 
 Columns = Mapping[str, tuple[str, tuple[int, ...]]]

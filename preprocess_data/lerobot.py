@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.json_file import read_object
-from training.data.files import read_image_bytes
+from training.data.readers import read_image_bytes
 
 Picture = npt.NDArray[np.uint8]  # [height, width, 3]
 Section = tuple[Path, float, float | None]  # video, seconds at which an episode begins and ends there (None: the end)

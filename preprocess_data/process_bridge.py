@@ -41,7 +41,7 @@ from preprocess_data.bridge import (
 from preprocess_data.calvin_verify import Report
 from preprocess_data.conversion import Converted, Flags, Floats, Made, Part, Units, convert
 from preprocess_data.looking import add_options, looked
-from training.data.files import read_image, read_image_bytes
+from training.data.readers import read_image, read_image_bytes
 
 FOLDERS = 16  # trajectories that a worker reads at once
 RATE = 5  # Hz

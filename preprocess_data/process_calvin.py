@@ -26,9 +26,9 @@ from preprocess_data.calvin_frames import Actions, finish, read_actions, windows
 from preprocess_data.calvin_verify import verify
 from preprocess_data.parts import output_folder
 from training.data.calvin import Annotation, CalvinSplit
-from training.data.checks import ActionChecks, Finding, require
-from training.data.contract import read_contract, write_contract
-from training.data.processed import INDEX_NAME, WORTH_AN_INDEX, Episode, Frame, build_index, write_index
+from training.data.checks.dataset import ActionChecks, Finding, require
+from training.data.dataset_spec import read_contract, write_contract
+from training.data.episode_index import INDEX_NAME, WORTH_AN_INDEX, Episode, Frame, build_index, write_index
 from training.future_view_prediction_w_action_dataset import CAMERAS
 
 Placement = Literal["relative", "absolute", "copy"]

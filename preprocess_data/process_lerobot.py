@@ -28,8 +28,8 @@ from preprocess_data.conversion import Converted, Flags, Floats, Made, Part, Uni
 from preprocess_data.lerobot import INFO, LerobotData, Place, libraries
 from preprocess_data.lerobot_names import AXES, columns_by_name, static_camera
 from preprocess_data.looking import add_options, looked
-from training.data.checks import ENOUGH, SMOOTH, ActionChecks, require
-from training.data.contract import CONTRACT_NAME, read_contract
+from training.data.checks.dataset import ENOUGH, SMOOTH, ActionChecks, require
+from training.data.dataset_spec import CONTRACT_NAME, read_contract
 
 EPISODES = 8  # that a worker reads at once
 SAMPLED = 32  # episodes whose actions are checked before anything is unpacked

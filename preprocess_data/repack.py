@@ -31,12 +31,12 @@ from models.processing.image import fit
 from preprocess_data.calvin_choice import source_splits
 from preprocess_data.frame_sources import frames_of
 from preprocess_data.shard_work import Part, least, rank_options, ranks_of, read_ahead, unfinished, write_all, writing
-from training.data import archive
+from training.data.caches.token_cache import FIT, probes
 from training.data.calvin import CalvinSplit
-from training.data.files import npz_shapes
-from training.data.packed import KIND, pack_at
-from training.data.shards import Plan, ShardWriter, begin, write_frames
-from training.data.tokens import FIT, probes
+from training.data.formats import zip_reader
+from training.data.formats.packed_frames import KIND, pack_at
+from training.data.formats.shards import Plan, ShardWriter, begin, write_frames
+from training.data.readers import npz_shapes
 from training.future_view_prediction_w_action_dataset import CAMERAS
 
 KEYS = (*CAMERAS, "rel_actions", "actions", "robot_obs", "scene_obs")
@@ -186,14 +186,14 @@ def _repack(
 
 def _copy_the_rest(source: Path, folder: Path, below: str = "") -> None:
     """All files of a split that are no frames; they are small."""
-    for name in sorted(archive.names(source / below)):
+    for name in sorted(zip_reader.names(source / below)):
         path, target = source / below / name, folder / below / name
-        if archive.is_folder(path):
+        if zip_reader.is_folder(path):
             if name != "token_cache":
                 _copy_the_rest(source, folder, os.path.join(below, name))
         elif not name.startswith("episode_") and not is_lock(name):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with archive.open_binary(path) as file:
+            with zip_reader.open_binary(path) as file:
                 replace_bytes(target, file.read())
 
 

@@ -20,7 +20,7 @@ from common.folder_lock import hold, live_owners
 from common.os_errors import reason_of
 from common.process_rank import process_rank, shown_variables
 from preprocess_data.processes import in_processes
-from training.data.shards import Plan, finish, has_shard, is_whole
+from training.data.formats.shards import Plan, finish, has_shard, is_whole
 
 AHEAD = 2  # batches that are read while one is worked on
 Share = TypeVar("Share")

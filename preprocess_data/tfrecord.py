@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from training.data.archive import open_binary
+from training.data.formats.zip_reader import open_binary
 
 Words = npt.NDArray[np.uint32]
 Feature = list[bytes] | npt.NDArray[np.float32] | npt.NDArray[np.int64]

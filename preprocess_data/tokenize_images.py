@@ -40,8 +40,8 @@ from preprocess_data.shard_work import (
     write_all,
     writing,
 )
-from training.data.shards import FRAMES, Plan, Rows, ShardWriter, begin, is_whole, write_frames
-from training.data.tokens import FIT, FOLDER
+from training.data.caches.token_cache import FIT, FOLDER
+from training.data.formats.shards import FRAMES, Plan, Rows, ShardWriter, begin, is_whole, write_frames
 
 DESCRIPTION = """\
 Make the token cache of a data set: the MagVITv2 codes of every frame and view, 2 bytes a code (a 512-pixel picture: 2

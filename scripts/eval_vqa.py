@@ -40,7 +40,7 @@ from policy_rollout.results import names_of
 from preprocess_data.embedded.questions import kind_of
 from scripts.answering import EMBEDDED_PICTURES, Answerer, answerer, decoding, way_to_decode
 from scripts.answering_options import ACCEPT_HELP, add_decoding, add_who
-from training.data.files import LLAVA_NAME
+from training.data.readers import LLAVA_NAME
 
 DESCRIPTION = """\
 Asks a model the questions of a benchmark and scores its answers by that benchmark's own definition: POPE, TextVQA, GQA,

@@ -43,7 +43,7 @@ from policy_rollout.paired import interval_json, markdown_table, percent, points
 from policy_rollout.policy import ConstantPolicy, Policy, RandomPolicy, UPVLAPolicy, pick_device  # noqa: E402
 from scripts import desk_trial as trial  # noqa: E402
 from scripts.comparison.judge import machine  # noqa: E402
-from training.data.processed import read_index  # noqa: E402
+from training.data.episode_index import read_index  # noqa: E402
 
 MODEL, ANOTHER, EXPERTS = "trained", "trained, told another task", "scripted experts"
 EVERYBODY = (MODEL, ANOTHER, "untrained", "mean training action", "random actions", EXPERTS)

@@ -42,10 +42,10 @@ from policy_rollout.policy import (
     require_same_convention,
 )
 from training.data.calvin import CalvinSplit
-from training.data.checks import require
-from training.data.contract import read_contract
-from training.data.declared import check_raw
-from training.data.processed import INDEX_NAME, read_index
+from training.data.checks.dataset import require
+from training.data.checks.split import check_raw
+from training.data.dataset_spec import read_contract
+from training.data.episode_index import INDEX_NAME, read_index
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from policy_rollout.pictures import write_gif
 from scripts.answer_trace import END, HIDDEN, Step, Word
 from scripts.typeface import font
-from training.data.files import read_image
+from training.data.readers import read_image
 
 Colour = tuple[int, int, int]
 PAPER, CARD, INK, FAINT, SLOT = (246, 244, 239), (255, 255, 255), (30, 32, 38), (128, 130, 138), (232, 229, 222)

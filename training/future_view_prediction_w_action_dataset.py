@@ -31,10 +31,10 @@ that both are the same in every process. A complete one, for episodes that are f
                 index=index,
             )
 
-Name it in ``robot_dataset`` of ``training/data/cotrain.py``, the one place where training makes its provider.
+Name it in ``robot_dataset`` of ``training/data/dataloader.py``, the one place where training makes its provider.
 Actions are relative: three of position, three of rotation (scaled so that 1.0 is the largest step of your robot), and
 the gripper command, +1 open, -1 closed. Often it is easier still to write ``dataset_info.json`` beside your pictures
-(``training/data/processed.py`` shows the format) and to use the class below as it is.
+(``training/data/episode_index.py`` shows the format) and to use the class below as it is.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ from torch.utils.data import Dataset
 
 from common.robot import CAMERAS as CAMERAS
 from models.processing.image import fit
-from training.data.actions import action_chunk, action_chunks
+from training.data.action_chunks import action_chunk, action_chunks
 from training.data.batch import RobotBatch, RobotSample
-from training.data.files import IMAGE_SUFFIXES, read_image, read_npz
-from training.data.processed import read_index
-from training.data.tokens import TokenCache
+from training.data.caches.token_cache import TokenCache
+from training.data.episode_index import read_index
+from training.data.readers import IMAGE_SUFFIXES, read_image, read_npz
 
 
 class DataProvider(Dataset[RobotSample]):

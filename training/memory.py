@@ -30,12 +30,12 @@ from config.schema import Job
 from models.rng import Draws
 from models.sequence import TextTurn
 from models.upvla import UPVLA
+from training.batch_to_tasks import COUNTED, RobotCodes, Tasks, bundle, future_task, text_task
+from training.build import Parts
 from training.data.batch import RobotBatch
-from training.data.cotrain import conversation_budget
-from training.optim import BLOCK, SMALLEST_IN_8_BITS
+from training.data.dataloader import conversation_budget
+from training.optim.optimizer import BLOCK, SMALLEST_IN_8_BITS
 from training.run import Run
-from training.setup import Parts
-from training.step import COUNTED, RobotCodes, Tasks, bundle, future_task, text_task
 
 GIB = 1 << 30
 SPARE = 0.93

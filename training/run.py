@@ -26,14 +26,14 @@ from common.os_errors import reason_of
 from config.load import ConfigError, to_yaml
 from config.schema import Job
 from models.objectives import text_objective
-from training.agreement import Ranks, is_lost_process
-from training.checkpoint import find_checkpoint, set_aside
-from training.data.workers import LostWorker
-from training.manifest import Checkpoint
-from training.metrics import METRICS_FILE, Board, JsonLinesWriter, TensorBoardWriter, WandbWriter, Writer
-from training.processes import start_processes
-from training.signals import StopRequest, listening
-from training.status import write_status
+from training.checkpointing.checkpoint import find_checkpoint, set_aside
+from training.checkpointing.manifest import Checkpoint
+from training.data.worker_processes import LostWorker
+from training.distributed.host_sync import Ranks, is_lost_process
+from training.distributed.launch import start_processes
+from training.failure.preemption import StopRequest, listening
+from training.failure.status import write_status
+from training.metrics_logger import METRICS_FILE, Board, JsonLinesWriter, TensorBoardWriter, WandbWriter, Writer
 
 
 @dataclass(frozen=True)

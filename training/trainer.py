@@ -28,21 +28,22 @@ from models.losses import Tally
 from models.rng import Draws
 from models.text_metrics import COUNTS, NATS, derived
 from models.upvla import Losses
-from training import checkpoint, live, memory, optimizer_state
-from training.arrival import arriving
+from training import memory
+from training.batch_to_tasks import COUNTED, Tasks, coefficients
+from training.build import Parts
+from training.checkpointing import checkpoint, optimizer_state, trained_weights
 from training.data.batch import CoBatch
-from training.data.order import START, Position
-from training.guard import Guard
-from training.metrics import Meter
-from training.optim import set_lr
-from training.processes import tell_deepspeed, tell_fsdp
-from training.regroup import expect_state_of
+from training.data.sampling_order import START, Position
+from training.distributed.full_state import Whole
+from training.distributed.launch import tell_deepspeed, tell_fsdp
+from training.distributed.reshard import expect_state_of
+from training.evaluator import Validator
+from training.failure.run_guard import Guard
+from training.failure.status import write_status
+from training.metrics_logger import Meter
+from training.optim.optimizer import set_lr
+from training.prefetch import arriving
 from training.run import Run
-from training.setup import Parts
-from training.sharding import Whole
-from training.status import write_status
-from training.step import COUNTED, Tasks, coefficients
-from training.validate import Validator
 
 LATE = 0.1
 """Share of the time waiting for data above which it is said out loud, ..."""
@@ -59,7 +60,7 @@ class Trainer:
         self.coefficients = torch.tensor(coefficients(job), device=run.device)  # as COUNTED
         accelerator = run.accelerator
         checkpoint.leave_weights_to_model_folder(accelerator)
-        if live.is_needed(job):
+        if trained_weights.is_needed(job):
             accelerator.register_save_state_pre_hook(self._save_live)
         memory.tell(run, parts)
         tell_deepspeed(accelerator, job)

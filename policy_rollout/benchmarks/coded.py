@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from policy_rollout.model_yaml import load_model_yaml, located
 from policy_rollout.policy import UPVLAPolicy
+from training.data.caches.token_cache import TokenCache, Wanted, find, raw_digest, remake_command
 from training.data.calvin import CalvinSplit
-from training.data.tokens import TokenCache, Wanted, find, raw_digest, remake_command
 
 CODES = "codes"
 """What frames have in place of cameras."""

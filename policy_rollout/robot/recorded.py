@@ -14,7 +14,7 @@ from policy_rollout.acting import CAMERAS
 from policy_rollout.robot.pace import Clock
 from policy_rollout.robot.seam import Command, Sight
 from training.data.calvin import CalvinSplit, is_split, splits_in
-from training.data.files import read_image
+from training.data.readers import read_image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 VIDEOS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".gif")

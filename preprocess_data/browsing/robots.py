@@ -27,7 +27,7 @@ from preprocess_data.browsing.seam import ACTION_NAMES, EpisodeView, Floats, Lab
 from preprocess_data.conversion import Units
 from preprocess_data.lerobot import INFO, LerobotData, Place, vectors
 from preprocess_data.process_bridge import POSITION_UNIT, RATE, ROTATION_UNIT, relative_actions
-from training.data.files import read_image, read_image_bytes
+from training.data.readers import read_image, read_image_bytes
 
 LOOKED_AT = 200  # trajectories: each costs files
 FOLDERS_TRIED = 500

@@ -16,13 +16,13 @@ import numpy.typing as npt
 from common.robot import CAMERAS
 from preprocess_data.browsing.robots import open_bridge, open_lerobot
 from preprocess_data.browsing.seam import ACTION_NAMES, EpisodeView, Floats, Label, Picture, Source
-from training.data import archive
 from training.data.calvin import Annotation, CalvinSplit, is_split, splits_in
-from training.data.contract import read_contract
-from training.data.files import LLAVA_NAME, iterate_json_list, npz_shapes, read_image, read_npz
+from training.data.dataset_spec import read_contract
+from training.data.episode_index import INDEX_NAME, ProcessedIndex, read_index
+from training.data.formats import zip_reader
+from training.data.formats.strings import Strings
 from training.data.llava import image_of
-from training.data.processed import INDEX_NAME, ProcessedIndex, read_index
-from training.data.strings import Strings
+from training.data.readers import LLAVA_NAME, iterate_json_list, npz_shapes, read_image, read_npz
 
 SAMPLED = 1000  # frames whose actions are read where each costs a file
 RATE = 30.0  # frames a second, of CALVIN and the desk
@@ -41,9 +41,9 @@ class RawSource:
 
     @cached_property
     def _windows(self) -> tuple[Annotation, ...]:
-        if archive.is_file(self._split.annotation_path):
+        if zip_reader.is_file(self._split.annotation_path):
             return self._split.annotations
-        if archive.is_file(self.path / "ep_start_end_ids.npy"):
+        if zip_reader.is_file(self.path / "ep_start_end_ids.npy"):
             return tuple(Annotation(first, last, "", None) for first, last in self._split.ranges.tolist())
         ids = self._split.frame_ids
         return (Annotation(int(ids[0]), int(ids[-1]), "", None),)
@@ -234,7 +234,7 @@ def open_source(path: Path) -> Source:
     """The data set at ``path``. Raises ValueError or FileNotFoundError saying what could be looked at."""
     if path.name == INDEX_NAME:
         path = path.parent
-    if not path.exists() and not archive.is_folder(path):
+    if not path.exists() and not zip_reader.is_folder(path):
         raise FileNotFoundError(f"{path} does not exist")
     for opener in OPENERS:
         source = opener(path)

@@ -39,9 +39,9 @@ from scripts.comparison.plan import Planned
 from scripts.desk_trial import chains as desk_chains
 from scripts.desk_trial import play_chains
 from scripts.desk_trial import rules as desk_rules
+from training.data.caches.token_cache import probes, raw_digest
 from training.data.calvin import CalvinSplit
-from training.data.files import read_image
-from training.data.tokens import probes, raw_digest
+from training.data.readers import read_image
 
 ANSWERED_AT_ONCE = 48
 TIMED_QUESTIONS = 24

@@ -106,7 +106,7 @@ def test_actions_are_judged_by_stretches_that_add_up_to_all_frames() -> None:
 
 @pytest.mark.parametrize("objective", ["ar", "bd"])
 def test_the_nats_of_all_questions_together_are_what_validation_measures(few_questions: Path, objective: str) -> None:
-    """``training/validate.py`` and the comparison have one axis."""
+    """``training/evaluator.py`` and the comparison have one axis."""
     name = {"ar": "tiny_arvla", "bd": "tiny_bdvla"}[objective]
     job = load_job([f"config={ROOT}/config/{name}.yaml", "max_new_tokens=2"], objective)  # type: ignore[arg-type]
     torch.manual_seed(0)

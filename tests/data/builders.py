@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.shards import PLAN, WHOLE, Plan
+from training.data.formats.shards import PLAN, WHOLE, Plan
 
 
 def frame_arrays(number: int, static: int = 20, gripper: int = 12) -> dict[str, np.ndarray]:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from tests.data.builders import raw_split
-from training.data import archive
-from training.data.archive import Archive
 from training.data.calvin import CalvinSplit, splits_in
+from training.data.formats import zip_reader
+from training.data.formats.zip_reader import Archive
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def test_numbers_beyond_32_bits_are_read_from_the_zip64_fields(tmp_path: Path) -
     assert Archive(path).read("x") == b"content"
     extra = b"\1\0\x18\0" + (5_000_000_000).to_bytes(8, "little") * 3
     most = 0xFFFFFFFF
-    assert archive._long_numbers(extra, most, most, most) == (5_000_000_000,) * 3
-    assert archive._long_numbers(extra, 7, most, 8) == (7, 5_000_000_000, 8)
+    assert zip_reader._long_numbers(extra, most, most, most) == (5_000_000_000,) * 3
+    assert zip_reader._long_numbers(extra, 7, most, 8) == (7, 5_000_000_000, 8)
 
 
 def test_folders_are_listed_without_what_is_in_them(tmp_path: Path) -> None:
@@ -94,21 +94,21 @@ def test_folders_are_listed_without_what_is_in_them(tmp_path: Path) -> None:
         for name in ("a/b/c.txt", "a/b.txt", "a-b/d.txt", "a/z.txt", "top.txt", "a/b/d.txt"):
             packed.writestr(name, name)
         packed.mkdir("empty")
-    assert sorted(archive.names(path)) == ["a", "a-b", "top.txt"]
-    assert sorted(archive.names(path / "a")) == ["b", "b.txt", "z.txt"]
-    assert sorted(archive.names(path / "a" / "b")) == ["c.txt", "d.txt"]
-    assert archive.is_folder(path / "a" / "b")
-    assert not archive.is_folder(path / "a" / "b.txt")
-    assert archive.is_file(path / "a" / "b.txt")
-    assert archive.size(path / "a" / "b.txt") == len("a/b.txt")
+    assert sorted(zip_reader.names(path)) == ["a", "a-b", "top.txt"]
+    assert sorted(zip_reader.names(path / "a")) == ["b", "b.txt", "z.txt"]
+    assert sorted(zip_reader.names(path / "a" / "b")) == ["c.txt", "d.txt"]
+    assert zip_reader.is_folder(path / "a" / "b")
+    assert not zip_reader.is_folder(path / "a" / "b.txt")
+    assert zip_reader.is_file(path / "a" / "b.txt")
+    assert zip_reader.size(path / "a" / "b.txt") == len("a/b.txt")
 
 
 def test_a_folder_that_is_called_like_a_zip_is_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "not.zip" / "really"
     folder.mkdir(parents=True)
     (folder / "x.txt").write_text("x")
-    assert archive.inside(folder / "x.txt") is None
-    assert archive.open_binary(folder / "x.txt").read() == b"x"
+    assert zip_reader.inside(folder / "x.txt") is None
+    assert zip_reader.open_binary(folder / "x.txt").read() == b"x"
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -127,14 +127,14 @@ def test_an_archive_that_is_still_coming_down_is_refused_and_read_when_it_is_the
     whole = path.read_bytes()
     path.write_bytes(whole[:-10])
     with pytest.raises(ValueError, match=r"x\.zip cannot be read as a zip archive"):
-        archive.is_file(path / "a.txt")
+        zip_reader.is_file(path / "a.txt")
     path.write_bytes(whole)
     os.utime(path, ns=(1, 1))
-    assert archive.is_file(path / "a.txt")
+    assert zip_reader.is_file(path / "a.txt")
 
 
 def _sums(path: Path, results: Any) -> None:
-    results.put([int.from_bytes(archive.open_binary(path / f"{n}").read(), "big") for n in range(200)])
+    results.put([int.from_bytes(zip_reader.open_binary(path / f"{n}").read(), "big") for n in range(200)])
 
 
 def test_forked_workers_read_at_the_same_time_from_one_open_archive(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_forked_workers_read_at_the_same_time_from_one_open_archive(tmp_path: Pa
     with zipfile.ZipFile(path, "w") as packed:
         for number in range(200):
             packed.writestr(str(number), number.to_bytes(4, "big") * 1)
-    assert archive.is_file(path / "0")  # opened before the fork, as a data set is
+    assert zip_reader.is_file(path / "0")  # opened before the fork, as a data set is
     fork = get_context("fork")
     results = fork.SimpleQueue()
     workers = [fork.Process(target=_sums, args=(path, results)) for _ in range(3)]

@@ -14,12 +14,12 @@ from models.pretrained.model_config import CALVIN_RELATIVE
 from preprocess_data import process_calvin
 from preprocess_data.calvin_verify import verify_processed
 from tests.data.builders import edit_index, raw_split
+from training.data.caches.token_cache import FOLDER
 from training.data.calvin import CalvinSplit
-from training.data.checks import ActionChecks, actions_digest, row_faults
-from training.data.contract import CONTRACT_NAME, read_contract, write_contract
-from training.data.declared import check_processed, check_raw
-from training.data.processed import Episode, Frame, read_index, write_index
-from training.data.tokens import FOLDER
+from training.data.checks.dataset import ActionChecks, actions_digest, row_faults
+from training.data.checks.split import check_processed, check_raw
+from training.data.dataset_spec import CONTRACT_NAME, read_contract, write_contract
+from training.data.episode_index import Episode, Frame, read_index, write_index
 
 CALVIN = Path(__file__).parents[3] / "shared" / "calvin" / "mini_D_D"
 

@@ -18,7 +18,7 @@ from preprocess_data import calvin_frames, process_calvin
 from preprocess_data.calvin_choice import Choice, source_splits
 from tests.data.builders import opened_files, raw_split, write_annotations, write_frame
 from training.data.calvin import Annotation, CalvinSplit
-from training.data.processed import read_index
+from training.data.episode_index import read_index
 from training.future_view_prediction_w_action_dataset import DataProvider
 
 REPOSITORY = Path(__file__).resolve().parents[2]

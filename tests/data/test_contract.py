@@ -18,8 +18,8 @@ from models.pretrained.model_config import CALVIN_RELATIVE
 from policy_rollout.policy import ActionConvention
 from preprocess_data import process_calvin
 from tests.data.builders import processed_split, raw_split
-from training.data.contract import CONTRACT_NAME, Statistics, action_scale, read_contract, write_contract
-from training.data.processed import read_index
+from training.data.dataset_spec import CONTRACT_NAME, Statistics, action_scale, read_contract, write_contract
+from training.data.episode_index import read_index
 
 PROJECT = Path(__file__).parents[2]
 CAMERAS = {"rgb_static": (20, 24), "rgb_gripper": (12, 12)}

@@ -22,14 +22,14 @@ from models.processing.image import ClipImageSpec
 from models.processing.text import Conversation
 from tests.data.builders import frame_arrays, processed_split
 from training.data.batch import CoBatch
-from training.data.cotrain import (
+from training.data.dataloader import (
     CotrainLoader,
     Flow,
     conversation_budget,
     cotrain_loader,
     flow_seed,
 )
-from training.data.order import Position, StepSampler, Timetable
+from training.data.sampling_order import Position, StepSampler, Timetable
 
 SPEC = ClipImageSpec(resize=8, crop=(8, 8), resample=3, scale=1 / 255, mean=(0.5,) * 3, std=(0.5,) * 3)
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 7), st.integers(1, 4))  # samples, batch size, processes

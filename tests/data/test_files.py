@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.data.builders import annotation_content, opened_files, write_frame
-from training.data import files
-from training.data.files import iterate_json_list, read_image, read_npy, read_npz, read_pickled_npy
+from training.data import readers
+from training.data.readers import iterate_json_list, read_image, read_npy, read_npz, read_pickled_npy
 
 records = st.lists(
     st.dictionaries(st.text(max_size=5), st.text(max_size=30) | st.lists(st.integers(), max_size=4), max_size=3),
@@ -32,7 +32,7 @@ def test_a_json_list_is_read_the_same_however_small_the_window_on_it(
     path = tmp_path / "records.json"
     path.write_text(json.dumps(content, indent=indent, ensure_ascii=ascii_only), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "CHUNK", chunk)
+        patch.setattr(readers, "CHUNK", chunk)
         assert list(iterate_json_list(path)) == content
 
 

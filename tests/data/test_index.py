@@ -16,9 +16,10 @@ import pytest
 from benchmarks.index import main as benchmark
 from benchmarks.index import make_split, measure
 from tests.data.builders import edit_index, processed_split
-from training.data import index_file, processed
-from training.data.index_file import BLOCK, Column, IndexFile
-from training.data.processed import BINARY_NAME, INDEX_NAME, build_index, read_index
+from training.data import episode_index
+from training.data.episode_index import BINARY_NAME, INDEX_NAME, build_index, read_index
+from training.data.formats import column_file
+from training.data.formats.column_file import BLOCK, Column, IndexFile
 from training.future_view_prediction_w_action_dataset import DataProvider
 
 
@@ -43,10 +44,10 @@ def test_the_index_says_what_the_json_says(root: Path) -> None:
 
 
 def test_a_large_json_gets_its_index_by_itself_and_only_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processed, "WORTH_AN_INDEX", 100)
+    monkeypatch.setattr(episode_index, "WORTH_AN_INDEX", 100)
     read_index(root)
     made = (root / BINARY_NAME).stat().st_mtime_ns
-    monkeypatch.setattr(processed, "gather", None)  # making it again would fail
+    monkeypatch.setattr(episode_index, "gather", None)  # making it again would fail
     assert len(read_index(root)) == 18
     assert (root / BINARY_NAME).stat().st_mtime_ns == made
 
@@ -54,7 +55,7 @@ def test_a_large_json_gets_its_index_by_itself_and_only_once(root: Path, monkeyp
 def test_an_index_of_another_json_is_made_again_and_a_copied_one_is_not(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processed, "WORTH_AN_INDEX", 100)
+    monkeypatch.setattr(episode_index, "WORTH_AN_INDEX", 100)
     read_index(root)
     edit_index(root, lambda episodes: episodes[:2])  # other size
     assert len(read_index(root)) == 6
@@ -64,14 +65,14 @@ def test_an_index_of_another_json_is_made_again_and_a_copied_one_is_not(
     copy = root.with_name("copy")
     shutil.copytree(root, copy)
     os.utime(copy / INDEX_NAME, ns=(1, 1))
-    monkeypatch.setattr(processed, "gather", None)
+    monkeypatch.setattr(episode_index, "gather", None)
     assert read_index(copy).instruction(1) == "do thing 7"
 
 
 def test_an_index_of_another_version_is_made_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processed, "WORTH_AN_INDEX", 100)
+    monkeypatch.setattr(episode_index, "WORTH_AN_INDEX", 100)
     with monkeypatch.context() as patch:
-        patch.setattr(index_file, "VERSION", 99)
+        patch.setattr(column_file, "VERSION", 99)
         build_index(root)
     assert len(read_index(root)) == 18
     assert len(IndexFile(root / BINARY_NAME).column("actions")) == 18
@@ -80,7 +81,7 @@ def test_an_index_of_another_version_is_made_again(root: Path, monkeypatch: pyte
 def test_where_nothing_can_be_written_the_index_is_made_in_memory_and_that_is_said(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(processed, "WORTH_AN_INDEX", 100)
+    monkeypatch.setattr(episode_index, "WORTH_AN_INDEX", 100)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with caplog.at_level(logging.WARNING):
         assert len(read_index(root)) == 18

@@ -21,8 +21,8 @@ from preprocess_data import export_lerobot, process_lerobot
 from preprocess_data.lerobot import LerobotData
 from scripts import inspect_data
 from tests.data.builders import frame_arrays, raw_split
-from training.data.contract import read_contract
-from training.data.processed import read_index
+from training.data.dataset_spec import read_contract
+from training.data.episode_index import read_index
 from training.future_view_prediction_w_action_dataset import DataProvider
 
 WINDOWS = [(10, 14), (12, 17), (40, 42)]

@@ -19,7 +19,7 @@ pytest.importorskip("av", reason="LeRobot data needs PyAV: pip install -r requir
 from preprocess_data import export_lerobot, process_lerobot
 from preprocess_data.lerobot import LerobotData
 from tests.data.builders import frame_arrays, raw_split
-from training.data.processed import read_index
+from training.data.episode_index import read_index
 
 PYTHON = os.environ.get("BLOCKDIFF_LEROBOT_PYTHON", "")
 pytestmark = [

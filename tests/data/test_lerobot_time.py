@@ -20,7 +20,7 @@ from PIL import Image
 from preprocess_data import process_lerobot
 from preprocess_data.lerobot import NoFrameError, film
 from preprocess_data.lerobot_names import columns_by_name, names_of, static_camera
-from training.data.processed import read_index
+from training.data.episode_index import read_index
 
 TOP = "observation.images.top"
 AXES = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]

@@ -18,10 +18,10 @@ from PIL import Image
 from config.schema import Job
 from tests.data.builders import processed_split
 from tests.data.test_cotrain import PROMPTER, SPEC, changed, seen
-from training.data.cotrain import CotrainLoader, Flow, conversations_in, cotrain_loader
+from training.data.dataloader import CotrainLoader, Flow, conversations_in, cotrain_loader
 from training.data.llava import INDEX_NAME
 from training.data.mixture import Mixture, quotas
-from training.data.order import Position, StepSampler
+from training.data.sampling_order import Position, StepSampler
 
 shapes = st.lists(st.tuples(st.integers(1, 30), st.floats(0.2, 5.0)), min_size=1, max_size=4)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.data.builders import frame_arrays
-from training.data.files import read_npz
-from training.data.npz import QuickNpz
+from training.data.formats.npz import QuickNpz
+from training.data.readers import read_npz
 
 
 def quickly(path: Path, keys: list[str]) -> dict[str, Any] | None:

@@ -29,9 +29,9 @@ from tests.data.bridge_files import (
     rlds_files,
     states_of,
 )
-from training.data import contract
-from training.data.contract import read_contract
-from training.data.processed import read_index
+from training.data import dataset_spec
+from training.data.dataset_spec import read_contract
+from training.data.episode_index import read_index
 from training.future_view_prediction_w_action_dataset import DataProvider
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -81,7 +81,7 @@ def test_the_contract_says_what_a_bridge_action_means(raw: Path, tmp_path: Path)
     contract = read_contract(tmp_path / "out")
     assert contract.action["position_m_per_unit"] == 0.01
     assert contract.action["rotation_rad_per_unit"] == 0.25
-    assert (contract.action["frame"], contract.action["rate_hz"]) == ("robot_base", 5)
+    assert (contract.action["frame"], dataset_spec.action["rate_hz"]) == ("robot_base", 5)
     assert contract.cameras == {"rgb_static": (24, 32), "rgb_gripper": (24, 32)}
     assert contract.statistics is not None
     assert contract.statistics.max[0] <= 1
@@ -298,7 +298,7 @@ def test_a_run_killed_at_the_end_does_not_leave_data_that_would_be_taken_for_cal
     with pytest.raises(KeyboardInterrupt):
         process(raw, tmp_path / "out")
     assert read_contract(tmp_path / "out").action["kind"] == "relative_to_measured"
-    monkeypatch.setattr(contract, "write_contract", killed)
+    monkeypatch.setattr(dataset_spec, "write_contract", killed)
     with pytest.raises(KeyboardInterrupt):
         process(raw, tmp_path / "other")
     assert not (tmp_path / "other" / "dataset_info.json").exists()

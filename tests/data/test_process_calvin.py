@@ -16,7 +16,7 @@ from preprocess_data import process_calvin
 from scripts import prepare_calvin_debug_processed
 from tests.data.builders import frame_arrays, raw_split, write_frame
 from training.data.calvin import CalvinSplit
-from training.data.processed import read_index
+from training.data.episode_index import read_index
 from training.future_view_prediction_w_action_dataset import DataProvider
 
 REPOSITORY = Path(__file__).resolve().parents[2]

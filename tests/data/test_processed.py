@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.builders import edit_index, processed_split
-from training.data.actions import action_chunk
-from training.data.processed import Episode, Frame, read_index, write_index
-from training.data.strings import Strings
+from training.data.action_chunks import action_chunk
+from training.data.episode_index import Episode, Frame, read_index, write_index
+from training.data.formats.strings import Strings
 
 
 @given(length=st.integers(1, 30), act_step=st.integers(1, 12), data=st.data())

@@ -13,9 +13,9 @@ import pytest
 from models.processing.image import fit
 from preprocess_data import process_calvin, repack
 from tests.data.builders import frame_arrays, opened_files, raw_split, write_frame
-from training.data import packed, shards
 from training.data.calvin import CalvinSplit
-from training.data.shards import ShardWriter
+from training.data.formats import packed_frames, shards
+from training.data.formats.shards import ShardWriter
 from training.future_view_prediction_w_action_dataset import DataProvider
 
 WINDOWS = [(0, 5), (3, 8), (10, 11)]
@@ -137,7 +137,7 @@ def test_damage_and_other_numbers_are_found(split: Path, tmp_path: Path, capsys:
     content = bytearray(shard.read_bytes())
     content[3000] ^= 1
     shard.write_bytes(content)
-    packed._open.clear()
+    packed_frames._open.clear()
     assert repack.main(["--verify", str(folder)]) == 2
     assert "rows_00002.shard" in capsys.readouterr().err
 

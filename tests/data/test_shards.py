@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data import shards
-from training.data.shards import Plan, Rows, ShardWriter, begin, finish
+from training.data.formats import shards
+from training.data.formats.shards import Plan, Rows, ShardWriter, begin, finish
 
 
 def test_more_shards_may_be_open_than_a_process_usually_may_have_files(tmp_path: Path) -> None:

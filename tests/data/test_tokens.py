@@ -20,12 +20,12 @@ from models.vision.magvitv2 import load_magvit
 from preprocess_data import tokenize_images
 from tests.data.builders import edit_index, forget, frame_arrays, opened_files, processed_split, raw_split, write_frame
 from tests.training.world import write_magvit
-from training.data import shards
 from training.data.batch import collate_robot
+from training.data.caches.token_cache import TokenCache, Wanted, find, processed_digest, raw_digest, reading_version
 from training.data.calvin import CalvinSplit
-from training.data.processed import read_index
-from training.data.shards import ShardWriter
-from training.data.tokens import TokenCache, Wanted, find, processed_digest, raw_digest, reading_version
+from training.data.episode_index import read_index
+from training.data.formats import shards
+from training.data.formats.shards import ShardWriter
 from training.future_view_prediction_w_action_dataset import DataProvider
 
 LENGTHS = [5, 1, 12]

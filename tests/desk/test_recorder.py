@@ -31,8 +31,8 @@ from preprocess_data.desk_workers import record
 from preprocess_data.make_desk_demos import make_demos
 from preprocess_data.process_calvin import write_processed
 from training.data.calvin import CalvinSplit, relative_action
-from training.data.files import read_pickled_npy
-from training.data.processed import read_index
+from training.data.episode_index import read_index
+from training.data.readers import read_pickled_npy
 
 ROOT = Path(__file__).resolve().parents[2]
 CALVIN = Path(os.environ.get("BLOCKDIFF_CALVIN_DIR", ROOT.parent / "shared" / "calvin")) / "mini_D_D" / "training"

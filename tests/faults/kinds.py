@@ -21,9 +21,9 @@ from typing import Any
 
 from tests.faults.fleet import Fleet
 from tests.faults.world import STEPS, Broken, Count, Small
-from training.checkpoint import list_checkpoints
-from training.manifest import open_checkpoint
-from training.signals import PREEMPTED
+from training.checkpointing.checkpoint import list_checkpoints
+from training.checkpointing.manifest import open_checkpoint
+from training.failure.preemption import PREEMPTED
 
 Reference = dict[str, Any]
 OPERATIONS = 58

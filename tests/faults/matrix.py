@@ -14,8 +14,8 @@ from typing import Any
 from tests.faults.fleet import ALONE, DDP, ZERO2, Launch
 from tests.faults.kinds import kill_at_random
 from tests.faults.world import STEPS, Broken, Count, Small
-from training.data.cotrain import flow_seed
-from training.data.order import StepSampler
+from training.data.dataloader import flow_seed
+from training.data.sampling_order import StepSampler
 
 SHARED = {"robot": 16, "mmu": 6}
 """Samples of the two data sets of ``tests.training.world``."""
@@ -77,7 +77,7 @@ def other_processes(small: Small, orders: Sequence[tuple[Launch, int]]) -> Count
 
 
 def _write_down_what_is_taken(folder: Path) -> None:
-    from training.guard import Guard
+    from training.failure.run_guard import Guard
 
     read = Guard.read
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from tests.faults.fleet import ALONE, Fleet, Launch, start
 from tests.training.world import argv
-from training.checkpoint import list_checkpoints
-from training.manifest import open_checkpoint
+from training.checkpointing.checkpoint import list_checkpoints
+from training.checkpointing.manifest import open_checkpoint
 
 OF_THE_CLOCK = ("samples_per_s", "data_wait_share")
 STEPS = 8

@@ -34,11 +34,11 @@ from scripts.summarize_offline_eval_json import read as read_results
 from tests.data.builders import annotation_content, frame_arrays
 from tests.fuzz.robots import place, robot_files
 from tests.tiny import tiny_model
-from training.data import archive
+from training.checkpointing.manifest import open_checkpoint
 from training.data.calvin import CalvinSplit
-from training.data.files import iterate_json_list, npz_shapes, read_image, read_npy, read_pickled_npy
-from training.data.processed import BINARY_NAME, INDEX_NAME, build_index, read_index
-from training.manifest import open_checkpoint
+from training.data.episode_index import BINARY_NAME, INDEX_NAME, build_index, read_index
+from training.data.formats import zip_reader
+from training.data.readers import iterate_json_list, npz_shapes, read_image, read_npy, read_pickled_npy
 
 ROOT = Path(__file__).resolve().parents[2]
 Reader = Callable[[Path], Any]
@@ -119,7 +119,7 @@ def _annotations(path: Path) -> Any:
 def _zipped(path: Path) -> Any:
     split = CalvinSplit(path / "D" / "training")
     found: dict[Any, Any] = {i: split.frame(i, ("rgb_static", "rel_actions")) for i in range(3)}
-    found |= {name: archive.archive(path).read(name) for name in ("D/training/episode_0000001.npz",)}
+    found |= {name: zip_reader.archive(path).read(name) for name in ("D/training/episode_0000001.npz",)}
     return found, split.ranges
 
 

@@ -17,7 +17,7 @@ from preprocess_data.bridge import read_shard, splits_of
 from preprocess_data.lerobot import LerobotData
 from tests.data.bridge_files import example, raw_trajectory, rlds_episode, rlds_files
 from tests.data.builders import raw_split
-from training.data.files import read_pickle
+from training.data.readers import read_pickle
 
 SHARD = "bridge_dataset-train.tfrecord-00000-of-00001"
 CAMERA = "observation.images.static"

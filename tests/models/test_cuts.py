@@ -15,8 +15,8 @@ from models.processing.text import Prompter
 from models.upvla import UPVLA
 from tests.data.builders import edit_index, processed_split
 from tests.tiny import tiny_model
-from training.data.processed import read_index
-from training.setup import _instruction_notes
+from training.build import _instruction_notes
+from training.data.episode_index import read_index
 
 LEFT, RIGHT = (f"push the red block to the far {side} side of the table" for side in ("left", "right"))
 

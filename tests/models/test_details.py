@@ -20,7 +20,7 @@ from models.sequence import clean_text_sequence
 from models.text_metrics import ACCURACY, BINNED, CLEAN, COUNTS, DETAILS, derived, no_details, text_details
 from tests.models.text_problems import Built, talk
 from tests.tiny import tiny_model
-from training.metrics import Meter
+from training.metrics_logger import Meter
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, TiffImagePlugin
 from models.processing.image import ClipImageSpec, clip_pixels
 from models.processing.image_file import ORIENTATION, as_shown, shown_size
 from policy_rollout.serving.wire import EncodedPicture, WireError
-from training.data.files import read_image
+from training.data.readers import read_image
 
 RAMP = np.linspace(0.0, 1.0, 64 * 64).reshape(64, 64)
 GREY = np.rint(RAMP * 255)[..., None].repeat(3, axis=2)

@@ -19,7 +19,7 @@ from models.processing.text import Prompter, load_tokenizer, vocabulary_of
 from tests.parity.flows import quotes_a_role
 from training.data.batch import RobotSample, collate_text
 from training.data.llava import LlavaDataset
-from training.data.order import StepSampler, permutation
+from training.data.sampling_order import StepSampler, permutation
 from training.future_view_prediction_w_action_dataset import DataProvider
 
 

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 from models.pretrained.model_io import from_disk_names, to_disk_names
 from models.upvla import UPVLA
 from tests.parity import flows
-from training.optim import Schedule, decays, parameter_groups
+from training.optim.optimizer import Schedule, decays, parameter_groups
 
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial")
 

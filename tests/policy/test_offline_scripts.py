@@ -23,7 +23,7 @@ from tests.policy.recorded_play import WINDOWS
 from tests.policy.saved_model import write_model, write_tokenizer_of_images
 from tests.tiny import write_language_model
 from training.data.calvin import CalvinSplit
-from training.data.contract import write_contract
+from training.data.dataset_spec import write_contract
 
 ROOT = Path(__file__).resolve().parents[2]
 

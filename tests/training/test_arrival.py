@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.sizes import SIZES
 from benchmarks.step_problem import made_up
-from training.arrival import arriving, pictures, sent
 from training.data.batch import CoBatch
+from training.prefetch import arriving, pictures, sent
 
 META = torch.device("meta")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from config.load import ConfigError, load_job
 from config.schema import Augment
-from training.augment import Change, apply, draw, is_off
+from training.augmentation import Change, apply, draw, is_off
 
 STRONG = Augment(crop=0.2, shift=0.1, brightness=0.3, contrast=0.3, saturation=0.3)
 

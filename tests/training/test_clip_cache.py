@@ -19,8 +19,8 @@ from preprocess_data import clip_features
 from tests.data.builders import forget
 from tests.training.runs import Outcome, train
 from tests.training.world import build_world
-from training.data.features import find
-from training.data.files import read_image
+from training.data.caches.clip_cache import find
+from training.data.readers import read_image
 
 SETTINGS = {
     "training__max_train_steps": 3,

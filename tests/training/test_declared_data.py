@@ -18,9 +18,9 @@ from policy_rollout.acting import Observation
 from policy_rollout.policy import UPVLAPolicy
 from policy_rollout.warm_up import warm_up
 from tests.training.runs import Outcome, train
-from training.data.contract import Statistics, read_contract, write_contract
-from training.data.processed import read_index
-from training.declare import leave_out_validation
+from training.data.dataset_spec import Statistics, read_contract, write_contract
+from training.data.episode_index import read_index
+from training.robot_data_spec import leave_out_validation
 
 Start = Callable[..., Outcome]
 DATA = "dataset__params__train_pre_shards_path_or_url"

@@ -13,9 +13,9 @@ import pytest
 from models.pretrained.model_io import load_folder, model_folder
 from models.pretrained.weights_io import files_sha256
 from tests.training.runs import Outcome
-from training import checkpoint
-from training.checkpoint import list_checkpoints, save_final_model, set_aside
-from training.manifest import Checkpoint, open_checkpoint
+from training.checkpointing import checkpoint
+from training.checkpointing.checkpoint import list_checkpoints, save_final_model, set_aside
+from training.checkpointing.manifest import Checkpoint, open_checkpoint
 
 Start = Callable[..., Outcome]
 FINAL = ("model.safetensors", "config.json", "tokenizer")

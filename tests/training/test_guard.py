@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from tests.training.runs import Outcome, same
-from training import checkpoint as checkpoints
-from training.checkpoint import list_checkpoints
-from training.guard import Guard
-from training.manifest import open_checkpoint
-from training.metrics import JsonLinesWriter
-from training.setup import Parts
+from training.build import Parts
+from training.checkpointing import checkpoint as checkpoints
+from training.checkpointing.checkpoint import list_checkpoints
+from training.checkpointing.manifest import open_checkpoint
+from training.failure.loss_monitor import EARLY, HISTORY, LASTING, LossWatch, has_only_numbers
+from training.failure.run_guard import Guard
+from training.metrics_logger import JsonLinesWriter
 from training.trainer import Trainer
-from training.watch import EARLY, HISTORY, LASTING, LossWatch, has_only_numbers
 
 Start = Callable[..., Outcome]
 
@@ -95,7 +95,7 @@ def test_weights_are_numbers_or_not() -> None:
 def test_an_exploding_run_names_the_last_good_checkpoint_and_its_samples(
     run: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.watch.EARLY", 2)
+    monkeypatch.setattr("training.failure.loss_monitor.EARLY", 2)
     original = Trainer.update
 
     def update(self: Trainer) -> None:

@@ -18,9 +18,9 @@ from config.schema import Job
 from tests.training.launches import ROOT
 from tests.training.runs import forget_processes
 from tests.training.world import argv, load
-from training import processes
-from training.launch_environment import check_environment
-from training.processes import tasks_on_this_node
+from training.distributed import launch
+from training.distributed.launch import tasks_on_this_node
+from training.distributed.launch_environment import check_environment
 
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
 STEP = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "7"}
@@ -95,12 +95,12 @@ def test_the_number_that_both_give_is_accepted(world: Path, tmp_path: Path) -> N
 
 def test_what_accelerate_ends_up_with_is_compared_too(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """A way past the variables that are known here."""
-    monkeypatch.setattr(processes, "check_environment", lambda job: ProcessRank())
+    monkeypatch.setattr(launch, "check_environment", lambda job: ProcessRank())
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     forget_processes()
     try:
         with pytest.raises(ConfigError, match="gradient_accumulation_steps=4"):
-            processes.start_processes(job)
+            launch.start_processes(job)
     finally:
         forget_processes()
 
@@ -118,12 +118,10 @@ def test_what_accelerate_ends_up_with_is_compared_too(job: Job, monkeypatch: pyt
 )
 def test_a_deepspeed_file_that_contradicts_the_job_is_refused(job: Job, config: dict[str, object], key: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        processes._check_deepspeed(job, config, world=2)
+        launch._check_deepspeed(job, config, world=2)
     assert key in str(refused.value)
     assert next(iter(config)) in str(refused.value)
-    processes._check_deepspeed(
-        job, {"gradient_clipping": 0.0, "train_batch_size": "auto", "amp": {"enabled": False}}, 2
-    )
+    launch._check_deepspeed(job, {"gradient_clipping": 0.0, "train_batch_size": "auto", "amp": {"enabled": False}}, 2)
 
 
 @pytest.mark.parametrize(
@@ -146,10 +144,10 @@ def test_a_deepspeed_file_computes_in_the_jobs_type(
 ) -> None:
     asked = replace(job, training=replace(job.training, mixed_precision=wish))
     if refused is None:
-        processes._check_deepspeed_precision(asked, config, engine)
+        launch._check_deepspeed_precision(asked, config, engine)
         return
     with pytest.raises(ConfigError, match=refused):
-        processes._check_deepspeed_precision(asked, config, engine)
+        launch._check_deepspeed_precision(asked, config, engine)
 
 
 LEFTOVERS = [
@@ -219,7 +217,7 @@ def test_a_leftover_is_one_line_before_torch_is_loaded(world: Path, tmp_path: Pa
 def test_processes_that_never_come_end_the_wait_with_one_line(world: Path, tmp_path: Path, rank: str) -> None:
     patched = (
         "-c",
-        "import sys; sys.path.insert(0, '.'); import training.processes as p; p.MEETING_S['here'] = 3.0;"
+        "import sys; sys.path.insert(0, '.'); import training.distributed.launch as p; p.MEETING_S['here'] = 3.0;"
         "import train_upvla; from config.load import main_or_exit; main_or_exit(train_upvla.main)",
     )
     started = time.monotonic()

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from config.schema import LoRA
-from training import live
+from training.checkpointing import trained_weights
 
 
 @pytest.mark.parametrize(("part", "named"), [("trained", "live.a"), ("average", "average.a")])
 def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path, part: str, named: str) -> None:
     tensors = {"trained": {"a": torch.ones(2)}, "average": {"a": torch.ones(2)}}
-    live.write(tmp_path, LoRA(), **tensors, resting="")
-    assert live.read(tmp_path) is not None
+    trained_weights.write(tmp_path, LoRA(), **tensors, resting="")
+    assert trained_weights.read(tmp_path) is not None
     tensors[part]["a"][1] = torch.nan
-    live.write(tmp_path, LoRA(), **tensors, resting="")
+    trained_weights.write(tmp_path, LoRA(), **tensors, resting="")
     with pytest.raises(ValueError, match=rf"weights\.safetensors holds numbers that are not finite.*{named}"):
-        live.read(tmp_path)
+        trained_weights.read(tmp_path)

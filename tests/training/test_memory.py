@@ -23,11 +23,12 @@ from tests.models.test_run_configs_build import given as real_sizes  # noqa: F40
 from tests.tiny import llm_config, write_language_model
 from tests.training.runs import Outcome, forget_processes
 from tests.training.world import load
-from training import adapters, memory
+from training import memory
+from training.batch_to_tasks import COUNTED
+from training.build import Parts, setup
 from training.memory import GIB, Sharing, estimate, staying
+from training.optim.optimizer import lora
 from training.run import open_run
-from training.setup import Parts, setup
-from training.step import COUNTED
 
 TOLERANCE = 0.1
 
@@ -164,7 +165,7 @@ def at_real_size(preset: str, config: str, root: Path) -> Parts:
         ]
     )
     built = build(job, device="meta")
-    adapters.attach(built.model, job)
+    lora.attach(built.model, job)
     if job.model.gradient_checkpointing:
         built.model.backbone.enable_gradient_checkpointing()
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}

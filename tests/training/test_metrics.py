@@ -15,7 +15,7 @@ import torch
 from config.load import ConfigError
 from models.losses import Tally
 from tests.training.runs import Outcome
-from training.metrics import JsonLinesWriter, Meter
+from training.metrics_logger import JsonLinesWriter, Meter
 
 
 def tally(total: float, count: float) -> Tally:

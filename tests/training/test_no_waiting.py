@@ -21,9 +21,9 @@ from benchmarks.step_problem import Problem, problem
 from config.schema import Augment, Objective
 from models.losses import Tally
 from models.rng import Draws
-from training.metrics import Meter
-from training.step import COUNTED, bundle, encode_picture, encode_views, future_task, text_task
-from training.watch import LossWatch
+from training.batch_to_tasks import COUNTED, bundle, encode_picture, encode_views, future_task, text_task
+from training.failure.loss_monitor import LossWatch
+from training.metrics_logger import Meter
 
 META = torch.device("meta")
 

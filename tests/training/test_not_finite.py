@@ -87,7 +87,7 @@ def test_a_clip_tower(own: Path) -> None:
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checksums do not see numbers that were not finite when they were written."""
-    monkeypatch.setattr("training.manifest._check_files", lambda *_: None)
+    monkeypatch.setattr("training.checkpointing.manifest._check_files", lambda *_: None)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -12,7 +12,7 @@ import torch
 from config import schema
 from config.schema import Job
 from tests.tiny import tiny_model
-from training.optim import Schedule, build_optimizer, decays, parameter_groups, schedule_notes, set_lr
+from training.optim.optimizer import Schedule, build_optimizer, decays, parameter_groups, schedule_notes, set_lr
 
 
 @pytest.mark.parametrize("kind", ["phi", "qwen3"])

@@ -15,9 +15,9 @@ from torch.optim import AdamW
 from config.load import ConfigError
 from tests.training.launches import launch, sharded, start
 from tests.training.runs import Outcome, same
-from training.manifest import METADATA, write_manifest
-from training.optim import group_names, parameter_groups
-from training.optimizer_state import in_order
+from training.checkpointing.manifest import METADATA, write_manifest
+from training.checkpointing.optimizer_state import in_order
+from training.optim.optimizer import group_names, parameter_groups
 
 Start = Callable[..., Outcome]
 NORMS = "[backbone.lm.model.layers.0.input_layernorm.*]"
@@ -92,7 +92,7 @@ def test_the_same_parameters_in_another_order_get_their_own_state(
         return [names[::-1] for names in group_names(model)]
 
     with monkeypatch.context() as patch:
-        for module in ("training.optim", "training.optimizer_state"):
+        for module in ("training.optim.optimizer", "training.checkpointing.optimizer_state"):
             patch.setattr(f"{module}.group_names", backwards)
         run("run", **CONSTANT)
     capfd.readouterr()

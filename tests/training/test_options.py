@@ -20,7 +20,7 @@ from config.schema import Job
 from models.pretrained.model_io import load_folder
 from tests.training.runs import Outcome, same
 from training import run as training_run
-from training.compiled import CACHE, compile_backbone
+from training.optim.compile import CACHE, compile_backbone
 from training.trainer import Trainer
 
 Start = Callable[..., Outcome]

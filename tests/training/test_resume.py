@@ -12,8 +12,8 @@ import pytest
 from config.load import ConfigError
 from tests.tiny import write_language_model
 from tests.training.runs import Outcome, same
-from training.checkpoint import find_checkpoint
-from training.manifest import open_checkpoint
+from training.checkpointing.checkpoint import find_checkpoint
+from training.checkpointing.manifest import open_checkpoint
 
 Start = Callable[..., Outcome]
 NUMBERS = ("image/loss", "action/loss", "text/loss", "total/loss", "lr", "grad_norm")

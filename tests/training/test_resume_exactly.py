@@ -16,12 +16,12 @@ import pytest
 from tests.tiny import llm_config, write_language_model
 from tests.training.runs import Outcome, same
 from tests.training.test_resume import interrupted
-from training.checkpoint import ORDER, changes
-from training.data.cotrain import flow_seed
-from training.data.order import ORDER_VERSION, StepSampler
-from training.guard import Guard
-from training.manifest import Checkpoint
-from training.signals import PREEMPTED
+from training.checkpointing.checkpoint import ORDER, changes
+from training.checkpointing.manifest import Checkpoint
+from training.data.dataloader import flow_seed
+from training.data.sampling_order import ORDER_VERSION, StepSampler
+from training.failure.preemption import PREEMPTED
+from training.failure.run_guard import Guard
 
 ROOT = Path(__file__).resolve().parents[2]
 Start = Callable[..., Outcome]

@@ -15,11 +15,7 @@ from models.rng import generator
 from models.vision.clip_encoder import load_clip
 from models.vision.magvitv2 import load_magvit
 from tests.training.world import T, load
-from training.data.batch import CoBatch
-from training.data.cotrain import cotrain_loader
-from training.optim import Schedule, build_optimizer
-from training.setup import Parts
-from training.step import (
+from training.batch_to_tasks import (
     COUNTED,
     bundle,
     coefficients,
@@ -29,6 +25,10 @@ from training.step import (
     future_task,
     text_task,
 )
+from training.build import Parts
+from training.data.batch import CoBatch
+from training.data.dataloader import cotrain_loader
+from training.optim.optimizer import Schedule, build_optimizer
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from models.vision.magvitv2 import load_magvit
 from preprocess_data import tokenize_images
 from tests.training.runs import Outcome, same, train
 from tests.training.world import build_world, load, write_robot_data
-from training.data.coded import token_cache
-from training.data.cotrain import robot_dataset
+from training.data.caches.token_cache_choice import token_cache
+from training.data.dataloader import robot_dataset
 
 Start = Callable[..., Outcome]
 SETTINGS = {
@@ -78,7 +78,7 @@ def test_held_out_data_may_have_none(coded: Path, tmp_path: Path) -> None:
 def test_the_picture_of_a_run_shows_what_the_tokenizer_keeps(
     coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.metrics import Board
+    from training.metrics_logger import Board
 
     shown: list[torch.Tensor] = []
     monkeypatch.setattr(Board, "picture", lambda self, tag, picture, step: shown.append(picture))
@@ -105,7 +105,7 @@ def test_the_start_of_a_run_says_which_codes_it_reads(
 
 def test_codes_need_no_data_workers(coded: Path, tmp_path: Path) -> None:
     from models.pretrained.model_io import build
-    from training.data.cotrain import cotrain_loader
+    from training.data.dataloader import cotrain_loader
 
     job = load(coded, tmp_path, dataset__params__num_workers=2, dataset__und_type="null")
     vq = load_magvit(job.model.vq_model.vq_model_name)

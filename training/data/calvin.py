@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from common.robot import CAMERAS
-from training.data import archive
-from training.data.files import read_npy, read_npz, read_pickled_npy
+from training.data.formats import zip_reader
+from training.data.readers import read_npy, read_npz, read_pickled_npy
 
 Array = npt.NDArray[Any]
 
@@ -56,13 +56,13 @@ class CalvinSplit:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        if not archive.is_folder(self.path):
+        if not zip_reader.is_folder(self.path):
             raise FileNotFoundError(f"{self.path} is not a directory; give a CALVIN split such as task_D_D/training")
 
     @cached_property
     def frame_ids(self) -> npt.NDArray[np.int64]:
         """Sorted ids of all frames that lie in the directory (lists it once)."""
-        found = [int(match[1]) for name in archive.names(self.path) if (match := _EPISODE.fullmatch(name))]
+        found = [int(match[1]) for name in zip_reader.names(self.path) if (match := _EPISODE.fullmatch(name))]
         if not found:
             raise self._no_split()
         return np.sort(np.asarray(found, dtype=np.int64))
@@ -70,7 +70,7 @@ class CalvinSplit:
     @cached_property
     def _digits(self) -> int:
         """How many digits file names have: 7 in the released data, 5 in some recordings."""
-        match = next(filter(None, map(_EPISODE.fullmatch, archive.names(self.path))), None)
+        match = next(filter(None, map(_EPISODE.fullmatch, zip_reader.names(self.path))), None)
         if match is None:
             raise self._no_split()
         return len(match[1])
@@ -84,7 +84,7 @@ class CalvinSplit:
         return self.path / f"episode_{index:0{self._digits}d}.npz"
 
     def has_frame(self, index: int) -> bool:
-        return archive.is_file(self.frame_path(index))
+        return zip_reader.is_file(self.frame_path(index))
 
     def frame(self, index: int, keys: Sequence[str]) -> dict[str, Array]:
         """The arrays ``keys`` of frame ``index``, from one open of its file; no other array is decompressed.
@@ -114,7 +114,7 @@ class CalvinSplit:
 
         None are found where the split does not have its stretches.
         """
-        if not archive.is_file(self.path / "ep_start_end_ids.npy"):
+        if not zip_reader.is_file(self.path / "ep_start_end_ids.npy"):
             return []
         return [window for window in windows if not is_within(self.ranges, window.start, window.end)]
 
@@ -151,19 +151,19 @@ def is_within(ranges: npt.NDArray[np.int64], first: int, last: int) -> bool:
 def splits_in(path: Path) -> list[str]:
     """The splits in a folder or zip, as paths below it: training and validation, at the top or one folder down."""
     try:
-        top = sorted(archive.names(path))
+        top = sorted(zip_reader.names(path))
     except OSError:
         return []
     found = [str(name) for name in SPLITS if name in top]
     if found:
         return found
-    below = [name for name in top if archive.is_folder(path / name)][:50]
-    return [f"{name}/{split}" for name in below for split in SPLITS if archive.is_folder(path / name / split)]
+    below = [name for name in top if zip_reader.is_folder(path / name)][:50]
+    return [f"{name}/{split}" for name in below for split in SPLITS if zip_reader.is_folder(path / name / split)]
 
 
 def is_split(path: Path) -> bool:
     """Are there frames directly in this folder (of a zip)?"""
-    return archive.is_folder(path) and any(map(_EPISODE.fullmatch, archive.names(path)))
+    return zip_reader.is_folder(path) and any(map(_EPISODE.fullmatch, zip_reader.names(path)))
 
 
 def relative_action(action: Array, robot_obs: Array) -> Array:

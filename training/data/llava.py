@@ -29,9 +29,9 @@ from config.schema import OnBadRecord, TextOnly
 from models.processing.image import ClipImageSpec, clip_pixels
 from models.processing.text import ASSISTANT, HUMAN, IMAGE_MARK, Prompter
 from training.data.batch import TextSample
-from training.data.features import PictureFeatures
-from training.data.files import LLAVA_NAME, iterate_json_values, read_image
-from training.data.strings import Strings
+from training.data.caches.clip_cache import PictureFeatures
+from training.data.formats.strings import Strings
+from training.data.readers import LLAVA_NAME, iterate_json_values, read_image
 
 INDEX_NAME = LLAVA_NAME
 NAMED = 5  # how many records are named per reason

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from training.data.batch import TextSample
 from training.data.llava import LlavaDataset
-from training.data.order import flow_seed, permutation
+from training.data.sampling_order import flow_seed, permutation
 
 
 def quotas(total: int, weights: Sequence[float]) -> list[int]:

@@ -1,0 +1,143 @@
+"""What a checkpoint says of itself (``metadata.json``), and whether its files are what it says.
+
+    {"global_step": 300, "data": {...}, "config": {...}, "processes": 2, "files": {name: [bytes, crc32]}, "crc32": ...}
+
+``data``: where the run stands in its data. ``config``: the settings that the numbers of later steps depend on. The last
+``crc32`` is over everything before it, so that a flipped bit in here is found too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.os_errors import reason_of
+from training.data.sampling_order import Position, Taken
+
+METADATA = "metadata.json"
+CHUNK = 8 << 20
+THREADS = 4
+"""Files that are read at the same time; zlib lets other threads run."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with the state after ``step`` optimizer steps.
+
+    ``position``: where the run stood in its data; None in checkpoints older than this entry. ``record``: all of
+    ``metadata.json``.
+    """
+
+    path: Path
+    step: int
+    position: Position | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def model_dir(self) -> Path:
+        return self.path / "unwrapped_model"
+
+    @property
+    def state_dir(self) -> Path:
+        return self.path / "training_state"
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint's metadata and see that every file it lists is there, unchanged; ``ValueError`` if not."""
+    metadata = path / METADATA
+    try:
+        record = json.loads(metadata.read_text(encoding="utf-8"))
+        told = record.pop("crc32", None)
+        if told is not None and told != _checksum_of(record):
+            raise ValueError("its checksum is wrong")
+        step, files, position = int(record["global_step"]), dict(record.get("files", {})), _position(record.get("data"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not a checkpoint of a training run: it has no {METADATA}") from None
+    except OSError as error:
+        raise ValueError(f"{metadata} cannot be read: {reason_of(error)}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:  # json's are ValueErrors
+        raise ValueError(f"{metadata} is damaged: {error}") from error
+    _check_files(path, files)
+    checkpoint = Checkpoint(path, step, position, record)
+    if not checkpoint.state_dir.is_dir():
+        raise ValueError(
+            f"{path} holds weights but no training state, so it cannot be resumed; "
+            "to start from its weights set model.showo.pretrained_model_path to it"
+        )
+    return checkpoint
+
+
+def _check_files(path: Path, files: Mapping[str, Any]) -> None:
+    """``files``: name -> [bytes, crc32], or bytes alone as early checkpoints have it. Sizes first, they are cheap."""
+    sizes = {name: entry[0] if isinstance(entry, list) else entry for name, entry in files.items()}
+    for name, size in sizes.items():
+        file = path / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            raise ValueError(f"{file} is damaged: {size} bytes expected, {'none' if found is None else found} found")
+    sums = {name: entry[1] for name, entry in files.items() if isinstance(entry, list)}
+    with ThreadPoolExecutor(THREADS) as pool:
+        for name, (found_size, found_sum) in zip(sums, pool.map(measure, [path / name for name in sums]), strict=True):
+            if found_sum != sums[name]:
+                raise ValueError(f"{path / name} is damaged: its {found_size} bytes do not have the checksum they had")
+
+
+def measure(file: Path) -> tuple[int, str]:
+    """(bytes, crc32 as eight hexadecimal digits) of a file."""
+    size, value = 0, 0
+    try:
+        with file.open("rb") as stream:
+            while chunk := stream.read(CHUNK):
+                size += len(chunk)
+                value = zlib.crc32(chunk, value)
+    except OSError as error:  # a bad sector
+        raise ValueError(f"{file} cannot be read: {reason_of(error)}") from error
+    return size, f"{value:08x}"
+
+
+def write_manifest(path: Path, step: int, data: Mapping[str, Any], more: Mapping[str, Any]) -> None:
+    """Write ``metadata.json`` over the files that lie in the folder, and see to it that all of them are on the disk."""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    with ThreadPoolExecutor(THREADS) as pool:
+        measured = pool.map(measure, files)
+        listed = {str(file.relative_to(path)): list(entry) for file, entry in zip(files, measured, strict=True)}
+    record: dict[str, Any] = {"global_step": step, "data": data, **more, "files": listed}
+    (path / METADATA).write_text(
+        json.dumps({**record, "crc32": _checksum_of(record)}, indent=1) + "\n", encoding="utf-8"
+    )
+    for file in [*files, path / METADATA]:
+        flush(file)
+    for folder in [*(f for f in path.rglob("*") if f.is_dir()), path]:
+        flush(folder)
+
+
+def flush(path: Path) -> None:
+    """Have a file's content, or a folder's names, on the disk before anything else is done."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def told_position(position: Position) -> dict[str, Any]:
+    """For ``metadata.json``."""
+    return asdict(position)
+
+
+def _position(data: Mapping[str, Any] | None) -> Position | None:
+    if not data:
+        return None
+    return Position(
+        *(Taken(int(data[flow]["samples"]), int(data[flow]["in_epoch"])) for flow in ("robot", "text")),
+    )
+
+
+def _checksum_of(record: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"

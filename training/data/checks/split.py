@@ -1,0 +1,212 @@
+"""Check a processed split against its contract: actions, statistics, cameras, instructions, ends of recordings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from common.robot import CAMERAS, by_view
+from training.data.calvin import CalvinSplit, is_within
+from training.data.checks.dataset import TOLERANCE, ActionChecks, Finding
+from training.data.dataset_spec import CONTRACT_NAME, DataContract, Statistics
+from training.data.episode_index import ProcessedIndex
+from training.data.formats import zip_reader
+from training.data.readers import npz_shapes, read_npz
+
+PIECE = 1 << 18  # frames read at a time
+EPISODES = 5000  # whose ends are compared with the ends of recordings
+IMAGES = 16  # frames that are opened
+ASPECT = 0.02  # by which the shape of images may differ
+RAW_FRAMES = 64  # of a raw split that are opened
+_EPISODE = re.compile(r"episode_(\d+)\.npz")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was looked at, and what was found. ``about``: one line for the log."""
+
+    findings: list[Finding]
+    about: str
+
+
+def check_processed(
+    index: ProcessedIndex,
+    contract: DataContract,
+    *,
+    normalised: bool = False,
+    tokens: bool = False,
+    images: bool = True,
+) -> Checked:
+    """Check every action and instruction of a split, and a sample of its images and episodes.
+
+    Args:
+        normalised: training brings actions into [-1, 1] by the contract's statistics.
+        tokens: actions are learned as tokens, which end at -1 and 1.
+        images: frames are opened (False: training reads their codes, and the frames may be gone).
+    """
+    checks = ActionChecks(contract.action, bounded=not normalised, tokens=tokens)
+    for start in range(0, len(index), PIECE):
+        table, episodes = index.actions[start : start + PIECE], index.episode_of[start : start + PIECE]
+        before = index.episode_of[start - 1] if start else -1
+        checks.add(table, partial(_place, index, start), np.diff(episodes, prepend=before) != 0)
+    ends, compared = _ends(index)
+    findings = [
+        *checks.findings(),
+        *_statistics(contract, checks, normalised),
+        *_instructions(index),
+        *ends,
+        *(_sizes(index, contract) if images else ()),
+        *(_recorded(index) if images else ()),
+    ]
+    about = f"{len(index)} frames and {index.episodes} instructions of {index.path.parent} compared with the contract"
+    return Checked(findings, f"{about}, ends of {compared} episodes with those of the recordings")
+
+
+def check_raw(split: CalvinSplit, contract: DataContract, frames: Sequence[int]) -> Checked:
+    """Check the relative actions of some frames of a raw split, each of which costs a file."""
+    chosen = [frames[at] for at in np.unique(np.linspace(0, len(frames) - 1, RAW_FRAMES).astype(int)).tolist()]
+    checks = ActionChecks(contract.action)
+    for frame in chosen:  # frames far from each other: each is an episode of its own
+        row = split.frame(frame, ("rel_actions",))["rel_actions"]
+        checks.add(row[None], partial(_file, split.frame_path(frame)))
+    about = f"actions of {len(chosen)} of {len(frames)} frames of {split.path} compared with the contract"
+    return Checked(list(checks.findings()), about)
+
+
+def _file(path: Path, row: int) -> str:
+    return str(path)
+
+
+def _place(index: ProcessedIndex, start: int, row: int) -> str:
+    frame = start + row
+    episode = int(index.episode_of[frame])
+    number = frame - int(index.starts[episode])
+    return f"{index.path}: episode {episode}, frame {number} ({index.frames[frame]})"
+
+
+def _statistics(contract: DataContract, checks: ActionChecks, used: bool) -> Iterator[Finding]:
+    """Statistics that were computed from other actions than the data set has now."""
+    held = contract.statistics
+    if held is None or not _of_other_data(held, checks):
+        return
+    what = (
+        f"its statistics are those of other actions ({held.frames} frames) than dataset_info.json has now "
+        f"({checks.frames} frames); remove the key 'statistics' from {CONTRACT_NAME} (they are then computed at "
+        "start), or convert the data again"
+    )
+    yield Finding("statistics", str(contract.path), what, used)
+
+
+def _of_other_data(held: Statistics, checks: ActionChecks) -> bool:
+    if held.digest:
+        return held.digest != checks.digest
+    # Written before digests were: the range tells.
+    same = np.allclose(held.min, checks.low, atol=TOLERANCE) and np.allclose(held.max, checks.high, atol=TOLERANCE)
+    return held.frames != checks.frames or not same
+
+
+def _instructions(index: ProcessedIndex) -> Iterator[Finding]:
+    blank = [number for number in range(len(index.texts)) if not index.texts[number].strip()]
+    if not blank:
+        return
+    for kind, column in (("instruction", index.instruction_of), ("task", index.task_of)):
+        empty = np.flatnonzero(np.isin(np.asarray(column), blank))
+        if len(empty):
+            what = f"has an empty {kind}, as {len(empty)} of {index.episodes} episodes have; give each of them one"
+            every = kind == "instruction" and len(empty) == index.episodes
+            yield Finding(f"empty {kind}", f"{index.path}: episode {empty[0]}", what, every)
+
+
+def _ends(index: ProcessedIndex) -> tuple[list[Finding], int]:
+    """Episodes that go from one recording into another, and how many episodes were compared with recordings."""
+    known: dict[Path, npt.NDArray[np.int64] | None] = {}
+    findings: list[Finding] = []
+    compared = 0
+    for episode in np.unique(np.linspace(0, index.episodes - 1, min(EPISODES, index.episodes)).astype(int)).tolist():
+        first, last = int(index.starts[episode]), int(index.starts[episode + 1]) - 1
+        paths = index.frame_path(first), index.frame_path(last)
+        names = [_EPISODE.fullmatch(path.name) for path in paths]
+        if names[0] is None or names[1] is None:
+            continue
+        begin, end = int(names[0][1]), int(names[1][1])
+        for folder in {path.parent for path in paths} - set(known):
+            known[folder] = _recordings(folder)
+        ranges = known[paths[0].parent]
+        compared += ranges is not None
+        where = f"{index.path}: episode {episode}, frames {begin} to {end}"
+        if ranges is not None and not is_within(ranges, begin, end):
+            what = f"goes over the end of a recording in {paths[0].parent / 'ep_start_end_ids.npy'}; leave it out"
+            findings.append(Finding("crosses recordings", where, what, True))
+        elif ranges is None and end - begin != last - first:
+            what = f"names {last - first + 1} frames, so that it skips some or goes from one recording into another"
+            findings.append(Finding("crosses recordings", where, what, False))
+    return findings, compared
+
+
+def _recordings(folder: Path) -> npt.NDArray[np.int64] | None:
+    """The stretches of uninterrupted play in a folder of raw frames, None where that is not known."""
+    with suppress(ValueError, FileNotFoundError):
+        return CalvinSplit(folder).ranges
+    return None
+
+
+def _sizes(index: ProcessedIndex, contract: DataContract) -> Iterator[Finding]:
+    """Images of another size than the contract declares for their camera."""
+    declared = by_view(contract.cameras)
+    seen: set[str] = set()
+    for frame in _spread(len(index)):
+        for view, path, size in _images(index, frame):
+            wanted = declared.get(view)
+            if wanted is None or size == wanted or view in seen:
+                continue
+            seen.add(view)
+            other = abs(size[0] * wanted[1] - size[1] * wanted[0]) > ASPECT * size[0] * wanted[1]
+            what = (
+                f"{view} is {size[0]} x {size[1]} (height x width), but {contract.path} declares {wanted[0]} x "
+                f"{wanted[1]}; declare the size that the images have"
+            )
+            yield Finding("image size", str(path), what, other)
+
+
+def _recorded(index: ProcessedIndex) -> Iterator[Finding]:
+    """A frame whose file holds another action than the split: it was recorded again, or the actions were edited."""
+    for frame in _spread(len(index)):
+        path = index.frame_path(frame)
+        recorded = None
+        with suppress(ValueError, FileNotFoundError):
+            recorded = read_npz(path, ("rel_actions",))["rel_actions"] if path.suffix == ".npz" else None
+        if recorded is None or np.allclose(recorded, index.actions[frame], atol=1e-3):
+            continue
+        what = f"holds the action {np.array2string(recorded, precision=3)}, another one than {index.path} has for it"
+        yield Finding(
+            "other recording", str(path), f"{what}; convert the data again if they were recorded again", False
+        )
+        return
+
+
+def _spread(length: int) -> list[int]:
+    """Some of so many frames, evenly spread."""
+    return list(np.unique(np.linspace(0, length - 1, min(IMAGES, length)).astype(int)).tolist())
+
+
+def _images(index: ProcessedIndex, frame: int) -> Iterator[tuple[str, Path, tuple[int, int]]]:
+    """(view, file, (height, width)) of a frame. A file that cannot be read is reported when its frame is used."""
+    path, second = index.frame_path(frame), index.gripper_path(frame)
+    with suppress(ValueError, FileNotFoundError, OSError, SyntaxError):
+        if path.suffix == ".npz":
+            for view, (shape, _) in npz_shapes(path).items():
+                if view in CAMERAS and len(shape) == 3:
+                    yield view, path, (shape[0], shape[1])
+            return
+        for view, file in zip(CAMERAS, (path, second), strict=True):
+            if file is not None:
+                with zip_reader.open_binary(file) as opened, Image.open(opened) as image:
+                    yield view, file, (image.height, image.width)

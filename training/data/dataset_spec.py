@@ -1,0 +1,227 @@
+"""What a robot data set declares of itself: cameras, what an action means, and how its numbers are spread.
+
+``dataset_contract.json`` lies beside ``dataset_info.json``:
+
+    {"format": 1,
+     "cameras": {"rgb_static": [200, 200], "rgb_gripper": [84, 84]},        # height and width as recorded
+     "action": {"kind": "relative", "frame": "world", "position_m_per_unit": 0.02, "rotation_rad_per_unit": 0.05,
+                "rotation": "euler_xyz", "gripper": "-1 closed, +1 open", "rate_hz": 30},
+     "statistics": {"min": [7 numbers], "max": ..., "mean": ..., "std": ..., "q01": ..., "q99": ...,
+                    "frames": 1234, "digest": "..."}}                        # of the actions they were computed from
+
+Training saves it in the checkpoint; evaluation compares it with what executes the actions. A folder without one is
+taken for CALVIN's, whose conventions are the defaults.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.json_file import read_object
+from config.schema import ActionNormalisation
+from models.action.encoding import ActionScale
+from models.pretrained.model_config import CALVIN_RELATIVE
+from training.data.action_chunks import ACTION_SIZE
+from training.data.checks.dataset import actions_digest
+from training.data.episode_index import read_index
+
+CONTRACT_NAME = "dataset_contract.json"
+FORMAT = 1
+_CHUNK = 1 << 20  # actions read at a time
+_ROWS = ("min", "max", "mean", "std", "q01", "q99")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How relative actions are spread: over ``frames`` frames, one number for each of the A dimensions."""
+
+    frames: int
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    q01: tuple[float, ...]
+    q99: tuple[float, ...]
+    digest: str = ""  # of the actions they were computed from; empty where that was not recorded
+
+    @classmethod
+    def of(cls, actions: npt.ArrayLike) -> Statistics:
+        """Of a table [N, A], N at least 1. Memory beside the table: one column."""
+        table = np.asarray(actions, dtype=np.float32)
+        if table.ndim != 2 or table.shape[1] != ACTION_SIZE or not len(table):
+            raise ValueError(f"statistics need actions [N, {ACTION_SIZE}] with N of 1 or more, got {list(table.shape)}")
+        columns = [table[:, dimension].astype(np.float64) for dimension in range(ACTION_SIZE)]
+        return cls(
+            frames=len(table),
+            min=tuple(float(column.min()) for column in columns),
+            max=tuple(float(column.max()) for column in columns),
+            mean=tuple(float(column.mean()) for column in columns),
+            std=tuple(float(column.std()) for column in columns),
+            q01=tuple(float(np.quantile(column, 0.01)) for column in columns),
+            q99=tuple(float(np.quantile(column, 0.99)) for column in columns),
+            digest=actions_digest(table),
+        )
+
+    def scale(self, kind: ActionNormalisation) -> ActionScale | None:
+        """How ``dataset.action_normalisation`` brings actions into [-1, 1]; None leaves them as they are."""
+        if kind == "none":
+            return None
+        low, high = (self.min, self.max) if kind == "min_max" else (self.q01, self.q99)
+        # The gripper has two positions: where one of them is rarer than a hundredth, percentiles would wipe it out.
+        low, high = (*low[:-1], self.min[-1]), (*high[:-1], self.max[-1])
+        return ActionScale(kind, low, high)
+
+
+@dataclass(frozen=True)
+class DataContract:
+    """What a data set says of itself. ``cameras``: name -> (height, width) as recorded, the static one first, empty
+    where nobody said; ``action``: fields as in ``policy_rollout.policy.ActionConvention``; ``path``: for messages."""
+
+    cameras: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    action: Mapping[str, Any] = field(default_factory=lambda: dict(CALVIN_RELATIVE))
+    statistics: Statistics | None = None
+    path: Path | None = None
+
+    def require_same(self, other: DataContract) -> None:
+        """Raises ``ValueError`` naming both values where actions mean something else in ``other``."""
+        for name, value in self.action.items():
+            if other.action[name] != value:
+                raise ValueError(
+                    f"{self.path or 'the training data'} declares the action's {name} as {value!r}, but "
+                    f"{other.path or 'the validation data'} as {other.action[name]!r}; convert one of them"
+                )
+
+
+def read_contract(root: str | os.PathLike[str]) -> DataContract:
+    """The contract of a data set's folder; CALVIN's where there is none.
+
+    Raises ``ValueError`` naming the file and the key for a wrong one.
+    """
+    path = Path(root) / CONTRACT_NAME
+    if not path.is_file():
+        return DataContract(path=Path(root))
+    return _parsed(path, path)
+
+
+def _parsed(file: Path, path: Path) -> DataContract:
+    """What ``file`` says, which has or will have the name ``path``."""
+    content = read_object(file, named=path)
+    unknown = sorted(set(content) - {"format", "cameras", "action", "statistics"})
+    if unknown or content.get("format") != FORMAT:
+        what = f"unknown key {unknown[0]!r}" if unknown else f"format {content.get('format')!r}"
+        raise ValueError(f"{path}: {what}; allowed: format {FORMAT}, cameras, action, statistics")
+    return DataContract(
+        cameras=_cameras(path, content.get("cameras", {})),
+        action=_action(path, content.get("action", {})),
+        statistics=_statistics(path, content["statistics"]) if content.get("statistics") is not None else None,
+        path=path,
+    )
+
+
+def write_contract(
+    root: str | os.PathLike[str],
+    cameras: Mapping[str, Sequence[int]],
+    action: Mapping[str, Any] | None = None,
+    actions: npt.ArrayLike | None = None,
+) -> DataContract:
+    """Write ``<root>/dataset_contract.json``, complete or not at all, and return it.
+
+    Args:
+        cameras: name -> (height, width) as recorded, the static camera first.
+        action: what differs from CALVIN's relative actions (``models.pretrained.model_config.CALVIN_RELATIVE``).
+        actions: all relative actions [N, A], for the statistics; None reads them from ``<root>/dataset_info.json``.
+    """
+    path = Path(root) / CONTRACT_NAME
+    statistics = Statistics.of(_all_actions(root) if actions is None else actions)
+    content = {
+        "format": FORMAT,
+        "cameras": {name: [int(side) for side in sides] for name, sides in cameras.items()},
+        "action": {**CALVIN_RELATIVE, **(action or {})},
+        "statistics": {name: _rounded(getattr(statistics, name)) for name in _ROWS}
+        | {"frames": statistics.frames, "digest": statistics.digest},
+    }
+    partial = path.with_suffix(".json.tmp")
+    partial.write_text(_laid_out(content), encoding="utf-8")
+    try:
+        written = _parsed(partial, path)  # a wrong camera or key is told before the file takes its name
+    except ValueError:
+        partial.unlink()
+        raise
+    os.replace(partial, path)
+    return written
+
+
+def action_scale(contract: DataContract, kind: ActionNormalisation, root: str | os.PathLike[str]) -> ActionScale | None:
+    """The scale that ``dataset.action_normalisation`` asks for, by the contract's statistics or, where it has none,
+    by those of ``<root>/dataset_info.json``."""
+    if kind == "none":
+        return None
+    return (contract.statistics or Statistics.of(_all_actions(root))).scale(kind)
+
+
+def _all_actions(root: str | os.PathLike[str]) -> npt.NDArray[np.float32]:
+    column = read_index(root).actions
+    return np.concatenate([column[start : start + _CHUNK] for start in range(0, len(column), _CHUNK)])
+
+
+def _cameras(path: Path, found: Any) -> dict[str, tuple[int, int]]:
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: cameras must be an object, name -> [height, width], found {found!r}")
+    for name, sides in found.items():
+        if not (isinstance(sides, list) and len(sides) == 2 and all(isinstance(s, int) and s > 0 for s in sides)):
+            raise ValueError(f"{path}: camera {name!r} must be [height, width] in pixels, found {sides!r}")
+    return {name: (sides[0], sides[1]) for name, sides in found.items()}
+
+
+def _action(path: Path, found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: action must be an object, found {found!r}")
+    for name, value in found.items():
+        if name not in CALVIN_RELATIVE:
+            raise ValueError(f"{path}: unknown action.{name}; allowed: {', '.join(CALVIN_RELATIVE)}")
+        wanted = CALVIN_RELATIVE[name]
+        if isinstance(wanted, str) != isinstance(value, str) or isinstance(value, bool):
+            raise ValueError(f"{path}: action.{name} must be like {wanted!r}, found {value!r}")
+        if not isinstance(value, str) and not (isinstance(value, (int, float)) and value > 0 and math.isfinite(value)):
+            raise ValueError(f"{path}: action.{name} must be a positive number, found {value!r}")
+    return {**CALVIN_RELATIVE, **found}
+
+
+def _statistics(path: Path, found: Any) -> Statistics:
+    if not isinstance(found, dict) or set(found) - {"digest"} != {"frames", *_ROWS}:
+        raise ValueError(f"{path}: statistics must have frames, {', '.join(_ROWS)}")
+    if not isinstance(found.get("digest", ""), str):
+        raise ValueError(f"{path}: statistics.digest must be a text, found {found['digest']!r}")
+    for name in _ROWS:
+        row = found[name]
+        if not (
+            isinstance(row, list)
+            and len(row) == ACTION_SIZE
+            and all(isinstance(number, (int, float)) and math.isfinite(number) for number in row)
+        ):
+            raise ValueError(f"{path}: statistics.{name} must be {ACTION_SIZE} finite numbers, found {row!r}")
+    rows = {name: tuple(float(number) for number in found[name]) for name in _ROWS}
+    if any(low > high for low, high in zip(rows["min"] + rows["q01"], rows["max"] + rows["q99"], strict=True)):
+        raise ValueError(f"{path}: statistics.min and q01 must not be above max and q99")
+    return Statistics(frames=int(found["frames"]), **rows, digest=found.get("digest", ""))
+
+
+def _rounded(numbers: Sequence[float]) -> list[float]:
+    """With the digits that float32 needs."""
+    return [float(str(np.float32(number))) for number in numbers]
+
+
+def _laid_out(content: Mapping[str, Any]) -> str:
+    """One line for each part and each statistic: to be read by people, too."""
+    rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(value)}" for name, value in content["statistics"].items())
+    parts = [f"  {json.dumps(name)}: {json.dumps(content[name])}" for name in ("format", "cameras", "action")]
+    return "{\n" + ",\n".join([*parts, '  "statistics": {\n' + rows + "\n  }"]) + "\n}\n"

@@ -1,0 +1,341 @@
+"""The processed split: ``dataset_info.json`` in the original's format, read into a compact index and written.
+
+    [{"instruction": "open the drawer", "task": "open_drawer",          # task: ours, optional
+      "frames": [{"dir": "frames/episode_0000000.npz", "rel_action": [7 numbers], "abs_action": [7 numbers]}, ...]},
+     ...]
+
+``dir`` is a file with the pictures of that moment: an ``.npz`` with ``rgb_static`` (and ``rgb_gripper``), or an image
+file, with a second one under ``gripper_dir`` where there are two cameras. Relative paths count from the folder of
+``dataset_info.json``, or else from its parent or the working directory (where the original's files expect them).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from common.text import check_text
+from training.data.action_chunks import ACTION_SIZE
+from training.data.formats import zip_reader
+from training.data.formats.column_file import Column, IndexFile, IndexWriter, OtherVersion, Texts
+from training.data.readers import iterate_json_list
+
+INDEX_NAME = "dataset_info.json"
+BINARY_NAME = "dataset_info.index"
+WORTH_AN_INDEX = 1 << 20  # bytes: a smaller dataset_info.json is read faster than its reader notices
+
+NUMBERS = {
+    "starts": "<i8",
+    "episode_of": "<i4",
+    "actions": f"{ACTION_SIZE}<f4",
+    "instruction_of": "<i4",
+    "task_of": "<i4",
+}
+TEXTS = ("frames", "gripper_frames", "texts")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ProcessedIndex:
+    """E episodes of N frames together, one after the other; everything is found by position, nothing by search.
+
+    The columns lie on disk (or in memory, for a small or unwritable folder) and are read where they are touched:
+    ``index.actions[start:end]``, ``index.starts[episode]``, ``np.asarray(index.starts)``.
+    """
+
+    path: Path  # of dataset_info.json
+    base: Path  # what relative frame paths are relative to
+    file: IndexFile
+    starts: Column[np.int64]  # [E + 1] first frame of each episode, then N
+    episode_of: Column[np.int32]  # [N]
+    actions: Column[np.float32]  # [N, A] relative actions
+    frames: Texts  # N paths as written
+    gripper_frames: Texts  # N paths, or none: where the second camera's pictures are files of their own
+    texts: Texts  # unique instructions and task names
+    instruction_of: Column[np.int32]  # [E] into texts
+    task_of: Column[np.int32]  # [E] into texts, -1 where not given
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def episodes(self) -> int:
+        return len(self.starts) - 1
+
+    def instruction(self, episode: int) -> str:
+        return self.texts[int(self.instruction_of[episode])]
+
+    def task(self, episode: int) -> str | None:
+        number = int(self.task_of[episode])
+        return None if number < 0 else self.texts[number]
+
+    def frame_path(self, frame: int) -> Path:
+        return self.base / self.frames[frame]  # an absolute path stays what it is
+
+    def gripper_path(self, frame: int) -> Path | None:
+        return self.base / self.gripper_frames[frame] if len(self.gripper_frames) else None
+
+
+def read_index(root: str | os.PathLike[str], pictures: bool = True) -> ProcessedIndex:
+    """The index of ``<root>/dataset_info.json``: the binary one beside it where it is fresh, else made from the json.
+
+    A large json gets its binary index on the way (once; where the folder cannot be written, in memory at every start).
+    ``pictures``: whether frames will be opened. Raises FileNotFoundError when the json or (then) its first or last
+    frame is missing, and ValueError naming episode, frame and key where the content is wrong.
+    """
+    path = Path(root) / INDEX_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; preprocess_data/process_calvin.py makes it from raw CALVIN")
+    file = _fresh(path)
+    if file is None:
+        worth = path.stat().st_size >= WORTH_AN_INDEX
+        file = build_index(root) if worth and os.access(path.parent, os.W_OK) else _in_memory(path)
+    return _opened(path, file, pictures)
+
+
+def build_index(root: str | os.PathLike[str], progress: bool | None = None) -> IndexFile:
+    """Check ``<root>/dataset_info.json`` and write the binary index beside it, complete or not at all.
+
+    Needs memory for one episode. Raises as ``read_index``. ``progress``: None shows a bar on a terminal.
+    """
+    path = Path(root) / INDEX_NAME
+    target = path.with_name(BINARY_NAME)
+    logger.info("making %s, once", target)
+    partial = target.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with partial.open("wb") as file:
+            _write(path, path.parent, file, progress)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return IndexFile(target)
+
+
+def _in_memory(path: Path) -> IndexFile:
+    if path.stat().st_size >= WORTH_AN_INDEX:
+        logger.warning("%s cannot be written; its index is made in memory, at every start", path.parent)
+    content = io.BytesIO()
+    _write(path, None, content, None)
+    return IndexFile(path, content.getvalue())
+
+
+def _fresh(path: Path) -> IndexFile | None:
+    """The binary index beside a json, if it was made from just this json."""
+    binary = path.with_name(BINARY_NAME)
+    if not binary.is_file():
+        return None
+    try:
+        file = IndexFile(binary)
+    except OtherVersion:
+        return None
+    state, source = path.stat(), file.about["source"]
+    if state.st_size != source["bytes"] or list(file.about["columns"]) != [*NUMBERS, *TEXTS]:
+        return None
+    # Copies have other times, or are newer than their time says; then the content decides.
+    untouched = state.st_mtime_ns == source["modified_ns"] and state.st_ctime_ns <= binary.stat().st_mtime_ns
+    same = untouched or _digest(path) == source["blake2b"]
+    return file if same else None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        total = hashlib.blake2b(digest_size=16)
+        while piece := file.read(1 << 20):
+            total.update(piece)
+    return total.hexdigest()
+
+
+def _write(path: Path, scratch: Path | None, file: BinaryIO, progress: bool | None) -> None:
+    """The index of a json, to ``file``."""
+    state = path.stat()
+    hidden = state.st_size < 32 * WORTH_AN_INDEX if progress is None else not progress
+    with tqdm(desc=f"indexing {path}", unit=" frames", unit_scale=True, disable=hidden or None) as bar:
+        writer = gather(path, iterate_json_list(path), scratch, bar.update)
+    source = {"bytes": state.st_size, "modified_ns": state.st_mtime_ns, "blake2b": _digest(path)}
+    with suppress(FileNotFoundError):
+        after = path.stat()
+        if (after.st_size, after.st_mtime_ns) == (state.st_size, state.st_mtime_ns):
+            writer.write(file, {"source": source, "columns": [*NUMBERS, *TEXTS]})
+            return
+    raise ValueError(f"{path} was changed while it was read; start again")
+
+
+def gather(
+    path: Path, records: Iterable[dict[str, Any]], scratch: Path | None, tick: Callable[[int], object]
+) -> IndexWriter:
+    """The columns of all ``records`` (of ``path``, for messages), checked; ``tick`` is told of frames as they come."""
+    writer = IndexWriter(NUMBERS, TEXTS, scratch)
+    known: dict[str, int] = {}
+
+    def number(text: str) -> int:
+        if text not in known:
+            known[text] = len(known)
+            writer.text("texts", [text])
+        return known[text]
+
+    writer.numbers("starts", [0])
+    frames = 0
+    for episode, record in enumerate(records):
+        where = f"{path}: episode {episode}"
+        instruction = _text(record, "instruction", where, may_be_empty=True)
+        task, listed = record.get("task"), record.get("frames")
+        _check_text(str(task), f"{where}, 'task'")
+        if not isinstance(listed, list) or not listed:
+            raise ValueError(f"{where} needs a list of at least one frame under 'frames'")
+        writer.numbers("actions", _actions(listed, where))
+        writer.text("frames", [_text(frame, "dir", f"{where}, frame {at}") for at, frame in enumerate(listed)])
+        hands = [(at, frame) for at, frame in enumerate(listed) if "gripper_dir" in frame]
+        writer.text("gripper_frames", [_text(frame, "gripper_dir", f"{where}, frame {at}") for at, frame in hands])
+        frames += len(listed)
+        if writer.count("gripper_frames") not in (0, frames):
+            raise ValueError(f"{where} must have gripper_dir in every frame, as the others have, or none anywhere")
+        writer.numbers("starts", [frames])
+        writer.numbers("episode_of", np.full(len(listed), episode))
+        writer.numbers("instruction_of", [number(instruction)])
+        writer.numbers("task_of", [-1 if task is None else number(str(task))])
+        tick(len(listed))
+    if not frames:
+        raise ValueError(f"{path} lists no episode")
+    return writer
+
+
+def _opened(path: Path, file: IndexFile, pictures: bool) -> ProcessedIndex:
+    frames = file.texts("frames")
+    index = ProcessedIndex(
+        path=path,
+        base=_base(path, frames[0]) if pictures else path.parent,
+        file=file,
+        starts=file.column("starts"),
+        episode_of=file.column("episode_of"),
+        actions=file.column("actions"),
+        frames=frames,
+        gripper_frames=file.texts("gripper_frames"),
+        texts=file.texts("texts"),
+        instruction_of=file.column("instruction_of"),
+        task_of=file.column("task_of"),
+    )
+    last = index.frame_path(len(index) - 1)
+    if pictures and not zip_reader.is_file(last):
+        raise FileNotFoundError(f"{last}, the last frame that {path} names, does not exist")
+    return index
+
+
+def _actions(frames: list[Any], where: str) -> npt.NDArray[np.float32]:
+    """[n, A] relative actions of an episode's frames."""
+    for position, frame in enumerate(frames):
+        if not isinstance(frame, dict) or "rel_action" not in frame:
+            raise ValueError(f"{where}, frame {position} needs a 'rel_action' of {ACTION_SIZE} numbers")
+    try:
+        table = np.asarray([frame["rel_action"] for frame in frames], dtype=np.float32)
+    except (TypeError, ValueError):
+        table = np.empty(0, dtype=np.float32)
+    if table.shape != (len(frames), ACTION_SIZE):
+        for position, frame in enumerate(frames):
+            action = frame["rel_action"]
+            if not (
+                isinstance(action, list)
+                and len(action) == ACTION_SIZE
+                and all(isinstance(number, (int, float)) for number in action)
+            ):
+                raise ValueError(f"{where}, frame {position}: rel_action must be {ACTION_SIZE} numbers, is {action!r}")
+    if not np.isfinite(table).all():
+        position = int(np.argmin(np.isfinite(table).all(axis=1)))
+        raise ValueError(f"{where}, frame {position}: rel_action holds a number that is not finite")
+    return table
+
+
+def _text(record: dict[str, Any], key: str, where: str, may_be_empty: bool = False) -> str:
+    value = record.get(key)
+    if not isinstance(value, str) or not (value or may_be_empty):
+        raise ValueError(f"{where} needs a text under {key!r}, found {value!r}")
+    _check_text(value, f"{where}, {key!r}")
+    return value
+
+
+def _check_text(text: str, where: str) -> None:
+    try:
+        check_text(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _base(path: Path, first: str) -> Path:
+    """The folder from which the first frame's path is found; all relative paths count from it."""
+    candidates = [path.parent, path.parent.parent, Path.cwd()]
+    for base in candidates:
+        if zip_reader.is_file(base / first):
+            return base
+    tried = str(Path(first)) if Path(first).is_absolute() else " or ".join(str(base / first) for base in candidates)
+    raise FileNotFoundError(f"the first frame that {path} names, {first!r}, does not exist: looked for {tried}")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame to be written."""
+
+    dir: str
+    rel_action: Sequence[float]
+    abs_action: Sequence[float]
+    gripper_dir: str | None = None  # the second camera's picture, where it is a file of its own
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode to be written."""
+
+    instruction: str
+    task: str | None
+    frames: Sequence[Frame]
+
+
+def write_index(root: Path, episodes: Iterable[Episode], before: Callable[[], object] | None = None) -> int:
+    """Write ``<root>/dataset_info.json`` episode by episode; complete or not at all. Returns the number of frames.
+
+    Numbers are written with the digits that float32 needs. ``before``: called when all is written and before the file
+    has its name, for what must not be missing beside it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / INDEX_NAME
+    partial = path.with_suffix(".json.tmp")
+    frames = 0
+    with partial.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for number, episode in enumerate(episodes):
+            _check_text(episode.instruction, f"{path}: episode {number}, 'instruction'")
+            record: dict[str, Any] = {"instruction": episode.instruction}
+            if episode.task is not None:
+                record["task"] = episode.task
+            record["frames"] = [
+                {"dir": frame.dir}
+                | ({} if frame.gripper_dir is None else {"gripper_dir": frame.gripper_dir})
+                | {"rel_action": _short(frame.rel_action), "abs_action": _short(frame.abs_action)}
+                for frame in episode.frames
+            ]
+            file.write(("," if number else "") + "\n" + json.dumps(record, ensure_ascii=False))
+            frames += len(episode.frames)
+        file.write("\n]\n")
+        file.flush()
+        os.fsync(file.fileno())
+    if before is not None:
+        before()
+    os.replace(partial, path)
+    return frames
+
+
+def _short(numbers: Sequence[float]) -> list[float]:
+    return [float(str(np.float32(number))) for number in numbers]

@@ -1,0 +1,121 @@
+"""Low-rank adapters in the backbone: put in by peft, merged into ordinary weights for acting.
+
+While training, a linear layer ``q_proj`` holds ``q_proj.base_layer.weight`` (W, resting) and two small matrices A and
+B; it computes with W + scale * B A. What acting reads has that sum as ``q_proj.weight``, so it needs no peft; A and B
+alone are written beside it in peft's own format (``adapter/``).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from config.schema import Job, LoRA
+from config.values import shown
+from models.language_model import Backbone
+from models.pretrained.weights_io import write_safetensors
+from models.upvla import UPVLA
+from training.optim.freeze import matching
+
+ADAPTER_FOLDER = "adapter"
+ADAPTER_FILE = "adapter_model.safetensors"  # peft's name
+BACKBONE = "backbone.lm."
+BASE, A, B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
+
+
+def scale(settings: LoRA) -> float:
+    """What the product of the two matrices is multiplied by."""
+    alpha = 2 * settings.rank if settings.alpha is None else settings.alpha
+    return float(alpha) / settings.rank
+
+
+def attach(model: UPVLA, job: Job) -> list[str]:
+    """Put the adapters of ``lora`` in, and let everything else rest but ``lora.train_fully``. Returns a note.
+
+    Without adapters (rank 0) nothing changes. ``ValueError`` names the key that does not fit the model.
+    """
+    settings = job.lora
+    if settings.rank == 0:
+        return []
+    layers = attach_to(model.backbone, settings, job.training.seed)
+    names = [name for name, _ in model.named_parameters()]
+    fully = matching([n for n in names if ".lora_" not in n], settings.train_fully, "lora.train_fully")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name or name in fully)
+    return [f"lora: rank {settings.rank}, scale {scale(settings):g}, beside {layers} linear layers of the backbone"]
+
+
+def attach_to(backbone: Backbone, settings: LoRA, seed: int) -> int:
+    """Put adapters into a backbone; returns into how many layers. They start from ``seed`` and change nothing yet."""
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError(
+            f"lora.rank={settings.rank} needs the package peft (pip install peft); lora.rank=0 does without"
+        )
+    from peft import inject_adapter_in_model
+
+    config = _peft_config(settings, _targets(backbone, settings))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, backbone.lm)
+    return sum(name.endswith(A) for name, _ in backbone.named_parameters())
+
+
+def _peft_config(settings: LoRA, targets: list[str]) -> Any:
+    from peft import LoraConfig
+
+    alpha = 2 * settings.rank if settings.alpha is None else settings.alpha
+    return LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")
+
+
+def _targets(backbone: Backbone, settings: LoRA) -> list[str]:
+    """Last parts of the names of the layers that get an adapter. (The head gets none: it is read row by row.)"""
+    inside = backbone.lm.base_model
+    last = {name.rpartition(".")[2] for name, m in inside.named_modules() if isinstance(m, nn.Linear)}
+    unknown = [target for target in settings.targets if target not in last]
+    if not last:
+        raise ValueError(
+            f"lora.rank={settings.rank}: a {backbone.config.model_type!r} backbone has no nn.Linear layer that an "
+            "adapter could lie beside; set lora.rank=0, or choose another model.showo.llm_model_path"
+        )
+    if unknown:
+        raise ValueError(
+            f"lora.targets={shown(settings.targets)}: the backbone has no linear layer {unknown[0]}; it has "
+            f"{', '.join(sorted(last))} (the head and the embeddings are trained by lora.train_fully)"
+        )
+    return sorted(settings.targets or last)
+
+
+def merged(state: Mapping[str, Tensor], settings: LoRA) -> dict[str, Tensor]:
+    """A state dict with the adapters added into the layers they belong to, under the layers' own names."""
+    result: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        layer, base, leaf = name.rpartition(BASE)
+        if base and leaf == "weight" and layer + A in state:
+            product = state[layer + B].float() @ state[layer + A].float()
+            result[f"{layer}.weight"] = (tensor.float() + scale(settings) * product).to(tensor.dtype)
+        elif base:
+            result[f"{layer}.{leaf}"] = tensor
+        elif not name.endswith((A, B)):
+            result[name] = tensor
+    return result
+
+
+def save_adapter(state: Mapping[str, Tensor], settings: LoRA, folder: Path, base: str) -> None:
+    """Write the adapters of a state dict as peft reads them: ``PeftModel.from_pretrained(language_model, folder)``.
+
+    ``base``: the weights that the run started from (a language model's, or a checkpoint's)."""
+    targets = sorted({name.removesuffix(A).rpartition(".")[2] for name in state if name.endswith(A)})
+    config = _peft_config(settings, targets)
+    config.base_model_name_or_path, config.inference_mode = base, True
+    config.save_pretrained(str(folder))
+    tensors = {
+        "base_model.model." + name.removeprefix(BACKBONE).replace(".default.", "."): tensor.detach().cpu().contiguous()
+        for name, tensor in state.items()
+        if name.endswith((A, B))
+    }
+    write_safetensors(folder / ADAPTER_FILE, tensors, metadata={"format": "pt"})

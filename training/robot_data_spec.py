@@ -1,0 +1,114 @@
+"""What a run says of its robot data: checked against their contract, and written into the model's description."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+
+from common.robot import CAMERAS, by_view
+from config.build import get, put
+from config.schema import Job
+from models.action.encoding import ActionScale
+from models.upvla import UPVLA
+from training.checkpointing.manifest import Checkpoint
+from training.data.checks.dataset import require
+from training.data.checks.split import check_processed
+from training.data.dataset_spec import DataContract, action_scale, read_contract
+from training.data.episode_index import read_index
+
+
+def leave_out_validation(job: Job, why: str | None = None) -> list[str]:
+    """Leave out the validation data that nobody chose for these training data, if they cannot serve the run.
+
+    They cannot where nothing is evaluated, where their actions mean something else, or for the reason ``why``. Returns
+    a line for the log for each data set that was left out.
+    """
+    experiment, lines = job.experiment, []
+    if why is None and not experiment.eval_every and not experiment.generate_every:
+        why = "nothing is evaluated (experiment.eval_every=0)"
+    for name in list(job.default_validation):
+        root, reason = get(job, name), why
+        if reason is None and name.endswith("validation_pre_shards_path_or_url"):
+            try:
+                read_contract(job.dataset.params.train_pre_shards_path_or_url).require_same(read_contract(root))
+            except ValueError as error:
+                reason = str(error)
+        if reason is not None:
+            put(job, name, None)
+            job.default_validation.remove(name)
+            lines.append(
+                f"validation data {root}, which were not chosen for these training data, are left out: {reason}"
+            )
+    return lines
+
+
+def declare_data(job: Job, model: UPVLA, resumed: Checkpoint | None) -> list[str]:
+    """Check the robot data, and write into the model's description their cameras, what an action means, and its scale.
+
+    Returns lines for the log. Raises ``ValueError`` where data contradict their contract, and where validation data or
+    the checkpoint that is continued declare something else.
+    """
+    params, kind = job.dataset.params, job.dataset.action_normalisation
+    contract = read_contract(params.train_pre_shards_path_or_url)
+    notes = _checked(job, params.train_pre_shards_path_or_url, contract)
+    if params.validation_pre_shards_path_or_url is not None:
+        validation = read_contract(params.validation_pre_shards_path_or_url)
+        contract.require_same(validation)
+        # Its actions are normalised by the training data's statistics; its own are not used.
+        notes += _checked(job, params.validation_pre_shards_path_or_url, replace(validation, statistics=None))
+    cameras = _cameras(job, contract)
+    scale, saved = action_scale(contract, kind, params.train_pre_shards_path_or_url), model.spec
+    if resumed is not None and dict(saved.action_convention) != dict(contract.action):
+        raise ValueError(
+            f"{contract.path} declares actions as {dict(contract.action)}, but {resumed.path}, which this run "
+            f"continues, learned {dict(saved.action_convention)}; choose another experiment.output_dir"
+        )
+    if resumed is not None and saved.scale != scale:
+        raise ValueError(
+            f"dataset.action_normalisation={kind} gives {_told(scale)}, but {resumed.path}, which this run continues, "
+            f"learned with {_told(saved.scale)}; choose another experiment.output_dir"
+        )
+    model.spec = replace(
+        saved,
+        action_convention=dict(contract.action),
+        action_scale=None if scale is None else scale.to_json(),
+        cameras=cameras,
+    )
+    return notes if scale is None else [*notes, f"actions are normalised: {_told(scale)}"]
+
+
+def _checked(job: Job, root: str, contract: DataContract) -> list[str]:
+    """Lines for the log. Raises ``ValueError`` for a gross contradiction between data and contract."""
+    images, index = True, None
+    with suppress(FileNotFoundError):  # with a token cache no frame has to be there; without, opening one says so
+        index = read_index(root)
+    if index is None:
+        images, index = False, read_index(root, pictures=False)
+    checked = check_processed(
+        index,
+        contract,
+        normalised=job.dataset.action_normalisation != "none",
+        tokens=job.block_diffusion.action_enabled,
+        images=images,
+    )
+    return [*(f"data: {line}" for line in require(checked.findings)), f"data: {checked.about}"]
+
+
+def _cameras(job: Job, contract: DataContract) -> dict[str, list[int]]:
+    """Size of each view's images, as far as it is declared. Raises ``ValueError`` where a view has no camera."""
+    views, cameras = job.model.vla.num_view, by_view(contract.cameras)
+    missing = [view for view in CAMERAS[:views] if view not in cameras]
+    if cameras and missing:
+        declared = f"one camera ({next(iter(contract.cameras))})"
+        raise ValueError(
+            f"model.vla.num_view={views} reads {missing[0]}, but {contract.path} declares {declared}; "
+            "allowed: another number of views, or a contract that names this camera"
+        )
+    return {name: list(sides) for name, sides in cameras.items()}
+
+
+def _told(scale: ActionScale | None) -> str:
+    if scale is None:
+        return "no normalisation"
+    ranges = ", ".join(f"{low:.3g}..{high:.3g}" for low, high in zip(scale.low, scale.high, strict=True))
+    return f"{scale.kind} over {ranges}"

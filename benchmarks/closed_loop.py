@@ -31,12 +31,12 @@ from common.command import run_command
 from config.load import load_job
 from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit
-from policy_rollout import records
-from policy_rollout.acting import ActionConvention, Observation
 from policy_rollout.benchmarks.desk import DeskBenchmark
-from policy_rollout.chains import MAX_STEPS, ChainJob, ChainRecord, Finished, run_chains
-from policy_rollout.leases import Owner
-from policy_rollout.policy import UPVLAPolicy
+from policy_rollout.closed_loop import records
+from policy_rollout.closed_loop.runner import MAX_STEPS, ChainJob, ChainRecord, Finished, run_chains
+from policy_rollout.closed_loop.work_queue import Owner
+from policy_rollout.policies.interface import ActionConvention, Observation
+from policy_rollout.policies.upvla import UPVLAPolicy
 from tests.benchmarks.naive_acting import Naive
 
 NAME = "closed_loop"

@@ -30,7 +30,7 @@ from models.pretrained.weights_io import write_safetensors
 from models.vision.magvitv2 import MagVITv2
 from policy_rollout.benchmarks.coded import CodedFrames
 from policy_rollout.benchmarks.offline import Errors, FrameReader, Report, Sample, evaluate, list_samples
-from policy_rollout.policy import UPVLAPolicy
+from policy_rollout.policies.upvla import UPVLAPolicy
 from preprocess_data import tokenize_images
 from tests.benchmarks.naive_acting import Naive
 from tests.benchmarks.naive_step import slow_model

@@ -25,7 +25,7 @@ from common.arguments import whole
 from common.command import run_command
 from models.action.inference import RobotReader
 from models.processing.image import fit, normalise
-from policy_rollout.policy import Observation, UPVLAPolicy
+from policy_rollout.policies.upvla import Observation, UPVLAPolicy
 from tests.benchmarks.naive_acting import Naive
 from tests.benchmarks.naive_step import slow_model
 

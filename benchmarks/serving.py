@@ -31,8 +31,8 @@ from common.command import run_command
 from config.load import load_job
 from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit
-from policy_rollout.acting import ACTION_SIZE, Observation, Policy
-from policy_rollout.policy import ConstantPolicy, UPVLAPolicy
+from policy_rollout.policies.interface import ACTION_SIZE, Observation, Policy
+from policy_rollout.policies.upvla import ConstantPolicy, UPVLAPolicy
 from policy_rollout.serving.server import Server, Settings
 
 NAME = "serving"

@@ -61,7 +61,7 @@ ACTING = """
 import torch
 stage("import torch")
 import numpy
-from policy_rollout.policy import Observation, UPVLAPolicy
+from policy_rollout.policies.upvla import Observation, UPVLAPolicy
 stage("import the rest")
 policy = UPVLAPolicy.from_config(sys.argv[1], "cpu")
 stage("networks")

@@ -13,9 +13,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from policy_rollout.acting import ActionConvention
 from policy_rollout.benchmarks.desk import DeskBenchmark
-from policy_rollout.environment import Env, Info, Oracle, Render
+from policy_rollout.closed_loop.interface import Env, Info, Oracle, Render
+from policy_rollout.policies.interface import ActionConvention
 
 PICTURES, PHYSICS, ORACLE = "pictures", "physics", "oracle"
 

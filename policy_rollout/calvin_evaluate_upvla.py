@@ -34,19 +34,19 @@ from common.paths import expand_home
 from common.process_rank import ProcessRank as Place
 from common.process_rank import process_rank as place_in
 from config.values import ConfigError
-from policy_rollout import records
-from policy_rollout.acting import require_same_convention
 from policy_rollout.benchmarks.base import Benchmark, find_benchmark
-from policy_rollout.chains import ChainJob
-from policy_rollout.chunking import ChunkPlayer
-from policy_rollout.evaluation import Manner, play_together
-from policy_rollout.evaluation_arguments import CONFIG, hydra_arguments
-from policy_rollout.model_yaml import load_model_yaml
-from policy_rollout.progress import Progress, require_wandb
+from policy_rollout.closed_loop import records
+from policy_rollout.closed_loop.arguments import CONFIG, hydra_arguments
+from policy_rollout.closed_loop.evaluation import Manner, play_together
+from policy_rollout.closed_loop.progress import Progress, require_wandb
+from policy_rollout.closed_loop.runner import ChainJob
+from policy_rollout.policies.action_chunking import ChunkPlayer
+from policy_rollout.policies.interface import require_same_convention
+from policy_rollout.policies.model_yaml import load_model_yaml
 from policy_rollout.report import write_report
 
 if TYPE_CHECKING:
-    from policy_rollout.policy import UPVLAPolicy
+    from policy_rollout.policies.upvla import UPVLAPolicy
 
 TIME = "%Y-%m-%d_%H-%M-%S"
 
@@ -60,8 +60,8 @@ def evaluate(settings: Mapping[str, Any], place: Place) -> Path:
     workers = worker_count(settings, benchmark, place)
     load_model_yaml(settings["model_config"]).require_checkpoint()
     # Imported here: a mistake on the command line is reported at once, not after torch and transformers are loaded.
-    from policy_rollout.filming import make_recorder
-    from policy_rollout.policy import UPVLAPolicy
+    from policy_rollout.policies.upvla import UPVLAPolicy
+    from policy_rollout.reports.rollout_video import make_recorder
 
     policy = UPVLAPolicy.from_config(settings["model_config"], device=_device(settings["device"], place))
     # All that can be refused is refused before the folder is claimed for these settings.

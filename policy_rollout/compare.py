@@ -25,7 +25,7 @@ from common.command import run_command
 from common.paths import expand_home
 from policy_rollout.intervals import Interval, rate_difference, wilson
 from policy_rollout.paired import Pair, interval_json, markdown_table, pairs_of, percent, points, probability
-from policy_rollout.results import Results, average_length, names_of, read_results, success_rates, task_counts
+from policy_rollout.reports.results import Results, average_length, names_of, read_results, success_rates, task_counts
 
 DESCRIPTION = """\
 Compares closed-loop evaluations (results.json of calvin_evaluate_upvla, or its log_dir) chain by chain: the difference

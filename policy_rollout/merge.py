@@ -16,8 +16,8 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from common.arguments import path_argument
 from common.command import run_command
-from policy_rollout import records
-from policy_rollout.results import FILE, read_results
+from policy_rollout.closed_loop import records
+from policy_rollout.reports.results import FILE, read_results
 
 DESCRIPTION = """\
 Copies the records of closed-loop evaluations into one folder. A chain that several of them have counts once, and

@@ -30,13 +30,13 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.command import run_command
-from policy_rollout.acting import Observation, Policy
-from policy_rollout.chunking import ChunkPlayer
-from policy_rollout.robot.command_line import Diary, announcement, limits_of, make_policy, make_robot, parser
-from policy_rollout.robot.pace import Clock, Pace, RealClock
-from policy_rollout.robot.planning import Planner
+from policy_rollout.policies.action_chunking import ChunkPlayer
+from policy_rollout.policies.interface import Observation, Policy
+from policy_rollout.robot.async_planner import Planner
+from policy_rollout.robot.cli import Diary, announcement, limits_of, make_policy, make_robot, parser
+from policy_rollout.robot.interface import Command, Robot, Sight
+from policy_rollout.robot.rate import Clock, Pace, RealClock
 from policy_rollout.robot.safety import Guard, SafetyLimits, Unsafe
-from policy_rollout.robot.seam import Command, Robot, Sight
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from policy_rollout.reporting.films import film_section, picture_section
 from policy_rollout.reporting.markup import Html, el, join, page, write_page
 from policy_rollout.reporting.media import ROOM, Room
 from policy_rollout.reporting.records_table import chains_section, settings_section
-from policy_rollout.results import names_of, read_results
+from policy_rollout.reports.results import names_of, read_results
 
 FILE = "report.html"
 DESCRIPTION = """\

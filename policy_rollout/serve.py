@@ -16,9 +16,9 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.command import run_command
-from policy_rollout.acting import CAMERAS, Policy
-from policy_rollout.model_yaml import load_model_yaml
-from policy_rollout.warm_up import warm_up
+from policy_rollout.policies.interface import CAMERAS, Policy
+from policy_rollout.policies.model_yaml import load_model_yaml
+from policy_rollout.policies.warm_up import warm_up
 
 if TYPE_CHECKING:  # websockets and msgpack are looked for when a server is really started
     from policy_rollout.serving.server import Settings
@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         chosen = settings(options)
         load_model_yaml(options.model_config, options.checkpoint).require_checkpoint()
-        from policy_rollout.policy import UPVLAPolicy  # torch, after everything that can be wrong without it
+        from policy_rollout.policies.upvla import UPVLAPolicy  # torch, after everything that can be wrong without it
 
         policy = UPVLAPolicy.from_config(
             options.model_config,

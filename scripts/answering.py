@@ -20,7 +20,7 @@ from models.processing.image import clip_pixels
 from models.processing.text import Prompter
 from models.upvla import UPVLA
 from models.vision.clip_encoder import ClipTower, load_clip
-from policy_rollout.model_yaml import CHECKPOINT_KEY, load_model_yaml, located
+from policy_rollout.policies.model_yaml import CHECKPOINT_KEY, load_model_yaml, located
 from training.data.readers import pictures_in, read_image
 
 CLIP_KEY = "model.showo.clip_model_path"

@@ -16,7 +16,7 @@ from rich.console import Console
 from common.os_errors import reason_of
 from models.decoding import Generation, Sampling, generate
 from models.processing.text import questions_in
-from policy_rollout.policy import pick_device
+from policy_rollout.policies.upvla import pick_device
 from scripts.answer_trace import Recorder, Step, lines_of, printable
 from scripts.answering import Answerer, answerer, decoding, picture_files, way_to_decode
 from scripts.trace_picture import Panel, save_animation

@@ -101,7 +101,7 @@ def _judge_and_report(
     from tqdm import tqdm
 
     from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action
-    from policy_rollout.policy import ConstantPolicy, pick_device
+    from policy_rollout.policies.upvla import ConstantPolicy, pick_device
     from scripts.comparison import judge, report, verdicts
     from training.data.calvin import CalvinSplit
 

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from policy_rollout.acting import Policy
 from policy_rollout.benchmarks.desk import DeskBenchmark
 from policy_rollout.calvin.initial_states import initial_state
 from policy_rollout.calvin.instructions import validation_instruction
 from policy_rollout.calvin.sequences import desk_sequences
 from policy_rollout.calvin.tasks import DOORS_AND_LIGHTS
-from policy_rollout.chains import ChainJob, ChainRecord, run_chains
+from policy_rollout.closed_loop.runner import ChainJob, ChainRecord, run_chains
+from policy_rollout.closed_loop.single_task import Episode, Rollout, run_episodes
 from policy_rollout.desk.env import DeskEnv
 from policy_rollout.desk.evaluate_experts import run_chain, run_episode
 from policy_rollout.desk.experts import QUIET, task_resets
-from policy_rollout.rollout import Episode, Rollout, run_episodes
+from policy_rollout.policies.interface import Policy
 
 SCENE = "D"
 STATIC_SIZE = 128

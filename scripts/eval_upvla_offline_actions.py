@@ -16,8 +16,8 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from common.arguments import path_argument
 from common.command import run_command
-from policy_rollout.acting import ACTION_DECODERS, ACTION_KEYS
-from policy_rollout.model_yaml import load_model_yaml
+from policy_rollout.policies.interface import ACTION_DECODERS, ACTION_KEYS
+from policy_rollout.policies.model_yaml import load_model_yaml
 
 DESCRIPTION = """\
 Asks a policy about recorded frames and compares its actions with the demonstrator's: mean absolute error and root mean

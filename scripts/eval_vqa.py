@@ -31,12 +31,12 @@ from common.folder_lock import hold
 from models.decoding import Decoding, Generation, generate
 from models.pretrained.weights_io import files_sha256
 from policy_rollout.benchmarks.vqa import results
-from policy_rollout.benchmarks.vqa.asking import FILE as ANSWERS
-from policy_rollout.benchmarks.vqa.asking import Asked, ask, in_order
+from policy_rollout.benchmarks.vqa.inference import FILE as ANSWERS
+from policy_rollout.benchmarks.vqa.inference import Asked, ask, in_order
 from policy_rollout.benchmarks.vqa.questions import FORMATS, Question, digest, read_questions, require_pictures
-from policy_rollout.policy import pick_device
-from policy_rollout.records import claim
-from policy_rollout.results import names_of
+from policy_rollout.closed_loop.records import claim
+from policy_rollout.policies.upvla import pick_device
+from policy_rollout.reports.results import names_of
 from preprocess_data.embedded.questions import kind_of
 from scripts.answering import EMBEDDED_PICTURES, Answerer, answerer, decoding, way_to_decode
 from scripts.answering_options import ACCEPT_HELP, add_decoding, add_who

@@ -15,7 +15,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from common.arguments import path_argument, whole
 from common.command import run_command
-from policy_rollout.model_yaml import load_model_yaml
+from policy_rollout.policies.model_yaml import load_model_yaml
 from scripts.answering_options import ACCEPT_HELP, add_decoding, add_who
 
 DESCRIPTION = """\

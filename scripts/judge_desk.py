@@ -40,7 +40,7 @@ from models.pretrained.model_io import build  # noqa: E402
 from models.vision.magvitv2 import load_magvit  # noqa: E402
 from policy_rollout.intervals import Interval, average_length, paired_difference, wilson  # noqa: E402
 from policy_rollout.paired import interval_json, markdown_table, percent, points  # noqa: E402
-from policy_rollout.policy import ConstantPolicy, Policy, RandomPolicy, UPVLAPolicy, pick_device  # noqa: E402
+from policy_rollout.policies.upvla import ConstantPolicy, Policy, RandomPolicy, UPVLAPolicy, pick_device  # noqa: E402
 from scripts import desk_trial as trial  # noqa: E402
 from scripts.comparison.judge import machine  # noqa: E402
 from training.data.episode_index import read_index  # noqa: E402

@@ -33,7 +33,7 @@ from policy_rollout.benchmarks.offline import (
     list_samples,
     mean_action,
 )
-from policy_rollout.policy import (
+from policy_rollout.policies.upvla import (
     ACTION_SIZE,
     ActionConvention,
     ConstantPolicy,

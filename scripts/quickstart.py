@@ -42,9 +42,9 @@ from models.objectives import text_objective  # noqa: E402
 from models.pretrained.model_io import build  # noqa: E402
 from models.vision.magvitv2 import load_magvit  # noqa: E402
 from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action  # noqa: E402
+from policy_rollout.closed_loop.single_task import Rollout  # noqa: E402
 from policy_rollout.pictures import GREEN, RED, beside, captioned, sheet, write_gif, write_png  # noqa: E402
-from policy_rollout.policy import ConstantPolicy, Observation, Policy, UPVLAPolicy  # noqa: E402
-from policy_rollout.rollout import Rollout  # noqa: E402
+from policy_rollout.policies.upvla import ConstantPolicy, Observation, Policy, UPVLAPolicy  # noqa: E402
 from preprocess_data import make_desk_demos, process_calvin  # noqa: E402
 from scripts import desk_trial as trial  # noqa: E402
 from training.data.calvin import CalvinSplit  # noqa: E402

@@ -12,12 +12,12 @@ from importlib import import_module
 from typing import Any, Protocol
 
 import policy_rollout.benchmarks as package
-from policy_rollout.acting import ActionConvention
 from policy_rollout.calvin.initial_states import initial_state
 from policy_rollout.calvin.instructions import validation_instruction
 from policy_rollout.calvin.sequences import official_sequences
-from policy_rollout.chains import ChainJob
-from policy_rollout.environment import Env, Oracle
+from policy_rollout.closed_loop.interface import Env, Oracle
+from policy_rollout.closed_loop.runner import ChainJob
+from policy_rollout.policies.interface import ActionConvention
 
 Settings = Mapping[str, Any]
 """The keys of ``policy_conf/calvin_evaluate_upvla.yaml``."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from common.paths import expand_home
-from policy_rollout.acting import ActionConvention
 from policy_rollout.benchmarks.base import Settings, official_jobs
 from policy_rollout.calvin.annotations import IN_CALVIN, find_annotations, read_annotations
 from policy_rollout.calvin.egl import Graphics, find_graphics
@@ -20,8 +19,9 @@ from policy_rollout.calvin.installation import check_packages, find_split, packa
 from policy_rollout.calvin.oracle import VERSION, TaskOracle
 from policy_rollout.calvin.simulator import CONFIGURATION, SECTIONS, WARM_UP_IMAGES, read_configuration
 from policy_rollout.calvin.trial import try_environment
-from policy_rollout.chains import ChainJob
-from policy_rollout.environment import Env
+from policy_rollout.closed_loop.interface import Env
+from policy_rollout.closed_loop.runner import ChainJob
+from policy_rollout.policies.interface import ActionConvention
 
 RENDERERS = ("egl", "tiny")
 OWN = "own"

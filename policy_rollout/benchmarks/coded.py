@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.model_yaml import load_model_yaml, located
-from policy_rollout.policy import UPVLAPolicy
+from policy_rollout.policies.model_yaml import load_model_yaml, located
+from policy_rollout.policies.upvla import UPVLAPolicy
 from training.data.caches.token_cache import TokenCache, Wanted, find, raw_digest, remake_command
 from training.data.calvin import CalvinSplit
 

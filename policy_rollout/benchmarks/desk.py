@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from policy_rollout.acting import ActionConvention
 from policy_rollout.benchmarks.base import Settings, official_jobs
 from policy_rollout.calvin.oracle import TaskOracle
-from policy_rollout.chains import ChainJob
-from policy_rollout.environment import Env
+from policy_rollout.closed_loop.interface import Env
+from policy_rollout.closed_loop.runner import ChainJob
+from policy_rollout.policies.interface import ActionConvention
 
 NO_PART = ("__", "bench", "cli", "evaluate_experts", "experts", "show")
 """How the names of the desk's files begin that play no part in an evaluation."""

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from policy_rollout.acting import ACTION_KEYS
 from policy_rollout.benchmarks.coded import CODES, NO_PICTURE, CodedFrames
-from policy_rollout.policy import ACTION_SIZE, Observation, Policy
+from policy_rollout.policies.interface import ACTION_KEYS
+from policy_rollout.policies.upvla import ACTION_SIZE, Observation, Policy
 from training.data.calvin import CalvinSplit
 
 POSITION, ROTATION, GRIPPER = slice(0, 3), slice(3, 6), 6

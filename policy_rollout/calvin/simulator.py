@@ -1,4 +1,5 @@
-"""CALVIN's own simulator (calvin_env's ``PlayTableSimEnv``, pybullet) behind ``policy_rollout.environment.Env``.
+"""CALVIN's own simulator (calvin_env's ``PlayTableSimEnv``, pybullet) behind
+``policy_rollout.closed_loop.interface.Env``.
 
 What it does on top of calvin_env, all of it found by running that code (commit 797142c, pybullet 3.2.7):
 
@@ -34,7 +35,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from policy_rollout.calvin.installation import check_assets, check_packages, package_commit
 from policy_rollout.calvin.tasks import BLOCKS
-from policy_rollout.environment import Info, Render
+from policy_rollout.closed_loop.interface import Info, Render
 
 CAMERAS = ("static", "gripper")
 CONFIGURATION = Path(".hydra") / "merged_config.yaml"

@@ -11,7 +11,7 @@ from policy_rollout.intervals import Interval, wilson
 from policy_rollout.paired import percent, points, probability
 from policy_rollout.reporting.charts import bars, curve, legend, rate_bar, steps_histogram
 from policy_rollout.reporting.markup import Html, el, figures, join, table
-from policy_rollout.results import attempts, average_length, success_rates, task_counts
+from policy_rollout.reports.results import attempts, average_length, success_rates, task_counts
 
 
 def _brackets(interval: Interval, scale: float, digits: int) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from policy_rollout.closed_loop.env_slot import ChainRecord
 from policy_rollout.compare import Side
 from policy_rollout.reporting.markup import Html, el, join
 from policy_rollout.reporting.media import PICTURES, VIDEOS, Medium, Room, media_in
-from policy_rollout.results import Results
-from policy_rollout.seats import ChainRecord
+from policy_rollout.reports.results import Results
 
 
 def film_section(sides: Sequence[Side], room: Room) -> Html | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from policy_rollout.compare import Side
 from policy_rollout.reporting.markup import Html, el, join, table
-from policy_rollout.results import FIGURES, Results, dotted
+from policy_rollout.reports.results import FIGURES, Results, dotted
 
 
 def settings_section(sides: Sequence[Side]) -> Html:

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.acting import CAMERAS
-from policy_rollout.robot.pace import Clock
-from policy_rollout.robot.seam import Command, Sight
+from policy_rollout.policies.interface import CAMERAS
+from policy_rollout.robot.interface import Command, Sight
+from policy_rollout.robot.rate import Clock
 from training.data.calvin import CalvinSplit, is_split, splits_in
 from training.data.readers import read_image
 

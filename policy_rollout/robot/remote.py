@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.acting import ACTION_SIZE, CAMERAS, ActionConvention, Observation
+from policy_rollout.policies.interface import ACTION_SIZE, CAMERAS, ActionConvention, Observation
 from policy_rollout.serving.wire import Limits, WireError, unpack
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.acting import ActionConvention
-from policy_rollout.commands import gripper_values, in_metres
-from policy_rollout.robot.seam import Command
+from policy_rollout.policies.action_units import gripper_values, in_metres
+from policy_rollout.policies.interface import ActionConvention
+from policy_rollout.robot.interface import Command
 
 Vector = NDArray[np.float64]
 

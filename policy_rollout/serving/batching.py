@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.acting import Observation, Policy
+from policy_rollout.policies.interface import Observation, Policy
 
 Chunk = NDArray[np.float32]
 

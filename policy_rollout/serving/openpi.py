@@ -1,7 +1,7 @@
 """The wire protocol of openpi's client (PyPI `openpi-client`): metadata first, then an observation in, a chunk out.
 
 Messages are flat maps. The chunk [T, 7] leaves in the units of the policy's own action convention, which is part of the
-metadata: whoever plays chunks scales them too (`policy_rollout/commands.py`).
+metadata: whoever plays chunks scales them too (`policy_rollout/policies/action_units.py`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.acting import ACTION_SIZE, ActionConvention
-from policy_rollout.serving.look import Look, look
+from policy_rollout.policies.interface import ACTION_SIZE, ActionConvention
+from policy_rollout.serving.request import Look, look
 from policy_rollout.serving.wire import Limits, WireError, pack, unpack
 
 NAMES = {"rgb_static": "observation/image", "rgb_gripper": "observation/wrist_image"}

@@ -18,14 +18,14 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from policy_rollout.acting import CAMERAS, Policy
-from policy_rollout.chunking import ChunkPlayer
-from policy_rollout.commands import gripper_values, in_metres
+from policy_rollout.policies.action_chunking import ChunkPlayer
+from policy_rollout.policies.action_units import gripper_values, in_metres
+from policy_rollout.policies.interface import CAMERAS, Policy
 from policy_rollout.serving import openpi, vla_eval
-from policy_rollout.serving.access import CONFIG_PATH, HEALTH_PATHS, WS_PATHS, configure, has_token, of_a_page
+from policy_rollout.serving.auth import CONFIG_PATH, HEALTH_PATHS, WS_PATHS, configure, has_token, of_a_page
 from policy_rollout.serving.batching import Batcher, PolicyError
-from policy_rollout.serving.counters import Counters
 from policy_rollout.serving.session import Session
+from policy_rollout.serving.stats import Counters
 from policy_rollout.serving.wire import Limits, WireError, unpack
 
 NAME = "blockdiff-vla"

@@ -7,9 +7,9 @@ import asyncio
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.chunking import ChunkPlayer
+from policy_rollout.policies.action_chunking import ChunkPlayer
 from policy_rollout.serving.batching import Batcher
-from policy_rollout.serving.look import Look
+from policy_rollout.serving.request import Look
 from policy_rollout.serving.wire import Limits
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.acting import ActionConvention
-from policy_rollout.serving.look import Look, look
+from policy_rollout.policies.interface import ActionConvention
+from policy_rollout.serving.request import Look, look
 from policy_rollout.serving.wire import Limits, WireError, pack, unpack
 
 PROTOCOL_VERSION = 1

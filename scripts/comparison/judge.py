@@ -33,7 +33,7 @@ from models.vision.clip_encoder import load_clip
 from models.vision.magvitv2 import load_magvit
 from policy_rollout.benchmarks.offline import Sample, evaluate, list_samples
 from policy_rollout.benchmarks.vqa.questions import read_questions, require_pictures
-from policy_rollout.policy import Policy, UPVLAPolicy, pick_device
+from policy_rollout.policies.upvla import Policy, UPVLAPolicy, pick_device
 from preprocess_data.embedded.questions import kind_of
 from scripts.comparison.plan import Planned
 from scripts.desk_trial import chains as desk_chains

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policy_rollout.acting import Observation
 from policy_rollout.benchmarks import calvin
 from policy_rollout.benchmarks.base import find_benchmark
 from policy_rollout.calvin.annotations import IN_CALVIN, find_annotations, read_annotations
 from policy_rollout.calvin.egl import Graphics, _physical, find_graphics
 from policy_rollout.calvin.instructions import validation_instruction
 from policy_rollout.calvin.tasks import TASK_NAMES
-from policy_rollout.chains import ChainRecord, run_chains
-from policy_rollout.policy import ConstantPolicy
+from policy_rollout.closed_loop.runner import ChainRecord, run_chains
+from policy_rollout.policies.interface import Observation
+from policy_rollout.policies.upvla import ConstantPolicy
 
 Data = Callable[[str], Path]
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policy_rollout.acting import Observation
 from policy_rollout.benchmarks.calvin import CalvinBenchmark
 from policy_rollout.calvin.egl import Graphics
 from policy_rollout.calvin.initial_states import initial_state
 from policy_rollout.calvin.sequences import official_sequences
 from policy_rollout.calvin.simulator import WORLDS_PER_CONNECTION, CalvinEnv
-from policy_rollout.chains import ChainJob, ChainRecord, run_chains
-from policy_rollout.policy import ConstantPolicy
+from policy_rollout.closed_loop.runner import ChainJob, ChainRecord, run_chains
+from policy_rollout.policies.interface import Observation
+from policy_rollout.policies.upvla import ConstantPolicy
 
 Data = Callable[[str], Path]
 PULL = np.array([0, -0.9, 0, 0, 0, 0, 1], np.float32)

@@ -18,7 +18,7 @@ from models.processing.text import ASSISTANT, HUMAN
 from models.sequence import TextTurn
 from models.text_metrics import NATS
 from policy_rollout.benchmarks.offline import list_samples
-from policy_rollout.policy import ConstantPolicy
+from policy_rollout.policies.upvla import ConstantPolicy
 from scripts import compare_objectives
 from scripts.comparison.judge import HeldOut, judge_actions, judge_words, kinds_of, read_held_out
 from training.data.calvin import CalvinSplit

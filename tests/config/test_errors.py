@@ -352,7 +352,7 @@ def test_the_home_folder_is_expanded_in_every_path(
 
 @pytest.mark.parametrize("right", ["", ", tuned_model_path: y"])
 def test_a_key_of_the_same_file_is_suggested_before_one_of_the_schema(tmp_path: Path, right: str) -> None:
-    from policy_rollout.model_yaml import load_model_yaml
+    from policy_rollout.policies.model_yaml import load_model_yaml
 
     (tmp_path / "m.yaml").write_text(f"model: {{showo: {{tuned_model_pth: x{right}}}}}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"no such key \(did you mean model\.showo\.tuned_model_path\?\)"):

@@ -15,7 +15,7 @@ import torch
 
 from models.action.encoding import ActionScale
 from models.pretrained.model_config import CALVIN_RELATIVE
-from policy_rollout.policy import ActionConvention
+from policy_rollout.policies.upvla import ActionConvention
 from preprocess_data import process_calvin
 from tests.data.builders import processed_split, raw_split
 from training.data.dataset_spec import CONTRACT_NAME, Statistics, action_scale, read_contract, write_contract

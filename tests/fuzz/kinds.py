@@ -27,7 +27,7 @@ from models.processing.image import ClipImageSpec
 from models.processing.text import load_tokenizer
 from models.vision.clip_encoder import load_clip
 from models.vision.magvitv2 import load_magvit
-from policy_rollout.model_yaml import load_model_yaml
+from policy_rollout.policies.model_yaml import load_model_yaml
 from preprocess_data.browsing.sources import ConversationSource
 from scripts.summarize_offline_eval_json import COLUMNS
 from scripts.summarize_offline_eval_json import read as read_results

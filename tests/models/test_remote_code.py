@@ -13,7 +13,7 @@ from config.load import load_job
 from models.action.inference import RobotReader
 from models.pretrained.model_io import build, load_folder, save_folder
 from models.pretrained.weights_io import write_safetensors
-from policy_rollout.policy import UPVLAPolicy
+from policy_rollout.policies.upvla import UPVLAPolicy
 from tests.tiny import write_tokenizer
 from tests.training.runs import train
 from tests.training.world import CONFIG, build_world, write_clip

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from policy_rollout.benchmarks.offline import Errors, list_samples
-from policy_rollout.policy import Observation, UPVLAPolicy
+from policy_rollout.policies.upvla import Observation, UPVLAPolicy
 from training.data.calvin import Annotation
 
 ACTIONS = 2e-5

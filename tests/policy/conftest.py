@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policy_rollout.policy import CAMERAS
+from policy_rollout.policies.upvla import CAMERAS
 from tests.policy.recorded_play import FRAMES, WINDOWS, frame_actions, frame_picture
 
 

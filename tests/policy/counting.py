@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.acting import ActionConvention, Observation
-from policy_rollout.chains import ChainJob, ChainRecord
+from policy_rollout.closed_loop.runner import ChainJob, ChainRecord
+from policy_rollout.policies.interface import ActionConvention, Observation
 
 
 def job(index: int, *numbers: int) -> ChainJob:

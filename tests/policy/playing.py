@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout import records
-from policy_rollout.acting import Observation
 from policy_rollout.benchmarks.desk import DeskBenchmark
-from policy_rollout.chains import ChainJob
-from policy_rollout.evaluation import Manner, play_together
-from policy_rollout.progress import Progress
+from policy_rollout.closed_loop import records
+from policy_rollout.closed_loop.evaluation import Manner, play_together
+from policy_rollout.closed_loop.progress import Progress
+from policy_rollout.closed_loop.runner import ChainJob
+from policy_rollout.policies.interface import Observation
 from tests.policy.counting import Counting, Still, job
 from tests.policy.wandering import Wander, Wandering
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from policy_rollout.policy import CAMERAS, ActionConvention, Observation
+from policy_rollout.policies.upvla import CAMERAS, ActionConvention, Observation
 
 FRAMES = range(100, 140)
 WINDOWS = [

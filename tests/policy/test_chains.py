@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policy_rollout.chains import ChainJob, ChainRecord, run_chains
-from policy_rollout.policy import ConstantPolicy, Observation
+from policy_rollout.closed_loop.runner import ChainJob, ChainRecord, run_chains
+from policy_rollout.policies.upvla import ConstantPolicy, Observation
 from tests.policy.counting import Counting, Diary, job
 
 

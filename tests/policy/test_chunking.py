@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from policy_rollout.chunking import Actions, ChunkPlayer
+from policy_rollout.policies.action_chunking import Actions, ChunkPlayer
 
 T = 4
 

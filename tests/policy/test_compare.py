@@ -12,7 +12,7 @@ import pytest
 from policy_rollout import compare
 from policy_rollout.intervals import paired_difference, rate_difference, wilson
 from policy_rollout.paired import FEWEST_APART, pairs_of
-from policy_rollout.results import attempts, names_of, read_results
+from policy_rollout.reports.results import attempts, names_of, read_results
 from tests.policy.results_file import BENCHMARK, drawn, write
 
 

@@ -16,14 +16,14 @@ from omegaconf import OmegaConf
 from torch.distributed import TCPStore
 
 from policy_rollout import calvin_evaluate_upvla as app
-from policy_rollout import records
-from policy_rollout.acting import Observation
 from policy_rollout.benchmarks import desk
 from policy_rollout.benchmarks.desk import DeskBenchmark
-from policy_rollout.evaluation import Manner, play_together
-from policy_rollout.leases import LEASE, Owner
-from policy_rollout.progress import Progress
-from policy_rollout.seats import ChainRecord
+from policy_rollout.closed_loop import records
+from policy_rollout.closed_loop.env_slot import ChainRecord
+from policy_rollout.closed_loop.evaluation import Manner, play_together
+from policy_rollout.closed_loop.progress import Progress
+from policy_rollout.closed_loop.work_queue import LEASE, Owner
+from policy_rollout.policies.interface import Observation
 from tests.policy.counting import Counting, Still, job
 from tests.policy.saved_model import write_model
 

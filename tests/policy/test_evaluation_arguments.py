@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from config.files import PROJECT_DIR
 from config.values import ConfigError
 from policy_rollout import calvin_evaluate_upvla as app
-from policy_rollout.evaluation_arguments import NUMBERS, hydra_arguments, keys
+from policy_rollout.closed_loop.arguments import NUMBERS, hydra_arguments, keys
 
 
 def composed(*argv: str) -> dict[str, Any]:

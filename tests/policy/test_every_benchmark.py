@@ -14,7 +14,7 @@ import pytest
 
 from policy_rollout.benchmarks.base import Benchmark, benchmark_names, find_benchmark
 from policy_rollout.calvin.tasks import TASK_NAMES
-from policy_rollout.environment import observation
+from policy_rollout.closed_loop.interface import observation
 from tests.policy.test_evaluation import settings
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from policy_rollout import filming
-from policy_rollout.acting import Observation
-from policy_rollout.filming import Filming, make_recorder
+from policy_rollout.closed_loop.env_slot import ChainJob, ChainRecord
 from policy_rollout.pictures import Frame, write_gif, write_mp4
-from policy_rollout.seats import ChainJob, ChainRecord
+from policy_rollout.policies.interface import Observation
+from policy_rollout.reports import rollout_video
+from policy_rollout.reports.rollout_video import Filming, make_recorder
 
 SIZE = 24
 TASKS = ("open_drawer", "turn_on_led")
@@ -63,13 +63,13 @@ def watch(recorder: Filming, job: ChainJob, steps: Sequence[int], completed: int
 def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """What is written below pictures."""
     words: list[tuple[str, str]] = []
-    captioned = filming.captioned
+    captioned = rollout_video.captioned
 
     def listening(frame: Frame, text: str, note: str = "", *colour: Any) -> Frame:
         words.append((text, note))
         return captioned(frame, text, note, *colour)
 
-    monkeypatch.setattr(filming, "captioned", listening)
+    monkeypatch.setattr(rollout_video, "captioned", listening)
     return words
 
 
@@ -131,7 +131,7 @@ def test_two_views_are_shown_beside_each_other(tmp_path: Path) -> None:
         recorder.looked(chain, 0, step, seen, np.zeros((4, 7), np.float32))
     recorder.ended(chain, ChainRecord(3, TASKS, 0, (8,)))
     with Image.open(tmp_path / "input_predict_truth" / "chain_0003_task_1.png") as page:
-        assert page.width > 6 * filming.MOMENT_HEIGHT
+        assert page.width > 6 * rollout_video.MOMENT_HEIGHT
 
 
 def test_a_chain_that_is_played_again_leaves_one_film(tmp_path: Path) -> None:

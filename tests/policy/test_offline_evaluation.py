@@ -10,7 +10,7 @@ import torch
 
 from policy_rollout.benchmarks import offline
 from policy_rollout.benchmarks.offline import Errors, act_in_parts, evaluate, list_samples, mean_action
-from policy_rollout.policy import CAMERAS, ConstantPolicy
+from policy_rollout.policies.upvla import CAMERAS, ConstantPolicy
 from tests.policy.recorded_play import WINDOWS, Recorder, frame_actions
 from training.data.calvin import CalvinSplit
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 import train_upvla
 from config.schema import Job
-from policy_rollout.model_yaml import load_model_yaml
+from policy_rollout.policies.model_yaml import load_model_yaml
 from preprocess_data import tokenize_images
 from scripts import eval_upvla_offline_actions, prepare_calvin_debug_processed, smoke_upvla_minimal
 from scripts import summarize_offline_eval_json as summarize

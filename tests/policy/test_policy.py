@@ -16,8 +16,9 @@ from models.decoding import ActionDecoding
 from models.pretrained.model_config import CALVIN_RELATIVE
 from models.pretrained.model_io import load_folder
 from models.vision.magvitv2 import load_magvit
-from policy_rollout.model_yaml import load_model_yaml
-from policy_rollout.policy import (
+from policy_rollout.closed_loop.single_task import Episode, run_episodes
+from policy_rollout.policies.model_yaml import load_model_yaml
+from policy_rollout.policies.upvla import (
     CAMERAS,
     ActionConvention,
     ConstantPolicy,
@@ -27,7 +28,6 @@ from policy_rollout.policy import (
     pick_device,
     require_same_convention,
 )
-from policy_rollout.rollout import Episode, run_episodes
 from tests.policy.saved_model import RESOLUTION, write_model, write_tokenizer_of_images, write_yaml
 
 T = 4

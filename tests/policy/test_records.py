@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from policy_rollout import merge, records
-from policy_rollout.chains import ChainRecord
+from policy_rollout import merge
+from policy_rollout.closed_loop import records
+from policy_rollout.closed_loop.runner import ChainRecord
 
 
 def written(folder: Path, chains: list[ChainRecord]) -> None:

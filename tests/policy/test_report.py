@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policy_rollout import records, report
+from policy_rollout import report
+from policy_rollout.closed_loop import records
 from policy_rollout.intervals import Interval
 from policy_rollout.merge import merged
 from policy_rollout.pictures import write_gif, write_png

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.decoding import DecodingStats, Generation
-from policy_rollout.benchmarks.vqa.asking import Answer, Batch, ask, in_order
+from policy_rollout.benchmarks.vqa.inference import Answer, Batch, ask, in_order
 from policy_rollout.benchmarks.vqa.questions import Question, digest, read_questions, require_pictures
 from policy_rollout.benchmarks.vqa.results import Scored, compare, figures, verdict
 from policy_rollout.benchmarks.vqa.scores import (

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from policy_rollout.chains import Arena, ChainRecord, run_chains
+from policy_rollout.closed_loop.runner import Arena, ChainRecord, run_chains
 from tests.policy.counting import Counting, Diary, Still, Unmakeable, job
 
 JOBS = [job(i, 3, 7) for i in range(6)]
@@ -55,7 +55,7 @@ def test_an_environment_that_cannot_be_made_is_told_of(tmp_path: Path) -> None:
 
 HOLD = """
 import sys
-from policy_rollout.chains import run_chains
+from policy_rollout.closed_loop.runner import run_chains
 from tests.policy.counting import Counting, Still, job
 
 class Slow(Still):
@@ -96,7 +96,7 @@ def _runs(pid: int) -> bool:
 
 def test_workers_load_no_network() -> None:
     said = subprocess.run(
-        [sys.executable, "-c", "import sys, policy_rollout.workers; print('torch' in sys.modules)"],
+        [sys.executable, "-c", "import sys, policy_rollout.closed_loop.env_worker; print('torch' in sys.modules)"],
         capture_output=True,
         text=True,
         check=True,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.acting import ActionConvention, Observation
 from policy_rollout.benchmarks.desk import DeskBenchmark
+from policy_rollout.policies.interface import ActionConvention, Observation
 from tests.policy.counting import Still
 
 

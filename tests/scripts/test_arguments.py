@@ -44,7 +44,7 @@ PARSERS = {
     "scripts.inspect_data": "~/split",
     "policy_rollout.report": "~/log",
     "policy_rollout.desk.cli": "~/a.png",
-    "policy_rollout.robot.command_line": "~/a.jsonl",
+    "policy_rollout.robot.cli": "~/a.jsonl",
     "scripts.eval_vqa": "~/log",
     "scripts.eval_upvla_offline_actions": "~/out.json",
     "scripts.generate_text": "~/a.png",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from policy_rollout.calvin.instructions import validation_instruction
-from policy_rollout.policy import ConstantPolicy
+from policy_rollout.policies.upvla import ConstantPolicy
 from preprocess_data import make_desk_demos
 from scripts import desk_trial as trial
 from scripts import judge_desk

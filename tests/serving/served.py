@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.acting import ActionConvention, Observation
+from policy_rollout.policies.interface import ActionConvention, Observation
 from policy_rollout.serving.server import Server, Settings
 
 T = 4

@@ -15,13 +15,13 @@ from PIL import Image
 
 import policy_rollout.policy_upvla as client
 from policy_rollout.policy_upvla import Driving, control
+from policy_rollout.robot.async_planner import Plan, Planner
 from policy_rollout.robot.camera import LatestPicture
-from policy_rollout.robot.pace import Pace
-from policy_rollout.robot.planning import Plan, Planner
+from policy_rollout.robot.interface import Callbacks, Command, Sight
+from policy_rollout.robot.rate import Pace
 from policy_rollout.robot.recorded import RecordedRobot, open_recording
 from policy_rollout.robot.remote import RemotePolicy
 from policy_rollout.robot.safety import SafetyLimits
-from policy_rollout.robot.seam import Callbacks, Command, Sight
 from tests.serving.served import EchoPolicy, T, picture, serving
 
 RATE = 10.0
@@ -445,7 +445,7 @@ def test_a_dry_run_against_a_server_writes_every_step_down(tmp_path, capsys):
 
 ROBOT = """
 import time, numpy as np
-from policy_rollout.robot.seam import Sight
+from policy_rollout.robot.interface import Sight
 
 class Robot:
     def observe(self):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policy_rollout.acting import ActionConvention
+from policy_rollout.policies.interface import ActionConvention
 from tests.serving.served import EchoPolicy, T, picture, serving
 
 pytest.importorskip("openpi_client", reason="make venv-dev brings openpi-client")
@@ -96,7 +96,7 @@ def test_a_late_hello_is_told_which_path_to_take():
 
 
 def test_a_batch_of_a_real_model_answers_what_single_questions_are_answered(tmp_path):
-    from policy_rollout.policy import UPVLAPolicy
+    from policy_rollout.policies.upvla import UPVLAPolicy
     from tests.policy.saved_model import write_model
 
     policy = UPVLAPolicy.from_config(write_model(tmp_path, act_step=T), device="cpu")

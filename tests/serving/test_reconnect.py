@@ -14,7 +14,7 @@ import pytest
 from websockets.sync.server import serve
 
 import policy_rollout.policy_upvla as client
-from policy_rollout.acting import ActionConvention
+from policy_rollout.policies.interface import ActionConvention
 from policy_rollout.robot.remote import RemotePolicy
 from policy_rollout.serving import openpi
 from tests.serving.served import T, picture, serving

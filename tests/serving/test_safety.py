@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from policy_rollout.acting import ActionConvention
-from policy_rollout.commands import gripper_values, in_metres
+from policy_rollout.policies.action_units import gripper_values, in_metres
+from policy_rollout.policies.interface import ActionConvention
 from policy_rollout.robot.safety import Guard, SafetyLimits, Unsafe
 
 CALVIN = ActionConvention()

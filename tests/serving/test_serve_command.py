@@ -116,7 +116,7 @@ def test_a_client_goes_on_after_the_server_was_killed_and_started_again(model, s
 
 
 def serve_look():
-    from policy_rollout.acting import Observation
+    from policy_rollout.policies.interface import Observation
 
     return Observation(LOOK["observation/image"], LOOK["prompt"])
 

@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from policy_rollout.acting import ActionConvention
+from policy_rollout.policies.interface import ActionConvention
 from tests.serving.served import EchoPolicy, T, picture, serving
 
 pytest.importorskip("vla_eval", reason="make venv-dev brings vla-eval")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from policy_rollout.acting import ActionConvention
-from policy_rollout.commands import in_metres
+from policy_rollout.policies.action_units import in_metres
+from policy_rollout.policies.interface import ActionConvention
 from tests.serving.served import EchoPolicy, T, serving
 
 pytest.importorskip("vla_eval", reason="make venv-dev brings vla-eval")

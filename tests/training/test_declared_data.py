@@ -14,9 +14,9 @@ import pytest
 from config.load import ConfigError, load_job
 from models.pretrained.model_config import ModelSpec
 from models.pretrained.model_io import load_folder
-from policy_rollout.acting import Observation
-from policy_rollout.policy import UPVLAPolicy
-from policy_rollout.warm_up import warm_up
+from policy_rollout.policies.interface import Observation
+from policy_rollout.policies.upvla import UPVLAPolicy
+from policy_rollout.policies.warm_up import warm_up
 from tests.training.runs import Outcome, train
 from training.data.dataset_spec import Statistics, read_contract, write_contract
 from training.data.episode_index import read_index

@@ -18,7 +18,7 @@ from common.folder_lock import hold
 from config import sweep_table
 from config.load import ConfigError
 from models.pretrained.model_io import require_same_words
-from policy_rollout.policy import UPVLAPolicy
+from policy_rollout.policies.upvla import UPVLAPolicy
 from tests.training.runs import Outcome
 
 Start = Callable[..., Outcome]

@@ -84,7 +84,8 @@ class Statistics:
 @dataclass(frozen=True)
 class DataContract:
     """What a data set says of itself. ``cameras``: name -> (height, width) as recorded, the static one first, empty
-    where nobody said; ``action``: fields as in ``policy_rollout.policy.ActionConvention``; ``path``: for messages."""
+    where nobody said; ``action``: fields as in ``policy_rollout.policies.upvla.ActionConvention``; ``path``: for
+    messages."""
 
     cameras: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     action: Mapping[str, Any] = field(default_factory=lambda: dict(CALVIN_RELATIVE))

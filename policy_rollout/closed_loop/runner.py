@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from policy_rollout.acting import ActionConvention, Policy, require_same_convention
-from policy_rollout.recorder import Recorder
-from policy_rollout.seats import MAX_STEPS as MAX_STEPS
-from policy_rollout.seats import ChainJob as ChainJob
-from policy_rollout.seats import ChainRecord as ChainRecord
-from policy_rollout.seats import LocalSeats, Look, Lost, Moment, Rules, Seats, World
-from policy_rollout.workers import WorkerSeats
+from policy_rollout.closed_loop.env_slot import MAX_STEPS as MAX_STEPS
+from policy_rollout.closed_loop.env_slot import ChainJob as ChainJob
+from policy_rollout.closed_loop.env_slot import ChainRecord as ChainRecord
+from policy_rollout.closed_loop.env_slot import LocalSeats, Look, Lost, Moment, Rules, Seats, World
+from policy_rollout.closed_loop.env_worker import WorkerSeats
+from policy_rollout.closed_loop.recorder import Recorder
+from policy_rollout.policies.interface import ActionConvention, Policy, require_same_convention
 
 TRIES = 2
 """How often a chain is begun whose process breaks down in its midst."""

@@ -14,12 +14,12 @@ from typing import Any
 from common.arguments import path_argument, whole
 from common.text import check_text
 from config.files import PROJECT_DIR
-from policy_rollout.acting import ActionConvention, Policy
-from policy_rollout.model_yaml import load_model_yaml
-from policy_rollout.robot.pace import RealClock
+from policy_rollout.policies.interface import ActionConvention, Policy
+from policy_rollout.policies.model_yaml import load_model_yaml
+from policy_rollout.policies.warm_up import warm_up
+from policy_rollout.robot.interface import Command, Robot, Sight
+from policy_rollout.robot.rate import RealClock
 from policy_rollout.robot.safety import Guard, SafetyLimits
-from policy_rollout.robot.seam import Command, Robot, Sight
-from policy_rollout.warm_up import warm_up
 
 TOKEN_VARIABLE = "BLOCKDIFF_SERVE_TOKEN"
 
@@ -39,7 +39,7 @@ examples:
         --instruction "open the drawer" --workspace 0.3 0.6 -0.2 0.2 0.05 0.3 --max-step-m 0.005 --steps 300
 
 --robot names a function without arguments that returns an object with observe(), act(command) and stop()
-(policy_rollout/robot/seam.py). Read the safety section of docs/serving.md before the first run."""
+(policy_rollout/robot/interface.py). Read the safety section of docs/serving.md before the first run."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -121,7 +121,7 @@ def make_policy(options: argparse.Namespace) -> Policy:
 
         return RemotePolicy(options.server, options.token or os.environ.get(TOKEN_VARIABLE))
     load_model_yaml(options.model_config).require_checkpoint()
-    from policy_rollout.policy import UPVLAPolicy  # torch
+    from policy_rollout.policies.upvla import UPVLAPolicy  # torch
 
     policy = UPVLAPolicy.from_config(options.model_config, device=options.device)
     warm_up(policy, policy.spec.cameras)

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from common.housekeeping import remove
 from models.processing.image import fit
-from policy_rollout.acting import Observation
-from policy_rollout.chunking import Actions
+from policy_rollout.closed_loop.env_slot import ChainJob, ChainRecord
 from policy_rollout.pictures import (
     FAINT,
     GREEN,
@@ -36,7 +35,8 @@ from policy_rollout.pictures import (
     write_mp4,
     write_png,
 )
-from policy_rollout.seats import ChainJob, ChainRecord
+from policy_rollout.policies.action_chunking import Actions
+from policy_rollout.policies.interface import Observation
 
 RATE = 30.0
 """Control steps per second: films play at the robot's own speed."""

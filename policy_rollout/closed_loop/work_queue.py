@@ -20,7 +20,7 @@ from types import TracebackType
 
 from common.housekeeping import remove
 from common.process_identity import machine, process_stamp
-from policy_rollout.seats import ChainJob
+from policy_rollout.closed_loop.env_slot import ChainJob
 
 BEAT = 5.0
 """Seconds between two signs of life."""

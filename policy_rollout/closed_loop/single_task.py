@@ -1,4 +1,5 @@
-"""Single tasks in closed loop: each is a chain of one (``policy_rollout/chains.py``), judged by success alone."""
+"""Single tasks in closed loop: each is a chain of one (``policy_rollout/closed_loop/runner.py``), judged by success
+alone."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.acting import ActionConvention, Observation, Policy
-from policy_rollout.chains import MAX_STEPS, ChainJob, ChainRecord, run_chains
-from policy_rollout.chunking import Actions
-from policy_rollout.environment import Env, Oracle
+from policy_rollout.closed_loop.interface import Env, Oracle
+from policy_rollout.closed_loop.runner import MAX_STEPS, ChainJob, ChainRecord, run_chains
 from policy_rollout.intervals import Interval, wilson
+from policy_rollout.policies.action_chunking import Actions
+from policy_rollout.policies.interface import ActionConvention, Observation, Policy
 
 
 @dataclass(frozen=True)

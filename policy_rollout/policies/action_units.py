@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import robot
-from policy_rollout.acting import ACTION_SIZE, ActionConvention
+from policy_rollout.policies.interface import ACTION_SIZE, ActionConvention
 
 OPEN, CLOSED = 1.0, -1.0
 """The gripper of a command, whatever sign the policy was trained with."""

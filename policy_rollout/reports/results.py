@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from common.text import shortened
 from policy_rollout import intervals
+from policy_rollout.closed_loop.env_slot import ChainRecord
+from policy_rollout.closed_loop.records import chain_of
 from policy_rollout.intervals import Interval, bootstrap_runs, wilson
-from policy_rollout.records import chain_of
-from policy_rollout.seats import ChainRecord
 
 FILE = "results.json"
 PLAYER = ("checkpoint", "model", "weights", "image_tokenizer", "policy", "action_decoder", "precision", "num_sequences")

@@ -7,9 +7,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.acting import Observation
-from policy_rollout.chunking import Actions
-from policy_rollout.seats import ChainJob, ChainRecord
+from policy_rollout.closed_loop.env_slot import ChainJob, ChainRecord
+from policy_rollout.policies.action_chunking import Actions
+from policy_rollout.policies.interface import Observation
 
 
 class Recorder(Protocol):

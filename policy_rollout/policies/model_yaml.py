@@ -21,7 +21,7 @@ from config.model_folders import require_model
 from config.run_lookup import command_of_recipe, command_of_run, output_folder
 from config.schema import VQ_STRIDE, Job, Objective
 from config.values import ConfigError, shown
-from policy_rollout.acting import ACTION_DECODERS
+from policy_rollout.policies.interface import ACTION_DECODERS
 
 if TYPE_CHECKING:  # a mistake in the file is found without torch
     from models.decoding import ActionDecoding

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from common.text import check_text
-from policy_rollout.acting import Observation
+from policy_rollout.policies.interface import Observation
 from policy_rollout.serving.wire import Limits, Picture, WireError, check_picture, pixels
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from policy_rollout import records
-from policy_rollout.seats import ChainJob, ChainRecord
+from policy_rollout.closed_loop import records
+from policy_rollout.closed_loop.env_slot import ChainJob, ChainRecord
 
 REFRESH = 5.0
 """Seconds between two looks at what other processes have recorded."""

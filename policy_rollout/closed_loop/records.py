@@ -20,8 +20,8 @@ from typing import Any
 
 from common.housekeeping import remove
 from policy_rollout.calvin.sequences import success_rates
+from policy_rollout.closed_loop.env_slot import ChainRecord
 from policy_rollout.intervals import Interval, average_length, wilson
-from policy_rollout.seats import ChainRecord
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:

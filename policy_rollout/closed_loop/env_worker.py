@@ -21,8 +21,8 @@ from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
-from policy_rollout.chunking import Actions
-from policy_rollout.seats import ChainJob, Lost, Moment, Over, Rules, Seat, World
+from policy_rollout.closed_loop.env_slot import ChainJob, Lost, Moment, Over, Rules, Seat, World
+from policy_rollout.policies.action_chunking import Actions
 
 LAST_WORDS = 2000
 """Characters of a broken worker's output that are told."""
@@ -111,7 +111,7 @@ class _Worker:
         # Simulators talk a lot; what they say is shown when one breaks down.
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", "-m", "policy_rollout.workers", str(theirs.fileno())],
+            [sys.executable, "-X", "faulthandler", "-m", "policy_rollout.closed_loop.env_worker", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,

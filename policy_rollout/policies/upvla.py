@@ -29,14 +29,14 @@ from models.processing.image import fit, normalise, to_uint8
 from models.processing.instruction_length import cut_instructions, describe_cut
 from models.sequence import robot_sequence
 from models.vision.magvitv2 import MagVITv2, load_magvit
-from policy_rollout.acting import ACTION_DECODERS
-from policy_rollout.acting import ACTION_SIZE as ACTION_SIZE
-from policy_rollout.acting import CAMERAS as CAMERAS
-from policy_rollout.acting import ActionConvention as ActionConvention
-from policy_rollout.acting import Observation as Observation
-from policy_rollout.acting import Policy as Policy
-from policy_rollout.acting import require_same_convention as require_same_convention
-from policy_rollout.model_yaml import CHECKPOINT_KEY, load_model_yaml, located
+from policy_rollout.policies.interface import ACTION_DECODERS
+from policy_rollout.policies.interface import ACTION_SIZE as ACTION_SIZE
+from policy_rollout.policies.interface import CAMERAS as CAMERAS
+from policy_rollout.policies.interface import ActionConvention as ActionConvention
+from policy_rollout.policies.interface import Observation as Observation
+from policy_rollout.policies.interface import Policy as Policy
+from policy_rollout.policies.interface import require_same_convention as require_same_convention
+from policy_rollout.policies.model_yaml import CHECKPOINT_KEY, load_model_yaml, located
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.acting import Observation
+from policy_rollout.policies.interface import Observation
 
 Info = Mapping[str, Any]
 Render = bool | Collection[str]

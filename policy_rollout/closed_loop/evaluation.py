@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from policy_rollout import records
-from policy_rollout.acting import Policy
-from policy_rollout.chains import MAX_STEPS, Arena, ChainJob, ChainRecord, run_chains
-from policy_rollout.leases import Owner
-from policy_rollout.progress import Progress
-from policy_rollout.recorder import Recorder
+from policy_rollout.closed_loop import records
+from policy_rollout.closed_loop.progress import Progress
+from policy_rollout.closed_loop.recorder import Recorder
+from policy_rollout.closed_loop.runner import MAX_STEPS, Arena, ChainJob, ChainRecord, run_chains
+from policy_rollout.closed_loop.work_queue import Owner
+from policy_rollout.policies.interface import Policy
 
 PAUSE = 1.0
 """Seconds between two looks at whether the chains that others play are recorded."""

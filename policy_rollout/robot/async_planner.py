@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.acting import Observation, Policy
+from policy_rollout.policies.interface import Observation, Policy
 
 _REMEMBERED = 5
 """Plans whose time is the estimate for the next one (the longest of them counts)."""

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.acting import Observation
-from policy_rollout.chunking import Actions, ChunkPlayer
-from policy_rollout.environment import Env, Info, Oracle, binary_gripper, observation
+from policy_rollout.closed_loop.interface import Env, Info, Oracle, binary_gripper, observation
+from policy_rollout.policies.action_chunking import Actions, ChunkPlayer
+from policy_rollout.policies.interface import Observation
 
 MAX_STEPS = 360
 """Control steps that CALVIN gives a task."""

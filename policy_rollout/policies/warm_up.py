@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from policy_rollout.acting import Observation, Policy
+from policy_rollout.policies.interface import Observation, Policy
 
 _SIZE = (200, 200)
 

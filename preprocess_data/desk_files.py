@@ -18,8 +18,8 @@ import numpy.typing as npt
 import yaml
 
 from policy_rollout.calvin.tasks import CALVIN_TASKS
-from policy_rollout.desk import cameras
 from policy_rollout.desk.engine import mujoco
+from policy_rollout.desk.rendering import cameras
 from preprocess_data.desk_play import Settings
 
 Array = npt.NDArray[Any]

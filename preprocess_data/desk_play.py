@@ -19,7 +19,7 @@ from policy_rollout.calvin.scene_state import symbolic_state
 from policy_rollout.calvin.symbolic import CATEGORIES, feasible_tasks
 from policy_rollout.calvin.tasks import BLOCKS, TASK_NAMES
 from policy_rollout.desk import DeskEnv
-from policy_rollout.desk.experts import PLAY, QUIET, ScriptedExpert, task_resets
+from policy_rollout.desk.experts.policy import PLAY, QUIET, ScriptedExpert, task_resets
 from training.data.calvin import relative_action
 
 Array = npt.NDArray[Any]

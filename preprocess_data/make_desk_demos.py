@@ -24,9 +24,9 @@ from common.command import run_command
 from common.folder_lock import hold, is_lock
 from common.housekeeping import remove
 from policy_rollout.calvin.tasks import DOORS_AND_LIGHTS, TASK_NAMES
-from policy_rollout.desk.cameras import checked_jitter
 from policy_rollout.desk.layout import SCENES
-from policy_rollout.desk.render import RENDERERS, check_renderer
+from policy_rollout.desk.rendering import RENDERERS, check_renderer
+from policy_rollout.desk.rendering.cameras import checked_jitter
 from preprocess_data.desk_files import Placed, json_bytes, write_bytes, write_index_files
 from preprocess_data.desk_play import INSTRUCTIONS, SPLITS, Settings
 from preprocess_data.desk_preview import write_preview

@@ -15,8 +15,8 @@ from policy_rollout.calvin.tasks import DOORS_AND_LIGHTS
 from policy_rollout.closed_loop.runner import ChainJob, ChainRecord, run_chains
 from policy_rollout.closed_loop.single_task import Episode, Rollout, run_episodes
 from policy_rollout.desk.env import DeskEnv
-from policy_rollout.desk.evaluate_experts import run_chain, run_episode
-from policy_rollout.desk.experts import QUIET, task_resets
+from policy_rollout.desk.experts.evaluate import run_chain, run_episode
+from policy_rollout.desk.experts.policy import QUIET, task_resets
 from policy_rollout.policies.interface import Policy
 
 SCENE = "D"

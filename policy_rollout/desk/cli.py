@@ -16,11 +16,11 @@ from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.calvin.sequences import desk_sequences
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.desk import DeskEnv
-from policy_rollout.desk.bench import bench
-from policy_rollout.desk.experts import EXPERT_TASKS, PLAY, QUIET, task_resets
+from policy_rollout.desk.benchmark import bench
+from policy_rollout.desk.experts.policy import EXPERT_TASKS, PLAY, QUIET, task_resets
 from policy_rollout.desk.layout import SCENES
-from policy_rollout.desk.render import RENDERERS, check_renderer
-from policy_rollout.desk.show import Film, expert_hand, play_task, random_hand
+from policy_rollout.desk.play import Film, expert_hand, play_task, random_hand
+from policy_rollout.desk.rendering import RENDERERS, check_renderer
 from policy_rollout.pictures import beside, captioned, sheet, write_gif, write_png
 
 DESCRIPTION = """\

@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from policy_rollout.desk import info as I
 from policy_rollout.desk import layout as L
-from policy_rollout.desk.cameras import CAMERAS, Jitter, checked_jitter, gripper_camera, static_camera
 from policy_rollout.desk.control import Action, HandTarget, apply_action, vector
 from policy_rollout.desk.engine import mujoco
-from policy_rollout.desk.render import RENDERERS, Picture, make_renderer
+from policy_rollout.desk.rendering import RENDERERS, make_renderer
+from policy_rollout.desk.rendering.base import RenderedImage
+from policy_rollout.desk.rendering.cameras import CAMERAS, Jitter, checked_jitter, gripper_camera, static_camera
 from policy_rollout.desk.rotation import euler_of, quaternion_of
 from policy_rollout.desk.scene import SUBSTEPS, desk_xml
 
@@ -211,7 +212,7 @@ class DeskEnv:
         obs["scene_obs"] = self._scene_obs()
         return obs
 
-    def picture(self, camera: str = "static", size: int | None = None) -> Picture:
+    def picture(self, camera: str = "static", size: int | None = None) -> RenderedImage:
         """Colours (size, size, 3) and depth (size, size) in metres of the "static" or "gripper" camera."""
         if camera not in CAMERAS:
             raise ValueError(f'camera is {camera!r}; the desk has "static" and "gripper"')
@@ -223,7 +224,7 @@ class DeskEnv:
             pose = self.data.xpos[self._hand], self.data.xmat[self._hand].reshape(3, 3)
             view, usual = gripper_camera(*pose), self.gripper_size
         size = usual if size is None else _whole(size, "size", 1)
-        shot: Picture = self._pictures.shoot(self.data, view, size, self._led, self._bulb, self._jitter)
+        shot: RenderedImage = self._pictures.shoot(self.data, view, size, self._led, self._bulb, self._jitter)
         return shot
 
     def render(self, camera: str = "static", size: int | None = None) -> npt.NDArray[np.uint8]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from policy_rollout.desk import layout as L
 from policy_rollout.desk.layout import Layout, layout_of
-from policy_rollout.desk.looks import looks_of
+from policy_rollout.desk.rendering.materials import looks_of
 
 SUBSTEPS = 8
 TIMESTEP = 1.0 / 30 / SUBSTEPS

@@ -12,7 +12,7 @@ from PIL import Image
 
 from policy_rollout import pictures
 from policy_rollout.calvin.tasks import TASK_NAMES
-from policy_rollout.desk import bench as bench_module
+from policy_rollout.desk import benchmark as bench_module
 from policy_rollout.desk import cli
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from policy_rollout.desk import LAYOUTS, SCENES, DeskEnv
-from policy_rollout.desk.cameras import gripper_camera, static_camera
 from policy_rollout.desk.engine import mujoco
 from policy_rollout.desk.layout import BULB_RADIUS
+from policy_rollout.desk.rendering.cameras import gripper_camera, static_camera
 
 OPEN = np.array([0.28, 0.22, 0, 0.088, 1, 1, 0.0703, 0.0924, 0.461, 0, 0, 1.6, 0.05, -0.12, 0.46, 0, 0, 1.4])
 OPEN = np.concatenate([OPEN, [0.18, -0.1, 0.46, 0, 0, 0.5]])

@@ -14,9 +14,9 @@ from policy_rollout.calvin.sequences import desk_sequences
 from policy_rollout.calvin.symbolic import feasible_tasks
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.desk import SCENES, DeskEnv
-from policy_rollout.desk.evaluate_experts import main, run_chain, run_episode
-from policy_rollout.desk.experts import EXPERT_TASKS, PLAY, QUIET, Noise, ScriptedExpert, task_resets
-from policy_rollout.desk.experts_motion import Sight, funnel, hand_turn, reach_of
+from policy_rollout.desk.experts.evaluate import main, run_chain, run_episode
+from policy_rollout.desk.experts.motion import Sight, funnel, hand_turn, reach_of
+from policy_rollout.desk.experts.policy import EXPERT_TASKS, PLAY, QUIET, Noise, ScriptedExpert, task_resets
 from policy_rollout.desk.rotation import matrix_of
 
 ORACLE = TaskOracle()

@@ -181,7 +181,7 @@ def test_whoever_is_left_writes_the_report_where_process_0_died(model: Path, tmp
 
 def test_records_of_another_desk_are_refused(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
     app.evaluate(short(model, tmp_path), app.Place())
-    monkeypatch.setattr(desk, "source_digest", lambda: "another")
+    monkeypatch.setattr(desk, "DESK_VERSION", desk.DESK_VERSION + 1)
     with pytest.raises(ValueError, match=r"benchmark\.versions\.desk="):
         app.evaluate(short(model, tmp_path), app.Place())
 

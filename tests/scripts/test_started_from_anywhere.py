@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_COMMANDS = {"policy_rollout/closed_loop/env_worker.py", "policy_rollout/desk/experts.py"}
+NOT_COMMANDS = {"policy_rollout/closed_loop/env_worker.py"}
 """Started by the project itself, or a demonstration without options."""
 SCRIPTS = sorted(
     str(file.relative_to(ROOT))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from policy_rollout.desk import layout as L
-from policy_rollout.desk.experts_grasp import free_spot
-from policy_rollout.desk.experts_motion import (
+from policy_rollout.desk.experts.grasp import free_spot
+from policy_rollout.desk.experts.motion import (
     CLOSED,
     OPEN,
     TRAVEL_Z,

@@ -12,7 +12,7 @@ import numpy as np
 from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.desk.engine import mujoco
 from policy_rollout.desk.env import DeskEnv
-from policy_rollout.desk.experts import PLAY, ScriptedExpert, task_resets
+from policy_rollout.desk.experts.policy import PLAY, ScriptedExpert, task_resets
 
 SIZES = (("static", 64), ("static", 128), ("static", 200), ("static", 336), ("gripper", 64), ("gripper", 84))
 SECONDS = 0.6  # of CPU for each figure

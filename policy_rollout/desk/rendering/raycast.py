@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from policy_rollout.desk.cameras import Jitter, View
-from policy_rollout.desk.looks import BULB_ON, LED_ON, Look, looks_of
-from policy_rollout.desk.render import Picture
-from policy_rollout.desk.shapes import BOX, INTERSECTIONS, PLANE, Triple, half_extent, normals
-from policy_rollout.desk.textures import make_sheet
+from policy_rollout.desk.rendering.base import RenderedImage
+from policy_rollout.desk.rendering.cameras import Jitter, View
+from policy_rollout.desk.rendering.materials import BULB_ON, LED_ON, Look, looks_of
+from policy_rollout.desk.rendering.shapes import BOX, INTERSECTIONS, PLANE, Triple, half_extent, normals
+from policy_rollout.desk.rendering.textures import make_sheet
 
 Array = npt.NDArray[Any]  # float32 where pixels are concerned
 Ints = npt.NDArray[np.int64]
@@ -47,8 +47,8 @@ class Canvas:
     def copy(self) -> Canvas:
         return Canvas(self.depth.copy(), tuple(plane.copy() for plane in self.rgb))
 
-    def picture(self, size: int) -> Picture:
-        return Picture(np.stack(self.rgb, -1).reshape(size, size, 3), self.depth.reshape(size, size))
+    def picture(self, size: int) -> RenderedImage:
+        return RenderedImage(np.stack(self.rgb, -1).reshape(size, size, 3), self.depth.reshape(size, size))
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class RayCaster:
     def close(self) -> None:
         self._backgrounds.clear()
 
-    def shoot(self, data: Any, view: View, size: int, led: int, bulb: int, jitter: Jitter) -> Picture:
+    def shoot(self, data: Any, view: View, size: int, led: int, bulb: int, jitter: Jitter) -> RenderedImage:
         """One picture of `size` by `size` pixels."""
         light = Light.make(jitter, led, bulb)
         if view.fixed:

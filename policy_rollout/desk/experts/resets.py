@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from policy_rollout.calvin.tasks import BLOCKS
 from policy_rollout.desk import layout as L
-from policy_rollout.desk.experts_motion import hand_turn
+from policy_rollout.desk.experts.motion import hand_turn
 from policy_rollout.desk.layout import Layout, layout_of
 
 Array = npt.NDArray[np.float64]

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from policy_rollout.desk import layout as L
-from policy_rollout.desk.experts_furniture import free_hand, slide_left, slide_right
-from policy_rollout.desk.experts_grasp import Grasp, gaps, grasp_of, in_cabinet, in_drawer
-from policy_rollout.desk.experts_motion import (
+from policy_rollout.desk.experts.furniture import free_hand, slide_left, slide_right
+from policy_rollout.desk.experts.grasp import Grasp, gaps, grasp_of, in_cabinet, in_drawer
+from policy_rollout.desk.experts.motion import (
     CLEAR_Y,
     CLOSED,
     HOME_YAW,

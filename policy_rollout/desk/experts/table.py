@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from policy_rollout.desk import layout as L
-from policy_rollout.desk.experts_blocks import lost, place_in_drawer, take
-from policy_rollout.desk.experts_furniture import free_hand
-from policy_rollout.desk.experts_grasp import distance_to, free_spot, grasp_of, in_cabinet, in_drawer, on_table
-from policy_rollout.desk.experts_motion import (
+from policy_rollout.desk.experts.blocks import lost, place_in_drawer, take
+from policy_rollout.desk.experts.furniture import free_hand
+from policy_rollout.desk.experts.grasp import distance_to, free_spot, grasp_of, in_cabinet, in_drawer, on_table
+from policy_rollout.desk.experts.motion import (
     CLOSED,
     OPEN,
     Block,

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from policy_rollout.desk.cameras import Jitter, View
 from policy_rollout.desk.engine import VARIABLE, mujoco
-from policy_rollout.desk.looks import BULB_ON, LED_ON, LIGHT_OFF
-from policy_rollout.desk.render import Picture
+from policy_rollout.desk.rendering.base import RenderedImage
+from policy_rollout.desk.rendering.cameras import Jitter, View
+from policy_rollout.desk.rendering.materials import BULB_ON, LED_ON, LIGHT_OFF
 
 
 def make_offscreen(model: Any, size: int) -> Any:
@@ -58,7 +58,7 @@ class GLRenderer:
             self._made[size] = make_offscreen(self.model, size)
         return self._made[size]
 
-    def shoot(self, data: Any, view: View, size: int, led: int, bulb: int, jitter: Jitter) -> Picture:
+    def shoot(self, data: Any, view: View, size: int, led: int, bulb: int, jitter: Jitter) -> RenderedImage:
         renderer = self._renderer(size)
         for name, on, lit in (("led", led, LED_ON), ("lightbulb", bulb, BULB_ON)):
             self.model.mat_rgba[self._materials[name], :3] = lit if on else LIGHT_OFF
@@ -70,7 +70,7 @@ class GLRenderer:
         renderer.enable_depth_rendering()
         depth = renderer.render().astype(np.float32)
         renderer.disable_depth_rendering()
-        return Picture(rgb, depth)
+        return RenderedImage(rgb, depth)
 
     def _camera(self, view: View) -> Any:
         camera = mujoco.MjvCamera()

@@ -1,6 +1,6 @@
 """Scripted experts: honest controllers for all 34 tasks, through the 7-d action interface alone.
 
-`python -m policy_rollout.desk.experts --table` measures them, see `evaluate_experts`.
+`python -m policy_rollout.desk.experts --table` measures them, see `policy_rollout.desk.experts.evaluate`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from policy_rollout.calvin.tasks import COLOURS, TASK_NAMES
-from policy_rollout.desk import experts_blocks as blocks
-from policy_rollout.desk import experts_furniture as furniture
-from policy_rollout.desk import experts_table as table_blocks
-from policy_rollout.desk.experts_grasp import in_cabinet, in_drawer
-from policy_rollout.desk.experts_motion import (
+from policy_rollout.desk.experts import blocks as blocks
+from policy_rollout.desk.experts import furniture as furniture
+from policy_rollout.desk.experts import table as table_blocks
+from policy_rollout.desk.experts.grasp import in_cabinet, in_drawer
+from policy_rollout.desk.experts.motion import (
     CLOSED,
     OPEN,
     PLAY,
@@ -30,7 +30,7 @@ from policy_rollout.desk.experts_motion import (
     Plan,
     Sight,
 )
-from policy_rollout.desk.experts_resets import task_resets
+from policy_rollout.desk.experts.resets import task_resets
 from policy_rollout.desk.layout import Layout
 
 __all__ = ["EXPERT_TASKS", "PLAY", "QUIET", "Noise", "ScriptedExpert", "task_resets"]
@@ -185,10 +185,3 @@ class ScriptedExpert:
             else:
                 self._turn = desk.sight.euler if self._move.turn is None else self._move.turn
         return Move(desk.sight.tcp, CLOSED if desk.sight.closing else OPEN)  # nothing to do here: wait
-
-
-if __name__ == "__main__":
-    from common.command import run_command
-    from policy_rollout.desk.evaluate_experts import main
-
-    run_command(main)

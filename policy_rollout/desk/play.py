@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.desk.env import DeskEnv
-from policy_rollout.desk.experts import Noise, ScriptedExpert
+from policy_rollout.desk.experts.policy import Noise, ScriptedExpert
 from policy_rollout.pictures import FAINT, GREEN, RED, Frame, beside, captioned
 
 Array = npt.NDArray[np.float64]

@@ -29,7 +29,7 @@ from policy_rollout.calvin.initial_states import initial_state
 from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.calvin.sequences import Chain, desk_sequences
 from policy_rollout.desk.env import DeskEnv
-from policy_rollout.desk.experts import EXPERT_TASKS, PLAY, QUIET, Noise, ScriptedExpert, task_resets
+from policy_rollout.desk.experts.policy import EXPERT_TASKS, PLAY, QUIET, Noise, ScriptedExpert, task_resets
 from policy_rollout.desk.layout import SCENES
 
 Array = npt.NDArray[np.float64]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from policy_rollout.desk.looks import Look
+from policy_rollout.desk.rendering.materials import Look
 
 Array = npt.NDArray[Any]
 _FAR = 2048.0  # texels; a cast to int rounds towards zero, so places are shifted into the positive

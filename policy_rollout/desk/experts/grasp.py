@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from policy_rollout.desk import layout as L
-from policy_rollout.desk.experts_motion import Block, Desk, half_turn_near, moved, turn_cost
+from policy_rollout.desk.experts.motion import Block, Desk, half_turn_near, moved, turn_cost
 from policy_rollout.desk.layout import Layout
 
 Array = npt.NDArray[np.float64]

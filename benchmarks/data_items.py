@@ -28,7 +28,7 @@ from common.arguments import path_argument, whole
 from common.command import run_command
 from models.processing.image import normalise
 from preprocess_data import repack
-from preprocess_data.frame_sources import ProcessedFrames
+from preprocess_data.jobs.frame_sources import ProcessedFrames
 from tests.benchmarks.naive_data import CAMERAS, NaiveData
 from training.data.batch import RobotBatch, collate_robot
 from training.data.caches.token_cache import TokenCache

@@ -28,7 +28,7 @@ from common.command import run_command
 from config.load import load_job
 from models.processing.image import clip_pixels
 from models.vision.clip_encoder import ClipTower, load_clip
-from preprocess_data.shard_work import (
+from preprocess_data.jobs.shard_writer import (
     Part,
     least,
     process_device,

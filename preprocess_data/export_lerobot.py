@@ -24,8 +24,8 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from common.arguments import path_argument
 from common.command import run_command
-from preprocess_data.lerobot import ANNOTATIONS, INFO, libraries
-from preprocess_data.parts import output_folder
+from preprocess_data.formats.lerobot import ANNOTATIONS, INFO, libraries
+from preprocess_data.jobs.resume import output_folder
 from training.data.calvin import Annotation, CalvinSplit
 
 FPS = 30

@@ -27,10 +27,10 @@ from policy_rollout.calvin.tasks import DOORS_AND_LIGHTS, TASK_NAMES
 from policy_rollout.desk.layout import SCENES
 from policy_rollout.desk.rendering import RENDERERS, check_renderer
 from policy_rollout.desk.rendering.cameras import checked_jitter
-from preprocess_data.desk_files import Placed, json_bytes, write_bytes, write_index_files
-from preprocess_data.desk_play import INSTRUCTIONS, SPLITS, Settings
-from preprocess_data.desk_preview import write_preview
-from preprocess_data.desk_workers import record_all
+from preprocess_data.desk_demos.files import Placed, json_bytes, write_bytes, write_index_files
+from preprocess_data.desk_demos.play import INSTRUCTIONS, SPLITS, Settings
+from preprocess_data.desk_demos.preview import write_preview
+from preprocess_data.desk_demos.workers import record_all
 
 DESCRIPTION = """\
 Record demonstrations on the embedded desk: scripted experts with noise do one task after the other, as CALVIN's

@@ -23,7 +23,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 from common.arguments import path_argument, real, whole
 from common.command import run_command
 from models.processing.image_file import shown_size
-from preprocess_data.bridge import (
+from preprocess_data.formats.bridge import (
     LANGUAGE,
     OBSERVATIONS,
     POLICY,
@@ -38,9 +38,9 @@ from preprocess_data.bridge import (
     splits_of,
     suffix_of,
 )
-from preprocess_data.calvin_verify import Report
-from preprocess_data.conversion import Converted, Flags, Floats, Made, Part, Units, convert
-from preprocess_data.looking import add_options, looked
+from preprocess_data.formats.verify import Report
+from preprocess_data.jobs.convert import Converted, Flags, Floats, Made, Part, Units, convert
+from preprocess_data.jobs.verify_cli import add_options, looked
 from training.data.readers import read_image, read_image_bytes
 
 FOLDERS = 16  # trajectories that a worker reads at once

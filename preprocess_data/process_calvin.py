@@ -21,10 +21,10 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from common.arguments import path_argument, real, whole
 from common.command import run_command
-from preprocess_data.calvin_choice import Choice, source_splits
-from preprocess_data.calvin_frames import Actions, finish, read_actions, windows_without
-from preprocess_data.calvin_verify import verify
-from preprocess_data.parts import output_folder
+from preprocess_data.formats.calvin_frames import Actions, finish, read_actions, windows_without
+from preprocess_data.formats.calvin_select import Choice, source_splits
+from preprocess_data.formats.verify import verify
+from preprocess_data.jobs.resume import output_folder
 from training.data.calvin import Annotation, CalvinSplit
 from training.data.checks.dataset import ActionChecks, Finding, require
 from training.data.dataset_spec import read_contract, write_contract
@@ -312,9 +312,9 @@ def _make(options: argparse.Namespace) -> int:
 
 def summarise(root: Path, sheet: Path | None) -> None:
     # Drawing is not loaded by those who only read: every worker process imports this file.
-    from preprocess_data.browsing.facts import Facts
-    from preprocess_data.browsing.sheet import draw_sheet
-    from preprocess_data.browsing.sources import open_source
+    from preprocess_data.dataset_viewer.contact_sheet import draw_sheet
+    from preprocess_data.dataset_viewer.sources import open_source
+    from preprocess_data.dataset_viewer.stats import Facts
 
     source = open_source(root)
     facts = Facts.of(source)

@@ -23,11 +23,11 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from common.arguments import path_argument, real, whole
 from common.command import run_command
-from preprocess_data.calvin_verify import Report
-from preprocess_data.conversion import Converted, Flags, Floats, Made, Part, Units, convert
-from preprocess_data.lerobot import INFO, LerobotData, Place, libraries
-from preprocess_data.lerobot_names import AXES, columns_by_name, static_camera
-from preprocess_data.looking import add_options, looked
+from preprocess_data.formats.lerobot import INFO, LerobotData, Place, libraries
+from preprocess_data.formats.lerobot_names import AXES, columns_by_name, static_camera
+from preprocess_data.formats.verify import Report
+from preprocess_data.jobs.convert import Converted, Flags, Floats, Made, Part, Units, convert
+from preprocess_data.jobs.verify_cli import add_options, looked
 from training.data.checks.dataset import ENOUGH, SMOOTH, ActionChecks, require
 from training.data.dataset_spec import CONTRACT_NAME, read_contract
 

@@ -28,9 +28,18 @@ from common.atomic_file import replace_bytes
 from common.command import run_command
 from common.folder_lock import is_lock
 from models.processing.image import fit
-from preprocess_data.calvin_choice import source_splits
-from preprocess_data.frame_sources import frames_of
-from preprocess_data.shard_work import Part, least, rank_options, ranks_of, read_ahead, unfinished, write_all, writing
+from preprocess_data.formats.calvin_select import source_splits
+from preprocess_data.jobs.frame_sources import frames_of
+from preprocess_data.jobs.shard_writer import (
+    Part,
+    least,
+    rank_options,
+    ranks_of,
+    read_ahead,
+    unfinished,
+    write_all,
+    writing,
+)
 from training.data.caches.token_cache import FIT, probes
 from training.data.calvin import CalvinSplit
 from training.data.formats import zip_reader

@@ -28,8 +28,8 @@ from common.os_errors import reason_of
 from config.load import load_job
 from models.processing.image import normalise
 from models.vision.magvitv2 import CODEBOOK_SIZE, MagVITv2, load_magvit
-from preprocess_data.frame_sources import Source, open_source
-from preprocess_data.shard_work import (
+from preprocess_data.jobs.frame_sources import Source, open_source
+from preprocess_data.jobs.shard_writer import (
     Part,
     least,
     process_device,

@@ -37,7 +37,7 @@ from policy_rollout.benchmarks.vqa.questions import FORMATS, Question, digest, r
 from policy_rollout.closed_loop.records import claim
 from policy_rollout.policies.upvla import pick_device
 from policy_rollout.reports.results import names_of
-from preprocess_data.embedded.questions import kind_of
+from preprocess_data.tiny_assets.questions import kind_of
 from scripts.answering import EMBEDDED_PICTURES, Answerer, answerer, decoding, way_to_decode
 from scripts.answering_options import ACCEPT_HELP, add_decoding, add_who
 from training.data.readers import LLAVA_NAME

@@ -15,11 +15,11 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from common.arguments import path_argument
 from common.command import run_command
-from preprocess_data.browsing.facts import Facts
-from preprocess_data.browsing.page import write_page
-from preprocess_data.browsing.seam import Source
-from preprocess_data.browsing.sheet import draw_sheet, varied
-from preprocess_data.browsing.sources import open_source
+from preprocess_data.dataset_viewer.contact_sheet import draw_sheet, varied
+from preprocess_data.dataset_viewer.interface import Source
+from preprocess_data.dataset_viewer.page import write_page
+from preprocess_data.dataset_viewer.sources import open_source
+from preprocess_data.dataset_viewer.stats import Facts
 
 DESCRIPTION = """\
 Look at a data set: a processed split (dataset_info.json), a raw CALVIN split (folder, or inside its zip), BridgeData

@@ -34,7 +34,7 @@ from models.vision.magvitv2 import load_magvit
 from policy_rollout.benchmarks.offline import Sample, evaluate, list_samples
 from policy_rollout.benchmarks.vqa.questions import read_questions, require_pictures
 from policy_rollout.policies.upvla import Policy, UPVLAPolicy, pick_device
-from preprocess_data.embedded.questions import kind_of
+from preprocess_data.tiny_assets.questions import kind_of
 from scripts.comparison.plan import Planned
 from scripts.desk_trial import chains as desk_chains
 from scripts.desk_trial import play_chains

@@ -14,7 +14,7 @@ from common.atomic_file import replace_text
 from policy_rollout.calvin.sequences import success_rates
 from policy_rollout.intervals import Interval
 from policy_rollout.paired import markdown_table, percent, points, probability
-from preprocess_data.embedded.questions import blind_floor
+from preprocess_data.tiny_assets.questions import blind_floor
 from scripts.comparison.figure import Bars, draw_figure
 from scripts.comparison.judge import HeldOut, Judged, Speed
 from scripts.comparison.plan import Plan, read_curve

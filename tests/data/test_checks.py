@@ -12,7 +12,7 @@ import pytest
 from common.robot import by_view, gripper_values
 from models.pretrained.model_config import CALVIN_RELATIVE
 from preprocess_data import process_calvin
-from preprocess_data.calvin_verify import verify_processed
+from preprocess_data.formats.verify import verify_processed
 from tests.data.builders import edit_index, raw_split
 from training.data.caches.token_cache import FOLDER
 from training.data.calvin import CalvinSplit

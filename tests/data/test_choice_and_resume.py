@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocess_data import calvin_frames, process_calvin
-from preprocess_data.calvin_choice import Choice, source_splits
+from preprocess_data import process_calvin
+from preprocess_data.formats import calvin_frames
+from preprocess_data.formats.calvin_select import Choice, source_splits
 from tests.data.builders import opened_files, raw_split, write_annotations, write_frame
 from training.data.calvin import Annotation, CalvinSplit
 from training.data.episode_index import read_index

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess_data.browsing.facts import Facts, sparkline
-from preprocess_data.browsing.sheet import moments, varied
-from preprocess_data.browsing.sources import ConversationSource, ProcessedSource, RawSource, open_source
+from preprocess_data.dataset_viewer.contact_sheet import moments, varied
+from preprocess_data.dataset_viewer.sources import ConversationSource, ProcessedSource, RawSource, open_source
+from preprocess_data.dataset_viewer.stats import Facts, sparkline
 from scripts import inspect_data
 from tests.data.builders import edit_index, processed_split, raw_split
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as parquet
 from PIL import Image
 
 from preprocess_data import export_lerobot, process_lerobot
-from preprocess_data.lerobot import LerobotData
+from preprocess_data.formats.lerobot import LerobotData
 from scripts import inspect_data
 from tests.data.builders import frame_arrays, raw_split
 from training.data.dataset_spec import read_contract

@@ -17,7 +17,7 @@ pytest.importorskip("pyarrow", reason="LeRobot data needs pyarrow: pip install -
 pytest.importorskip("av", reason="LeRobot data needs PyAV: pip install -r requirements-lerobot.txt")
 
 from preprocess_data import export_lerobot, process_lerobot
-from preprocess_data.lerobot import LerobotData
+from preprocess_data.formats.lerobot import LerobotData
 from tests.data.builders import frame_arrays, raw_split
 from training.data.episode_index import read_index
 

@@ -18,8 +18,8 @@ import pyarrow.parquet as parquet
 from PIL import Image
 
 from preprocess_data import process_lerobot
-from preprocess_data.lerobot import NoFrameError, film
-from preprocess_data.lerobot_names import columns_by_name, names_of, static_camera
+from preprocess_data.formats.lerobot import NoFrameError, film
+from preprocess_data.formats.lerobot_names import columns_by_name, names_of, static_camera
 from training.data.episode_index import read_index
 
 TOP = "observation.images.top"

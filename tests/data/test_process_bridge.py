@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
-from preprocess_data import conversion, process_bridge
-from preprocess_data.bridge import find_raw
-from preprocess_data.conversion import Units
-from preprocess_data.tfrecord import crc32c, masked_crc, parse_example, records
+from preprocess_data import process_bridge
+from preprocess_data.formats.bridge import find_raw
+from preprocess_data.formats.tfrecord import crc32c, masked_crc, parse_example, records
+from preprocess_data.jobs import convert
+from preprocess_data.jobs.convert import Units
 from scripts import inspect_data
 from tests.data.bridge_files import (
     example,
@@ -293,8 +294,8 @@ def test_a_run_killed_at_the_end_does_not_leave_data_that_would_be_taken_for_cal
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conversion, "WORTH_AN_INDEX", 0)
-    monkeypatch.setattr(conversion, "build_index", killed)
+    monkeypatch.setattr(convert, "WORTH_AN_INDEX", 0)
+    monkeypatch.setattr(convert, "build_index", killed)
     with pytest.raises(KeyboardInterrupt):
         process(raw, tmp_path / "out")
     assert read_contract(tmp_path / "out").action["kind"] == "relative_to_measured"

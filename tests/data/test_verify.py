@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocess_data import calvin_verify, process_calvin
-from preprocess_data.calvin_verify import verify_processed, verify_raw
+from preprocess_data import process_calvin
+from preprocess_data.formats.verify import verify_processed, verify_raw
 from tests.data.builders import (
     annotation_content,
     edit_index,

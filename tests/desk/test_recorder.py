@@ -25,9 +25,9 @@ from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.calvin.tasks import TASK_NAMES, read_task_table
 from policy_rollout.desk import DeskEnv
 from preprocess_data import make_desk_demos
-from preprocess_data.desk_play import WINDOW, Settings
-from preprocess_data.desk_preview import varied
-from preprocess_data.desk_workers import record
+from preprocess_data.desk_demos.play import WINDOW, Settings
+from preprocess_data.desk_demos.preview import varied
+from preprocess_data.desk_demos.workers import record
 from preprocess_data.make_desk_demos import make_demos
 from preprocess_data.process_calvin import write_processed
 from training.data.calvin import CalvinSplit, relative_action

@@ -14,11 +14,11 @@ from PIL import Image
 from models.processing.image import fit, normalise, to_uint8
 from models.vision.clip_encoder import load_clip
 from models.vision.magvitv2 import load_magvit
-from preprocess_data.embedded import clip, conversations, tokenizer_training
-from preprocess_data.embedded.questions import KINDS, LIST, NAMES, balanced, blind_floor, kind_of
-from preprocess_data.embedded.scenes import random_scenes
-from preprocess_data.embedded.toys import COLOURS, SIDE, Toy, draw
-from preprocess_data.embedded.toys import random_scenes as random_toys
+from preprocess_data.tiny_assets import clip, conversations, tokenizer_training
+from preprocess_data.tiny_assets.questions import KINDS, LIST, NAMES, balanced, blind_floor, kind_of
+from preprocess_data.tiny_assets.scenes import random_scenes
+from preprocess_data.tiny_assets.toys import COLOURS, SIDE, Toy, draw
+from preprocess_data.tiny_assets.toys import random_scenes as random_toys
 from scripts import make_assets
 from training.data.calvin import CalvinSplit
 

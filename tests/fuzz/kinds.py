@@ -28,7 +28,7 @@ from models.processing.text import load_tokenizer
 from models.vision.clip_encoder import load_clip
 from models.vision.magvitv2 import load_magvit
 from policy_rollout.policies.model_yaml import load_model_yaml
-from preprocess_data.browsing.sources import ConversationSource
+from preprocess_data.dataset_viewer.sources import ConversationSource
 from scripts.summarize_offline_eval_json import COLUMNS
 from scripts.summarize_offline_eval_json import read as read_results
 from tests.data.builders import annotation_content, frame_arrays

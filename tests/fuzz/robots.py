@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from preprocess_data.bridge import read_shard, splits_of
-from preprocess_data.lerobot import LerobotData
+from preprocess_data.formats.bridge import read_shard, splits_of
+from preprocess_data.formats.lerobot import LerobotData
 from tests.data.bridge_files import example, raw_trajectory, rlds_episode, rlds_files
 from tests.data.builders import raw_split
 from training.data.readers import read_pickle

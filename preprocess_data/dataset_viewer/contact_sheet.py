@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecFromSubplotSpec
 
 from policy_rollout.pictures import beside
-from preprocess_data.browsing.facts import Facts
-from preprocess_data.browsing.seam import EpisodeView, Source
+from preprocess_data.dataset_viewer.interface import EpisodeView, Source
+from preprocess_data.dataset_viewer.stats import Facts
 
 PAPER, INK, FAINT, GRID = "#fbfaf7", "#22252a", "#7c8087", "#dedbd3"
 HUES = ("#c8553d", "#4f8a5b", "#3f6fa8")  # x y z, and roll pitch yaw; the gripper is INK

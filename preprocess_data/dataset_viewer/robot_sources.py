@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess_data.bridge import (
+from preprocess_data.dataset_viewer.interface import ACTION_NAMES, EpisodeView, Floats, Label, Picture, Source
+from preprocess_data.formats.bridge import (
     OBSERVATIONS,
     POLICY,
     LeftOut,
@@ -23,9 +24,8 @@ from preprocess_data.bridge import (
     read_shard,
     splits_of,
 )
-from preprocess_data.browsing.seam import ACTION_NAMES, EpisodeView, Floats, Label, Picture, Source
-from preprocess_data.conversion import Units
-from preprocess_data.lerobot import INFO, LerobotData, Place, vectors
+from preprocess_data.formats.lerobot import INFO, LerobotData, Place, vectors
+from preprocess_data.jobs.convert import Units
 from preprocess_data.process_bridge import POSITION_UNIT, RATE, ROTATION_UNIT, relative_actions
 from training.data.readers import read_image, read_image_bytes
 

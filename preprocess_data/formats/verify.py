@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from common.robot import CAMERAS
-from preprocess_data.processes import in_processes
+from preprocess_data.jobs.workers import in_processes
 from training.data.caches.token_cache import FOLDER, processed_digest, replaced
 from training.data.calvin import CalvinSplit, is_split, is_within, splits_in
 from training.data.checks.dataset import TOLERANCE, row_faults

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from policy_rollout.pictures import resized
 from policy_rollout.reporting.markup import PAGE_STYLE
-from preprocess_data.browsing import charts
-from preprocess_data.browsing.facts import Facts
-from preprocess_data.browsing.seam import EpisodeView, Picture, Source
-from preprocess_data.browsing.sheet import moments
+from preprocess_data.dataset_viewer import charts
+from preprocess_data.dataset_viewer.contact_sheet import moments
+from preprocess_data.dataset_viewer.interface import EpisodeView, Picture, Source
+from preprocess_data.dataset_viewer.stats import Facts
 
 HERE = Path(__file__).resolve().parent
 SIDE, HAND_SIDE = 220, 130  # pixels: heights of the first camera's and the other cameras' pictures

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.arguments import path_argument
-from preprocess_data.calvin_verify import Report, tell, verify
-from preprocess_data.conversion import is_processed
+from preprocess_data.formats.verify import Report, tell, verify
+from preprocess_data.jobs.convert import is_processed
 
 
 def add_options(made: argparse.ArgumentParser, formats: str) -> None:

@@ -20,7 +20,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from models.pretrained.weights_io import write_safetensors
 from models.processing.image import ClipImageSpec, clip_pixels
-from preprocess_data.embedded.toys import COLOURS, SHAPES, SIDE, Scene, draw, random_scenes
+from preprocess_data.tiny_assets.toys import COLOURS, SHAPES, SIDE, Scene, draw, random_scenes
 
 PATCH = 28
 GRID = SIDE // PATCH

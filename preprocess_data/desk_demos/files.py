@@ -20,7 +20,7 @@ import yaml
 from policy_rollout.calvin.tasks import CALVIN_TASKS
 from policy_rollout.desk.engine import mujoco
 from policy_rollout.desk.rendering import cameras
-from preprocess_data.desk_play import Settings
+from preprocess_data.desk_demos.play import Settings
 
 Array = npt.NDArray[Any]
 

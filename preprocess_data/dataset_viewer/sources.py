@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from common.robot import CAMERAS
-from preprocess_data.browsing.robots import open_bridge, open_lerobot
-from preprocess_data.browsing.seam import ACTION_NAMES, EpisodeView, Floats, Label, Picture, Source
+from preprocess_data.dataset_viewer.interface import ACTION_NAMES, EpisodeView, Floats, Label, Picture, Source
+from preprocess_data.dataset_viewer.robot_sources import open_bridge, open_lerobot
 from training.data.calvin import Annotation, CalvinSplit, is_split, splits_in
 from training.data.dataset_spec import read_contract
 from training.data.episode_index import INDEX_NAME, ProcessedIndex, read_index

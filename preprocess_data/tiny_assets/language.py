@@ -14,7 +14,7 @@ from transformers import PhiConfig, PreTrainedTokenizerFast, Qwen3Config
 
 from models.processing.text import SYSTEM_PROMPT
 from policy_rollout.calvin.instructions import HELD_OUT, TRAINING
-from preprocess_data.embedded.questions import sentences
+from preprocess_data.tiny_assets.questions import sentences
 
 VOCABULARY = 1024
 END_OF_TEXT = "<|endoftext|>"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preprocess_data.embedded.toys import COLOURS, CORNERS, SHAPES, Scene, Toy, toys
+from preprocess_data.tiny_assets.toys import COLOURS, CORNERS, SHAPES, Scene, Toy, toys
 
 NUMBERS = ("one", "two", "three", "four")
 PAIRS = tuple(str(Toy(colour, shape)) for colour in COLOURS for shape in SHAPES)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess_data.desk_files import Moments, Placed, json_bytes, npz_bytes
-from preprocess_data.desk_play import Array, Frame, Player, Settings
-from preprocess_data.processes import in_processes
+from preprocess_data.desk_demos.files import Moments, Placed, json_bytes, npz_bytes
+from preprocess_data.desk_demos.play import Array, Frame, Player, Settings
+from preprocess_data.jobs.workers import in_processes
 
 Job = tuple[Settings, int, Path]  # the recording, the number of the episode, the folder it becomes
 

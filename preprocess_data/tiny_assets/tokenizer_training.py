@@ -24,8 +24,8 @@ from models.processing.image import fit, normalise
 from models.vision.lfq_loss import codebook_losses, straight_through
 from models.vision.magvitv2 import LATENT_CHANNELS, MagVITv2, ResBlock, Tower
 from policy_rollout.calvin.tasks import DOORS_AND_LIGHTS
-from preprocess_data.desk_play import Player, Settings
-from preprocess_data.embedded.scenes import random_scenes
+from preprocess_data.desk_demos.play import Player, Settings
+from preprocess_data.tiny_assets.scenes import random_scenes
 
 ENCODER = Tower(32, (1, 1, 1, 2, 4), (0, 0, 1, 2, 1))
 """No residual blocks at the two finest levels: they took two thirds of the time, and acting pays it at every look."""

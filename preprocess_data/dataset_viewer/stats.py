@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from preprocess_data.browsing.seam import Source
+from preprocess_data.dataset_viewer.interface import Source
 
 BINS = 41  # over [-1.025, 1.025]: one bin is centred on zero, where resting actions lie
 SHOWN = 12  # tasks and sentences named in the text

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.json_file import read_object
-from preprocess_data.tfrecord import Feature, parse_example, records
+from preprocess_data.formats.tfrecord import Feature, parse_example, records
 from training.data.readers import read_pickle
 
 Floats = npt.NDArray[np.float32]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from common.folder_lock import hold, live_owners
 from common.os_errors import reason_of
 from common.process_rank import process_rank, shown_variables
-from preprocess_data.processes import in_processes
+from preprocess_data.jobs.workers import in_processes
 from training.data.formats.shards import Plan, finish, has_shard, is_whole
 
 AHEAD = 2  # batches that are read while one is worked on

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from common.atomic_file import replace_bytes
-from preprocess_data.parts import is_current, plan_folder, remove_parts
-from preprocess_data.processes import in_processes
+from preprocess_data.jobs.resume import is_current, plan_folder, remove_parts
+from preprocess_data.jobs.workers import in_processes
 from training.data.calvin import CalvinSplit
 from training.data.checks.dataset import row_faults
 from training.data.formats import zip_reader

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from common.atomic_file import replace_bytes
-from preprocess_data.parts import is_current, output_folder, plan_folder, remove_parts
-from preprocess_data.processes import in_processes
+from preprocess_data.jobs.resume import is_current, output_folder, plan_folder, remove_parts
+from preprocess_data.jobs.workers import in_processes
 from training.data.checks.dataset import ENOUGH
 from training.data.episode_index import INDEX_NAME, WORTH_AN_INDEX, Episode, Frame, build_index, write_index
 

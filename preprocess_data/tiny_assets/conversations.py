@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from config.schema import MMU_INDEX
-from preprocess_data.embedded.questions import Asked, balanced
-from preprocess_data.embedded.toys import draw, random_scenes
+from preprocess_data.tiny_assets.questions import Asked, balanced
+from preprocess_data.tiny_assets.toys import draw, random_scenes
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common.command import run_command  # noqa: E402
-from preprocess_data.tiny_assets import clip, conversations, demonstrations, language, tokenizer_training
+from preprocess_data.tiny_assets import clip, conversations, demonstrations, language, tokenizer_training  # noqa: E402
 
 TOKENIZER_SCENES, TOKENIZER_PLAY = 1500, 120
 """Random scenes; episodes of play."""

@@ -148,7 +148,7 @@ def test_the_command_prints_a_few_writes_all_and_exits_with_one(
     assert process_calvin.main(["--verify", str(raw), "--full", "--report", str(report), "--workers", "1"]) == 1
     said = capsys.readouterr().out
     assert "damaged frame: 14" in said
-    assert f"... and {14 - calvin_verify.SHOWN} more (--report lists all)" in said
+    assert f"... and {14 - verify.SHOWN} more (--report lists all)" in said
     assert len(json.loads(report.read_text())) == 14
     assert process_calvin.main(["--verify", str(tmp_path / "nothing")]) == 2
     assert "nothing to verify" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from PIL import Image
 
 from config.schema import Job
 from tests.data.builders import processed_split
-from tests.data.test_cotrain import PROMPTER, SPEC, changed, seen
+from tests.data.test_dataloader import PROMPTER, SPEC, changed, seen
 from training.data.dataloader import CotrainLoader, Flow, conversations_in, cotrain_loader
 from training.data.llava import INDEX_NAME
 from training.data.mixture import Mixture, quotas

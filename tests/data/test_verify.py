@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from preprocess_data import process_calvin
+from preprocess_data.formats import verify
 from preprocess_data.formats.verify import verify_processed, verify_raw
 from tests.data.builders import (
     annotation_content,

@@ -27,7 +27,7 @@ from training import memory
 from training.batch_to_tasks import COUNTED
 from training.build import Parts, setup
 from training.memory import GIB, Sharing, estimate, staying
-from training.optim.optimizer import lora
+from training.optim import lora
 from training.run import open_run
 
 TOLERANCE = 0.1

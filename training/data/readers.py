@@ -28,7 +28,7 @@ from training.data.formats.zip_reader import is_file, open_binary
 
 CHUNK = 1 << 22  # characters read at a time from a JSON list
 
-# What zipfile, zlib, NumPy and PIL were seen to raise for damaged bytes (tests/data/test_files.py flips them).
+# What zipfile, zlib, NumPy and PIL were seen to raise for damaged bytes (tests/data/test_readers.py flips them).
 _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from models.language_model.weight_init import code_bits, relate_codes
 from models.vision.magvitv2 import SignTable
-from tests.models.test_checkpoint import job
+from tests.models.test_model_io import job
 from tests.tiny import tiny_model
 
 

@@ -30,7 +30,7 @@ def train(job: Job) -> None:
     from training.distributed.launch_environment import check_environment
 
     check_environment(job)
-    from training.batch_to_tasks import bundle, encode_picture, encode_views, future_task, text_task
+    from training.batch_to_tasks import bundle, encode_image, encode_views, future_task, text_task
     from training.build import setup
     from training.run import open_run
     from training.trainer import Trainer
@@ -43,7 +43,7 @@ def train(job: Job) -> None:
             for batch in micro_batches:
                 codes = encode_views(parts, batch.robot, trainer.step)  # frames now and act_step later -> image codes
                 future = future_task(parts, codes, trainer.step)  # see now; learn later and the actions between
-                turn = encode_picture(parts, batch.text)  # picture -> CLIP patches, beside the words
+                turn = encode_image(parts, batch.text)  # image -> CLIP patches, beside the words
                 text = text_task(parts, turn, trainer.draws())  # the objective decides what is hidden of the answer
                 tasks.append(bundle(parts, future, text))
             for task in trainer.share(tasks):  # counts over micro-batches and ranks, which the losses are divided by

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.record import ROOT, arguments, parser, write
-from benchmarks.timed_desk import ORACLE, PHYSICS, PICTURES, Clock, TimedDesk
+from benchmarks.timed_desk import IMAGES, ORACLE, PHYSICS, Clock, TimedDesk
 from benchmarks.timing import Spread
 from common.arguments import path_argument, whole
 from common.command import run_command
@@ -42,7 +42,7 @@ from tests.benchmarks.naive_acting import Naive
 NAME = "closed_loop"
 DESCRIPTION = """\
 Plays the same chains in six ways, in turn, and reports the CPU time of a chain and what it is spent on: the policy's
-forward, pictures, physics (with the numbers of an observation), the oracle, everything else.
+forward, images, physics (with the numbers of an observation), the oracle, everything else.
 
   original   one by one; both cameras drawn at every control step; the original's forward
   eager      one by one; both cameras drawn at every control step
@@ -66,7 +66,7 @@ Without --model-config the embedded AR-VLA with random weights acts, which fails
 
 CHAINS = 1000
 FORWARD, REST = "forward", "rest"
-PARTS = (FORWARD, PICTURES, PHYSICS, ORACLE, REST)
+PARTS = (FORWARD, IMAGES, PHYSICS, ORACLE, REST)
 OWN = ("eager", "lazy", "batched", "workers", "processes")
 WAYS = ("original", *OWN)
 

@@ -1,9 +1,9 @@
 """Robot samples a second: the original's way, from frames as recorded, from packed shards, from the token cache.
 
-A split of --frames frames like CALVIN's is made up (two cameras of 200 and 84 pixels, depth and tactile pictures,
+A split of --frames frames like CALVIN's is made up (two cameras of 200 and 84 pixels, depth and tactile images,
 compressed), packed by preprocess_data/repack.py, and given codes. Then every way makes batches of the same samples in
-turn. All are first shown to give the same pictures and actions. The reference is tests/benchmarks/naive_data.py: four
-files opened for a sample, a search from the first episode on, floats of every picture.
+turn. All are first shown to give the same images and actions. The reference is tests/benchmarks/naive_data.py: four
+files opened for a sample, a search from the first episode on, floats of every image.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ NAIVE, FILES, PACKED, SIZED, ONE, GATHERED = (
 )
 
 
-def picture(rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
-    """uint8 [side, side, 3] that deflates about as a picture of CALVIN's does: patches of colour, a little noise."""
+def synthetic_image(rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
+    """uint8 [side, side, 3] that deflates about as an image of CALVIN's does: patches of colour, a little noise."""
     patches = rng.integers(0, 256, (side // 20 + 1, side // 20 + 1, 3))
     smooth = np.kron(patches, np.ones((20, 20, 1), dtype=np.int64))[:side, :side]
     noisy: NDArray[np.uint8] = np.clip(smooth + rng.integers(-6, 7, smooth.shape), 0, 255).astype(np.uint8)
@@ -74,8 +74,8 @@ def make_raw(folder: Path, frames: int, tick: Callable[[], object]) -> Path:
     for number in range(frames):
         np.savez_compressed(
             split / f"episode_{number:07d}.npz",
-            rgb_static=picture(rng, 200),
-            rgb_gripper=picture(rng, 84),
+            rgb_static=synthetic_image(rng, 200),
+            rgb_gripper=synthetic_image(rng, 84),
             rgb_tactile=rng.integers(0, 256, (160, 120, 6), dtype=np.uint8) // 64,
             depth_static=rng.normal(4, 0.1, (200, 200)).astype(np.float32),
             depth_gripper=rng.normal(0.2, 0.1, (84, 84)).astype(np.float32),
@@ -124,15 +124,15 @@ def make_codes(folder: Path, root: Path, resolution: int, views: int) -> TokenCa
 
 
 def floor(split: Path, resolution: int, views: int, batch: int) -> Callable[[], None]:
-    """The work on a batch's pictures that nobody can leave out: inflate, resize."""
+    """The work on a batch's images that nobody can leave out: inflate, resize."""
     with np.load(split / "episode_0000000.npz") as frame:
         arrays = [frame[camera] for camera in CAMERAS[:views]]
     packed = [zlib.compress(array.tobytes()) for array in arrays]
-    pictures = [Image.fromarray(array) for array in arrays]
+    images = [Image.fromarray(array) for array in arrays]
 
     def run() -> None:
         for _ in range(2 * batch):
-            for content, image in zip(packed, pictures, strict=True):
+            for content, image in zip(packed, images, strict=True):
                 zlib.decompress(content)
                 image.resize((resolution, resolution), Image.Resampling.BICUBIC)
 
@@ -151,7 +151,7 @@ def copy_floor(cache: TokenCache, batch: int, views: int) -> Callable[[], None]:
 
 
 def same(naive: NaiveData, made: dict[str, RobotBatch], indices: list[int], views: int) -> None:
-    """Raises AssertionError where a way gives other pictures or actions."""
+    """Raises AssertionError where a way gives other images or actions."""
     now, later, actions = naive.batch(indices)
     for name in (FILES, PACKED, SIZED):
         batch = made[name]
@@ -185,7 +185,7 @@ def measure(folder: Path, args: Any) -> dict[str, Any]:
     # What takes microseconds is done often enough to be measured.
     often = {ONE: 20, GATHERED: 100, "the floor of codes": 1000}
     ways |= {
-        "the floor of pictures": floor(split, args.resolution, args.views, args.batch),
+        "the floor of images": floor(split, args.resolution, args.views, args.batch),
         "the floor of codes": copy_floor(cache, args.batch, args.views),
     }
     repeated = {name: _times(way, often.get(name, 1)) for name, way in ways.items()}
@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made = parser(NAME, DESCRIPTION, EPILOG)
     made.add_argument("--frames", type=whole(1), default=512, help="frames of the split (default 512)")
     made.add_argument("--batch", type=whole(1), default=16, help="samples of a batch (default 16)")
-    made.add_argument("--resolution", type=whole(1), default=512, help="side of the pictures in pixels (default 512)")
+    made.add_argument("--resolution", type=whole(1), default=512, help="side of the images in pixels (default 512)")
     made.add_argument("--views", type=int, choices=(1, 2), default=1, help="cameras (default 1, as the shipped runs)")
     made.add_argument("--folder", type=path_argument, help="where the split is made (default: a temporary folder)")
     args = made.parse_args(argv)

@@ -2,7 +2,7 @@
 
 A desk is nine things that can be one way or another: three blocks in six places each, and doors, lights and switches.
 The model sees one patch for each, a noisy vector that stands for (thing, state), and is asked to report on all of it,
-on the blocks or on the rest: 30 to 85 tokens. Every answer follows from the picture, so a wrong word is a wrong word.
+on the blocks or on the rest: 30 to 85 tokens. Every answer follows from the image, so a wrong word is a wrong word.
 Held-out desks are in no training report.
 """
 
@@ -25,7 +25,7 @@ from models.objectives import text_objective
 from models.pretrained.model_config import ModelSpec
 from models.pretrained.model_io import Built, load_folder, save_folder
 from models.processing.text import ASSISTANT, HUMAN, Prompter, load_tokenizer, vocabulary_of
-from models.rng import Draws, generator
+from models.rng import SampleRng, generator
 from models.sequence import TextTurn
 from models.upvla import UPVLA
 from training.optim.optimizer import Schedule, parameter_groups, set_lr
@@ -179,7 +179,7 @@ def train(recipe: Recipe, tick: Callable[[float], object]) -> Trained:
     for step in range(recipe.steps):
         first = step * recipe.batch
         turn = turn_of(prompter, [sample(i, held_out=False) for i in range(first, first + recipe.batch)])
-        task = objective.prepare(model.vocab, prompter.system_ids, turn, Draws(seed=0, step=step))
+        task = objective.prepare(model.vocab, prompter.system_ids, turn, SampleRng(seed=0, step=step))
         loss = model.text_loss(task)[0].mean
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)

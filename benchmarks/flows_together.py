@@ -2,7 +2,7 @@
 
     python -m benchmarks.flows_together [--size cpu|phi|qwen3] [--rows 2]
 
-The rows are those of the ``ar`` step: a robot flow and a conversation about a picture.
+The rows are those of the ``ar`` step: a robot flow and a conversation about an image.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from benchmarks.step_problem import Problem, problem
 from benchmarks.timing import Spread, alternate, clock_of, ratio
 from common.arguments import whole
 from common.command import run_command
-from models.rng import Draws
+from models.rng import SampleRng
 from models.sequence import TokenSequence
-from training.batch_to_tasks import bundle, encode_picture, encode_views, future_task, text_task
+from training.batch_to_tasks import bundle, encode_image, encode_views, future_task, text_task
 
 NAME = "flows_together"
 DESCRIPTION = """\
@@ -35,7 +35,7 @@ example:
 def flows(made: Problem) -> list[TokenSequence]:
     parts = made.parts
     future = future_task(parts, encode_views(parts, made.robot), 0)
-    text = text_task(parts, encode_picture(parts, made.text), Draws(0, 0))
+    text = text_task(parts, encode_image(parts, made.text), SampleRng(0, 0))
     tasks = bundle(parts, future, text)
     assert tasks.future is not None
     assert tasks.text is not None

@@ -1,7 +1,7 @@
 """How long the index of a large processed split takes to open, what it costs each data worker, and each sample.
 
-A split of --frames frames is made up (no pictures but the first and the last), and opened by fresh processes as
-training opens it; then forked workers, as a DataLoader has them, ask for random samples without their pictures.
+A split of --frames frames is made up (no images but the first and the last), and opened by fresh processes as
+training opens it; then forked workers, as a DataLoader has them, ask for random samples without their images.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def make_split(folder: Path, frames: int, from_json: bool, progress: bool) -> fl
     root, raw = folder / "split", folder / "raw" / "training"
     root.mkdir()
     raw.mkdir(parents=True)
-    picture = np.zeros((8, 8, 3), dtype=np.uint8)
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
     for number in (0, frames - 1):
-        np.savez(raw / f"episode_{number:07d}.npz", rgb_static=picture, rgb_gripper=picture)
+        np.savez(raw / f"episode_{number:07d}.npz", rgb_static=image, rgb_gripper=image)
     path = root / INDEX_NAME
     if from_json:
         with path.open("w", encoding="utf-8") as file:
@@ -105,7 +105,7 @@ class Opened:
 
 
 def sample(provider: DataProvider, index: int) -> None:
-    """All of a sample but its pictures."""
+    """All of a sample but its images."""
     future, _, _ = provider.chunk(index)
     provider.data.instruction(int(provider.data.episode_of[index]))
     provider.data.frame_path(index), provider.data.frame_path(future)

@@ -1,4 +1,4 @@
-"""Offline evaluation: samples per second from pictures and from a token cache, against the original's way.
+"""Offline evaluation: samples per second from images and from a token cache, against the original's way.
 
     python -m benchmarks.offline [--size cpu|phi|qwen3] [--samples 64] [--overlap 0]
 
@@ -40,7 +40,7 @@ from training.data.calvin import CalvinSplit
 NAME = "offline"
 DESCRIPTION = """\
 Evaluates a policy with random weights on made-up recorded frames (CALVIN's format, 200 x 200 pixels, annotated windows
-of 64 frames): by the package from pictures, by the package from a token cache, and as the original does it, one sample
+of 64 frames): by the package from images, by the package from a token cache, and as the original does it, one sample
 at a time with logits of every slot and a file opened for every action. The errors that the three report are compared
 first. Samples per second, ratios of alternating runs, and how far they are above the counted operations."""
 EPILOG = """\
@@ -58,7 +58,7 @@ SAME = 1e-3
 
 
 def make_split(folder: Path, frames: int, overlap: int) -> CalvinSplit:
-    """A raw split of smooth pictures with some noise, compressed as CALVIN's are."""
+    """A raw split of smooth images with some noise, compressed as CALVIN's are."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for frame in range(frames):
@@ -119,7 +119,7 @@ class Work:
     batch: int
     autocast: torch.autocast
 
-    def pictures(self, samples: Sequence[Sample] | None = None) -> Report:
+    def images(self, samples: Sequence[Sample] | None = None) -> Report:
         return evaluate(self.split, self.policy, samples or self.samples, batch_size=self.batch)
 
     def codes(self, samples: Sequence[Sample] | None = None) -> Report:
@@ -144,7 +144,7 @@ def compare(work: Work, low: bool) -> dict[str, Any]:
     """What the three report of the same samples; ``SystemExit`` where that is not the same."""
     found = {
         "original": work.original(),
-        "pictures": work.pictures(work.few).overall,
+        "pictures": work.images(work.few).overall,
         "token cache": work.codes(work.few).overall,
     }
     for name in ("pictures", "token cache"):
@@ -163,7 +163,7 @@ def measure(work: Work, args: argparse.Namespace) -> dict[str, Any]:
     product = Product(device, torch.bfloat16 if args.precision != "no" else torch.float32)
     variants: dict[str, Callable[[], object]] = {
         "original": work.original,
-        "pictures": work.pictures,
+        "pictures": work.images,
         "token cache": work.codes,
         "files alone": work.files,
         "matrix product": product.ready(),

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionModel
 
-from benchmarks.step import BACKWARD, FORWARD, FRAMES, PICTURES, PREPARE, READ, UPDATE
+from benchmarks.step import BACKWARD, FORWARD, FRAMES, IMAGES, PREPARE, READ, UPDATE
 from benchmarks.step_problem import Problem
 from benchmarks.timing import Lap, lap
 from models.objectives import text_objective
 from models.processing.image import normalise
-from models.rng import Draws
+from models.rng import SampleRng
 from models.vision.clip_encoder import ClipTower, with_layers
 from tests.benchmarks import naive_step
-from training.batch_to_tasks import bundle, encode_picture, encode_views, future_task, text_task
+from training.batch_to_tasks import bundle, encode_image, encode_views, future_task, text_task
 
 BLOCK_SIZE = 32
 
@@ -64,7 +64,7 @@ class Original:
         now, later = part(
             FRAMES, lambda: naive_step.encode(made.parts.vq, [normalise(m[:, 0].to(device)) for m in moments])
         )
-        patches = part(PICTURES, lambda: naive_step.see(self.tower, made.text.pixels.to(device)))
+        patches = part(IMAGES, lambda: naive_step.see(self.tower, made.text.pixels.to(device)))
         vocab = self.model.vocab
 
         def prepare() -> tuple[naive_step.Rows, list[naive_step.TextPass]]:
@@ -107,12 +107,12 @@ def differences(made: Problem) -> dict[str, float]:
     other ones there: ``tests/benchmarks/test_naive_step.py`` holds the reference's against what it recorded.)"""
     parts, slow = made.parts, naive_step.slow_model(made.parts.model)
     codes = encode_views(parts, made.robot)
-    turn = encode_picture(parts, made.text)
+    turn = encode_image(parts, made.text)
     assert codes is not None
     assert codes.later is not None
     assert turn is not None
     assert turn.patches is not None
-    tasks = bundle(parts, future_task(parts, codes), text_task(parts, turn, Draws(0, 0), text_objective("ar")))
+    tasks = bundle(parts, future_task(parts, codes), text_task(parts, turn, SampleRng(0, 0), text_objective("ar")))
     ours = parts.model(tasks.future, tasks.text)
     theirs = naive_step.main_losses(slow, rows_of(made, codes.now, codes.later, turn.patches))
     pairs = [(getattr(ours, name).mean, theirs[name]) for name in ("image", "action", "text")]

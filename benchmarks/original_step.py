@@ -22,7 +22,7 @@ from benchmarks.memory import peak_of
 from benchmarks.original_passes import Original, differences
 from benchmarks.record import arguments, chosen_objectives, parser, write
 from benchmarks.sizes import SIZES, Size, bearable
-from benchmarks.step import BACKWARD, FORWARD, FRAMES, PARTS, PICTURES, Stepper
+from benchmarks.step import BACKWARD, FORWARD, FRAMES, IMAGES, PARTS, Stepper
 from benchmarks.step_problem import Problem, problem, shapes_only
 from benchmarks.timing import Clock, Lap, Spread, alternate, clock_of, ratio
 from common.arguments import whole
@@ -47,7 +47,7 @@ examples:
 
 WAYS = ORIGINAL, PIXELS, CACHE = "original", "from pixels", "from the token cache"
 PRODUCT = "product"
-COUNTED_PARTS = (FRAMES, PICTURES, FORWARD, BACKWARD)
+COUNTED_PARTS = (FRAMES, IMAGES, FORWARD, BACKWARD)
 SAME_LOSS, SAME_GRADIENT = 1e-5, 1e-3
 """Largest relative differences that float32 sums of different order explain."""
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0}

@@ -33,8 +33,8 @@ NAME = "policy"
 DESCRIPTION = """\
 Times UPVLAPolicy.act on frames of 200 x 200 pixels: median, p50 and p95 of one call at batch 1, observations per second
 in batches, and how far that is above the counted operations at this machine's rate for matrix products. The original's
-step runs beside it, in turn: instruction padded to its limit, logits of every slot, two pictures decoded. Actions,
-codes and pictures of both are compared first."""
+step runs beside it, in turn: instruction padded to its limit, logits of every slot, two images decoded. Actions,
+codes and images of both are compared first."""
 EPILOG = """\
 examples:
   the figures of the documentation (a few minutes on one core):
@@ -59,7 +59,7 @@ BF16_ACTIONS = 0.05
 
 
 def observations(count: int, seed: int = 0) -> list[Observation]:
-    """Different pictures, and sentences in turn."""
+    """Different images, and sentences in turn."""
     rng = np.random.default_rng(seed)
     words = itertools.cycle(SENTENCES)
     return [Observation(rng.integers(0, 256, (PIXELS, PIXELS, 3), dtype=np.uint8), next(words)) for _ in range(count)]
@@ -90,20 +90,20 @@ def pair_of(size: Size, args: argparse.Namespace) -> Pair:
 def compare(pair: Pair, seen: Sequence[Observation], low: bool) -> dict[str, float]:
     """Largest differences between the two; raises ``SystemExit`` where they are not the same computation. In bf16 codes
     near a tie may differ."""
-    actions = codes = pictures = 0.0
+    actions = codes = images = 0.0
     for observation in seen:
         chunk, later, frames = pair.step(observation)
         actions = max(actions, float(np.abs(pair.policy.act([observation])[0] - chunk).max()))
         found = pair.policy.predict_codes([observation])
         codes = max(codes, float((found != later.cpu().numpy()).mean()))
         expected = pair.policy.predict_future([observation])[0, 0].astype(int)
-        pictures = max(pictures, float(np.abs(expected - frames[1]).max()))
-    if actions > (BF16_ACTIONS if low else SAME_ACTIONS) or (not low and (codes > 0 or pictures > 1)):
+        images = max(images, float(np.abs(expected - frames[1]).max()))
+    if actions > (BF16_ACTIONS if low else SAME_ACTIONS) or (not low and (codes > 0 or images > 1)):
         raise SystemExit(
             f"the two do not compute the same: actions differ by {actions:.2g}, {codes:.2%} of the codes, "
-            f"pictures by {pictures:g} grey levels; nothing is timed"
+            f"images by {images:g} grey levels; nothing is timed"
         )
-    return {"actions": actions, "share_of_codes": codes, "grey_levels": pictures}
+    return {"actions": actions, "share_of_codes": codes, "grey_levels": images}
 
 
 def operations(size: Size) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.record import ROOT, arguments, parser, write
-from benchmarks.serving_clients import SENTENCES, picture
+from benchmarks.serving_clients import SENTENCES, image
 from benchmarks.sizes import SIZES, bearable, image_tokenizer, language_model
 from benchmarks.timing import Spread, lap
 from common.arguments import real, whole
@@ -129,7 +129,7 @@ def compare(policy: Policy, port: int, clients: int, tolerance: float) -> float:
     """Largest difference between answers of a full batch and the policy asked alone; raises ``SystemExit`` where they
     are not the same."""
     together = np.array(ask(port, "openpi", clients, 1, MODES["batched"])["first"])
-    seen = [Observation(picture(number, 0), SENTENCES[number % len(SENTENCES)]) for number in range(clients)]
+    seen = [Observation(image(number, 0), SENTENCES[number % len(SENTENCES)]) for number in range(clients)]
     difference = float(np.abs(together - np.stack([policy.act([one])[0] for one in seen])).max())
     if difference > tolerance:
         raise SystemExit(f"answers to a batch differ from single ones by {difference:.2g}; nothing is timed")
@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     counts = [int(count) for count in options.clients.split(",")]
     policy = policy_of(options.size, options.device, options.precision)
-    alone = [Observation(picture(0, number), SENTENCES[0]) for number in range(options.requests)]
+    alone = [Observation(image(0, number), SENTENCES[0]) for number in range(options.requests)]
     policy.act(alone[:1])
     direct = [lap(lambda one=one: policy.act([one]), options.device).wall * 1000 for one in alone]  # type: ignore[misc]
     with served(policy, options.max_wait_ms / 1000) as port:

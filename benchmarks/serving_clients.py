@@ -24,16 +24,16 @@ PIXELS = 200
 SENTENCES = ("open the drawer", "push the red block to the left", "lift the blue block from the table")
 
 
-def picture(client: int, number: int) -> NDArray[np.uint8]:
+def image(client: int, number: int) -> NDArray[np.uint8]:
     return np.random.default_rng([client, number]).integers(0, 256, (PIXELS, PIXELS, 3), dtype=np.uint8)
 
 
 def question(protocol: str, client: int, number: int) -> bytes:
-    """Raw pictures: encoding them would be the client's time."""
+    """Raw images: encoding them would be the client's time."""
     sentence = SENTENCES[client % len(SENTENCES)]
     if protocol == "openpi":
-        return openpi.observation({"rgb_static": picture(client, number)}, sentence)
-    look = {"images": {"rgb_static": picture(client, number)}, "task_description": sentence}
+        return openpi.observation({"rgb_static": image(client, number)}, sentence)
+    look = {"images": {"rgb_static": image(client, number)}, "task_description": sentence}
     return vla_eval.write("observation", look, number)
 
 

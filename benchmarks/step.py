@@ -2,7 +2,7 @@
 
     python -m benchmarks.step [--configs config/tiny_{}vla.yaml] [training.batch_size=4 ...]
 
-The step of ``train_upvla.py``, act by act: read, frames to codes, pictures to patches, tasks, forward, backward,
+The step of ``train_upvla.py``, act by act: read, frames to codes, images to patches, tasks, forward, backward,
 optimizer. The objectives take turns on the same data.
 """
 
@@ -23,14 +23,14 @@ from benchmarks.timing import Lap, Spread, alternate, clock_of, lap, ratio
 from common.command import run_command
 from config.load import ConfigError, load_job
 from config.schema import Job
-from models.rng import Draws
+from models.rng import SampleRng
 from models.upvla import Losses
 from training.batch_to_tasks import (
     COUNTED,
     Tasks,
     bundle,
     coefficients,
-    encode_picture,
+    encode_image,
     encode_views,
     future_task,
     text_task,
@@ -52,10 +52,10 @@ examples:
 
 {} in --configs stands for ar, mdm and bd."""
 
-READ, FRAMES, PICTURES, PREPARE, FORWARD, BACKWARD, UPDATE = PARTS = (
+READ, FRAMES, IMAGES, PREPARE, FORWARD, BACKWARD, UPDATE = PARTS = (
     "read the data",
     "frames to codes",
-    "pictures to patches",
+    "images to patches",
     "prepare the tasks",
     "forward",
     "backward",
@@ -103,8 +103,8 @@ class Stepper:
 
         batch = part(READ, lambda: next(self._batches))
         codes = part(FRAMES, lambda: encode_views(parts, batch.robot))
-        turn = part(PICTURES, lambda: encode_picture(parts, batch.text))
-        draws = Draws(parts.job.training.seed, self.steps)
+        turn = part(IMAGES, lambda: encode_image(parts, batch.text))
+        draws = SampleRng(parts.job.training.seed, self.steps)
 
         def prepare() -> Tasks:
             return bundle(parts, future_task(parts, codes, self.steps), text_task(parts, turn, draws))

@@ -19,9 +19,9 @@ from benchmarks.sizes import Size, clip_tower, image_tokenizer, language_model
 from config.schema import Job, Objective
 from models.objectives import text_objective
 from models.processing.image import normalise
-from models.rng import Draws
+from models.rng import SampleRng
 from models.vision.clip_encoder import ClipTower
-from training.batch_to_tasks import coefficients, encode_picture, encode_views, future_task, text_task
+from training.batch_to_tasks import coefficients, encode_image, encode_views, future_task, text_task
 from training.build import Parts
 from training.data.batch import CoBatch, RobotBatch, RobotSample, TextBatch, collate_robot
 from training.data.dataloader import CotrainLoader, Flow
@@ -83,8 +83,8 @@ class Problem:
 
     def slots(self) -> int:
         """Of both flows, that the package's step reads."""
-        codes, turn = encode_views(self.parts, self.robot), encode_picture(self.parts, self.text)
-        future, text = future_task(self.parts, codes, 0), text_task(self.parts, turn, Draws(0, 0))
+        codes, turn = encode_views(self.parts, self.robot), encode_image(self.parts, self.text)
+        future, text = future_task(self.parts, codes, 0), text_task(self.parts, turn, SampleRng(0, 0))
         assert future is not None
         assert text is not None
         return future.whole.ids.numel() + text.sequence.ids.numel()
@@ -134,7 +134,7 @@ def problem(
 
 
 def made_up(size: Size, rows: int) -> CoBatch:
-    """A batch of noise as pictures, and of random words; the same for the same size."""
+    """A batch of noise as images, and of random words; the same for the same size."""
     draw = torch.Generator().manual_seed(3)
     shape, side = (rows, 1, 3, size.resolution, size.resolution), int(size.clip.image_size)
     asked, said = QUESTION[size.name], ANSWER[size.name]

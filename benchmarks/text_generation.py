@@ -1,8 +1,8 @@
-"""Answers about a picture: the package's decoding against one without a cache, on the same weights and words.
+"""Answers about an image: the package's decoding against one without a cache, on the same weights and words.
 
     python -m benchmarks.text_generation [--size cpu|phi|qwen3] [--objectives ar,bd,mdm] [--words 32]
 
-The reference is ``tests/benchmarks/naive_acting.py``: a forward over prompt, picture and all that was said for every
+The reference is ``tests/benchmarks/naive_acting.py``: a forward over prompt, image and all that was said for every
 word, logits of every slot, one question at a time. The original decodes ``ar`` alone; for ``bd`` and ``mdm`` the
 reference fills the same blocks in the same way without a cache.
 """
@@ -49,7 +49,7 @@ QUESTION = "Which colour is the block on the left, and what lies beside it on th
 
 @dataclass(frozen=True)
 class Asking:
-    """A question, asked ``batch`` times about other pictures, of one model in two ways."""
+    """A question, asked ``batch`` times about other images, of one model in two ways."""
 
     built: Built
     naive: Naive

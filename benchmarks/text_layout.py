@@ -26,7 +26,7 @@ from common.command import run_command
 from config.schema import Job, Objective
 from models.objectives import TextTask, text_objective
 from models.pretrained.model_config import ModelSpec
-from models.rng import Draws
+from models.rng import SampleRng
 from models.sequence import TextTurn
 from models.upvla import UPVLA
 from tests.benchmarks.naive_text import Passes, loss, passes
@@ -52,7 +52,7 @@ SAME_LOSS, SAME_GRADIENT = 1e-5, 1e-3
 
 @dataclass(frozen=True)
 class Size:
-    """One problem. Defaults: Phi-1.5's vocabulary with Show-o's codes (58,498 ids), a picture of 576 patches."""
+    """One problem. Defaults: Phi-1.5's vocabulary with Show-o's codes (58,498 ids), an image of 576 patches."""
 
     prefix: int = 620
     answer: int = 100
@@ -66,7 +66,7 @@ class Size:
 
     def __post_init__(self) -> None:
         if self.prefix <= self.fixed:
-            raise ValueError(f"--prefix {self.prefix}: picture and system prompt alone take {self.fixed}; make it more")
+            raise ValueError(f"--prefix {self.prefix}: image and system prompt alone take {self.fixed}; make it more")
 
     @property
     def fixed(self) -> int:
@@ -101,7 +101,7 @@ class Problem:
 
 
 def problem(size: Size, objective: Objective, device: torch.device) -> Problem:
-    """Random words about a random picture; the same for the same size and objective."""
+    """Random words about a random image; the same for the same size and objective."""
     torch.manual_seed(0)
     llm = PhiConfig(
         hidden_size=size.hidden,
@@ -131,7 +131,7 @@ def problem(size: Size, objective: Objective, device: torch.device) -> Problem:
     job.block_diffusion.block_size = job.text_mdm.canvas_multiple = size.block_size
     job.training.text_objective = objective
     system = list(range(1, 1 + SYSTEM_WORDS))
-    task = text_objective(job).prepare(model.vocab, system, turn, Draws(seed=0))
+    task = text_objective(job).prepare(model.vocab, system, turn, SampleRng(seed=0))
     naive = passes(model, system, turn, task)
     return Problem(model.to(device), task.to(device), naive.to(device))
 
@@ -214,13 +214,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made = parser(NAME, DESCRIPTION, EPILOG)
     made.add_argument("--objectives", default="bd,mdm,ar", help="which, by commas (default bd,mdm,ar)")
     for field, meaning in (
-        ("prefix", "slots before the answer, picture and system prompt among them"),
+        ("prefix", "slots before the answer, image and system prompt among them"),
         ("answer", "words of the answer"),
         ("hidden", "width of the backbone, a Phi"),
         ("layers", "its layers"),
         ("batch", "conversations"),
         ("block_size", "words per block; the answer is continued to a multiple"),
-        ("patches", "of the picture"),
+        ("patches", "of the image"),
         ("words", "of the tokenizer; 8192 image codes and 11 more ids come on top"),
     ):
         default = getattr(Size, field)

@@ -17,7 +17,7 @@ from policy_rollout.benchmarks.desk import DeskBenchmark
 from policy_rollout.closed_loop.interface import Env, Info, Oracle, Render
 from policy_rollout.policies.interface import ActionConvention
 
-PICTURES, PHYSICS, ORACLE = "pictures", "physics", "oracle"
+IMAGES, PHYSICS, ORACLE = "pictures", "physics", "oracle"
 
 
 @dataclass
@@ -56,7 +56,7 @@ class TimedEnv:
         return done
 
     def get_obs(self, render: Render = True) -> dict[str, Any]:
-        with self.clock.of(PICTURES):
+        with self.clock.of(IMAGES):
             return self.env.get_obs(render=True if self.eager else render)
 
     def get_info(self) -> Info:

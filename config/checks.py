@@ -192,7 +192,7 @@ def _check_schedule(job: Job) -> None:
 
 
 def _check_sources(params: DataParams) -> None:
-    """Weights and picture folders belong to sources."""
+    """Weights and image folders belong to sources."""
     sources, weights, roots = params.train_mmu_sources, params.train_mmu_weights, params.train_mmu_image_roots
     if weights and len(weights) != len(sources):
         raise ConfigError(

@@ -97,7 +97,7 @@ class Showo:
         "sdpa", "attention kernel: torch's fused one, plain matrix products, or tiles of a mask (GPU)"
     )
     auto_set_llm_vocab_size: bool = key(False, "take vocab_size and llm_vocab_size from the tokenizer")
-    w_clip_vit: bool = key(True, "picture questions see CLIP patches through the projector")
+    w_clip_vit: bool = key(True, "image questions see CLIP patches through the projector")
     clip_model_path: str = key(
         "openai/clip-vit-large-patch14-336", "folder or hub id of the frozen CLIP vision tower", path="model"
     )
@@ -206,7 +206,7 @@ class DataParams:
     )
     train_mmu_shards_path_or_url: str | None = key(
         None,
-        f"picture conversations: folder with {MMU_INDEX}; read unless dataset.und_type is null",
+        f"image conversations: folder with {MMU_INDEX}; read unless dataset.und_type is null",
         path="dir",
         holds=MMU_INDEX,
     )
@@ -222,20 +222,20 @@ class DataParams:
     )
     train_mmu_image_roots: list[str] = key(
         [],
-        "folders that the pictures' paths start from: one, or one for each source; [] = the folder of each json",
+        "folders that the images' paths start from: one, or one for each source; [] = the folder of each json",
         path="dir",
     )
     on_bad_record: OnBadRecord = key(
         "skip",
-        "conversations that cannot be used (no such picture, undecodable, no answer): left out and named, or"
+        "conversations that cannot be used (no such image, undecodable, no answer): left out and named, or"
         " an end of the run",
     )
-    text_only: TextOnly = key("skip", "conversations without a picture: left out and counted, or learned without one")
+    text_only: TextOnly = key("skip", "conversations without an image: left out and counted, or learned without one")
     validation_pre_shards_path_or_url: str | None = key(
         None, "held-out robot demonstrations for eval_every; null = none", path="dir", holds=ROBOT_INDEX
     )
     validation_mmu_shards_path_or_url: str | None = key(
-        None, "held-out picture conversations for eval_every; null = none", path="dir", holds=MMU_INDEX
+        None, "held-out image conversations for eval_every; null = none", path="dir", holds=MMU_INDEX
     )
     num_workers: int = key(4, "loader processes per data set and rank; 0 = in the training process", at_least=0)
     resolution: int = key(
@@ -243,14 +243,14 @@ class DataParams:
     )
     token_cache: str | Literal[False] = key(
         "auto",
-        "image codes made by preprocess_data/tokenize_images.py, read in place of the robot's pictures: auto (from "
-        "token_cache in the data, where there is one), false (encode pictures in the step), or a folder of caches",
+        "image codes made by preprocess_data/tokenize_images.py, read in place of the robot's images: auto (from "
+        "token_cache in the data, where there is one), false (encode images in the step), or a folder of caches",
         path="other",
     )
     clip_cache: str | Literal[False] = key(
         "auto",
-        "CLIP's patches made by preprocess_data/clip_features.py, read in place of the conversations' pictures: auto "
-        "(from clip_cache beside the json, where there is one), false (see pictures in the step), or a folder of them",
+        "CLIP's patches made by preprocess_data/clip_features.py, read in place of the conversations' images: auto "
+        "(from clip_cache beside the json, where there is one), false (see images in the step), or a folder of them",
         path="other",
     )
     mask_action_padding: bool = key(False, "leave the padded actions at an episode's end out of the action loss")
@@ -266,7 +266,7 @@ class Preprocessing:
 
 @dataclass
 class Augment:
-    """Random changes of the robot's pictures, the same for a sample's frames now and later; all 0 = none."""
+    """Random changes of the robot's images, the same for a sample's frames now and later; all 0 = none."""
 
     crop: float = key(0.0, "largest share of the side that is cut off before resizing back", at_least=0.0, below=1.0)
     shift: float = key(0.0, "largest shift in shares of the side; the border is repeated", at_least=0.0, below=1.0)
@@ -417,7 +417,7 @@ class Job:
     training: Training = field(default_factory=Training)
     act_step: int = key(10, "T: actions per chunk, and distance in frames of the predicted future frame", at_least=1)
     mmu_image_root: str | None = key(
-        None, "folder of pictures asked about at generate_every; null = from the data", path="dir"
+        None, "folder of images asked about at generate_every; null = from the data", path="dir"
     )
     question: str = key("Please describe this image.", "what is asked about them; several are split by ' *** '")
     max_new_tokens: int = key(100, "longest generated answer in tokens", at_least=1)

@@ -38,7 +38,7 @@ class Wrong(ValueError):
 
 
 def printable(text: str) -> str:
-    """The text on one line, with line ends and whatever else has no picture as escapes."""
+    """The text on one line, with line ends and whatever else has no image as escapes."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

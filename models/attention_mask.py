@@ -158,7 +158,7 @@ ROBOT = CAUSAL | FROM_IMAGE
 action tokens."""
 
 MULTIMODAL = CAUSAL | TO_PATCHES
-"""Mmu flow: causal, and everybody sees the picture."""
+"""Mmu flow: causal, and everybody sees the image."""
 
 
 def with_views(flow: Rule) -> Rule:

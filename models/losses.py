@@ -20,7 +20,7 @@ Head = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Tally:
+class SumAndCount:
     """A sum and how much was counted. Means are taken once, at the end: over slots, micro-batches and ranks."""
 
     sum: Tensor
@@ -31,14 +31,14 @@ class Tally:
         """sum / count, 0 where nothing was counted."""
         return self.sum / self.count.clamp_min(torch.finfo(torch.float32).tiny)
 
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(self.sum + other.sum, self.count + other.count)
+    def __add__(self, other: SumAndCount) -> SumAndCount:
+        return SumAndCount(self.sum + other.sum, self.count + other.count)
 
-    def detach(self) -> Tally:
-        return Tally(self.sum.detach(), self.count.detach())
+    def detach(self) -> SumAndCount:
+        return SumAndCount(self.sum.detach(), self.count.detach())
 
     @classmethod
-    def zero(cls, device: torch.device | str) -> Tally:
+    def zero(cls, device: torch.device | str) -> SumAndCount:
         return cls(torch.zeros((), device=device), torch.zeros((), device=device))
 
 
@@ -67,7 +67,7 @@ def token_cross_entropy(
     return _in_chunks(score, head, hidden, targets)
 
 
-def judged_cross_entropy(
+def cross_entropy_with_accuracy(
     head: Head, hidden: Tensor, targets: Tensor, banned: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """[S] cross-entropies, and [S] 1 where the target is the most likely id: from the same logits."""

@@ -11,10 +11,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from models.losses import Tally
+from models.losses import SumAndCount
 from models.objectives import TextObjective, TextTask, text_objective
 from models.processing.text import Prompter
-from models.rng import Draws
+from models.rng import SampleRng
 from models.sequence import TextTurn
 from models.text_metrics import ACCURACY, BINNED, CLEAN, COUNTS, NATS, PERPLEXITY, perplexity, text_details
 from models.upvla import UPVLA
@@ -30,16 +30,16 @@ DRAWS = 4
 
 
 @torch.no_grad()
-def measure_text(
+def evaluate_text_likelihood(
     model: UPVLA, prompter: Prompter, objective: TextObjective, turn: TextTurn, seed: int = 0, draws: int = DRAWS
-) -> dict[str, Tally]:
+) -> dict[str, SumAndCount]:
     """Means that add up over batches and ranks, under names of ``MEASURES`` (where there is something to say).
 
     Many views of each answer share one forward with its prefix. ``nats_per_token``: the likelihood (``ar``) or its
     bound, averaged over the draws; ``nats_variance``: of that average, see ``text_figures``. ``estimate_spread``:
     standard deviation of one draw's bound over its mean, per conversation. ``accuracy``: share of scored tokens that
     are the most likely word. ``clean_nats_per_token``: what next-token prediction would pay. ``picture_gap``: how many
-    nats per token the likelihood loses when pictures are exchanged within the batch (of answers about pictures).
+    nats per token the likelihood loses when images are exchanged within the batch (of answers about images).
     ``..._hidden_25_50``: of tokens whose block has more than 25 % and up to 50 % hidden.
     """
     many = objective.measuring(draws)
@@ -48,30 +48,32 @@ def measure_text(
     details = text_details(task, nats, right)
     found = {name: details[name] for name in (ACCURACY, *BINNED)}
     answer = task.answer_tokens
-    found[NATS] = Tally(bound.mean(dim=0).sum(), answer)
-    found[LOSS] = Tally((nats * task.weights).sum(), task.counted)
-    found[VARIANCE] = Tally(torch.zeros_like(answer), answer)
-    found[SCORED] = Tally(torch.full_like(answer, nats.numel() / draws if _drawn(objective) else nats.numel()), answer)
+    found[NATS] = SumAndCount(bound.mean(dim=0).sum(), answer)
+    found[LOSS] = SumAndCount((nats * task.weights).sum(), task.counted)
+    found[VARIANCE] = SumAndCount(torch.zeros_like(answer), answer)
+    found[SCORED] = SumAndCount(
+        torch.full_like(answer, nats.numel() / draws if _drawn(objective) else nats.numel()), answer
+    )
     found[CLEAN] = found[NATS]
     if _drawn(objective):
         plain, plain_nats, _ = _ask(model, prompter, text_objective("ar"), turn, seed)
-        found[CLEAN] = Tally(plain_nats.sum(), plain.answer_tokens)
+        found[CLEAN] = SumAndCount(plain_nats.sum(), plain.answer_tokens)
         if draws > 1:
             deviation = bound.std(dim=0)
-            found[VARIANCE] = Tally((deviation.square() / draws).sum(), answer)
+            found[VARIANCE] = SumAndCount((deviation.square() / draws).sum(), answer)
             found[SPREAD] = _mean_of(deviation / bound.mean(dim=0).clamp_min(1e-9))
-    others = with_exchanged_pictures(turn)
+    others = with_exchanged_images(turn)
     if others is not None:
         blind, blind_nats, _ = _ask(model, prompter, many, others, seed)  # the same words are hidden
-        about_pictures = answer
+        about_images = answer
         if turn.pictured is not None:
-            about_pictures = turn.answer[turn.pictured].sum().to(answer)
-        found[GAP] = Tally((blind_nats * blind.bound_weights).sum() - found[NATS].sum, about_pictures)
+            about_images = turn.answer[turn.pictured].sum().to(answer)
+        found[GAP] = SumAndCount((blind_nats * blind.bound_weights).sum() - found[NATS].sum, about_images)
     return found
 
 
-def with_exchanged_pictures(turn: TextTurn) -> TextTurn | None:
-    """Each conversation about a picture with the picture of the one before; None where there are not two."""
+def with_exchanged_images(turn: TextTurn) -> TextTurn | None:
+    """Each conversation about an image with the image of the one before; None where there are not two."""
     if turn.patches is None:
         return None
     everyone = torch.ones(turn.patches.shape[0], dtype=torch.bool)
@@ -105,7 +107,7 @@ def _ask(
     model: UPVLA, prompter: Prompter, objective: TextObjective, turn: TextTurn, seed: int
 ) -> tuple[TextTask, Tensor, Tensor]:
     """(task, [S] cross-entropies, [S] 1 where the target is the most likely word)."""
-    task = objective.prepare(prompter.vocab, prompter.system_ids, turn, Draws(seed)).to(model.device)
+    task = objective.prepare(prompter.vocab, prompter.system_ids, turn, SampleRng(seed)).to(model.device)
     return task, *model.text_scores(task)
 
 
@@ -119,5 +121,5 @@ def _bounds(task: TextTask, nats: Tensor, draws: int) -> Tensor:
     return table[:1] + draws * table[1:]
 
 
-def _mean_of(values: Tensor) -> Tally:
-    return Tally(values.sum(), torch.full_like(values.sum(), float(values.numel())))
+def _mean_of(values: Tensor) -> SumAndCount:
+    return SumAndCount(values.sum(), torch.full_like(values.sum(), float(values.numel())))

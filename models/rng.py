@@ -20,7 +20,7 @@ def generator(seed: int, *key: int | str) -> torch.Generator:
 
 
 @dataclass(frozen=True)
-class Draws:
+class SampleRng:
     """Where a diffusion objective's masks, mask ratios and block sizes come from.
 
     ``step``: the optimizer step, which annealed block sizes read too. ``flow``: what is drawn for; sample 3 of the

@@ -71,13 +71,13 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class TextTurn:
-    """A conversation about one picture, tokenised: ``ids`` [B, L] right-padded, ``answer`` [B, L] True at the
-    assistant's words and their end-of-text, ``patches`` [B, P, C] CLIP features of the picture (None: a turn without a
-    picture), ``indices`` [B]: which samples of the data set these are (None: numbered by row).
+    """A conversation about one image, tokenised: ``ids`` [B, L] right-padded, ``answer`` [B, L] True at the
+    assistant's words and their end-of-text, ``patches`` [B, P, C] CLIP features of the image (None: a turn without an
+    image), ``indices`` [B]: which samples of the data set these are (None: numbered by row).
 
     ``lengths`` [B]: ids of each row before its padding (None: no row is padded). No id marks padding.
 
-    ``pictured`` [B]: which rows have a picture at all (None: all of them, if there are patches). The patches of a row
+    ``pictured`` [B]: which rows have an image at all (None: all of them, if there are patches). The patches of a row
     without one are placeholders that nobody attends: such a row means what it means alone, without patches.
     """
 
@@ -210,8 +210,8 @@ def future_targets(vocab: Vocabulary, future_codes: Tensor) -> Tensor:
 def clean_text_sequence(vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn) -> TokenSequence:
     """The clean stream of the mmu flow; the objectives append their noisy views to it.
 
-    The slot of a patch holds [PAD] as id; its embedding is the projected CLIP feature. In a row without a picture the
-    slots of the picture and its two marks are padding, and the words behind follow on the system prompt.
+    The slot of a patch holds [PAD] as id; its embedding is the projected CLIP feature. In a row without an image the
+    slots of the image and its two marks are padding, and the words behind follow on the system prompt.
     """
     batch = turn.ids.shape[0]
     device = turn.ids.device

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from models.losses import Tally
+from models.losses import SumAndCount
 from models.objectives.base import TextTask
 
 BINS = ("00_25", "25_50", "50_75", "75_100")
@@ -33,39 +33,39 @@ ACTION_DETAILS = (ACTION_NATS, ACTION_ACCURACY, *ACTION_BINNED)
 NATS, PERPLEXITY = "text/nats_per_token", "text/perplexity_bound"
 
 
-def text_details(task: TextTask, nats: Tensor, right: Tensor) -> dict[str, Tally]:
+def text_details(task: TextTask, nats: Tensor, right: Tensor) -> dict[str, SumAndCount]:
     """Every name of ``DETAILS``. ``nats``: [S] cross-entropies of the scored slots; ``right`` [S]: 1 where the target
     was the most likely word."""
     nats, counted = nats.detach(), (~task.clean_only).float()
     n_scored = torch.full_like(task.answer_tokens, float(nats.numel()))
     return {
-        ACCURACY: Tally((right * counted).sum(), counted.sum()),
-        CLEAN: Tally((nats * (1 - counted)).sum(), (1 - counted).sum()),
-        **by_share(task.hidden_share, nats, right),
-        COUNTS[0]: Tally(n_scored, torch.ones_like(n_scored)),
-        COUNTS[1]: Tally(task.answer_tokens, torch.ones_like(n_scored)),
+        ACCURACY: SumAndCount((right * counted).sum(), counted.sum()),
+        CLEAN: SumAndCount((nats * (1 - counted)).sum(), (1 - counted).sum()),
+        **by_share(task.mask_ratio, nats, right),
+        COUNTS[0]: SumAndCount(n_scored, torch.ones_like(n_scored)),
+        COUNTS[1]: SumAndCount(task.answer_tokens, torch.ones_like(n_scored)),
     }
 
 
-def action_details(task: TextTask, nats: Tensor, right: Tensor) -> dict[str, Tally]:
+def action_details(task: TextTask, nats: Tensor, right: Tensor) -> dict[str, SumAndCount]:
     """Every name of ``ACTION_DETAILS``, of a task of action tokens; as ``text_details``."""
     nats = nats.detach()
-    binned = by_share(task.hidden_share, nats, right)
+    binned = by_share(task.mask_ratio, nats, right)
     return {
-        ACTION_NATS: Tally((nats * task.bound_weights).sum(), task.answer_tokens),
-        ACTION_ACCURACY: Tally(right.sum(), torch.full_like(task.answer_tokens, float(right.numel()))),
+        ACTION_NATS: SumAndCount((nats * task.bound_weights).sum(), task.answer_tokens),
+        ACTION_ACCURACY: SumAndCount(right.sum(), torch.full_like(task.answer_tokens, float(right.numel()))),
         **{name: binned[text] for name, text in zip(ACTION_BINNED, BINNED, strict=True)},
     }
 
 
-def no_details(device: torch.device | str, names: Sequence[str] = DETAILS) -> dict[str, Tally]:
+def no_details(device: torch.device | str, names: Sequence[str] = DETAILS) -> dict[str, SumAndCount]:
     """The same names where there is no text: every rank reports the same names in every step."""
-    return {name: Tally.zero(device) for name in names}
+    return {name: SumAndCount.zero(device) for name in names}
 
 
-def by_share(hidden_share: Tensor, nats: Tensor, right: Tensor) -> dict[str, Tally]:
+def by_share(mask_ratio: Tensor, nats: Tensor, right: Tensor) -> dict[str, SumAndCount]:
     """Cost and accuracy of tokens by how much of their block is hidden: "25_50" is more than 25 % and up to 50 %."""
-    quarter = (hidden_share * len(BINS)).ceil().long() - 1  # [S], -1: in no bin
+    quarter = (mask_ratio * len(BINS)).ceil().long() - 1  # [S], -1: in no bin
 
     def total(values: Tensor) -> Tensor:
         sums = torch.zeros(len(BINS) + 1, dtype=values.dtype, device=values.device)
@@ -73,7 +73,7 @@ def by_share(hidden_share: Tensor, nats: Tensor, right: Tensor) -> dict[str, Tal
 
     counts = total(torch.ones_like(nats))
     sums = torch.cat([total(nats), total(right)])  # [2 K], as BINNED
-    return {name: Tally(sums[i], counts[i % len(BINS)]) for i, name in enumerate(BINNED)}
+    return {name: SumAndCount(sums[i], counts[i % len(BINS)]) for i, name in enumerate(BINNED)}
 
 
 def perplexity(nats: float) -> float:

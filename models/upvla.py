@@ -1,6 +1,6 @@
 """UPVLA: embed -> backbone -> the scored logits, and actions.
 
-One network reads text, pictures and image tokens; it predicts the frame T steps ahead, a chunk of T actions, and
+One network reads text, images and image tokens; it predicts the frame T steps ahead, a chunk of T actions, and
 words (UP-VLA, arXiv 2501.18867, on Show-o's backbone).
 
 Legend: B batch, L sequence, D hidden, V vocabulary, T chunk, A action size, N image codes of all views, S scored slots.
@@ -21,7 +21,7 @@ from models.action import PooledRegression
 from models.attention_mask import TILE
 from models.device import send
 from models.language_model import Backbone
-from models.losses import Tally, judged_cross_entropy, token_cross_entropy
+from models.losses import SumAndCount, cross_entropy_with_accuracy, token_cross_entropy
 from models.objectives.base import TextTask
 from models.pretrained.model_config import ModelSpec
 from models.sequence import TokenSequence
@@ -76,12 +76,12 @@ class Losses:
     ``action_bd``: block-diffusion actions, over what their objective counts. ``details``: what else is told of the
     losses of tokens (``models.text_metrics.DETAILS``, ``ACTION_DETAILS``)."""
 
-    image: Tally
-    action: Tally
-    text: Tally
-    nats: Tally
-    action_bd: Tally
-    details: Mapping[str, Tally] = field(default_factory=dict)
+    image: SumAndCount
+    action: SumAndCount
+    text: SumAndCount
+    nats: SumAndCount
+    action_bd: SumAndCount
+    details: Mapping[str, SumAndCount] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class UPVLA(nn.Module):
 
     def forward(self, future: FutureTask | None = None, text: TextTask | None = None) -> Losses:
         """Losses of one micro-batch. One call covers both flows: wrappers (DDP, DeepSpeed, FSDP) hook it once."""
-        zero = Tally.zero(self.device)
+        zero = SumAndCount.zero(self.device)
         image = action = action_bd = zero
         told = no_details(zero.sum.device, ACTION_DETAILS)
         if future is not None:
@@ -131,42 +131,42 @@ class UPVLA(nn.Module):
             image=image, action=action, text=words, nats=nats, action_bd=action_bd, details={**details, **told}
         )
 
-    def future_losses(self, task: FutureTask, hidden: Tensor | None = None) -> tuple[Tally, Tally]:
+    def future_losses(self, task: FutureTask, hidden: Tensor | None = None) -> tuple[SumAndCount, SumAndCount]:
         """Cross-entropy of the future frame's codes over the image span (same slot, no shift; full vocabulary, as
         released weights were trained), and squared error of the actions. ``hidden`` [B, L, D]: of ``task.whole``, if it
         was computed already."""
         hidden = self.hidden(task.sequence) if hidden is None else hidden
-        image = action = Tally.zero(hidden.device)
+        image = action = SumAndCount.zero(hidden.device)
         if task.targets is not None:
             assert task.sequence.image is not None
             span = hidden[:, task.sequence.image.columns].flatten(0, 1)  # [B * (N + 2), D]
             losses = token_cross_entropy(
                 self.backbone.head, span, task.targets.flatten(), label_smoothing=task.label_smoothing
             )
-            image = Tally(losses.sum(), torch.full((), float(losses.numel()), device=hidden.device))
+            image = SumAndCount(losses.sum(), torch.full((), float(losses.numel()), device=hidden.device))
         if task.actions is not None:
             predicted = self._actions(task.sequence, hidden).float()  # [B, T, A]
             errors = (predicted - task.actions).square()
             weight = torch.ones_like(errors[..., 0]) if task.action_weight is None else task.action_weight
-            action = Tally((errors * weight[..., None]).sum(), weight.sum() * errors.shape[-1])
+            action = SumAndCount((errors * weight[..., None]).sum(), weight.sum() * errors.shape[-1])
         return image, action
 
-    def text_losses(self, task: TextTask) -> tuple[Tally, Tally, dict[str, Tally]]:
+    def text_losses(self, task: TextTask) -> tuple[SumAndCount, SumAndCount, dict[str, SumAndCount]]:
         """(training loss; negative log-likelihood or its bound per real answer token; details)."""
         losses, right = self.text_scores(task)
         return (
-            Tally((losses * task.weights).sum(), task.counted),
-            Tally((losses.detach() * task.bound_weights).sum(), task.answer_tokens),
+            SumAndCount((losses * task.weights).sum(), task.counted),
+            SumAndCount((losses.detach() * task.bound_weights).sum(), task.answer_tokens),
             text_details(task, losses, right),
         )
 
-    def action_token_losses(self, task: TextTask, hidden: Tensor) -> tuple[Tally, dict[str, Tally]]:
+    def action_token_losses(self, task: TextTask, hidden: Tensor) -> tuple[SumAndCount, dict[str, SumAndCount]]:
         """(training loss of block-diffusion actions; details). ``hidden`` [B, L, D]: of the forward that the robot
         flow's losses are read from too."""
         losses, right = self._scores(task, hidden)
-        return Tally((losses * task.weights).sum(), task.counted), action_details(task, losses, right)
+        return SumAndCount((losses * task.weights).sum(), task.counted), action_details(task, losses, right)
 
-    def text_loss(self, task: TextTask) -> tuple[Tally, Tally]:
+    def text_loss(self, task: TextTask) -> tuple[SumAndCount, SumAndCount]:
         """``text_losses`` without the details."""
         return self.text_losses(task)[:2]
 
@@ -176,7 +176,7 @@ class UPVLA(nn.Module):
 
     def _scores(self, task: TextTask, hidden: Tensor) -> tuple[Tensor, Tensor]:
         scored = hidden[task.rows, task.slots]  # [S, D]
-        return judged_cross_entropy(self.backbone.head, scored, task.targets, banned=self.banned_word)
+        return cross_entropy_with_accuracy(self.backbone.head, scored, task.targets, banned=self.banned_word)
 
     # --- pieces ------------------------------------------------------------------------------------------------
 
@@ -191,7 +191,7 @@ class UPVLA(nn.Module):
         if sequence.patches is None or sequence.patch_span is None:
             return embeds
         if self.projector is None:
-            raise ValueError("this model has no projector for pictures: it was built with model.showo.w_clip_vit=false")
+            raise ValueError("this model has no projector for images: it was built with model.showo.w_clip_vit=false")
         patches = self.projector(sequence.patches.to(embeds.dtype)).to(embeds.dtype)
         span = sequence.patch_span
         return torch.cat([embeds[:, : span.start], patches, embeds[:, span.stop :]], dim=1)

@@ -37,7 +37,7 @@ from config.values import ConfigError
 from policy_rollout.benchmarks.base import Benchmark, find_benchmark
 from policy_rollout.closed_loop import records
 from policy_rollout.closed_loop.arguments import CONFIG, hydra_arguments
-from policy_rollout.closed_loop.evaluation import Manner, play_together
+from policy_rollout.closed_loop.evaluation import RolloutSettings, run_distributed
 from policy_rollout.closed_loop.progress import Progress, require_wandb
 from policy_rollout.closed_loop.runner import ChainJob
 from policy_rollout.policies.action_chunking import ChunkPlayer
@@ -78,7 +78,7 @@ def evaluate(settings: Mapping[str, Any], place: Place) -> Path:
             "film; another log_dir films them",
             file=sys.stderr,
         )
-    manner = Manner(
+    manner = RolloutSettings(
         max_steps=int(settings["ep_len"]),
         replan_every=settings["replan_every"],
         ensemble=settings["ensemble"],
@@ -87,7 +87,7 @@ def evaluate(settings: Mapping[str, Any], place: Place) -> Path:
     )
     progress = Progress(folder, jobs, place.rank, settings if settings["log_wandb"] else None)
     origin = {**_origin(policy), "cut_instructions": cut}
-    play_together(folder, benchmark, policy, jobs, manner, progress, recorder, place.world, policy_from=origin)
+    run_distributed(folder, benchmark, policy, jobs, manner, progress, recorder, place.world, policy_from=origin)
     if place.rank == 0:
         print(f"report in {write_report(folder)}")
     elif not _is_reported(folder):  # process 0 may have died

@@ -49,7 +49,7 @@ def wilson(successes: float, trials: float, confidence: float = 0.95) -> Interva
 
 def clustered_rate(successes: np.ndarray, trials: np.ndarray, confidence: float = 0.95) -> Interval:
     """Wilson's interval of a rate whose trials come in groups [groups] that stand or fall together (questions about one
-    picture): as many trials are counted as they are worth, from the variance between groups (Kish's design effect).
+    image): as many trials are counted as they are worth, from the variance between groups (Kish's design effect).
 
     Where all succeed or all fail that variance says nothing, and a group counts as one trial. Groups without a trial
     are left out. Unlike a bootstrap over groups it is never without width.

@@ -1,4 +1,4 @@
-"""Pictures for people: frames with a caption, contact sheets, animations. Pillow alone, and PyAV for mp4."""
+"""Images for people: frames with a caption, contact sheets, animations. Pillow alone, and PyAV for mp4."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _wrapped(text: str, width: int, size: int) -> list[str]:
 def sheet(cells: Sequence[Frame], columns: int, gap: int = 8) -> Frame:
     """Cells in a grid, left to right and top to bottom, each row as high as its highest cell."""
     if not cells:
-        raise ValueError("a contact sheet needs at least one picture")
+        raise ValueError("a contact sheet needs at least one image")
     width = max(cell.shape[1] for cell in cells)
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     heights = [max(cell.shape[0] for cell in row) for row in rows]

@@ -1,4 +1,4 @@
-"""The reference client for one's own robot: pictures in, motions out, at a steady rate, within limits.
+"""The reference client for one's own robot: images in, motions out, at a steady rate, within limits.
 
     python -m policy_rollout.policy_upvla --model-config my_model.yaml                  # dry run on bundled frames
     python -m policy_rollout.policy_upvla --server ws://gpu:8000 --robot my_robot:connect \\
@@ -33,16 +33,16 @@ from common.command import run_command
 from policy_rollout.policies.action_chunking import ChunkPlayer
 from policy_rollout.policies.interface import Observation, Policy
 from policy_rollout.robot.async_planner import Planner
-from policy_rollout.robot.cli import Diary, announcement, limits_of, make_policy, make_robot, parser
+from policy_rollout.robot.cli import StepLog, announcement, limits_of, make_policy, make_robot, parser
 from policy_rollout.robot.interface import Command, Robot, Sight
-from policy_rollout.robot.rate import Clock, Pace, RealClock
-from policy_rollout.robot.safety import Guard, SafetyLimits, Unsafe
+from policy_rollout.robot.rate import Clock, RateLimiter, RealClock
+from policy_rollout.robot.safety import RunGuard, SafetyLimits, Unsafe
 
 
 @dataclass(frozen=True)
 class Driving:
     """How to drive. ``rate_hz`` None: as the model's action convention says. ``steps`` None: until the robot has no
-    more pictures. ``synchronous``: stand still while the model thinks."""
+    more images. ``synchronous``: stand still while the model thinks."""
 
     instruction: str
     rate_hz: float | None = None
@@ -56,7 +56,7 @@ class Driving:
         """Raises `ValueError` naming what this policy cannot be driven with."""
         if self.steps is not None and self.steps < 0:
             raise ValueError(f"steps must be at least 0, got {self.steps}")
-        Pace(policy.convention.rate_hz if self.rate_hz is None else self.rate_hz, RealClock())
+        RateLimiter(policy.convention.rate_hz if self.rate_hz is None else self.rate_hz, RealClock())
         ChunkPlayer(policy.act_step, self.replan_every, self.ensemble)
 
 
@@ -98,7 +98,7 @@ Listener = Callable[[int, Sight | None, Command | None, str], None]
 def control(
     policy: Policy, robot: Robot, driving: Driving, *, clock: Clock | None = None, listen: Listener | None = None
 ) -> Report:
-    """Drives until there are no more pictures, ``driving.steps`` are done, Ctrl-C (``main``: SIGTERM too), or nothing
+    """Drives until there are no more images, ``driving.steps`` are done, Ctrl-C (``main``: SIGTERM too), or nothing
     safe can be done.
 
     However it ends, also by an error of the robot's own methods (which it raises), the last thing the robot hears is
@@ -125,8 +125,8 @@ class _Loop:
 
     def __init__(self, policy: Policy, robot: Robot, driving: Driving, clock: Clock, listen: Listener) -> None:
         self.policy, self.robot, self.driving, self.clock, self.listen = policy, robot, driving, clock, listen
-        self.guard = Guard(policy.convention, driving.limits)
-        self.pace = Pace(driving.rate_hz or policy.convention.rate_hz, clock)
+        self.guard = RunGuard(policy.convention, driving.limits)
+        self.pace = RateLimiter(driving.rate_hz or policy.convention.rate_hz, clock)
         self.planner = Planner(policy, self.pace.period, driving.synchronous)
         every = ChunkPlayer(policy.act_step, driving.replan_every, driving.ensemble).replan_every  # checked there
         self.replan_every = every
@@ -143,7 +143,7 @@ class _Loop:
         while report.steps != self.driving.steps:
             sight = self.robot.observe()
             if sight is None:
-                report.outcome = "the pictures ended"
+                report.outcome = "the images ended"
                 return
             self.step(sight)
             report.steps += 1
@@ -152,12 +152,12 @@ class _Loop:
 
     def step(self, sight: Sight) -> None:
         """One beat: look, take a plan that is ready, ask for the next, and act or stand still."""
-        # 1. What is seen has to be now. On old pictures nothing is done, and what was planned on them is forgotten.
+        # 1. What is seen has to be now. On old images nothing is done, and what was planned on them is forgotten.
         age = self.clock.now() - sight.taken_at
-        if not age >= -self.driving.limits.max_age_s:  # by another clock no picture ever grows old
-            raise Unsafe(f"a picture was taken {-age:g} s from now; Sight.taken_at is of time.monotonic()")
+        if not age >= -self.driving.limits.max_age_s:  # by another clock no image ever grows old
+            raise Unsafe(f"an image was taken {-age:g} s from now; Sight.taken_at is of time.monotonic()")
         if age > self.driving.limits.max_age_s:
-            self.stop(sight, "stale picture")
+            self.stop(sight, "stale image")
             return
         if not self.settled:
             self.guard.settle(sight.pose)
@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         driving.require_possible(policy)
         print(announcement(options, instruction, policy.convention), flush=True)
-        diary = Diary(options.output)
+        diary = StepLog(options.output)
     except ImportError as error:
         if error.name not in ("websockets", "msgpack"):
             raise

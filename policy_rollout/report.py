@@ -17,7 +17,7 @@ from common.arguments import path_argument, real
 from common.command import run_command
 from policy_rollout.compare import Comparison, Side, compare, sides_of, verdict
 from policy_rollout.reporting.figures import charts_section, headline, rates_section, task_section
-from policy_rollout.reporting.films import film_section, picture_section
+from policy_rollout.reporting.films import film_section, image_section
 from policy_rollout.reporting.markup import Html, el, join, page, write_page
 from policy_rollout.reporting.media import ROOM, Room
 from policy_rollout.reporting.records_table import chains_section, settings_section
@@ -62,11 +62,11 @@ def report(sides: Sequence[Side], found: Comparison | None, room: Room) -> Html:
         rates_section(sides, found),
         task_section(sides),
         film_section(sides, room),
-        picture_section(sides, room),
+        image_section(sides, room),
         settings_section(sides),
         chains_section(sides),
     ]
-    left_out = f"{room.outside} films and pictures did not fit and lie beside it. " if room.outside else ""
+    left_out = f"{room.outside} films and images did not fit and lie beside it. " if room.outside else ""
     foot = "Brackets and whiskers are 95 % intervals: Wilson's for rates, a bootstrap over the chains for averages. "
     if any(run.completed().min() == run.completed().max() for side in sides for run in side.runs):
         foot += "Where all chains ended alike, the sum of Wilson's ends for at least 1, 2, ... tasks. "
@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--output", type=path_argument, metavar="FILE", help="default: report.html in the (first) folder")
     made.add_argument("--anyway", action="store_true", help="compare results of other settings, too")
     made.add_argument("--common", action="store_true", help="compare the chains that all have played")
-    made.add_argument("--megabytes", type=real(above=0), default=ROOM, help=f"of films and pictures (default: {ROOM})")
+    made.add_argument("--megabytes", type=real(above=0), default=ROOM, help=f"of films and images (default: {ROOM})")
     return made
 
 

@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--token", help=f"what clients have to know; better in the variable {TOKEN_VARIABLE}")
     where.add_argument("--max-sessions", type=int, default=64, help="clients at once (default: 64)")
     where.add_argument("--max-message-mb", type=float, default=8, help="of one message (default: 8)")
-    where.add_argument("--max-pixels", type=int, default=1 << 22, help="of one picture (default: 4194304)")
+    where.add_argument("--max-pixels", type=int, default=1 << 22, help="of one image (default: 4194304)")
     batching = made.add_argument_group("batching and telling")
     batching.add_argument("--max-batch", type=int, default=16, help="observations in one forward (default: 16)")
     batching.add_argument(

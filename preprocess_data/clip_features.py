@@ -1,4 +1,4 @@
-"""Pictures of conversations -> CLIP's patches, once. Large: think of the disk first.
+"""Images of conversations -> CLIP's patches, once. Large: think of the disk first.
 
 python preprocess_data/clip_features.py --config config/tiny_arvla.yaml --yes
 """
@@ -48,9 +48,9 @@ from training.data.readers import LLAVA_NAME, iterate_json_values, read_image
 KINDS = {"float16": "<f2", "float32": "<f4"}
 
 DESCRIPTION = """\
-Make the patches that the CLIP tower sees in every picture of a set of conversations, each picture once: training then
-opens no conversation picture and does not run the tower (dataset.params.clip_cache=auto). Patches are much larger than
-pictures: 576 x 1024 numbers, 1.18 MB a picture in float16, some 400 GB for LLaVA's mix. The size is told first, and
+Make the patches that the CLIP tower sees in every image of a set of conversations, each image once: training then
+opens no conversation image and does not run the tower (dataset.params.clip_cache=auto). Patches are much larger than
+images: 576 x 1024 numbers, 1.18 MB an image in float16, some 400 GB for LLaVA's mix. The size is told first, and
 nothing is written without --yes (or a yes at the terminal). Killed, it goes on where it was when started again."""
 
 EPILOG = """\
@@ -79,19 +79,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Share(Part[Settings]):
-    """What one process does, and the pictures of all rows."""
+    """What one process does, and the images of all rows."""
 
     names: tuple[str, ...]
 
 
-def pictures_of(settings: Settings) -> tuple[list[str], int]:
-    """(paths of the distinct pictures as the json has them, how many of those it names do not exist)."""
+def images_of(settings: Settings) -> tuple[list[str], int]:
+    """(paths of the distinct images as the json has them, how many of those it names do not exist)."""
     path = settings.data / LLAVA_NAME if settings.data.is_dir() else settings.data
     named = [image_of(record) for record in iterate_json_values(path)]
     names = list(dict.fromkeys(name for name in named if isinstance(name, str) and name))
     there = [name for name in names if _is_file(settings.image_root / name)]
     if not there:
-        raise ValueError(f"{path}: none of its {len(names)} pictures exists under {settings.image_root}; --image-root?")
+        raise ValueError(f"{path}: none of its {len(names)} images exists under {settings.image_root}; --image-root?")
     return there, len(names) - len(there)
 
 
@@ -107,15 +107,15 @@ def plan_of(settings: Settings, names: Sequence[str], tower: ClipTower) -> Plan:
         "patches": (KINDS[settings.dtype], (tower.num_patches, tower.width)),
         "decoded": ("|u1", ()),
     }
-    pictures = {
+    images = {
         "names": hashlib.blake2b("\0".join(names).encode(), digest_size=16).hexdigest(),
         "probes": probes([settings.image_root / name for name in names], settings.image_root),
     }
-    return Plan.of(len(names), columns, {**about(tower, settings.clip), "json": settings.data.name, **pictures})
+    return Plan.of(len(names), columns, {**about(tower, settings.clip), "json": settings.data.name, **images})
 
 
 def see_share(share: Share, tick: Callable[[int], object] = lambda done: None) -> None:
-    """Look at the pictures of a share, and write its shards."""
+    """Look at the images of a share, and write its shards."""
     settings, plan = share.settings, share.plan
     tower = load_clip(settings.clip, key="--clip").to(settings.device)
     blank = torch.zeros(3, *tower.image_spec.crop)
@@ -129,26 +129,26 @@ def see_share(share: Share, tick: Callable[[int], object] = lambda done: None) -
     with ThreadPoolExecutor(settings.readers) as pool:
         for shard in share.shards:
             writer = ShardWriter(share.folder, plan, shard)
-            for pictures in read_ahead(read, plan.rows_of(shard), settings.batch_size, pool):
-                pixels = torch.stack([picture for picture, _ in pictures]).to(settings.device)
+            for images in read_ahead(read, plan.rows_of(shard), settings.batch_size, pool):
+                pixels = torch.stack([image for image, _ in images]).to(settings.device)
                 patches = tower.features(pixels).cpu().numpy().astype(KINDS[settings.dtype])
-                decoded = np.array([good for _, good in pictures], dtype=np.uint8)
+                decoded = np.array([good for _, good in images], dtype=np.uint8)
                 if not np.isfinite(patches[decoded > 0]).all():
                     raise ValueError(f"a patch does not fit into {settings.dtype}; --dtype float32 keeps it")
                 writer.add({"patches": patches, "decoded": decoded})
-                tick(len(pictures))
+                tick(len(images))
             writer.close({"device": settings.device, "batch_size": settings.batch_size, "torch": torch.__version__})
 
 
 def make(settings: Settings, output: Path, options: argparse.Namespace) -> str:
     """Make one cache; returns a line that says what there is now."""
-    names, lost = pictures_of(settings)
+    names, lost = images_of(settings)
     plan = plan_of(settings, names, load_clip(settings.clip, key="--clip"))
     folder = output / f"clip_{plan.digest}"
     _, (patches, width) = plan.columns["patches"]
     size = f"{plan.rows * plan.row_bytes / 1e9:.2f} GB"
-    told = f"{plan.rows} pictures x {patches} patches x {width} numbers in {settings.dtype}: {size}"
-    print(f"{settings.data}: {told}, in {folder}" + (f"; {lost} pictures do not exist" if lost else ""), flush=True)
+    told = f"{plan.rows} images x {patches} patches x {width} numbers in {settings.dtype}: {size}"
+    print(f"{settings.data}: {told}, in {folder}" + (f"; {lost} images do not exist" if lost else ""), flush=True)
     output.mkdir(parents=True, exist_ok=True)
     have = sum(file.stat().st_size for file in folder.glob("rows_*.shard"))
     if shutil.disk_usage(output).free < plan.rows * plan.row_bytes - have:
@@ -184,9 +184,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--data", type=path_argument, nargs="+", metavar="PATH", help=f"folders with {LLAVA_NAME}, or json files"
     )
-    what.add_argument(
-        "--image-root", type=path_argument, metavar="DIR", help="where pictures' paths start (the json's)"
-    )
+    what.add_argument("--image-root", type=path_argument, metavar="DIR", help="where images' paths start (the json's)")
     what.add_argument("--clip", metavar="PATH_OR_ID", help="CLIP: a folder or a hub id")
     what.add_argument("--yes", action="store_true", help="write, however much it is")
     how = made.add_argument_group("how")
@@ -195,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--dtype", choices=tuple(KINDS), default="float16", help="of the numbers kept (default float16)")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda (all of them) or cuda:<n>")
-    how.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures looked at at once (default 32)")
+    how.add_argument("--batch-size", type=int, default=32, metavar="N", help="images looked at at once (default 32)")
     rank_options(how)
     return made
 

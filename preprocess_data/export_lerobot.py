@@ -153,23 +153,23 @@ class _Writer:
             self.all[key].append(vector)
             row[key] = vector
         for camera, name in CAMERAS.items():
-            picture = arrays[name]
-            size = (picture.shape[0], picture.shape[1])
+            image = arrays[name]
+            size = (image.shape[0], image.shape[1])
             if self.sizes.setdefault(camera, size) != size:
                 raise ValueError(
                     f"{self.split.frame_path(frame)}: {name} is {list(size)}, but {list(self.sizes[camera])} before"
                 )
             if self.frames % 30 == 0:
-                self.bright[camera].append(picture.reshape(-1, 3) / 255.0)
+                self.bright[camera].append(image.reshape(-1, 3) / 255.0)
             if self.kind == "png":
                 content = io.BytesIO()
-                Image.fromarray(picture).save(content, "png")
+                Image.fromarray(image).save(content, "png")
                 row[camera] = {"bytes": content.getvalue(), "path": f"frame-{frame:07d}.png"}
             else:
                 if camera not in self.films:
                     path = self.output / "videos" / camera / "chunk-000" / f"file-{file:03d}.mp4"
                     self.films[camera] = _Film(path, size, self.kind == "lossless")
-                self.films[camera].add(picture)
+                self.films[camera].add(image)
         row |= {"timestamp": moment / FPS, "frame_index": moment, "episode_index": episode, "index": self.frames}
         row["task_index"] = self.tasks.setdefault(sentence, len(self.tasks))
         self.rows.append(row)
@@ -263,7 +263,7 @@ class _Film:
         _, av = libraries()
         path.parent.mkdir(parents=True, exist_ok=True)
         if not lossless and (size[0] % 2 or size[1] % 2):
-            raise ValueError(f"pictures of {size[0]} x {size[1]} do not fit yuv420p; give --pictures lossless or png")
+            raise ValueError(f"images of {size[0]} x {size[1]} do not fit yuv420p; give --pictures lossless or png")
         self._container = av.open(str(path), "w", options={"video_track_timescale": str(FPS * 512)})
         self._stream = self._container.add_stream("libx264rgb" if lossless else "libx264", rate=FPS)
         self._stream.height, self._stream.width = size
@@ -275,8 +275,8 @@ class _Film:
         self._frame = av.VideoFrame
         self.count = 0
 
-    def add(self, picture: npt.NDArray[np.uint8]) -> None:
-        frame = self._frame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+    def add(self, image: npt.NDArray[np.uint8]) -> None:
+        frame = self._frame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
         frame.pts, frame.time_base = self.count, Fraction(1, FPS)
         self._container.mux(self._stream.encode(frame))
         self.count += 1

@@ -76,7 +76,7 @@ class Summary:
     failed: int
     megabytes: float
     milliseconds: float | None  # of CPU per frame; None where nothing was left to record
-    pictures: tuple[Path, ...] = ()
+    images: tuple[Path, ...] = ()
 
 
 class Recording:
@@ -194,7 +194,7 @@ def _so_far(episodes: Sequence[Placed]) -> str:
     return f"{sum(e.frames for e in episodes)} frames, {sum(len(e.windows) for e in episodes)} windows"
 
 
-def _summary(recording: Recording, milliseconds: float | None, pictures: tuple[Path, ...]) -> Summary:
+def _summary(recording: Recording, milliseconds: float | None, images: tuple[Path, ...]) -> Summary:
     episodes = recording.episodes
     with os.scandir(recording.path) as entries:
         size = sum(entry.stat().st_size for entry in entries if entry.is_file())
@@ -207,13 +207,13 @@ def _summary(recording: Recording, milliseconds: float | None, pictures: tuple[P
         failed=sum(len(e.failed) for e in episodes),
         megabytes=size / 1e6,
         milliseconds=milliseconds,
-        pictures=pictures,
+        images=images,
     )
 
 
 def describe(summary: Summary) -> str:
     cost = "no frame was missing" if summary.milliseconds is None else f"{summary.milliseconds:.1f} ms of CPU per frame"
-    lines = [f"look at {path}" for path in summary.pictures]
+    lines = [f"look at {path}" for path in summary.images]
     lines.append(
         f"{summary.path}: {summary.episodes} episodes, {summary.frames} frames, {summary.windows} annotated windows of "
         f"{summary.tasks} tasks, {summary.failed} attempts failed, {summary.megabytes:.1f} MB, {cost}"

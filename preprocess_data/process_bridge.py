@@ -27,8 +27,8 @@ from preprocess_data.formats.bridge import (
     LANGUAGE,
     OBSERVATIONS,
     POLICY,
+    ImageSource,
     LeftOut,
-    Picture,
     Shard,
     Trajectory,
     find_raw,
@@ -62,13 +62,13 @@ Killed, it goes on where it was when started again."""
 EPILOG = """\
 examples:
   process_bridge.py --source bridge_data_v2 --output-dir data/bridge
-      raw folders; the pictures stay where they are (--copy-frames: a folder that can be moved by itself)
+      raw folders; the images stay where they are (--copy-frames: a folder that can be moved by itself)
   process_bridge.py --source bridge_dataset/1.0.0 --split train --output-dir data/bridge
-      RLDS files; the pictures are unpacked as they are (JPEG), which takes as much room again
+      RLDS files; the images are unpacked as they are (JPEG), which takes as much room again
   process_bridge.py ... --second-camera 1
       the second view from another camera; without it, one camera serves as both views
   process_bridge.py --verify bridge_data_v2 [--report problems.json]
-      read everything, decode every picture, list what is wrong; also of a processed split; exit code 1 if there is
+      read everything, decode every image, list what is wrong; also of a processed split; exit code 1 if there is
   process_bridge.py --summary data/bridge [--sheet summary.png]
 
 then train with dataset.params.train_pre_shards_path_or_url=<output folder>"""
@@ -135,45 +135,45 @@ def _converted(trajectory: Trajectory, work: Work, number: int) -> Converted:
     if not instruction:
         raise LeftOut(f"{trajectory.where} has no instruction (--default-instruction gives one)")
     relative, absolute, clipped = relative_actions(trajectory, work.settings.units)
-    sides = [size_of(pictures[0], trajectory.where) for pictures in trajectory.pictures]
+    sides = [size_of(images[0], trajectory.where) for images in trajectory.images]
     names = [
-        _placed(pictures, work, f"e{number:05d}/{camera}")
-        for camera, pictures in zip(work.settings.cameras, trajectory.pictures, strict=True)
+        _placed(images, work, f"e{number:05d}/{camera}")
+        for camera, images in zip(work.settings.cameras, trajectory.images, strict=True)
     ]
     count = int(clipped.sum())
     return Converted(instruction, names[0], names[-1], relative, absolute, sides, count, gripper=trajectory.gripper)
 
 
-def size_of(picture: Picture, where: str) -> tuple[int, int]:
-    """Height and width, from the head of the picture."""
+def size_of(image: ImageSource, where: str) -> tuple[int, int]:
+    """Height and width, from the head of the image."""
     try:
-        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             return shown_size(opened)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
-        raise ValueError(f"{picture if isinstance(picture, Path) else where} cannot be opened as a picture") from None
+        raise ValueError(f"{image if isinstance(image, Path) else where} cannot be opened as an image") from None
 
 
-def _placed(pictures: Sequence[Picture], work: Work, below: str) -> list[str]:
-    """The pictures' paths for dataset_info.json; those that do not lie in a folder already are written."""
+def _placed(images: Sequence[ImageSource], work: Work, below: str) -> list[str]:
+    """The images' paths for dataset_info.json; those that do not lie in a folder already are written."""
     names: list[str] = []
     output = work.settings.output
-    for moment, picture in enumerate(pictures):
-        if isinstance(picture, Path) and not work.settings.copy:
-            names.append(Path(os.path.relpath(picture.resolve(), output.resolve())).as_posix())
+    for moment, image in enumerate(images):
+        if isinstance(image, Path) and not work.settings.copy:
+            names.append(Path(os.path.relpath(image.resolve(), output.resolve())).as_posix())
             continue
-        if isinstance(picture, Path):
-            camera = picture.parent
+        if isinstance(image, Path):
+            camera = image.parent
             # Trajectories of one name lie in many folders: all of the path, below the part that all have in common.
-            name = Path("frames", *_below(camera), picture.name)
+            name = Path("frames", *_below(camera), image.name)
         else:
             assert isinstance(work.source, Shard)
-            name = Path("frames", work.source.path.name, below, f"{moment:05d}{suffix_of(picture, below)}")
+            name = Path("frames", work.source.path.name, below, f"{moment:05d}{suffix_of(image, below)}")
         target = output / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(picture, Path):
-            shutil.copyfile(picture, target)
+        if isinstance(image, Path):
+            shutil.copyfile(image, target)
         else:
-            target.write_bytes(picture)
+            target.write_bytes(image)
         names.append(name.as_posix())
     return names
 
@@ -239,7 +239,7 @@ def process(
 
 
 def verify(source: Path, cameras: tuple[int, ...], split: str | None = None) -> Report:
-    """Read every trajectory and decode every picture of a source."""
+    """Read every trajectory and decode every image of a source."""
     report = Report(source, full=True)
     for work in find_work(source, split, Settings(source, cameras, Units(1.0, 1.0, 0.5))):
         try:
@@ -250,21 +250,21 @@ def verify(source: Path, cameras: tuple[int, ...], split: str | None = None) -> 
                 elif isinstance(found, ValueError):
                     report.add("damaged trajectory", str(found).split(":")[0].split(" ")[0], str(found))
                 else:
-                    _pictures(found, report)
+                    _images(found, report)
         except (ValueError, FileNotFoundError) as error:
             report.add("damaged file", work.source.path if isinstance(work.source, Shard) else source, str(error))
     return report
 
 
-def _pictures(trajectory: Trajectory, report: Report) -> None:
-    for pictures in trajectory.pictures:
-        for moment, picture in enumerate(pictures):
+def _images(trajectory: Trajectory, report: Report) -> None:
+    for images in trajectory.images:
+        for moment, image in enumerate(images):
             report.files += 1
-            name = str(picture) if isinstance(picture, Path) else f"{trajectory.where}, picture {moment}"
+            name = str(image) if isinstance(image, Path) else f"{trajectory.where}, image {moment}"
             try:
-                read_image(picture) if isinstance(picture, Path) else read_image_bytes(picture, name)
+                read_image(image) if isinstance(image, Path) else read_image_bytes(image, name)
             except (ValueError, FileNotFoundError) as error:
-                report.add("damaged picture", name, str(error).removeprefix(f"{name} "))
+                report.add("damaged image", name, str(error).removeprefix(f"{name} "))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -282,7 +282,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--position-unit", type=real(above=0), default=POSITION_UNIT, metavar="M", help="default 0.05")
     make.add_argument("--rotation-unit", type=real(above=0), default=ROTATION_UNIT, metavar="RAD", help="default 0.25")
     make.add_argument("--default-instruction", default="", metavar="TEXT", help="for trajectories without one")
-    make.add_argument("--copy-frames", action="store_true", help="copy the pictures of raw folders")
+    make.add_argument("--copy-frames", action="store_true", help="copy the images of raw folders")
     make.add_argument("--skip-bad", action="store_true", help="leave out bad trajectories, and list them")
     make.add_argument("--workers", type=whole(1), default=min(os.cpu_count() or 1, 8), help="processes that read")
     add_options(made, formats="raw folders, RLDS files")

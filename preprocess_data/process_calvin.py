@@ -58,7 +58,7 @@ examples:
   process_calvin.py --verify calvin/task_D_D/training [--full] [--report problems.json]
       is every frame there and whole? of a raw split (folder or zip) or a processed one; exit code 1 if not
   process_calvin.py --summary data/task_D_D_training [--sheet summary.png]
-      what a processed split holds, as text and as a picture
+      what a processed split holds, as text and as an image
 
 then train with dataset.params.train_pre_shards_path_or_url=<output folder>"""
 
@@ -183,9 +183,9 @@ def _within_recordings(
 
 
 def _cameras(split: CalvinSplit, frame: int) -> dict[str, tuple[int, int]]:
-    """Height and width of the pictures of each camera."""
-    pictures = split.frame(frame, CAMERAS)
-    return {name: (pictures[name].shape[0], pictures[name].shape[1]) for name in CAMERAS}
+    """Height and width of the images of each camera."""
+    images = split.frame(frame, CAMERAS)
+    return {name: (images[name].shape[0], images[name].shape[1]) for name in CAMERAS}
 
 
 def _frames_of(windows: Sequence[Annotation]) -> Ids:
@@ -261,7 +261,7 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument(
         "--verify", type=path_argument, metavar="PATH", help="check a raw or processed split, change nothing"
     )
-    look.add_argument("--full", action="store_true", help="with --verify: decode every picture too, not only headers")
+    look.add_argument("--full", action="store_true", help="with --verify: decode every image too, not only headers")
     look.add_argument("--report", type=path_argument, metavar="JSON", help="with --verify: write all problems here")
     look.add_argument("--summary", type=path_argument, metavar="PATH", help="say what a processed (or raw) split holds")
     look.add_argument("--sheet", type=path_argument, metavar="PNG", help="draw it as well (also after making a split)")

@@ -36,7 +36,7 @@ SAMPLED = 32  # episodes whose actions are checked before anything is unpacked
 
 DESCRIPTION = """\
 Make a processed split, which training reads, out of a LeRobot data set, v2.1 or v3.0, without lerobot (pyarrow and
-PyAV: pip install -r requirements-lerobot.txt). Its pictures are unpacked. Actions, by --actions:
+PyAV: pip install -r requirements-lerobot.txt). Its images are unpacked. Actions, by --actions:
   relative  the column holds relative actions in [-1, 1] already (x y z, rotation, gripper), as CALVIN's; they are
             taken as they are, and more than 1 is clipped and counted
   absolute  the column holds target poses (xyz in metres, Euler xyz in radians, gripper); the relative action of a
@@ -52,7 +52,7 @@ examples:
       the second view from another camera; without it, one camera serves as both views
   process_lerobot.py ... --actions absolute --gripper-threshold 0.5 --position-unit 0.05 --rotation-unit 0.25
   process_lerobot.py --verify my_robot [--report problems.json]
-      read every episode, decode every picture; also of a processed split; exit code 1 if something is wrong
+      read every episode, decode every image; also of a processed split; exit code 1 if something is wrong
 
 then train with dataset.params.train_pre_shards_path_or_url=<output folder>"""
 
@@ -176,24 +176,24 @@ def _converted(data: LerobotData, place: Place, settings: Settings) -> tuple[lis
     gripper = recorded_actions(data, place, settings)[:, 6]
     data.stamps(place)  # the rate that the contract declares
     spoken = data.rows(place, ["task_index"])["task_index"]
-    pictures: list[list[str]] = []
+    images: list[list[str]] = []
     sides: list[tuple[int, int]] = []
     for camera in settings.cameras:
         names = []
-        for number, picture in enumerate(data.pictures(place, camera)):
+        for number, image in enumerate(data.images(place, camera)):
             if not number:
-                sides.append((picture.shape[0], picture.shape[1]))
+                sides.append((image.shape[0], image.shape[1]))
             name = Path("frames", f"e{place.number:06d}", camera, f"{number:06d}.{'png' if settings.png else 'jpg'}")
             (settings.output / name).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(settings.output / name, quality=95)  # of JPEG; PNG has none
+            Image.fromarray(image).save(settings.output / name, quality=95)  # of JPEG; PNG has none
             names.append(name.as_posix())
-        pictures.append(names)
+        images.append(names)
 
     def cut(first: int, end: int, instruction: str, task: str | None) -> Converted:
         return Converted(
             instruction,
-            pictures[0][first:end],
-            pictures[-1][first:end],
+            images[0][first:end],
+            images[-1][first:end],
             relative[first:end],
             absolute[first:end],
             sides,
@@ -259,7 +259,7 @@ def process(source: Path, settings: Settings, workers: int = 1, progress: bool =
 
 
 def verify(source: Path) -> Report:
-    """Read the tables of every episode and decode every picture of every camera."""
+    """Read the tables of every episode and decode every image of every camera."""
     report = Report(source, full=True)
     try:
         data = LerobotData(source)
@@ -275,7 +275,7 @@ def verify(source: Path) -> Report:
                     data.rows(place, ["task_index", "index"])
                     data.stamps(place)
                 else:
-                    report.files += sum(1 for _ in data.pictures(place, camera))
+                    report.files += sum(1 for _ in data.images(place, camera))
             except (ValueError, FileNotFoundError) as error:
                 report.add(f"damaged episode {place.number}", str(error).split(" ")[0].rstrip(":"), str(error))
     return report
@@ -299,7 +299,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--rotation-unit", type=real(above=0), default=0.05, metavar="RAD", help="of 1.0 (default 0.05)")
     make.add_argument("--gripper-threshold", type=real(), default=0.0, metavar="X", help="open above it (default 0)")
     make.add_argument("--gripper-inverted", action="store_true", help="open below the threshold instead")
-    make.add_argument("--png", action="store_true", help="unpack pictures without loss (default: JPEG, quality 95)")
+    make.add_argument("--png", action="store_true", help="unpack images without loss (default: JPEG, quality 95)")
     make.add_argument("--default-instruction", default="", metavar="TEXT", help="for episodes whose task is empty")
     make.add_argument("--skip-bad", action="store_true", help="leave out bad episodes, and list them")
     make.add_argument("--workers", type=whole(1), default=min(os.cpu_count() or 1, 8), help="processes that read")

@@ -1,4 +1,4 @@
-"""Raw CALVIN frames -> shards of pixels: for those who train on pictures, not on codes (augmentation, a tokenizer).
+"""Raw CALVIN frames -> shards of pixels: for those who train on images, not on codes (augmentation, a tokenizer).
 
 python preprocess_data/repack.py --source-split-dir /path/to/task_D_D/training --output-dir packed/task_D_D/training
 """
@@ -53,7 +53,7 @@ BATCH = 64  # frames
 
 DESCRIPTION = """\
 Write a raw CALVIN split (a folder, or inside the zip it was downloaded as, which is not unpacked) into shards: the two
-colour cameras as they are, uncompressed and mapped, actions and states; depth and tactile pictures are left out. The
+colour cameras as they are, uncompressed and mapped, actions and states; depth and tactile images are left out. The
 result is a raw split like any other: process_calvin.py, training, offline evaluation and inspection read its frames as
 <folder>/episode_0000123.npz, though there is no such file; reading one means copying its bytes. Annotations and the
 split's other small files come along. Killed, it goes on where it was when started again. Who does not need pixels
@@ -67,7 +67,7 @@ examples:
   repack.py ... --annotated
       only frames that an annotation names, which is all that training reads
   repack.py ... --resolution 256
-      pictures already brought to the size that training wants: nothing is resized any more (other sizes would be made
+      images already brought to the size that training wants: nothing is resized any more (other sizes would be made
       from these, not from the originals)
   repack.py ... --processes 8          srun --ntasks 16 python preprocess_data/repack.py ...
   repack.py --verify packed/task_D_D/training --source-split-dir calvin/task_D_D/training
@@ -238,7 +238,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--output-dir", type=path_argument, metavar="PATH", help="folder to write; made if missing")
     what.add_argument("--split", choices=("training", "validation"), help="which one, where the source holds both")
     what.add_argument("--annotated", action="store_true", help="only frames that an annotation names (default: all)")
-    what.add_argument("--resolution", type=whole(1), metavar="R", help="bring pictures to R x R (default: as they are)")
+    what.add_argument("--resolution", type=whole(1), metavar="R", help="bring images to R x R (default: as they are)")
     what.add_argument(
         "--verify", type=path_argument, metavar="PATH", help="check a packed split, with the source if given"
     )

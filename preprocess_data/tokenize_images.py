@@ -1,4 +1,4 @@
-"""Pictures -> image codes, once: the token cache, with which training opens no picture of the robot.
+"""Images -> image codes, once: the token cache, with which training opens no image of the robot.
 
 python preprocess_data/tokenize_images.py --config config/tiny_arvla.yaml
 """
@@ -44,9 +44,9 @@ from training.data.caches.token_cache import FIT, FOLDER
 from training.data.formats.shards import FRAMES, Plan, Rows, ShardWriter, begin, is_whole, write_frames
 
 DESCRIPTION = """\
-Make the token cache of a data set: the MagVITv2 codes of every frame and view, 2 bytes a code (a 512-pixel picture: 2
+Make the token cache of a data set: the MagVITv2 codes of every frame and view, 2 bytes a code (a 512-pixel image: 2
 kB), each distinct frame once though windows overlap. Training then finds them by itself
-(dataset.params.token_cache=auto), opens no picture of the robot, and does not run the tokenizer. Data sets are
+(dataset.params.token_cache=auto), opens no image of the robot, and does not run the tokenizer. Data sets are
 processed splits (dataset_info.json), and raw CALVIN splits (a folder, or inside its zip) for offline evaluation.
 Killed, it goes on where it was when started again. A cache belongs to one data set, one tokenizer and one resolution;
 for others it is refused, with the command that makes theirs."""
@@ -129,17 +129,17 @@ def encode_share(share: Part[Settings], tick: Callable[[int], object] = lambda d
             writer = ShardWriter(share.folder, plan, shard)
             for frames in read_ahead(source.frame, plan.rows_of(shard), settings.batch_size, pool):
                 numbers = {name: np.stack([held[name] for _, held in frames]) for name in source.numbers}
-                pictures = torch.stack([views for views, _ in frames])
-                writer.add({"codes": encode(model, pictures, settings.device), **numbers})
+                images = torch.stack([views for views, _ in frames])
+                writer.add({"codes": encode(model, images, settings.device), **numbers})
                 tick(len(frames))
             writer.close(made)
 
 
-def encode(model: MagVITv2, pictures: Tensor, device: str) -> npt.NDArray[np.int16]:
+def encode(model: MagVITv2, images: Tensor, device: str) -> npt.NDArray[np.int16]:
     """uint8 [B, V, 3, R, R] -> int16 [B, V, n]."""
     assert CODEBOOK_SIZE <= 1 << 15
-    codes = model.encode(normalise(pictures.flatten(0, 1).to(device)))
-    found: npt.NDArray[np.int16] = codes.view(*pictures.shape[:2], -1).to(torch.int16).cpu().numpy()
+    codes = model.encode(normalise(images.flatten(0, 1).to(device)))
+    found: npt.NDArray[np.int16] = codes.view(*images.shape[:2], -1).to(torch.int16).cpu().numpy()
     return found
 
 
@@ -202,7 +202,7 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--tokenizer", metavar="PATH_OR_ID", help="MagVITv2: a folder, a weights file or a hub id")
     what.add_argument("--tokenizer-weights", metavar="FILE", help="weights in place of the tokenizer's own")
-    what.add_argument("--resolution", type=whole(1), metavar="R", help="side of the square pictures in pixels")
+    what.add_argument("--resolution", type=whole(1), metavar="R", help="side of the square images in pixels")
     what.add_argument("--views", type=int, choices=(1, 2), help="cameras (default: both, where there are two)")
     what.add_argument("--all-frames", action="store_true", help="raw splits: also frames that no annotation names")
     how = made.add_argument_group("how")

@@ -1,4 +1,4 @@
-"""Who answers questions about pictures: a saved model with its CLIP tower, or the embedded one with random weights."""
+"""Who answers questions about images: a saved model with its CLIP tower, or the embedded one with random weights."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from models.processing.text import Prompter
 from models.upvla import UPVLA
 from models.vision.clip_encoder import ClipTower, load_clip
 from policy_rollout.policies.model_yaml import CHECKPOINT_KEY, load_model_yaml, located
-from training.data.readers import pictures_in, read_image
+from training.data.readers import images_in, read_image
 
 CLIP_KEY = "model.showo.clip_model_path"
 EMBEDDED_CONFIG = PROJECT_DIR / "config" / "tiny_bdvla.yaml"
 EMBEDDED_CLIP = PROJECT_DIR / "assets" / "tiny_clip"
-EMBEDDED_PICTURES = PROJECT_DIR / "dummy_data" / "llava_validation" / "images"
+EMBEDDED_IMAGES = PROJECT_DIR / "dummy_data" / "llava_validation" / "images"
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Of ``answering_options.TYPE_NAMES``."""
 
@@ -39,7 +39,7 @@ HALF_SEEN = {("mdm", "ar"): "an mdm model has not learned to continue a clean an
 
 @dataclass(frozen=True)
 class Answerer:
-    """``clip`` is None for a model without a picture path, or where no picture is asked about. ``source``: where the
+    """``clip`` is None for a model without an image path, or where no image is asked about. ``source``: where the
     weights come from; ``notes``: what a user should know. ``checkpoint``, ``clip_folder``: what holds the weights of
     both (a checkpoint of None: random weights)."""
 
@@ -51,17 +51,17 @@ class Answerer:
     checkpoint: Path | None = None
     clip_folder: Path | None = None
 
-    def patches(self, pictures: Sequence[Path]) -> Tensor | None:
-        """CLIP features [B, P, C] of picture files; None without a tower. Raises ``ValueError`` or
+    def patches(self, images: Sequence[Path]) -> Tensor | None:
+        """CLIP features [B, P, C] of image files; None without a tower. Raises ``ValueError`` or
         ``FileNotFoundError`` naming a file that cannot be read."""
         if self.clip is None:
             return None
-        pixels = torch.stack([clip_pixels(read_image(file), self.clip.image_spec) for file in pictures])
+        pixels = torch.stack([clip_pixels(read_image(file), self.clip.image_spec) for file in images])
         return self.clip.features(pixels.to(self.model.device)).to(self.model.action_head.out.weight.dtype)
 
 
 def answerer(
-    checkpoint: str | None, model_yaml: str | None, clip: str | None, pictures: bool, device: torch.device, dtype: str
+    checkpoint: str | None, model_yaml: str | None, clip: str | None, images: bool, device: torch.device, dtype: str
 ) -> Answerer:
     """The model that is asked. ``clip``: folder or hub id of the tower (None: as the run or yaml says, else by the
     width that the model was built for). Raises ``ValueError`` or ``FileNotFoundError`` in one line."""
@@ -78,9 +78,9 @@ def answerer(
         built, source, named = _saved(checkpoint, model_yaml)
         notes = built.notes
     tower, clip_folder = None, None
-    if pictures:
+    if images:
         if built.spec.clip_width is None:
-            raise ValueError("this model reads no pictures (model.showo.w_clip_vit=false); ask with --no-picture")
+            raise ValueError("this model reads no images (model.showo.w_clip_vit=false); ask with --no-picture")
         tower, clip_folder = _tower(built, clip or named)
     if device.type == "cpu":
         keep_freed_memory()
@@ -169,8 +169,8 @@ def decoding(options: argparse.Namespace, way: str) -> Decoding:
     return Decoding(rule, options.block_size, options.whole_canvas, options.speculative)
 
 
-def picture_files(given: Sequence[Path]) -> list[Path]:
-    """Files, and the pictures in folders; a bundled one where none is given. ``ValueError`` for an empty folder."""
+def image_files(given: Sequence[Path]) -> list[Path]:
+    """Files, and the images in folders; a bundled one where none is given. ``ValueError`` for an empty folder."""
     if not given:
-        return picture_files([EMBEDDED_PICTURES])[:1]
-    return [file for path in given for file in (pictures_in(path) if path.is_dir() else [path])]
+        return image_files([EMBEDDED_IMAGES])[:1]
+    return [file for path in given for file in (images_in(path) if path.is_dir() else [path])]

@@ -18,7 +18,7 @@ from models.decoding import Generation, Sampling, generate
 from models.processing.text import questions_in
 from policy_rollout.policies.upvla import pick_device
 from scripts.answer_trace import Recorder, Step, lines_of, printable
-from scripts.answering import Answerer, answerer, decoding, picture_files, way_to_decode
+from scripts.answering import Answerer, answerer, decoding, image_files, way_to_decode
 from scripts.trace_picture import Panel, save_animation
 
 
@@ -26,7 +26,7 @@ from scripts.trace_picture import Panel, save_animation
 class Asked:
     """One row of the batch."""
 
-    picture: Path | None
+    image: Path | None
     question: str
 
 
@@ -40,7 +40,7 @@ def require_used(options: argparse.Namespace) -> None:
 
 
 def asked_of(options: argparse.Namespace) -> list[Asked]:
-    """Every question of every picture. Raises ``ValueError`` where there is nothing to ask."""
+    """Every question of every image. Raises ``ValueError`` where there is nothing to ask."""
     questions = questions_in(options.question)
     if not questions:
         raise ValueError("--question is empty")
@@ -54,11 +54,11 @@ def asked_of(options: argparse.Namespace) -> list[Asked]:
         raise ValueError("--json prints nothing else: --trace has no effect with it; leave it out")
     if options.no_picture:
         return [Asked(None, question) for question in questions]
-    files = picture_files(options.picture or [])
+    files = image_files(options.picture or [])
     return [Asked(file, question) for file in files for question in questions]
 
 
-class Speaker:
+class StreamingPrinter:
     """Prints while the answer comes: every forward's words (``--trace``), or one answer as it grows."""
 
     def __init__(self, console: Console, trace: bool, rows: int) -> None:
@@ -110,7 +110,7 @@ def record(
     settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items() if name != "picture"}
     answers = [
         {
-            "picture": None if a.picture is None else str(a.picture),
+            "picture": None if a.image is None else str(a.image),
             "question": a.question,
             "answer": text,
             "ids": ids,
@@ -143,12 +143,12 @@ def ask(options: argparse.Namespace, console: Console) -> None:
         print(f"note: {note}", file=sys.stderr)
     if not options.json:
         for number, row in enumerate(asked, start=1):
-            about = "" if row.picture is None else f"  ({row.picture.name})"
+            about = "" if row.image is None else f"  ({row.picture.name})"
             head = f"#{number} " * (len(asked) > 1) + row.question + about
             console.print(head, style="bold", markup=False, highlight=False, soft_wrap=True)
-    speaker = Speaker(console, options.trace, len(asked))
+    speaker = StreamingPrinter(console, options.trace, len(asked))
     recorder = Recorder(who.prompter, len(asked), None if options.json else speaker.watch)
-    patches = None if options.no_picture else who.patches([row.picture for row in asked if row.picture is not None])
+    patches = None if options.no_picture else who.patches([row.image for row in asked if row.image is not None])
     made = generate(
         who.model,
         who.prompter,
@@ -172,7 +172,7 @@ def ask(options: argparse.Namespace, console: Console) -> None:
         speaker.close([printable(text) for text in made.texts])
         console.print(told(made, len(asked)), style="dim", highlight=False, soft_wrap=True)
     if options.trace_gif is not None:
-        panels = [Panel(row.picture, row.question) for row in asked]
+        panels = [Panel(row.image, row.question) for row in asked]
         rule = options.accept or "threshold:0.9"
         name = "bd, speculative" if options.speculative else way if way == "ar" else f"{way}, {rule}"
         save_animation(options.trace_gif, panels, recorder.steps, name)

@@ -37,7 +37,7 @@ from scripts.comparison.plan import (  # noqa: E402
     going_on_from,
     read_objectives,
     read_seeds,
-    write_blank_pictures,
+    write_blank_images,
 )
 
 RAW_SPLITS = ROOT / "dummy_data/calvin"
@@ -85,7 +85,7 @@ def _run(plan: Plan, jobs: dict[str, Job], args: argparse.Namespace, argv: Seque
             "dataset.params.train_mmu_shards_path_or_url, with dataset.params.train_mmu_sources=[]"
         )
     if plan.blind:
-        write_blank_pictures(Path(data.train_mmu_shards_path_or_url), plan.blank_data)
+        write_blank_images(Path(data.train_mmu_shards_path_or_url), plan.blank_data)
     kinds = f", {len(plan.runs)} runs" + (" (half of them blind)" if plan.blind else "")
     print(f"1/3 training {', '.join(plan.objectives)}: {plan.budget.steps} steps each{kinds}")
     trained = train_all(plan, args.jobs)
@@ -167,7 +167,7 @@ def _tell(findings: object) -> None:
 
     assert isinstance(findings, report.Findings)
     shown = Table(title=f"Held out; the best blind guess is right in {100 * findings.floor:.0f} %")
-    for title in ("objective", "nats per token", "exact match", "shuffled pictures", "tokens/s", "action MAE"):
+    for title in ("objective", "nats per token", "exact match", "shuffled images", "tokens/s", "action MAE"):
         shown.add_column(title, justify="left" if title == "objective" else "right")
     for name, runs in findings.judged.items():
         exact, shuffled = (verdicts.interval(m, runs) for m in (verdicts.EXACT, verdicts.SHUFFLED))
@@ -208,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", default="0", help="one run of each objective for each (default: %(default)s)")
     parser.add_argument("--objectives", default="ar,mdm,bd", help="which (default: %(default)s)")
     parser.add_argument(
-        "--blind", action="store_true", help="train each a second time on blank pictures: how far does guessing get?"
+        "--blind", action="store_true", help="train each a second time on blank images: how far does guessing get?"
     )
     parser.add_argument(
         "--output-dir", type=path_argument, default=Path("results"), help="summary, figure, runs (default: %(default)s)"

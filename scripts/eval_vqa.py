@@ -1,4 +1,4 @@
-"""A benchmark of questions about pictures: accuracy with its interval, and what an answer costs.
+"""A benchmark of questions about images: accuracy with its interval, and what an answer costs.
 
 python scripts/eval_vqa.py --checkpoint outputs/tiny_bdvla
 """
@@ -33,12 +33,12 @@ from models.pretrained.weights_io import files_sha256
 from policy_rollout.benchmarks.vqa import results
 from policy_rollout.benchmarks.vqa.inference import FILE as ANSWERS
 from policy_rollout.benchmarks.vqa.inference import Asked, ask, in_order
-from policy_rollout.benchmarks.vqa.questions import FORMATS, Question, digest, read_questions, require_pictures
+from policy_rollout.benchmarks.vqa.questions import FORMATS, Question, digest, read_questions, require_images
 from policy_rollout.closed_loop.records import claim
 from policy_rollout.policies.upvla import pick_device
 from policy_rollout.reports.results import names_of
 from preprocess_data.tiny_assets.questions import kind_of
-from scripts.answering import EMBEDDED_PICTURES, Answerer, answerer, decoding, way_to_decode
+from scripts.answering import EMBEDDED_IMAGES, Answerer, answerer, decoding, way_to_decode
 from scripts.answering_options import ACCEPT_HELP, add_decoding, add_who
 from training.data.readers import LLAVA_NAME
 
@@ -50,7 +50,7 @@ Answers are kept batch by batch: a killed command goes on where it was."""
 EPILOG = f"""\
 examples:
   python scripts/eval_vqa.py --checkpoint outputs/tiny_bdvla
-  does it look? the same questions about other pictures, then both side by side:
+  does it look? the same questions about other images, then both side by side:
     python scripts/eval_vqa.py --checkpoint outputs/tiny_bdvla --shuffle-pictures
     python scripts/eval_vqa.py --compare results/vqa/embedded_1a2b3c4d results/vqa/embedded_5e6f7a8b
   POPE, all three categories (files coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json):
@@ -66,7 +66,7 @@ examples:
 
 {ACCEPT_HELP}"""
 EMBEDDED = "embedded"
-EMBEDDED_FOLDER = EMBEDDED_PICTURES.parent
+EMBEDDED_FOLDER = EMBEDDED_IMAGES.parent
 CPU_BATCH, CUDA_BATCH = 16, 64
 
 
@@ -95,11 +95,11 @@ def parser() -> argparse.ArgumentParser:
         "--questions", type=path_argument, nargs="+", metavar="FILE", help="question files of the benchmark"
     )
     what.add_argument(
-        "--image-root", type=path_argument, metavar="DIR", help="what the files' picture names are relative to"
+        "--image-root", type=path_argument, metavar="DIR", help="what the files' image names are relative to"
     )
     what.add_argument("--max-questions", type=int, default=0, metavar="N", help="the first N only (default: 0, all)")
     what.add_argument("--suffix", help="put behind every question (default: as LLaVA's evaluation of the benchmark)")
-    what.add_argument("--shuffle-pictures", action="store_true", help="every question about another picture")
+    what.add_argument("--shuffle-pictures", action="store_true", help="every question about another image")
     add_who(made)
     how = add_decoding(made)
     how.add_argument("--max-new-tokens", type=int, help="longest answer (default: by benchmark, 16 to 256)")
@@ -123,7 +123,7 @@ def prepare(options: argparse.Namespace) -> Task:
             raise ValueError(f"--{name.replace('_', '-')} is {given}; it must be positive")
     name, files, root = sources(options)
     questions = read_questions(name, files, options.max_questions)
-    require_pictures(questions, root)
+    require_images(questions, root)
     suffix = FORMATS[name].suffix if options.suffix is None else options.suffix
     questions = [phrased(question, suffix, options.benchmark) for question in questions]
     asked = in_order(questions, options.shuffle_pictures)
@@ -172,7 +172,7 @@ def phrased(question: Question, suffix: str, benchmark: str) -> Question:
     """With what stands behind it, where it does not already, and of the bundled ones with their kind."""
     text = question.text if question.text.endswith(suffix) else f"{question.text}\n{suffix}"
     kind = kind_of(question.text) if benchmark == EMBEDDED else question.kind
-    return Question(question.id, question.picture, text, question.truths, kind)
+    return Question(question.id, question.image, text, question.truths, kind)
 
 
 def _short(settings: dict[str, Any]) -> str:
@@ -186,8 +186,8 @@ def evaluate(task: Task) -> dict[str, Any]:
     """All answers, scored, and written to the folder."""
     who, device = task.who, task.who.model.device
 
-    def look(pictures: Sequence[str]) -> Tensor:
-        features = who.patches([task.root / name for name in pictures])
+    def look(images: Sequence[str]) -> Tensor:
+        features = who.patches([task.root / name for name in images])
         assert features is not None
         return features
 

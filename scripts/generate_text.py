@@ -1,4 +1,4 @@
-"""Ask a model about pictures: the answer, what it cost, and how it filled in.
+"""Ask a model about images: the answer, what it cost, and how it filled in.
 
 python scripts/generate_text.py --checkpoint outputs/tiny_bdvla --picture table.jpg --question "Where is the red toy?"
 """
@@ -19,15 +19,15 @@ from policy_rollout.policies.model_yaml import load_model_yaml
 from scripts.answering_options import ACCEPT_HELP, add_decoding, add_who
 
 DESCRIPTION = """\
-Asks a trained model questions about pictures and prints each answer as it comes, then what it cost: forwards of the
-backbone, tokens per forward, tokens per second, time to the first word. Every question is asked of every picture, all
+Asks a trained model questions about images and prints each answer as it comes, then what it cost: forwards of the
+backbone, tokens per forward, tokens per second, time to the first word. Every question is asked of every image, all
 of them in one batch. A model decodes as it was trained (ar, mdm or bd) unless told otherwise."""
 EPILOG = (
     """\
 examples:
   python scripts/generate_text.py --checkpoint outputs/tiny_bdvla --picture table.jpg \\
       --question "Where is the red toy? *** What colour is the ball?"
-  how the answer fills in, in the terminal and as an animated picture:
+  how the answer fills in, in the terminal and as an animated image:
     python scripts/generate_text.py --checkpoint outputs/tiny_bdvla --trace --trace-gif outputs/answer.gif
   more words per forward, and the same answer as next-token prediction gives:
     python scripts/generate_text.py --checkpoint outputs/tiny_bdvla --accept threshold:0.6
@@ -49,8 +49,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add_who(made)
     what = made.add_argument_group("what is asked")
-    what.add_argument("--picture", type=path_argument, nargs="+", help="files or folders (default: a bundled picture)")
-    what.add_argument("--no-picture", action="store_true", help="ask without a picture")
+    what.add_argument("--picture", type=path_argument, nargs="+", help="files or folders (default: a bundled image)")
+    what.add_argument("--no-picture", action="store_true", help="ask without an image")
     what.add_argument("--question", default=QUESTION, help="several are split by ' *** ' (default: %(default)s)")
     what.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: 64)")
     how = add_decoding(made)
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--seed", type=whole(0), default=0, help="of what is drawn (default: 0)")
     show = made.add_argument_group("what is shown")
     show.add_argument("--trace", action="store_true", help="print what every forward filled in")
-    show.add_argument("--trace-gif", type=path_argument, metavar="FILE", help="the same as an animated picture")
+    show.add_argument("--trace-gif", type=path_argument, metavar="FILE", help="the same as an animated image")
     show.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return made
 

@@ -1,4 +1,4 @@
-"""Look at a data set: a summary here, and a page with pictures, instructions and action curves to open in a browser.
+"""Look at a data set: a summary here, and a page with images, instructions and action curves to open in a browser.
 
 python -m scripts.inspect_data dummy_data/calvin_processed_training
 """
@@ -34,7 +34,7 @@ examples:
   python -m scripts.inspect_data data/task_D_D_training --task open_drawer --search "blue"
   python -m scripts.inspect_data dummy_data/llava --episodes 0 17 200
   python -m scripts.inspect_data data/task_D_D_training --text           only the summary
-  python -m scripts.inspect_data data/task_D_D_training --sheet d.png    the picture sheet as well"""
+  python -m scripts.inspect_data data/task_D_D_training --sheet d.png    the image sheet as well"""
 
 
 def chosen(source: Source, options: argparse.Namespace) -> list[int]:
@@ -76,8 +76,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--episodes", type=int, nargs="+", metavar="N", help="these episodes, counted from 0")
     made.add_argument("--task", help="only of this task")
     made.add_argument("--search", metavar="WORDS", help="only where the instruction says this")
-    made.add_argument("--moments", type=int, default=16, help="pictures of each episode and camera (default 16)")
-    made.add_argument("--sheet", type=path_argument, metavar="PNG", help="write a picture sheet too")
+    made.add_argument("--moments", type=int, default=16, help="images of each episode and camera (default 16)")
+    made.add_argument("--sheet", type=path_argument, metavar="PNG", help="write an image sheet too")
     made.add_argument("--text", action="store_true", help="only print the summary")
     return made
 
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(facts.text())
         if options.sheet is not None:
             draw_sheet(source, facts, options.sheet)
-            print(f"picture sheet: {options.sheet}")
+            print(f"image sheet: {options.sheet}")
         if options.text:
             return 0
         absolute = source.path.absolute()

@@ -165,7 +165,7 @@ class Trial:
 
 def mean_of_training(split: Path) -> np.ndarray:
     """[7] mean over all actions of a processed split."""
-    actions = np.asarray(read_index(split, pictures=False).actions[:], dtype=np.float64)
+    actions = np.asarray(read_index(split, images=False).actions[:], dtype=np.float64)
     mean: np.ndarray = actions.mean(axis=0).astype(np.float32)
     return mean
 

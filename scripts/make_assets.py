@@ -4,7 +4,7 @@
     python scripts/make_assets.py phi clip           # only these
     python scripts/make_assets.py --check            # make the quick parts in a scratch folder and compare
 
-Same command, same files: tokenizer, configurations and questions to the byte; pictures to a grey level or two (another
+Same command, same files: tokenizer, configurations and questions to the byte; images to a grey level or two (another
 Pillow may mix their edges differently); demonstrations to the last digit of their numbers. The trained image tokenizer
 and CLIP tower are the same on one machine and one number of threads; elsewhere their last digits may differ, so they
 are not compared.
@@ -35,11 +35,11 @@ ENCODER_STEPS, DECODER_STEPS = (1200, 1200), 1200
 
 
 def make_magvit(root: Path) -> None:
-    play = tokenizer_training.played_pictures(TOKENIZER_PLAY)
-    anywhere = tokenizer_training.random_pictures(TOKENIZER_SCENES, seed=0)
-    pictures = play + anywhere
-    model, _ = tokenizer_training.train_encoder(pictures, ENCODER_STEPS[0])
-    model, reading = tokenizer_training.train_encoder(pictures, ENCODER_STEPS[1], learning_rate=1.5e-3, start=model)
+    play = tokenizer_training.played_images(TOKENIZER_PLAY)
+    anywhere = tokenizer_training.random_images(TOKENIZER_SCENES, seed=0)
+    images = play + anywhere
+    model, _ = tokenizer_training.train_encoder(images, ENCODER_STEPS[0])
+    model, reading = tokenizer_training.train_encoder(images, ENCODER_STEPS[1], learning_rate=1.5e-3, start=model)
     errors = tokenizer_training.train_decoder(model, play.every(8) + anywhere, DECODER_STEPS)
     tokenizer_training.write_magvit(model, root / "assets/tiny_magvit")
     print(f"error of reading the state, last 50 steps: {np.mean(reading[-50:]):.3f} standard deviations")

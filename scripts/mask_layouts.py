@@ -14,7 +14,7 @@ from config.schema import Job
 from models.action.encoding import ActionBins
 from models.attention_mask import Kind
 from models.objectives import TextTask, action_diffusion, action_task, text_objective
-from models.rng import Draws
+from models.rng import SampleRng
 from models.sequence import Span, TextTurn, TokenSequence, robot_sequence
 from models.vocabulary import SPECIAL_TOKENS, Vocabulary
 
@@ -85,7 +85,7 @@ class _Words:
 VOCAB = Vocabulary(words=100_000, bos=1, eos=0)
 
 
-def lay_out(layout: str, job: Job, sizes: Sizes, draws: Draws) -> Layout:
+def lay_out(layout: str, job: Job, sizes: Sizes, draws: SampleRng) -> Layout:
     """The named layout with the knobs of ``job``; ``draws`` decides what is hidden and how large elastic blocks are."""
     return (
         _robot(job, sizes, draws, layout == "actions")
@@ -94,7 +94,7 @@ def lay_out(layout: str, job: Job, sizes: Sizes, draws: Draws) -> Layout:
     )
 
 
-def _text(layout: str, job: Job, sizes: Sizes, draws: Draws) -> Layout:
+def _text(layout: str, job: Job, sizes: Sizes, draws: SampleRng) -> Layout:
     words = _Words(VOCAB)
     system, ids, answer = words.of("s", sizes.system), [], []
     for letter, count in zip(ANSWERS, sizes.answers, strict=False):
@@ -112,7 +112,7 @@ def _text(layout: str, job: Job, sizes: Sizes, draws: Draws) -> Layout:
     return _described(task.sequence, words.names, task)
 
 
-def _robot(job: Job, sizes: Sizes, draws: Draws, with_actions: bool) -> Layout:
+def _robot(job: Job, sizes: Sizes, draws: SampleRng, with_actions: bool) -> Layout:
     words = _Words(VOCAB)
     instruction = [VOCAB.t2i, VOCAB.bos, *words.of("t", sizes.instruction), VOCAB.eos]
     count = sizes.codes * job.model.vla.num_view

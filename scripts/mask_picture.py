@@ -1,4 +1,4 @@
-"""The mask of one sequence as a picture: a square for every pair (query, key), spans named along both sides."""
+"""The mask of one sequence as an image: a square for every pair (query, key), spans named along both sides."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPAN_COLOURS: dict[str, Colour] = {
 }
 OTHER_VIEWS: Colour = (150, 110, 70)
 RULES = {
-    "mmu": "Clean slots look back, and everybody sees the picture.",
+    "mmu": "Clean slots look back, and everybody sees the image.",
     "robot": "Text, <|lvg|> and clean actions look back; the image span sees all of the robot flow.",
     "view": "A slot of a view sees the clean slots before its block, and its own block in its own view.",
 }
@@ -188,7 +188,7 @@ def _right_margin(layout: Layout) -> int:
 
 
 def _legend(layout: Layout, note: str) -> list[tuple[Colour | None, str]]:
-    """(colour, line) of everything under the picture."""
+    """(colour, line) of everything under the image."""
     names = dict.fromkeys(name for name, _ in layout.spans)
     lengths = {n: sum(len(s) for name, s in layout.spans if name == n) for n in names}
     lines: list[tuple[Colour | None, str]] = [(_colour(name), f"{name}, {lengths[name]} slots") for name in names]

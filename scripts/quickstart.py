@@ -136,7 +136,7 @@ def _advance_to(bar: tqdm[None], done: int) -> None:
     bar.update(done - bar.n)
 
 
-def picture_futures(policy: UPVLAPolicy, split: CalvinSplit, path: Path, rows: int = 4) -> None:
+def image_futures(policy: UPVLAPolicy, split: CalvinSplit, path: Path, rows: int = 4) -> None:
     """A sheet of now | predicted | true, T steps ahead, for held-out frames."""
     windows = [w for w in split.annotations if w.end - w.start >= policy.act_step][:rows]
     cells = []
@@ -188,7 +188,7 @@ def require_same_run(folder: Path, job: Job) -> None:
 
 
 def tell(
-    verdicts: Sequence[Verdict], folder: Path, pictures: Sequence[Path], made_with: dict[str, Any], seconds: float
+    verdicts: Sequence[Verdict], folder: Path, images: Sequence[Path], made_with: dict[str, Any], seconds: float
 ) -> None:
     """The table on the screen and in `report.md`, numbers in `results.json`, and where to look."""
     header = ["policy", *COLUMNS, "closed loop (95 % interval)"]
@@ -205,7 +205,7 @@ def tell(
         "the method is."
     )
     told = ", ".join(f"{name} {value}" for name, value in made_with.items())
-    links = "\n".join(f"![{p.stem}](pictures/{p.name})" for p in pictures)
+    links = "\n".join(f"![{p.stem}](pictures/{p.name})" for p in images)
     replace_text(
         folder / "report.md", "\n".join(["# Quickstart", "", *lines, "", note, "", f"Made with {told}.", "", links, ""])
     )
@@ -240,16 +240,16 @@ def run(objective: str, folder: Path, size: Size, started: float) -> None:
     trained = judged["trained"]
     assert isinstance(trained, UPVLAPolicy)
     assert trained.source is not None
-    pictures = [folder / "pictures/now_predicted_true.png"]
-    picture_futures(trained, validation, pictures[0])
+    images = [folder / "pictures/now_predicted_true.png"]
+    image_futures(trained, validation, images[0])
     for index, frames in verdicts[0].rollout.frames.items():
         outcome = verdicts[0].rollout.records[index]
         ending, colour = ("done", GREEN) if outcome.success else (f"not done in {trial.PATIENCE} steps", RED)
         told = [captioned(frame, outcome.instruction, ending, colour) for frame in frames]
-        pictures.append(folder / f"pictures/rollout_{index}_{outcome.task}.gif")
-        write_gif(pictures[-1], told)
+        images.append(folder / f"pictures/rollout_{index}_{outcome.task}.gif")
+        write_gif(images[-1], told)
     made_with = {"objective": objective, **asdict(size), "weights_sha256": trained.source.weights_sha256}
-    tell(verdicts, folder, pictures, made_with, time.monotonic() - started)
+    tell(verdicts, folder, images, made_with, time.monotonic() - started)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Who sees whom: the attention mask of any layout, as text or as a picture.
+"""Who sees whom: the attention mask of any layout, as text or as an image.
 
 python scripts/show_mask.py bd block_diffusion.block_size=3 --png outputs/mask.png
 """
@@ -24,7 +24,7 @@ from config.build import build, new_tree
 from config.schema import Job
 from config.values import ConfigError
 from models.objectives.block_size import block_sizes
-from models.rng import Draws, generator
+from models.rng import SampleRng, generator
 from scripts.mask_layouts import LAYOUTS, Layout, Sizes, lay_out
 from scripts.mask_picture import draw_mask
 
@@ -34,7 +34,7 @@ sees which (a column), what each slot holds, and which token is predicted from i
 
 layouts:
   robot    <|t2i|> instruction | image codes | <|lvg|>
-  ar       system | picture | question | answer (also called mmu)
+  ar       system | image | question | answer (also called mmu)
   mdm      the same, with the answer hidden in noisy views as one block
   bd       the same, with the answer hidden in noisy views block by block
   actions  the robot flow with block-diffusion actions behind it
@@ -58,7 +58,7 @@ SMALL = {
 }
 WIDEST_TEXT = 160
 """Slots above which text would no longer fit any terminal."""
-LARGEST_PICTURE = 4000
+LARGEST_IMAGE = 4000
 """Slots above which a mask would take gigabytes to draw."""
 
 
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     sizes.add_argument("--answer", default="5", help="words of the answer; 6,3: of two answers (default: 5)")
     sizes.add_argument("--question", type=whole(0), default=2, help="words of each question (default: 2)")
     sizes.add_argument("--system", type=whole(0), default=1, help="words of the system prompt (default: 1)")
-    sizes.add_argument("--patches", type=int, default=4, help="patches of the picture (default: 4; released CLIP: 576)")
+    sizes.add_argument("--patches", type=int, default=4, help="patches of the image (default: 4; released CLIP: 576)")
     sizes.add_argument("--instruction", type=whole(0), default=2, help="words of the robot's instruction (default: 2)")
     sizes.add_argument("--codes", type=int, default=4, help="codes of one camera's image (default: 4; real: 1024)")
     sizes.add_argument("--padding", type=whole(0), default=0, help="padding slots, as in a batch (default: 0)")
@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
         "--seed", type=whole(0), default=0, help="of what is hidden and of elastic block sizes (default: 0)"
     )
     draws.add_argument("--step", type=whole(0), default=0, help="optimizer step, for annealed block sizes (default: 0)")
-    made.add_argument("--png", type=path_argument, metavar="FILE", help="write a picture instead of text")
+    made.add_argument("--png", type=path_argument, metavar="FILE", help="write an image instead of text")
     return made
 
 
@@ -157,8 +157,8 @@ def save(path: Path, layout: Layout, title: str, note: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.tmp")
-        picture = draw_mask(layout, title, note).quantize(128, dither=Image.Dither.NONE)  # flat colours: a third
-        picture.save(unfinished, format="PNG", optimize=True)
+        image = draw_mask(layout, title, note).quantize(128, dither=Image.Dither.NONE)  # flat colours: a third
+        image.save(unfinished, format="PNG", optimize=True)
         os.replace(unfinished, path)
     except OSError as error:
         raise ValueError(f"--png {path}: cannot be written ({reason_of(error)})") from error
@@ -175,12 +175,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.instruction, options.codes, options.system, options.patches, options.question, answers,
             options.padding,
         )  # fmt: skip
-        layout = lay_out(name, job, sizes, Draws(options.seed, options.step))
+        layout = lay_out(name, job, sizes, SampleRng(options.seed, options.step))
         count = layout.sequence.ids.shape[1]
         if options.png is None and count > WIDEST_TEXT:
-            raise ValueError(f"{count} slots are too many for text; draw a picture with --png FILE, or take fewer")
-        if count > LARGEST_PICTURE:
-            raise ValueError(f"{count} slots are too many for a picture, which has room for {LARGEST_PICTURE}")
+            raise ValueError(f"{count} slots are too many for text; draw an image with --png FILE, or take fewer")
+        if count > LARGEST_IMAGE:
+            raise ValueError(f"{count} slots are too many for an image, which has room for {LARGEST_IMAGE}")
         title = f"{name}: {knobs(name, job, options.step)}"
         if options.png is not None:
             save(options.png, layout, title, "" if configured else "Small sizes, to be looked at.")

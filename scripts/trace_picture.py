@@ -1,4 +1,4 @@
-"""An answer filling in, as an animated picture: one chip for each slot, coloured by the forward that filled it."""
+"""An answer filling in, as an animated image: one chip for each slot, coloured by the forward that filled it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Colour = tuple[int, int, int]
 PAPER, CARD, INK, FAINT, SLOT = (246, 244, 239), (255, 255, 255), (30, 32, 38), (128, 130, 138), (232, 229, 222)
 SCALE = ((72, 66, 196), (20, 140, 150), (54, 158, 92), (226, 148, 36))
 """From the first forward to the last."""
-WIDTH, MARGIN, PICTURE, WORDS = 980, 24, 190, 19
+WIDTH, MARGIN, IMAGE, WORDS = 980, 24, 190, 19
 CHIP, GAP, LINE = 32, 7, 40
 K = 2
 """Everything is drawn so much larger and then shrunk: smooth edges."""
 SHOWN_ROWS = 4
 HOLD = 6
-"""How often the last picture is repeated."""
+"""How often the last image is repeated."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What was asked: ``picture`` None without one."""
+    """What was asked: ``image`` None without one."""
 
-    picture: Path | None
+    image: Path | None
     question: str
 
 
@@ -54,19 +54,19 @@ def save_animation(path: Path, panels: Sequence[Panel], steps: Sequence[Step], n
 
 
 def draw_frames(panels: Sequence[Panel], steps: Sequence[Step], name: str) -> list[Image.Image]:
-    """All slots hidden, then one picture a forward, then the answer. At most ``SHOWN_ROWS`` answers are shown."""
+    """All slots hidden, then one image a forward, then the answer. At most ``SHOWN_ROWS`` answers are shown."""
     panels = panels[:SHOWN_ROWS]
     blank = Step(0, 0.0, [[Word(HIDDEN, None, False) for _ in row] for row in steps[0].rows])
     layouts = [_chips([step.rows[number] for step in steps], _room(panel)) for number, panel in enumerate(panels)]
-    pictures = [None if p.picture is None else _rounded(read_image(p.picture)) for p in panels]
+    images = [None if p.image is None else _rounded(read_image(p.image)) for p in panels]
     settled = [[replace(word, fresh=False) for word in row] for row in steps[-1].rows]
     shown = [blank, *steps, replace(steps[-1], rows=settled)]
-    return [_frame(panels, pictures, layouts, step, steps, name) for step in shown]
+    return [_frame(panels, images, layouts, step, steps, name) for step in shown]
 
 
 def _room(panel: Panel) -> int:
     """Width of the text area."""
-    return WIDTH - 2 * MARGIN - 2 * 18 - (0 if panel.picture is None else PICTURE + 22)
+    return WIDTH - 2 * MARGIN - 2 * 18 - (0 if panel.image is None else IMAGE + 22)
 
 
 def _chips(rows: Sequence[Sequence[Word]], room: int) -> list[_Chip]:
@@ -96,7 +96,7 @@ def _said(word: Word) -> str:
 def _height(panel: Panel, chips: Sequence[_Chip]) -> int:
     """Of a panel's card."""
     text = 30 * len(_lines(panel)) + 16 + chips[-1].y + CHIP
-    return 36 + max(text, 0 if panel.picture is None else PICTURE)
+    return 36 + max(text, 0 if panel.image is None else IMAGE)
 
 
 def _lines(panel: Panel) -> list[str]:
@@ -111,11 +111,11 @@ def _lines(panel: Panel) -> list[str]:
     return lines
 
 
-def _rounded(picture: Image.Image) -> Image.Image:
+def _rounded(image: Image.Image) -> Image.Image:
     """The middle square, with round corners."""
-    side, size = min(picture.size), PICTURE * K
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    square = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+    side, size = min(image.size), IMAGE * K
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
     corners = Image.new("L", (size, size), 0)
     ImageDraw.Draw(corners).rounded_rectangle((0, 0, size - 1, size - 1), 10 * K, fill=255)
     card = Image.new("RGB", (size, size), CARD)
@@ -125,7 +125,7 @@ def _rounded(picture: Image.Image) -> Image.Image:
 
 def _frame(
     panels: Sequence[Panel],
-    pictures: Sequence[Image.Image | None],
+    images: Sequence[Image.Image | None],
     layouts: Sequence[Sequence[_Chip]],
     step: Step,
     steps: Sequence[Step],
@@ -138,9 +138,9 @@ def _frame(
     draw.text((MARGIN * K, 34 * K), "How the answer fills in", font=font(22 * K, "bold"), fill=INK, anchor="lm")
     draw.text(((WIDTH - MARGIN) * K, 34 * K), name, font=font(15 * K), fill=FAINT, anchor="rm")
     last, top = steps[-1].forwards, 62
-    for number, (panel, picture, chips) in enumerate(zip(panels, pictures, layouts, strict=True)):
-        _card(page, top, heights[number], panel, picture)
-        left = MARGIN + 18 + (0 if picture is None else PICTURE + 22)
+    for number, (panel, image, chips) in enumerate(zip(panels, images, layouts, strict=True)):
+        _card(page, top, heights[number], panel, image)
+        left = MARGIN + 18 + (0 if image is None else IMAGE + 22)
         area = top + 18 + 30 * len(_lines(panel)) + 16
         for chip, word in zip(chips, step.rows[number], strict=False):
             _word(draw, left + chip.x, area + chip.y, chip.width, word, last)
@@ -149,14 +149,14 @@ def _frame(
     return page.resize((WIDTH, height), Image.Resampling.LANCZOS)
 
 
-def _card(page: Image.Image, top: int, height: int, panel: Panel, picture: Image.Image | None) -> None:
+def _card(page: Image.Image, top: int, height: int, panel: Panel, image: Image.Image | None) -> None:
     draw = ImageDraw.Draw(page)
     box = (MARGIN * K, top * K, (WIDTH - MARGIN) * K, (top + height) * K)
     draw.rounded_rectangle(box, 16 * K, fill=CARD, outline=SLOT, width=K)
     left = MARGIN + 18
-    if picture is not None:
-        page.paste(picture, (left * K, (top + 18) * K))
-        left += PICTURE + 22
+    if image is not None:
+        page.paste(image, (left * K, (top + 18) * K))
+        left += IMAGE + 22
     for number, line in enumerate(_lines(panel)):
         draw.text((left * K, (top + 18 + 30 * number) * K), line, font=font(21 * K, "bold"), fill=INK)
 

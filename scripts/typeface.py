@@ -1,4 +1,4 @@
-"""The fonts that pictures of tokens are set in: DejaVu, which comes with matplotlib and has every sign we draw."""
+"""The fonts that images of tokens are set in: DejaVu, which comes with matplotlib and has every sign we draw."""
 
 from __future__ import annotations
 

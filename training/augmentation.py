@@ -1,8 +1,8 @@
-"""Random crops, shifts and colours of robot pictures: a sample's frames now and later get the very same change.
+"""Random crops, shifts and colours of robot images: a sample's frames now and later get the very same change.
 
 Off unless asked for (``dataset.augment``). Applied to the whole batch on the training device, after loading, so that
 data workers stay as they are; drawn by (seed, step, sample), so that it is the same change after a resume and on
-whichever process the sample lies. Pictures that are measured or acted on are never changed.
+whichever process the sample lies. Images that are measured or acted on are never changed.
 
 Shape letters: M moments (now, later), B batch, V views, R resolution.
 """
@@ -79,7 +79,7 @@ def apply(frames: Tensor, change: Change) -> Tensor:
 
 
 def _moved(pixels: Tensor, zoom: Tensor, move: Tensor) -> Tensor:
-    """Each camera's window resized back to the whole picture; beyond the border its last pixel is repeated."""
+    """Each camera's window resized back to the whole image; beyond the border its last pixel is repeated."""
     moments, batch, views, channels, size, _ = pixels.shape
     theta = torch.zeros(batch, views, 2, 3, device=pixels.device)
     theta[..., 0, 0] = theta[..., 1, 1] = zoom

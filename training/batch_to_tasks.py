@@ -1,4 +1,4 @@
-"""What one micro-batch asks of the model: frames to codes, pictures to patches, and the tasks built from them.
+"""What one micro-batch asks of the model: frames to codes, images to patches, and the tasks built from them.
 
 Everything before the model's one call happens here, frozen networks included, without gradients. A flow that a
 micro-batch does not have is None all the way through.
@@ -19,7 +19,7 @@ from models.action.encoding import ActionBins
 from models.device import send
 from models.objectives import TextObjective, TextTask, action_diffusion, action_task
 from models.processing.image import normalise
-from models.rng import Draws, generator
+from models.rng import SampleRng, generator
 from models.sequence import TextTurn, future_targets, robot_sequence
 from models.upvla import FutureTask
 from training import augmentation
@@ -63,7 +63,7 @@ def encode_views(
     """Camera frames now, and T steps later -> codes, views one after the other. One call of the tokenizer; none where
     the batch brings codes.
 
-    ``step``: the optimizer step, from which augmentation is drawn; None is for measuring and changes no picture.
+    ``step``: the optimizer step, from which augmentation is drawn; None is for measuring and changes no image.
     ``with_later``: encode the later frames too (default: if the image loss has a weight).
     """
     if batch is None:
@@ -85,8 +85,8 @@ def encode_views(
 
 
 @torch.no_grad()
-def encode_picture(parts: Parts, batch: TextBatch | None) -> TextTurn | None:
-    """Conversations, padded on the right, with the CLIP patches [B, P, C] of their pictures; zeros, which nobody
+def encode_image(parts: Parts, batch: TextBatch | None) -> TextTurn | None:
+    """Conversations, padded on the right, with the CLIP patches [B, P, C] of their images; zeros, which nobody
     attends, for those without one.
 
     Ids and answers stay on the host, where the text objective looks for the answers' slots.
@@ -151,7 +151,7 @@ def action_tokens(
         parts.normalised(batch.actions),
         ~batch.action_is_pad if job.dataset.params.mask_action_padding else None,
         batch.indices.tolist(),
-        Draws(job.training.seed, step or 0, "action"),
+        SampleRng(job.training.seed, step or 0, "action"),
     )
 
 
@@ -161,7 +161,7 @@ def drop_conditions(indices: Sequence[int], probability: float, seed: int, step:
 
 
 def text_task(
-    parts: Parts, turn: TextTurn | None, draws: Draws | None = None, objective: TextObjective | None = None
+    parts: Parts, turn: TextTurn | None, draws: SampleRng | None = None, objective: TextObjective | None = None
 ) -> TextTask | None:
     """The text problem of the run's objective (or of ``objective``); ``draws`` gives masks, ratios and block sizes."""
     if turn is None:

@@ -45,7 +45,7 @@ from training.distributed.launch import describe, is_sharded, told
 from training.future_view_prediction_w_action_dataset import DataProvider
 from training.optim import lora
 from training.optim.compile import compile_backbone
-from training.optim.ema import Average
+from training.optim.ema import EMA
 from training.optim.freeze import freeze
 from training.optim.optimizer import Schedule, build_optimizer, schedule_notes
 from training.robot_data_spec import declare_data, leave_out_validation
@@ -85,7 +85,7 @@ class Parts:
     data: CotrainLoader
     heldout_robot: Flow[RobotBatch] | None = None
     heldout_text: Flow[TextBatch] | None = None
-    average: Average | None = None
+    average: EMA | None = None
     resting: str = ""
 
     def normalised(self, actions: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class Parts:
         scale = self.model.spec.scale
         return actions if scale is None else scale.apply(actions)
 
-    def in_robot_units(self, actions: Tensor) -> Tensor:
+    def denormalize_actions(self, actions: Tensor) -> Tensor:
         """The way back, for what the network says."""
         scale = self.model.spec.scale
         return actions if scale is None else scale.undo(actions)
@@ -148,7 +148,7 @@ def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
     vq = vq.to(run.device)
     clip = load_clip(job.model.showo.clip_model_path).to(run.device) if _needs_clip(job) else None
     _check_codes(job, vq)
-    # Without a tower pictures are not opened and take no place in a conversation.
+    # Without a tower images are not opened and take no place in a conversation.
     image_spec, patches = (None, 0) if clip is None else (clip.image_spec, clip.num_patches)
     try:
         heldout_robot, heldout_text = _heldout(job, run, built.prompter, image_spec, patches, vq, clip)
@@ -216,13 +216,13 @@ def _choose_attention(job: Job, model: UPVLA, device: torch.device) -> None:
         raise ValueError(
             "model.showo.attn_implementation=flex_attention: torch has no backward of it on a CPU; set sdpa"
         )
-    model.backbone.attend_by(kernel)
+    model.backbone.set_attn_implementation(kernel)
     model.length_multiple = multiple or (TILE if kernel == FLEX else 1)
 
 
 def _average(
     job: Job, run: Run, model: UPVLA, saved: trained_weights.LiveWeights | None, notes: list[str]
-) -> Average | None:
+) -> EMA | None:
     """The average of the weights that the run keeps, as far as it got, and what the model's description says of it."""
     decay = job.training.ema_decay
     model.spec = replace(model.spec, weights="trained" if decay is None else f"average, decay {decay:g}")
@@ -233,7 +233,7 @@ def _average(
             f"training.ema_decay={decay:g}: an average needs whole weights on every process, and with "
             f"{describe(run.accelerator)} none has them; allowed: null, or a launch with DDP or ZeRO-1/2"
         )
-    average = Average(model, decay)
+    average = EMA(model, decay)
     if saved is not None and saved.average:
         average.load(saved.average)
     elif run.resumed is not None:
@@ -278,7 +278,7 @@ def _freeze_what_learns_nothing(job: Job, model: UPVLA) -> list[str]:
         notes.append("training.act_coeff is 0: the action head is not trained")
     if model.projector is not None and (job.dataset.und_type is None or job.training.mmu_coeff == 0):
         model.projector.requires_grad_(False)
-        notes.append("no weighted text loss: the projector of pictures is not trained")
+        notes.append("no weighted text loss: the projector of images is not trained")
     return notes
 
 

@@ -17,18 +17,18 @@ from torch import Tensor
 from config.load import ConfigError
 from config.schema import Job
 from models.decoding import ActionDecoding, decode_actions, generate
-from models.losses import Tally
-from models.measure import DRAWS, VARIANCE, measure_text, text_figures
+from models.losses import SumAndCount
+from models.measure import DRAWS, VARIANCE, evaluate_text_likelihood, text_figures
 from models.measure import MEASURES as TEXT_MEASURES
 from models.processing.image import clip_pixels, to_uint8
 from models.processing.text import questions_in
 from models.sequence import robot_sequence
 from models.text_metrics import ACTION_DETAILS
-from training.batch_to_tasks import bundle, encode_picture, encode_views, future_task
+from training.batch_to_tasks import bundle, encode_image, encode_views, future_task
 from training.build import Parts
 from training.data.batch import CoBatch, RobotBatch, TextSample, collate_robot
 from training.data.dataloader import Batch, Flow
-from training.data.readers import pictures_in, read_image
+from training.data.readers import images_in, read_image
 from training.distributed.full_state import Whole
 from training.metrics_logger import Meter, means
 from training.run import Run
@@ -36,14 +36,14 @@ from training.run import Run
 MEASURED_SAMPLES = 64
 """Samples of each held-out data set that an evaluation looks at, spread evenly over it."""
 SHOWN_FRAMES = 4
-SHOWN_PICTURES = 4
+SHOWN_IMAGES = 4
 ACTION_MEASURES = ("action_bd/loss", "action_bd/mae", "action_bd/forwards_per_chunk", *ACTION_DETAILS)
 """Of block-diffusion actions: their loss, and how far decoding them is from what was recorded."""
 MEASURES = ("image/loss", "action/loss", "action/mae", *ACTION_MEASURES, *TEXT_MEASURES)
 
 
 @dataclass(frozen=True)
-class Picture:
+class Image:
     """Something to ask about: ``pixels`` as CLIP wants them [3, S, S]; ``questions`` with the true answer, if known."""
 
     name: str
@@ -62,7 +62,7 @@ class Validator:
             )
         if job.experiment.generate_every and job.mmu_image_root is not None:
             try:
-                self._pictures()
+                self._images()
             except ValueError as error:
                 raise ConfigError(f"mmu_image_root={job.mmu_image_root}: {error}") from error
 
@@ -77,7 +77,7 @@ class Validator:
         if not self._has_data:
             return {}
         meter = Meter()
-        meter.add({name: Tally.zero(self.run.device) for name in MEASURES})  # the same names on every rank
+        meter.add({name: SumAndCount.zero(self.run.device) for name in MEASURES})  # the same names on every rank
         stopped: SystemExit | None = None
         with self._looking():
             try:
@@ -93,10 +93,10 @@ class Validator:
         return {f"validation/{name}": value for name, value in sorted(found.items())}
 
     def _measure(self, batch: CoBatch, meter: Meter) -> None:
-        turn = encode_picture(self.parts, batch.text)
+        turn = encode_image(self.parts, batch.text)
         if turn is not None:
             seed = self.job.training.seed  # the same draws at every evaluation and on every split over ranks
-            meter.add(measure_text(self.model, self.parts.prompter, self.parts.objective, turn, seed))
+            meter.add(evaluate_text_likelihood(self.model, self.parts.prompter, self.parts.objective, turn, seed))
         codes = encode_views(self.parts, batch.robot)
         task = bundle(self.parts, future_task(self.parts, codes, measured_draws=DRAWS), None).future
         if task is None:
@@ -107,11 +107,11 @@ class Validator:
         if task.actions is None or codes is None:
             return
         true = codes.batch.actions.to(self.run.device)  # errors are told in the robot's units, however it learns
-        predicted = self.parts.in_robot_units(self.model.predict(task.sequence).actions)
+        predicted = self.parts.denormalize_actions(self.model.predict(task.sequence).actions)
         meter.add({"action/mae": _absolute(predicted - true)})
         if task.action_tokens is not None:
             decoded = decode_actions(self.model, task.sequence, ActionDecoding.of(self.job.block_diffusion))
-            meter.add({"action_bd/mae": _absolute(self.parts.in_robot_units(decoded.actions) - true)})
+            meter.add({"action_bd/mae": _absolute(self.parts.denormalize_actions(decoded.actions) - true)})
             meter.add({"action_bd/forwards_per_chunk": _absolute(decoded.forwards.float())})
 
     def _heldout(self) -> Iterator[CoBatch]:
@@ -126,7 +126,7 @@ class Validator:
         for start in range(0, len(mine), flow.batch_size):
             yield flow.collate(read_samples(flow, mine[start : start + flow.batch_size]))
 
-    # --- pictures and words ------------------------------------------------------------------------------------
+    # --- images and words ------------------------------------------------------------------------------------
 
     def show(self, step: int) -> None:
         """Log predicted future frames beside the true ones, and answers to ``question``."""
@@ -134,7 +134,7 @@ class Validator:
             flow = self.parts.heldout_robot or self.parts.data.robot
             if flow is not None:
                 batch = collate_robot(read_samples(flow, spread(len(flow.dataset), SHOWN_FRAMES)))
-                self.run.board.picture("future/now_true_predicted", self.frames(batch), step)
+                self.run.board.image("future/now_true_predicted", self.frames(batch), step)
             for name, said in self.answers():
                 self.run.board.text(f"answers/{name}", said, step)
 
@@ -149,7 +149,7 @@ class Validator:
         assert predicted is not None
         pixels = self._decoded(predicted.view(len(batch) * views, -1))  # [B * V, 3, R, R]
         now, true = batch.views[:, :views].flatten(0, 1), batch.future_views[:, :views].flatten(0, 1)
-        if batch.coded:  # the pictures themselves are not opened
+        if batch.coded:  # the images themselves are not opened
             now, true = self._decoded(now), self._decoded(true)
         columns = torch.cat([now, true, pixels], dim=3)  # [B * V, 3, R, 3 R]
         return torch.cat(list(columns), dim=1)
@@ -159,40 +159,40 @@ class Validator:
         return to_uint8(self.parts.vq.decode(codes.long().to(self.run.device))).cpu()
 
     def answers(self) -> list[tuple[str, str]]:
-        """(picture's name, what it was asked and what the model said)."""
-        pictures = self._pictures()
-        asked = [(row, question, truth) for row, p in enumerate(pictures) for question, truth in p.questions]
+        """(image's name, what it was asked and what the model said)."""
+        images = self._images()
+        asked = [(row, question, truth) for row, p in enumerate(images) for question, truth in p.questions]
         if not asked:
             return []
         patches = None
         if self.parts.clip is not None:
-            pixels = torch.stack([picture.pixels for picture in pictures])
+            pixels = torch.stack([image.pixels for image in images])
             patches = self.parts.clip.features(pixels.to(self.run.device))[[row for row, _, _ in asked]]
         questions = [question for _, question, _ in asked]
         made = generate(self.model, self.parts.prompter, questions, patches, self.job.max_new_tokens)
         ends = [f" *(cut at max_new_tokens={self.job.max_new_tokens})*" if cut else "" for cut in made.cut]
         said = [text + end for text, end in zip(made.texts, ends, strict=True)]
-        lines: list[list[str]] = [[] for _ in pictures]
+        lines: list[list[str]] = [[] for _ in images]
         for (row, question, truth), answer in zip(asked, said, strict=True):
             lines[row].append(f"**{question}** {answer}" + (f" *(in the data: {truth})*" if truth else ""))
-        return [(picture.name, "\n\n".join(told)) for picture, told in zip(pictures, lines, strict=True)]
+        return [(image.name, "\n\n".join(told)) for image, told in zip(images, lines, strict=True)]
 
-    def _pictures(self) -> list[Picture]:
-        """The pictures of ``mmu_image_root``, or some of the conversations' own with their question and answer."""
+    def _images(self) -> list[Image]:
+        """The images of ``mmu_image_root``, or some of the conversations' own with their question and answer."""
         questions = [(question, None) for question in questions_in(self.job.question)]
         clip, root = self.parts.clip, self.job.mmu_image_root
         if root is not None:
             spec = None if clip is None else clip.image_spec
             return [
-                Picture(f.stem, torch.empty(0) if spec is None else clip_pixels(read_image(f), spec), questions)
-                for f in pictures_in(Path(root))[:SHOWN_PICTURES]
+                Image(f.stem, torch.empty(0) if spec is None else clip_pixels(read_image(f), spec), questions)
+                for f in images_in(Path(root))[:SHOWN_IMAGES]
             ]
         flow = self.parts.heldout_text or self.parts.data.text
         if flow is None:
             return []
-        samples = read_samples(flow, spread(len(flow.dataset), SHOWN_PICTURES))
+        samples = read_samples(flow, spread(len(flow.dataset), SHOWN_IMAGES))
         return [
-            Picture(f"picture-{s.index}", s.pixels, [self._first_turn(s), *questions])
+            Image(f"image-{s.index}", s.pixels, [self._first_turn(s), *questions])
             for s in samples
             if s.pixels is not None
         ]
@@ -218,10 +218,10 @@ class Validator:
         self.model = self.parts.model.train(was_training)
 
 
-def _absolute(errors: Tensor) -> Tally:
+def _absolute(errors: Tensor) -> SumAndCount:
     """Of numbers: the sum of their sizes, and how many there are."""
     total = errors.abs().sum()
-    return Tally(total, torch.full_like(total, errors.numel()))
+    return SumAndCount(total, torch.full_like(total, errors.numel()))
 
 
 def read_samples(flow: Flow[Any], indices: Sequence[int]) -> list[Any]:

@@ -20,8 +20,8 @@ that both are the same in every process. A complete one, for episodes that are f
             episode = self.episode_of[index]
             now = index - self.starts[episode]
             future, actions, is_pad = action_chunk(self.actions[episode], now, self.act_step)
-            pictures = np.load(self.episodes[episode] / "frames.npy", mmap_mode="r")    # reads two frames, not all
-            seen, later = (fit(np.asarray(pictures[frame]), self.resolution) for frame in (now, future))
+            images = np.load(self.episodes[episode] / "frames.npy", mmap_mode="r")    # reads two frames, not all
+            seen, later = (fit(np.asarray(images[frame]), self.resolution) for frame in (now, future))
             return RobotSample(
                 views=torch.from_numpy(seen[None]),    # [1, 3, R, R]: one camera
                 future_views=torch.from_numpy(later[None]),
@@ -33,7 +33,7 @@ that both are the same in every process. A complete one, for episodes that are f
 
 Name it in ``robot_dataset`` of ``training/data/dataloader.py``, the one place where training makes its provider.
 Actions are relative: three of position, three of rotation (scaled so that 1.0 is the largest step of your robot), and
-the gripper command, +1 open, -1 closed. Often it is easier still to write ``dataset_info.json`` beside your pictures
+the gripper command, +1 open, -1 closed. Often it is easier still to write ``dataset_info.json`` beside your images
 (``training/data/episode_index.py`` shows the format) and to use the class below as it is.
 """
 
@@ -63,9 +63,9 @@ class DataProvider(Dataset[RobotSample]):
     Args:
         root: the folder.
         act_step: T, actions per chunk and distance in frames of the future view.
-        resolution: R, side of the square pictures in pixels.
+        resolution: R, side of the square images in pixels.
         num_view: V, cameras: 1 static, 2 static and gripper. Cameras that are not asked for are not read.
-        tokens: the token cache of this data set. With it samples hold codes in place of pictures, and no picture is
+        tokens: the token cache of this data set. With it samples hold codes in place of images, and no image is
             opened, nor has to be there.
 
     The index is mapped from disk (for a small data set: in memory), shared by data workers, and finds a sample in
@@ -92,7 +92,7 @@ class DataProvider(Dataset[RobotSample]):
         self.num_view = num_view
         self.tokens = tokens
         self._texts: dict[int, str] = {}
-        self.data = read_index(root, pictures=tokens is None)
+        self.data = read_index(root, images=tokens is None)
         self.views(0)  # a missing camera is better said now than by a worker
 
     def __len__(self) -> int:
@@ -149,13 +149,13 @@ class DataProvider(Dataset[RobotSample]):
         return int(self.data.starts[episode]), int(self.data.starts[episode + 1])
 
     def views(self, frame: int) -> torch.Tensor:
-        """uint8 [V, 3, R, R]: the pictures of one frame; with a token cache int16 [V, n], their codes."""
+        """uint8 [V, 3, R, R]: the images of one frame; with a token cache int16 [V, n], their codes."""
         if self.tokens is not None:
             return torch.from_numpy(self.tokens.codes(np.asarray([frame]), self.num_view)[0])
-        fitted = [fit(picture, self.resolution) for picture in self._pictures(frame)]
+        fitted = [fit(image, self.resolution) for image in self._images(frame)]
         return torch.from_numpy(fitted[0][None] if len(fitted) == 1 else np.stack(fitted))
 
-    def _pictures(self, frame: int) -> list[npt.NDArray[np.uint8]]:
+    def _images(self, frame: int) -> list[npt.NDArray[np.uint8]]:
         path = self.data.frame_path(frame)
         if path.suffix == ".npz":
             arrays = read_npz(path, CAMERAS[: self.num_view])
@@ -165,19 +165,19 @@ class DataProvider(Dataset[RobotSample]):
                         f"{path}: {name} must be uint8 [height, width, 3], found {array.dtype} {list(array.shape)}"
                     )
             return list(arrays.values())
-        pictures = [_decoded(path)]
+        images = [_decoded(path)]
         if self.num_view == 2:
             second = self.data.gripper_path(frame)
             if second is None:
                 raise ValueError(
-                    f"{self.data.path} names one picture a frame; for two views add 'gripper_dir' to each frame "
+                    f"{self.data.path} names one image a frame; for two views add 'gripper_dir' to each frame "
                     "(the same path again if the robot has one camera), or set model.vla.num_view=1"
                 )
-            pictures.append(pictures[0] if second == path else _decoded(second))
-        return pictures
+            images.append(images[0] if second == path else _decoded(second))
+        return images
 
 
 def _decoded(path: Path) -> npt.NDArray[np.uint8]:
     if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise ValueError(f"{path} is neither an .npz nor a picture ({', '.join(IMAGE_SUFFIXES)})")
+        raise ValueError(f"{path} is neither an .npz nor an image ({', '.join(IMAGE_SUFFIXES)})")
     return np.asarray(read_image(path))

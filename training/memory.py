@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from config.schema import Job
-from models.rng import Draws
+from models.rng import SampleRng
 from models.sequence import TextTurn
 from models.upvla import UPVLA
 from training.batch_to_tasks import COUNTED, RobotCodes, Tasks, bundle, future_task, text_task
@@ -275,7 +275,7 @@ def _with_layers(parts: Parts, sharing: Sharing, tasks: Tasks, layers: int) -> t
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = hollow(parts.model, half if sharing.rounded else None)
         del layers_of(model)[layers:]
-        model.backbone.attend_by("sdpa")  # FlexAttention looks at its mask; it takes no more than this
+        model.backbone.set_attn_implementation("sdpa")  # FlexAttention looks at its mask; it takes no more than this
         model.train()
         living.ignore(model)
         for p in model.parameters():
@@ -358,6 +358,6 @@ def longest(parts: Parts) -> Tasks:
         patches = 0 if parts.clip is None else parts.clip.num_patches
         room = conversation_budget(job, parts.prompter, patches)
         ids = torch.full((turns, room), parts.prompter.vocab.eos)
-        pictures = None if parts.clip is None else torch.zeros(turns, patches, spec.clip_width or 0)
-        turn = TextTurn(ids, torch.ones_like(ids, dtype=torch.bool), pictures, torch.arange(turns))
-    return bundle(parts, future, text_task(parts, turn, Draws(job.training.seed, 0)))
+        images = None if parts.clip is None else torch.zeros(turns, patches, spec.clip_width or 0)
+        turn = TextTurn(ids, torch.ones_like(ids, dtype=torch.bool), images, torch.arange(turns))
+    return bundle(parts, future, text_task(parts, turn, SampleRng(job.training.seed, 0)))

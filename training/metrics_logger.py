@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from common.os_errors import reason_of
-from models.losses import Tally
+from models.losses import SumAndCount
 from training.checkpointing.manifest import flush
 
 METRICS_FILE = "metrics.jsonl"
@@ -28,11 +28,11 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        self._tallies: dict[str, Tally] = {}
+        self._tallies: dict[str, SumAndCount] = {}
 
-    def add(self, tallies: Mapping[str, Tally]) -> None:
+    def add(self, tallies: Mapping[str, SumAndCount]) -> None:
         for name, tally in tallies.items():
-            kept = Tally(tally.sum.detach().double(), tally.count.detach().double())
+            kept = SumAndCount(tally.sum.detach().double(), tally.count.detach().double())
             self._tallies[name] = self._tallies[name] + kept if name in self._tallies else kept
 
     def state(self) -> dict[str, list[float]]:
@@ -42,7 +42,7 @@ class Meter:
     def restore(self, state: Mapping[str, Sequence[float]], device: torch.device) -> None:
         """Go on counting from ``state``."""
         pairs = {name: torch.tensor(pair, dtype=torch.float64, device=device) for name, pair in state.items()}
-        self.add({name: Tally(pair[0], pair[1]) for name, pair in pairs.items()})
+        self.add({name: SumAndCount(pair[0], pair[1]) for name, pair in pairs.items()})
 
     def read(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means over everything counted on all ranks since the last reading; names that counted nothing are left out.
@@ -66,11 +66,11 @@ def means(totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
 
 
 class Writer(Protocol):
-    """Where metrics go. ``picture`` is uint8 [3, H, W]. What cannot be written is an ``OSError``."""
+    """Where metrics go. ``image`` is uint8 [3, H, W]. What cannot be written is an ``OSError``."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None: ...
     def text(self, tag: str, text: str, step: int) -> None: ...
-    def picture(self, tag: str, picture: Tensor, step: int) -> None: ...
+    def image(self, tag: str, image: Tensor, step: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -91,8 +91,8 @@ class TensorBoardWriter:
     def text(self, tag: str, text: str, step: int) -> None:
         self._writer.add_text(tag, text, step)
 
-    def picture(self, tag: str, picture: Tensor, step: int) -> None:
-        self._writer.add_image(tag, picture, step)
+    def image(self, tag: str, image: Tensor, step: int) -> None:
+        self._writer.add_image(tag, image, step)
 
     def close(self) -> None:
         try:
@@ -144,15 +144,15 @@ class WandbWriter:
     def text(self, tag: str, text: str, step: int) -> None:
         self._run.log({tag: self._wandb.Html(f"<pre>{text}</pre>")}, step=step)
 
-    def picture(self, tag: str, picture: Tensor, step: int) -> None:
-        self._run.log({tag: self._wandb.Image(picture.permute(1, 2, 0).numpy())}, step=step)
+    def image(self, tag: str, image: Tensor, step: int) -> None:
+        self._run.log({tag: self._wandb.Image(image.permute(1, 2, 0).numpy())}, step=step)
 
     def close(self) -> None:
         self._run.finish()
 
 
 class JsonLinesWriter:
-    """One JSON object a line: ``{"step": ..., tag: value, ...}``; texts too, pictures not.
+    """One JSON object a line: ``{"step": ..., tag: value, ...}``; texts too, images not.
 
     A resumed run drops the lines that a killed one had written beyond ``step``, so that no step is told twice. A line
     is written whole or not at all.
@@ -178,7 +178,7 @@ class JsonLinesWriter:
     def text(self, tag: str, text: str, step: int) -> None:
         self._line({"step": step, tag: text})
 
-    def picture(self, tag: str, picture: Tensor, step: int) -> None:
+    def image(self, tag: str, image: Tensor, step: int) -> None:
         pass
 
     def on_disk(self) -> None:
@@ -222,9 +222,9 @@ class Board:
         for writer in self._writers:
             writer.text(tag, text, step)
 
-    def picture(self, tag: str, picture: Tensor, step: int) -> None:
+    def image(self, tag: str, image: Tensor, step: int) -> None:
         for writer in self._writers:
-            writer.picture(tag, picture, step)
+            writer.image(tag, image, step)
 
     def on_disk(self) -> None:
         """What was told so far has to be there at least as long as a checkpoint that is written now."""

@@ -1,8 +1,8 @@
-"""Pictures on their way to the device while it still computes the step before.
+"""Images on their way to the device while it still computes the step before.
 
 The host is ahead of a GPU (a step never waits for it: ``tests/training/test_no_waiting.py``), so when it asks for a
 batch, the device is busy with the last one. Copied on a stream of their own, from the loader's page-locked memory, its
-pictures arrive meanwhile.
+images arrive meanwhile.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from models.device import send
 from training.data.batch import CoBatch
 
 
-def arriving(batches: Iterator[CoBatch], device: torch.device) -> Iterator[CoBatch]:
-    """The batches with their pictures (or codes) on a GPU; as they are where there is none. What is small, and what the
+def prefetch_to_device(batches: Iterator[CoBatch], device: torch.device) -> Iterator[CoBatch]:
+    """The batches with their images (or codes) on a GPU; as they are where there is none. What is small, and what the
     host still reads (words, actions, names), stays with the host."""
     return batches if device.type != "cuda" else _on_their_way(batches, device)
 
@@ -30,7 +30,7 @@ def _on_their_way(batches: Iterator[CoBatch], device: torch.device) -> Iterator[
             moved = sent(batch, device)
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(stream)
-        for tensor in pictures(moved):
+        for tensor in images(moved):
             tensor.record_stream(computing)  # its memory was taken on the other stream
         yield moved
 
@@ -44,7 +44,7 @@ def sent(batch: CoBatch, device: torch.device) -> CoBatch:
     return CoBatch(robot=robot, text=text)
 
 
-def pictures(batch: CoBatch) -> list[Tensor]:
+def images(batch: CoBatch) -> list[Tensor]:
     """The tensors that ``sent`` moves."""
     found = [] if batch.robot is None else [batch.robot.views, batch.robot.future_views]
     return found if batch.text is None else [*found, batch.text.pixels]

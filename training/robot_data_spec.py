@@ -83,7 +83,7 @@ def _checked(job: Job, root: str, contract: DataContract) -> list[str]:
     with suppress(FileNotFoundError):  # with a token cache no frame has to be there; without, opening one says so
         index = read_index(root)
     if index is None:
-        images, index = False, read_index(root, pictures=False)
+        images, index = False, read_index(root, images=False)
     checked = check_processed(
         index,
         contract,

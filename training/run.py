@@ -29,7 +29,7 @@ from models.objectives import text_objective
 from training.checkpointing.checkpoint import find_checkpoint, set_aside
 from training.checkpointing.manifest import Checkpoint
 from training.data.worker_processes import LostWorker
-from training.distributed.host_sync import Ranks, is_lost_process
+from training.distributed.host_sync import HostComm, is_lost_process
 from training.distributed.launch import start_processes
 from training.failure.preemption import StopRequest, listening
 from training.failure.status import write_status
@@ -46,7 +46,7 @@ class Run:
     output_dir: Path
     board: Board
     resumed: Checkpoint | None
-    ranks: Ranks
+    ranks: HostComm
     asked: StopRequest
 
     @property
@@ -136,7 +136,7 @@ def _open(job: Job) -> Iterator[Run]:
     accelerator = start_processes(job)
     set_seed(job.training.seed)
     output_dir = Path(job.experiment.output_dir)
-    ranks = Ranks(accelerator)
+    ranks = HostComm(accelerator)
     with ExitStack() as held, listening() as asked:
         resumed, notes = _take_folder(job, output_dir, ranks, held)
         run = Run(job, accelerator, output_dir, Board(), resumed, ranks, asked)
@@ -157,7 +157,7 @@ def _open(job: Job) -> Iterator[Run]:
     accelerator.end_training()
 
 
-def _take_folder(job: Job, output_dir: Path, ranks: Ranks, held: ExitStack) -> tuple[Checkpoint | None, list[str]]:
+def _take_folder(job: Job, output_dir: Path, ranks: HostComm, held: ExitStack) -> tuple[Checkpoint | None, list[str]]:
     """Hold the output folder on the main rank, for all ranks and as long as ``held`` is open; find the checkpoint to
     resume from, and the notes on it."""
     purpose = f"a training run, {job.experiment.name}"

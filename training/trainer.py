@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from config.schema import Job
 from models.device import send
-from models.losses import Tally
-from models.rng import Draws
+from models.losses import SumAndCount
+from models.rng import SampleRng
 from models.text_metrics import COUNTS, NATS, derived
 from models.upvla import Losses
 from training import memory
@@ -35,14 +35,14 @@ from training.checkpointing import checkpoint, optimizer_state, trained_weights
 from training.data.batch import CoBatch
 from training.data.sampling_order import START, Position
 from training.distributed.full_state import Whole
-from training.distributed.launch import tell_deepspeed, tell_fsdp
-from training.distributed.reshard import expect_state_of
+from training.distributed.launch import configure_deepspeed, configure_fsdp
+from training.distributed.reshard import validate_resume
 from training.evaluator import Validator
-from training.failure.run_guard import Guard
+from training.failure.run_guard import RunGuard
 from training.failure.status import write_status
 from training.metrics_logger import Meter
 from training.optim.optimizer import set_lr
-from training.prefetch import arriving
+from training.prefetch import prefetch_to_device
 from training.run import Run
 
 LATE = 0.1
@@ -63,9 +63,9 @@ class Trainer:
         if trained_weights.is_needed(job):
             accelerator.register_save_state_pre_hook(self._save_live)
         memory.tell(run, parts)
-        tell_deepspeed(accelerator, job)
-        tell_fsdp(accelerator, parts.model)
-        expect_state_of(accelerator, run.resumed)
+        configure_deepspeed(accelerator, job)
+        configure_fsdp(accelerator, parts.model)
+        validate_resume(accelerator, run.resumed)
         trained = optimizer_state.record(parts.model, job)
         for note in optimizer_state.match(accelerator, parts.optimizer, run.resumed, trained, job):
             run.say(note)
@@ -75,7 +75,7 @@ class Trainer:
             checkpoint.load_state(accelerator, run.resumed, self.optimizer)
             checkpoint.require_finite_state(run.ranks, run.resumed, self.optimizer, parts.model)
         self.validator = Validator(job, run, parts, self.whole)
-        self.meter, self.guard = Meter(), Guard(job, run)
+        self.meter, self.guard = Meter(), RunGuard(job, run)
         self._grad_norm: Tensor | None = None  # not told yet
         self._norm: Tensor | None = None  # of the last step, where it was measured
         self._go_on()
@@ -112,7 +112,7 @@ class Trainer:
             ) as self._bar,
         ):
             self._window = _Window()
-            arrived = arriving(batches, self.run.device)
+            arrived = prefetch_to_device(batches, self.run.device)
             while self.step < last:
                 before, step = time.perf_counter(), self.step
                 micro_batches = self.guard.read(arrived, micro_steps, step + 1)
@@ -147,10 +147,10 @@ class Trainer:
         micro_steps = (self.step - self._origin_step) * self.job.training.gradient_accumulation_steps
         return self.parts.data.after(self._origin, micro_steps)
 
-    def draws(self) -> Draws:
+    def draws(self) -> SampleRng:
         """The text objective's random draws in this step: a function of seed, step and sample, so that every split of
         a batch over ranks and micro-batches hides the same words."""
-        return Draws(self.job.training.seed, self.step)
+        return SampleRng(self.job.training.seed, self.step)
 
     def share(self, tasks: list[Tasks]) -> Iterator[Tasks]:
         """Agree on the step's divisors over ranks and micro-batches, then hand out the micro-batches one by one.
@@ -178,10 +178,10 @@ class Trainer:
         total = shares.detach().sum()
         self._total = self._total + total.float()
         # The total's shares of all micro-batches and ranks add up to one step's total.
-        tallies["total/loss"] = Tally(total, torch.full_like(total, 1.0 / scale))
+        tallies["total/loss"] = SumAndCount(total, torch.full_like(total, 1.0 / scale))
         details = dict(losses.details)
         for name in COUNTS:  # of an optimizer step
-            details[name] = Tally(details[name].sum, torch.full_like(total, 1.0 / scale))
+            details[name] = SumAndCount(details[name].sum, torch.full_like(total, 1.0 / scale))
         self.meter.add({**tallies, **details, NATS: losses.nats})
 
     def update(self) -> None:
@@ -227,13 +227,13 @@ class Trainer:
         values["lr"] = self.parts.schedule(self.step - 1)
         values["samples_per_s"] = self._window.samples * self.run.world / self._window.seconds
         values["data_wait_share"] = self.run.ranks.most(self._window.waited / self._window.seconds)
-        self._complain_of_waiting(values["data_wait_share"])
+        self._warn_data_bound(values["data_wait_share"])
         self._window = _Window()
         self._write(values)
         shown = {name: f"{values[name]:.3f}" for name in ("total/loss", *_loss_names()) if name in values}
         self._bar.set_postfix({name.removesuffix("/loss"): text for name, text in shown.items()}, refresh=False)
 
-    def _complain_of_waiting(self, share: float) -> None:
+    def _warn_data_bound(self, share: float) -> None:
         """Say once that the data is late; the first log is let off, it contains the loaders' start."""
         self._logs += 1
         if self._logs == 1 or share <= LATE or self._window.seconds < LONG_ENOUGH or self._complained:
@@ -324,7 +324,7 @@ class _Window:
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
-        self.aside = 0.0  # seconds in evaluation, pictures and saving
+        self.aside = 0.0  # seconds in evaluation, images and saving
         self.waited = 0.0  # seconds in which the loop had no batch
         self.samples = 0
 

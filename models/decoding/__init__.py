@@ -1,4 +1,4 @@
-"""Saying something: a picture and a question in, an answer out (``generate``). Acting in tokens: ``decode_actions``."""
+"""Saying something: an image and a question in, an answer out (``generate``). Acting in tokens: ``decode_actions``."""
 
 from models.decoding.acceptance import Acceptance, Factor, FirstHitting, Static, Threshold, acceptance
 from models.decoding.action_tokens import ActionDecoding, DecodedActions, decode_actions

@@ -19,7 +19,7 @@ from models.action.encoding import ActionBins
 from models.action.head import ACTION_SIZE
 from models.decoding.acceptance import Threshold, accept_within
 from models.decoding.decoders import readings
-from models.decoding.kv_cache import CleanStream
+from models.decoding.kv_cache import CachedPrefix
 from models.sequence import TokenSequence
 from models.upvla import UPVLA
 
@@ -64,7 +64,7 @@ def decode_actions(model: UPVLA, sequence: TokenSequence, how: ActionDecoding | 
             "its regression head acts"
         )
     bins, accept = ActionBins(model.vocab, spec.action_bins), Threshold(how.threshold)
-    stream = CleanStream(model, sequence)
+    stream = CachedPrefix(model, sequence)
     batch, device = sequence.ids.shape[0], sequence.ids.device
     tokens = spec.act_step * ACTION_SIZE
     blocks: list[Tensor] = []

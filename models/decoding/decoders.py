@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from models.decoding.acceptance import Acceptance, Threshold
-from models.decoding.kv_cache import CleanStream
-from models.decoding.state import Turn
+from models.decoding.kv_cache import CachedPrefix
+from models.decoding.state import DecodingState
 
 
-def next_token(turn: Turn) -> None:
+def next_token(turn: DecodingState) -> None:
     """``ar``: one forward a word."""
     while not turn.over():
         turn.stream.read()
@@ -47,7 +47,7 @@ class Blocks:
                 raise ValueError(f"{name} is {value}; it must be 1 or more")
 
 
-def fill_blocks(turn: Turn, blocks: Blocks) -> None:
+def fill_blocks(turn: DecodingState, blocks: Blocks) -> None:
     """``bd``, and ``mdm`` with one block for the whole canvas: a block of masks sees all that is committed; words are
     accepted until it is full; then it joins the clean stream, by a causal forward."""
     while not turn.over():
@@ -79,7 +79,7 @@ def fill_blocks(turn: Turn, blocks: Blocks) -> None:
             turn.stream.read()
 
 
-def readings(stream: CleanStream, block: Tensor, shift: bool) -> Tensor:
+def readings(stream: CachedPrefix, block: Tensor, shift: bool) -> Tensor:
     """[B, n, D]: the hidden state each token of the block is read from."""
     _, noisy = stream.read(block)
     return torch.cat([stream.last[:, None], noisy[:, :-1]], dim=1) if shift else noisy
@@ -99,7 +99,7 @@ def _open(hidden: Tensor, window: int | None) -> Tensor:
     return hidden & (number == first)
 
 
-def draft_and_verify(turn: Turn, size: int, shift: bool) -> None:
+def draft_and_verify(turn: DecodingState, size: int, shift: bool) -> None:
     """Speculative ``bd``: one forward drafts a block, the clean stream says in one forward what ``ar`` would have said,
     and the draft is kept as far as both agree, with ar's own next word. Whatever is drafted, the answer is greedy ar's.
     """
@@ -117,5 +117,5 @@ def draft_and_verify(turn: Turn, size: int, shift: bool) -> None:
         agreed = torch.arange(size + 1, device=kept.device) <= kept[:, None]
         turn.tell(torch.where(agreed, said, turn.mask), agreed)
         turn.settle(said, kept + 1)
-        turn.stream.retract(size, kept)
+        turn.stream.rollback(size, kept)
         turn.stream.append(said.gather(1, kept[:, None]))

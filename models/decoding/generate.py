@@ -1,4 +1,4 @@
-"""``generate``: pictures and questions in, answers out; one interface for every text objective.
+"""``generate``: images and questions in, answers out; one interface for every text objective.
 
 Legend: B batch, P patches, C CLIP width.
 """
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from models.decoding.acceptance import Acceptance, Threshold
 from models.decoding.decoders import Blocks, draft_and_verify, fill_blocks, next_token
-from models.decoding.kv_cache import CleanStream, prompt_sequence
-from models.decoding.sampling import Sampling, Voice
-from models.decoding.state import OnStep, Turn
+from models.decoding.kv_cache import CachedPrefix, prompt_sequence
+from models.decoding.sampling import LogitsFilter, Sampling
+from models.decoding.state import DecodingState, OnStep
 from models.language_model.positions import beyond_positions
 from models.processing.text import Prompter
 from models.upvla import UPVLA
@@ -90,7 +90,7 @@ def generate(
     decoding: Decoding | None = None,
     on_step: OnStep | None = None,
 ) -> Generation:
-    """Answers to ``questions``, one per row of ``patches`` [B, P, C] (CLIP features; None: no picture).
+    """Answers to ``questions``, one per row of ``patches`` [B, P, C] (CLIP features; None: no image).
 
     A row stops at end-of-text (or the id ``stop``) and stays as it is while others go on. ``words_only`` (default)
     never says a special token, an image code or the mask; False leaves all ids but the mask open, as the original.
@@ -112,9 +112,9 @@ def generate(
     if line is not None:
         _warn_once(line)
     prompt = prompt.to(model.device)
-    turn = Turn(
-        stream=CleanStream(model, prompt),
-        voice=Voice(model, words_only),
+    turn = DecodingState(
+        stream=CachedPrefix(model, prompt),
+        voice=LogitsFilter(model, words_only),
         sampling=sampling,
         generator=generator,
         room=max_new_tokens,
@@ -135,7 +135,7 @@ def _warn_once(line: str) -> None:
     logger.warning("%s", line)
 
 
-def _decode(turn: Turn, model: UPVLA, objective: str, how: Decoding, max_new_tokens: int) -> None:
+def _decode(turn: DecodingState, model: UPVLA, objective: str, how: Decoding, max_new_tokens: int) -> None:
     spec = model.spec
     size, shift = how.block_size or spec.text_block_size, spec.text_prediction == "shift"
     if objective == "ar":

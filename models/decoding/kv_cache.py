@@ -28,7 +28,7 @@ def prompt_sequence(
     span = None
     if patches is not None:
         if patches.shape[0] != len(questions):
-            raise ValueError(f"{len(questions)} questions for {patches.shape[0]} pictures")
+            raise ValueError(f"{len(questions)} questions for {patches.shape[0]} images")
         span = Span(len(head) + 1, len(head) + 1 + patches.shape[1])
         head = [*head, vocab.soi, *[vocab.pad] * len(span), vocab.eoi]
     asked = pad_left(questions, vocab.pad)
@@ -43,7 +43,7 @@ def prompt_sequence(
     return TokenSequence(ids, Slots.plain(kind, pos), MULTIMODAL, patches=patches, patch_span=span)
 
 
-class CleanStream:
+class CachedPrefix:
     """Prompt and committed words of every row. What is appended is read with the next forward; noisy slots read along
     and leave no trace.
 
@@ -94,7 +94,7 @@ class CleanStream:
         self.forwards += 1
         return hidden[:, :n], hidden[:, n:]
 
-    def retract(self, appended: int, kept: Tensor) -> None:
+    def rollback(self, appended: int, kept: Tensor) -> None:
         """Of the last ``appended`` words, which were read, each row keeps its first ``kept`` [B]; the others are never
         seen again. Slots that no row keeps leave the cache."""
         assert self._unread.shape[1] == 0, "only what was read can be retracted"

@@ -51,7 +51,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Voice:
+class LogitsFilter:
     """What a model may say: words only, or (as the original) every id but the mask."""
 
     model: UPVLA

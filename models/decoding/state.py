@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from models.decoding.kv_cache import CleanStream
-from models.decoding.sampling import Sampling, Voice
+from models.decoding.kv_cache import CachedPrefix
+from models.decoding.sampling import LogitsFilter, Sampling
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ OnStep = Callable[[Progress], None]
 
 
 @dataclass
-class Turn:
+class DecodingState:
     """``answers``: words settled so far, end-of-text included; ``done`` [B]: rows that have ended and stay as they are;
     ``room``: most words of an answer; ``stop``: the id that ends one."""
 
-    stream: CleanStream
-    voice: Voice
+    stream: CachedPrefix
+    voice: LogitsFilter
     sampling: Sampling
     generator: torch.Generator | None
     room: int

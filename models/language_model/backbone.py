@@ -193,9 +193,9 @@ class Backbone(nn.Module):
             ) from error
         self._cache_argument = _cache_argument(self.lm)
         _fuse_activations(self.lm)
-        self.attend_by(attn_implementation)
+        self.set_attn_implementation(attn_implementation)
 
-    def attend_by(self, attn_implementation: str) -> None:
+    def set_attn_implementation(self, attn_implementation: str) -> None:
         """Take another kernel from now on; numbers stay, to rounding. ``ValueError`` for one that does not exist."""
         has = {"sdpa": self.lm._supports_sdpa, "eager": True, FLEX: self.lm._supports_flex_attn}
         if not has.get(attn_implementation):

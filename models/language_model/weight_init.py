@@ -21,7 +21,7 @@ def code_bits(count: int) -> Tensor:
 
 
 @torch.no_grad()
-def relate_codes(model: UPVLA, seed: int) -> bool:
+def init_code_embeddings(model: UPVLA, seed: int) -> bool:
     """Give the embedding of every image code, and its row of the head, as a sum of one vector for each bit, drawn from
     ``seed``; rows keep the standard deviation that the configuration initialises with. False (nothing done) for a
     codebook whose size is no power of two."""

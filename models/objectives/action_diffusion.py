@@ -22,7 +22,7 @@ from models.objectives.base import TextTask
 from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
 from models.objectives.elbo_weights import Ratio
-from models.rng import Draws
+from models.rng import SampleRng
 from models.sequence import TokenSequence, with_action_tokens
 
 
@@ -49,7 +49,7 @@ def action_task(
     actions: Tensor,
     counted: Tensor | None = None,
     samples: Sequence[int] | None = None,
-    draws: Draws | None = None,
+    draws: SampleRng | None = None,
 ) -> TextTask:
     """The problem of reading back hidden action tokens behind ``robot``; everything on the host.
 

@@ -8,7 +8,7 @@ import torch
 
 from models.attention_mask import Kind
 from models.objectives.base import TextTask
-from models.rng import Draws
+from models.rng import SampleRng
 from models.sequence import TextTurn, clean_text_sequence
 from models.vocabulary import Vocabulary
 
@@ -19,7 +19,7 @@ class Autoregressive:
     name = "ar"
 
     def prepare(
-        self, vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn, draws: Draws | None = None
+        self, vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn, draws: SampleRng | None = None
     ) -> TextTask:
         """The token at an answer slot is read from the slot before it; nothing is drawn."""
         sequence = clean_text_sequence(vocab, system_ids, turn)
@@ -34,7 +34,7 @@ class Autoregressive:
             bound_weights=ones,
             counted=ones.sum(),
             answer_tokens=ones.sum(),
-            hidden_share=torch.zeros_like(ones),
+            mask_ratio=torch.zeros_like(ones),
         )
 
     def measuring(self, draws: int) -> Autoregressive:

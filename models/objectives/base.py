@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.device import send
-from models.rng import Draws
+from models.rng import SampleRng
 from models.sequence import TextTurn, TokenSequence
 from models.vocabulary import Vocabulary
 
@@ -26,7 +26,7 @@ class TextTask:
     ids to predict there. ``weights`` [S]: of each cross-entropy in the training loss. ``bound_weights`` [S]: of each
     cross-entropy in the negative log-likelihood (or its bound), whatever is trained. ``counted`` []: what the training
     loss is divided by. ``answer_tokens`` []: real answer tokens, by which the likelihood is divided, so that the curves
-    of all objectives share one axis. ``hidden_share`` [S]: of the block a token is read in, how much is hidden (0: it
+    of all objectives share one axis. ``mask_ratio`` [S]: of the block a token is read in, how much is hidden (0: it
     is read from the clean stream).
     """
 
@@ -38,13 +38,13 @@ class TextTask:
     bound_weights: Tensor
     counted: Tensor
     answer_tokens: Tensor
-    hidden_share: Tensor
+    mask_ratio: Tensor
 
     @property
     def clean_only(self) -> Tensor:
         """[S] True at next-token predictions of the clean stream that are learned beside the objective
         (``text_diffusion.ar_aux_weight``) and no part of the likelihood."""
-        return (self.bound_weights == 0) & (self.hidden_share == 0)
+        return (self.bound_weights == 0) & (self.mask_ratio == 0)
 
     def to(self, device: torch.device | str) -> TextTask:
         def move(tensor: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class TextTask:
             bound_weights=move(self.bound_weights),
             counted=move(self.counted),
             answer_tokens=move(self.answer_tokens),
-            hidden_share=move(self.hidden_share),
+            mask_ratio=move(self.mask_ratio),
         )
 
 
@@ -71,7 +71,7 @@ class TextObjective(Protocol):
     def name(self) -> str: ...
 
     def prepare(
-        self, vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn, draws: Draws | None = None
+        self, vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn, draws: SampleRng | None = None
     ) -> TextTask:
         """Conversations -> a task. ``draws`` gives every sample its masks, ratios and block size; nothing global is
         touched.

@@ -4,7 +4,7 @@
     mdm  one block, the whole answer: nobody reads x0         [P | v1 | v2]
 
 Sources: BD3-LM (arXiv 2503.09573) for the layout and its mask, Fast-dLLM v2 (2509.26328) for complementary views and
-the shifted reading, Fast-dVLM (2604.06832) for the causal clean stream with the picture in it.
+the shifted reading, Fast-dVLM (2604.06832) for the causal clean stream with the image in it.
 
 Legend: B batch, L sequence, C slots of a view, W views, S scored slots, n tokens of a block, k of them hidden.
 """
@@ -21,9 +21,9 @@ from torch import Tensor
 from models.attention_mask import Kind
 from models.objectives.base import TextTask
 from models.objectives.block_size import BlockSizes, Fixed
-from models.objectives.elbo_weights import FULL, Ratio, bound_weight, likelihood_weight
-from models.objectives.layout import Canvas, canvas_of, hide, with_noisy_views, without_unread
-from models.rng import Draws
+from models.objectives.elbo_weights import FULL, Ratio, exact_elbo_weight, uniform_ratio_weight
+from models.objectives.layout import Canvas, append_noisy_copies, build_canvas, drop_unread_clean_tokens, hide
+from models.rng import SampleRng
 from models.sequence import Span, TextTurn, TokenSequence, clean_text_sequence
 from models.vocabulary import Vocabulary
 
@@ -50,27 +50,27 @@ class Diffusion:
     pairs: int = 1
 
     def prepare(
-        self, vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn, draws: Draws | None = None
+        self, vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn, draws: SampleRng | None = None
     ) -> TextTask:
         """A conversation's answers are what is hidden and read back."""
         return self.task(vocab, clean_text_sequence(vocab, system_ids, turn), turn.samples, draws)
 
     def task(
-        self, vocab: Vocabulary, clean: TokenSequence, samples: Sequence[int], draws: Draws | None = None
+        self, vocab: Vocabulary, clean: TokenSequence, samples: Sequence[int], draws: SampleRng | None = None
     ) -> TextTask:
         """Draw what is hidden, lay out the one sequence, and say where which token is read and what it weighs.
 
         ``clean``: a stream whose answers are of kind ``ANSWER``, on the host; ``samples`` [B]: name each row's draws.
         """
         # 1. A canvas of blocks over the answers of the clean stream.
-        generators = [(draws or Draws()).of(sample) for sample in samples]
-        sizes = [self.sizes.size((draws or Draws()).step, g) for g in generators]
-        canvas = canvas_of(clean, vocab, sizes, self.whole)
+        generators = [(draws or SampleRng()).of(sample) for sample in samples]
+        sizes = [self.sizes.size((draws or SampleRng()).step, g) for g in generators]
+        canvas = build_canvas(clean, vocab, sizes, self.whole)
         # 2. What each view hides.
         hidden = self._hidden(canvas, generators)  # [W, B, C]
         # 3. [P | x0 | v1 | v2]
-        read = clean if self.ar_aux_weight else without_unread(clean, canvas)
-        sequence, spans = with_noisy_views(read, canvas, hidden, vocab.mask)
+        read = clean if self.ar_aux_weight else drop_unread_clean_tokens(clean, canvas)
+        sequence, spans = append_noisy_copies(read, canvas, hidden, vocab.mask)
         # 4. Rows of (where, which, weight in the loss, weight in the bound).
         rows = [self._view_rows(canvas, view, span) for view, span in zip(hidden, spans, strict=True)]
         if self.prediction == "shift":
@@ -89,7 +89,7 @@ class Diffusion:
             bound_weights=scored.bound,
             counted=counted,
             answer_tokens=answer_tokens,
-            hidden_share=scored.share,
+            mask_ratio=scored.share,
         )
 
     @property
@@ -117,11 +117,11 @@ class Diffusion:
         shift = self.prediction == "shift"
         where = hidden & ~canvas.first if shift else hidden
         count = canvas.hidden_count(hidden)
-        bound = bound_weight(count, canvas.size, self.ratio, self.complementary) / self.views
+        bound = exact_elbo_weight(count, canvas.size, self.ratio, self.complementary) / self.views
         if self.weighting == "uniform":
             loss = hidden.float()
         else:
-            loss = likelihood_weight(count, canvas.size) / self.views
+            loss = uniform_ratio_weight(count, canvas.size) / self.views
         rows, columns = where.nonzero(as_tuple=True)
         slots = span.start + columns - (1 if shift else 0)  # a block's slots are neighbours
         at, share = (rows, columns), count / canvas.size.clamp_min(1)

@@ -72,7 +72,7 @@ def _binomial(trials: int, p: float) -> Tensor:
     return torch.exp(choose + k * log_p + (n - k) * log_q)
 
 
-def bound_weight(hidden: Tensor, size: Tensor, ratio: Ratio, complementary: bool) -> Tensor:
+def exact_elbo_weight(hidden: Tensor, size: Tensor, ratio: Ratio, complementary: bool) -> Tensor:
     """1 / (k Q(k)) of slots whose block hides ``hidden`` of ``size`` tokens (same shapes), float32; 0 where none is."""
     weight = torch.zeros(size.shape, dtype=torch.float64)
     for n in torch.unique(size).tolist():
@@ -82,6 +82,6 @@ def bound_weight(hidden: Tensor, size: Tensor, ratio: Ratio, complementary: bool
     return weight.float()
 
 
-def likelihood_weight(hidden: Tensor, size: Tensor) -> Tensor:
-    """(n + 1) / k, as ``bound_weight`` for ratios on (0, 1); 0 where nothing is hidden."""
+def uniform_ratio_weight(hidden: Tensor, size: Tensor) -> Tensor:
+    """(n + 1) / k, as ``exact_elbo_weight`` for ratios on (0, 1); 0 where nothing is hidden."""
     return torch.where(hidden > 0, (size + 1) / hidden.clamp_min(1), 0.0).float()

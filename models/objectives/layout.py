@@ -67,7 +67,7 @@ class Canvas:
         return counts.scatter_add(1, self.block, hidden.long()).gather(1, self.block) * self.valid
 
 
-def canvas_of(clean: TokenSequence, vocab: Vocabulary, sizes: Sequence[int], whole: bool = False) -> Canvas:
+def build_canvas(clean: TokenSequence, vocab: Vocabulary, sizes: Sequence[int], whole: bool = False) -> Canvas:
     """The canvas of a batch. ``sizes`` [B]: tokens per block of each row.
 
     An answer that ends in end-of-text is continued with it to a multiple of the block size; one that was cut is not
@@ -78,7 +78,7 @@ def canvas_of(clean: TokenSequence, vocab: Vocabulary, sizes: Sequence[int], who
         ids = clean.ids[row]
         pos = clean.slots.pos[row]
         answers = [_lay(ids[a:z], a, int(pos[a]), vocab.eos, size, whole) for a, z in answers_of(clean.slots.kind[row])]
-        rows.append(_end_to_end(answers))
+        rows.append(concat_answers(answers))
     names = [field.name for field in fields(Canvas)]
     padding = {"ids": vocab.pad, "start": -1}
     return Canvas(
@@ -112,7 +112,7 @@ def _lay(answer: Tensor, column: int, start: int, eos: int, size: int, whole: bo
     }
 
 
-def _end_to_end(answers: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def concat_answers(answers: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The answers of one row behind each other; blocks are numbered through."""
     if not answers:
         return {field.name: torch.zeros(0, dtype=torch.long) for field in fields(Canvas)}
@@ -128,7 +128,7 @@ def hide(uniform: Tensor, ratio: Tensor, may_hide: Tensor) -> Tensor:
     return (uniform < ratio) & may_hide
 
 
-def without_unread(clean: TokenSequence, canvas: Canvas) -> TokenSequence:
+def drop_unread_clean_tokens(clean: TokenSequence, canvas: Canvas) -> TokenSequence:
     """Without the clean slots that no noisy slot sees and no token is read from: from the start of a row's last block
     on. For one block per answer and one answer that is all of x0: ``[P | v1 | v2]``."""
     length = clean.ids.shape[1]
@@ -142,7 +142,7 @@ def without_unread(clean: TokenSequence, canvas: Canvas) -> TokenSequence:
     return replace(clean, ids=clean.ids[:, :width], slots=replace(slots, kind=kind))
 
 
-def with_noisy_views(
+def append_noisy_copies(
     clean: TokenSequence, canvas: Canvas, hidden: Tensor, mask: int
 ) -> tuple[TokenSequence, list[Span]]:
     """``[P | x0 | v1 | v2 ...]`` and the columns of each view.

@@ -20,7 +20,7 @@ from torch import Tensor
 from common.json_file import read_object
 from config.schema import Job
 from models.language_model import backbone_config, ignored_settings, load_pretrained, save_code
-from models.language_model.weight_init import relate_codes
+from models.language_model.weight_init import init_code_embeddings
 from models.pretrained.folders import CODE_FOLDER, CONFIG_FILE, STEP_FIELD, TOKENIZER_FOLDER
 from models.pretrained.folders import model_folder as model_folder  # part of this module's interface
 from models.pretrained.model_config import ModelSpec
@@ -215,7 +215,7 @@ def _load_start(job: Job, model: UPVLA, config: Any) -> tuple[str, ...]:
         source = resolve_model_dir(showo.pretrained_model_path, key="model.showo.pretrained_model_path")
         return load_weights(model, _weights_file(source))
     folder = resolve_model_dir(showo.llm_model_path, key="model.showo.llm_model_path")
-    relate_codes(model, job.training.seed)
+    init_code_embeddings(model, job.training.seed)
     rest = "projector and action head start from random weights"
     if folder.is_dir() and find_weights(folder) is None:
         return (f"{folder} holds no weights: the backbone starts from random weights", rest)

@@ -1,4 +1,4 @@
-"""Pictures between the world and the networks: one preprocessing for training and acting.
+"""Images between the world and the networks: one preprocessing for training and acting.
 
 Two paths, both bit-compatible with the original system:
 
@@ -48,20 +48,20 @@ def short_side_size(image: Image.Image, short: int) -> tuple[int, int]:
 
 
 def fit(image: Image.Image | Uint8Array, resolution: int) -> Uint8Array:
-    """Square uint8 picture [3,R,R]: short side resized bicubically to `resolution`, then the centre cut out.
+    """Square uint8 image [3,R,R]: short side resized bicubically to `resolution`, then the centre cut out.
 
     The crop offset is `round(surplus / 2)`, Python's half-to-even rounding, as the original has it (CLIP's floors).
     """
     if isinstance(image, np.ndarray) and image.shape == (resolution, resolution, 3) and image.dtype == np.uint8:
         return np.ascontiguousarray(image.transpose(2, 0, 1))  # resizing to its own size changes nothing
-    picture = as_pil(image)
-    picture = picture.resize(short_side_size(picture, resolution), Image.Resampling.BICUBIC)
-    left = round((picture.width - resolution) / 2)
-    top = round((picture.height - resolution) / 2)
-    if picture.size != (resolution, resolution):
-        picture = picture.crop((left, top, left + resolution, top + resolution))
+    pil_image = as_pil(image)
+    pil_image = pil_image.resize(short_side_size(pil_image, resolution), Image.Resampling.BICUBIC)
+    left = round((pil_image.width - resolution) / 2)
+    top = round((pil_image.height - resolution) / 2)
+    if pil_image.size != (resolution, resolution):
+        pil_image = pil_image.crop((left, top, left + resolution, top + resolution))
     pixels = np.empty((3, resolution, resolution), dtype=np.uint8)
-    for colour, band in zip(pixels, picture.split(), strict=True):  # faster than turning [R,R,3] around
+    for colour, band in zip(pixels, pil_image.split(), strict=True):  # faster than turning [R,R,3] around
         colour[...] = np.asarray(band)
     return pixels
 
@@ -134,15 +134,15 @@ def clip_pixels(image: Image.Image | Uint8Array, spec: ClipImageSpec) -> torch.T
 
     Same order and precision as CLIPImageProcessor on PIL: resize, floored centre crop, scale, mean and deviation.
     """
-    picture = as_pil(image)
+    pil_image = as_pil(image)
     if isinstance(spec.resize, int):
-        size = short_side_size(picture, spec.resize)
+        size = short_side_size(pil_image, spec.resize)
     else:
         size = (spec.resize[1], spec.resize[0])
-    picture = picture.resize(size, Image.Resampling(spec.resample))
+    pil_image = pil_image.resize(size, Image.Resampling(spec.resample))
     height, width = spec.crop
-    top, left = (picture.height - height) // 2, (picture.width - width) // 2
-    pixels = np.asarray(picture)[top : top + height, left : left + width].astype(np.float64)
+    top, left = (pil_image.height - height) // 2, (pil_image.width - width) // 2
+    pixels = np.asarray(pil_image)[top : top + height, left : left + width].astype(np.float64)
     scaled = (pixels * spec.scale).astype(np.float32)  # the processor multiplies in float64, then stores float32
     normal = (scaled - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)  # [S,S,3]
     return torch.from_numpy(np.ascontiguousarray(normal.transpose(2, 0, 1)))

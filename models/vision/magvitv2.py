@@ -1,6 +1,6 @@
-"""MAGVITv2: the image tokenizer. Pictures in, 13-bit codes out, and back.
+"""MAGVITv2: the image tokenizer. Images in, 13-bit codes out, and back.
 
-A convolutional encoder halves the picture four times and ends in 13 channels; the code of a cell is the signs of these
+A convolutional encoder halves the image four times and ends in 13 channels; the code of a cell is the signs of these
 channels read as a binary number (lookup-free quantisation, Yu et al. 2024, arXiv:2310.05737). Parameter names are those
 of the released checkpoint (`showlab/magvitv2`), whose sizes are the defaults.
 
@@ -281,8 +281,8 @@ class MagVITv2(nn.Module):
 
 
 def _as_the_device_likes(pixels: Tensor) -> tuple[Tensor, ...]:
-    """[B,C,R,R] in pieces. On a CPU picture by picture, channels last: no convolution reorders its input, and the
-    activations of one picture are all that is held (2.1 times as fast as a batch of 4, `docs/log.md`)."""
+    """[B,C,R,R] in pieces. On a CPU image by image, channels last: no convolution reorders its input, and the
+    activations of one image are all that is held (2.1 times as fast as a batch of 4, `docs/log.md`)."""
     if pixels.device.type != "cpu" or not len(pixels):
         return (pixels,)
     return tuple(one.contiguous(memory_format=torch.channels_last) for one in torch.split(pixels, 1))

@@ -121,10 +121,10 @@ def _graphics(settings: Settings) -> Graphics:
     if found is None and wish == "egl":
         raise ValueError(f"renderer=egl: {complaint}; renderer=tiny draws on the CPU")
     if found is None:
-        told = "pictures are drawn on the CPU (renderer=tiny), other ones than CALVIN's data was drawn with"
+        told = "images are drawn on the CPU (renderer=tiny), other ones than CALVIN's data was drawn with"
         print(f"notice: {complaint}; {told}", file=sys.stderr)
     elif complaint:
-        print(f"notice: {complaint}; pictures are drawn by {found.vendor} on the first that works", file=sys.stderr)
+        print(f"notice: {complaint}; images are drawn by {found.vendor} on the first that works", file=sys.stderr)
     return found or Graphics(False)
 
 
@@ -143,7 +143,7 @@ def _cuda_number(settings: Settings) -> int | None:
 
 
 def _description(split: Path) -> dict[str, Any]:
-    """What the outcomes depend on: the table by its name, the pictures' sizes, a digest of all the rest."""
+    """What the outcomes depend on: the table by its name, the images' sizes, a digest of all the rest."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

@@ -1,4 +1,4 @@
-"""Recorded frames out of a token cache: the codes of their pictures and the actions, without opening a frame's file."""
+"""Recorded frames out of a token cache: the codes of their images and the actions, without opening a frame's file."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ def coded_frames(caches: Path, split: CalvinSplit, policy: UPVLAPolicy) -> Coded
     return CodedFrames(find([caches], wanted, remake, split.path))
 
 
-NO_PICTURE: NDArray[np.uint8] = np.empty((0, 0, 3), dtype=np.uint8)
+NO_IMAGE: NDArray[np.uint8] = np.empty((0, 0, 3), dtype=np.uint8)
 """Stands where nobody looks."""

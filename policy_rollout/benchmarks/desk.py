@@ -18,7 +18,7 @@ of what an action does or of when a task counts as done (``tests/desk/test_golde
 
 @dataclass(frozen=True)
 class DeskBenchmark:
-    """Scene "A" to "D"; renderer and picture sizes as of ``policy_rollout.desk.DeskEnv``."""
+    """Scene "A" to "D"; renderer and image sizes as of ``policy_rollout.desk.DeskEnv``."""
 
     scene: str = "D"
     renderer: str = "raycast"
@@ -38,7 +38,7 @@ class DeskBenchmark:
             "renderer": self.renderer,
             "static_size": self.static_size,
             "gripper_size": self.gripper_size,
-            "versions": {"mujoco": mujoco.__version__, "desk": DESK_VERSION},
+            "versions": {"mujoco": mujoco.__version__, "desk": str(DESK_VERSION)},
         }
 
     def jobs(self, count: int) -> list[ChainJob]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from policy_rollout.benchmarks.coded import CODES, NO_PICTURE, CodedFrames
+from policy_rollout.benchmarks.coded import CODES, NO_IMAGE, CodedFrames
 from policy_rollout.policies.interface import ACTION_KEYS
 from policy_rollout.policies.upvla import ACTION_SIZE, Observation, Policy
 from training.data.calvin import CalvinSplit
@@ -145,7 +145,7 @@ class FrameReader:
     """Hands out observations and action chunks of samples that come in ascending order of start frame.
 
     Every frame file is opened once however many samples share it: at first sight it gives its action, and its
-    pictures too when some sample starts there. Pictures are let go once the last of these samples is served.
+    images too when some sample starts there. Images are let go once the last of these samples is served.
     """
 
     def __init__(self, split: Frames, samples: Sequence[Sample], action_key: str, cameras: Sequence[str]) -> None:
@@ -170,7 +170,7 @@ class FrameReader:
     def _observe(self, sample: Sample) -> Observation:
         frame = self._frame(sample.start)
         observation = Observation(
-            rgb_static=frame.get("rgb_static", NO_PICTURE),
+            rgb_static=frame.get("rgb_static", NO_IMAGE),
             rgb_gripper=frame.get("rgb_gripper"),
             instruction=sample.instruction,
             codes=frame.get(CODES),

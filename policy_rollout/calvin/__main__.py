@@ -50,7 +50,7 @@ def check(dataset_path: Path | None) -> str:
     print(f"pybullet        {_physics()}")
     print(f"its sentences   {find_annotations() or 'not beside it: give annotations=<new_playtable_validation.yaml>'}")
     graphics, complaint = find_graphics(None)
-    print(f"pictures        {graphics.name if graphics else f'tiny, on the CPU: {complaint}'}")
+    print(f"images        {graphics.name if graphics else f'tiny, on the CPU: {complaint}'}")
     if split is None:
         return "calvin_env is ready; name a data set's folder to build its environment too"
     trial = try_environment(split, graphics or Graphics(False))

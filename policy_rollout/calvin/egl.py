@@ -1,4 +1,4 @@
-"""Which graphics device draws CALVIN's pictures. EGL counts devices otherwise than CUDA does, and where it does not
+"""Which graphics device draws CALVIN's images. EGL counts devices otherwise than CUDA does, and where it does not
 work it ends the process: so a process of its own tries it.
 """
 
@@ -60,7 +60,7 @@ class Graphics:
 
     @property
     def name(self) -> str:
-        """For records: pictures of two names differ."""
+        """For records: images of two names differ."""
         return f"egl ({self.vendor})" if self.egl else "tiny"
 
 

@@ -3,7 +3,7 @@
 
 What it does on top of calvin_env, all of it found by running that code (commit 797142c, pybullet 3.2.7):
 
-* Physics every step, pictures only when asked for: calvin_env draws every camera at every step. Drawing changes
+* Physics every step, images only when asked for: calvin_env draws every camera at every step. Drawing changes
   nothing of the physics.
 * The world is built anew at every reset. calvin_env puts the bodies of the last chain back, and then the order of
   contacts in the engine, and with it where a pushed block ends (by up to 1 cm), still hangs on the chain before.
@@ -157,7 +157,7 @@ class CalvinEnv:
         return self._complete(obs, render), reward, done, info
 
     def get_obs(self, render: Render = True) -> dict[str, Any]:
-        """CALVIN's observation: `robot_obs` (15,), `scene_obs` (24,) with the blocks red, blue, pink; the pictures
+        """CALVIN's observation: `robot_obs` (15,), `scene_obs` (24,) with the blocks red, blue, pink; the images
         (uint8 HWC) and depths (metres) of the cameras that were asked for, None without any."""
         return self._complete(self._sim.get_obs(), render)
 
@@ -174,7 +174,7 @@ class CalvinEnv:
         """Colours and depth of these cameras."""
         if not names:
             return {}
-        with _silent(errors_too=False):  # some picture or other tells what draws it
+        with _silent(errors_too=False):  # some image or other tells what draws it
             return {name: self._cameras[name].render() for name in names}
 
     def _wanted(self, render: Render) -> tuple[str, ...]:

@@ -66,41 +66,41 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Shot:
+class VideoFrame:
     """The static camera, uint8 HWC, after control step ``step`` of task number ``place``."""
 
     place: int
     step: int
-    picture: NDArray[np.uint8]
+    image: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Look:
+class NeedsChunk:
     """The next chunk is wanted: what is seen before control step ``step`` of task number ``place``."""
 
     observation: Observation
     place: int
     step: int
-    shots: tuple[Shot, ...] = ()
+    shots: tuple[VideoFrame, ...] = ()
 
 
 @dataclass(frozen=True)
-class Over:
+class ChainFinished:
     """The chain is over."""
 
     record: ChainRecord
-    shots: tuple[Shot, ...] = ()
+    shots: tuple[VideoFrame, ...] = ()
 
 
 @dataclass(frozen=True)
-class Lost:
+class WorkerCrashed:
     """The seat's process broke down, and the chain with it. ``by_it``: in the midst of this very chain."""
 
     last_words: str
     by_it: bool
 
 
-Moment = Look | Over | Lost
+SlotEvent = NeedsChunk | ChainFinished | WorkerCrashed
 
 
 class Seats(Protocol):
@@ -111,7 +111,7 @@ class Seats(Protocol):
     def begin(self, seat: int, job: ChainJob, film: bool) -> None: ...
     def plan(self, seat: int, chunk: Actions) -> None: ...
 
-    def ready(self, wait: bool) -> list[tuple[int, Moment]]:
+    def ready(self, wait: bool) -> list[tuple[int, SlotEvent]]:
         """The moments that have come; with ``wait`` at least one, as long as one is to come."""
         ...
 
@@ -119,7 +119,7 @@ class Seats(Protocol):
 
 
 @dataclass
-class Seat:
+class EnvSlot:
     """One environment and the chain it is in."""
 
     env: Env
@@ -133,19 +133,19 @@ class Seat:
     filming: bool = False
 
     @classmethod
-    def make(cls, world: World, rules: Rules) -> Seat:
+    def make(cls, world: World, rules: Rules) -> EnvSlot:
         return cls(world.make_env(), world.oracle(), rules, rules.player())
 
-    def begin(self, job: ChainJob, film: bool) -> Look:
+    def begin(self, job: ChainJob, film: bool) -> NeedsChunk:
         self.job, self.place, self.steps, self.filming = job, 0, [], film
         self.env.reset(robot_obs=job.robot_obs, scene_obs=job.scene_obs)
         self._begin_task()
         return self._look([])
 
-    def plan(self, chunk: Actions) -> Look | Over:
+    def plan(self, chunk: Actions) -> NeedsChunk | ChainFinished:
         """Acts until the player wants a new plan or the chain is over."""
         self.player.plan(chunk)
-        shots: list[Shot] = []
+        shots: list[VideoFrame] = []
         while not self.player.wants_plan:
             info = self._step(shots)
             done = bool(self.oracle.tasks_done(self.start_info, info, among={self.job.tasks[self.place]}))
@@ -163,7 +163,7 @@ class Seat:
         self.start_info = self.env.get_info()
         self.steps.append(0)
 
-    def _step(self, shots: list[Shot]) -> Info:
+    def _step(self, shots: list[VideoFrame]) -> Info:
         filmed = self.filming and self._is_filmed(self.steps[-1])
         action = binary_gripper(self.player.next_action())
         obs, _, _, info = self.env.step(action, render=("static",) if filmed else False)
@@ -175,21 +175,21 @@ class Seat:
     def _is_filmed(self, step: int) -> bool:
         return step % self.rules.film_every == 0
 
-    def _film_last(self, shots: list[Shot]) -> None:
+    def _film_last(self, shots: list[VideoFrame]) -> None:
         """Film the state in which a task ends, if `film_every` passes over its last step."""
         if self.filming and not self._is_filmed(self.steps[-1] - 1):
             shots.append(self._shot(self.env.get_obs(render=("static",))))
 
-    def _shot(self, obs: Mapping[str, Any]) -> Shot:
+    def _shot(self, obs: Mapping[str, Any]) -> VideoFrame:
         """The image after the step that was taken last."""
-        return Shot(self.place, self.steps[-1] - 1, np.array(obs["rgb_obs"]["rgb_static"], dtype=np.uint8))
+        return VideoFrame(self.place, self.steps[-1] - 1, np.array(obs["rgb_obs"]["rgb_static"], dtype=np.uint8))
 
-    def _look(self, shots: list[Shot]) -> Look:
+    def _look(self, shots: list[VideoFrame]) -> NeedsChunk:
         seen = observation(self.env.get_obs(render=self.rules.cameras), self.job.instructions[self.place])
-        return Look(seen, self.place, self.steps[-1], tuple(shots))
+        return NeedsChunk(seen, self.place, self.steps[-1], tuple(shots))
 
-    def _over(self, shots: list[Shot]) -> Over:
-        return Over(ChainRecord(self.job.index, self.job.tasks, self.place, tuple(self.steps)), tuple(shots))
+    def _over(self, shots: list[VideoFrame]) -> ChainFinished:
+        return ChainFinished(ChainRecord(self.job.index, self.job.tasks, self.place, tuple(self.steps)), tuple(shots))
 
 
 class LocalSeats:
@@ -199,8 +199,8 @@ class LocalSeats:
     def __init__(self, world: World, rules: Rules, count: int) -> None:
         self.count = count
         self._world, self._rules = world, rules
-        self._seats: dict[int, Seat] = {}
-        self._work: list[tuple[int, Callable[[Seat], Moment]]] = []
+        self._seats: dict[int, EnvSlot] = {}
+        self._work: list[tuple[int, Callable[[EnvSlot], SlotEvent]]] = []
 
     def begin(self, seat: int, job: ChainJob, film: bool) -> None:
         self._work.append((seat, lambda it: it.begin(job, film)))
@@ -208,13 +208,13 @@ class LocalSeats:
     def plan(self, seat: int, chunk: Actions) -> None:
         self._work.append((seat, lambda it: it.plan(chunk)))
 
-    def ready(self, wait: bool) -> list[tuple[int, Moment]]:
+    def ready(self, wait: bool) -> list[tuple[int, SlotEvent]]:
         work, self._work = self._work, []
         return [(seat, what(self._seat(seat))) for seat, what in work]
 
-    def _seat(self, number: int) -> Seat:
+    def _seat(self, number: int) -> EnvSlot:
         if number not in self._seats:
-            self._seats[number] = Seat.make(self._world, self._rules)
+            self._seats[number] = EnvSlot.make(self._world, self._rules)
         return self._seats[number]
 
     def close(self) -> None:

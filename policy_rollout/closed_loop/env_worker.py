@@ -21,7 +21,7 @@ from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
-from policy_rollout.closed_loop.env_slot import ChainJob, Lost, Moment, Over, Rules, Seat, World
+from policy_rollout.closed_loop.env_slot import ChainFinished, ChainJob, EnvSlot, Rules, SlotEvent, WorkerCrashed, World
 from policy_rollout.policies.action_chunking import Actions
 
 LAST_WORDS = 2000
@@ -49,8 +49,8 @@ class WorkerSeats:
     def plan(self, seat: int, chunk: Actions) -> None:
         self._of(seat).tell("plan", seat, chunk)
 
-    def ready(self, wait: bool) -> list[tuple[int, Moment]]:
-        moments: list[tuple[int, Moment]] = []
+    def ready(self, wait: bool) -> list[tuple[int, SlotEvent]]:
+        moments: list[tuple[int, SlotEvent]] = []
         talking = {worker.pipe: worker for worker in self._workers if worker.pipe is not None and worker.busy}
         for pipe in _readable(list(talking), None if wait else 0):
             moments += talking[pipe].hear()
@@ -95,14 +95,14 @@ class _Worker:
         self._seated.add(seat)
         self._send((what, seat, arguments))
 
-    def hear(self) -> list[tuple[int, Moment]]:
+    def hear(self) -> list[tuple[int, SlotEvent]]:
         assert self.pipe is not None
         try:
             seat, moment = self.pipe.recv()
         except (EOFError, OSError):  # it ended before a message, or in the midst of one
             return self._bury()
         self._asked.remove(seat)
-        if isinstance(moment, Over):
+        if isinstance(moment, ChainFinished):
             self._seated.discard(seat)
         return [(seat, moment)]
 
@@ -126,12 +126,14 @@ class _Worker:
         with suppress(OSError):  # reading tells the same, and there it is dealt with
             self.pipe.send(message)
 
-    def _bury(self) -> list[tuple[int, Moment]]:
+    def _bury(self) -> list[tuple[int, SlotEvent]]:
         """All chains of the worker are lost; it broke down over what it was asked first."""
         code = self._await(time.monotonic() + PATIENCE)
         words = f"({_ending(code)}) {self._words()}"
-        lost: list[tuple[int, Moment]]
-        lost = [(seat, Lost(words, by_it=bool(self._asked) and seat == self._asked[0])) for seat in self._seated]
+        lost: list[tuple[int, SlotEvent]]
+        lost = [
+            (seat, WorkerCrashed(words, by_it=bool(self._asked) and seat == self._asked[0])) for seat in self._seated
+        ]
         self._seated.clear()
         self._asked.clear()
         self.end(deadline=0.0)
@@ -168,7 +170,7 @@ def _ending(code: int) -> str:
 
 def serve(pipe: Connection) -> None:
     """What a worker does: each message in turn is answered by the moment that its seat has come to."""
-    seats: dict[int, Seat] = {}
+    seats: dict[int, EnvSlot] = {}
     world, rules = pipe.recv()
     while True:
         try:
@@ -176,7 +178,7 @@ def serve(pipe: Connection) -> None:
         except (EOFError, OSError):
             break  # the parent has closed the pipe, or is no more
         if number not in seats:
-            seats[number] = Seat.make(world, rules)
+            seats[number] = EnvSlot.make(world, rules)
         moment = getattr(seats[number], what)(*arguments)
         try:
             pipe.send((number, moment))

@@ -20,7 +20,7 @@ PAUSE = 1.0
 
 
 @dataclass(frozen=True)
-class Manner:
+class RolloutSettings:
     """How chains are played; see ``run_chains``. The first three decide outcomes."""
 
     max_steps: int = MAX_STEPS
@@ -30,12 +30,12 @@ class Manner:
     workers: int = 0
 
 
-def play_together(
+def run_distributed(
     folder: Path,
     world: Arena,
     policy: Policy,
     jobs: Sequence[ChainJob],
-    manner: Manner,
+    manner: RolloutSettings,
     progress: Progress,
     recorder: Recorder | None = None,
     processes: int = 1,

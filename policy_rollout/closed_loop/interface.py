@@ -36,10 +36,10 @@ class Oracle(Protocol):
 
 def observation(obs: Mapping[str, Any], instruction: str) -> Observation:
     """The policy's view of a CALVIN observation dictionary."""
-    pictures = obs["rgb_obs"]
+    images = obs["rgb_obs"]
     return Observation(
-        rgb_static=pictures["rgb_static"],
-        rgb_gripper=pictures.get("rgb_gripper"),
+        rgb_static=images["rgb_static"],
+        rgb_gripper=images.get("rgb_gripper"),
         robot_obs=obs.get("robot_obs"),
         instruction=instruction,
     )

@@ -1,4 +1,4 @@
-"""Who watches chains as they are played: the seam between the closed loop and films, pictures, tables."""
+"""Who watches chains as they are played: the seam between the closed loop and films, images, tables."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Recorder(Protocol):
         """Before control step ``step`` the policy saw ``observation`` and answered ``chunk`` [T, A]."""
         ...
 
-    def filmed(self, job: ChainJob, place: int, step: int, picture: NDArray[np.uint8]) -> None:
+    def filmed(self, job: ChainJob, place: int, step: int, image: NDArray[np.uint8]) -> None:
         """The static camera (uint8 HWC) after control step ``step``, the first of a task being 0."""
         ...
 

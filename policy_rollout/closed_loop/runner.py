@@ -15,7 +15,7 @@ from typing import Protocol
 from policy_rollout.closed_loop.env_slot import MAX_STEPS as MAX_STEPS
 from policy_rollout.closed_loop.env_slot import ChainJob as ChainJob
 from policy_rollout.closed_loop.env_slot import ChainRecord as ChainRecord
-from policy_rollout.closed_loop.env_slot import LocalSeats, Look, Lost, Moment, Rules, Seats, World
+from policy_rollout.closed_loop.env_slot import LocalSeats, NeedsChunk, Rules, Seats, SlotEvent, WorkerCrashed, World
 from policy_rollout.closed_loop.env_worker import WorkerSeats
 from policy_rollout.closed_loop.recorder import Recorder
 from policy_rollout.policies.interface import ActionConvention, Policy, require_same_convention
@@ -85,7 +85,7 @@ class _Round:
     ) -> None:
         self.seats, self.policy, self.jobs, self.finished, self.recorder = seats, policy, jobs, finished, recorder
         self.playing: dict[int, _Chain] = {}
-        self.waiting: dict[int, Look] = {}
+        self.waiting: dict[int, NeedsChunk] = {}
 
     def play(self) -> None:
         for seat in range(self.seats.count):
@@ -109,16 +109,16 @@ class _Round:
             self.recorder.began(chain.job)
         self.seats.begin(seat, chain.job, chain.watched)
 
-    def _hear(self, seat: int, moment: Moment) -> None:
+    def _hear(self, seat: int, moment: SlotEvent) -> None:
         chain = self.playing[seat]
-        if isinstance(moment, Lost):
+        if isinstance(moment, WorkerCrashed):
             self.waiting.pop(seat, None)
             self._again(seat, moment)
             return
         if self.recorder is not None and chain.watched:
             for shot in moment.shots:
-                self.recorder.filmed(chain.job, shot.place, shot.step, shot.picture)
-        if isinstance(moment, Look):
+                self.recorder.filmed(chain.job, shot.place, shot.step, shot.image)
+        if isinstance(moment, NeedsChunk):
             self.waiting[seat] = moment
             return
         if self.recorder is not None and chain.watched:
@@ -127,7 +127,7 @@ class _Round:
         del self.playing[seat]
         self._next(seat)
 
-    def _again(self, seat: int, lost: Lost) -> None:
+    def _again(self, seat: int, lost: WorkerCrashed) -> None:
         chain = self.playing[seat]
         chain.breakdowns += lost.by_it
         if chain.breakdowns >= TRIES:

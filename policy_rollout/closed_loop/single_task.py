@@ -121,8 +121,8 @@ class _Film:
     def began(self, job: ChainJob) -> None:
         self.frames[job.index] = []
 
-    def filmed(self, job: ChainJob, place: int, step: int, picture: NDArray[np.uint8]) -> None:
-        self.frames[job.index].append(picture)
+    def filmed(self, job: ChainJob, place: int, step: int, image: NDArray[np.uint8]) -> None:
+        self.frames[job.index].append(image)
 
     def looked(self, job: ChainJob, place: int, step: int, observation: Observation, chunk: Actions) -> None:
         """Not filmed."""

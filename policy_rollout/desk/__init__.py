@@ -1,4 +1,4 @@
-"""An embedded desk with CALVIN's interface: MuJoCo physics, ray-cast pictures, no OpenGL.
+"""An embedded desk with CALVIN's interface: MuJoCo physics, ray-cast images, no OpenGL.
 
 `DeskEnv` is the environment; `LAYOUTS` says where everything is in the four scenes A, B, C and D.
 """

@@ -19,7 +19,7 @@ SECONDS = 0.6  # of CPU for each figure
 
 
 def bench(env: DeskEnv) -> str:
-    """A Markdown table: one control step, the parts around it, and pictures by size."""
+    """A Markdown table: one control step, the parts around it, and images by size."""
     task = "open_drawer"
     rows = [("a control step: physics, observation, info", _step(env))]
     oracle, start = TaskOracle(), env.get_info()
@@ -27,7 +27,7 @@ def bench(env: DeskEnv) -> str:
     obs = env.reset(*task_resets(task, 0, env.scene))
     expert = ScriptedExpert(env.layout, task, np.random.default_rng(0), PLAY)
     rows.append(("an expert's action", _ms(lambda: expert.act(obs))))
-    rows += [(f"{camera} camera, {size} px", _ms(lambda c=camera, s=size: env.picture(c, s))) for camera, size in SIZES]  # type: ignore[misc]
+    rows += [(f"{camera} camera, {size} px", _ms(lambda c=camera, s=size: env.image(c, s))) for camera, size in SIZES]  # type: ignore[misc]
     machine = f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, mujoco {mujoco.__version__}"
     lines = ["| what | CPU ms |", "|---|---|", *(f"| {what} | {ms:.2f} |" for what, ms in rows)]
     return "\n".join(

@@ -42,7 +42,7 @@ examples:
   python -m policy_rollout.desk --chain 5 --save chain.gif
       five tasks one after the other, as CALVIN evaluates
   python -m policy_rollout.desk --bench
-      milliseconds of CPU per step and per picture, on this machine
+      milliseconds of CPU per step and per image, on this machine
 
 more:
   python -m policy_rollout.desk.experts --table --chains 100      success of the experts, in numbers
@@ -74,9 +74,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--save", type=path_argument, metavar="FILE.gif", help="the clip of --task or --chain")
     made.add_argument("--scene", choices=(*SCENES, "all"), default="D", help="default D; all goes with --draw")
     made.add_argument("--seed", type=whole(0), default=0, help="which random start (default 0)")
-    made.add_argument(
-        "--size", type=whole(1), default=200, metavar="PX", help="edge of the static picture (default 200)"
-    )
+    made.add_argument("--size", type=whole(1), default=200, metavar="PX", help="edge of the static image (default 200)")
     made.add_argument("--renderer", choices=RENDERERS, default="raycast", help="gl needs OpenGL (default raycast)")
     return made
 
@@ -185,7 +183,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.scene == "all" and options.draw is None:
         raise ValueError(f"--scene all goes with --draw only; give one of {', '.join(SCENES)}")
     if options.save is not None and options.task is None and options.chain is None:
-        raise ValueError("--save goes with --task or --chain; a picture is drawn with --draw")
+        raise ValueError("--save goes with --task or --chain; an image is drawn with --draw")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -50,7 +50,7 @@ class DeskEnv:
     Args:
         scene: "A", "B", "C" or "D"; they differ in where things are, in block sizes and in looks.
         renderer: "raycast" (needs no OpenGL, the same bytes everywhere) or "gl" (mujoco.Renderer).
-        static_size, gripper_size: picture edge lengths in pixels.
+        static_size, gripper_size: image edge lengths in pixels.
         camera_jitter, light_jitter: 0 is none, 1 is a clearly visible change drawn anew at every reset.
         seed: of the places that `reset()` draws and of the jitter.
 
@@ -81,7 +81,7 @@ class DeskEnv:
         self._camera_jitter = checked_jitter(camera_jitter, "camera_jitter")
         self._light_jitter = checked_jitter(light_jitter, "light_jitter")
         self._jitter = Jitter()
-        self._pictures: Any = None
+        self._images: Any = None
         self._find_addresses()
         self.seed(seed)
         self.reset()
@@ -171,7 +171,7 @@ class DeskEnv:
     def step(self, action: Action, render: Render = False) -> tuple[Observation, int, bool, Info]:
         """Act for 1/30 s. `action`: relative (7,), or {"type": "cartesian_rel" | "cartesian_abs", "action": (7,)}.
 
-        Returns calvin_env's old four: observation (pictures only with `render`, see `get_obs`), reward 0, done False,
+        Returns calvin_env's old four: observation (images only with `render`, see `get_obs`), reward 0, done False,
         info.
         """
         tcp = np.array(self.data.xpos[self._hand])
@@ -205,31 +205,31 @@ class DeskEnv:
         obs: Observation = {"rgb_obs": None, "depth_obs": None}
         cameras = _cameras(render)
         if cameras:
-            shots = {name: self.picture(name) for name in cameras}
+            shots = {name: self.image(name) for name in cameras}
             obs["rgb_obs"] = {f"rgb_{name}": shot.rgb for name, shot in shots.items()}
             obs["depth_obs"] = {f"depth_{name}": shot.depth for name, shot in shots.items()}
         obs["robot_obs"] = self._robot_obs()
         obs["scene_obs"] = self._scene_obs()
         return obs
 
-    def picture(self, camera: str = "static", size: int | None = None) -> RenderedImage:
+    def image(self, camera: str = "static", size: int | None = None) -> RenderedImage:
         """Colours (size, size, 3) and depth (size, size) in metres of the "static" or "gripper" camera."""
         if camera not in CAMERAS:
             raise ValueError(f'camera is {camera!r}; the desk has "static" and "gripper"')
-        if self._pictures is None:
-            self._pictures = make_renderer(self.renderer, self.model, self.scene)
+        if self._images is None:
+            self._images = make_renderer(self.renderer, self.model, self.scene)
         if camera == "static":
             view, usual = static_camera(self._jitter), self.static_size
         else:
             pose = self.data.xpos[self._hand], self.data.xmat[self._hand].reshape(3, 3)
             view, usual = gripper_camera(*pose), self.gripper_size
         size = usual if size is None else _whole(size, "size", 1)
-        shot: RenderedImage = self._pictures.shoot(self.data, view, size, self._led, self._bulb, self._jitter)
+        shot: RenderedImage = self._images.shoot(self.data, view, size, self._led, self._bulb, self._jitter)
         return shot
 
     def render(self, camera: str = "static", size: int | None = None) -> npt.NDArray[np.uint8]:
         """Colours (size, size, 3) uint8 of one camera."""
-        return self.picture(camera, size).rgb
+        return self.image(camera, size).rgb
 
     def _width(self) -> float:
         return float(self.data.qpos[self._fingers].sum())
@@ -333,9 +333,9 @@ class DeskEnv:
 
     def close(self) -> None:
         """Free what the renderer holds. The desk itself needs no closing."""
-        if self._pictures is not None:
-            self._pictures.close()
-            self._pictures = None
+        if self._images is not None:
+            self._images.close()
+            self._images = None
 
 
 def _cameras(render: Render) -> tuple[str, ...]:

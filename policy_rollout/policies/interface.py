@@ -27,7 +27,7 @@ class Observation:
 
     `rgb_static`, `rgb_gripper`: uint8 HWC of any size (the gripper's is needed by two-view models only);
     `robot_obs`: CALVIN's 15 proprioceptive numbers, for policies that want them (UP-VLA does not);
-    `codes`: int16 [V, n], what the image tokenizer once made of the pictures (a token cache); the pictures are then
+    `codes`: int16 [V, n], what the image tokenizer once made of the images (a token cache); the images are then
     not looked at, and may be empty.
     """
 

@@ -1,6 +1,6 @@
 """From an observation to actions: the one path that evaluation, serving and one's own robot use.
 
-    pictures --images.fit--> [3,R,R] --MagVIT--> codes --robot_sequence--> RobotReader.predict --> chunk of T actions
+    images --images.fit--> [3,R,R] --MagVIT--> codes --robot_sequence--> RobotReader.predict --> chunk of T actions
                                                                          or decode_actions
 
 Shape letters: B observations, T actions per chunk, A action size (7), V views, R resolution.
@@ -41,7 +41,7 @@ from policy_rollout.policies.model_yaml import CHECKPOINT_KEY, load_model_yaml, 
 logger = logging.getLogger(__name__)
 
 ASPECT_TOLERANCE = 0.02
-"""By which the shape of pictures may differ from the training data's."""
+"""By which the shape of images may differ from the training data's."""
 KEPT_SENTENCES = 4096
 """Instructions whose ids are kept."""
 
@@ -224,8 +224,8 @@ class UPVLAPolicy:
         pixels = self.vq.decode(codes.reshape(-1, self.spec.num_vq_tokens))  # [B * V, 3, R, R]
         size = self.spec.resolution
         frames = to_uint8(pixels).permute(0, 2, 3, 1).reshape(len(observations), self.spec.num_view, size, size, 3)
-        pictures: NDArray[np.uint8] = frames.cpu().numpy()
-        return pictures
+        images: NDArray[np.uint8] = frames.cpu().numpy()
+        return images
 
     def _arithmetic(self) -> torch.autocast:
         return torch.autocast(self.device.type, self._precision, enabled=self._precision is not None)
@@ -244,17 +244,17 @@ class UPVLAPolicy:
         return self.prompter.instruction(text)
 
     def _codes(self, observations: Sequence[Observation]) -> Tensor:
-        """Pictures -> image codes [B, N], views one after the other. A picture that several observations share (the
-        same array) is read once; where codes were made before, no picture is."""
+        """Images -> image codes [B, N], views one after the other. An image that several observations share (the
+        same array) is read once; where codes were made before, no image is."""
         if observations[0].codes is not None:
             return self._held_codes(observations)
         views = [self._views(observation) for observation in observations]
-        pictures = {id(picture): picture for pair in views for picture in pair}
-        frames = np.stack([fit(picture, self.spec.resolution) for picture in pictures.values()])  # uint8 [P, 3, R, R]
+        images = {id(image): image for pair in views for image in pair}
+        frames = np.stack([fit(image, self.spec.resolution) for image in images.values()])  # uint8 [P, 3, R, R]
         codes = self.vq.encode(normalise(torch.from_numpy(frames).to(self.device)))  # [P, N / V]
-        if len(pictures) < len(views) * len(views[0]):
-            place = {picture: number for number, picture in enumerate(pictures)}
-            codes = codes[[place[id(picture)] for pair in views for picture in pair]]
+        if len(images) < len(views) * len(views[0]):
+            place = {image: number for number, image in enumerate(images)}
+            codes = codes[[place[id(image)] for pair in views for image in pair]]
         return codes.reshape(len(observations), -1)
 
     def _held_codes(self, observations: Sequence[Observation]) -> Tensor:
@@ -279,7 +279,7 @@ class UPVLAPolicy:
             trained = self.spec.cameras.get(camera, (height, width))  # not declared: nothing to compare with
             if abs(height * trained[1] - width * trained[0]) > ASPECT_TOLERANCE * height * trained[1]:
                 raise ValueError(
-                    f"this model was trained on {camera} pictures of {trained[0]} x {trained[1]} (height x width), "
+                    f"this model was trained on {camera} images of {trained[0]} x {trained[1]} (height x width), "
                     f"this one is {height} x {width}: the centre crop would show it another part of the scene"
                 )
         return views

@@ -12,7 +12,7 @@ _SIZE = (200, 200)
 
 
 def warm_up(policy: Policy, sizes: Mapping[str, tuple[int, ...]]) -> None:
-    """Asks about black pictures. ``sizes``: height and width by camera, where the model says what it saw."""
+    """Asks about black images. ``sizes``: height and width by camera, where the model says what it saw."""
     black = {camera: np.zeros((*sizes.get(camera, _SIZE)[:2], 3), dtype=np.uint8) for camera in policy.cameras}
     policy.act([Observation(black["rgb_static"], "warm up", black.get("rgb_gripper"))])
     policy.reset()

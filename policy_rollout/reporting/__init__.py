@@ -1,1 +1,1 @@
-"""What a report page is made of: markup, drawings, pictures. No browser and no network is needed to make one."""
+"""What a report page is made of: markup, drawings, images. No browser and no network is needed to make one."""

@@ -8,7 +8,7 @@ from itertools import groupby
 from policy_rollout.closed_loop.env_slot import ChainRecord
 from policy_rollout.compare import Side
 from policy_rollout.reporting.markup import Html, el, join
-from policy_rollout.reporting.media import PICTURES, VIDEOS, Medium, Room, media_in
+from policy_rollout.reporting.media import IMAGES, VIDEOS, Medium, Room, media_in
 from policy_rollout.reports.results import Results
 
 
@@ -56,13 +56,13 @@ def _tasks(chain: ChainRecord) -> Html:
     return el("ol", *rows, class_="tasks")
 
 
-def picture_section(sides: Sequence[Side], room: Room) -> Html | None:
+def image_section(sides: Sequence[Side], room: Room) -> Html | None:
     """What the policy saw, expected and then found."""
     cards = [
         el("article", room.show(medium, medium.title), el("p", _caption(side, sides, medium), class_="note"))
         for side in sides
         for run in side.runs
-        for medium in media_in(run.folder / PICTURES, (".png",))
+        for medium in media_in(run.folder / IMAGES, (".png",))
     ]
     if not cards:
         return None

@@ -1,4 +1,4 @@
-"""Films and pictures of an evaluation, as text inside the page, as long as there is room for them."""
+"""Films and images of an evaluation, as text inside the page, as long as there is room for them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from urllib.parse import quote
 
 from policy_rollout.reporting.markup import Html, el
 
-VIDEOS, PICTURES = "videos", "input_predict_truth"
+VIDEOS, IMAGES = "videos", "input_predict_truth"
 TYPES = {".gif": "image/gif", ".png": "image/png", ".mp4": "video/mp4"}
 ROOM = 48
-"""Megabytes of films and pictures in a page (before they are written as text, which takes a third more)."""
+"""Megabytes of films and images in a page (before they are written as text, which takes a third more)."""
 
 
 @dataclass(frozen=True)

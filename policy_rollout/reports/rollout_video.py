@@ -47,8 +47,8 @@ MOMENTS = 4
 FILM_HEIGHT, MOMENT_HEIGHT = 256, 192
 
 
-class Foreseeing(Protocol):
-    """A policy that can tell which pictures it expects."""
+class FuturePredictor(Protocol):
+    """A policy that can tell which images it expects."""
 
     @property
     def act_step(self) -> int: ...
@@ -60,20 +60,20 @@ class Foreseeing(Protocol):
 
 @dataclass
 class _Task:
-    """What was seen while one task was tried: pictures of the static camera by their step (that before the first is
+    """What was seen while one task was tried: images of the static camera by their step (that before the first is
     -1), and every observation by the step before which the policy looked."""
 
-    pictures: dict[int, Frame] = field(default_factory=dict)
+    images: dict[int, Frame] = field(default_factory=dict)
     looks: dict[int, Observation] = field(default_factory=dict)
 
 
 @dataclass
-class Filming:
+class RolloutVideoRecorder:
     """A ``Recorder`` of the first ``count`` chains, whoever plays them."""
 
     folder: Path
     count: int
-    policy: Foreseeing
+    policy: FuturePredictor
     write_film: Callable[[Path, Sequence[Frame], float], None] = write_gif
     suffix: str = "gif"
     film_every: int = 2
@@ -94,10 +94,10 @@ class Filming:
         task = self._task(job, place)
         task.looks[step] = observation
         if step == 0:
-            task.pictures[-1] = observation.rgb_static
+            task.images[-1] = observation.rgb_static
 
-    def filmed(self, job: ChainJob, place: int, step: int, picture: NDArray[np.uint8]) -> None:
-        self._task(job, place).pictures[step] = picture
+    def filmed(self, job: ChainJob, place: int, step: int, image: NDArray[np.uint8]) -> None:
+        self._task(job, place).images[step] = image
 
     def ended(self, job: ChainJob, record: ChainRecord) -> None:
         tasks = self._tasks.pop(job.index)
@@ -139,26 +139,26 @@ class Filming:
         ]
 
 
-def make_recorder(settings: Mapping[str, Any], folder: Path, policy: Foreseeing) -> Filming | None:
+def make_recorder(settings: Mapping[str, Any], folder: Path, policy: FuturePredictor) -> RolloutVideoRecorder | None:
     """As `num_videos` and `save_rollout_as_video` ask. Raises ``ValueError`` where mp4 needs a package."""
     count = int(settings["num_videos"])
     if not count:
         return None
     if not settings["save_rollout_as_video"]:
-        return Filming(folder, count, policy)
+        return RolloutVideoRecorder(folder, count, policy)
     require_mp4("save_rollout_as_video=true")
-    return Filming(folder, count, policy, write_mp4, "mp4")
+    return RolloutVideoRecorder(folder, count, policy, write_mp4, "mp4")
 
 
 def _scenes(job: ChainJob, record: ChainRecord, place: int, task: _Task) -> list[Frame]:
     """One task's frames, and its outcome for a moment."""
     frames = []
     told = job.instructions[place]
-    for step, picture in sorted(task.pictures.items()):
+    for step, image in sorted(task.images.items()):
         note = f"task {place + 1} of {len(job.tasks)}, step {step + 1}"
-        frames.append(captioned(resized(picture, FILM_HEIGHT), told, note))
+        frames.append(captioned(resized(image, FILM_HEIGHT), told, note))
     if frames:
-        last = resized(task.pictures[max(task.pictures)], FILM_HEIGHT)
+        last = resized(task.images[max(task.images)], FILM_HEIGHT)
         frames += [captioned(last, told, *_outcome(record, place))] * HOLD
     return frames
 
@@ -173,7 +173,7 @@ def _views_at(task: _Task, step: int) -> list[Frame] | None:
     """What the cameras showed before that step, the static one first; None where nobody looked and nobody filmed."""
     if step in task.looks:
         return _views(task.looks[step])
-    filmed = task.pictures.get(step - 1)
+    filmed = task.images.get(step - 1)
     return None if filmed is None else [filmed]
 
 
@@ -183,14 +183,14 @@ def _views(observation: Observation) -> list[Frame]:
 
 
 def _row(step: int, later: int, seen: Observation, expected: NDArray[np.uint8], after: list[Frame]) -> Frame:
-    """Three pictures as the model sees them (its crop, its resolution), told apart below.
+    """Three images as the model sees them (its crop, its resolution), told apart below.
 
     The static view's mean difference of expected and true is told beside that of seen and true: who expects the world
     to stand still is off by the latter.
     """
     resolution = expected.shape[1]
     saw, showed = ([_as_model(view, resolution) for view in views] for views in (_views(seen), after))
-    off, still = (_difference(picture, showed[0]) for picture in (expected[0], saw[0]))
+    off, still = (_difference(image, showed[0]) for image in (expected[0], saw[0]))
     views = len(expected)
     told = (
         (saw[:views], f"step {step}: it saw", ""),
@@ -198,11 +198,11 @@ def _row(step: int, later: int, seen: Observation, expected: NDArray[np.uint8], 
         (showed[:views], f"{later} steps later it was", f"standing still is off by {still:.1f}"),
     )
     height = max(MOMENT_HEIGHT, resolution)
-    return sheet([captioned(beside(pictures, height), text, note or " ", FAINT) for pictures, text, note in told], 3)
+    return sheet([captioned(beside(images, height), text, note or " ", FAINT) for images, text, note in told], 3)
 
 
-def _as_model(picture: Frame, resolution: int) -> Frame:
-    return np.ascontiguousarray(fit(picture, resolution).transpose(1, 2, 0))
+def _as_model(image: Frame, resolution: int) -> Frame:
+    return np.ascontiguousarray(fit(image, resolution).transpose(1, 2, 0))
 
 
 def _difference(one: Frame, other: Frame) -> float:

@@ -19,7 +19,7 @@ from policy_rollout.policies.model_yaml import load_model_yaml
 from policy_rollout.policies.warm_up import warm_up
 from policy_rollout.robot.interface import Command, Robot, Sight
 from policy_rollout.robot.rate import RealClock
-from policy_rollout.robot.safety import Guard, SafetyLimits
+from policy_rollout.robot.safety import RunGuard, SafetyLimits
 
 TOKEN_VARIABLE = "BLOCKDIFF_SERVE_TOKEN"
 
@@ -62,13 +62,13 @@ def parser() -> argparse.ArgumentParser:
         "--recorded",
         type=path_argument,
         default=PROJECT_DIR / "dummy_data" / "calvin" / "validation",
-        help="dry run on a raw CALVIN split, a folder of pictures or a video (default: the bundled recording)",
+        help="dry run on a raw CALVIN split, a folder of images or a video (default: the bundled recording)",
     )
     body.add_argument("--window", type=whole(0), default=0, help="which annotated window of a split (default: 0)")
     body.add_argument("--instruction", help="what to do (default for a split: what the demonstrator was told)")
     time_ = made.add_argument_group("time")
     time_.add_argument("--rate", type=float, help="control steps per second (default: the model's, usually 30)")
-    time_.add_argument("--steps", type=int, help="end after this many (default: until the pictures end)")
+    time_.add_argument("--steps", type=int, help="end after this many (default: until the images end)")
     time_.add_argument("--synchronous", action="store_true", help="stand still while the model thinks")
     time_.add_argument("--replan-every", type=int, help="actions of a chunk before looking again (default: as many as "
                        "the model's own speed allows)")  # fmt: skip
@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     safety.add_argument(
         "--max-lead-m", type=float, help="longest way from the measured hand to a target (default: none)"
     )
-    safety.add_argument("--max-age-ms", type=float, default=200, help="older pictures stop the robot (default: 200)")
+    safety.add_argument("--max-age-ms", type=float, default=200, help="older images stop the robot (default: 200)")
     safety.add_argument(
         "--max-plan-age-ms", type=float, default=1000, help="older plans are thrown away (default: 1000)"
     )
@@ -159,7 +159,7 @@ def make_robot(options: argparse.Namespace, policy: Policy) -> tuple[Robot, str]
     return robot, options.instruction
 
 
-class Diary:
+class StepLog:
     """Every step as a line of JSON: what the robot was told, or why it was told to stand still."""
 
     def __init__(self, file: Path | None) -> None:
@@ -195,7 +195,7 @@ def _rounded(numbers: Any) -> list[float]:
 def announcement(options: argparse.Namespace, instruction: str, convention: ActionConvention) -> str:
     """What is about to happen, before it does."""
     limits = limits_of(options)
-    guard, box = Guard(convention, limits), limits.workspace
+    guard, box = RunGuard(convention, limits), limits.workspace
     return (
         f"{f'robot {options.robot}' if options.robot else f'dry run on {options.recorded}: nothing moves'}\n"
         f"instruction: {instruction}\n"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 class Sight:
     """What the robot sees and feels at one moment.
 
-    `rgb_static`, `rgb_gripper`: uint8 [H, W, 3], red first (OpenCV's pictures are blue first). `taken_at`: when the
+    `rgb_static`, `rgb_gripper`: uint8 [H, W, 3], red first (OpenCV's images are blue first). `taken_at`: when the
     older of them was taken, in seconds of `time.monotonic()`; without it nothing can tell a camera that hangs. `pose`:
     the measured hand, x y z in metres and roll pitch yaw in radians, in the frame that actions are in; None where it is
     not measured (then there is no workspace to stay in).
@@ -44,7 +44,7 @@ class Robot(Protocol):
     should return quickly (hand the target to the controller, do not wait until it is reached)."""
 
     def observe(self) -> Sight | None:
-        """The newest pictures. None: there will be no more, the run ends."""
+        """The newest images. None: there will be no more, the run ends."""
         ...
 
     def act(self, command: Command) -> None:

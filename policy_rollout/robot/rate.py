@@ -21,7 +21,7 @@ class RealClock:
         time.sleep(seconds)
 
 
-class Pace:
+class RateLimiter:
     """Beats at start, start + period, start + 2 periods, ...: what a step takes does not add up (no drift).
 
     A step that is not done by the next beat is an overrun: the beats that have passed are left out, never made up for

@@ -16,7 +16,7 @@ from policy_rollout.robot.rate import Clock
 from training.data.calvin import CalvinSplit, is_split, splits_in
 from training.data.readers import read_image
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 VIDEOS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".gif")
 
 
@@ -56,8 +56,8 @@ class RecordedSplit:
         return {**arrays, "pose": pose}
 
 
-class RecordedPictures:
-    """A folder of pictures in the order of their names; or one folder for each camera (`rgb_static`, ...) in it."""
+class RecordedImages:
+    """A folder of images in the order of their names; or one folder for each camera (`rgb_static`, ...) in it."""
 
     instruction: str | None = None
 
@@ -66,13 +66,13 @@ class RecordedPictures:
         if "rgb_static" not in folders:
             folders = {"rgb_static": path}
         self._files = {
-            camera: sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
+            camera: sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGES)
             for camera, folder in folders.items()
         }
         counts = {len(files) for files in self._files.values()}
         if len(counts) != 1 or not counts.pop():
             held = ", ".join(f"{len(files)} in {folders[camera]}" for camera, files in self._files.items())
-            raise ValueError(f"{path}: as many pictures of each camera are needed, at least one; found {held}")
+            raise ValueError(f"{path}: as many images of each camera are needed, at least one; found {held}")
 
     def __len__(self) -> int:
         return len(self._files["rgb_static"])
@@ -108,7 +108,7 @@ class RecordedVideo:
 
 
 def open_recording(path: Path, cameras: Sequence[str] = CAMERAS, window: int = 0, most: int = 10_000) -> Recording:
-    """A raw CALVIN split, a folder of pictures or a video, by what lies there. ``most``: frames of a video that are
+    """A raw CALVIN split, a folder of images or a video, by what lies there. ``most``: frames of a video that are
     kept. Raises `ValueError` or `FileNotFoundError` in one line."""
     if path.is_file() and path.suffix.lower() in VIDEOS:
         return RecordedVideo(path, most)
@@ -117,11 +117,11 @@ def open_recording(path: Path, cameras: Sequence[str] = CAMERAS, window: int = 0
     if is_split(path):
         return RecordedSplit(path, window, cameras)
     if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or folder; give a CALVIN split, a folder of pictures or a video")
+        raise FileNotFoundError(f"{path}: no such file or folder; give a CALVIN split, a folder of images or a video")
     below = splits_in(path)
     if below:
         raise ValueError(f"{path} holds splits: give {' or '.join(str(path / name) for name in below)}")
-    return RecordedPictures(path, cameras)
+    return RecordedImages(path, cameras)
 
 
 @dataclass

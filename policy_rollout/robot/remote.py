@@ -118,7 +118,7 @@ class RemotePolicy:
         from policy_rollout.serving import openpi
 
         look = {camera: getattr(observation, camera) for camera in self.cameras}
-        missing = [camera for camera, picture in look.items() if picture is None]
+        missing = [camera for camera, image in look.items() if image is None]
         if missing:
             raise ValueError(f"the model looks through {', '.join(self.cameras)}; the robot gives no {missing[0]}")
         answer = self._exchange(openpi.observation(look, observation.instruction))

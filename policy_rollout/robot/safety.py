@@ -1,4 +1,4 @@
-"""Between the policy and the robot: every action becomes a target through `Guard`, or does not become one at all.
+"""Between the policy and the robot: every action becomes a target through `RunGuard`, or does not become one at all.
 
 These limits make mistakes smaller. They do not replace the robot's own limits, its collision detection, or a person at
 the emergency stop.
@@ -37,11 +37,11 @@ class SafetyLimits:
     max_lead_m: float | None = None
     """How far the target may run ahead of the measured hand; a robot that is held fast is not pulled ever harder."""
     max_age_s: float = 0.2
-    """Of a picture when it is looked at. Older: the robot stops, and plans are forgotten."""
+    """Of an image when it is looked at. Older: the robot stops, and plans are forgotten."""
     max_plan_age_s: float = 1.0
-    """From a picture to the first action that was planned on it. Older plans are thrown away."""
+    """From an image to the first action that was planned on it. Older plans are thrown away."""
     patience_s: float = 2.0
-    """For how long pictures may be too old, or the policy out of reach, before the run ends."""
+    """For how long images may be too old, or the policy out of reach, before the run ends."""
     gripper_hysteresis: float = 0.0
     """The gripper changes only for commands at least this far beyond half way, as a share of half its range (0..1)."""
 
@@ -56,7 +56,7 @@ class SafetyLimits:
             raise ValueError(f"gripper_hysteresis must lie in 0..1 (1 excluded), got {self.gripper_hysteresis}")
 
 
-class Guard:
+class RunGuard:
     """Turns actions into targets. `hits` counts every time that a limit changed one."""
 
     def __init__(self, convention: ActionConvention, limits: SafetyLimits) -> None:

@@ -25,7 +25,7 @@ def has_token(token: str, path: str, authorization: str | None) -> bool:
     return any(hmac.compare_digest(offer.encode(), token.encode()) for offer in offers)
 
 
-def of_a_page(headers: Mapping[str, str]) -> bool:
+def is_browser_request(headers: Mapping[str, str]) -> bool:
     """Does a page in a browser ask? Any may send requests to this machine; an address that is typed says none."""
     return "Origin" in headers or headers.get("Sec-Fetch-Site", "none") != "none"
 

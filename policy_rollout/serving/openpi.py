@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_rollout.policies.interface import ACTION_SIZE, ActionConvention
-from policy_rollout.serving.request import Look, look
+from policy_rollout.serving.request import NeedsChunk, look
 from policy_rollout.serving.wire import Limits, WireError, pack, unpack
 
 NAMES = {"rgb_static": "observation/image", "rgb_gripper": "observation/wrist_image"}
@@ -46,8 +46,8 @@ def metadata(
     return pack(about, bytes_keys=True)
 
 
-def observed(data: bytes | str, cameras: Sequence[str], limits: Limits) -> Look:
-    """What a message shows; what it carries beyond pictures and prompt (`observation/state`) is not looked at.
+def observed(data: bytes | str, cameras: Sequence[str], limits: Limits) -> NeedsChunk:
+    """What a message shows; what it carries beyond images and prompt (`observation/state`) is not looked at.
 
     Raises `WireError`.
     """
@@ -56,7 +56,7 @@ def observed(data: bytes | str, cameras: Sequence[str], limits: Limits) -> Look:
     return observed_map(unpack(data, limits), cameras, limits)
 
 
-def observed_map(value: object, cameras: Sequence[str], limits: Limits) -> Look:
+def observed_map(value: object, cameras: Sequence[str], limits: Limits) -> NeedsChunk:
     """A decoded observation, checked. Raises `WireError`."""
     if not isinstance(value, dict):
         raise WireError(f"an observation is a map with {', '.join(NAMES[c] for c in cameras)} and {PROMPT}")
@@ -72,5 +72,5 @@ def answer(chunk: NDArray[np.float32], infer_ms: float, prev_total_ms: float | N
 
 
 def observation(look_at: Mapping[str, Any], prompt: str) -> bytes:
-    """The client's side: pictures uint8 [H, W, 3] by camera, as a message."""
-    return pack({NAMES[camera]: picture for camera, picture in look_at.items()} | {PROMPT: prompt}, bytes_keys=True)
+    """The client's side: images uint8 [H, W, 3] by camera, as a message."""
+    return pack({NAMES[camera]: image for camera, image in look_at.items()} | {PROMPT: prompt}, bytes_keys=True)

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 from common.text import check_text
 from policy_rollout.policies.interface import Observation
-from policy_rollout.serving.wire import Limits, Picture, WireError, check_picture, pixels
+from policy_rollout.serving.wire import Limits, WireError, WireImage, check_image, pixels
 
 
 @dataclass(frozen=True)
-class Look:
-    """One observation as it came, its pictures not decoded yet. ``restart``: the client says that a new task begins."""
+class NeedsChunk:
+    """One observation as it came, its images not decoded yet. ``restart``: the client says that a new task begins."""
 
     instruction: str
-    pictures: Mapping[str, Picture]
+    images: Mapping[str, WireImage]
     restart: bool = False
 
     def observation(self, limits: Limits) -> Observation:
-        """With decoded pictures, ready for a policy. Raises `WireError` for a damaged one."""
-        seen = {camera: pixels(picture, camera, limits) for camera, picture in self.pictures.items()}
+        """With decoded images, ready for a policy. Raises `WireError` for a damaged one."""
+        seen = {camera: pixels(image, camera, limits) for camera, image in self.images.items()}
         return Observation(seen["rgb_static"], self.instruction, seen.get("rgb_gripper"))
 
 
@@ -31,7 +31,7 @@ def look(
     cameras: Sequence[str],
     limits: Limits,
     restart: bool = False,
-) -> Look:
+) -> NeedsChunk:
     """Checks everything that can be checked without decoding. ``names``: what the client calls each camera.
 
     Raises `WireError` naming what is missing or wrong.
@@ -49,9 +49,9 @@ def look(
     if missing:
         sent = ", ".join(str(name)[:40] for name in list(found)[:8]) or "none"
         raise WireError(f"this model looks through {', '.join(cameras)}; {missing[0]} is missing, sent: {sent}")
-    pictures: dict[str, Picture] = {}
+    images: dict[str, WireImage] = {}
     for camera in cameras:
-        picture = found[names[camera]]
-        check_picture(picture, names[camera], limits)
-        pictures[camera] = picture  # type: ignore[assignment]  # check_picture refuses all else
-    return Look(instruction, pictures, restart)
+        image = found[names[camera]]
+        check_image(image, names[camera], limits)
+        images[camera] = image  # type: ignore[assignment]  # check_image refuses all else
+    return NeedsChunk(instruction, images, restart)

@@ -22,7 +22,7 @@ from policy_rollout.policies.action_chunking import ChunkPlayer
 from policy_rollout.policies.action_units import gripper_values, in_metres
 from policy_rollout.policies.interface import CAMERAS, Policy
 from policy_rollout.serving import openpi, vla_eval
-from policy_rollout.serving.auth import CONFIG_PATH, HEALTH_PATHS, WS_PATHS, configure, has_token, of_a_page
+from policy_rollout.serving.auth import CONFIG_PATH, HEALTH_PATHS, WS_PATHS, configure, has_token, is_browser_request
 from policy_rollout.serving.batching import Batcher, PolicyError
 from policy_rollout.serving.session import Session
 from policy_rollout.serving.stats import Counters
@@ -113,7 +113,7 @@ class Server:
             self.settings.port,
             process_request=self._http,
             origins=[None],  # pages in a browser send an origin: none of them may drive a robot
-            compression=None,  # pictures are compressed already, and a bomb would be unpacked before its size is known
+            compression=None,  # images are compressed already, and a bomb would be unpacked before its size is known
             max_size=self.settings.limits.message_bytes,
             max_queue=UNFINISHED_FRAMES,
             ping_interval=None,  # a busy simulator answers none; TCP's keepalive finds the dead
@@ -172,7 +172,7 @@ class Server:
             refusal.headers["WWW-Authenticate"] = "Bearer"
             return refusal
         if url.path == CONFIG_PATH:
-            if of_a_page(request.headers):
+            if is_browser_request(request.headers):
                 return connection.respond(HTTPStatus.FORBIDDEN, "not for pages in a browser\n")
             status, content = configure(self._batcher, self.settings.max_batch, url.query)
             return _json(connection, HTTPStatus(status), content)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from policy_rollout.policies.action_chunking import ChunkPlayer
 from policy_rollout.serving.batching import Batcher
-from policy_rollout.serving.request import Look
+from policy_rollout.serving.request import NeedsChunk
 from policy_rollout.serving.wire import Limits
 
 
@@ -27,10 +27,10 @@ class Session:
         self._player.reset()
         self._instruction = None
 
-    async def act(self, look: Look) -> NDArray[np.float32]:
+    async def act(self, look: NeedsChunk) -> NDArray[np.float32]:
         """The action [A] for this moment, in the policy's units.
 
-        Pictures are decoded only when the chunk is played out. Raises as `Batcher.act` does, and `WireError`; the next
+        Images are decoded only when the chunk is played out. Raises as `Batcher.act` does, and `WireError`; the next
         look is then answered by a new plan.
         """
         if look.restart or look.instruction != self._instruction:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_rollout.policies.interface import ActionConvention
-from policy_rollout.serving.request import Look, look
+from policy_rollout.serving.request import NeedsChunk, look
 from policy_rollout.serving.wire import Limits, WireError, pack, unpack
 
 PROTOCOL_VERSION = 1
@@ -113,10 +113,12 @@ def hello(seq: int, server: str, model: str, convention: ActionConvention, camer
     return write("hello", payload, seq)
 
 
-def observed(payload: Mapping[Any, Any], names: Mapping[str, str], cameras: Sequence[str], limits: Limits) -> Look:
+def observed(
+    payload: Mapping[Any, Any], names: Mapping[str, str], cameras: Sequence[str], limits: Limits
+) -> NeedsChunk:
     """What an observation's payload shows. Raises `WireError`."""
     images = payload.get("images")
     if not isinstance(images, dict):
-        raise WireError("an observation's payload needs images: a map from camera names to pictures")
+        raise WireError("an observation's payload needs images: a map from camera names to images")
     restart = bool(payload.get("episode_restart", False))
     return look(payload.get("task_description"), images, names, cameras, limits, restart)

@@ -1,9 +1,9 @@
-"""msgpack with arrays and pictures, read as if the sender were an enemy.
+"""msgpack with arrays and images, read as if the sender were an enemy.
 
 Nothing here can run code: no pickle, no extension types, numeric dtypes only. What a message claims of itself (dtype,
-shape, picture size) is compared with what it holds before anything is allocated for it.
+shape, image size) is compared with what it holds before anything is allocated for it.
 
-Arrays are maps with the keys `__ndarray__`, `data`, `dtype`, `shape` (vla-eval: texts, openpi: bytes); pictures of
+Arrays are maps with the keys `__ndarray__`, `data`, `dtype`, `shape` (vla-eval: texts, openpi: bytes); images of
 vla-eval are maps with `__image__`, `format` (raw, jpeg, png), `data`, `shape`, and `dtype` where raw.
 """
 
@@ -29,7 +29,7 @@ _MAX_DIMENSIONS = 8
 _MAX_ELEMENTS = 4096
 """Of one msgpack list or map. Longer ones are arrays, or an attempt to make the reader allocate."""
 _ENCODED = {"png": "PNG", "jpeg": "JPEG"}
-_BROKEN_PICTURE = (
+_BROKEN_IMAGE = (
     OSError,
     SyntaxError,
     ValueError,
@@ -56,16 +56,16 @@ class Limits:
     """What a client may ask of the server."""
 
     message_bytes: int = 8 << 20
-    """Of one message; two 200 x 200 pictures take 0.2 MB."""
+    """Of one message; two 200 x 200 images take 0.2 MB."""
     pixels: int = 1 << 22
-    """Of one picture, before it is decoded."""
+    """Of one image, before it is decoded."""
     instruction_chars: int = 1000
     sessions: int = 64
     """Open at once."""
 
 
 @dataclass(frozen=True)
-class EncodedPicture:
+class EncodedImage:
     """A png or jpeg that nobody has looked at yet: most observations arrive while a chunk is still being played."""
 
     format: str
@@ -75,31 +75,31 @@ class EncodedPicture:
     def decoded(self) -> NDArray[np.uint8]:
         """uint8 [H, W, 3]; raises `WireError` where it is damaged or not what its shape says."""
         try:
-            with Image.open(io.BytesIO(self.data), formats=[_ENCODED[self.format]]) as picture:
-                if (picture.height, picture.width) != self.shape[:2] or picture.mode != "RGB":
+            with Image.open(io.BytesIO(self.data), formats=[_ENCODED[self.format]]) as image:
+                if (image.height, image.width) != self.shape[:2] or image.mode != "RGB":
                     raise WireError(
-                        f"a {self.format} says it is {list(self.shape)}, but is {picture.height} x {picture.width} "
-                        f"{picture.mode}"
+                        f"a {self.format} says it is {list(self.shape)}, but is {image.height} x {image.width} "
+                        f"{image.mode}"
                     )
-                pixels: NDArray[np.uint8] = np.asarray(as_shown(picture), dtype=np.uint8)
+                pixels: NDArray[np.uint8] = np.asarray(as_shown(image), dtype=np.uint8)
         except WireError:
             raise
-        except _BROKEN_PICTURE as error:
+        except _BROKEN_IMAGE as error:
             raise WireError(f"a {self.format} cannot be decoded ({type(error).__name__})") from None
         if pixels.shape != self.shape:
             raise WireError(f"a {self.format} says it is {list(self.shape)}, but is shown as {list(pixels.shape)}")
         return pixels
 
 
-Picture = EncodedPicture | NDArray[np.uint8]
+WireImage = EncodedImage | NDArray[np.uint8]
 
 
 def unpack(data: bytes, limits: Limits) -> Any:
-    """The value in a message, arrays and pictures in their places. Raises `WireError`."""
+    """The value in a message, arrays and images in their places. Raises `WireError`."""
 
     def read(found: dict[Any, Any]) -> Any:
         if "__image__" in found:
-            return _picture(found, limits)
+            return _image(found, limits)
         if "__ndarray__" in found:
             return _array(found)
         if b"__ndarray__" in found:
@@ -137,30 +137,30 @@ def pack(value: Any, *, bytes_keys: bool = False) -> bytes:
     return packed
 
 
-def pixels(picture: object, name: str, limits: Limits) -> NDArray[np.uint8]:
-    """A picture as uint8 [H, W, 3]. Raises `WireError` naming it where it is none."""
-    if isinstance(picture, EncodedPicture):
-        return picture.decoded()
-    check_picture(picture, name, limits)
-    assert isinstance(picture, np.ndarray)
-    return picture
+def pixels(image: object, name: str, limits: Limits) -> NDArray[np.uint8]:
+    """An image as uint8 [H, W, 3]. Raises `WireError` naming it where it is none."""
+    if isinstance(image, EncodedImage):
+        return image.decoded()
+    check_image(image, name, limits)
+    assert isinstance(image, np.ndarray)
+    return image
 
 
-def check_picture(picture: object, name: str, limits: Limits) -> None:
-    """What can be said of a picture without decoding it. Raises `WireError`."""
-    if isinstance(picture, EncodedPicture):
+def check_image(image: object, name: str, limits: Limits) -> None:
+    """What can be said of an image without decoding it. Raises `WireError`."""
+    if isinstance(image, EncodedImage):
         return
-    if not isinstance(picture, np.ndarray):
-        raise WireError(f"{name} must be a picture, got {type(picture).__name__}")
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-        raise WireError(f"{name} must be uint8 [height, width, 3], got {picture.dtype} {list(picture.shape)}")
-    _check_pixels(picture.shape, limits)
+    if not isinstance(image, np.ndarray):
+        raise WireError(f"{name} must be an image, got {type(image).__name__}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise WireError(f"{name} must be uint8 [height, width, 3], got {image.dtype} {list(image.shape)}")
+    _check_pixels(image.shape, limits)
 
 
 def _check_pixels(shape: tuple[int, ...], limits: Limits) -> None:
     if shape[0] * shape[1] > limits.pixels:
         raise WireError(
-            f"a picture of {shape[0]} x {shape[1]} has more than the {limits.pixels} pixels that this server takes"
+            f"an image of {shape[0]} x {shape[1]} has more than the {limits.pixels} pixels that this server takes"
         )
 
 
@@ -188,15 +188,15 @@ def _array(entry: Mapping[str, Any]) -> NDArray[Any]:
     return np.frombuffer(data, dtype=dtype).reshape(shape)
 
 
-def _picture(entry: Mapping[str, Any], limits: Limits) -> Picture:
+def _image(entry: Mapping[str, Any], limits: Limits) -> WireImage:
     kind, data, shape = entry.get("format"), entry.get("data"), _shape(entry.get("shape"))
     if len(shape) != 3 or shape[2] != 3 or 0 in shape:
-        raise WireError(f"a picture must be [height, width, 3], got {list(shape)}")
+        raise WireError(f"an image must be [height, width, 3], got {list(shape)}")
     _check_pixels(shape, limits)
     if kind == "raw":
         array = _array(entry)
-        check_picture(array, "a raw picture", limits)
+        check_image(array, "a raw image", limits)
         return array
     if kind not in _ENCODED or not isinstance(data, bytes):
-        raise WireError(f"a picture's format must be raw, jpeg or png, with bytes as data; got {str(kind)[:40]!r}")
-    return EncodedPicture(kind, data, shape)
+        raise WireError(f"an image's format must be raw, jpeg or png, with bytes as data; got {str(kind)[:40]!r}")
+    return EncodedImage(kind, data, shape)

@@ -1,4 +1,4 @@
-"""A picture sheet of a data set: episodes as strips of moments, what is said and done, how actions are spread."""
+"""An image sheet of a data set: episodes as strips of moments, what is said and done, how actions are spread."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def moments(length: int, count: int) -> list[int]:
 def strip(view: EpisodeView, count: int, height: int = 150) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The first camera at ``count`` moments, then the other cameras at the last one."""
     times = moments(view.length, count)
-    pictures = [view.picture(view.cameras[0], moment) for moment in times]
-    pictures += [view.picture(camera, view.length - 1) for camera in view.cameras[1:]]
-    return beside(pictures, height, gap=3)
+    images = [view.image(view.cameras[0], moment) for moment in times]
+    images += [view.image(camera, view.length - 1) for camera in view.cameras[1:]]
+    return beside(images, height, gap=3)
 
 
 def _strips(figure: Figure, place: Any, views: list[EpisodeView], count: int) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-Picture = npt.NDArray[np.uint8]  # [height, width, 3]
+ImageArray = npt.NDArray[np.uint8]  # [height, width, 3]
 Floats = npt.NDArray[np.float32]
 
 ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -25,7 +25,7 @@ class EpisodeView:
     note: str  # where it is, which task
     length: int  # moments
     cameras: tuple[str, ...]
-    picture: Callable[[str, int], Picture]  # of a camera at a moment
+    image: Callable[[str, int], ImageArray]  # of a camera at a moment
     actions: Floats | None = None  # [length, A]
     turns: tuple[tuple[str, str], ...] = ()  # speaker and text, of a conversation
 

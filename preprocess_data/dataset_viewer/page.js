@@ -1,4 +1,4 @@
-// One slider moves through an episode: its pictures (cells of one image each) and the line over its curves.
+// One slider moves through an episode: its images (cells of one image each) and the line over its curves.
 for (const card of document.querySelectorAll("article[data-times]")) {
   const times = card.dataset.times.split(",").map(Number), last = Number(card.dataset.last), rate = Number(card.dataset.rate);
   const slider = card.querySelector("input"), said = card.querySelector("output"), button = card.querySelector("button");

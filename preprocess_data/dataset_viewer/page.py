@@ -1,4 +1,4 @@
-"""A data set as one HTML file: pictures, curves, style and script inside it, nothing from outside."""
+"""A data set as one HTML file: images, curves, style and script inside it, nothing from outside."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from policy_rollout.pictures import resized
 from policy_rollout.reporting.markup import PAGE_STYLE
 from preprocess_data.dataset_viewer import charts
 from preprocess_data.dataset_viewer.contact_sheet import moments
-from preprocess_data.dataset_viewer.interface import EpisodeView, Picture, Source
+from preprocess_data.dataset_viewer.interface import EpisodeView, ImageArray, Source
 from preprocess_data.dataset_viewer.stats import Facts
 
 HERE = Path(__file__).resolve().parent
-SIDE, HAND_SIDE = 220, 130  # pixels: heights of the first camera's and the other cameras' pictures
+SIDE, HAND_SIDE = 220, 130  # pixels: heights of the first camera's and the other cameras' images
 QUALITY = 82  # of JPEG
 THUMBS = 8  # moments in the strip below an episode
 LISTED = 12  # tasks and sentences before "more"
@@ -121,12 +121,12 @@ def _spread(facts: Facts) -> str:
 def _card(source: Source, view: EpisodeView, cells: int) -> str:
     head = f'<h3>{escape(view.title)}</h3><p class="note">{escape(view.note)}</p>'
     if view.turns:
-        picture = f'<img alt="" src="{_jpeg(view.picture(view.cameras[0], 0), 300)}">' if view.cameras else ""
+        image = f'<img alt="" src="{_jpeg(view.image(view.cameras[0], 0), 300)}">' if view.cameras else ""
         turns = [f'<div class="turn {_role(who)}">{escape(text)}</div>' for who, text in view.turns]
-        return f'<article class="talk"><p class="note">{escape(view.note)}</p>{picture}{"".join(turns)}</article>'
+        return f'<article class="talk"><p class="note">{escape(view.note)}</p>{image}{"".join(turns)}</article>'
     times = moments(view.length, cells)
     films = [_film(view, camera, times, SIDE if place == 0 else HAND_SIDE) for place, camera in enumerate(view.cameras)]
-    pictures = ";".join(f"--film{place}:url({film.data})" for place, film in enumerate(films))
+    images = ";".join(f"--film{place}:url({film.data})" for place, film in enumerate(films))
     screens = "".join(film.cell(f"film hand{place}" if place else "film", place, 0) for place, film in enumerate(films))
     strip = "".join(films[0].cell("thumb", 0, cell) for cell in moments(len(times), THUMBS)) if films else ""
     plot, key = "", ""
@@ -139,7 +139,7 @@ def _card(source: Source, view: EpisodeView, cells: int) -> str:
         key = "".join(f"<div>{''.join(named[start : start + 3])}</div>" for start in range(0, len(named), 3))
     data = f'data-times="{",".join(map(str, times))}" data-last="{view.length - 1}" data-rate="{source.rate:g}"'
     return (
-        f'<article {data} style="{pictures}">{head}'
+        f'<article {data} style="{images}">{head}'
         f'<div class="stage"><div class="views">{screens}</div>'
         f'<div class="plot">{plot}<div class="key">{key}</div></div></div>'
         f'<div class="scrub"><button type="button" aria-label="play">▶</button>'
@@ -154,7 +154,7 @@ def _role(who: str) -> str:
 
 @dataclass(frozen=True)
 class _Film:
-    """All moments of a camera side by side in one picture, of which a cell is shown at a time."""
+    """All moments of a camera side by side in one image, of which a cell is shown at a time."""
 
     data: str
     cells: int
@@ -169,13 +169,13 @@ class _Film:
 
 
 def _film(view: EpisodeView, camera: str, times: Sequence[int], height: int) -> _Film:
-    pictures = [resized(view.picture(camera, time), height) for time in times]
-    shape = pictures[0].shape
-    data = _jpeg(np.concatenate(pictures, axis=1), height)
+    images = [resized(view.image(camera, time), height) for time in times]
+    shape = images[0].shape
+    data = _jpeg(np.concatenate(images, axis=1), height)
     return _Film(data, len(times), f"{shape[1]}/{shape[0]}", f"{camera} of {view.title}")
 
 
-def _jpeg(picture: Picture, height: int) -> str:
+def _jpeg(image: ImageArray, height: int) -> str:
     content = io.BytesIO()
-    Image.fromarray(resized(picture, height)).save(content, "JPEG", quality=QUALITY, optimize=True)
+    Image.fromarray(resized(image, height)).save(content, "JPEG", quality=QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

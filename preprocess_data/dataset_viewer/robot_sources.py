@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess_data.dataset_viewer.interface import ACTION_NAMES, EpisodeView, Floats, Label, Picture, Source
+from preprocess_data.dataset_viewer.interface import ACTION_NAMES, EpisodeView, Floats, ImageArray, Label, Source
 from preprocess_data.formats.bridge import (
     OBSERVATIONS,
     POLICY,
@@ -93,8 +93,8 @@ class BridgeSource:
     def episode(self, number: int) -> EpisodeView:
         found = self._read(number)
 
-        def picture(camera: str, moment: int) -> Picture:
-            held = found.pictures[0][moment]
+        def image(camera: str, moment: int) -> ImageArray:
+            held = found.images[0][moment]
             return np.asarray(read_image(held) if isinstance(held, Path) else read_image_bytes(held, found.where))
 
         return EpisodeView(
@@ -103,7 +103,7 @@ class BridgeSource:
             note=found.where,
             length=len(found),
             cameras=("camera 0",),
-            picture=picture,
+            image=image,
             actions=self._actions(found),
         )
 
@@ -139,8 +139,8 @@ class LerobotSource:
         place = self._data.episodes[number]
 
         @cache
-        def film(camera: str) -> list[Picture]:
-            return list(self._data.pictures(place, camera))
+        def film(camera: str) -> list[ImageArray]:
+            return list(self._data.images(place, camera))
 
         return EpisodeView(
             number=number,
@@ -148,7 +148,7 @@ class LerobotSource:
             note=f"episode {place.number}",
             length=place.length,
             cameras=tuple(self._data.cameras),
-            picture=lambda camera, moment: film(camera)[moment],
+            image=lambda camera, moment: film(camera)[moment],
             actions=self._actions(place),
         )
 

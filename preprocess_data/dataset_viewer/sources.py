@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.robot import CAMERAS
-from preprocess_data.dataset_viewer.interface import ACTION_NAMES, EpisodeView, Floats, Label, Picture, Source
+from preprocess_data.dataset_viewer.interface import ACTION_NAMES, EpisodeView, Floats, ImageArray, Label, Source
 from preprocess_data.dataset_viewer.robot_sources import open_bridge, open_lerobot
 from training.data.calvin import Annotation, CalvinSplit, is_split, splits_in
 from training.data.dataset_spec import read_contract
@@ -66,7 +66,7 @@ class RawSource:
     def episode(self, number: int) -> EpisodeView:
         window = self._windows[number]
 
-        def picture(camera: str, moment: int) -> Picture:
+        def image(camera: str, moment: int) -> ImageArray:
             return self._split.frame(window.start + moment, (camera,))[camera]
 
         return EpisodeView(
@@ -75,7 +75,7 @@ class RawSource:
             note=" · ".join(filter(None, [window.task, f"frames {window.start} to {window.end}"])),
             length=len(window.frames),
             cameras=_cameras(self._split.frame_path(window.start)),
-            picture=picture,
+            image=image,
             actions=np.stack([self._action(frame) for frame in window.frames]),
         )
 
@@ -116,7 +116,7 @@ class ProcessedSource:
         if packed:
             cameras = _cameras(index.frame_path(start))
 
-        def picture(camera: str, moment: int) -> Picture:
+        def image(camera: str, moment: int) -> ImageArray:
             path = index.frame_path(start + moment)
             if packed:
                 return _rgb(path, camera, read_npz(path, (camera,))[camera])
@@ -129,15 +129,15 @@ class ProcessedSource:
             note=" · ".join(filter(None, [index.task(number), f"samples {start} to {end - 1}"])),
             length=end - start,
             cameras=cameras,
-            picture=picture,
+            image=image,
             actions=index.actions[start:end],
         )
 
 
 class ConversationSource:
-    """LLaVA json: pictures and what is said about them."""
+    """LLaVA json: images and what is said about them."""
 
-    kind: str = "conversations about pictures"
+    kind: str = "conversations about images"
     rate: float = 0.0
     action_names: tuple[str, ...] = ()
 
@@ -174,17 +174,17 @@ class ConversationSource:
         return iter(()), "there are none"
 
     def notes(self) -> list[str]:
-        return [f"{self._without} records without a picture"] if self._without else []
+        return [f"{self._without} records without an image"] if self._without else []
 
     def episode(self, number: int) -> EpisodeView:
         image = self._images[number]
         return EpisodeView(
             number=number,
             title=next((text for _, text in self._said(number)), "").replace("<image>", "").strip() or "(no words)",
-            note=" · ".join(filter(None, [f"record {number}", self._ids[number], image or "without a picture"])),
+            note=" · ".join(filter(None, [f"record {number}", self._ids[number], image or "without an image"])),
             length=1,
             cameras=("picture",) if image else (),
-            picture=lambda camera, moment: np.asarray(read_image(self._file.parent / image)),
+            image=lambda camera, moment: np.asarray(read_image(self._file.parent / image)),
             turns=tuple((who, text.replace("<image>", "").strip()) for who, text in self._said(number)),
         )
 
@@ -207,7 +207,7 @@ def _cameras(path: Path) -> tuple[str, ...]:
     return tuple(name for name in CAMERAS if name in present)
 
 
-def _rgb(path: Path, camera: str, array: npt.NDArray[Any]) -> Picture:
+def _rgb(path: Path, camera: str, array: npt.NDArray[Any]) -> ImageArray:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise ValueError(f"{path}: {camera} must be uint8 [height, width, 3], found {array.dtype} {list(array.shape)}")
     return array

@@ -25,7 +25,7 @@ from preprocess_data.desk_demos.play import Settings
 Array = npt.NDArray[Any]
 
 EMBEDDING = 384  # width of CALVIN's sentence embeddings
-DRAWN = 1  # zlib level: pictures drawn by a renderer are 10 % larger than at level 6, in a third of the time
+DRAWN = 1  # zlib level: images drawn by a renderer are 10 % larger than at level 6, in a third of the time
 
 
 def write_bytes(path: Path, content: bytes) -> None:

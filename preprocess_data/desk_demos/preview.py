@@ -15,7 +15,7 @@ from training.data.calvin import Annotation, CalvinSplit
 Frame = npt.NDArray[np.uint8]
 
 SHOWN = 16  # windows on the sheet
-MOMENTS = 4  # pictures of each, from its first frame to its last
+MOMENTS = 4  # images of each, from its first frame to its last
 CLIPPED = 4  # windows in the clip
 
 
@@ -31,7 +31,7 @@ def write_preview(split: Path, out: Path) -> tuple[Path, ...]:
 
 
 def contact_sheet(split: CalvinSplit) -> Frame:
-    """Windows of different tasks, four moments each: the static camera, with the last wrist picture beside them."""
+    """Windows of different tasks, four moments each: the static camera, with the last wrist image beside them."""
     return sheet([_strip(split, window) for window in varied(split, SHOWN)], columns=2)
 
 
@@ -51,9 +51,9 @@ def varied(split: CalvinSplit, count: int) -> list[Annotation]:
 
 def _strip(split: CalvinSplit, window: Annotation) -> Frame:
     moments = np.linspace(window.start, window.end, MOMENTS).astype(int).tolist()
-    pictures: list[Any] = [split.frame(i, ["rgb_static"])["rgb_static"] for i in moments]
-    pictures.append(split.frame(window.end, ["rgb_gripper"])["rgb_gripper"])
-    row = beside(pictures, height=120)
+    images: list[Any] = [split.frame(i, ["rgb_static"])["rgb_static"] for i in moments]
+    images.append(split.frame(window.end, ["rgb_gripper"])["rgb_gripper"])
+    row = beside(images, height=120)
     return captioned(row, window.instruction, f"{window.task}, frames {window.start} to {window.end}")
 
 

@@ -23,7 +23,7 @@ from preprocess_data.formats.tfrecord import Feature, parse_example, records
 from training.data.readers import read_pickle
 
 Floats = npt.NDArray[np.float32]
-Picture = Path | bytes
+ImageSource = Path | bytes
 
 OBSERVATIONS, POLICY, LANGUAGE = "obs_dict.pkl", "policy_out.pkl", "lang.txt"
 _IMAGE = re.compile(r"im_(\d+)\.(?:jpg|jpeg|png)", re.IGNORECASE)
@@ -44,7 +44,7 @@ class Trajectory:
     instruction: str  # may be empty
     states: Floats  # [n, 7]: xyz in metres, Euler xyz in radians, in the robot's base frame; gripper, 1 open
     gripper: Floats  # [n] commanded, 1 open, 0 closed
-    pictures: Sequence[Sequence[Picture]]  # of each camera asked for, n files or encoded pictures
+    images: Sequence[Sequence[ImageSource]]  # of each camera asked for, n files or encoded images
 
     def __len__(self) -> int:
         return len(self.states)
@@ -71,7 +71,7 @@ def read_raw(folder: Path, cameras: Sequence[int]) -> Trajectory:
         instruction=_sentence(folder / LANGUAGE),
         states=states,
         gripper=gripper,
-        pictures=[_pictures(folder / f"images{camera}", len(states)) for camera in cameras],
+        images=[_images(folder / f"images{camera}", len(states)) for camera in cameras],
     )
 
 
@@ -122,7 +122,7 @@ def _sentence(path: Path) -> str:
     return next((line for line in lines if line and "confidence" not in line), "")
 
 
-def _pictures(folder: Path, moments: int) -> list[Path]:
+def _images(folder: Path, moments: int) -> list[Path]:
     if not folder.is_dir():
         raise LeftOut(f"{folder} does not exist: the trajectory was not recorded by this camera")
     numbered = {int(match[1]): folder / name for name in os.listdir(folder) if (match := _IMAGE.fullmatch(name))}
@@ -130,7 +130,7 @@ def _pictures(folder: Path, moments: int) -> list[Path]:
         if number not in numbered:
             raise ValueError(f"{folder}/im_{number}.jpg does not exist, though {OBSERVATIONS} has {moments} states")
     if len(numbered) != moments:
-        raise ValueError(f"{folder} holds {len(numbered)} pictures for the {moments} states of {OBSERVATIONS}")
+        raise ValueError(f"{folder} holds {len(numbered)} images for the {moments} states of {OBSERVATIONS}")
     return [numbered[number] for number in range(moments)]
 
 
@@ -233,16 +233,16 @@ def _encoded(
     name = next((n for n in (f"observation/image_{camera}", "observation/image") if n in steps), None)
     if name is None or (name == "observation/image" and camera) or (isinstance(told, np.ndarray) and not told.any()):
         raise LeftOut(f"{where} was not recorded by camera {camera}")
-    pictures = steps[name]
-    if not isinstance(pictures, list) or len(pictures) != moments:
-        raise ValueError(f"{where} needs {moments} pictures under steps/{name}")
-    for picture in pictures:
-        suffix_of(picture, f"{where}: steps/{name}")
-    return pictures
+    images = steps[name]
+    if not isinstance(images, list) or len(images) != moments:
+        raise ValueError(f"{where} needs {moments} images under steps/{name}")
+    for image in images:
+        suffix_of(image, f"{where}: steps/{name}")
+    return images
 
 
-def suffix_of(picture: bytes, where: str) -> str:
+def suffix_of(image: bytes, where: str) -> str:
     try:
-        return _MAGIC[picture[:3]]
+        return _MAGIC[image[:3]]
     except KeyError:
-        raise ValueError(f"{where} holds a picture that is neither JPEG nor PNG") from None
+        raise ValueError(f"{where} holds an image that is neither JPEG nor PNG") from None

@@ -1,4 +1,4 @@
-"""Reading LeRobot data sets v2.1 and v3.0 (tables in parquet, pictures in mp4 or in the tables), without lerobot.
+"""Reading LeRobot data sets v2.1 and v3.0 (tables in parquet, images in mp4 or in the tables), without lerobot.
 
 Layout: ``meta/info.json`` names everything. v2.1 has a table and a video a camera for each episode, and lists in
 ``meta/*.jsonl``; v3.0 has many episodes in a file, and ``meta/episodes/*.parquet`` says where each one begins.
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from common.json_file import read_object
 from training.data.readers import read_image_bytes
 
-Picture = npt.NDArray[np.uint8]  # [height, width, 3]
+Image = npt.NDArray[np.uint8]  # [height, width, 3]
 Section = tuple[Path, float, float | None]  # video, seconds at which an episode begins and ends there (None: the end)
 INFO = "meta/info.json"
 ANNOTATIONS = "meta/blockdiff_windows.parquet"  # ours: annotated windows that may overlap (export_lerobot.py)
@@ -204,8 +204,8 @@ class LerobotData:
         """A column of vectors [n, width]."""
         return vectors(self.rows(place, [column])[column], width, f"{place.table}: {column}")
 
-    def pictures(self, place: Place, camera: str) -> Iterator[Picture]:
-        """The n pictures of an episode, one after the other."""
+    def images(self, place: Place, camera: str) -> Iterator[Image]:
+        """The n images of an episode, one after the other."""
         if camera not in self.cameras:
             raise ValueError(f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}")
         if camera in place.videos:
@@ -214,7 +214,7 @@ class LerobotData:
         for number, held in enumerate(self.rows(place, [camera])[camera]):
             where = f"{place.table}: {camera}, frame {number}"
             if not isinstance(held, dict) or not isinstance(held.get("bytes"), bytes):
-                raise ValueError(f"{where} holds no picture")
+                raise ValueError(f"{where} holds no image")
             yield np.asarray(read_image_bytes(held["bytes"], where))
 
     @cached_property
@@ -265,7 +265,7 @@ def read_table(
 
 def film(
     path: Path, begin: float, end: float | None, stamps: npt.NDArray[np.float64], tolerance: float = TOLERANCE_S
-) -> Iterator[Picture]:
+) -> Iterator[Image]:
     """Yield the frame of a video at each of the ascending ``stamps``, in seconds after ``begin``.
 
     Raises ValueError where the video has no frame within ``tolerance`` of one, or where it lies behind ``end``, where

@@ -61,7 +61,7 @@ class Report:
             lines.append(f"{kind}: {len(problems)}")
             lines += [f"  {problem.file}: {problem.what}" for problem in problems[:SHOWN]]
             lines += [f"  ... and {len(problems) - SHOWN} more (--report lists all)"] if len(problems) > SHOWN else []
-        how = "decoded whole" if self.full else "headers and actions read; --full decodes the pictures too"
+        how = "decoded whole" if self.full else "headers and actions read; --full decodes the images too"
         verdict = f"{len(self.problems)} problems" if self.problems else "no problem found"
         return "\n".join([*lines, f"{self.path}: {self.files} files ({how}), {self.windows} windows: {verdict}"])
 
@@ -238,7 +238,7 @@ def _token_caches(root: Path, index: ProcessedIndex, report: Report) -> None:
 
 # ----------------------------------------------------------------------------------------------------- files of frames
 def _first_shapes(paths: Sequence[Path]) -> _Shapes:
-    """Shapes of the pictures in the first readable frame; the others should be like it."""
+    """Shapes of the images in the first readable frame; the others should be like it."""
     for path in paths[:20]:
         if path.suffix == ".npz":
             try:
@@ -277,7 +277,7 @@ def _check_part(part: tuple[Sequence[Path], _Rules]) -> list[Problem]:
 def check_frame(path: Path, rules: _Rules) -> Iterator[Problem]:
     """What is wrong with one frame's file."""
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        yield from _check_picture(path)
+        yield from _check_image(path)
         return
     try:
         shapes = npz_shapes(path)
@@ -304,8 +304,8 @@ def check_frame(path: Path, rules: _Rules) -> Iterator[Problem]:
             yield from _check_vector(path, key, arrays[key], size, rules.action)
 
 
-def _check_picture(path: Path) -> Iterator[Problem]:
-    """Pictures are decoded whole in either mode: there is no cheaper way to know that one is not cut off."""
+def _check_image(path: Path) -> Iterator[Problem]:
+    """Images are decoded whole in either mode: there is no cheaper way to know that one is not cut off."""
     try:
         read_image(path)
     except (ValueError, FileNotFoundError) as error:

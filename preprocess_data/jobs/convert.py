@@ -81,17 +81,17 @@ class Converted:
     """One episode of n frames, read."""
 
     instruction: str
-    pictures: Sequence[str]  # n paths, as dataset_info.json has them
+    images: Sequence[str]  # n paths, as dataset_info.json has them
     second: Sequence[str]  # n, of the other camera; the same again where the robot has one
     relative: Floats  # [n, 7]
     absolute: Floats  # [n, 7]
-    sides: Sequence[tuple[int, int]]  # height and width of the first picture of each camera
+    sides: Sequence[tuple[int, int]]  # height and width of the first image of each camera
     clipped: int = 0  # frames
     task: str | None = None
     gripper: Floats | None = None  # [n] as recorded, before the threshold
 
     def episode(self) -> Episode:
-        rows = zip(self.pictures, self.second, self.relative.tolist(), self.absolute.tolist(), strict=True)
+        rows = zip(self.images, self.second, self.relative.tolist(), self.absolute.tolist(), strict=True)
         return Episode(
             self.instruction, self.task, [Frame(one, rel, absolute, other) for one, other, rel, absolute in rows]
         )

@@ -1,4 +1,4 @@
-"""The distinct frames of a data set, by row: what is made of every frame once (codes, packed pictures) walks these.
+"""The distinct frames of a data set, by row: what is made of every frame once (codes, packed images) walks these.
 
 A processed split names a frame as often as windows overlap, which in CALVIN is often; here it is one row. A raw split
 (folder, or inside its zip) gives the frames of its annotated windows, or all.
@@ -31,7 +31,7 @@ class Source(Protocol):
     path: Path
     views: int
     about: dict[str, Any]  # what it is known by: kind, data (a digest), probes
-    numbers: Columns  # what a frame has beside its pictures
+    numbers: Columns  # what a frame has beside its images
 
     def __len__(self) -> int: ...
     def frame(self, row: int) -> tuple[Tensor, dict[str, npt.NDArray[Any]]]:
@@ -52,7 +52,7 @@ def open_source(path: Path, resolution: int, views: int | None, all_frames: bool
         try:
             return _open(path, resolution, wanted, all_frames)
         except ValueError as error:
-            if wanted == 1 or views is not None or not ("gripper" in str(error) or "one picture" in str(error)):
+            if wanted == 1 or views is not None or not ("gripper" in str(error) or "one image" in str(error)):
                 raise
     raise AssertionError
 
@@ -128,8 +128,8 @@ class RawFrames:
     def frame(self, row: int) -> tuple[Tensor, dict[str, npt.NDArray[Any]]]:
         cameras = CAMERAS[: self.views]
         arrays = self.split.frame(int(self._ids[row]), (*cameras, *self.numbers))
-        pictures = np.stack([fit(arrays[camera], self.resolution) for camera in cameras])
-        return torch.from_numpy(pictures), {name: arrays[name] for name in self.numbers}
+        images = np.stack([fit(arrays[camera], self.resolution) for camera in cameras])
+        return torch.from_numpy(images), {name: arrays[name] for name in self.numbers}
 
     def rows(self) -> dict[str, tuple[str, npt.NDArray[Any]]]:
         return {"ids": ("<i8", self._ids)}

@@ -1,6 +1,6 @@
 """A small CLIP vision tower that knows toys.
 
-The real architecture at toy size. It is trained for a minute or two, on generated pictures of arrangements that are
+The real architecture at toy size. It is trained for a minute or two, on generated images of arrangements that are
 not held out, to tell from each patch what lies in that patch's corner: its features then carry what CLIP's carry,
 things and where they are, and a language model can learn in minutes to speak of them. It has seen no language, and
 nothing but toys.
@@ -28,7 +28,7 @@ WIDTH = 64
 MEAN = [0.48145466, 0.4578275, 0.40821073]
 STD = [0.26862954, 0.26130258, 0.27577711]
 """CLIP's normalisation of red, green and blue."""
-PICTURES, STEPS, BATCH, LEARNING_RATE = 4000, 1600, 32, 3e-3
+IMAGES, STEPS, BATCH, LEARNING_RATE = 4000, 1600, 32, 3e-3
 NOTHING = 1
 """Classes before the colours and before the shapes: an empty corner."""
 
@@ -48,7 +48,7 @@ PREPROCESSOR = {
 }
 
 
-def pictures(count: int, seed: int, held_out: bool = False) -> tuple[Tensor, Tensor]:
+def images(count: int, seed: int, held_out: bool = False) -> tuple[Tensor, Tensor]:
     """Pixels [count, 3, S, S] as the tower wants them, and what lies in every corner: [count, 4, (colour, shape)],
     0 for nothing."""
     rng = np.random.default_rng(seed)
@@ -111,7 +111,7 @@ def train_tower(
 
 def write_clip(folder: Path) -> None:
     """In the layout of a CLIP vision model's folder."""
-    tower, losses = train_tower(*pictures(PICTURES, seed=0))
+    tower, losses = train_tower(*images(IMAGES, seed=0))
     folder.mkdir(parents=True, exist_ok=True)
     tower.config.save_pretrained(str(folder))
     # Half precision is plenty, and half the bytes to commit; everyone who uses the tower uses these numbers.

@@ -1,4 +1,4 @@
-"""A LLaVA json about pictures of toys: text that can only be learned by looking."""
+"""A LLaVA json about images of toys: text that can only be learned by looking."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from preprocess_data.tiny_assets.toys import draw, random_scenes
 
 @dataclass(frozen=True)
 class Split:
-    """`turns`: most questions about one picture in one conversation. Several share the cost of a picture and a prompt;
+    """`turns`: most questions about one image in one conversation. Several share the cost of an image and a prompt;
     held-out questions come one by one, so that no earlier answer helps."""
 
-    pictures: int
+    images: int
     per_kind: int
     seed: int
     turns: int
@@ -31,23 +31,23 @@ class Split:
 
 
 SPLITS = {
-    "llava": Split(pictures=720, per_kind=720, seed=11, turns=3, held_out=False),
-    "llava_validation": Split(pictures=240, per_kind=80, seed=12, turns=1, held_out=True),
+    "llava": Split(images=720, per_kind=720, seed=11, turns=3, held_out=False),
+    "llava_validation": Split(images=240, per_kind=80, seed=12, turns=1, held_out=True),
 }
 """By folder."""
 COLOURS_KEPT = 24
-"""Of a picture; edges are mixed colours. A picture is about 600 bytes then."""
+"""Of an image; edges are mixed colours. An image is about 600 bytes then."""
 PIXEL_TOLERANCE = 2.0
-"""Mean absolute difference of a picture, in grey levels: another Pillow may mix edges or choose colours differently."""
+"""Mean absolute difference of an image, in grey levels: another Pillow may mix edges or choose colours differently."""
 
 
 def write_conversations(folder: Path, split: Split) -> int:
     """`folder/llava_v1_5_mix665k.json` with `folder/images/*.png`; returns the number of questions.
 
-    Pictures that no question is about are not written.
+    Images that no question is about are not written.
     """
     rng = np.random.default_rng(split.seed)
-    scenes = random_scenes(split.pictures, rng, split.held_out)
+    scenes = random_scenes(split.images, rng, split.held_out)
     drawn = [draw(scene, rng) for scene in scenes]
     asked = balanced(scenes, split.per_kind, rng)
     images = folder / "images"
@@ -55,7 +55,7 @@ def write_conversations(folder: Path, split: Split) -> int:
     images.mkdir(parents=True)
     for index in sorted({question.scene for question in asked}):
         few = drawn[index].quantize(COLOURS_KEPT, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-        few.save(folder / _picture(index), optimize=True)
+        few.save(folder / _image(index), optimize=True)
     talks = _conversations([asked[i] for i in rng.permutation(len(asked))], split.turns)
     records = [json.dumps(_record(number, talks[i])) for number, i in enumerate(rng.permutation(len(talks)))]
     temporary = folder / f"{MMU_INDEX}.tmp"
@@ -64,12 +64,12 @@ def write_conversations(folder: Path, split: Split) -> int:
     return len(asked)
 
 
-def _picture(scene: int) -> str:
+def _image(scene: int) -> str:
     return f"images/{scene:04d}.png"
 
 
 def _conversations(asked: Sequence[Asked], turns: int) -> list[list[Asked]]:
-    """Questions about one picture, at most `turns` together, in the order given."""
+    """Questions about one image, at most `turns` together, in the order given."""
     by_scene: dict[int, list[Asked]] = {}
     for question in asked:
         by_scene.setdefault(question.scene, []).append(question)
@@ -82,7 +82,7 @@ def _record(number: int, asked: Sequence[Asked]) -> dict[str, object]:
         mark = "" if turns else "<image>\n"
         turns.append({"from": "human", "value": mark + question.question})
         turns.append({"from": "gpt", "value": question.answer})
-    return {"id": number, "image": _picture(asked[0].scene), "conversations": turns}
+    return {"id": number, "image": _image(asked[0].scene), "conversations": turns}
 
 
 def write_all(data: Path, splits: Mapping[str, Split] = MappingProxyType(SPLITS)) -> dict[str, int]:
@@ -91,7 +91,7 @@ def write_all(data: Path, splits: Mapping[str, Split] = MappingProxyType(SPLITS)
 
 
 def differences(committed: Path, scratch: Path, splits: Mapping[str, Split] = MappingProxyType(SPLITS)) -> list[str]:
-    """Makes the splits again in `scratch` and compares: words to the letter, pictures to a tolerance."""
+    """Makes the splits again in `scratch` and compares: words to the letter, images to a tolerance."""
     problems = []
     for folder in write_all(scratch, splits):
         new, old = scratch / folder, committed / folder
@@ -99,7 +99,7 @@ def differences(committed: Path, scratch: Path, splits: Mapping[str, Split] = Ma
             problems.append(f"{committed.name}/{folder}/{MMU_INDEX} differs")
         names = [sorted(file.name for file in (where / "images").iterdir()) for where in (new, old)]
         if names[0] != names[1]:
-            problems.append(f"{committed.name}/{folder}/images holds other pictures")
+            problems.append(f"{committed.name}/{folder}/images holds other images")
             continue
         for name in names[0]:
             if not _alike(new / "images" / name, old / "images" / name):
@@ -109,5 +109,5 @@ def differences(committed: Path, scratch: Path, splits: Mapping[str, Split] = Ma
 
 def _alike(a: Path, b: Path) -> bool:
     with Image.open(a) as one, Image.open(b) as other:
-        left, right = (np.asarray(picture.convert("RGB"), dtype=int) for picture in (one, other))
+        left, right = (np.asarray(image.convert("RGB"), dtype=int) for image in (one, other))
     return left.shape == right.shape and float(np.abs(left - right).mean()) <= PIXEL_TOLERANCE

@@ -1,4 +1,4 @@
-"""Questions about toys on a table whose answers are in the picture and nowhere else.
+"""Questions about toys on a table whose answers are in the image and nowhere else.
 
 Every question has its answers in equal shares, so that a model that does not look is right exactly as often as its one
 guess is true (`blind_floor`), however well it knows the language. Answers have 5 to 12 words

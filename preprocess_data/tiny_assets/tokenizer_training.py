@@ -1,9 +1,9 @@
-"""Train the small MagVITv2 on pictures of the desk, so that its codes hold what acting needs.
+"""Train the small MagVITv2 on images of the desk, so that its codes hold what acting needs.
 
-A large tokenizer has seen millions of pictures. This one stands in for it after some ten thousand of one desk, which
-needs help in what to keep: beside a coarse picture, a small reader has to tell from the codes where the hand, doors,
+A large tokenizer has seen millions of images. This one stands in for it after some ten thousand of one desk, which
+needs help in what to keep: beside a coarse image, a small reader has to tell from the codes where the hand, doors,
 lights and blocks are (in scene D, whose recordings say it). Then the encoder rests, and the decoder learns to draw what
-the codes hold. The reader and the coarse picture are thrown away: what is shipped is an ordinary MagVITv2.
+the codes hold. The reader and the coarse image are thrown away: what is shipped is an ordinary MagVITv2.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ ENCODER = Tower(32, (1, 1, 1, 2, 4), (0, 0, 1, 2, 1))
 DECODER = Tower(32, (1, 1, 2, 2, 2), (0, 1, 1, 1, 1))
 RESOLUTION = 96
 SCENES = ("D", "A", "D", "B", "D", "C")
-"""In turn; half of the random pictures are of the scene that the quickstart plays in."""
+"""In turn; half of the random images are of the scene that the quickstart plays in."""
 GRIPPER_EVERY = 7
-"""One picture in so many is the gripper camera's; no divisor of the scenes' turn, so that every scene has some."""
+"""One image in so many is the gripper camera's; no divisor of the scenes' turn, so that every scene has some."""
 KEPT_OF_PLAY = 2
 """One frame of play in so many is kept."""
 COARSE = 8
-"""Pixels per code of the coarse picture, along one side."""
+"""Pixels per code of the coarse image, along one side."""
 STATE = (("robot_obs", (0, 1, 2, 5, 6)), ("scene_obs", (0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14, 18, 19, 20)))
 """What the reader tells: hand (place, turn, opening), doors, button, switch, lights, places of the blocks."""
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """``frames`` uint8 [N, 3, R, R]; ``groups`` [N]: scene of a static camera's picture, -1 for the gripper camera's;
-    ``states`` [N, S] as ``STATE``; NaN where the picture is not of scene D's static camera."""
+class Images:
+    """``frames`` uint8 [N, 3, R, R]; ``groups`` [N]: scene of a static camera's image, -1 for the gripper camera's;
+    ``states`` [N, S] as ``STATE``; NaN where the image is not of scene D's static camera."""
 
     frames: Tensor
     groups: Tensor
@@ -57,20 +57,20 @@ class Pictures:
         """[N] bool: is the state known?"""
         return ~self.states.isnan().any(dim=1)
 
-    def __add__(self, other: Pictures) -> Pictures:
+    def __add__(self, other: Images) -> Images:
         pairs = zip(self.fields, other.fields, strict=True)
-        return Pictures(*(torch.cat(pair) for pair in pairs))
+        return Images(*(torch.cat(pair) for pair in pairs))
 
-    def every(self, step: int) -> Pictures:
-        """One picture in ``step``."""
-        return Pictures(*(field[::step] for field in self.fields))
+    def every(self, step: int) -> Images:
+        """One image in ``step``."""
+        return Images(*(field[::step] for field in self.fields))
 
     @property
     def fields(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.frames, self.groups, self.states
 
 
-def random_pictures(count: int, seed: int) -> Pictures:
+def random_images(count: int, seed: int) -> Images:
     """Both cameras, all scenes, everything anywhere."""
     found = []
     for index, scene in enumerate(tqdm(random_scenes(count, seed, SCENES), total=count, desc="scenes", unit="frame")):
@@ -83,7 +83,7 @@ def random_pictures(count: int, seed: int) -> Pictures:
     return _stack(found)
 
 
-def played_pictures(episodes: int, seed: int = 0) -> Pictures:
+def played_images(episodes: int, seed: int = 0) -> Images:
     """The static camera while experts play in scene D, as recordings see it."""
     player = Player(Settings(episodes=episodes, tasks=DOORS_AND_LIGHTS, seed=seed, static_size=128, gripper_size=64))
     found: list[tuple[np.ndarray, int, np.ndarray]] = []
@@ -102,20 +102,20 @@ def _state(frame: dict[str, np.ndarray]) -> np.ndarray:
     return np.concatenate([np.asarray(frame[key], dtype=np.float32)[list(of)] for key, of in STATE])
 
 
-def _stack(found: list[tuple[np.ndarray, int, np.ndarray]]) -> Pictures:
+def _stack(found: list[tuple[np.ndarray, int, np.ndarray]]) -> Images:
     frames, groups, states = zip(*found, strict=True)
     fitted = [torch.from_numpy(np.ascontiguousarray(fit(frame, RESOLUTION))) for frame in frames]
-    return Pictures(torch.stack(fitted), torch.tensor(groups), torch.from_numpy(np.stack(states)).float())
+    return Images(torch.stack(fitted), torch.tensor(groups), torch.from_numpy(np.stack(states)).float())
 
 
 class Emphasis:
     """Weight of every pixel: blocks, hand, doors and lights are few pixels, and all that matters. In a fixed camera's
-    pictures, what differs from their mean moves; the gripper camera's pictures move as a whole."""
+    images, what differs from their mean moves; the gripper camera's images move as a whole."""
 
-    def __init__(self, pictures: Pictures) -> None:
+    def __init__(self, images: Images) -> None:
         self.means = {
-            group: normalise(pictures.frames[pictures.groups == group][:2000:2]).mean(dim=0)
-            for group in sorted({int(g) for g in pictures.groups if g >= 0})
+            group: normalise(images.frames[images.groups == group][:2000:2]).mean(dim=0)
+            for group in sorted({int(g) for g in images.groups if g >= 0})
         }
 
     def weights(self, pixels: Tensor, groups: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class Emphasis:
 
 
 def train_encoder(
-    pictures: Pictures,
+    images: Images,
     steps: int,
     batch_size: int = 24,
     learning_rate: float = 2e-3,
@@ -141,23 +141,23 @@ def train_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MagVITv2(ENCODER, DECODER) if start is None else start
-        cells = (pictures.frames.shape[-1] // model.stride) ** 2
-        reader, coarse = _reader(cells, pictures.states.shape[1]), _coarse()
-    told = pictures.told
+        cells = (images.frames.shape[-1] // model.stride) ** 2
+        reader, coarse = _reader(cells, images.states.shape[1]), _coarse()
+    told = images.told
     known, rest = (torch.nonzero(rows)[:, 0] for rows in (told, ~told))
-    mean, spread = pictures.states[told].mean(dim=0), pictures.states[told].std(dim=0) + 1e-6
-    emphasis, of_known = Emphasis(pictures), batch_size - batch_size // 6
+    mean, spread = images.states[told].mean(dim=0), images.states[told].std(dim=0) + 1e-6
+    emphasis, of_known = Emphasis(images), batch_size - batch_size // 6
     parts = nn.ModuleList([model.encoder.train().requires_grad_(True), reader, coarse])
     errors = []
     for step, optimizer, draw in _optimised(parts, steps, learning_rate, seed, "encoder"):
         chosen = torch.cat([_some(known, of_known, draw), _some(rest, batch_size - of_known, draw)])
-        pixels = normalise(pictures.frames[chosen])
+        pixels = normalise(images.frames[chosen])
         latent = model.latent(pixels)
         signs = straight_through(latent)
-        truth = (pictures.states[chosen[:of_known]] - mean) / spread
+        truth = (images.states[chosen[:of_known]] - mean) / spread
         reading = (reader(signs[:of_known]) - truth).abs().mean()
         small = F.avg_pool2d(pixels, model.stride // COARSE)
-        weights = F.avg_pool2d(emphasis.weights(pixels, pictures.groups[chosen]), model.stride // COARSE)
+        weights = F.avg_pool2d(emphasis.weights(pixels, images.groups[chosen]), model.stride // COARSE)
         difference = coarse(signs) - small
         drawing = (weights * (difference.abs() + difference.square())).mean()
         # Once the codebook is in use, what it says is all that counts.
@@ -172,21 +172,21 @@ def train_encoder(
 
 
 def train_decoder(
-    model: MagVITv2, pictures: Pictures, steps: int, batch_size: int = 8, learning_rate: float = 2e-3, seed: int = 0
+    model: MagVITv2, images: Images, steps: int, batch_size: int = 8, learning_rate: float = 2e-3, seed: int = 0
 ) -> list[float]:
     """Teach ``model``'s decoder to draw what its codes hold; the encoder rests. Mean absolute error by step, of a range
     of 2. Half of a batch has a known state, half has not."""
-    emphasis = Emphasis(pictures)
-    known, rest = (torch.nonzero(rows)[:, 0] for rows in (pictures.told, ~pictures.told))
+    emphasis = Emphasis(images)
+    known, rest = (torch.nonzero(rows)[:, 0] for rows in (images.told, ~images.told))
     decoder = model.decoder.train().requires_grad_(True)
     errors = []
     for _, optimizer, draw in _optimised(decoder, steps, learning_rate, seed, "decoder"):
         chosen = torch.cat([_some(known, batch_size - batch_size // 2, draw), _some(rest, batch_size // 2, draw)])
-        pixels = normalise(pictures.frames[chosen])
+        pixels = normalise(images.frames[chosen])
         with torch.no_grad():
             signs = straight_through(model.latent(pixels))
         difference = decoder(signs) - pixels
-        weights = emphasis.weights(pixels, pictures.groups[chosen])
+        weights = emphasis.weights(pixels, images.groups[chosen])
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward((weights * (difference.abs() + difference.square())).mean())
         nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)

@@ -1,6 +1,6 @@
-"""Toys on a table: small generated pictures of which everything is known.
+"""Toys on a table: small generated images of which everything is known.
 
-Up to four toys lie in the four corners of a table. No two of a picture share a colour or a shape, so that a colour or a
+Up to four toys lie in the four corners of a table. No two of an image share a colour or a shape, so that a colour or a
 shape alone names a toy.
 """
 
@@ -68,14 +68,14 @@ def random_scenes(count: int, rng: np.random.Generator, held_out: bool) -> list[
 def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
     """The table from above, RGB, `SIDE` pixels. Table, sizes, turns and places within the corners are drawn."""
     side = SIDE * OVERSAMPLING
-    picture = Image.new("RGB", (side, side), TABLES[int(rng.integers(len(TABLES)))])
-    brush = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (side, side), TABLES[int(rng.integers(len(TABLES)))])
+    brush = ImageDraw.Draw(image)
     for corner, toy in enumerate(scene):
         if toy is None:
             continue
         x, y = (side * (0.25 + 0.5 * at + rng.uniform(-0.05, 0.05)) for at in (corner % 2, corner // 2))
         _draw_toy(brush, toy, x, y, radius=side * rng.uniform(0.13, 0.18), turn=rng.uniform(-0.3, 0.3))
-    return picture.resize((SIDE, SIDE), Image.Resampling.BOX)
+    return image.resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
 def _draw_toy(brush: ImageDraw.ImageDraw, toy: Toy, x: float, y: float, radius: float, turn: float) -> None:

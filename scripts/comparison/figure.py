@@ -1,4 +1,4 @@
-"""One picture of a comparison: the three curves, and what they were worth on held-out items."""
+"""One image of a comparison: the three curves, and what they were worth on held-out items."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def draw_figure(
     note: str,
 ) -> None:
     """``curves``: objective -> seeds -> lines of metrics.jsonl. Above three losses by step, below
-    ``bars`` (a fourth one widens the picture)."""
+    ``bars`` (a fourth one widens the image)."""
     import matplotlib
 
     matplotlib.use("Agg")  # no display

@@ -27,12 +27,12 @@ from models.pretrained.model_io import Built, load_folder
 from models.pretrained.weights_io import files_sha256
 from models.processing.image import clip_pixels
 from models.processing.text import ASSISTANT, HUMAN
-from models.rng import Draws
+from models.rng import SampleRng
 from models.sequence import TextTurn
 from models.vision.clip_encoder import load_clip
 from models.vision.magvitv2 import load_magvit
 from policy_rollout.benchmarks.offline import Sample, evaluate, list_samples
-from policy_rollout.benchmarks.vqa.questions import read_questions, require_pictures
+from policy_rollout.benchmarks.vqa.questions import read_questions, require_images
 from policy_rollout.policies.upvla import Policy, UPVLAPolicy, pick_device
 from preprocess_data.tiny_assets.questions import kind_of
 from scripts.comparison.plan import Planned
@@ -55,25 +55,25 @@ Progress = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Question:
-    """A held-out question about the picture whose features are in row ``picture``; ``answer`` is the true one."""
+    """A held-out question about the image whose features are in row ``image``; ``answer`` is the true one."""
 
     text: str
     answer: str
-    picture: int
+    image: int
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What all runs are asked: ``patches`` [pictures, P, C] are CLIP's features, the same for all."""
+    """What all runs are asked: ``patches`` [images, P, C] are CLIP's features, the same for all."""
 
     questions: tuple[Question, ...]
     patches: Tensor
 
     def patches_of(self, questions: Sequence[Question]) -> Tensor:
-        return self.patches[[question.picture for question in questions]]
+        return self.patches[[question.image for question in questions]]
 
     def blank(self, grey: Tensor) -> HeldOut:
-        """The same questions about one blank picture (``grey`` [P, C])."""
+        """The same questions about one blank image (``grey`` [P, C])."""
         return HeldOut(self.questions, grey.expand_as(self.patches))
 
 
@@ -81,7 +81,7 @@ class HeldOut:
 class Words:
     """By question, in the order of ``HeldOut.questions``: is the answer right to the letter; how many of its
     ``tokens`` were said at their place; what its likelihood (or bound) costs in nats, and the variance of that; is the
-    answer right when another question's picture is shown; was the answer ``cut`` at ``max_new_tokens``."""
+    answer right when another question's image is shown; was the answer ``cut`` at ``max_new_tokens``."""
 
     exact: list[bool]
     said: list[str]
@@ -143,11 +143,11 @@ class Speed:
 def read_held_out(job: Job, folder: Path) -> HeldOut:
     """The first question of every conversation of ``folder``. Raises ``ValueError`` or ``FileNotFoundError``."""
     found = read_questions("conversations", [folder / MMU_INDEX])
-    require_pictures(found, folder)
-    pictures: dict[str, int] = {}
-    questions = [Question(q.text, q.truths[0], pictures.setdefault(q.picture, len(pictures))) for q in found]
+    require_images(found, folder)
+    images: dict[str, int] = {}
+    questions = [Question(q.text, q.truths[0], images.setdefault(q.image, len(images))) for q in found]
     clip = load_clip(job.model.showo.clip_model_path)
-    features = [clip.features(clip_pixels(read_image(folder / name), clip.image_spec)[None])[0] for name in pictures]
+    features = [clip.features(clip_pixels(read_image(folder / name), clip.image_spec)[None])[0] for name in images]
     return HeldOut(tuple(questions), torch.stack(features))
 
 
@@ -159,10 +159,10 @@ def kinds_of(asked: HeldOut) -> list[str]:
         return ["all"] * len(asked.questions)
 
 
-def blank_features(job: Job, picture: Path) -> Tensor:
-    """[P, C] of a blank picture."""
+def blank_features(job: Job, image: Path) -> Tensor:
+    """[P, C] of a blank image."""
     clip = load_clip(job.model.showo.clip_model_path)
-    return clip.features(clip_pixels(read_image(picture), clip.image_spec)[None])[0]
+    return clip.features(clip_pixels(read_image(image), clip.image_spec)[None])[0]
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def blank_features(job: Job, picture: Path) -> Tensor:
 def judge_words(built: Built, job: Job, asked: HeldOut, progress: Progress) -> Words:
     """Answers and likelihoods of all questions; ``progress`` hears of questions done, three times each."""
     answered = _answers(built, job, asked.questions, asked.patches_of(asked.questions), progress)
-    # Another question's picture: the model is asked as before, but cannot know.
+    # Another question's image: the model is asked as before, but cannot know.
     others = asked.patches_of([*asked.questions[1:], *asked.questions[:1]])
     shuffled = _answers(built, job, asked.questions, others, progress)
     truths = [_answer_ids(built, question) for question in asked.questions]
@@ -235,7 +235,7 @@ def _nats(built: Built, job: Job, asked: HeldOut, progress: Progress) -> tuple[l
         )
         costs = torch.zeros(draws, len(some), device=model.device)
         for number in range(draws):
-            drawn = Draws(job.training.seed, number)
+            drawn = SampleRng(job.training.seed, number)
             task = objective.prepare(prompter.vocab, prompter.system_ids, turn, drawn).to(model.device)
             costs[number].index_add_(0, task.rows, model.text_scores(task)[0] * task.bound_weights)
         found.append(costs.double().cpu())

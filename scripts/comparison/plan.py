@@ -54,7 +54,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Planned:
-    """One run. ``blind``: trained on the same questions with a blank picture in place of every picture."""
+    """One run. ``blind``: trained on the same questions with a blank image in place of every image."""
 
     objective: str
     seed: int
@@ -170,8 +170,8 @@ def _short(path: str | Path) -> str:
     return str(path).removeprefix(f"{ROOT}/")
 
 
-def write_blank_pictures(source: Path, folder: Path) -> None:
-    """The conversations of ``source`` in which every picture is the same grey one."""
+def write_blank_images(source: Path, folder: Path) -> None:
+    """The conversations of ``source`` in which every image is the same grey one."""
     from PIL import Image  # not needed by who only plans
 
     records = json.loads((source / MMU_INDEX).read_text(encoding="utf-8"))

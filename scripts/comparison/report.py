@@ -31,7 +31,7 @@ from scripts.comparison.verdicts import (
     compared,
     drawing_error,
     interval,
-    needs_picture,
+    needs_image,
     questions_of,
     verdicts,
 )
@@ -39,7 +39,7 @@ from scripts.desk_trial import CHAIN_LENGTH, PATIENCE, REPLAN_EVERY, SCENE
 
 FIGURE = "curves.png"
 CLEARLY = 0.25
-"""How far a model that sees has to be above one that does not, to call the questions questions about pictures."""
+"""How far a model that sees has to be above one that does not, to call the questions questions about images."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _text_section(found: Findings) -> str:
                 f"{speed.tokens_per_forward:.2f}",
             ]
         )
-    head = ["objective", "nats per token", "exact match", "token accuracy", "exact, shuffled pictures"]
+    head = ["objective", "nats per token", "exact match", "token accuracy", "exact, shuffled images"]
     head += ["exact, trained blind"] if found.blind else []
     head += ["cut answers", "ms per answer", "tokens/s", "tokens per forward"]
     kinds = list(dict.fromkeys(found.kinds))
@@ -143,21 +143,21 @@ def _text_section(found: Findings) -> str:
         + "\n\nThe likelihood of `ar` is exact; that of `mdm` and `bd` is a bound, "
         "drawn several times for each question. Answers that did not end within max_new_tokens "
         "are cut. Times are of one answer at a time, the objectives in turn. "
-        f"The best fixed answer to each question is right in {100 * found.floor:.0f} %.\n\n" + _picture(found)
+        f"The best fixed answer to each question is right in {100 * found.floor:.0f} %.\n\n" + _image(found)
     )
     return text + "\n\nExact match by kind of question, in %:\n\n" + markdown_table(["", *kinds], kind_rows)
 
 
-def _picture(found: Findings) -> str:
+def _image(found: Findings) -> str:
     """Does a model that does not look fail?"""
     lines = []
     for name, runs in found.judged.items():
-        others: list[tuple[str, Sequence[Judged] | None]] = [("another question's picture", None)]
-        others += [("one trained and asked with blank pictures", found.blind[name])] if found.blind else []
+        others: list[tuple[str, Sequence[Judged] | None]] = [("another question's image", None)]
+        others += [("one trained and asked with blank images", found.blind[name])] if found.blind else []
         for what, blind in others:
-            gap = needs_picture(runs, blind)
+            gap = needs_image(runs, blind)
             clear = "clearly needs" if gap.interval.low > CLEARLY else "needs" if gap.clear else "does not show to need"
-            lines.append(f"* `{name}` {clear} the picture: {points(gap.interval)} points above {what}.")
+            lines.append(f"* `{name}` {clear} the image: {points(gap.interval)} points above {what}.")
     return "\n".join(lines) + "\n\n(Clearly: the interval stays above 25 points.)"
 
 
@@ -182,7 +182,7 @@ def _action_section(found: Findings) -> str:
         + markdown_table(["objective", *columns], rows)
         + "\n\nErrors on recorded actions, not success; "
         f"intervals over {count} stretches of consecutive frames. A policy that is not below `mean action` has not "
-        "learned from the pictures yet."
+        "learned from the images yet."
     )
 
 
@@ -251,7 +251,7 @@ def _caution(found: Findings) -> str:
     begun = f"that go on from `{earlier[-1]}`" if earlier else "from random weights"
     return (
         f"## How far this carries\n\nEmbedded models of a few million parameters {begun}, generated "
-        f"pictures and {found.plan.budget.steps} steps: the figures compare the objectives in this setting and rank "
+        f"images and {found.plan.budget.steps} steps: the figures compare the objectives in this setting and rank "
         "nobody elsewhere. `--steps` trains longer and `--seeds 0,1,2` says how much a run depends on its seed."
     )
 
@@ -297,10 +297,10 @@ def _objective_json(found: Findings, name: str, runs: Sequence[Judged]) -> dict[
     told["nats_per_token"]["error_of_drawing"] = drawing_error(runs)
     told["cut_answers"] = cut_answers(runs)
     told["exact_match_by_kind"] = by_kind(found.kinds, EXACT, runs)
-    told["picture_gap"] = _interval_json(needs_picture(runs).interval)
+    told["picture_gap"] = _interval_json(needs_image(runs).interval)
     if found.blind:
         told["exact_trained_blind"] = _interval_json(interval(EXACT, found.blind[name]))
-        told["blind_gap"] = _interval_json(needs_picture(runs, found.blind[name]).interval)
+        told["blind_gap"] = _interval_json(needs_image(runs, found.blind[name]).interval)
     told["actions"] = [dict(judged.actions.overall) for judged in runs]
     told["latency_s"] = {
         "median": float(np.median(speed.seconds)),
@@ -321,7 +321,7 @@ def _interval_json(value: Interval) -> dict[str, float]:
 def draw(found: Findings, path: Path) -> None:
     runs = {name: [r for r in found.plan.runs if r.objective == name and not r.blind] for name in found.judged}
     beside: dict[str, Mapping[str, float]] = {
-        "shuffled pictures": {name: interval(SHUFFLED, judged).point for name, judged in found.judged.items()}
+        "shuffled images": {name: interval(SHUFFLED, judged).point for name, judged in found.judged.items()}
     }
     if found.blind:
         beside["trained blind"] = {name: interval(EXACT, judged).point for name, judged in found.blind.items()}

@@ -41,7 +41,7 @@ def _per_token(of: Callable[[Judged], Sequence[float]]) -> Callable[[Judged], np
 NATS = Measure("nats per token", "nats", False, _per_token(lambda j: j.words.nats), _tokens)
 EXACT = Measure("exact match", "share", True, lambda j: np.array(j.words.exact, dtype=float), _ones)
 TOKENS = Measure("token accuracy", "share", True, _per_token(lambda j: j.words.right_tokens), _tokens)
-SHUFFLED = Measure("exact, shuffled pictures", "share", True, lambda j: np.array(j.words.exact_shuffled, float), _ones)
+SHUFFLED = Measure("exact, shuffled images", "share", True, lambda j: np.array(j.words.exact_shuffled, float), _ones)
 ACTION = Measure(
     "action MAE", "unit", False, lambda j: np.array(j.actions.errors), lambda j: np.array(j.actions.steps, dtype=float)
 )
@@ -114,8 +114,8 @@ def drawing_error(runs: Sequence[Judged]) -> float:
     return float(np.sqrt(variance)) / sum(sum(judged.words.tokens) for judged in runs)
 
 
-def needs_picture(seeing: Sequence[Judged], blind: Sequence[Judged] | None = None) -> Difference:
-    """Exact match with the right picture, minus with another question's (or minus that of runs trained blind)."""
+def needs_image(seeing: Sequence[Judged], blind: Sequence[Judged] | None = None) -> Difference:
+    """Exact match with the right image, minus with another question's (or minus that of runs trained blind)."""
     right = np.stack([EXACT.values(judged) for judged in seeing])
     without = np.stack(
         [SHUFFLED.values(judged) for judged in seeing] if blind is None else [EXACT.values(judged) for judged in blind]

@@ -1,8 +1,8 @@
 """The original's ways to act, to evaluate offline and to answer, with its arithmetic and our words: what the package's
 are compared with.
 
-    acting    instruction padded to its limit, logits of every slot over the whole vocabulary, two pictures decoded
-    offline   the same without the pictures, one sample at a time; a file is opened for the picture and for each action
+    acting    instruction padded to its limit, logits of every slot over the whole vocabulary, two images decoded
+    offline   the same without the images, one sample at a time; a file is opened for the image and for each action
     answers   one question at a time, a forward over everything for each word, logits of every slot; no cache
     blocks    the same for blocks of masks, which the original cannot decode
 
@@ -43,8 +43,8 @@ class Naive:
     ) -> tuple[NDArray[np.float32], Tensor, NDArray[np.uint8]]:
         """(actions [T, 7], codes [1, N] of the frame to come, uint8 [2, R, R, 3]: the frame now and to come)."""
         actions, now, later = self._look(picture, instruction)
-        pictures = [to_uint8(self.vq.decode(codes))[0].permute(1, 2, 0).cpu().numpy() for codes in (now, later)]
-        return actions, later, np.stack(pictures)
+        images = [to_uint8(self.vq.decode(codes))[0].permute(1, 2, 0).cpu().numpy() for codes in (now, later)]
+        return actions, later, np.stack(images)
 
     @torch.inference_mode()
     def offline_sample(

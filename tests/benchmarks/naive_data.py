@@ -1,7 +1,7 @@
 """A robot sample as it is written first, and as the original has it: what ``benchmarks.data_items`` is compared with.
 
-The whole ``dataset_info.json`` in memory, the episode of a sample searched from the first one on, every picture from a
-file opened for it alone, both cameras always, and each picture made into floats on its own.
+The whole ``dataset_info.json`` in memory, the episode of a sample searched from the first one on, every image from a
+file opened for it alone, both cameras always, and each image made into floats on its own.
 
 Legend: R resolution, T actions per chunk, A action size.
 """
@@ -52,17 +52,17 @@ class NaiveData:
         while len(actions) < self.act_step:
             actions.append([0.0] * 6 + [actions[-1][-1]])
         return NaiveSample(
-            views=torch.stack([self.picture(frames[index]["dir"], camera) for camera in CAMERAS]),
-            future_views=torch.stack([self.picture(frames[future]["dir"], camera) for camera in CAMERAS]),
+            views=torch.stack([self.image(frames[index]["dir"], camera) for camera in CAMERAS]),
+            future_views=torch.stack([self.image(frames[future]["dir"], camera) for camera in CAMERAS]),
             instruction=episode["instruction"],
             actions=torch.tensor(actions),
         )
 
-    def picture(self, name: str, camera: str) -> Tensor:
-        picture = Image.fromarray(np.load(self.root / name)[camera])
+    def image(self, name: str, camera: str) -> Tensor:
+        image = Image.fromarray(np.load(self.root / name)[camera])
         side = self.resolution
-        picture = picture.resize((side, side), Image.Resampling.BICUBIC)  # square cameras: nothing to cut off
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+        image = image.resize((side, side), Image.Resampling.BICUBIC)  # square cameras: nothing to cut off
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         return pixels.to(torch.float32).div(255).sub_(0.5).div_(0.5)
 
     def batch(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,7 @@
 
 Frames are encoded inside the step, a call for each moment, with the losses of the codebook that nobody reads; CLIP runs
 through its last layer. Rules: ``docs/from_upstream.md``. The losses of the main forward are those of the package. Those
-of the extra passes are the original's own: they see no picture, diffuse the instruction too, and count positions on.
+of the extra passes are the original's own: they see no image, diffuse the instruction too, and count positions on.
 (A pass for each view that computes the package's own text loss is ``naive_text.py``.)
 
 Legend: B robot rows, C chat rows, L slots of the main forward, l words of a row, M text slots, N codes, T actions.
@@ -151,7 +151,7 @@ def robot_mask(ids: Tensor, vocab: Vocabulary) -> Tensor:
 
 
 def chat_mask(ids: Tensor, patches: int) -> Tensor:
-    """[C, L, L], True attends: causal, and everybody sees the picture."""
+    """[C, L, L], True attends: causal, and everybody sees the image."""
     columns = torch.arange(ids.shape[1], device=ids.device)
     q, k = columns[:, None], columns[None]
     seen = (k <= q) | ((k >= PATCHES_FROM) & (k < PATCHES_FROM + patches))

@@ -111,7 +111,7 @@ def _noisy_copy(clean: Tensor, kinds: Tensor, task: TextTask, view: int) -> tupl
 
 def _mask(kind: Tensor, pos: Tensor, start: Tensor, noisy_from: int) -> Tensor:
     """[W * B, 1, L, L], True attends. A block sees what is before it and itself; all else looks back; everybody sees
-    the picture of its own copy. With a clean copy, a block sees what is before it there."""
+    the image of its own copy. With a clean copy, a block sees what is before it there."""
     length = kind.shape[1]
     q, k = torch.arange(length)[:, None], torch.arange(length)[None]
     same_copy = (q >= noisy_from) == (k >= noisy_from)

@@ -26,7 +26,7 @@ def test_every_way_gives_the_same_samples_and_is_measured(tmp_path: Path, views:
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
-def test_a_way_that_gives_other_pictures_stops_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_way_that_gives_other_images_stops_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_items, "normalise", lambda pixels: pixels.float())
     with pytest.raises(AssertionError, match="frames as recorded"):
         run(tmp_path, "--frames", "8", "--batch", "4", "--resolution", "64", "--rounds", "1")

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import flows_together, original_step
 from benchmarks.original_passes import differences
-from benchmarks.original_step import CACHE, FORWARD, FRAMES, ORIGINAL, PICTURES, PIXELS, operations
+from benchmarks.original_step import CACHE, FORWARD, FRAMES, IMAGES, ORIGINAL, PIXELS, operations
 from benchmarks.sizes import SIZES
 from benchmarks.step_problem import problem
 from config.schema import Objective
@@ -26,7 +26,7 @@ def test_a_step_counts_few_of_the_originals_operations(objective: Objective, sha
     assert counted[CACHE][FRAMES] == 0
     assert counted[PIXELS][FRAMES] == counted[ORIGINAL][FRAMES]
     layers = int(SIZES["cpu"].clip.num_hidden_layers)
-    assert counted[PIXELS][PICTURES] == pytest.approx(counted[ORIGINAL][PICTURES] * (layers - 1) / layers, rel=0.05)
+    assert counted[PIXELS][IMAGES] == pytest.approx(counted[ORIGINAL][IMAGES] * (layers - 1) / layers, rel=0.05)
 
 
 @pytest.mark.slow  # a minute: shapes alone, but all of them
@@ -36,7 +36,7 @@ def test_the_reference_has_the_originals_operations_at_real_size() -> None:
     for objective, extra in (("ar", 0.0), ("mdm", 1.46 + 0.14 + 2.72 + 0.25), ("bd", 2 * (3.05 + 0.28 + 5.86 + 0.50))):
         counted = operations(SIZES["phi"], objective, rows=1)[ORIGINAL]
         assert counted[FRAMES] / 1e12 == pytest.approx(2 * 1.42, rel=0.01)
-        assert counted[PICTURES] / 1e12 == pytest.approx(0.38, rel=0.02)
+        assert counted[IMAGES] / 1e12 == pytest.approx(0.38, rel=0.02)
         assert counted[FORWARD] / 1e12 == pytest.approx(2 * (4.41 + 0.39) + extra, rel=0.01)
 
 

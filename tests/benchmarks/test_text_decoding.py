@@ -23,7 +23,7 @@ def test_held_out_desks_are_in_no_training_report() -> None:
     assert {one.question for one in new} == set(QUESTIONS)
 
 
-def test_a_picture_says_what_the_answer_says() -> None:
+def test_an_image_says_what_the_answer_says() -> None:
     one = sample(5, held_out=False)
     assert torch.equal(one.patches, sample(5, held_out=False).patches)
     for thing, patch in enumerate(one.patches):

@@ -12,7 +12,7 @@ from benchmarks import text_layout
 from config.schema import Job
 from models.objectives import text_objective
 from models.objectives.base import TextTask
-from models.rng import Draws
+from models.rng import SampleRng
 from tests.benchmarks.naive_text import loss, passes
 from tests.models.text_problems import Built, talk
 from tests.tiny import tiny_model
@@ -32,7 +32,7 @@ def prepared(built: Built, objective: str, **knobs: object) -> TextTask:
     for name, value in knobs.items():
         setattr(job.text_diffusion, name, value)
     model, prompter = built
-    return text_objective(job).prepare(model.vocab, prompter.system_ids, talk(built, DIALOGUES), Draws(3))
+    return text_objective(job).prepare(model.vocab, prompter.system_ids, talk(built, DIALOGUES), SampleRng(3))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_the_command_writes_its_figures_with_their_circumstances(tmp_path: Path)
     assert [file.name for file in out.parent.iterdir()] == ["layout.json"], "nothing unfinished is left"
 
 
-def test_a_prefix_that_cannot_hold_the_picture_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prefix_that_cannot_hold_the_image_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         text_layout.main(["--prefix", "600"])
     assert "--prefix 600" in capsys.readouterr().err

@@ -42,8 +42,8 @@ def test_a_recorded_state_comes_back(env: CalvinEnv, index: int) -> None:
     assert np.abs(obs["robot_obs"] - frame["robot_obs"]).max() < 5e-3
     assert obs["robot_obs"][14] == frame["robot_obs"][14]
     assert np.abs(obs["scene_obs"] - frame["scene_obs"])[:6].max() < 5e-3
-    pictures = env.get_obs()["rgb_obs"]
-    assert {name: picture.shape for name, picture in pictures.items()} == {
+    images = env.get_obs()["rgb_obs"]
+    assert {name: image.shape for name, image in images.items()} == {
         name: frame[name].shape for name in ("rgb_static", "rgb_gripper")
     }
 

@@ -47,10 +47,10 @@ def test_only_what_is_asked_for_is_drawn(make: Any, data: Data) -> None:
     for _ in range(5):
         assert env.step(PULL, render=False)[0]["rgb_obs"] is None
     assert drawn(env) == before
-    pictures = env.step(PULL, render=("static",))[0]["rgb_obs"]
-    assert list(pictures) == ["rgb_static"]
-    assert pictures["rgb_static"].dtype == np.uint8
-    assert pictures["rgb_static"].shape == (20, 20, 3)
+    images = env.step(PULL, render=("static",))[0]["rgb_obs"]
+    assert list(images) == ["rgb_static"]
+    assert images["rgb_static"].dtype == np.uint8
+    assert images["rgb_static"].shape == (20, 20, 3)
     env.get_obs()
     assert drawn(env) == {"static": before["static"] + 2, "gripper": before["gripper"] + 1}
     with pytest.raises(ValueError, match="no camera tactile; it has static, gripper"):

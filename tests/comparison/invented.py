@@ -25,12 +25,12 @@ def held_out() -> HeldOut:
         ("Where is the red toy?", "The red toy is in the top left corner."),
         ("Where is the red toy?", "The red toy is in the top right corner."),
     ]
-    questions = tuple(Question(*asked[i % 4], picture=i % 3) for i in range(QUESTIONS))
+    questions = tuple(Question(*asked[i % 4], image=i % 3) for i in range(QUESTIONS))
     return HeldOut(questions, torch.arange(3.0)[:, None, None].expand(3, 4, 2))
 
 
 def judged(share_right: float, nats: float, mae: float, seed: int = 0) -> Judged:
-    """Right in the first ``share_right`` of the questions; guessing with another picture."""
+    """Right in the first ``share_right`` of the questions; guessing with another image."""
     rng = np.random.default_rng(seed)
     right = [i < share_right * QUESTIONS for i in range(QUESTIONS)]
     words = Words(

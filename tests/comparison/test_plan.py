@@ -19,7 +19,7 @@ from scripts.comparison.plan import (
     read_curve,
     read_objectives,
     read_seeds,
-    write_blank_pictures,
+    write_blank_images,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +30,7 @@ def plan_of(folder: Path, **changed: object) -> Plan:
     return Plan(folder, **{**settings, **changed})  # type: ignore[arg-type]
 
 
-def test_the_runs_of_a_plan_differ_in_objective_seed_and_pictures_alone(tmp_path: Path) -> None:
+def test_the_runs_of_a_plan_differ_in_objective_seed_and_images_alone(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, seeds=(0, 1), blind=True)
     assert len(plan.runs) == 3 * 2 * 2
     jobs = {}
@@ -54,8 +54,8 @@ def test_a_folder_refuses_runs_of_another_budget_and_takes_more_seeds(tmp_path: 
         plan_of(tmp_path, budget=Budget(steps=8, overrides=("training.mmu_coeff=2",))).settle()
 
 
-def test_blank_conversations_say_the_same_about_a_picture_of_nothing(tmp_path: Path) -> None:
-    write_blank_pictures(ROOT / "dummy_data/llava_validation", tmp_path / "blank")
+def test_blank_conversations_say_the_same_about_an_image_of_nothing(tmp_path: Path) -> None:
+    write_blank_images(ROOT / "dummy_data/llava_validation", tmp_path / "blank")
     records, blank = (
         json.loads((folder / "llava_v1_5_mix665k.json").read_text())
         for folder in (ROOT / "dummy_data/llava_validation", tmp_path / "blank")
@@ -114,7 +114,7 @@ def test_going_on_from_a_run_takes_its_model_tokenizer_and_data_and_names_what_i
     assert "dataset.params.train_pre_shards_path_or_url=dummy_data/calvin_processed_training" in begun
 
 
-def test_runs_that_were_trained_with_other_settings_and_blank_pictures_of_other_data_are_not_taken(
+def test_runs_that_were_trained_with_other_settings_and_blank_images_of_other_data_are_not_taken(
     tmp_path: Path,
 ) -> None:
     plan = plan_of(tmp_path)
@@ -127,8 +127,8 @@ def test_runs_that_were_trained_with_other_settings_and_blank_pictures_of_other_
     (run.folder / "config.yaml").write_text(to_yaml(job), encoding="utf-8")
     with pytest.raises(ValueError, match=r"training\.mmu_coeff=6\.0, now it is 5\.0"):
         plan.settle()
-    write_blank_pictures(ROOT / "dummy_data/llava_validation", tmp_path / "blank")
-    write_blank_pictures(ROOT / "dummy_data/llava", tmp_path / "blank")
+    write_blank_images(ROOT / "dummy_data/llava_validation", tmp_path / "blank")
+    write_blank_images(ROOT / "dummy_data/llava", tmp_path / "blank")
     blank, source = (
         json.loads((folder / "llava_v1_5_mix665k.json").read_text(encoding="utf-8"))
         for folder in (tmp_path / "blank", ROOT / "dummy_data/llava")

@@ -13,7 +13,7 @@ from PIL import Image
 from policy_rollout.paired import pair_of
 from scripts.comparison.figure import smooth
 from scripts.comparison.report import write_report
-from scripts.comparison.verdicts import ACTION, EXACT, NATS, Verdict, drawing_error, interval, needs_picture, verdicts
+from scripts.comparison.verdicts import ACTION, EXACT, NATS, Verdict, drawing_error, interval, needs_image, verdicts
 from tests.comparison.invented import findings, judged
 
 
@@ -37,7 +37,7 @@ def test_the_report_has_the_answers_the_floor_and_the_warning_of_one_seed(tmp_pa
     assert "these data cannot tell" in text
     assert "One seed" in text
     assert "`bd` has help." in text
-    assert "`bd` clearly needs the picture" in text
+    assert "`bd` clearly needs the image" in text
     assert "identical to the last digit" in text
     data = json.loads(paths[1].read_text())
     assert data["objectives"]["bd"]["exact_match"]["point"] == pytest.approx(0.9)
@@ -65,7 +65,7 @@ def test_closed_loops_are_told_where_they_were_played_and_only_there(tmp_path: P
     assert answers["mdm", "ar"] == "these data cannot tell"
 
 
-def test_the_figure_is_a_picture_with_the_colour_of_every_objective(tmp_path: Path) -> None:
+def test_the_figure_is_an_image_with_the_colour_of_every_objective(tmp_path: Path) -> None:
     path = write_report(findings(tmp_path, seeds=(0, 1), blind=True))[2]
     pixels = np.asarray(Image.open(path).convert("RGB"), dtype=int)
     assert pixels.shape[0] > 600
@@ -86,7 +86,7 @@ def test_blind_runs_and_several_seeds_are_reported(tmp_path: Path) -> None:
     found = findings(tmp_path, seeds=(0, 1), blind=True)
     text = write_report(found)[0].read_text()
     assert "exact, trained blind" in text
-    assert "one trained and asked with blank pictures" in text
+    assert "one trained and asked with blank images" in text
     assert "the 2 seeds are resampled together" in text
     assert len(found.first) == 2
 
@@ -103,10 +103,10 @@ def test_the_error_of_drawing_falls_with_the_number_of_questions_and_of_runs() -
     assert drawing_error([judged(0.5, 0.5, 0.2)] * 4) == pytest.approx(one / 2)
 
 
-def test_a_model_that_is_right_with_any_picture_does_not_show_to_need_one() -> None:
+def test_a_model_that_is_right_with_any_image_does_not_show_to_need_one() -> None:
     guessing = judged(0.5, 0.5, 0.2)
     guessing = replace(guessing, words=replace(guessing.words, exact_shuffled=guessing.words.exact))
-    assert not needs_picture([guessing]).clear
+    assert not needs_image([guessing]).clear
 
 
 def test_smoothing_is_the_mean_of_the_last_values() -> None:

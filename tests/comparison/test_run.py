@@ -11,7 +11,7 @@ import torch
 
 from config.load import load_job
 from config.schema import MMU_INDEX
-from models.measure import measure_text
+from models.measure import evaluate_text_likelihood
 from models.objectives import text_objective
 from models.pretrained.model_io import build
 from models.processing.text import ASSISTANT, HUMAN
@@ -39,14 +39,14 @@ def few_questions(tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_question_is_answered_measured_and_asked_with_another_picture(few_questions: Path) -> None:
+def test_every_question_is_answered_measured_and_asked_with_another_image(few_questions: Path) -> None:
     job = load_job([f"config={ROOT}/config/tiny_arvla.yaml", "max_new_tokens=4"], "ar")
     torch.manual_seed(0)
     built, asked = build(job), read_held_out(job, few_questions)
     done: list[int] = []
     with torch.no_grad():
         words = judge_words(built, job, asked, done.append)
-    assert sum(done) == 3 * QUESTIONS  # answers, answers with other pictures, likelihoods
+    assert sum(done) == 3 * QUESTIONS  # answers, answers with other images, likelihoods
     assert {len(getattr(words, name)) for name in vars(words)} == {QUESTIONS}
     assert not any(words.exact)  # it knows nothing
     assert all(nats > tokens for nats, tokens in zip(words.nats, words.tokens, strict=True))
@@ -61,14 +61,14 @@ def answer_ids(built: object) -> object:
 def test_a_perfect_memory_of_the_answers_is_judged_perfect(
     few_questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The judge's arithmetic, with a decoder that says the truth of the picture it is shown."""
+    """The judge's arithmetic, with a decoder that says the truth of the image it is shown."""
     from models.decoding.generate import DecodingStats, Generation
     from scripts.comparison import judge
 
     job = load_job([f"config={ROOT}/config/tiny_arvla.yaml"], "ar")
     asked = read_held_out(job, few_questions)
     built = build(job)
-    known = [(q.text, asked.patches[q.picture], q.answer) for q in asked.questions]
+    known = [(q.text, asked.patches[q.image], q.answer) for q in asked.questions]
 
     def remember(text: str, patches: torch.Tensor) -> str:
         return next((a for t, seen, a in known if t == text and torch.equal(seen, patches)), "I cannot know.")
@@ -120,7 +120,7 @@ def test_the_nats_of_all_questions_together_are_what_validation_measures(few_que
             built.prompter.vocab.pad,
             asked.patches_of(asked.questions),
         )
-        measured = measure_text(built.model, built.prompter, text_objective(job), turn, draws=16)
+        measured = evaluate_text_likelihood(built.model, built.prompter, text_objective(job), turn, draws=16)
     ours = sum(words.nats) / sum(words.tokens)
     assert ours == pytest.approx(float(measured[NATS].mean), rel=1e-4 if objective == "ar" else 0.1)
     assert any(words.nats_variance) == (objective == "bd")

@@ -27,7 +27,7 @@ def states_of(seed: int, moments: int) -> np.ndarray:
     return states
 
 
-def picture(seed: int, size: int = 24) -> bytes:
+def image(seed: int, size: int = 24) -> bytes:
     content = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((size + 8, size)).save(content, "jpeg")
@@ -41,7 +41,7 @@ def raw_trajectory(
     for camera in cameras:
         (folder / f"images{camera}").mkdir()
         for moment in range(moments):
-            (folder / f"images{camera}" / f"im_{moment}.jpg").write_bytes(picture(100 * seed + 10 * camera + moment))
+            (folder / f"images{camera}" / f"im_{moment}.jpg").write_bytes(image(100 * seed + 10 * camera + moment))
     states = states_of(seed, moments)
     observed = {"full_state": states, "time_stamp": np.arange(moments, dtype=float), "eef_transform": np.eye(4)}
     (folder / "obs_dict.pkl").write_bytes(pickle.dumps(observed))
@@ -111,8 +111,8 @@ def rlds_episode(seed: int, moments: int = 4, words: str = "open the drawer") ->
     return {
         "steps/observation/state": states_of(seed, moments).astype(np.float32),
         "steps/action": actions,
-        "steps/observation/image_0": [picture(100 * seed + m) for m in range(moments)],
-        "steps/observation/image_1": [picture(100 * seed + 10 + m) for m in range(moments)],
+        "steps/observation/image_0": [image(100 * seed + m) for m in range(moments)],
+        "steps/observation/image_1": [image(100 * seed + 10 + m) for m in range(moments)],
         "steps/language_instruction": [words.encode()] * moments,
         "steps/is_first": [1] + [0] * (moments - 1),
         "episode_metadata/has_image_0": [1],

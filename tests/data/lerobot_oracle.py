@@ -33,12 +33,12 @@ def write(folder: Path) -> dict[str, np.ndarray]:
     data = LeRobotDataset.create("local/oracle", 10, features, root=folder, use_videos=False)
     rng = np.random.default_rng(0)
     action = rng.uniform(-1, 1, (7, 7)).astype(np.float32)
-    pictures = rng.integers(0, 256, (7, 20, 24, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (7, 20, 24, 3), dtype=np.uint8)
     for episode, frames in enumerate((range(4), range(4, 7))):
         for i in frames:
             data.add_frame(
                 {
-                    "observation.images.top": pictures[i],
+                    "observation.images.top": images[i],
                     "observation.state": np.zeros(8, dtype=np.float32),
                     "action": action[i],
                     "task": f"task {episode}",
@@ -46,7 +46,7 @@ def write(folder: Path) -> dict[str, np.ndarray]:
             )
         data.save_episode()
     data.finalize()
-    return {"action": action, "pictures": pictures}
+    return {"action": action, "pictures": images}
 
 
 if __name__ == "__main__":

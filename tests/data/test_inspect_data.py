@@ -85,7 +85,7 @@ def test_raw_zipped_and_processed_splits_show_the_same_episodes(
         for view in views[1:]:
             np.testing.assert_allclose(view.actions, views[0].actions, atol=1e-6)
             last = view.length - 1
-            np.testing.assert_array_equal(view.picture("rgb_gripper", last), views[0].picture("rgb_gripper", last))
+            np.testing.assert_array_equal(view.image("rgb_gripper", last), views[0].image("rgb_gripper", last))
     assert "sentence 1" in capsys.readouterr().out + shown[0].episode(1).title
 
 
@@ -114,7 +114,7 @@ def test_conversations_are_shown_as_they_were_said(
     assert "What is <b>this</b>?" in page.texts  # escaped, not bold
     assert "A & B\nor C." in page.texts
     assert sum(tag == "img" for tag, _ in page.tags) == 1
-    assert "1 records without a picture" in capsys.readouterr().out
+    assert "1 records without an image" in capsys.readouterr().out
     assert inspect_data.main([str(llava / "llava_v1_5_mix665k.json"), "--text"]) == 0
     assert "2 records, 4 turns" in capsys.readouterr().out
 

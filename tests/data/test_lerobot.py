@@ -43,7 +43,7 @@ def process(source: Path, output: Path, *options: str) -> int:
 
 
 def v21(root: Path, lengths: tuple[int, ...] = (4, 3), width: int = 7) -> Path:
-    """A data set as LeRobot 2.1 lays it out, with pictures in the tables."""
+    """A data set as LeRobot 2.1 lays it out, with images in the tables."""
     (root / "meta").mkdir(parents=True)
     export_like = {"bytes": pa.binary(), "path": pa.string()}
     kinds: dict[str, Any] = {
@@ -101,7 +101,7 @@ def test_overlapping_windows_share_their_frames(raw: Path, tmp_path: Path, capsy
     assert "11 frames, each once (its 3 windows name 14)" in capsys.readouterr().out
     data = LerobotData(tmp_path / "out")
     assert [place.length for place in data.episodes] == [8, 3]
-    assert [sum(1 for _ in data.pictures(place, STATIC)) for place in data.episodes] == [8, 3]
+    assert [sum(1 for _ in data.images(place, STATIC)) for place in data.episodes] == [8, 3]
     tables = [parquet.read_table(file) for file in (tmp_path / "out" / "data").rglob("*.parquet")]
     assert sum(table.num_rows for table in tables) == 11
     spoken = data.rows(data.episodes[0], ["task_index"])["task_index"]
@@ -110,9 +110,9 @@ def test_overlapping_windows_share_their_frames(raw: Path, tmp_path: Path, capsy
     assert (data.fps, data.info["total_frames"]) == (30, 11)
 
 
-@pytest.mark.parametrize("pictures", ["lossless", "png"])
-def test_what_is_exported_reads_back_equal(raw: Path, tmp_path: Path, pictures: str) -> None:
-    assert export(raw, tmp_path / "out", "--pictures", pictures) == 0
+@pytest.mark.parametrize("images", ["lossless", "png"])
+def test_what_is_exported_reads_back_equal(raw: Path, tmp_path: Path, images: str) -> None:
+    assert export(raw, tmp_path / "out", "--pictures", images) == 0
     assert process(tmp_path / "out", tmp_path / "back", "--camera", STATIC, "--second-camera", HAND, "--png") == 0
     index = read_index(tmp_path / "back")
     provider = DataProvider(tmp_path / "back", 3, 20, 2)
@@ -122,7 +122,7 @@ def test_what_is_exported_reads_back_equal(raw: Path, tmp_path: Path, pictures: 
     assert len(index) == len(flat)
     for place, frame in enumerate(flat):
         arrays = frame_arrays(frame)
-        static, hand = provider._pictures(place)
+        static, hand = provider._images(place)
         np.testing.assert_array_equal(static, arrays["rgb_static"])
         np.testing.assert_array_equal(hand, arrays["rgb_gripper"])
         np.testing.assert_array_equal(index.actions[place], arrays["rel_actions"].astype(np.float32))
@@ -156,9 +156,9 @@ def test_a_lossy_film_is_nearly_the_same_and_starts_in_its_middle(tmp_path: Path
     raw = raw_split(tmp_path / "raw", range(12), [(0, 4), (8, 11)], **calm)
     assert export(raw, tmp_path / "out") == 0
     data = LerobotData(tmp_path / "out")
-    pictures = list(data.pictures(data.episodes[1], STATIC))
-    assert len(pictures) == 4
-    assert np.abs(pictures[0].astype(int) - 90).max() <= 3
+    images = list(data.images(data.episodes[1], STATIC))
+    assert len(images) == 4
+    assert np.abs(images[0].astype(int) - 90).max() <= 3
     assert data.episodes[1].videos[STATIC][1] == pytest.approx(5 / 30)
 
 

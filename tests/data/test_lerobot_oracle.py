@@ -39,10 +39,10 @@ def oracle(what: str, folder: Path, result: Path) -> dict[str, np.ndarray]:
         return dict(held)
 
 
-@pytest.mark.parametrize("pictures", ["png", "lossless"])
-def test_lerobot_reads_what_is_exported(tmp_path: Path, pictures: str) -> None:
+@pytest.mark.parametrize("images", ["png", "lossless"])
+def test_lerobot_reads_what_is_exported(tmp_path: Path, images: str) -> None:
     raw = raw_split(tmp_path / "raw", [*range(10, 18), *range(40, 43)], [(10, 14), (12, 17), (40, 42)])
-    options = ["--source-split-dir", str(raw), "--output-dir", str(tmp_path / "out"), "--pictures", pictures]
+    options = ["--source-split-dir", str(raw), "--output-dir", str(tmp_path / "out"), "--pictures", images]
     assert export_lerobot.main(options) == 0
     found = oracle("read", tmp_path / "out", tmp_path / "found.npz")
     frames = [*range(10, 18), *range(40, 43)]
@@ -53,16 +53,16 @@ def test_lerobot_reads_what_is_exported(tmp_path: Path, pictures: str) -> None:
         arrays = frame_arrays(frame)
         np.testing.assert_array_equal(found["action"][row], arrays["rel_actions"].astype(np.float32))
         np.testing.assert_array_equal(found["observation.state"][row], arrays["robot_obs"].astype(np.float32))
-        picture = (found["observation.images.static"][row] * 255).round().astype(np.uint8).transpose(1, 2, 0)
-        np.testing.assert_array_equal(picture, arrays["rgb_static"])
+        image = (found["observation.images.static"][row] * 255).round().astype(np.uint8).transpose(1, 2, 0)
+        np.testing.assert_array_equal(image, arrays["rgb_static"])
 
 
 def test_what_lerobot_writes_is_read(tmp_path: Path) -> None:
     made = oracle("write", tmp_path / "data", tmp_path / "made.npz")
     data = LerobotData(tmp_path / "data")
     assert [place.length for place in data.episodes] == [4, 3]
-    pictures = [picture for place in data.episodes for picture in data.pictures(place, "observation.images.top")]
-    np.testing.assert_array_equal(pictures, made["pictures"])
+    images = [image for place in data.episodes for image in data.images(place, "observation.images.top")]
+    np.testing.assert_array_equal(images, made["pictures"])
     options = ["--source", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out"), "--workers", "1"]
     assert process_lerobot.main(options) == 0
     index = read_index(tmp_path / "out")

@@ -34,8 +34,8 @@ def video(path: Path, rate: int, frames: int) -> Path:
         stream.width = stream.height = 32
         stream.pix_fmt = "yuv420p"
         for k in range(frames):
-            picture = np.full((32, 32, 3), min(10 * k, 255), np.uint8)
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = np.full((32, 32, 3), min(10 * k, 255), np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         out.mux(stream.encode())
     return path
 
@@ -179,7 +179,7 @@ def test_a_timestamp_without_a_frame_is_refused(
 def test_the_nearest_frame_within_the_tolerance_is_taken(tmp_path: Path) -> None:
     path = video(tmp_path / "a.mp4", 10, 12)
     stamps = np.array([0.02, 0.11, 0.49])
-    seen = [round(float(picture.mean()) / 10) for picture in film(path, 0.5, None, stamps, tolerance=0.03)]
+    seen = [round(float(image.mean()) / 10) for image in film(path, 0.5, None, stamps, tolerance=0.03)]
     assert seen == [5, 6, 10]
     with pytest.raises(NoFrameError, match=r"no frame at 0\.5200 s.*nearest is at 0\.5000 s"):
         list(film(path, 0.5, None, stamps))

@@ -1,4 +1,4 @@
-"""Conversations: answers are marked, pictures are real, and what is left out is counted and named."""
+"""Conversations: answers are marked, images are real, and what is left out is counted and named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from models.processing.image import ClipImageSpec, clip_pixels
 from models.processing.text import Conversation
 from training.data.batch import collate_text
-from training.data.llava import INDEX_NAME, NO_OBJECT, NO_PICTURE, LeftOut, LlavaDataset
+from training.data.llava import INDEX_NAME, NO_IMAGE, NO_OBJECT, LeftOut, LlavaDataset
 
 SPEC = ClipImageSpec(resize=8, crop=(8, 8), resample=3, scale=1 / 255, mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -84,34 +84,32 @@ def test_what_cannot_be_used_is_counted_by_reason_and_folder_and_named(root: Pat
     data = dataset(root, records)
     assert len(data) == 2
     assert data.skipped.counts == {
-        NO_PICTURE: 1,
-        "whose picture does not exist": 2,
+        NO_IMAGE: 1,
+        "whose image does not exist": 2,
         "without a question and answer in turn": 7,
-        "with several pictures": 1,
-        "with an <image> mark but no picture": 2,
+        "with several images": 1,
+        "with an <image> mark but no image": 2,
     }
     said = data.summary()
     assert said[0].endswith("mix665k.json: 15 records, 2 usable [coco 2]")
-    lost = (
-        "left out: 2 whose picture does not exist [coco 1, nowhere 1]: record 1 'coco/9.png', record 2 'nowhere/0.png'"
-    )
+    lost = "left out: 2 whose image does not exist [coco 1, nowhere 1]: record 1 'coco/9.png', record 2 'nowhere/0.png'"
     assert lost in said[2]
     assert "record 0" in said[1]
     assert "7 without a question and answer in turn [coco 6, ? 1]" in said[3]
     assert said[3].endswith(", ...")  # five of them are named
-    assert said[5].endswith("[no picture 2]: record 13, record 14")
+    assert said[5].endswith("[no image 2]: record 13, record 14")
 
 
 UNUSABLE = {
-    "with several pictures": {**record(None, "q", "a"), "image": ["coco/0.png", "coco/1.png"]},
-    "whose picture is not named by a path": {**record(None, "q", "a"), "image": {"path": "coco/0.png"}},
-    "with more <image> marks than pictures": record("coco/0.png", "<image> and <image>: which?", "a"),
-    "with an <image> mark but no picture": {**record(None, "<image> q", "a"), "image": []},
+    "with several images": {**record(None, "q", "a"), "image": ["coco/0.png", "coco/1.png"]},
+    "whose image is not named by a path": {**record(None, "q", "a"), "image": {"path": "coco/0.png"}},
+    "with more <image> marks than images": record("coco/0.png", "<image> and <image>: which?", "a"),
+    "with an <image> mark but no image": {**record(None, "<image> q", "a"), "image": []},
     "with an empty answer": record("coco/0.png", "q", " \n"),
     "with text that is not valid Unicode (half of a surrogate pair, such as half an emoji)": record(
         "coco/0.png", "q", "it is \ud83d red"
     ),
-    "whose picture does not exist": record("coco/\0.png", "q", "a"),
+    "whose image does not exist": record("coco/\0.png", "q", "a"),
 }
 
 
@@ -136,7 +134,7 @@ def test_half_an_emoji_is_found_wherever_it_stands(root: Path, where: str) -> No
     ]
 
 
-def test_one_picture_in_a_list_is_that_picture(root: Path) -> None:
+def test_one_image_in_a_list_is_that_image(root: Path) -> None:
     listed = {**record(None, "<image>q", "a"), "image": ["coco/1.png"]}
     data = dataset(root, [listed, record("coco/1.png", "<image>q", "a")])
     assert len(data) == 2
@@ -145,7 +143,7 @@ def test_one_picture_in_a_list_is_that_picture(root: Path) -> None:
 
 
 def test_an_error_while_a_record_is_read_names_file_and_record(root: Path) -> None:
-    (root / "coco/3.png").write_bytes(b"no picture")
+    (root / "coco/3.png").write_bytes(b"no image")
     records = [record(None, "q", "a"), record("coco/3.png", "q", "a"), record("coco/1.png", "q", "a")]
     assert "mix665k.json: record 1: " in dataset(root, records)[0].left_out[0][1]
     with pytest.raises(ValueError, match=r"mix665k\.json: record 1: .*3\.png cannot be decoded"):
@@ -173,13 +171,13 @@ def test_the_error_policy_refuses_the_file_and_names_the_record(root: Path, bad:
         dataset(root, [record("coco/0.png", "q", "a"), bad], on_bad_record="error")
 
 
-def test_conversations_without_a_picture_are_used_as_what_they_are_when_asked(root: Path) -> None:
+def test_conversations_without_an_image_are_used_as_what_they_are_when_asked(root: Path) -> None:
     records = [record("coco/0.png", "q", "a"), record(None, "qq", "bb"), {**record(None, "q", "c"), "image": None}]
     left_out = dataset(root, records, on_bad_record="error")  # they are no error
-    assert (len(left_out), left_out.skipped.counts) == (1, {NO_PICTURE: 2})
+    assert (len(left_out), left_out.skipped.counts) == (1, {NO_IMAGE: 2})
     data = dataset(root, records, text_only="use")
     assert (len(data), len(data.skipped)) == (3, 0)
-    assert data.summary()[0].endswith("3 records, 3 usable [no picture 2, coco 1]")
+    assert data.summary()[0].endswith("3 records, 3 usable [no image 2, coco 1]")
     sample = data[1]
     assert sample.pixels is None
     assert "".join(map(chr, sample.ids)) == "qqbb"
@@ -192,10 +190,10 @@ def test_conversations_without_a_picture_are_used_as_what_they_are_when_asked(ro
     assert not words.pictured.any()
 
 
-def test_a_picture_that_does_not_decode_is_replaced_by_the_next_record_and_said_once(
+def test_an_image_that_does_not_decode_is_replaced_by_the_next_record_and_said_once(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (root / "coco/3.png").write_bytes(b"no picture")
+    (root / "coco/3.png").write_bytes(b"no image")
     records = [record(f"coco/{number}.png", "q", f"a{number}") for number in (2, 3, 1)]
     data = dataset(root, records)
     samples, told = [data[1], data[1]], LeftOut()
@@ -215,7 +213,7 @@ def test_a_picture_that_does_not_decode_is_replaced_by_the_next_record_and_said_
 
 
 def test_a_data_set_in_which_nothing_decodes_ends_with_an_error(root: Path) -> None:
-    (root / "coco/3.png").write_bytes(b"no picture")
+    (root / "coco/3.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"3 records in a row.* cannot be used; the first: .*3\.png cannot be decoded"):
         dataset(root, [record("coco/3.png", "q", "a")] * 3)[0]
 
@@ -224,7 +222,7 @@ def test_where_nothing_can_be_read_any_more_not_every_record_is_tried(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.data.llava.IN_A_ROW", 2)
-    (root / "coco/3.png").write_bytes(b"no picture")
+    (root / "coco/3.png").write_bytes(b"no image")
     data = dataset(root, [record("coco/3.png", "q", "a")] * 3 + [record("coco/0.png", "q", "a")])
     with pytest.raises(ValueError, match="2 records in a row"):
         data[0]
@@ -237,12 +235,12 @@ def test_a_long_conversation_is_cut_from_the_front_and_one_cut_before_its_answer
     assert data[0].index == 1
 
 
-def test_without_a_picture_tower_no_picture_is_opened(root: Path) -> None:
+def test_without_an_image_tower_no_image_is_opened(root: Path) -> None:
     data = dataset(root, [record("not/there.png", "q", "a")], image_spec=None)
     assert data[0].pixels.shape == (3, 0, 0)
 
 
-def test_pictures_may_lie_elsewhere_and_the_json_may_have_any_name(root: Path, tmp_path: Path) -> None:
+def test_images_may_lie_elsewhere_and_the_json_may_have_any_name(root: Path, tmp_path: Path) -> None:
     path = tmp_path / "elsewhere.json"
     path.write_text(json.dumps([record("0.png", "q", "a")]))
     prompter: Any = LetterPrompter()
@@ -253,7 +251,7 @@ def test_pictures_may_lie_elsewhere_and_the_json_may_have_any_name(root: Path, t
 def test_an_empty_file_a_missing_one_and_one_with_nothing_usable_are_refused(root: Path) -> None:
     with pytest.raises(ValueError, match="no usable record: it is empty"):
         dataset(root, [])
-    with pytest.raises(ValueError, match=r"no usable record: 1 without a picture \(dataset\.params\.text_only=use"):
+    with pytest.raises(ValueError, match=r"no usable record: 1 without an image \(dataset\.params\.text_only=use"):
         dataset(root, [record(None, "q", "a")])
     (root / INDEX_NAME).unlink()
     prompter: Any = LetterPrompter()

@@ -141,14 +141,14 @@ def test_weights_that_cannot_be_meant_are_refused(lengths: list[int], weights: l
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    """Three conversations in a folder, and a json of five, its pictures elsewhere, one without a picture."""
+    """Three conversations in a folder, and a json of five, its images elsewhere, one without an image."""
     processed_split(tmp_path / "robot", [5])
     for name, count in (("small", 3), ("large", 5)):
-        pictures = tmp_path / ("small" if name == "small" else "pictures")
-        pictures.mkdir()
+        images = tmp_path / ("small" if name == "small" else "pictures")
+        images.mkdir()
         records: list[dict[str, Any]] = []
         for number in range(count):
-            Image.new("RGB", (9, 8), (40 * number, 0, 200 * (name == "small"))).save(pictures / f"{number}.png")
+            Image.new("RGB", (9, 8), (40 * number, 0, 200 * (name == "small"))).save(images / f"{number}.png")
             turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": f"{name}{number}"}]
             records.append({"image": f"{number}.png", "conversations": turns})
         if name == "large":
@@ -191,9 +191,9 @@ def test_a_runs_mmu_flow_is_the_mixture_that_its_keys_name(job: Job) -> None:
     told = conversations_in(weighted.text)
     assert told[0] == "2 sources, an epoch is 8 conversations"
     assert told[1].startswith("6 of an epoch (75.0 %, 2.00 passes) from ")
-    assert told[2].endswith("large.json: 5 records, 5 usable [. 4, no picture 1]")
+    assert told[2].endswith("large.json: 5 records, 5 usable [. 4, no image 1]")
     left_out = conversations_in(cotrain_loader(job, PROMPTER, SPEC).text)
-    assert left_out[-1].endswith("[no picture 1]: record 4")
+    assert left_out[-1].endswith("[no image 1]: record 4")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -206,11 +206,11 @@ def test_a_resumed_mixture_gets_the_same_batches(job: Job, workers: int) -> None
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_picture_is_told_once_and_its_source_keeps_its_share(
+def test_an_unreadable_image_is_told_once_and_its_source_keeps_its_share(
     job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int
 ) -> None:
     loader = cotrain_loader(changed(job, num_workers=workers, train_mmu_weights=[1.0, 1.0]), PROMPTER, SPEC)
-    (tmp_path / "pictures" / "2.png").write_bytes(b"no picture")
+    (tmp_path / "pictures" / "2.png").write_bytes(b"no image")
     came = said_in(loader, 14)  # four epochs of 7
     assert Counter(text.rstrip("0123456789") for text in came) == {
         "small": 16,
@@ -225,9 +225,9 @@ def test_an_unreadable_picture_is_told_once_and_its_source_keeps_its_share(
     assert len(loader.text.left_out) == 1
 
 
-def test_under_the_error_policy_an_unreadable_picture_ends_the_run_by_name(job: Job, tmp_path: Path) -> None:
+def test_under_the_error_policy_an_unreadable_image_ends_the_run_by_name(job: Job, tmp_path: Path) -> None:
     loader = cotrain_loader(changed(job, num_workers=1, on_bad_record="error"), PROMPTER, SPEC)
-    (tmp_path / "pictures" / "2.png").write_bytes(b"no picture")
+    (tmp_path / "pictures" / "2.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"2\.png cannot be decoded"):
         said_in(loader, 7)
 

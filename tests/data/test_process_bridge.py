@@ -23,8 +23,8 @@ from preprocess_data.jobs.convert import Units
 from scripts import inspect_data
 from tests.data.bridge_files import (
     example,
+    image,
     open_x_episode,
-    picture,
     raw_trajectory,
     rlds_episode,
     rlds_files,
@@ -82,7 +82,7 @@ def test_the_contract_says_what_a_bridge_action_means(raw: Path, tmp_path: Path)
     contract = read_contract(tmp_path / "out")
     assert contract.action["position_m_per_unit"] == 0.01
     assert contract.action["rotation_rad_per_unit"] == 0.25
-    assert (contract.action["frame"], dataset_spec.action["rate_hz"]) == ("robot_base", 5)
+    assert (contract.action["frame"], contract.action["rate_hz"]) == ("robot_base", 5)
     assert contract.cameras == {"rgb_static": (24, 32), "rgb_gripper": (24, 32)}
     assert contract.statistics is not None
     assert contract.statistics.max[0] <= 1
@@ -109,7 +109,7 @@ def test_rlds_files_give_the_same_as_the_raw_folders_they_were_made_from(rlds: P
     packed, plain = read_index(tmp_path / "out"), read_index(tmp_path / "raw_out")
     assert np.diff(packed.starts).tolist() == [4] * 5
     np.testing.assert_allclose(packed.actions[12:15], plain.actions[:3], atol=1e-4)
-    assert packed.frame_path(12).read_bytes() == plain.frame_path(0).read_bytes() == picture(300)
+    assert packed.frame_path(12).read_bytes() == plain.frame_path(0).read_bytes() == image(300)
     assert packed.instruction(3) == "open the drawer"
     shutil.move(tmp_path / "out", tmp_path / "moved")
     assert len(DataProvider(tmp_path / "moved", 3, 16, 2)) == 20
@@ -202,14 +202,14 @@ def test_verify_lists_what_is_wrong_in_sources_and_results(
         assert process_bridge.main(["--verify", str(path), "--workers", "1"]) == 0
         assert "no problem found" in capsys.readouterr().out
     first = raw / "toykitchen" / "traj_group0" / "traj0"
-    (first / "images0" / "im_1.jpg").write_bytes(picture(1)[:300])
+    (first / "images0" / "im_1.jpg").write_bytes(image(1)[:300])
     (first.parent / "traj1" / "policy_out.pkl").write_bytes(pickle.dumps([{"actions": np.zeros(6)}]))
     shard = next(rlds.glob("*.tfrecord-00001*"))
     shard.write_bytes(shard.read_bytes()[:-7])
     report = tmp_path / "problems.json"
     assert process_bridge.main(["--verify", str(raw), "--report", str(report)]) == 1
     told = {(problem["kind"], Path(problem["file"]).name) for problem in json.loads(report.read_text())}
-    assert told == {("damaged picture", "im_1.jpg"), ("damaged trajectory", "policy_out.pkl")}
+    assert told == {("damaged image", "im_1.jpg"), ("damaged trajectory", "policy_out.pkl")}
     assert process_bridge.main(["--verify", str(rlds), "--report", str(report)]) == 1
     assert "tfrecord-00001-of-00002: record 1 is cut off" in capsys.readouterr().out
 

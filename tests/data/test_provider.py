@@ -59,7 +59,7 @@ def test_each_file_is_opened_once_and_only_for_cameras_in_use(root: Path, monkey
         DataProvider(root, act_step=3, resolution=16, num_view=2)
 
 
-def test_frames_may_be_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_may_be_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = processed_split(tmp_path / "panda", [3], suffix=".png")
     one = DataProvider(root, act_step=2, resolution=16, num_view=1)[0]
     np.testing.assert_array_equal(one.views[0].numpy(), fit(frame_arrays(0)["rgb_static"], 16))
@@ -96,7 +96,7 @@ def test_frames_may_be_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         {"rgb_static": np.zeros((16, 16, 4), dtype=np.uint8)},
     ],
 )
-def test_a_frame_whose_picture_has_the_wrong_shape_is_named(root: Path, changed: dict[str, Any]) -> None:
+def test_a_frame_whose_image_has_the_wrong_shape_is_named(root: Path, changed: dict[str, Any]) -> None:
     provider = DataProvider(root, act_step=3, resolution=16, num_view=1)
     write_frame(root / "frame_2.npz", 2, **changed)
     with pytest.raises(ValueError, match=r"frame_2\.npz: rgb_static must be uint8 \[height, width, 3\], found"):
@@ -117,10 +117,10 @@ def test_bad_files_met_in_training_are_named(root: Path) -> None:
         provider[-1]
 
 
-def test_pictures_that_do_not_decode_and_unknown_kinds_are_named(tmp_path: Path) -> None:
+def test_images_that_do_not_decode_and_unknown_kinds_are_named(tmp_path: Path) -> None:
     root = processed_split(tmp_path / "panda", [3], suffix=".png")
     provider = DataProvider(root, act_step=1, resolution=16, num_view=1)
-    (root / "frame_1.png").write_bytes(b"not a picture")
+    (root / "frame_1.png").write_bytes(b"not an image")
     with pytest.raises(ValueError, match=r"frame_1\.png cannot be decoded"):
         provider[1]
     (root / "frame_0.txt").write_text("")
@@ -129,7 +129,7 @@ def test_pictures_that_do_not_decode_and_unknown_kinds_are_named(tmp_path: Path)
         episodes[0]["frames"][0]["dir"] = "frame_0.txt"
 
     edit_index(root, text_file)
-    with pytest.raises(ValueError, match=r"frame_0\.txt is neither an \.npz nor a picture"):
+    with pytest.raises(ValueError, match=r"frame_0\.txt is neither an \.npz nor an image"):
         DataProvider(root, act_step=1, resolution=16, num_view=1)
 
 

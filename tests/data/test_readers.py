@@ -83,7 +83,7 @@ def test_objects_inside_a_frame_are_not_unpickled(tmp_path: Path) -> None:
         read_npz(tmp_path / "f.npz", ("rgb_static",))
 
 
-def test_damaged_frames_pictures_and_arrays_give_the_whole_content_or_one_named_error(tmp_path: Path) -> None:
+def test_damaged_frames_images_and_arrays_give_the_whole_content_or_one_named_error(tmp_path: Path) -> None:
     """Every cut and 300 flipped bits of each kind of file; never another exception, and silence only if it is whole."""
     rng = np.random.default_rng(0)
     write_frame(tmp_path / "good.npz", 1)

@@ -93,7 +93,7 @@ def test_training_reads_the_same_samples_from_it_and_opens_no_file(
         assert sample.actions[0].tolist() == frame_arrays(number)["rel_actions"].astype(np.float32).tolist()
 
 
-def test_pictures_may_be_brought_to_their_size_once(split: Path, tmp_path: Path) -> None:
+def test_images_may_be_brought_to_their_size_once(split: Path, tmp_path: Path) -> None:
     assert make(split, tmp_path / "packed", "--resolution", "16", "--annotated") == 0
     ours = CalvinSplit(tmp_path / "packed")
     assert ours.frame_ids.tolist() == [*range(9), 10, 11]

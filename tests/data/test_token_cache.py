@@ -69,7 +69,7 @@ def encoded(magvit: Path, number: int) -> np.ndarray:
     return codes
 
 
-def test_the_cache_holds_the_codes_of_every_frame_and_opens_no_picture(
+def test_the_cache_holds_the_codes_of_every_frame_and_opens_no_image(
     root: Path, magvit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert make(root, magvit) == 0
@@ -236,7 +236,7 @@ def test_a_cache_of_something_else_is_refused_in_one_line_with_the_command(
     for wanted, why in (
         (Wanted("other", weights, 32, 2), "made of other data"),
         (Wanted(digest, "other", 32, 2), r"by a tokenizer of other weights \(magvit\)"),
-        (Wanted(digest, weights, 64, 2), "of pictures of 32 pixels .* not 64"),
+        (Wanted(digest, weights, 64, 2), "of images of 32 pixels .* not 64"),
         (Wanted(digest, weights, 32, 3), "of 2 view, not 3"),
     ):
         with pytest.raises(ValueError, match=rf"^[^\n]*{why}[^\n]*Make it: MAKE$"):
@@ -245,14 +245,14 @@ def test_a_cache_of_something_else_is_refused_in_one_line_with_the_command(
         find([tmp_path / "split" / "nothing"], Wanted(digest, weights, 32, 2), "MAKE", root)
 
 
-def test_pictures_that_were_replaced_are_noticed(root: Path, magvit: Path) -> None:
+def test_images_that_were_replaced_are_noticed(root: Path, magvit: Path) -> None:
     assert make(root, magvit) == 0
     write_frame(root / "frame_0.npz", 0, more=np.zeros(9))
-    with pytest.raises(ValueError, match=r"made of other pictures than lie there now.*frame_0\.npz"):
+    with pytest.raises(ValueError, match=r"made of other images than lie there now.*frame_0\.npz"):
         cache_of(root, magvit)
 
 
-def test_a_copy_whose_pictures_were_replaced_by_some_of_the_same_size_is_noticed(
+def test_a_copy_whose_images_were_replaced_by_some_of_the_same_size_is_noticed(
     root: Path, magvit: Path, tmp_path: Path
 ) -> None:
     assert make(root, magvit) == 0
@@ -261,7 +261,7 @@ def test_a_copy_whose_pictures_were_replaced_by_some_of_the_same_size_is_noticed
     other = bytearray((copy / "frame_0.npz").read_bytes())
     other[100] ^= 1
     (copy / "frame_0.npz").write_bytes(other)
-    with pytest.raises(ValueError, match=r"made of other pictures than lie there now.*copy/frame_0\.npz"):
+    with pytest.raises(ValueError, match=r"made of other images than lie there now.*copy/frame_0\.npz"):
         cache_of(copy, magvit)
     assert cache_of(root, magvit).plan.rows == 18
 

@@ -44,7 +44,7 @@ def test_a_whole_split_is_called_whole_in_both_modes_and_inside_a_zip(
         for path in raw.rglob("*"):
             packed.write(path, path.relative_to(tmp_path))
     assert process_calvin.main(["--verify", str(tmp_path / "x.zip")]) == 0
-    assert "20 files (headers and actions read; --full decodes the pictures too), 2 windows: no problem found" in (
+    assert "20 files (headers and actions read; --full decodes the images too), 2 windows: no problem found" in (
         capsys.readouterr().out
     )
 
@@ -87,15 +87,15 @@ def test_every_fault_is_named_with_its_file(raw: Path) -> None:
     }
 
 
-def test_damage_inside_a_picture_is_found_when_everything_is_decoded(tmp_path: Path) -> None:
+def test_damage_inside_an_image_is_found_when_everything_is_decoded(tmp_path: Path) -> None:
     raw = raw_split(tmp_path / "training", [12])
     path = raw / "episode_0000012.npz"
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)  # too large to read by the way
     write_frame(path, 12, rgb_static=noise)
     with zipfile.ZipFile(path) as packed:
-        picture = packed.getinfo("rgb_static.npy")
+        image = packed.getinfo("rgb_static.npy")
     content = bytearray(path.read_bytes())
-    content[picture.header_offset + picture.compress_size // 2] ^= 1
+    content[image.header_offset + image.compress_size // 2] ^= 1
     path.write_bytes(content)
     assert faults(raw) == set()
     assert faults(raw, full=True) == {("damaged frame", "episode_0000012.npz")}
@@ -133,7 +133,7 @@ def test_a_processed_split_is_verified_through_its_index(tmp_path: Path) -> None
     assert (problem.kind, Path(problem.file).name) == ("split", "dataset_info.json")
 
 
-def test_pictures_of_a_processed_split_are_decoded_in_either_mode(tmp_path: Path) -> None:
+def test_images_of_a_processed_split_are_decoded_in_either_mode(tmp_path: Path) -> None:
     root = processed_split(tmp_path / "split", [3], suffix=".png")
     (root / "frame_1.png").write_bytes((root / "frame_1.png").read_bytes()[:-30])
     found = [problem for problem in verify_processed(root, progress=False).problems if problem.kind == "damaged frame"]

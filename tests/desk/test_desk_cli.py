@@ -87,7 +87,7 @@ def test_all_scenes_and_all_tasks_are_drawn_on_one_sheet_each(
     assert Image.open(tmp_path / "tasks.png").size[0] > 2 * 84
 
 
-def test_the_bench_measures_steps_and_pictures(
+def test_the_bench_measures_steps_and_images(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench_module, "SECONDS", 0.01)

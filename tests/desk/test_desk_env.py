@@ -282,7 +282,7 @@ def test_info_has_calvins_fields():
     assert scene["lights"] == {"lightbulb": {"logical_state": 1}, "led": {"logical_state": 1}}
 
 
-def test_without_render_there_are_no_pictures_and_step_returns_calvins_four():
+def test_without_render_there_are_no_images_and_step_returns_calvins_four():
     env = DeskEnv()
     obs, reward, done, info = env.step(STILL)
     assert (obs["rgb_obs"], obs["depth_obs"], reward, done) == (None, None, 0, False)

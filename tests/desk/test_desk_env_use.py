@@ -40,7 +40,7 @@ def played(job: tuple[str, int]) -> list[tuple[Any, ...]]:
 # ---- looking ----
 
 
-def test_drawing_pictures_changes_nothing_but_the_pictures() -> None:
+def test_drawing_images_changes_nothing_but_the_images() -> None:
     blind = list(play(DeskEnv("C", static_size=32, gripper_size=32), 3))
     seeing = list(play(DeskEnv("C", static_size=32, gripper_size=32), 3, render=True))
     assert blind == seeing
@@ -55,8 +55,8 @@ def test_only_the_cameras_that_are_asked_for_are_drawn() -> None:
         names = [asked] if isinstance(asked, str) else list(asked)
         assert list(obs["rgb_obs"]) == [f"rgb_{name}" for name in names]
         assert list(obs["depth_obs"]) == [f"depth_{name}" for name in names]
-        for key, picture in obs["rgb_obs"].items():
-            np.testing.assert_array_equal(picture, both["rgb_obs"][key])
+        for key, image in obs["rgb_obs"].items():
+            np.testing.assert_array_equal(image, both["rgb_obs"][key])
     assert env.get_obs(())["rgb_obs"] is None
     obs, *_ = env.step(np.array([0.0, 0, 0, 0, 0, 0, 1]), render=("static",))
     assert list(obs["rgb_obs"]) == ["rgb_static"]
@@ -65,12 +65,12 @@ def test_only_the_cameras_that_are_asked_for_are_drawn() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 17, 500])
-def test_a_picture_of_any_size_shows_the_same_desk(size: int) -> None:
+def test_an_image_of_any_size_shows_the_same_desk(size: int) -> None:
     env = DeskEnv("A")
-    picture = env.picture("static", size)
-    assert picture.rgb.shape == (size, size, 3)
+    image = env.image("static", size)
+    assert image.rgb.shape == (size, size, 3)
     if size > 1:
-        apart = np.abs(picture.rgb.mean((0, 1)) - env.render("static", 200).mean((0, 1)))
+        apart = np.abs(image.rgb.mean((0, 1)) - env.render("static", 200).mean((0, 1)))
         assert apart.max() < 4
 
 
@@ -92,7 +92,7 @@ def test_desks_in_other_processes_do_the_same() -> None:
 
 
 def goes_on(snapshot: Snapshot) -> list[tuple[Any, ...]]:
-    """What happens after a snapshot on a desk of its own, with the first and last pictures."""
+    """What happens after a snapshot on a desk of its own, with the first and last images."""
     env = DeskEnv(snapshot.scene, static_size=24, gripper_size=24)
     env.load(snapshot)
     return future(env)
@@ -210,6 +210,6 @@ def test_a_jittered_desk_follows_its_seed_in_every_scene(scene: str) -> None:
     assert (shots[0] != DeskEnv(scene).render(size=32)).any()
 
 
-def test_the_command_line_refuses_a_picture_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_refuses_an_image_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--draw", "/dev/null/state.png"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -59,23 +59,23 @@ def test_the_image_tokenizer_shows_what_it_was_given() -> None:
 
 
 def test_training_the_tokenizer_lowers_errors_repeats_and_lets_the_encoder_rest_while_the_decoder_learns() -> None:
-    pictures = tokenizer_training.random_pictures(14, seed=5)
-    assert set(pictures.groups.tolist()) == {-1, 0, 1, 2, 3}
-    assert pictures.told.tolist() == [g == 3 for g in pictures.groups.tolist()]
-    model, errors = tokenizer_training.train_encoder(pictures, steps=10, batch_size=6)
-    again, same = tokenizer_training.train_encoder(pictures, steps=10, batch_size=6)
+    images = tokenizer_training.random_images(14, seed=5)
+    assert set(images.groups.tolist()) == {-1, 0, 1, 2, 3}
+    assert images.told.tolist() == [g == 3 for g in images.groups.tolist()]
+    model, errors = tokenizer_training.train_encoder(images, steps=10, batch_size=6)
+    again, same = tokenizer_training.train_encoder(images, steps=10, batch_size=6)
     assert errors == same
     assert np.mean(errors[-3:]) < np.mean(errors[:3])
     assert model.weights_hash == again.weights_hash
-    codes = model.encode(normalise(pictures.frames))
-    drawn = tokenizer_training.train_decoder(model, pictures, steps=8, batch_size=2)
+    codes = model.encode(normalise(images.frames))
+    drawn = tokenizer_training.train_decoder(model, images, steps=8, batch_size=2)
     assert np.mean(drawn[-3:]) < 0.9 * np.mean(drawn[:3])
-    assert torch.equal(model.encode(normalise(pictures.frames)), codes)
+    assert torch.equal(model.encode(normalise(images.frames)), codes)
     assert model.weights_hash != again.weights_hash
 
 
 def test_training_the_clip_tower_lowers_its_loss_and_repeats() -> None:
-    pixels, labels = clip.pictures(24, seed=5)
+    pixels, labels = clip.images(24, seed=5)
     tower, losses = clip.train_tower(pixels, labels, steps=12)
     again, same = clip.train_tower(pixels, labels, steps=12)
     assert losses == same
@@ -84,13 +84,13 @@ def test_training_the_clip_tower_lowers_its_loss_and_repeats() -> None:
 
 
 def test_the_clip_features_of_a_patch_tell_what_lies_in_its_corner() -> None:
-    """A linear reading, fitted on some pictures, is right about arrangements that the tower was never trained on."""
+    """A linear reading, fitted on some images, is right about arrangements that the tower was never trained on."""
     tower = load_clip(ROOT / "assets/tiny_clip")
     assert (tower.num_patches, tower.width) == (16, 64)
     assert clip.corner_of_patch().tolist() == [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]
 
     def read(seed: int, count: int, held_out: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels, labels = clip.pictures(count, seed, held_out)
+        pixels, labels = clip.images(count, seed, held_out)
         seen = tower.features(pixels).flatten(0, 1)
         return torch.cat([seen, torch.ones(len(seen), 1)], dim=1), labels[:, clip.corner_of_patch()].flatten(0, 1)
 
@@ -126,14 +126,14 @@ def test_a_model_that_does_not_look_is_right_in_a_fifth_of_the_held_out_question
     assert 0.15 < blind_floor(pairs("llava_validation")) < 0.2
 
 
-def test_held_out_questions_come_one_by_one_and_training_questions_share_pictures() -> None:
+def test_held_out_questions_come_one_by_one_and_training_questions_share_images() -> None:
     for folder, split in conversations.SPLITS.items():
         records = json.loads((ROOT / "dummy_data" / folder / "llava_v1_5_mix665k.json").read_text())
         assert max(len(record["conversations"]) for record in records) == 2 * split.turns
         assert all((ROOT / "dummy_data" / folder / record["image"]).is_file() for record in records)
 
 
-def test_the_two_splits_share_no_picture() -> None:
+def test_the_two_splits_share_no_image() -> None:
     shown = [{f.read_bytes() for f in (ROOT / "dummy_data" / n / "images").iterdir()} for n in conversations.SPLITS]
     assert not shown[0] & shown[1]
     rng = np.random.default_rng(0)
@@ -169,8 +169,8 @@ def test_asking_for_more_questions_than_the_scenes_hold_is_refused() -> None:
         balanced([SCENE], per_kind=16, rng=np.random.default_rng(0))
 
 
-def test_a_changed_picture_or_question_is_noticed_by_the_check(tmp_path: Path) -> None:
-    few = {"few": conversations.Split(pictures=200, per_kind=64, seed=1, turns=2, held_out=False)}
+def test_a_changed_image_or_question_is_noticed_by_the_check(tmp_path: Path) -> None:
+    few = {"few": conversations.Split(images=200, per_kind=64, seed=1, turns=2, held_out=False)}
     conversations.write_all(tmp_path / "there", few)
     assert conversations.differences(tmp_path / "there", tmp_path / "again", few) == []
     picture = next((tmp_path / "there/few/images").iterdir())

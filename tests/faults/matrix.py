@@ -77,18 +77,18 @@ def other_processes(small: Small, orders: Sequence[tuple[Launch, int]]) -> Count
 
 
 def _write_down_what_is_taken(folder: Path) -> None:
-    from training.failure.run_guard import Guard
+    from training.failure.run_guard import RunGuard
 
-    read = Guard.read
+    read = RunGuard.read
 
-    def recording(self: Guard, batches: Any, number: int, step: int) -> Any:
+    def recording(self: RunGuard, batches: Any, number: int, step: int) -> Any:
         taken = read(self, batches, number, step)
         names = [{"robot": b.robot.indices.tolist(), "mmu": b.text.indices.tolist()} for b in taken]
         with (folder / os.environ.get("RANK", "0")).open("a") as file:
             file.write(json.dumps([step, names]) + "\n")
         return taken
 
-    Guard.read = recording  # type: ignore[method-assign]
+    RunGuard.read = recording  # type: ignore[method-assign]
 
 
 def _taken(file: Path) -> dict[int, list[dict[str, list[int]]]]:

@@ -75,11 +75,11 @@ def _frames() -> list[Kind]:
         for number in range(3):
             made.writestr(f"D/training/episode_{number:07d}.npz", npz.getvalue())
         made.writestr("D/training/ep_start_end_ids.npy", ranges.getvalue())
-    pictures = {}
+    images = {}
     for suffix, settings in {"png": {}, "jpg": {"quality": 90}, "webp": {"lossless": True}, "bmp": {}}.items():
         content = io.BytesIO()
         Image.fromarray(arrays["rgb_static"]).save(content, {"jpg": "jpeg"}.get(suffix, suffix), **settings)
-        pictures[suffix] = content.getvalue()
+        images[suffix] = content.getvalue()
     keys = ("rgb_static", "rgb_gripper", "actions", "rel_actions", "robot_obs", "scene_obs")
     return [
         Kind(
@@ -99,8 +99,8 @@ def _frames() -> list[Kind]:
         Kind("npy (annotations)", annotations.getvalue(), "auto_lang_ann.npy", _annotations),
         Kind("zip (split)", packed.getvalue(), "task_D_D.zip", _zipped, checked=True),
         *(
-            Kind(suffix, content, f"picture.{suffix}", _picture, checked=suffix == "png")
-            for suffix, content in pictures.items()
+            Kind(suffix, content, f"image.{suffix}", _image, checked=suffix == "png")
+            for suffix, content in images.items()
         ),
     ]
 
@@ -123,7 +123,7 @@ def _zipped(path: Path) -> Any:
     return found, split.ranges
 
 
-def _picture(path: Path) -> Any:
+def _image(path: Path) -> Any:
     return np.asarray(read_image(path))
 
 
@@ -192,9 +192,7 @@ def _settings() -> list[Kind]:
         # An empty configuration is one that leaves everything out: then it is a key that is missing.
         Kind("yaml (run)", config, "run.yaml", _job, also="train_pre_shards_path_or_url has to be given"),
         Kind("yaml (model)", model, "model.yaml", lambda path: repr(load_model_yaml(path, checkpoint=path.parent))),
-        Kind(
-            "json (CLIP pictures)", clip, "preprocessor_config.json", lambda path: ClipImageSpec.from_dir(path.parent)
-        ),
+        Kind("json (CLIP images)", clip, "preprocessor_config.json", lambda path: ClipImageSpec.from_dir(path.parent)),
         Kind("json (results)", results, "results.json", read_results),
     ]
 

@@ -85,9 +85,7 @@ def _shard(path: Path) -> Any:
     for one in found:
         if isinstance(one, ValueError):
             raise one
-    return [
-        (one.instruction, one.states, one.gripper, one.pictures) for one in found if not isinstance(one, ValueError)
-    ]
+    return [(one.instruction, one.states, one.gripper, one.images) for one in found if not isinstance(one, ValueError)]
 
 
 def _lerobot(file: str) -> Callable[[Path], Any]:
@@ -99,7 +97,7 @@ def _lerobot(file: str) -> Callable[[Path], Any]:
             data.rows(episode, ["task_index"]),
             data.tasks,
             data.windows,
-            list(data.pictures(episode, CAMERA)),
+            list(data.images(episode, CAMERA)),
         )
 
     return read

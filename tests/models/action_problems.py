@@ -16,7 +16,7 @@ from models.objectives import action_task
 from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
 from models.processing.text import Prompter
-from models.rng import Draws
+from models.rng import SampleRng
 from models.sequence import TokenSequence, future_targets, robot_sequence
 from models.upvla import UPVLA, FutureTask
 from tests.tiny import tiny_model
@@ -94,7 +94,7 @@ def future(
         return task
     blind = replace(sequence, ids=torch.where(sequence.slots.kind == Kind.IMAGE, 0, sequence.ids))  # as on the host
     bins = ActionBins(model.vocab, model.spec.action_bins or BINS)
-    draws = Draws(seed, 0, "action")
+    draws = SampleRng(seed, 0, "action")
     return replace(task, action_tokens=action_task(objective, bins, blind, actions, counted, rows, draws))
 
 

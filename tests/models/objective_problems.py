@@ -10,7 +10,7 @@ from torch import Tensor
 from models.objectives import TextTask
 from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
-from models.rng import Draws
+from models.rng import SampleRng
 from models.sequence import TextTurn
 from tests.models.text_problems import Built
 from tests.tiny import tiny_model
@@ -37,7 +37,7 @@ def mdm(multiple: int = 4, **knobs: object) -> Diffusion:
 
 def ask(built: Built, objective: object, turn: TextTurn, seed: int = 0) -> TextTask:
     model, prompter = built
-    return objective.prepare(model.vocab, prompter.system_ids, turn, Draws(seed))  # type: ignore[attr-defined]
+    return objective.prepare(model.vocab, prompter.system_ids, turn, SampleRng(seed))  # type: ignore[attr-defined]
 
 
 def value(built: Built, task: TextTask) -> tuple[Tensor, Tensor]:

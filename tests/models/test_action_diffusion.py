@@ -16,8 +16,8 @@ from models.objectives import TextTask, action_diffusion, text_objective
 from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
 from models.objectives.elbo_weights import Ratio
-from models.objectives.layout import canvas_of, with_noisy_views, without_unread
-from models.rng import Draws
+from models.objectives.layout import append_noisy_copies, build_canvas, drop_unread_clean_tokens
+from models.rng import SampleRng
 from models.sequence import TokenSequence, with_action_tokens
 from models.vocabulary import Vocabulary
 from tests.models.action_problems import (
@@ -127,9 +127,9 @@ def test_the_documented_drawing() -> None:
     kind = torch.tensor([[Kind.TEXT, *[Kind.IMAGE] * 3, *[Kind.ACTION] * 2]])
     flow = TokenSequence(torch.full((1, 6), 7), Slots.plain(kind, torch.arange(6)[None]), ROBOT)
     clean = with_action_tokens(flow, torch.full((1, 4), VOCAB.first_code), torch.ones(1, 4, dtype=torch.bool))
-    canvas = canvas_of(clean, VOCAB, [2])
-    read = without_unread(clean, canvas)
-    sequence, _ = with_noisy_views(read, canvas, torch.zeros(2, 1, 4, dtype=torch.bool), VOCAB.mask)
+    canvas = build_canvas(clean, VOCAB, [2])
+    read = drop_unread_clean_tokens(clean, canvas)
+    sequence, _ = append_noisy_copies(read, canvas, torch.zeros(2, 1, 4, dtype=torch.bool), VOCAB.mask)
     page = (Path(__file__).resolve().parents[2] / "docs" / "algorithm.md").read_text(encoding="utf-8")
     drawn = page[page.index("      tiiiaawwww") :].split("\n\n")[0]
     lines = [line.removeprefix("    ").split("    ")[0].rstrip() for line in drawn.splitlines()]
@@ -157,7 +157,10 @@ def test_a_sample_hides_the_same_tokens_in_any_batch(built: Built) -> None:
     assert shown(second, 0) == shown(both, 1)
     assert shown(both, 0) != shown(both, 1)
     assert shown(future(built, diffusion(), seed=1), 0) != shown(both, 0)
-    one, other = Draws(0, 3).of(7), Draws(0, 3, "action").of(7)  # sample 7 of the conversations, of the demonstrations
+    one, other = (
+        SampleRng(0, 3).of(7),
+        SampleRng(0, 3, "action").of(7),
+    )  # sample 7 of the conversations, of the demonstrations
     assert not torch.equal(torch.rand(4, generator=one), torch.rand(4, generator=other))
 
 
@@ -312,7 +315,7 @@ def test_steps_that_do_not_count_have_no_effect(built: Built, size: int) -> None
 def test_what_is_told_of_action_tokens_adds_up(built: Built) -> None:
     task = future(built, diffusion())
     told = built[0](task).details
-    shares = tokens(task).hidden_share
+    shares = tokens(task).mask_ratio
     binned = [told[f"action_bd/nats_hidden_{name}"] for name in ("00_25", "25_50", "50_75", "75_100")]
     assert sum(float(tally.count) for tally in binned) == float((shares > 0).sum())
     torch.testing.assert_close(

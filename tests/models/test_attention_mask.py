@@ -40,7 +40,7 @@ def test_the_robot_rule_is_causal_for_text_and_actions_and_open_for_the_image_sp
     assert ROBOT.draw(slots(".ttiiiaa")) == drawing(expected)
 
 
-def test_the_multimodal_rule_is_causal_and_everybody_sees_the_picture() -> None:
+def test_the_multimodal_rule_is_causal_and_everybody_sees_the_image() -> None:
     expected = """
           ttpptww.
         t #·##····

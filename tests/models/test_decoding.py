@@ -21,7 +21,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 QUESTIONS = ["where?", "which colour is the block on the left of the drawer?"]
 
 
-def pictures(model: UPVLA, n: int = 2) -> torch.Tensor:
+def images(model: UPVLA, n: int = 2) -> torch.Tensor:
     return torch.randn(n, 5, model.spec.clip_width or 1, generator=torch.Generator().manual_seed(1))
 
 
@@ -40,7 +40,7 @@ def uncached(model: UPVLA, prompter: Prompter, question: str, patches: torch.Ten
 
 def test_cached_decoding_equals_uncached_and_a_batch_equals_its_rows(built: Built) -> None:
     model, prompter = built
-    patches = pictures(model)
+    patches = images(model)
     answer = generate(model, prompter, QUESTIONS, patches, max_new_tokens=8)
     for row, question in enumerate(QUESTIONS):
         assert answer.ids[row] == uncached(model, prompter, question, patches[row : row + 1], 8)
@@ -48,7 +48,7 @@ def test_cached_decoding_equals_uncached_and_a_batch_equals_its_rows(built: Buil
 
 def test_a_finished_row_stays_frozen_and_its_end_is_the_last_token(built: Built) -> None:
     model, prompter = built
-    patches = pictures(model)
+    patches = images(model)
     free = generate(model, prompter, QUESTIONS, patches, max_new_tokens=6)
     stop = free.ids[0][1]
     stopped = generate(model, prompter, QUESTIONS, patches, max_new_tokens=6, stop=stop)
@@ -62,7 +62,7 @@ def test_only_words_are_said(built: Built) -> None:
     model, prompter = built
     draw = torch.Generator().manual_seed(0)
     hot = Sampling(temperature=5.0)
-    answer = generate(model, prompter, QUESTIONS, pictures(model), 12, sampling=hot, generator=draw)
+    answer = generate(model, prompter, QUESTIONS, images(model), 12, sampling=hot, generator=draw)
     assert all(token < model.vocab.words for row in answer.ids for token in row)
 
 
@@ -71,7 +71,7 @@ def test_sampling_repeats_with_its_seed_and_narrows_with_top_k(built: Built) -> 
 
     def say(sampling: Sampling, seed: int) -> list[list[int]]:
         draw = torch.Generator().manual_seed(seed)
-        return generate(model, prompter, QUESTIONS, pictures(model), 8, sampling=sampling, generator=draw).ids
+        return generate(model, prompter, QUESTIONS, images(model), 8, sampling=sampling, generator=draw).ids
 
     warm = Sampling(temperature=2.0)
     assert say(warm, 1) == say(warm, 1)
@@ -90,14 +90,14 @@ def test_impossible_sampling_is_refused(bad: dict[str, float]) -> None:
         Sampling(**bad)  # type: ignore[arg-type]
 
 
-def test_a_picture_per_question_is_asked_for(built: Built) -> None:
+def test_an_image_per_question_is_asked_for(built: Built) -> None:
     model, prompter = built
-    with pytest.raises(ValueError, match="2 questions for 1 pictures"):
-        generate(model, prompter, QUESTIONS, pictures(model, 1))
+    with pytest.raises(ValueError, match="2 questions for 1 images"):
+        generate(model, prompter, QUESTIONS, images(model, 1))
 
 
 def test_the_cost_is_counted(built: Built) -> None:
     model, prompter = built
-    stats = generate(model, prompter, QUESTIONS[:1], pictures(model, 1), max_new_tokens=4).stats
+    stats = generate(model, prompter, QUESTIONS[:1], images(model, 1), max_new_tokens=4).stats
     assert stats.forwards == stats.tokens  # one row: one forward a token
     assert 0 < stats.first_token_seconds <= stats.seconds

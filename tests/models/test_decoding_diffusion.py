@@ -61,7 +61,7 @@ def said_otherwise(built: Built, **spec: object) -> Built:
     return built
 
 
-def pictures(model: UPVLA, n: int = 2) -> Tensor:
+def images(model: UPVLA, n: int = 2) -> Tensor:
     return torch.randn(n, 5, model.spec.clip_width or 1, generator=torch.Generator().manual_seed(1))
 
 
@@ -72,7 +72,7 @@ def say(built: Built, objective: str = "bd", room: int = 10, rows: slice = slice
         model,
         prompter,
         QUESTIONS[rows],
-        pictures(model)[rows],
+        images(model)[rows],
         room,
         objective=objective,
         decoding=Decoding(**how),  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def uncached(
     """The same by a full forward over (everything before the block, the block) each time; (ids, denoising forwards)."""
     model, prompter = built
     vocab, answer, forwards = model.vocab, list[int](), 0
-    patches = pictures(model)[row : row + 1]
+    patches = images(model)[row : row + 1]
     while len(answer) < room:
         ids = [*prompter.question(QUESTIONS[row]), *answer]
         turn = TextTurn(torch.tensor([ids]), torch.zeros(1, len(ids)), patches)
@@ -191,7 +191,7 @@ def test_a_good_draft_is_kept_whole(built: Built, monkeypatch: pytest.MonkeyPatc
         logits[..., word] = 9.0
         return logits
 
-    monkeypatch.setattr(sampling.Voice, "logits", certain)
+    monkeypatch.setattr(sampling.LogitsFilter, "logits", certain)
     answer = say(built, "bd", 15, speculative=True, block_size=4)
     assert answer.ids == [[word] * 15] * 2
     assert answer.stats.forwards == 6
@@ -207,7 +207,7 @@ def test_no_forward_is_spent_behind_the_end(built: Built, objective: str, monkey
     said_otherwise(built)
     eos = built[0].vocab.eos
     monkeypatch.setattr(
-        sampling.Voice, "logits", lambda self, hidden: torch.eye(50)[eos].expand(*hidden.shape[:-1], 50)
+        sampling.LogitsFilter, "logits", lambda self, hidden: torch.eye(50)[eos].expand(*hidden.shape[:-1], 50)
     )
     answer = say(built, objective, 12, accept=Threshold(1.01))
     assert answer.ids == [[eos], [eos]]
@@ -298,16 +298,16 @@ def test_a_model_decodes_as_it_was_trained_unless_told_otherwise(built: Built) -
     model, prompter = built
     for objective in ("ar", "mdm", "bd"):
         said_otherwise(built, text_objective=objective)
-        default = generate(model, prompter, QUESTIONS, pictures(model), 8)
+        default = generate(model, prompter, QUESTIONS, images(model), 8)
         assert default.ids == say(built, objective, 8).ids
     said_otherwise(built, text_objective="ar")
 
 
-def test_the_picture_is_seen_by_every_decoder(built: Built) -> None:
+def test_the_image_is_seen_by_every_decoder(built: Built) -> None:
     model, prompter = said_otherwise(built, text_canvas_multiple=8)  # whatever a test before declared of these weights
     for objective in ("ar", "mdm", "bd"):
-        answers = generate(model, prompter, QUESTIONS[:1] * 8, 3 * pictures(model, 8), 12, objective=objective).ids
-        assert len({tuple(answer) for answer in answers}) > 1  # the same question about eight pictures
+        answers = generate(model, prompter, QUESTIONS[:1] * 8, 3 * images(model, 8), 12, objective=objective).ids
+        assert len({tuple(answer) for answer in answers}) > 1  # the same question about eight images
     said_otherwise(built, text_canvas_multiple=32)
 
 
@@ -365,4 +365,4 @@ def test_a_rule_that_does_not_exist_is_refused_with_those_that_do(text: str) -> 
 def test_settings_that_contradict_each_other_are_refused(built: Built, given: dict[str, object], message: str) -> None:
     model, prompter = built
     with pytest.raises(ValueError, match=message):
-        generate(model, prompter, QUESTIONS, pictures(model), 4, **given)  # type: ignore[arg-type]
+        generate(model, prompter, QUESTIONS, images(model), 4, **given)  # type: ignore[arg-type]

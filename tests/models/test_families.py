@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from config.load import load_job
 from config.schema import Job
 from models.action.inference import RobotReader
-from models.decoding.kv_cache import CleanStream, prompt_sequence
+from models.decoding.kv_cache import CachedPrefix, prompt_sequence
 from models.pretrained.model_io import Built, build, load_folder, save_folder
 from models.pretrained.weights_io import read_weights, write_safetensors
 from models.sequence import robot_sequence
@@ -80,13 +80,13 @@ def test_cached_decoding_equals_uncached(family: tuple[Path, Built]) -> None:
     prompt = prompt_sequence(model.vocab, [], [[5, 6, 7, 8, 9, 11, 12, 13, 14, 15], [9, 6]], None)
     words = torch.tensor([[3, 4, 5], [7, 8, 9]])
     with torch.no_grad():
-        stream = CleanStream(model, prompt)
+        stream = CachedPrefix(model, prompt)
         stream.read()
         stream.append(words[:, :2])
         stream.read(noisy=torch.full((2, 2), model.vocab.mask))
         stream.append(words[:, 2:])
         cached, _ = stream.read()
-        whole = CleanStream(model, prompt)
+        whole = CachedPrefix(model, prompt)
         whole.append(words)
         uncached, _ = whole.read()
     torch.testing.assert_close(cached[:, -1], uncached[:, -1], rtol=1e-4, atol=1e-5)

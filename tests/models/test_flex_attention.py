@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from config.schema import Job
 from models.attention_mask import TILE, Rule, Slots
 from models.objectives import text_objective
-from models.rng import Draws
+from models.rng import SampleRng
 from models.sequence import TokenSequence, robot_sequence
 from models.upvla import UPVLA
 from tests.models.text_problems import Built, talk
@@ -38,7 +38,7 @@ def sequences(built: Built, seed: int = 0) -> list[TokenSequence]:
     job = Job()
     job.training.text_objective, job.block_diffusion.block_size = "bd", 4
     turn = talk(built, DIALOGUES)
-    task = text_objective(job).prepare(model.vocab, prompter.system_ids, turn, Draws(seed))
+    task = text_objective(job).prepare(model.vocab, prompter.system_ids, turn, SampleRng(seed))
     return [robot_sequence(model.vocab, instructions, codes, model.spec.act_step), task.sequence]
 
 
@@ -69,7 +69,7 @@ def test_the_network_trained_by_flex_attention_is_the_same_network(
     model: UPVLA = built[0]
     found: dict[str, list[Tensor]] = {}
     for kernel in ("sdpa", "flex_attention"):
-        model.backbone.attend_by(kernel)
+        model.backbone.set_attn_implementation(kernel)
         model.train()
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -77,7 +77,7 @@ def test_the_network_trained_by_flex_attention_is_the_same_network(
         assert model.backbone.lm.config._attn_implementation == kernel
         model.eval()
         assert isinstance(model.backbone.mask(*_tags(built)), Tensor)  # measuring and acting go by SDPA
-    model.backbone.attend_by("sdpa")
+    model.backbone.set_attn_implementation("sdpa")
     for ours, theirs in zip(found["flex_attention"], found["sdpa"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -125,7 +125,7 @@ def test_the_compiled_kernel_of_transformers_takes_our_tiles(tmp_path: Path) -> 
     model.train()
     with torch.no_grad():
         tiled = [model.hidden(sequence) for sequence in sequences(made)]
-        model.backbone.attend_by("sdpa")
+        model.backbone.set_attn_implementation("sdpa")
         dense = [model.hidden(sequence) for sequence in sequences(made)]
     for sequence, ours, theirs in zip(sequences(made), tiled, dense, strict=True):
         torch.testing.assert_close(ours[sequence.slots.valid], theirs[sequence.slots.valid], rtol=1e-4, atol=1e-5)
@@ -139,7 +139,7 @@ def test_gradients_are_the_same_on_a_gpu(tmp_path: Path) -> None:
     model.train()
     found = []
     for kernel in ("flex_attention", "sdpa"):
-        model.backbone.attend_by(kernel)
+        model.backbone.set_attn_implementation(kernel)
         model.zero_grad(set_to_none=True)
         for sequence in sequences(made):
             torch.autograd.backward(model.hidden(sequence.to("cuda"))[sequence.slots.valid.cuda()].square().sum())

@@ -19,8 +19,8 @@ def resident():
 
 def left_after_freeing():
     before = resident()
-    picture = np.ones(64 << 20, dtype=np.uint8)
-    del picture
+    image = np.ones(64 << 20, dtype=np.uint8)
+    del image
     return resident() - before
 
 given_back = left_after_freeing()
@@ -30,7 +30,7 @@ print(given_back, left_after_freeing())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/statm")
-def test_memory_of_a_freed_picture_is_given_back_before_and_kept_after(pytestconfig):
+def test_memory_of_a_freed_image_is_given_back_before_and_kept_after(pytestconfig):
     script = SCRIPT.format(root=str(pytestconfig.rootpath))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     given_back, kept = map(int, done.stdout.split())

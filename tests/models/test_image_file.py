@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, TiffImagePlugin
 
 from models.processing.image import ClipImageSpec, clip_pixels
 from models.processing.image_file import ORIENTATION, as_shown, shown_size
-from policy_rollout.serving.wire import EncodedPicture, WireError
+from policy_rollout.serving.wire import EncodedImage, WireError
 from training.data.readers import read_image
 
 RAMP = np.linspace(0.0, 1.0, 64 * 64).reshape(64, 64)
@@ -143,10 +143,10 @@ def test_a_served_jpeg_is_turned_as_it_is_shown_or_refused() -> None:
     image.paste("red", (0, 0, 20, 20))
     content = io.BytesIO()
     image.save(content, "JPEG", exif=exif)
-    shown = EncodedPicture("jpeg", content.getvalue(), (20, 40, 3)).decoded()
+    shown = EncodedImage("jpeg", content.getvalue(), (20, 40, 3)).decoded()
     assert shown[10, 30, 0] > 200 > 50 > shown[10, 10, 0]
     exif[ORIENTATION] = 6
     content = io.BytesIO()
     image.save(content, "JPEG", exif=exif)
     with pytest.raises(WireError, match=r"is shown as \[40, 20, 3\]"):
-        EncodedPicture("jpeg", content.getvalue(), (20, 40, 3)).decoded()
+        EncodedImage("jpeg", content.getvalue(), (20, 40, 3)).decoded()

@@ -25,14 +25,14 @@ def noise(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (31, 57), (57, 31), (8, 9), (16, 16)])
-def test_fit_gives_a_square_uint8_picture_from_any_shape(shape: tuple[int, int]) -> None:
+def test_fit_gives_a_square_uint8_image_from_any_shape(shape: tuple[int, int]) -> None:
     picture = fit(noise(*shape), 16)
     assert picture.shape == (3, 16, 16)
     assert picture.dtype == np.uint8
     assert picture.flags.c_contiguous
 
 
-def test_fit_leaves_a_picture_of_the_right_size_alone() -> None:
+def test_fit_leaves_an_image_of_the_right_size_alone() -> None:
     image = noise(16, 16)
     assert np.array_equal(fit(image, 16), image.transpose(2, 0, 1))
 
@@ -54,7 +54,7 @@ def test_fit_reads_arrays_and_pil_images_alike_whatever_their_mode() -> None:
 @pytest.mark.parametrize(
     "bad", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((3, 4, 4), np.uint8)]
 )
-def test_an_array_that_is_no_rgb_picture_is_refused(bad: Any) -> None:
+def test_an_array_that_is_no_rgb_image_is_refused(bad: Any) -> None:
     with pytest.raises(ValueError, match="uint8"):
         as_pil(bad)
 

@@ -28,7 +28,7 @@ def small() -> MagVITv2:
     return MagVITv2(Tower.from_fields(SMALL_ENCODER), Tower.from_fields(SMALL_DECODER)).eval()
 
 
-def pictures(count: int = 2, height: int = 16, width: int = 16) -> Tensor:
+def images(count: int = 2, height: int = 16, width: int = 16) -> Tensor:
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
@@ -63,7 +63,7 @@ def test_a_code_is_the_signs_of_the_latent_with_channel_0_first_and_zero_as_a_0_
 
 def test_encoding_reads_cells_row_by_row_and_decoding_takes_other_grids() -> None:
     vq = small()
-    wide = pictures(1, 8, 24)
+    wide = images(1, 8, 24)
     codes = vq.encode(wide)
     assert codes.shape == (1, 12)
     assert codes.dtype == torch.long
@@ -72,11 +72,11 @@ def test_encoding_reads_cells_row_by_row_and_decoding_takes_other_grids() -> Non
     assert vq.decode(torch.zeros(2, 9, dtype=torch.long)).shape == (2, 3, 12, 12)
 
 
-def test_decoding_depends_on_every_code_and_encoding_on_the_picture() -> None:
+def test_decoding_depends_on_every_code_and_encoding_on_the_image() -> None:
     vq = small()
     codes = torch.arange(4)[None]
     assert not torch.equal(vq.decode(codes), vq.decode(codes.flip(1)))
-    assert not torch.equal(vq.latent(pictures()), vq.latent(-pictures()))
+    assert not torch.equal(vq.latent(images()), vq.latent(-images()))
 
 
 def test_impossible_grids_codes_and_sizes_are_refused() -> None:
@@ -86,7 +86,7 @@ def test_impossible_grids_codes_and_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"0\.\.8191"):
         vq.decode(torch.full((1, 4), 8192))
     with pytest.raises(ValueError, match="multiples of 4"):
-        vq.encode(pictures(1, 18, 16))
+        vq.encode(images(1, 18, 16))
     with pytest.raises(ValueError, match="multiple of 32"):
         Tower(48, (1,), (1,))
     with pytest.raises(ValueError, match="divides the side by 4"):
@@ -95,9 +95,9 @@ def test_impossible_grids_codes_and_sizes_are_refused() -> None:
 
 def test_autocast_does_not_change_the_codes() -> None:
     vq = small()
-    codes = vq.encode(pictures())
+    codes = vq.encode(images())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(vq.encode(pictures()), codes)
+        assert torch.equal(vq.encode(images()), codes)
         assert vq.decode(codes).dtype == torch.float32
 
 
@@ -116,7 +116,7 @@ def test_every_layout_on_disk_gives_the_same_frozen_tokenizer(folder: Path, tmp_
         load_magvit(folder, pretrained_model_path=bare),  # sizes of the directory, weights of the file
         load_magvit("no/hub", pretrained_model_path=bin_folder / "pytorch_model.bin"),  # sizes beside the file
     ):
-        assert torch.equal(vq.encode(pictures()), expected.encode(pictures()))
+        assert torch.equal(vq.encode(images()), expected.encode(images()))
         assert not vq.training
         assert not any(p.requires_grad for p in vq.parameters())
         assert vq.weights_hash == expected.weights_hash
@@ -186,8 +186,8 @@ def test_a_few_steps_of_training_lower_the_error_and_reach_every_weight() -> Non
     optimizer = torch.optim.AdamW(vq.parameters(), lr=2e-3)
     errors = []
     for _ in range(8):
-        reconstruction, latent = vq.reconstruct(pictures())
-        error = (reconstruction - pictures()).square().mean()
+        reconstruction, latent = vq.reconstruct(images())
+        error = (reconstruction - images()).square().mean()
         optimizer.zero_grad()
         (error + codebook_losses(latent).total()).backward()
         assert all(p.grad is not None for p in vq.parameters())

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.losses import Tally
-from models.measure import MEASURES, measure_text, text_figures
+from models.losses import SumAndCount
+from models.measure import MEASURES, evaluate_text_likelihood, text_figures
 from models.objectives import text_objective
 from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
-from models.rng import Draws
+from models.rng import SampleRng
 from models.sequence import TextTurn
 from models.text_metrics import BINNED, BINS
 from tests.models.text_problems import Built, enumerated_bound, talk
@@ -32,7 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return model, prompter
 
 
-def totals(found: dict[str, Tally]) -> dict[str, tuple[float, float]]:
+def totals(found: dict[str, SumAndCount]) -> dict[str, tuple[float, float]]:
     return {name: (float(tally.sum), float(tally.count)) for name, tally in found.items()}
 
 
@@ -49,7 +49,7 @@ def answer_nats(built: Built, turn: TextTurn) -> Tensor:
 @pytest.mark.parametrize("name", ["ar", "mdm", "bd"])
 def test_all_names_are_known_and_all_numbers_finite(built: Built, name: str) -> None:
     model, prompter = built
-    found = measure_text(model, prompter, text_objective(name), talk(built))
+    found = evaluate_text_likelihood(model, prompter, text_objective(name), talk(built))
     assert set(found) <= set(MEASURES)
     assert all(torch.isfinite(tally.mean) for tally in found.values())
     assert 0 <= float(found["text/accuracy"].mean) <= 1
@@ -60,7 +60,7 @@ def test_all_names_are_known_and_all_numbers_finite(built: Built, name: str) -> 
 def test_of_ar_everything_is_exact(built: Built) -> None:
     model, prompter = built
     turn = talk(built)
-    found = totals(measure_text(model, prompter, text_objective("ar"), turn))
+    found = totals(evaluate_text_likelihood(model, prompter, text_objective("ar"), turn))
     nats = answer_nats(built, turn)
     assert found["text/nats_per_token"] == pytest.approx((float(nats.sum()), len(nats)), rel=1e-5)
     assert found["text/clean_nats_per_token"] == found["text/loss"] == found["text/nats_per_token"]
@@ -75,7 +75,7 @@ def test_of_ar_everything_is_exact(built: Built) -> None:
 def test_the_clean_stream_of_a_diffusion_model_pays_what_ar_pays(built: Built) -> None:
     model, prompter = built
     turn = talk(built)
-    found = measure_text(model, prompter, text_objective("bd"), turn)
+    found = evaluate_text_likelihood(model, prompter, text_objective("bd"), turn)
     torch.testing.assert_close(found["text/clean_nats_per_token"].mean, answer_nats(built, turn).mean())
 
 
@@ -88,7 +88,7 @@ def test_many_views_estimate_the_enumerated_bound_within_their_standard_error(bu
         expected = float(enumerated_bound(built, turn, 3, prediction)) / float(turn.answer.sum())
     misses = []
     for seed in range(4):
-        found = totals(measure_text(model, prompter, objective, turn, seed, draws=24))
+        found = totals(evaluate_text_likelihood(model, prompter, objective, turn, seed, draws=24))
         sum_, count = found["text/nats_per_token"]
         misses.append((sum_ / count - expected) / text_figures(found)["text/nats_error"])
     assert max(map(abs, misses)) < 4
@@ -100,7 +100,7 @@ def test_the_standard_error_is_the_deviation_of_repeated_measurements(built: Bui
     turn = talk(built, [[("where?", "inside")]])
     said, values = [], []
     for seed in range(40):
-        found = totals(measure_text(model, prompter, text_objective("bd"), turn, seed, draws=3))
+        found = totals(evaluate_text_likelihood(model, prompter, text_objective("bd"), turn, seed, draws=3))
         said.append(text_figures(found)["text/nats_error"] ** 2)
         values.append(found["text/nats_per_token"][0] / found["text/nats_per_token"][1])
     deviation = float(torch.tensor(values).std())
@@ -110,8 +110,8 @@ def test_the_standard_error_is_the_deviation_of_repeated_measurements(built: Bui
 def test_the_spread_is_that_of_the_single_draws(built: Built) -> None:
     model, prompter = built
     turn, draws = talk(built), 5
-    found = measure_text(model, prompter, text_objective("bd"), turn, seed=2, draws=draws)
-    task = text_objective("bd").measuring(draws).prepare(model.vocab, prompter.system_ids, turn, Draws(2))
+    found = evaluate_text_likelihood(model, prompter, text_objective("bd"), turn, seed=2, draws=draws)
+    task = text_objective("bd").measuring(draws).prepare(model.vocab, prompter.system_ids, turn, SampleRng(2))
     with torch.no_grad():
         costs = (model.text_scores(task)[0] * task.bound_weights).tolist()
     estimates = torch.zeros(draws, 2)
@@ -129,33 +129,35 @@ def test_the_spread_is_that_of_the_single_draws(built: Built) -> None:
     assert float(spread) > 0
 
 
-def test_the_picture_gap_is_zero_where_pictures_are_alike_and_not_where_they_differ(built: Built) -> None:
+def test_the_image_gap_is_zero_where_images_are_alike_and_not_where_they_differ(built: Built) -> None:
     model, prompter = built
     turn = talk(built)
     assert turn.patches is not None
     alike = replace(turn, patches=turn.patches[:1].expand_as(turn.patches))
     gaps = {}
     for name, what in (("differ", turn), ("alike", alike)):
-        gaps[name] = float(measure_text(model, prompter, text_objective("bd"), what)["text/picture_gap"].mean)
+        gaps[name] = float(
+            evaluate_text_likelihood(model, prompter, text_objective("bd"), what)["text/picture_gap"].mean
+        )
     assert abs(gaps["alike"]) < 1e-4 < abs(gaps["differ"])
     single = replace(turn, **{f: getattr(turn, f)[:1] for f in ("ids", "answer", "patches", "indices", "lengths")})
-    assert "text/picture_gap" not in measure_text(model, prompter, text_objective("bd"), single)
+    assert "text/picture_gap" not in evaluate_text_likelihood(model, prompter, text_objective("bd"), single)
 
 
-def test_the_picture_gap_of_ar_is_the_difference_of_two_exact_likelihoods(built: Built) -> None:
+def test_the_image_gap_of_ar_is_the_difference_of_two_exact_likelihoods(built: Built) -> None:
     model, prompter = built
     turn = talk(built)
     assert turn.patches is not None
     exchanged = replace(turn, patches=turn.patches.flip(0))
     expected = answer_nats(built, exchanged).mean() - answer_nats(built, turn).mean()
-    found = measure_text(model, prompter, text_objective("ar"), turn)["text/picture_gap"].mean
+    found = evaluate_text_likelihood(model, prompter, text_objective("ar"), turn)["text/picture_gap"].mean
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_bins_hold_every_token_read_from_a_view_once(built: Built) -> None:
     model, prompter = built
-    found = measure_text(model, prompter, text_objective("bd"), talk(built), seed=7, draws=3)
-    task = text_objective("bd").measuring(3).prepare(model.vocab, prompter.system_ids, talk(built), Draws(7))
+    found = evaluate_text_likelihood(model, prompter, text_objective("bd"), talk(built), seed=7, draws=3)
+    task = text_objective("bd").measuring(3).prepare(model.vocab, prompter.system_ids, talk(built), SampleRng(7))
     from_views = int((task.sequence.slots.view[task.rows, task.slots] > 0).sum())
     assert sum(int(found[f"text/nats_hidden_{bin_}"].count) for bin_ in BINS) == from_views
     assert int(found["text/accuracy"].count) == len(task.rows) > from_views
@@ -164,6 +166,8 @@ def test_bins_hold_every_token_read_from_a_view_once(built: Built) -> None:
 def test_measuring_twice_gives_the_same_numbers_and_touches_no_global_generator(built: Built) -> None:
     model, prompter = built
     before = torch.get_rng_state()
-    first, second = (totals(measure_text(model, prompter, text_objective("bd"), talk(built), seed=2)) for _ in "ab")
+    first, second = (
+        totals(evaluate_text_likelihood(model, prompter, text_objective("bd"), talk(built), seed=2)) for _ in "ab"
+    )
     assert first == second
     assert torch.equal(before, torch.get_rng_state())

@@ -14,7 +14,7 @@ from models.attention_mask import Kind
 from models.objectives import text_objective
 from models.objectives.block_size import Elastic
 from models.objectives.diffusion import Diffusion
-from models.rng import Draws
+from models.rng import SampleRng
 from models.sequence import TextTurn, future_targets, robot_sequence
 from models.upvla import FutureTask
 from tests.models.objective_problems import ask, attentive, bd, gradients, mdm, value
@@ -53,7 +53,7 @@ def test_6_a_noisy_slot_depends_on_its_clean_past_and_its_own_block_alone(
             expected[row] = past | own
             assert torch.equal(touched, expected)
             kinds = slots.kind[row][touched[row]]
-            assert (kinds == Kind.PATCH).sum() == 5  # the picture is among them
+            assert (kinds == Kind.PATCH).sum() == 5  # the image is among them
 
 
 @torch.no_grad()
@@ -97,7 +97,7 @@ def test_7_a_mixed_batch_equals_its_rows_and_fixed_padding(built: Built, objecti
 
 
 @pytest.mark.parametrize("name", ["ar", "mdm", "bd"])
-def test_9_the_picture_changes_the_text_loss_and_the_projector_learns(built: Built, name: str) -> None:
+def test_9_the_image_changes_the_text_loss_and_the_projector_learns(built: Built, name: str) -> None:
     objective = text_objective(name)
     loss = value(built, ask(built, objective, talk(built)))[0]
     learned = gradients(built, loss)
@@ -137,7 +137,7 @@ def test_11_the_same_seed_hides_the_same_words_however_a_batch_is_split(built: B
 
     def shown(turn: TextTurn, seed: int = 0, step: int = 0) -> dict[int, list[list[int]]]:
         model, prompter = built
-        sequence = elastic.prepare(model.vocab, prompter.system_ids, turn, Draws(seed, step)).sequence
+        sequence = elastic.prepare(model.vocab, prompter.system_ids, turn, SampleRng(seed, step)).sequence
         rows = {}
         for row, sample in enumerate(turn.samples):
             view, valid = sequence.slots.view[row], sequence.slots.valid[row]

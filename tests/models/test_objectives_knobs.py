@@ -14,8 +14,8 @@ from models.objectives import TextTask, text_objective
 from models.objectives.block_size import Annealed, Elastic, Fixed
 from models.objectives.diffusion import Diffusion
 from models.objectives.elbo_weights import Ratio, level_probability
-from models.objectives.layout import canvas_of, with_noisy_views, without_unread
-from models.rng import Draws
+from models.objectives.layout import append_noisy_copies, build_canvas, drop_unread_clean_tokens
+from models.rng import SampleRng
 from models.sequence import TextTurn, TokenSequence
 from models.vocabulary import Vocabulary
 
@@ -43,8 +43,8 @@ def job(objective: str = "bd", **knobs: Any) -> Job:
     return made
 
 
-def task(made: Job, draws: Draws | None = None, what: TextTurn | None = None) -> TextTask:
-    return text_objective(made).prepare(VOCAB, SYSTEM, what or turn(), draws or Draws())
+def task(made: Job, draws: SampleRng | None = None, what: TextTurn | None = None) -> TextTask:
+    return text_objective(made).prepare(VOCAB, SYSTEM, what or turn(), draws or SampleRng())
 
 
 def sizes_of(made: TextTask) -> list[int]:
@@ -66,7 +66,7 @@ def test_block_size_is_the_number_of_tokens_of_a_block() -> None:
 
 def test_elastic_blocks_are_drawn_for_each_sample_from_the_candidates() -> None:
     elastic = job(block_diffusion__elastic_block_enabled=True, block_diffusion__block_size_candidates=[2, 5])
-    found = [size for step in range(4) for size in sizes_of(task(elastic, Draws(0, step)))]
+    found = [size for step in range(4) for size in sizes_of(task(elastic, SampleRng(0, step)))]
     assert set(found) == {2, 5}
     assert 4 < found.count(2) < 20
     assert sizes_of(text_objective(elastic).measuring(1).prepare(VOCAB, SYSTEM, turn())) == [4] * 6
@@ -74,7 +74,7 @@ def test_elastic_blocks_are_drawn_for_each_sample_from_the_candidates() -> None:
 
 def test_annealed_blocks_grow_to_the_block_size_and_stay() -> None:
     annealed = job(block_diffusion__anneal_steps=20, block_diffusion__block_size_candidates=[2, 1, 8])
-    assert [sizes_of(task(annealed, Draws(0, step)))[0] for step in (0, 9, 10, 19, 20, 500)] == [1, 1, 2, 2, 4, 4]
+    assert [sizes_of(task(annealed, SampleRng(0, step)))[0] for step in (0, 9, 10, 19, 20, 500)] == [1, 1, 2, 2, 4, 4]
     assert Annealed.towards(4, [8, 16], 10).size(3, torch.Generator()) == 4
 
 
@@ -145,7 +145,7 @@ def test_more_draws_narrow_a_measurement() -> None:
     spread = []
     for draws in (1, 8):
         measure = objective.measuring(draws)
-        sums = [measure.prepare(VOCAB, SYSTEM, turn(batch=1), Draws(s)).bound_weights.sum() for s in range(60)]
+        sums = [measure.prepare(VOCAB, SYSTEM, turn(batch=1), SampleRng(s)).bound_weights.sum() for s in range(60)]
         spread.append(float(torch.stack(sums).std()))
     assert spread[1] < 0.6 * spread[0]
 
@@ -169,13 +169,13 @@ def clean(kinds: str, eos_at: tuple[int, ...]) -> TokenSequence:
 
 def test_every_answer_opens_a_fresh_grid_and_nobody_sees_a_later_turn() -> None:
     sequence = clean("tpwwwtw", eos_at=(4, 6))
-    canvas = canvas_of(sequence, VOCAB, [2])
+    canvas = build_canvas(sequence, VOCAB, [2])
     assert canvas.pos[0].tolist() == [2, 3, 4, 5, 6, 7]
     assert canvas.start[0].tolist() == [2, 2, 4, 4, 6, 6]
     assert canvas.ids[0].tolist() == [7, 7, 2, 2, 2, 2]
     assert canvas.block[0].tolist() == [0, 0, 1, 1, 2, 2]
-    read = without_unread(sequence, canvas)
-    laid, _ = with_noisy_views(read, canvas, torch.zeros(1, 1, 6, dtype=torch.bool), VOCAB.mask)
+    read = drop_unread_clean_tokens(sequence, canvas)
+    laid, _ = append_noisy_copies(read, canvas, torch.zeros(1, 1, 6, dtype=torch.bool), VOCAB.mask)
     # The second answer's clean word is read by nobody and left out. Position 5 is both the question's and the first
     # answer's continuation's: neither sees the other.
     expected = """
@@ -198,9 +198,9 @@ w ######····##
 
 def test_one_block_for_the_whole_answer_needs_no_clean_copy() -> None:
     sequence = clean("tpwww", eos_at=(4,))
-    canvas = canvas_of(sequence, VOCAB, [4], whole=True)
-    read = without_unread(sequence, canvas)
-    laid, _ = with_noisy_views(read, canvas, torch.zeros(2, 1, 4, dtype=torch.bool), VOCAB.mask)
+    canvas = build_canvas(sequence, VOCAB, [4], whole=True)
+    read = drop_unread_clean_tokens(sequence, canvas)
+    laid, _ = append_noisy_copies(read, canvas, torch.zeros(2, 1, 4, dtype=torch.bool), VOCAB.mask)
     expected = """
   tpwwwwwwww
 t ##········
@@ -218,10 +218,10 @@ w ##····####
 
 
 def test_a_cut_answer_is_not_continued() -> None:
-    canvas = canvas_of(clean("twwwww", eos_at=()), VOCAB, [3])
+    canvas = build_canvas(clean("twwwww", eos_at=()), VOCAB, [3])
     assert canvas.pos[0].tolist() == [1, 2, 3, 4, 5]
     assert canvas.size[0].tolist() == [3, 3, 3, 2, 2]
-    whole = canvas_of(clean("twwwww", eos_at=()), VOCAB, [3], whole=True)
+    whole = build_canvas(clean("twwwww", eos_at=()), VOCAB, [3], whole=True)
     assert whole.size[0].tolist() == [5] * 5
 
 

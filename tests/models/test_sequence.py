@@ -63,7 +63,7 @@ def test_the_future_is_learned_in_place_with_its_edges() -> None:
 
 @given(lengths=lengths, patches=st.integers(1, 4), system=st.integers(0, 3))
 @settings(max_examples=50, deadline=None)
-def test_a_conversation_is_laid_out_after_system_prompt_and_picture(
+def test_a_conversation_is_laid_out_after_system_prompt_and_image(
     lengths: list[int], patches: int, system: int
 ) -> None:
     answers = [[at >= 2 for at in range(n)] for n in lengths]

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import losses as losses_module
-from models.losses import judged_cross_entropy, token_cross_entropy
+from models.losses import cross_entropy_with_accuracy, token_cross_entropy
 from models.objectives import TextTask, text_objective
 from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
@@ -73,7 +73,7 @@ def test_the_model_tells_details_of_its_one_forward(built: Built, name: str) -> 
     torch.testing.assert_close(losses.details[ACCURACY].mean, right.mean())
     binned = sum(float(losses.details[name].sum) for name in BINNED[:4])
     cost = -scores.gather(1, task.targets[:, None])[:, 0]
-    assert binned == pytest.approx(float(cost[task.hidden_share > 0].sum()), rel=1e-5)
+    assert binned == pytest.approx(float(cost[task.mask_ratio > 0].sum()), rel=1e-5)
     assert float(losses.details[COUNTS[0]].sum) == len(task.rows)
     assert float(losses.details[COUNTS[1]].sum) == float(talk(built).answer.sum())
 
@@ -94,7 +94,7 @@ def test_telling_details_never_makes_the_host_wait(built: Built) -> None:
     task = text_objective("bd").prepare(model.vocab, prompter.system_ids, talk(built))
     hidden, meter = torch.randn(len(task.rows), model.backbone.hidden_size), Meter()
     with torch.no_grad(), NoLooking():
-        nats, right = judged_cross_entropy(model.backbone.head, hidden, task.targets, model.banned_word)
+        nats, right = cross_entropy_with_accuracy(model.backbone.head, hidden, task.targets, model.banned_word)
         meter.add(text_details(task, nats, right))
         meter.add(text_details(task, nats, right))
     with pytest.raises(AssertionError, match="wait"), NoLooking():
@@ -131,7 +131,7 @@ def test_judging_changes_neither_losses_nor_gradients_in_one_piece_or_in_chunks(
     for most in (1 << 26, 3 * 11):
         monkeypatch.setattr(losses_module, "MAX_LOGITS", most)
         head.zero_grad()
-        losses, right = judged_cross_entropy(head, hidden, targets, banned=10)
+        losses, right = cross_entropy_with_accuracy(head, hidden, targets, banned=10)
         losses.sum().backward()
         torch.testing.assert_close(losses, expected)
         torch.testing.assert_close(head.weight.grad, gradient)

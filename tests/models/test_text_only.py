@@ -1,4 +1,4 @@
-"""Conversations without a picture beside others with one: they are what they would be alone."""
+"""Conversations without an image beside others with one: they are what they would be alone."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 
 from config.schema import Job
 from models.attention_mask import Kind
-from models.measure import GAP, measure_text, with_exchanged_pictures
+from models.measure import GAP, evaluate_text_likelihood, with_exchanged_images
 from models.objectives import text_objective
-from models.rng import Draws
+from models.rng import SampleRng
 from models.sequence import TextTurn, clean_text_sequence
 from tests.models.text_problems import TALK, Built, one_row, talk
 from tests.tiny import tiny_model
 
 OBJECTIVES = ("ar", "mdm", "bd")
-BARE = torch.tensor([False, True])  # the first row has no picture
+BARE = torch.tensor([False, True])  # the first row has no image
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +31,13 @@ def losses(built: Built, objective: str, turn: TextTurn) -> torch.Tensor:
     job = Job()
     job.training.text_objective = objective  # type: ignore[assignment]
     job.block_diffusion.block_size = 4
-    task = text_objective(job).prepare(model.vocab, prompter.system_ids, turn, Draws(3, 1))
+    task = text_objective(job).prepare(model.vocab, prompter.system_ids, turn, SampleRng(3, 1))
     loss, nats, _ = model.text_losses(task)
     return torch.stack([loss.sum, nats.sum])
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_row_without_a_picture_costs_what_it_costs_alone_and_leaves_the_others_as_they_are(
+def test_a_row_without_an_image_costs_what_it_costs_alone_and_leaves_the_others_as_they_are(
     built: Built, objective: str
 ) -> None:
     turn = talk(built)
@@ -47,7 +47,7 @@ def test_a_row_without_a_picture_costs_what_it_costs_alone_and_leaves_the_others
     assert isinstance(expected, torch.Tensor)
     torch.testing.assert_close(losses(built, objective, mixed), expected, rtol=1e-5, atol=1e-4)
     seen = losses(built, objective, turn)
-    assert not torch.allclose(seen, expected, rtol=1e-5, atol=1e-4)  # with its picture it costs something else
+    assert not torch.allclose(seen, expected, rtol=1e-5, atol=1e-4)  # with its image it costs something else
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -67,7 +67,7 @@ def test_nothing_of_a_placeholder_reaches_the_loss_or_the_projector(built: Built
     model.zero_grad()
 
 
-def test_without_a_picture_the_words_follow_on_the_system_prompt(built: Built) -> None:
+def test_without_an_image_the_words_follow_on_the_system_prompt(built: Built) -> None:
     model, prompter = built
     turn = talk(built)
     assert turn.patches is not None
@@ -85,18 +85,18 @@ def test_without_a_picture_the_words_follow_on_the_system_prompt(built: Built) -
     assert torch.equal(pos[1], with_all.slots.pos[1])
 
 
-def test_pictures_are_exchanged_among_those_who_have_one(built: Built) -> None:
+def test_images_are_exchanged_among_those_who_have_one(built: Built) -> None:
     model, prompter = built
     turn = talk(built, [*TALK, TALK[1]])
     assert turn.patches is not None
     mixed = replace(turn, pictured=torch.tensor([True, False, True]))
-    others = with_exchanged_pictures(mixed)
+    others = with_exchanged_images(mixed)
     assert others is not None
     assert torch.equal(others.patches, turn.patches[[2, 1, 0]])  # type: ignore[arg-type]
-    assert with_exchanged_pictures(replace(turn, pictured=torch.tensor([False, True, False]))) is None
+    assert with_exchanged_images(replace(turn, pictured=torch.tensor([False, True, False]))) is None
     both = one_row(turn, 0), one_row(turn, 2)
     names = ("ids", "answer", "patches", "indices", "lengths")
     alone = TextTurn(**{name: torch.cat([getattr(row, name) for row in both]) for name in names})
-    gap, expected = (measure_text(model, prompter, text_objective("ar"), t)[GAP] for t in (mixed, alone))
+    gap, expected = (evaluate_text_likelihood(model, prompter, text_objective("ar"), t)[GAP] for t in (mixed, alone))
     assert gap.count == expected.count
     torch.testing.assert_close(gap.sum, expected.sum, rtol=1e-4, atol=1e-4)

@@ -102,7 +102,7 @@ def test_mixed_answer_lengths_in_a_batch_equal_single_runs(built: Built) -> None
     assert together.count == alone[0].count + alone[1].count
 
 
-def test_the_picture_and_the_question_change_the_text_loss_and_teach_the_projector(built: Built) -> None:
+def test_the_image_and_the_question_change_the_text_loss_and_teach_the_projector(built: Built) -> None:
     model, prompter = built
     model.zero_grad()
     loss = text(model, prompter, turn(model, prompter, ["red"], seed=0))
@@ -110,9 +110,9 @@ def test_the_picture_and_the_question_change_the_text_loss_and_teach_the_project
     assert model.projector is not None
     assert float(model.projector[0].weight.grad.abs().max()) > 0  # type: ignore[union-attr]
     with torch.no_grad():
-        other_picture = text(model, prompter, turn(model, prompter, ["red"], seed=1))
+        other_image = text(model, prompter, turn(model, prompter, ["red"], seed=1))
         other_question = text(model, prompter, turn(model, prompter, ["red"], seed=0, question="where?"))
-    assert abs(float(other_picture - loss.detach())) > 1e-6
+    assert abs(float(other_image - loss.detach())) > 1e-6
     assert abs(float(other_question - loss.detach())) > 1e-6
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.language_model.weight_init import code_bits, relate_codes
+from models.language_model.weight_init import code_bits, init_code_embeddings
 from models.vision.magvitv2 import SignTable
 from tests.models.test_model_io import job
 from tests.tiny import tiny_model
@@ -22,7 +22,7 @@ def test_the_bits_of_a_code_are_the_signs_that_the_tokenizer_reads_it_from() -> 
 def test_codes_that_share_bits_begin_alike_and_words_stay_as_they_were(tmp_path: Path, kind: str) -> None:
     model, _ = tiny_model(tmp_path / "llm", kind)
     before = model.backbone.lm.get_input_embeddings().weight.detach().clone()
-    assert relate_codes(model, seed=3)
+    assert init_code_embeddings(model, seed=3)
     vocab = model.vocab
     for layer in (model.backbone.lm.get_input_embeddings(), model.backbone.lm.get_output_embeddings()):
         rows = layer.weight[vocab.first_code : vocab.mask].detach()
@@ -38,7 +38,7 @@ def test_codes_that_share_bits_begin_alike_and_words_stay_as_they_were(tmp_path:
 
 def test_a_codebook_that_is_no_power_of_two_stays_as_it_is(tmp_path: Path) -> None:
     model, _ = tiny_model(tmp_path / "llm", codebook_size=60)
-    assert not relate_codes(model, seed=3)
+    assert not init_code_embeddings(model, seed=3)
 
 
 def test_a_model_built_from_random_weights_starts_so(tmp_path: Path) -> None:

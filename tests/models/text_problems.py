@@ -27,11 +27,11 @@ TALK: list[Dialogue] = [
 
 
 def talk(built: Built, dialogues: Sequence[Dialogue] = TALK, seed: int = 0, width: int | None = None) -> TextTurn:
-    """Dialogues as a batch; every picture is noise drawn from (seed, its number)."""
+    """Dialogues as a batch; every image is noise drawn from (seed, its number)."""
     model, prompter = built
     turns = [[(who, say) for q, a in d for who, say in (("human", q), ("gpt", a))] for d in dialogues]
     rows = [prompter.conversation(turn) for turn in turns]
-    pictures = [
+    images = [
         torch.randn(5, model.spec.clip_width or 1, generator=torch.Generator().manual_seed(100 * seed + number))
         for number in range(len(rows))
     ]
@@ -39,7 +39,7 @@ def talk(built: Built, dialogues: Sequence[Dialogue] = TALK, seed: int = 0, widt
         [row.ids for row in rows],
         [row.answer for row in rows],
         model.vocab.pad,
-        torch.stack(pictures),
+        torch.stack(images),
         torch.arange(len(rows)),
         width=width,
     )

@@ -23,7 +23,7 @@ from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
 from models.objectives.layout import Canvas
 from models.pretrained.model_io import Built
-from models.rng import Draws
+from models.rng import SampleRng
 from models.sequence import TokenSequence
 from models.upvla import FutureTask
 from tests.parity.flows import LOSS, robot, upstream
@@ -92,7 +92,7 @@ def problem(parity: Path, **knobs: Any) -> Problem:
         **knobs,
     )
     bins = ActionBins(built.model.vocab, 256)
-    task = action_task(objective, bins, flow, torch.tensor(arrays["actions"]), draws=Draws(0, 0, "action"))
+    task = action_task(objective, bins, flow, torch.tensor(arrays["actions"]), draws=SampleRng(0, 0, "action"))
     tokens, start = arrays["action_token_ids"].shape[1], flow.ids.shape[1]
     clean, one, two = (torch.arange(tokens) + start + copy * tokens for copy in range(3))
     head = torch.arange(start)

@@ -46,7 +46,7 @@ def check_index(parity: Path) -> None:
 
 
 def check_samples(parity: Path) -> None:
-    """Pictures, bit by bit, after the same normalisation; one view gives the static camera of the two."""
+    """Images, bit by bit, after the same normalisation; one view gives the static camera of the two."""
     data, arrays, texts = provider(parity)
     one_view = DataProvider(data.data.path.parent, data.act_step, data.resolution, num_view=1)
     for row, index in enumerate(arrays["selected"].tolist()):

@@ -20,7 +20,7 @@ from models.attention_mask import CAUSAL, Kind, Slots, with_views
 from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
 from models.objectives.elbo_weights import Ratio
-from models.objectives.layout import Canvas, canvas_of, hide, with_noisy_views
+from models.objectives.layout import Canvas, append_noisy_copies, build_canvas, hide
 from models.sequence import TokenSequence
 from models.vocabulary import Vocabulary
 
@@ -121,11 +121,11 @@ def check_elastic_batch(parity: Path) -> None:
     for row, size in enumerate(arrays["elastic_block_sizes"].tolist()):
         # Ours, of one answer without end-of-text: the same blocks, shown the same.
         clean = answer(ids[row])
-        canvas = canvas_of(clean, VOCAB, [size])
+        canvas = build_canvas(clean, VOCAB, [size])
         assert_array_equal((canvas.start[0] - clean.slots.pos[0, 1]).numpy(), np.arange(length) // size * size)
         for copy in (row, row + len(ids)):
             covered = torch.tensor(hidden[copy])[None, None]
-            sequence, (span,) = with_noisy_views(clean, canvas, covered, mask)
+            sequence, (span,) = append_noisy_copies(clean, canvas, covered, mask)
             assert_array_equal(sequence.ids[0, span.columns].numpy(), arrays["elastic_input_ids"][copy, :length])
 
 
@@ -180,9 +180,9 @@ def check_departures(parity: Path) -> None:
     # It also hides words of the robot's instruction; here the text objectives learn answers alone.
     assert bd["pre_valid_mask"].any()
     assert mdm["pre_masked_pos"].any()
-    # Its text passes do not see the picture: the chat rows hold no slot for it.
-    without_picture = np.load(parity / "mmu.npz")["text_ids"].shape[1]
-    assert bd["mmu_clean_ids"].shape[1] == mdm["mmu_clean_ids"].shape[1] == without_picture
+    # Its text passes do not see the image: the chat rows hold no slot for it.
+    without_image = np.load(parity / "mmu.npz")["text_ids"].shape[1]
+    assert bd["mmu_clean_ids"].shape[1] == mdm["mmu_clean_ids"].shape[1] == without_image
     # With a ratio of 0 it hides one token all the same; here nothing is hidden and the draw weighs nothing, which is
     # what makes the weights (n + 1) / k exact.
     edge = np.load(parity / "mdm_edge.npz")

@@ -59,7 +59,7 @@ def check_sample_lists(parity: Path) -> None:
 
 
 def check_acting(parity: Path, views: int, scratch: Path) -> None:
-    """Camera pictures and sentences in, the original's actions and expected future codes out; by a model yaml."""
+    """Camera images and sentences in, the original's actions and expected future codes out; by a model yaml."""
     arrays = np.load(parity / f"pre_{views}view.npz")
     text = json.loads((parity / "pre_text.json").read_text(encoding="utf-8"))
     resolution = arrays["images_static"].shape[-1]
@@ -78,7 +78,7 @@ def check_acting(parity: Path, views: int, scratch: Path) -> None:
     OmegaConf.save(OmegaConf.create(settings), scratch / "model.yaml")
     policy = UPVLAPolicy.from_config(scratch / "model.yaml", device="cpu")
     observations = [
-        Observation(rgb_static=_picture(static), rgb_gripper=_picture(gripper), instruction=sentence)
+        Observation(rgb_static=_image(static), rgb_gripper=_image(gripper), instruction=sentence)
         for static, gripper, sentence in zip(
             arrays["images_static"], arrays["images_gripper"], text["texts"], strict=True
         )
@@ -92,7 +92,7 @@ def check_acting(parity: Path, views: int, scratch: Path) -> None:
     assert_array_equal(codes, arrays["predicted_future_codes"])
 
 
-def _picture(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """A preprocessed picture [3,R,R] in [-1,1] as the camera picture it came from: uint8 [R,R,3]."""
+def _image(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """A preprocessed image [3,R,R] in [-1,1] as the camera image it came from: uint8 [R,R,3]."""
     back: NDArray[np.uint8] = np.rint((pixels.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
     return back

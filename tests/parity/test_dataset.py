@@ -1,4 +1,4 @@
-"""The data set gives the original's indices, actions, pictures, order and conversations."""
+"""The data set gives the original's indices, actions, images, order and conversations."""
 
 from __future__ import annotations
 

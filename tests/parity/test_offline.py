@@ -26,5 +26,5 @@ def test_the_same_start_frames_and_horizons_are_evaluated(parity: Path) -> None:
 
 
 @pytest.mark.parametrize("views", [1, 2])
-def test_pictures_and_sentences_become_the_originals_actions(parity: Path, views: int, tmp_path: Path) -> None:
+def test_images_and_sentences_become_the_originals_actions(parity: Path, views: int, tmp_path: Path) -> None:
     offline.check_acting(parity, views, tmp_path)

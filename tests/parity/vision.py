@@ -1,4 +1,4 @@
-"""Image tokenizer, CLIP tower and pictures against the original's numbers.
+"""Image tokenizer, CLIP tower and images against the original's numbers.
 
 Every check takes the parity directory, raises AssertionError when a number is off, and returns the largest differences
 it saw. Tolerances are those of the directory's README: codes and uint8 exactly, the rest relative to the largest value.
@@ -69,7 +69,7 @@ def check_magvit(parity: Path) -> dict[str, float]:
     recon = to_uint8(torch.from_numpy(data["decoded_from_codes"])).permute(0, 2, 3, 1)
     exact("recon_u8", recon, data["recon_u8"])
     flipped = (to_uint8(decoded).permute(0, 2, 3, 1).int() - recon.int()).abs()
-    assert flipped.max() <= 1, "our own decoded picture differs by more than one step of truncation"
+    assert flipped.max() <= 1, "our own decoded image differs by more than one step of truncation"
     rect = data["decoded_rect_2x3"]
     grid = (rect.shape[2] // vq.stride, rect.shape[3] // vq.stride)
     return {

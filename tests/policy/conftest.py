@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from policy_rollout.policies.upvla import CAMERAS
-from tests.policy.recorded_play import FRAMES, WINDOWS, frame_actions, frame_picture
+from tests.policy.recorded_play import FRAMES, WINDOWS, frame_actions, frame_image
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def split_dir(tmp_path: Path) -> Path:
             actions=frame_actions(frame) * 2,
             robot_obs=np.zeros(15),
             scene_obs=np.zeros(24),
-            **{camera: frame_picture(frame, camera) for camera in CAMERAS},
+            **{camera: frame_image(frame, camera) for camera in CAMERAS},
         )
     tasks, sentences, starts, ends = zip(*WINDOWS, strict=True)
     annotations = {

@@ -120,7 +120,7 @@ class Still:
 
 
 @dataclass
-class Diary:
+class StepLog:
     """A recorder that writes down what it hears of some chains."""
 
     wanted: set[int]
@@ -137,8 +137,8 @@ class Diary:
         assert chunk.shape == (4, 7)
         self.heard[job.index].append(f"looked {place}:{step} sees {observation.rgb_static[0, 0, 0]}")
 
-    def filmed(self, job: ChainJob, place: int, step: int, picture: Any) -> None:
-        self.heard[job.index].append(f"filmed {place}:{step} shows {picture[0, 0, 0]}")
+    def filmed(self, job: ChainJob, place: int, step: int, image: Any) -> None:
+        self.heard[job.index].append(f"filmed {place}:{step} shows {image[0, 0, 0]}")
 
     def ended(self, job: ChainJob, record: ChainRecord) -> None:
         self.heard[job.index].append(f"ended with {record.completed}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from policy_rollout.benchmarks.desk import DeskBenchmark
 from policy_rollout.closed_loop import records
-from policy_rollout.closed_loop.evaluation import Manner, play_together
+from policy_rollout.closed_loop.evaluation import RolloutSettings, run_distributed
 from policy_rollout.closed_loop.progress import Progress
 from policy_rollout.closed_loop.runner import ChainJob
 from policy_rollout.policies.interface import Observation
@@ -39,9 +39,9 @@ def chains(world: str, count: int) -> list[ChainJob]:
 def main(folder: str, world: str = "counting", count: str = "40", workers: str = "2") -> None:
     place, jobs = Path(folder), chains(world, int(count))
     records.claim(place, {"world": world})
-    manner = Manner(max_steps=12 if world == "counting" else 60, parallel=4, workers=int(workers))
+    manner = RolloutSettings(max_steps=12 if world == "counting" else 60, parallel=4, workers=int(workers))
     arena, policy = (Counting(), Slow()) if world == "counting" else (Wandering(), Wander())
-    play_together(place, arena, policy, jobs, manner, Progress(place, jobs, rank=1))
+    run_distributed(place, arena, policy, jobs, manner, Progress(place, jobs, rank=1))
 
 
 if __name__ == "__main__":

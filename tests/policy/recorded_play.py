@@ -21,7 +21,7 @@ def frame_actions(frame: int) -> np.ndarray:
     return np.array([0.01 * (frame - 100)] * 6 + [-1.0 if frame % 2 == 0 else 1.0])
 
 
-def frame_picture(frame: int, camera: str) -> np.ndarray:
+def frame_image(frame: int, camera: str) -> np.ndarray:
     size = 20 if camera == "rgb_static" else 12
     return np.full((size, size, 3), frame if camera == "rgb_static" else frame // 2, dtype=np.uint8)
 

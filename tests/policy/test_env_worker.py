@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from policy_rollout.closed_loop.runner import Arena, ChainRecord, run_chains
-from tests.policy.counting import Counting, Diary, Still, Unmakeable, job
+from tests.policy.counting import Counting, StepLog, Still, Unmakeable, job
 
 JOBS = [job(i, 3, 7) for i in range(6)]
 WAYS = {i: ChainRecord(i, ("add 3", "add 7"), 2, (3, 7)) for i in range(6)}
@@ -26,7 +26,7 @@ def play(world: Arena, workers: int = 2, parallel: int = 4, **options: Any) -> d
 
 
 def test_a_process_that_breaks_down_is_replaced_and_its_chains_are_played_again(tmp_path: Path) -> None:
-    diary = Diary({2})
+    diary = StepLog({2})
     assert play(Counting(tmp_path, times=1, chains=(2,)), recorder=diary) == WAYS
     assert [file.name for file in tmp_path.iterdir()] == ["2"], "it did break down"
     assert diary.heard[2].count("began") == 1

@@ -20,7 +20,7 @@ from policy_rollout.benchmarks import desk
 from policy_rollout.benchmarks.desk import DeskBenchmark
 from policy_rollout.closed_loop import records
 from policy_rollout.closed_loop.env_slot import ChainRecord
-from policy_rollout.closed_loop.evaluation import Manner, play_together
+from policy_rollout.closed_loop.evaluation import RolloutSettings, run_distributed
 from policy_rollout.closed_loop.progress import Progress
 from policy_rollout.closed_loop.work_queue import LEASE, Owner
 from policy_rollout.policies.interface import Observation
@@ -210,7 +210,7 @@ def test_records_of_other_chains_are_refused(tmp_path: Path) -> None:
     jobs = [job(i, 1) for i in range(2)]
     records.append(tmp_path, "me", ChainRecord(1, ("something else",), 1, (2,)))
     with pytest.raises(ValueError, match="chain 1 was recorded as something else"):
-        play_together(tmp_path, Counting(), Still(), jobs, Manner(), Progress(tmp_path, jobs, rank=1))
+        run_distributed(tmp_path, Counting(), Still(), jobs, RolloutSettings(), Progress(tmp_path, jobs, rank=1))
     assert not (tmp_path / "owners").exists()
 
 
@@ -232,8 +232,14 @@ def test_fewer_chains_than_environments_are_shared_by_the_processes(
             return super().act(observations)
 
     def take_part() -> None:
-        play_together(
-            tmp_path, Counting(), Waits(), jobs, Manner(parallel=8), Progress(tmp_path, jobs, rank=1), processes=2
+        run_distributed(
+            tmp_path,
+            Counting(),
+            Waits(),
+            jobs,
+            RolloutSettings(parallel=8),
+            Progress(tmp_path, jobs, rank=1),
+            processes=2,
         )
 
     records.claim(tmp_path, {})
@@ -249,8 +255,8 @@ def test_fewer_chains_than_environments_are_shared_by_the_processes(
 def test_a_process_whose_partner_never_comes_plays_all_chains(tmp_path: Path) -> None:
     jobs = [job(i, 9) for i in range(5)]
     records.claim(tmp_path, {})
-    play_together(
-        tmp_path, Counting(), Still(), jobs, Manner(parallel=8), Progress(tmp_path, jobs, rank=1), processes=4
+    run_distributed(
+        tmp_path, Counting(), Still(), jobs, RolloutSettings(parallel=8), Progress(tmp_path, jobs, rank=1), processes=4
     )
     assert sorted(records.read(tmp_path)) == list(range(5))
 
@@ -262,7 +268,7 @@ def test_the_command_shares_the_chains_by_the_number_of_its_processes(
 
     def listens(*arguments: Any, **more: Any) -> dict[str, Any]:
         given.append(arguments[7])
-        return play_together(*arguments, **more)
+        return run_distributed(*arguments, **more)
 
     monkeypatch.setattr(app, "play_together", listens)
     app.evaluate(short(model, tmp_path), app.Place(rank=0, world=3))

@@ -75,10 +75,10 @@ def test_its_world_can_be_played_in(found: Benchmark) -> None:
         env.reset(robot_obs=job.robot_obs, scene_obs=job.scene_obs)
         start = env.get_info()
         seen = observation(env.get_obs(render=("static", "gripper")), job.instructions[0])
-        for picture in (seen.rgb_static, seen.rgb_gripper):
-            assert picture is not None
-            assert picture.dtype == np.uint8
-            assert picture.ndim == 3
+        for image in (seen.rgb_static, seen.rgb_gripper):
+            assert image is not None
+            assert image.dtype == np.uint8
+            assert image.ndim == 3
         _, _, _, info = env.step(np.array([0, 0, 0, 0, 0, 0, 1.0]), render=False)
         assert oracle.tasks_done(start, info, among=set(job.tasks)) == set()
         again = [env.reset(robot_obs=job.robot_obs, scene_obs=job.scene_obs), env.get_obs(render=("static",))][1]

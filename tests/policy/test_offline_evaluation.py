@@ -23,7 +23,7 @@ def split(split_dir):
 
 
 def perfect(observation):
-    """Reads the frame number out of the picture and answers with what was recorded from there."""
+    """Reads the frame number out of the image and answers with what was recorded from there."""
     start = int(observation.rgb_static[0, 0, 0])
     return np.stack([frame_actions(start + step) for step in range(T)])
 

@@ -71,8 +71,8 @@ def test_an_evaluation_from_the_token_cache_opens_no_frame_and_has_the_same_figu
     assert tokenize_images.main(command[2:]) == 0
     monkeypatch.setattr(CalvinSplit, "frame", lambda *given: pytest.fail("a frame was opened"))
     assert evaluate(split_dir, *options, "--output-json", str(tmp_path / "codes.json")) == 0
-    pictures, codes = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("pictures", "codes"))
-    assert codes["overall"] == pytest.approx(pictures["overall"], rel=1e-6)
+    images, codes = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("pictures", "codes"))
+    assert codes["overall"] == pytest.approx(images["overall"], rel=1e-6)
     assert codes["settings"]["token_cache"] == str(tmp_path / "caches")
 
 

@@ -117,16 +117,16 @@ def test_no_text_becomes_markup(tmp_path: Path) -> None:
     assert nasty in page.text
 
 
-def test_films_and_pictures_are_inside_byte_for_byte(tmp_path: Path) -> None:
+def test_films_and_images_are_inside_byte_for_byte(tmp_path: Path) -> None:
     folder = write(tmp_path / "mine", drawn(0, 0.7))
     files = [film(folder, 11), film(folder, 2)]
     (folder / "videos" / "chain_0003.mp4").write_bytes(b"not really a film")
     (folder / "videos" / ".chain_0004.gif").write_bytes(b"being written")
-    picture = folder / "input_predict_truth" / "chain_0002_task_1_step_0010.png"
-    write_png(picture, np.zeros((4, 12, 3), np.uint8))
+    image = folder / "input_predict_truth" / "chain_0002_task_1_step_0010.png"
+    write_png(image, np.zeros((4, 12, 3), np.uint8))
     page = Page(report.write_report(folder))
     inside = [base64.b64decode((a["src"] or "").split(",")[1]) for a in page.all("img")]
-    assert inside == [files[1].read_bytes(), files[0].read_bytes(), picture.read_bytes()]
+    assert inside == [files[1].read_bytes(), files[0].read_bytes(), image.read_bytes()]
     (video,) = page.all("video")
     assert (video["src"] or "").startswith("data:video/mp4;base64,")
     done = drawn(0, 0.7)[11]
@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_linked_and_told(tmp_path: Path) -> None:
     page = Page(report.write_report(folder, megabytes=2.5 * size / 1e6))
     assert len(page.all("img")) == 2
     assert [a["href"] for a in page.all("a")] == [f"videos/{file.name}" for file in files[2:]]
-    assert "2 films and pictures did not fit" in page.text
+    assert "2 films and images did not fit" in page.text
 
 
 def test_a_missing_or_broken_result_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Films and pictures of expected frames: which are made, what is said in them, and what they cost the others."""
+"""Films and images of expected frames: which are made, what is said in them, and what they cost the others."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from policy_rollout.closed_loop.env_slot import ChainJob, ChainRecord
 from policy_rollout.pictures import Frame, write_gif, write_mp4
 from policy_rollout.policies.interface import Observation
 from policy_rollout.reports import rollout_video
-from policy_rollout.reports.rollout_video import Filming, make_recorder
+from policy_rollout.reports.rollout_video import RolloutVideoRecorder, make_recorder
 
 SIZE = 24
 TASKS = ("open_drawer", "turn_on_led")
 
 
-def picture(number: int) -> Frame:
+def image(number: int) -> Frame:
     """Grey, twice as bright as the control steps that were taken."""
     return np.full((SIZE, SIZE, 3), 2 * number, np.uint8)
 
@@ -43,7 +43,9 @@ def job(index: int = 3) -> ChainJob:
     return ChainJob(index, TASKS, ("pull it open", "press the button"))
 
 
-def watch(recorder: Filming, job: ChainJob, steps: Sequence[int], completed: int, look_every: int = 4) -> None:
+def watch(
+    recorder: RolloutVideoRecorder, job: ChainJob, steps: Sequence[int], completed: int, look_every: int = 4
+) -> None:
     """Plays a chain whose world gets brighter at every step, before a recorder."""
     recorder.began(job)
     taken = 0
@@ -51,17 +53,17 @@ def watch(recorder: Filming, job: ChainJob, steps: Sequence[int], completed: int
         for step in range(count):
             if step % look_every == 0:
                 recorder.looked(
-                    job, place, step, Observation(picture(taken), job.instructions[place]), np.zeros((4, 7), np.float32)
+                    job, place, step, Observation(image(taken), job.instructions[place]), np.zeros((4, 7), np.float32)
                 )
             taken += 1
             if step % recorder.film_every == 0:
-                recorder.filmed(job, place, step, picture(taken))
+                recorder.filmed(job, place, step, image(taken))
     recorder.ended(job, ChainRecord(job.index, job.tasks, completed, tuple(steps)))
 
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """What is written below pictures."""
+    """What is written below images."""
     words: list[tuple[str, str]] = []
     captioned = rollout_video.captioned
 
@@ -78,7 +80,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_film_says_what_was_asked_for_and_what_came_of_it(tmp_path: Path, said: list[tuple[str, str]]) -> None:
-    watch(Filming(tmp_path, 9, Clairvoyant()), job(), (10, 20), completed=1)
+    watch(RolloutVideoRecorder(tmp_path, 9, Clairvoyant()), job(), (10, 20), completed=1)
     assert ("pull it open", "task 1 of 2, step 0") in said
     assert ("pull it open", "task 1 of 2: done in 10 steps") in said
     assert ("press the button", "task 2 of 2: not done in 20 steps") in said
@@ -100,7 +102,7 @@ def test_what_was_expected_stands_beside_what_was_seen_as_many_steps_later(
     tmp_path: Path, said: list[tuple[str, str]]
 ) -> None:
     policy = Clairvoyant(off=3)
-    watch(Filming(tmp_path, 9, policy), job(), (30, 3), completed=1)
+    watch(RolloutVideoRecorder(tmp_path, 9, policy), job(), (30, 3), completed=1)
     assert names(tmp_path) == ["input_predict_truth/chain_0003_task_1.png", "videos/chain_0003_1_done.gif"]
     rows = [i for i, (text, _) in enumerate(said) if text.endswith("it saw")]
     assert [said[i][0] for i in rows] == [f"step {step}: it saw" for step in (0, 8, 16, 24)]
@@ -114,7 +116,7 @@ def test_where_the_policy_looked_at_no_such_moment_the_film_knows_it(
     tmp_path: Path, said: list[tuple[str, str]]
 ) -> None:
     """It looks every 3 steps and expects 4 steps ahead: step 0 + 4 is no look, but filmed."""
-    watch(Filming(tmp_path, 9, Clairvoyant(), film_every=1), job(), (9, 1), completed=1, look_every=3)
+    watch(RolloutVideoRecorder(tmp_path, 9, Clairvoyant(), film_every=1), job(), (9, 1), completed=1, look_every=3)
     assert ("it expected in 4 steps", "off by 0.0 of 255") in said
     assert ("4 steps later it was", "standing still is off by 8.0") in said
 
@@ -124,10 +126,10 @@ def test_two_views_are_shown_beside_each_other(tmp_path: Path) -> None:
         def predict_future(self, observations: Sequence[Observation]) -> Any:
             return np.zeros((len(observations), 2, SIZE, SIZE, 3), np.uint8)
 
-    recorder, chain = Filming(tmp_path, 9, TwoEyes()), job()
+    recorder, chain = RolloutVideoRecorder(tmp_path, 9, TwoEyes()), job()
     recorder.began(chain)
     for step in (0, 4):
-        seen = Observation(picture(step), "pull it open", np.zeros((10, 10, 3), np.uint8))
+        seen = Observation(image(step), "pull it open", np.zeros((10, 10, 3), np.uint8))
         recorder.looked(chain, 0, step, seen, np.zeros((4, 7), np.float32))
     recorder.ended(chain, ChainRecord(3, TASKS, 0, (8,)))
     with Image.open(tmp_path / "input_predict_truth" / "chain_0003_task_1.png") as page:
@@ -136,17 +138,17 @@ def test_two_views_are_shown_beside_each_other(tmp_path: Path) -> None:
 
 def test_a_chain_that_is_played_again_leaves_one_film(tmp_path: Path) -> None:
     """A process was killed between its film and its record; another one comes to another end."""
-    watch(Filming(tmp_path, 9, Clairvoyant()), job(), (10, 20), completed=1)
+    watch(RolloutVideoRecorder(tmp_path, 9, Clairvoyant()), job(), (10, 20), completed=1)
     (tmp_path / "videos" / "chain_0003_1_done.gif.tmp").touch()
-    watch(Filming(tmp_path, 9, Clairvoyant()), job(30), (3,), completed=0)
-    watch(Filming(tmp_path, 9, Clairvoyant()), job(), (2,), completed=0)
+    watch(RolloutVideoRecorder(tmp_path, 9, Clairvoyant()), job(30), (3,), completed=0)
+    watch(RolloutVideoRecorder(tmp_path, 9, Clairvoyant()), job(), (2,), completed=0)
     assert names(tmp_path) == ["videos/chain_0003_0_done.gif", "videos/chain_0030_0_done.gif"]
 
 
 def test_a_chain_that_begins_again_forgets_what_was_seen_of_the_first(tmp_path: Path, said: Any) -> None:
-    recorder = Filming(tmp_path, 9, Clairvoyant())
+    recorder = RolloutVideoRecorder(tmp_path, 9, Clairvoyant())
     recorder.began(job())
-    recorder.looked(job(), 1, 300, Observation(picture(99), "press the button"), np.zeros((4, 7), np.float32))
+    recorder.looked(job(), 1, 300, Observation(image(99), "press the button"), np.zeros((4, 7), np.float32))
     watch(recorder, job(), (6,), completed=0)
     assert {text for text, _ in said if "button" in text} == set()
 
@@ -162,7 +164,7 @@ def test_the_first_chains_are_filmed_and_the_others_are_not_even_watched(tmp_pat
 def test_chains_that_were_played_before_without_a_film_are_known(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "chain_0001_2_done.gif").touch()
-    assert Filming(tmp_path, 3, Clairvoyant()).without_film([0, 1, 2, 3]) == [0, 2]
+    assert RolloutVideoRecorder(tmp_path, 3, Clairvoyant()).without_film([0, 1, 2, 3]) == [0, 2]
 
 
 def test_films_are_mp4_where_that_is_asked_for(tmp_path: Path) -> None:
@@ -176,7 +178,7 @@ def test_films_are_mp4_where_that_is_asked_for(tmp_path: Path) -> None:
         frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(stream)]
         assert (stream.codec_context.name, stream.average_rate) == ("h264", 15)
     assert len(frames) == (1 + 5) + 10 + (1 + 10) + 10 + 15, "start and every second step, both outcomes, a last second"
-    assert frames[3][:200].mean() == pytest.approx(2 * 5, abs=3), "the picture after step 4"
+    assert frames[3][:200].mean() == pytest.approx(2 * 5, abs=3), "the image after step 4"
 
 
 def test_without_the_package_for_mp4_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,9 +193,9 @@ def test_a_film_that_cannot_be_finished_leaves_the_last_one(
 ) -> None:
     pytest.importorskip("av")
     file = tmp_path / "film"
-    write(file, [picture(1)] * 3)
+    write(file, [image(1)] * 3)
     before = file.read_bytes()
     monkeypatch.setattr("policy_rollout.pictures.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write(file, [picture(9)] * 3)
+        write(file, [image(9)] * 3)
     assert file.read_bytes() == before

@@ -9,7 +9,7 @@ import pytest
 
 from policy_rollout.closed_loop.runner import ChainJob, ChainRecord, run_chains
 from policy_rollout.policies.upvla import ConstantPolicy, Observation
-from tests.policy.counting import Counting, Diary, job
+from tests.policy.counting import Counting, StepLog, job
 
 
 class Listener(ConstantPolicy):
@@ -57,7 +57,7 @@ def test_who_plays_beside_whom_and_in_which_process_changes_nothing(parallel: in
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_recorder_hears_of_the_chains_that_it_wants_in_order(workers: int) -> None:
-    diary = Diary({1, 2})
+    diary = StepLog({1, 2})
     play([job(i, 3, 6) for i in range(4)], parallel=2, workers=workers, recorder=diary)
     assert diary.heard[1] == [
         "began",
@@ -79,7 +79,7 @@ def test_a_recorder_hears_of_the_chains_that_it_wants_in_order(workers: int) -> 
 @pytest.mark.parametrize("film_every", [1, 2, 3, 7])
 def test_the_last_frame_of_every_task_shows_the_state_that_was_judged(film_every: int) -> None:
     """World 0 counts steps: task 1 is done at 3, task 2 at 8, and task 3 fails after ten steps at 18."""
-    diary = Diary({0}, film_every=film_every)
+    diary = StepLog({0}, film_every=film_every)
     play([job(0, 3, 5, 99)], recorder=diary)
     filmed = [line.removeprefix("filmed ") for line in diary.heard[0] if line.startswith("filmed")]
     last = {line.split(":")[0]: line for line in filmed}

@@ -37,8 +37,8 @@ class Line:
 
     def get_obs(self, render=True):
         self.renders += bool(render)
-        picture = np.full((8, 8, 3), int(self.x) % 256, dtype=np.uint8)
-        return {"rgb_obs": dict.fromkeys(CAMERAS, picture) if render else None, "robot_obs": np.zeros(15)}
+        image = np.full((8, 8, 3), int(self.x) % 256, dtype=np.uint8)
+        return {"rgb_obs": dict.fromkeys(CAMERAS, image) if render else None, "robot_obs": np.zeros(15)}
 
     def get_info(self):
         return {"x": self.x}

@@ -74,10 +74,10 @@ def test_the_order_of_a_batch_does_not_matter(policy):
     np.testing.assert_allclose(policy.act(MIXED[::-1])[::-1], policy.act(MIXED), atol=1e-5)
 
 
-def test_picture_and_instruction_both_change_the_actions(policy):
-    one, other_words, other_picture = policy.act([observe(0), observe(0, "lift the red block"), observe(5)])
+def test_image_and_instruction_both_change_the_actions(policy):
+    one, other_words, other_image = policy.act([observe(0), observe(0, "lift the red block"), observe(5)])
     assert np.abs(one - other_words).max() > 1e-4
-    assert np.abs(one - other_picture).max() > 1e-4
+    assert np.abs(one - other_image).max() > 1e-4
 
 
 def test_a_one_view_model_neither_needs_nor_reads_the_gripper_camera(policy):
@@ -96,7 +96,7 @@ def test_a_two_view_model_reads_the_gripper_camera_and_says_when_it_is_missing(t
         two_views.act([observe(0, gripper=False)])
 
 
-def test_acting_computes_no_logits_and_decodes_no_picture(policy, monkeypatch):
+def test_acting_computes_no_logits_and_decodes_no_image(policy, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError
 
@@ -105,7 +105,7 @@ def test_acting_computes_no_logits_and_decodes_no_picture(policy, monkeypatch):
     policy.act([observe(0)])
 
 
-def test_a_picture_that_several_observations_share_is_read_once(two_views, monkeypatch):
+def test_an_image_that_several_observations_share_is_read_once(two_views, monkeypatch):
     encoded: list[int] = []
     encode = two_views.vq.encode
     monkeypatch.setattr(two_views.vq, "encode", lambda pixels: encoded.append(len(pixels)) or encode(pixels))
@@ -145,15 +145,15 @@ def test_on_a_cpu_nothing_is_compiled_whatever_the_model_yaml_says(folder, tmp_p
 
 
 @pytest.mark.parametrize("views", [1, 2])
-def test_the_predicted_frames_are_pictures_of_every_view(policy, two_views, views):
+def test_the_predicted_frames_are_images_of_every_view(policy, two_views, views):
     acting = policy if views == 1 else two_views
-    pictures = acting.predict_future(MIXED)
-    assert pictures.shape == (3, views, RESOLUTION, RESOLUTION, 3)
-    assert pictures.dtype == np.uint8
+    images = acting.predict_future(MIXED)
+    assert images.shape == (3, views, RESOLUTION, RESOLUTION, 3)
+    assert images.dtype == np.uint8
     codes = acting.predict_codes(MIXED)
     assert codes.shape == (3, 4 * views)
     alone = acting.predict_future(MIXED[1:2])[0].astype(int)
-    assert np.abs(alone - pictures[1]).max() <= 1  # truncation to whole grey levels
+    assert np.abs(alone - images[1]).max() <= 1  # truncation to whole grey levels
 
 
 @pytest.mark.parametrize("name", ["run", "run/checkpoint-3", "run/checkpoint-3/unwrapped_model"])
@@ -508,10 +508,10 @@ def test_normalised_actions_are_acted_in_the_robots_units(tmp_path):
     np.testing.assert_allclose(done, low + (said + 1) / 2 * width, atol=1e-5)
 
 
-def test_pictures_of_another_shape_than_learned_are_refused(tmp_path):
+def test_images_of_another_shape_than_learned_are_refused(tmp_path):
     policy = UPVLAPolicy.from_config(write_model(tmp_path, cameras={"rgb_static": [200, 200]}), "cpu")
-    picture = np.zeros((48, 64, 3), dtype=np.uint8)
+    image = np.zeros((48, 64, 3), dtype=np.uint8)
     with pytest.raises(ValueError, match=r"200 x 200 .* 48 x 64"):
-        policy.act([Observation(rgb_static=picture, instruction="x", rgb_gripper=picture)])
+        policy.act([Observation(rgb_static=image, instruction="x", rgb_gripper=image)])
     square = np.zeros((48, 48, 3), dtype=np.uint8)
     policy.act([Observation(rgb_static=square, instruction="x", rgb_gripper=square)])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.decoding import DecodingStats, Generation
 from policy_rollout.benchmarks.vqa.inference import Answer, Batch, ask, in_order
-from policy_rollout.benchmarks.vqa.questions import Question, digest, read_questions, require_pictures
+from policy_rollout.benchmarks.vqa.questions import Question, digest, read_questions, require_images
 from policy_rollout.benchmarks.vqa.results import Scored, compare, figures, verdict
 from policy_rollout.benchmarks.vqa.scores import (
     accuracy,
@@ -29,8 +29,8 @@ from policy_rollout.benchmarks.vqa.scores import (
 from policy_rollout.intervals import clustered_rate, wilson
 
 
-def question(number: int, picture: str, *truths: str, text: str = "", kind: str = "all") -> Question:
-    return Question(str(number), picture, text or f"question {number}?", truths, kind)
+def question(number: int, image: str, *truths: str, text: str = "", kind: str = "all") -> Question:
+    return Question(str(number), image, text or f"question {number}?", truths, kind)
 
 
 # --- what an answer is worth -----------------------------------------------------------------------------------------
@@ -122,13 +122,13 @@ def test_exact_matches_look_past_case_and_full_stop_and_the_embedded_ones_past_n
     assert score_of("llava", question(0, "a.png"), "anything") is None
 
 
-def test_questions_about_one_picture_are_not_counted_as_independent() -> None:
-    """Six questions of each picture that stand and fall together are worth one, not six."""
+def test_questions_about_one_image_are_not_counted_as_independent() -> None:
+    """Six questions of each image that stand and fall together are worth one, not six."""
     scores = np.repeat((np.arange(50) % 2).astype(float), 6)
     names = [str(i // 6) for i in range(300)]
     together, how = accuracy(scores, names)
     apart, alone = accuracy(scores, [str(i) for i in range(300)])
-    assert (how, alone) == ("Wilson, 50 pictures as groups", "Wilson")
+    assert (how, alone) == ("Wilson, 50 images as groups", "Wilson")
     assert together.point == apart.point == 0.5
     assert apart == wilson(150, 300)
     assert together.high - together.low == pytest.approx((apart.high - apart.low) * 6**0.5, rel=0.1)
@@ -136,10 +136,10 @@ def test_questions_about_one_picture_are_not_counted_as_independent() -> None:
 
 def test_a_model_that_is_always_wrong_has_an_interval_too() -> None:
     found, _ = accuracy(np.zeros(60), [str(i // 6) for i in range(60)])
-    assert found == wilson(0, 10)  # ten pictures, not sixty questions
+    assert found == wilson(0, 10)  # ten images, not sixty questions
     sure = pope_figures([question(i, f"{i // 2}.jpg", ("yes", "no")[i % 2]) for i in range(40)], ["yes"] * 40)
     assert sure["recall"]["value"] == 1.0
-    assert 0.8 < sure["recall"]["low"] < 0.9  # twenty pictures
+    assert 0.8 < sure["recall"]["low"] < 0.9  # twenty images
 
 
 def test_a_rate_of_groups_covers_the_truth_as_often_as_it_says() -> None:
@@ -217,12 +217,12 @@ def test_what_is_wrong_in_a_file_is_named_with_its_place(
         read_questions(benchmark, [tmp_path / "none.jsonl"])
 
 
-def test_missing_pictures_are_counted_and_named_before_anything_is_asked(tmp_path: Path) -> None:
+def test_missing_images_are_counted_and_named_before_anything_is_asked(tmp_path: Path) -> None:
     (tmp_path / "0.png").touch()
     rows = [question(i, f"{i % 5}.png", "x") for i in range(10)]
-    with pytest.raises(FileNotFoundError, match=r"4 of 5 pictures are not there: 1\.png, 2\.png, 3\.png, \.\.\."):
-        require_pictures(rows, tmp_path)
-    require_pictures(rows[:1], tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"4 of 5 images are not there: 1\.png, 2\.png, 3\.png, \.\.\."):
+        require_images(rows, tmp_path)
+    require_images(rows[:1], tmp_path)
 
 
 def test_the_digest_hangs_on_every_part_of_every_question() -> None:
@@ -242,9 +242,9 @@ class Model:
         self.asked = 0
         self.dies_at = dies_at
 
-    def look(self, pictures: Sequence[str]) -> Tensor:
-        self.seen += pictures
-        return torch.tensor([[[float(name.split(".")[0])]] for name in pictures])
+    def look(self, images: Sequence[str]) -> Tensor:
+        self.seen += images
+        return torch.tensor([[[float(name.split(".")[0])]] for name in images])
 
     def say(self, texts: Sequence[str], patches: Tensor, number: int) -> Generation:
         if self.dies_at is not None and self.asked >= self.dies_at:
@@ -265,19 +265,19 @@ def texts(batches: Sequence[Batch]) -> dict[int, str]:
     return {answer.index: answer.text for batch in batches for answer in batch.answers}
 
 
-def test_every_question_is_asked_about_its_own_picture_which_is_looked_at_once(tmp_path: Path) -> None:
+def test_every_question_is_asked_about_its_own_image_which_is_looked_at_once(tmp_path: Path) -> None:
     model = Model()
     said = texts(play(tmp_path / "a", model))
     assert said == {i: f"question {i}? of {(i * 7) % 5}" for i in range(23)}
     assert sorted(model.seen) == [f"{i}.png" for i in range(5)]
 
 
-def test_shuffled_every_picture_is_another_one_and_all_are_shown(tmp_path: Path) -> None:
+def test_shuffled_every_image_is_another_one_and_all_are_shown(tmp_path: Path) -> None:
     said = texts(play(tmp_path / "a", Model(), shuffle=True))
     shown = {i: text.rpartition(" ")[2] for i, text in said.items()}
     assert all(shown[i] != str((i * 7) % 5) for i in shown)
     assert set(shown.values()) == set("01234")
-    assert len({(row.picture, shown[i]) for i, row in enumerate(ROWS)}) == 5  # one other for all of a picture
+    assert len({(row.image, shown[i]) for i, row in enumerate(ROWS)}) == 5  # one other for all of an image
     with pytest.raises(ValueError, match="no other to show"):
         in_order(ROWS[:1], shuffle=True)
 
@@ -347,14 +347,14 @@ def test_two_results_are_compared_question_by_question() -> None:
     assert verdict(same[0]).startswith("these questions cannot tell a from c")
 
 
-def test_results_of_other_questions_are_refused_and_shuffled_pictures_told() -> None:
+def test_results_of_other_questions_are_refused_and_shuffled_images_told() -> None:
     one = scored("a", lambda i: "x")
     with pytest.raises(ValueError, match="other questions"):
         compare([one, scored("b", lambda i: "x", questions_sha256="other")], anyway=True)
     with pytest.raises(ValueError, match="max_new_tokens is 16"):
         compare([one, scored("b", lambda i: "x", max_new_tokens=8)])
     assert compare([one, scored("b", lambda i: "x", max_new_tokens=8)], anyway=True)[1]
-    assert compare([one, scored("b", lambda i: "y", shuffle_pictures=True)])[1] == ["b was shown other pictures"]
+    assert compare([one, scored("b", lambda i: "y", shuffle_pictures=True)])[1] == ["b was shown other images"]
 
 
 def test_records_stand_in_the_order_of_the_files_whatever_the_order_of_asking() -> None:

@@ -1,4 +1,4 @@
-"""The desk with a policy that any picture sends elsewhere, judged by how far the hand gets. Loads no network."""
+"""The desk with a policy that any image sends elsewhere, judged by how far the hand gets. Loads no network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.policy.counting import Still
 
 
 class Wander(Still):
-    """Goes where the picture sends it: what it does hangs on all that it sees, and on nothing else."""
+    """Goes where the image sends it: what it does hangs on all that it sees, and on nothing else."""
 
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:
         chunks = super().act(observations)

@@ -29,7 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def pope(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three pictures, three questions each, the pictures' questions mixed, as POPE's files may be."""
+    """Three images, three questions each, the images' questions mixed, as POPE's files may be."""
     folder = tmp_path_factory.mktemp("pope")
     for colour in COLOURS:
         Image.new("RGB", (40, 36), colour).save(folder / f"{colour}.png")
@@ -37,7 +37,7 @@ def pope(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {
             "question_id": 3 * number + place,
             "image": f"{colour}.png",
-            "text": f"Is there {thing} in the picture?",
+            "text": f"Is there {thing} in the image?",
             "label": ("yes", "no")[(number + place) % 2],
         }
         for number, thing in enumerate(("a dog", "anything red", "a block"))
@@ -80,7 +80,7 @@ def test_a_model_of_any_objective_answers_as_it_does_when_asked_directly(
     assert content["settings"]["objective"] == objective
     assert len({record["answer"] for record in content["records"]}) > 1
     assert content["records"][4]["shown"] == "green.png"
-    question = f"Is there anything red in the picture?\n{SHORT}"
+    question = f"Is there anything red in the image?\n{SHORT}"
     base = ["--checkpoint", str(runs[objective]), "--picture", str(pope / "green.png"), "--question", question]
     assert generate_text.main([*base, "--max-new-tokens", "8", "--device", "cpu", "--json"]) == 0
     asked = json.loads(capsys.readouterr().out)
@@ -140,7 +140,7 @@ def test_answers_of_two_checkpoints_do_not_mix(
     assert "checkpoint_sha256" in refusal(capsys, arguments(again, pope, tmp_path))
 
 
-def test_clip_looks_at_each_picture_once(
+def test_clip_looks_at_each_image_once(
     runs: dict[str, Path], pope: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[int] = []
@@ -155,7 +155,7 @@ def test_clip_looks_at_each_picture_once(
     assert sum(looked) == 3
 
 
-def test_shuffled_pictures_change_what_is_shown_and_both_are_compared(
+def test_shuffled_images_change_what_is_shown_and_both_are_compared(
     runs: dict[str, Path], pope: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seeing = evaluate(runs["ar"], pope, tmp_path / "seeing")
@@ -166,8 +166,8 @@ def test_shuffled_pictures_change_what_is_shown_and_both_are_compared(
     capsys.readouterr()
     assert eval_vqa.main(["--compare", str(tmp_path / "seeing"), str(tmp_path / "blind")]) == 0
     out = capsys.readouterr().out
-    assert "blind was shown other pictures" in out
-    assert out.splitlines()[-1].startswith("these questions cannot tell seeing from blind")  # 3 pictures
+    assert "blind was shown other images" in out
+    assert out.splitlines()[-1].startswith("these questions cannot tell seeing from blind")  # 3 images
 
 
 def test_without_data_the_bundled_questions_are_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,9 +198,9 @@ def test_what_cannot_be_asked_is_one_line(
     assert all(word in error for word in words)
 
 
-def test_missing_pictures_are_named_at_the_start(
+def test_missing_images_are_named_at_the_start(
     runs: dict[str, Path], pope: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = arguments(runs["ar"], pope, tmp_path / "log", "--image-root", tmp_path)
-    assert "3 of 3 pictures are not there: red.png, green.png, blue.png" in refusal(capsys, argv)
+    assert "3 of 3 images are not there: red.png, green.png, blue.png" in refusal(capsys, argv)
     assert not (tmp_path / "log").exists()

@@ -1,4 +1,4 @@
-"""`scripts/generate_text.py`: questions about pictures, asked of a saved model."""
+"""`scripts/generate_text.py`: questions about images, asked of a saved model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from models.decoding import Progress
 from models.processing.text import Prompter, load_tokenizer, vocabulary_of
 from scripts import generate_text
 from scripts.answer_trace import FRESH, HIDDEN, SETTLED, Recorder, Step, Word, lines_of, printable
-from scripts.asking import Speaker
+from scripts.asking import StreamingPrinter
 from scripts.trace_picture import Panel, draw_frames
 from tests.scripts.saved_run import write_run
 from tests.tiny import tiny_model
@@ -33,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     for colour in ("red", "blue"):
         Image.new("RGB", (40, 36), colour).save(folder / f"{colour}.png")
@@ -52,9 +52,9 @@ def as_json(capsys: pytest.CaptureFixture[str], *argv: object) -> dict[str, Any]
 
 @pytest.mark.parametrize("objective", ["ar", "mdm", "bd"])
 def test_the_answer_and_its_cost_are_printed(
-    objective: str, runs: dict[str, Path], pictures: Path, capsys: pytest.CaptureFixture[str]
+    objective: str, runs: dict[str, Path], images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = ["--checkpoint", runs[objective], "--picture", pictures / "red.png", "--question", "Which colour?"]
+    base = ["--checkpoint", runs[objective], "--picture", images / "red.png", "--question", "Which colour?"]
     told = as_json(capsys, *base)
     (answer,) = told["answers"]
     assert told["model"]["decoded"] == objective
@@ -67,18 +67,18 @@ def test_the_answer_and_its_cost_are_printed(
         assert figure in cost
 
 
-def test_every_question_is_asked_of_every_picture_and_a_batch_answers_as_one_by_one(
-    runs: dict[str, Path], pictures: Path, capsys: pytest.CaptureFixture[str]
+def test_every_question_is_asked_of_every_image_and_a_batch_answers_as_one_by_one(
+    runs: dict[str, Path], images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = ["--checkpoint", runs["bd"], "--clip", runs["bd"].parent / "clip"]
-    many = as_json(capsys, *base, "--picture", pictures, "--question", "Which colour? *** Is it red?")["answers"]
+    many = as_json(capsys, *base, "--picture", images, "--question", "Which colour? *** Is it red?")["answers"]
     assert [(Path(a["picture"]).name, a["question"]) for a in many] == [
-        (picture, question) for picture in ("blue.png", "red.png") for question in ("Which colour?", "Is it red?")
+        (image, question) for image in ("blue.png", "red.png") for question in ("Which colour?", "Is it red?")
     ]
     for row in many:
         alone = as_json(capsys, *base, "--picture", row["picture"], "--question", row["question"])["answers"][0]
         assert alone == row
-    assert len({row["answer"] for row in many}) > 1  # picture or question matter
+    assert len({row["answer"] for row in many}) > 1  # image or question matter
 
 
 def test_drawn_answers_repeat_with_their_seed(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,7 +142,7 @@ def test_a_letter_of_several_tokens_is_streamed_whole_and_nothing_is_printed_twi
     ids, mask = tokenizer("a caf\u00e9 \u73a9\u5177")["input_ids"], 999_999
     assert any("\ufffd" in tokenizer.decode([id_]) for id_ in ids)  # none of these alone is a letter
     paper, pieces = io.StringIO(), []
-    speaker = Speaker(Console(file=paper), trace=False, rows=1)
+    speaker = StreamingPrinter(Console(file=paper), trace=False, rows=1)
     recorder = Recorder(prompter, 1, speaker.watch)
     for known in range(len(ids) + 1):
         recorder(Progress(known + 1, [[*ids[:known], *[mask] * (len(ids) - known)]], [[False] * len(ids)], mask))
@@ -183,11 +183,11 @@ def test_nothing_is_shown_behind_a_settled_end(tmp_path: Path) -> None:
     assert [word.text for word in recorder.steps[0].rows[0]] == ["a", "⏹"]
 
 
-def test_the_animation_has_a_picture_for_every_forward_and_nothing_moves(
-    runs: dict[str, Path], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_animation_has_an_image_for_every_forward_and_nothing_moves(
+    runs: dict[str, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "new" / "answer.gif"
-    base = ["--checkpoint", runs["bd"], "--picture", pictures / "red.png", "--question", "Which colour?"]
+    base = ["--checkpoint", runs["bd"], "--picture", images / "red.png", "--question", "Which colour?"]
     told = as_json(capsys, *base, "--trace-gif", file)
     with Image.open(file) as animation:
         assert animation.n_frames >= told["stats"]["forwards"]
@@ -195,7 +195,7 @@ def test_the_animation_has_a_picture_for_every_forward_and_nothing_moves(
     assert [path.name for path in file.parent.iterdir()] == ["answer.gif"]
     step = Step(1, 0.1, [[Word(" a", 1, True), Word(HIDDEN, None, False)]])
     later = Step(2, 0.2, [[Word(" a", 1, False), Word(" bigger", 2, True)]])
-    frames = draw_frames([Panel(pictures / "red.png", "Which?")], [step, later], "bd")
+    frames = draw_frames([Panel(images / "red.png", "Which?")], [step, later], "bd")
     assert len(frames) == 1 + 2 + 1
     assert len({frame.size for frame in frames}) == 1
     assert len({frame.tobytes() for frame in frames}) == 4
@@ -207,8 +207,8 @@ def test_the_animation_has_a_picture_for_every_forward_and_nothing_moves(
         (["--checkpoint", "/nowhere/run"], "/nowhere/run does not exist"),
         (["--model-config", "/nowhere.yaml"], "no such file"),
         (["--checkpoint", "{bd}", "--picture", "/nowhere.png"], "/nowhere.png does not exist"),
-        (["--checkpoint", "{bd}", "--picture", "{text}"], "cannot be decoded as a picture"),
-        (["--checkpoint", "{bd}", "--picture", "{empty}"], "holds no picture"),
+        (["--checkpoint", "{bd}", "--picture", "{text}"], "cannot be decoded as an image"),
+        (["--checkpoint", "{bd}", "--picture", "{empty}"], "holds no image"),
         (["--checkpoint", "{bd}", "--clip", "/no/clip/here"], "--clip"),
         (["--checkpoint", "{ar}", "--objective", "bd"], "--objective ar"),
         (["--checkpoint", "{ar}", "--accept", "static:2"], "--accept has no effect with --objective ar"),
@@ -237,7 +237,7 @@ def test_the_animation_has_a_picture_for_every_forward_and_nothing_moves(
 def test_a_mistake_is_told_in_one_line(
     argv: list[str], said: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "empty").mkdir()
     names = {**runs, "text": tmp_path / "text.png", "empty": tmp_path / "empty"}
     assert generate_text.main([word.format(**names) for word in argv]) == 2
@@ -257,12 +257,12 @@ def test_a_model_of_next_words_can_be_made_to_fill_blocks_anyway(
 
 
 def test_a_model_yaml_names_the_checkpoint_and_the_tower(
-    runs: dict[str, Path], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: dict[str, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = f"model:\n  showo:\n    tuned_model_path: {runs['bd']}\n    clip_model_path: {runs['bd'].parent / 'clip'}\n"
     (tmp_path / "model.yaml").write_text(text)
-    by_yaml = as_json(capsys, "--model-config", tmp_path / "model.yaml", "--picture", pictures / "red.png")
-    direct = as_json(capsys, "--checkpoint", runs["bd"], "--picture", pictures / "red.png")
+    by_yaml = as_json(capsys, "--model-config", tmp_path / "model.yaml", "--picture", images / "red.png")
+    direct = as_json(capsys, "--checkpoint", runs["bd"], "--picture", images / "red.png")
     assert by_yaml["answers"] == direct["answers"]
 
 

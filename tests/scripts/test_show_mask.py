@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from config.schema import Job
-from models.rng import Draws
+from models.rng import SampleRng
 from scripts.mask_layouts import LAYOUTS, Layout, Sizes, lay_out
 from scripts.mask_picture import EMPTY, PAPER, draw_mask, page_of
 from scripts.show_mask import job_of, main
@@ -16,7 +16,7 @@ from scripts.show_mask import job_of, main
 
 def drawn(*words: str, sizes: Sizes | None = None, seed: int = 0) -> Layout:
     layout, job, _ = job_of(words)
-    return lay_out(layout, job, sizes or Sizes(), Draws(seed))
+    return lay_out(layout, job, sizes or Sizes(), SampleRng(seed))
 
 
 def span(layout: Layout, name: str) -> list[str]:
@@ -37,14 +37,14 @@ def test_text_is_the_rules_own_drawing_with_names_beside_it(layout: str, capsys:
 
 
 @pytest.mark.parametrize("words", [("bd",), ("robot",), ("actions", "act_step=1"), ("mdm",)])
-def test_in_the_picture_a_square_is_coloured_exactly_where_attention_is_allowed(words: tuple[str, ...]) -> None:
+def test_in_the_image_a_square_is_coloured_exactly_where_attention_is_allowed(words: tuple[str, ...]) -> None:
     made = drawn(*words, sizes=Sizes(padding=1))
-    page, picture = page_of(made), draw_mask(made, "title", "")
+    page, image = page_of(made), draw_mask(made, "title", "")
     mask = made.sequence.rule.dense(made.sequence.slots)[0, 0]
     for row, line in enumerate(mask.tolist()):
         for column, seen in enumerate(line):
             centre = (page.left + int((column + 0.5) * page.cell), page.top + int((row + 0.5) * page.cell))
-            assert (picture.getpixel(centre) not in (EMPTY, PAPER)) == seen
+            assert (image.getpixel(centre) not in (EMPTY, PAPER)) == seen
 
 
 def test_robot_flow_has_both_cameras_and_its_padding_on_the_left() -> None:
@@ -89,11 +89,11 @@ def test_the_title_tells_the_block_size_that_an_annealed_run_has_in_that_step(
         assert main([*annealed, "--step", str(step)]) == 0
         assert capsys.readouterr().out.startswith(f"bd: blocks of {size} (step {step}; growing to 4 in 10 steps)")
         layout, job, _ = job_of(annealed)
-        starts = lay_out(layout, job, Sizes(), Draws(0, step)).sequence.slots.start[0].tolist()
+        starts = lay_out(layout, job, Sizes(), SampleRng(0, step)).sequence.slots.start[0].tolist()
         assert starts.count(max(starts)) == 2 * size  # in both views
 
 
-def test_a_question_is_named_so_without_a_picture_too() -> None:
+def test_a_question_is_named_so_without_an_image_too() -> None:
     made = drawn("ar", sizes=Sizes(patches=0))
     assert span(made, "question") == ["q1", "q2"]
     assert span(made, "system") == ["<|mmu|>", "s1"]
@@ -126,7 +126,7 @@ def test_a_real_size_is_drawn_too(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["bd", "--png", "/proc/mask.png"], "--png /proc/mask.png"),
         (["bd", "--png", "mask.jpg"], "expected the name of a .png file"),
         (["bd", "--answer", "1,1,1,1,1,1,1,1,1"], "names 9 answers; at most 8"),
-        (["robot", "--codes", "4100", "--png", "mask.png"], "too many for a picture"),
+        (["robot", "--codes", "4100", "--png", "mask.png"], "too many for an image"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,5 +137,5 @@ def test_a_mistake_is_told_in_one_line(argv: list[str], said: str, capsys: pytes
 
 
 def test_a_layout_leaves_the_defaults_of_jobs_alone() -> None:
-    lay_out("actions", Job(), Sizes(), Draws())
+    lay_out("actions", Job(), Sizes(), SampleRng())
     assert Job().block_diffusion.action_enabled is False

@@ -105,6 +105,6 @@ def serving(policy: Any | None = None, image_shapes: Any = None, **settings: Any
         served.stop()
 
 
-def picture(value: int, size: tuple[int, int] = (24, 24)) -> NDArray[np.uint8]:
+def image(value: int, size: tuple[int, int] = (24, 24)) -> NDArray[np.uint8]:
     """All pixels alike, so that jpeg keeps them."""
     return np.full((*size, 3), value, dtype=np.uint8)

@@ -18,9 +18,9 @@ from websockets.sync.client import connect
 
 from policy_rollout.serving.server import Settings
 from policy_rollout.serving.wire import Limits, WireError, pack, unpack
-from tests.serving.served import T, picture, serving
+from tests.serving.served import T, image, serving
 
-OPENPI_LOOK = pack({"observation/image": picture(100), "prompt": "open the drawer"}, bytes_keys=True)
+OPENPI_LOOK = pack({"observation/image": image(100), "prompt": "open the drawer"}, bytes_keys=True)
 
 
 def get(served: Any, path: str, **headers: str) -> tuple[int, str]:
@@ -156,10 +156,10 @@ LIES: list[tuple[str, Any, str]] = [
     ("a shape that is no list", {"__ndarray__": True, "data": b"x", "dtype": "|u1", "shape": "1"}, "sizes"),
     ("no data", {"__ndarray__": True, "dtype": "|u1", "shape": [1]}, "bytes"),
     ("openpi's object dtype", {b"__ndarray__": True, b"data": b"x" * 8, b"dtype": "|O", b"shape": [1]}, "dtype"),
-    ("picture of many pixels", {"__image__": True, "format": "png", "data": b"", "shape": [9999, 9999, 3]}, "pixels"),
+    ("image of many pixels", {"__image__": True, "format": "png", "data": b"", "shape": [9999, 9999, 3]}, "pixels"),
     ("floats", {"__image__": True, "format": "raw", "data": bytes(12), "dtype": "<f4", "shape": [1, 1, 3]}, "uint8"),
-    ("picture in another format", {"__image__": True, "format": "gif", "data": b"x", "shape": [2, 2, 3]}, "format"),
-    ("grey picture", {"__image__": True, "format": "png", "data": b"x", "shape": [2, 2, 1]}, "height, width, 3"),
+    ("image in another format", {"__image__": True, "format": "gif", "data": b"x", "shape": [2, 2, 3]}, "format"),
+    ("grey image", {"__image__": True, "format": "png", "data": b"x", "shape": [2, 2, 1]}, "height, width, 3"),
 ]  # fmt: skip
 
 
@@ -198,7 +198,7 @@ def test_lists_and_maps_that_declare_to_be_huge_allocate_nothing():
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
-def test_a_damaged_picture_is_an_error_of_its_message(kind):
+def test_a_damaged_image_is_an_error_of_its_message(kind):
     import io
 
     from PIL import Image

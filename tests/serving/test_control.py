@@ -16,13 +16,13 @@ from PIL import Image
 import policy_rollout.policy_upvla as client
 from policy_rollout.policy_upvla import Driving, control
 from policy_rollout.robot.async_planner import Plan, Planner
-from policy_rollout.robot.camera import LatestPicture
+from policy_rollout.robot.camera import LatestImage
 from policy_rollout.robot.interface import Callbacks, Command, Sight
-from policy_rollout.robot.rate import Pace
+from policy_rollout.robot.rate import RateLimiter
 from policy_rollout.robot.recorded import RecordedRobot, open_recording
 from policy_rollout.robot.remote import RemotePolicy
 from policy_rollout.robot.safety import SafetyLimits
-from tests.serving.served import EchoPolicy, T, picture, serving
+from tests.serving.served import EchoPolicy, T, image, serving
 
 RATE = 10.0
 
@@ -41,7 +41,7 @@ class FakeClock:
 
 
 class FakeRobot:
-    """Its pictures are as bright as the step is late; ``stale_from``: from that step on the camera hangs."""
+    """Its images are as bright as the step is late; ``stale_from``: from that step on the camera hangs."""
 
     def __init__(self, clock: FakeClock, steps: int = 1000) -> None:
         self.clock, self.left, self.looks = clock, steps, 0
@@ -55,7 +55,7 @@ class FakeRobot:
             return None
         age = 5.0 if self.looks in self.stale else 0.0
         self.clock.sleep(self.slow)
-        sight = Sight(picture(self.looks % 256), self.clock.now() - age, pose=self.pose)
+        sight = Sight(image(self.looks % 256), self.clock.now() - age, pose=self.pose)
         self.looks += 1
         return sight
 
@@ -67,7 +67,7 @@ class FakeRobot:
 
 
 class CountingPolicy(EchoPolicy):
-    """Action t of the chunk for a picture of brightness b moves by (b + t) / 100 units in x."""
+    """Action t of the chunk for an image of brightness b moves by (b + t) / 100 units in x."""
 
     def act(self, observations):
         chunks = np.zeros((len(observations), T, 7), dtype=np.float32)
@@ -174,12 +174,12 @@ def test_old_plans_are_thrown_away(clock, thinks_for):
     assert all(told is None for told in robot.told)
 
 
-def test_a_stale_picture_stops_the_robot_and_forgets_the_plan(clock):
+def test_a_stale_image_stops_the_robot_and_forgets_the_plan(clock):
     robot = FakeRobot(clock, 12)
     robot.stale = {2, 3}
     report = drive(robot, clock, synchronous=True)
-    assert moments(robot)[1:-1] == [1, None, None, 4, 5, 6, 7, 8, 9, 10, 11], "a new plan is made on the fresh picture"
-    assert report.held == {"stale picture": 2}
+    assert moments(robot)[1:-1] == [1, None, None, 4, 5, 6, 7, 8, 9, 10, 11], "a new plan is made on the fresh image"
+    assert report.held == {"stale image": 2}
     assert report.safe
 
 
@@ -204,15 +204,15 @@ def test_a_camera_that_hangs_ends_the_run_with_a_stop(clock):
     robot.stale = set(range(3, 1000))
     report = drive(robot, clock, synchronous=True, limits=SafetyLimits(patience_s=1.0))
     assert not report.safe
-    assert "stale picture for more than 1 s" in report.outcome
+    assert "stale image for more than 1 s" in report.outcome
     assert robot.told[-1] is None
     assert report.steps < 20
 
 
 @pytest.mark.parametrize("taken_at", [1.7e9, float("nan")])
-def test_a_picture_of_another_clock_is_refused_as_it_would_never_grow_old(clock, taken_at):
+def test_an_image_of_another_clock_is_refused_as_it_would_never_grow_old(clock, taken_at):
     robot = FakeRobot(clock)
-    robot.observe = lambda: Sight(picture(0), taken_at)
+    robot.observe = lambda: Sight(image(0), taken_at)
     report = drive(robot, clock, synchronous=True)
     assert not report.safe
     assert "time.monotonic()" in report.outcome
@@ -264,12 +264,12 @@ def test_ctrl_c_stops_the_robot(clock):
 def test_the_last_line_counts_every_limit_that_was_hit(clock):
     robot = FakeRobot(clock, 8)
     report = drive(robot, clock, synchronous=True, limits=SafetyLimits(max_step_m=0.0001, max_plan_age_s=9))
-    assert report.hits["position step"] == 8 - 1, "the first picture asks for no motion at first"
+    assert report.hits["position step"] == 8 - 1, "the first image asks for no motion at first"
     assert "7 x position step" in report.line()
 
 
 def test_the_beat_does_not_drift_and_what_has_passed_is_left_out(clock):
-    pace = Pace(10, clock)
+    pace = RateLimiter(10, clock)
     beats = []
     for work in (0.03, 0.08, 0.0, 0.25, 0.01):
         clock.sleep(work)
@@ -295,15 +295,15 @@ def test_three_functions_are_a_robot(clock):
     assert inner.told[-1] is None
 
 
-def test_a_camera_is_read_aside_and_its_picture_grows_old_when_it_hangs():
-    shots, hang = [picture(2), picture(1)], threading.Event()
+def test_a_camera_is_read_aside_and_its_image_grows_old_when_it_hangs():
+    shots, hang = [image(2), image(1)], threading.Event()
 
     def read():
         if not shots:
             hang.wait()
-        return shots.pop() if shots else picture(2)
+        return shots.pop() if shots else image(2)
 
-    camera = LatestPicture(read)
+    camera = LatestImage(read)
     time.sleep(0.1)
     shown, taken = camera.get()
     assert shown[0, 0, 0] == 2
@@ -311,22 +311,22 @@ def test_a_camera_is_read_aside_and_its_picture_grows_old_when_it_hangs():
 
 
 def test_what_a_camera_raises_is_raised_where_its_image_is_used():
-    shots = [picture(1)]
+    shots = [image(1)]
 
     def read():
         return shots.pop()
 
-    camera = LatestPicture(read)
+    camera = LatestImage(read)
     time.sleep(0.1)
     with pytest.raises(OSError, match=r"the camera failed: IndexError\("):
         camera.get()
     with pytest.raises(OSError, match="the camera failed"):
-        LatestPicture(read)
+        LatestImage(read)
 
 
 def test_a_recording_is_shown_in_real_time(clock, tmp_path):
     for number in range(6):
-        Image.fromarray(picture(number * 10)).save(tmp_path / f"{number:03}.png")
+        Image.fromarray(image(number * 10)).save(tmp_path / f"{number:03}.png")
     told: list[Command | None] = []
     robot = RecordedRobot(open_recording(tmp_path), RATE, clock, note=told.append)
     report = drive(robot, clock, synchronous=True)
@@ -336,7 +336,7 @@ def test_a_recording_is_shown_in_real_time(clock, tmp_path):
 
 
 @pytest.mark.parametrize("views", [("rgb_static",), ("rgb_static", "rgb_gripper")])
-def test_recordings_are_splits_pictures_and_folders_of_them(tmp_path, views):
+def test_recordings_are_splits_images_and_folders_of_them(tmp_path, views):
     split = open_recording(Path(__file__).parents[2] / "dummy_data" / "calvin" / "validation", views, window=1)
     frame = split.frame(0)
     assert set(frame) == {*views, "pose"}
@@ -344,7 +344,7 @@ def test_recordings_are_splits_pictures_and_folders_of_them(tmp_path, views):
     assert len(split) == 48
     for camera in views:
         (tmp_path / camera).mkdir()
-        Image.fromarray(picture(7)).save(tmp_path / camera / "a.png")
+        Image.fromarray(image(7)).save(tmp_path / camera / "a.png")
     assert set(open_recording(tmp_path, views).frame(0)) == set(views)
 
 
@@ -355,7 +355,7 @@ def test_a_video_is_a_recording(tmp_path):
         stream = video.add_stream("mpeg4", rate=30)
         stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
         for number in range(5):
-            for packet in stream.encode(av.VideoFrame.from_ndarray(picture(number * 40, (32, 32)), format="rgb24")):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(image(number * 40, (32, 32)), format="rgb24")):
                 video.mux(packet)
         for packet in stream.encode():
             video.mux(packet)
@@ -381,12 +381,12 @@ def test_a_remote_policy_is_a_policy():
         policy = RemotePolicy(served.url(), token="t")
         assert policy.cameras == ("rgb_static", "rgb_gripper")
         assert policy.act_step == T
-        sights = [client.Observation(picture(10 * n), "go", picture(0)) for n in (1, 2)]
+        sights = [client.Observation(image(10 * n), "go", image(0)) for n in (1, 2)]
         np.testing.assert_allclose(policy.act(sights)[:, 0, 0], [0.01, 0.02])
         with pytest.raises(ValueError, match="no rgb_gripper"):
-            policy.act([client.Observation(picture(1), "go")])
+            policy.act([client.Observation(image(1), "go")])
         with pytest.raises(RuntimeError, match="refused"):
-            policy.act([client.Observation(picture(1), "refuse me", picture(0))])
+            policy.act([client.Observation(image(1), "refuse me", image(0))])
         assert policy.act(sights).shape == (2, T, 7), "a new connection is made"
     with pytest.raises(ConnectionError):
         policy.act(sights)

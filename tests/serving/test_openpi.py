@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from policy_rollout.policies.interface import ActionConvention
-from tests.serving.served import EchoPolicy, T, picture, serving
+from tests.serving.served import EchoPolicy, T, image, serving
 
 pytest.importorskip("openpi_client", reason="make venv-dev brings openpi-client")
 
@@ -22,7 +22,7 @@ from websockets.sync.client import connect
 
 
 def look(value: int = 5, prompt: str = "open the drawer", **more: Any) -> dict[str, Any]:
-    return {"observation/image": picture(value), "observation/state": np.zeros(8), "prompt": prompt, **more}
+    return {"observation/image": image(value), "observation/state": np.zeros(8), "prompt": prompt, **more}
 
 
 @pytest.mark.parametrize("path", ["", "/openpi"])

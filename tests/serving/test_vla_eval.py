@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from policy_rollout.policies.interface import ActionConvention
-from tests.serving.served import EchoPolicy, T, picture, serving
+from tests.serving.served import EchoPolicy, T, image, serving
 
 pytest.importorskip("vla_eval", reason="make venv-dev brings vla-eval")
 
@@ -38,7 +38,7 @@ def _png() -> Iterator[None]:
 
 
 def look(value: int = 5, task: str = "open the drawer", **more: Any) -> dict[str, Any]:
-    return {"images": {"rgb_static": picture(value)}, "task_description": task, **more}
+    return {"images": {"rgb_static": image(value)}, "task_description": task, **more}
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -105,16 +105,16 @@ def test_the_answer_carries_the_number_of_its_question():
 
 
 @pytest.mark.parametrize("codec", ["raw", "png", "jpeg"])
-def test_pictures_arrive_in_all_three_codecs(codec):
+def test_images_arrive_in_all_three_codecs(codec):
     numpy_codec.set_image_format(codec)
     with serving() as served:
         (action,) = run(played(served, look(200)))
     assert action[0] == pytest.approx(0.2 * 0.02)
 
 
-def test_a_raw_picture_of_the_image_codec_arrives():
+def test_a_raw_image_of_the_image_codec_arrives():
     with serving() as served:
-        (action,) = run(played(served, look() | {"images": {"rgb_static": encode_image(picture(9), "raw")}}))
+        (action,) = run(played(served, look() | {"images": {"rgb_static": encode_image(image(9), "raw")}}))
     assert action[0] == pytest.approx(0.009 * 0.02)
 
 
@@ -159,7 +159,7 @@ def test_a_chunk_is_played_out_before_the_model_looks_again():
         actions = run(played(served, *(look(value) for value in range(10, 10 + T + 2))))
         assert served.policy.batches == [1, 1]
     assert [round(float(action[1]) / 0.02) for action in actions] == [0, 1, 2, 3, 0, 1]
-    assert actions[-1][0] == pytest.approx((10 + T) / 1000 * 0.02), "the second plan is of the picture it was made for"
+    assert actions[-1][0] == pytest.approx((10 + T) / 1000 * 0.02), "the second plan is of the image it was made for"
 
 
 @pytest.mark.parametrize(
@@ -248,9 +248,9 @@ def test_a_client_alone_does_not_wait_for_others():
     [
         ({"task_description": "a"}, "images"),
         ({"images": {}, "task_description": "a"}, "rgb_static is missing, sent: none"),
-        ({"images": {"agentview": picture(1)}, "task_description": "a"}, "sent: agentview"),
-        ({"images": {"rgb_static": picture(1)}}, "NoneType"),
-        ({"images": {"rgb_static": picture(1)}, "task_description": "a" * 5000}, "5000 characters"),
+        ({"images": {"agentview": image(1)}, "task_description": "a"}, "sent: agentview"),
+        ({"images": {"rgb_static": image(1)}}, "NoneType"),
+        ({"images": {"rgb_static": image(1)}, "task_description": "a" * 5000}, "5000 characters"),
         ({"images": {"rgb_static": np.zeros((4, 4, 3))}, "task_description": "a"}, "float64"),
         ({"images": {"rgb_static": np.zeros((4, 4), np.uint8)}, "task_description": "a"}, "uint8 [4, 4]"),
         (look(task="refuse me"), "refused"),
@@ -298,7 +298,7 @@ def test_a_policy_that_fails_is_told_to_client_and_operator_and_the_server_lives
 
 def test_cameras_may_have_the_clients_names():
     with serving(names={"rgb_static": "agentview", "rgb_gripper": "wrist"}) as served:
-        (action,) = run(played(served, look() | {"images": {"agentview": picture(30)}}))
+        (action,) = run(played(served, look() | {"images": {"agentview": image(30)}}))
     assert action[0] == pytest.approx(0.03 * 0.02)
 
 

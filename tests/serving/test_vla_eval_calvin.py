@@ -87,5 +87,5 @@ def test_their_next_task_is_not_begun_with_the_chunk_of_the_last(calvin):
         assert served.policy.batches == [1] * 3
     of_chunk = [round(float(action[1]) / 0.02) for action in calvin.raw]
     assert of_chunk == [0, 1, 2, 3, 0, 1, 0, 1, 2, 3], "flushed when the drawer was open"
-    pictures = [round(float(action[0]) / 0.02 * 1000) for action in calvin.raw]
-    assert pictures == pytest.approx([0] * 4 + [40] * 2 + [60] * 4, abs=1)
+    images = [round(float(action[0]) / 0.02 * 1000) for action in calvin.raw]
+    assert images == pytest.approx([0] * 4 + [40] * 2 + [60] * 4, abs=1)

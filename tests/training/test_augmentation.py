@@ -1,4 +1,4 @@
-"""Augmentation of robot pictures: off by default, the same for now and later, a function of seed, step and sample."""
+"""Augmentation of robot images: off by default, the same for now and later, a function of seed, step and sample."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ def test_it_is_off_by_default() -> None:
 
 
 def test_the_change_that_changes_nothing_leaves_every_pixel() -> None:
-    pictures = frames()
-    assert torch.equal(apply(pictures, still(3, 2)), pictures)
+    images = frames()
+    assert torch.equal(apply(images, still(3, 2)), images)
 
 
 def test_a_frame_that_is_the_same_now_and_later_is_so_afterwards() -> None:
-    pictures = frames()
-    pictures[1] = pictures[0]
-    changed = apply(pictures, draw(STRONG, 0, 5, [4, 9, 2], 2))
+    images = frames()
+    images[1] = images[0]
+    changed = apply(images, draw(STRONG, 0, 5, [4, 9, 2], 2))
     assert torch.equal(changed[0], changed[1])
-    assert not torch.equal(changed[0], pictures[0])
+    assert not torch.equal(changed[0], images[0])
 
 
 def test_the_later_frame_does_not_depend_on_being_alone_in_its_change() -> None:
     """Contrast turns about the grey of the frame now, so the later frame is mapped as the one now is."""
-    pictures = frames()
-    pictures[1] = 255 - pictures[0]
+    images = frames()
+    images[1] = 255 - images[0]
     change = draw(Augment(contrast=0.5), 0, 5, [1, 2, 3], 2)
-    now, later = apply(pictures, change).float()
-    slope, pivot = change.contrast.view(3, 1, 1, 1, 1), pictures[0].float()
+    now, later = apply(images, change).float()
+    slope, pivot = change.contrast.view(3, 1, 1, 1, 1), images[0].float()
     grey = (pivot * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(-3, keepdim=True).mean((2, 3, 4), True)
-    for moment, before in ((now, pictures[0].float()), (later, pictures[1].float())):
+    for moment, before in ((now, images[0].float()), (later, images[1].float())):
         assert torch.allclose(moment, (grey + slope * (before - grey)).clamp(0, 255), atol=0.51)
 
 
@@ -71,15 +71,15 @@ def test_drawing_touches_no_global_generator() -> None:
 
 
 def test_a_shift_to_the_right_by_a_whole_number_of_pixels_moves_the_columns() -> None:
-    pictures = frames(batch=1, views=1)
+    images = frames(batch=1, views=1)
     change = still(1, 1)
     change.move[..., 0] = 2 * 3 / 16  # three of sixteen columns
-    moved = apply(pictures, change)
-    assert torch.equal(moved[..., :13], pictures[..., 3:])
-    assert torch.equal(moved[..., 13:], pictures[..., -1:].expand(*moved.shape[:-1], 3))  # the border is repeated
+    moved = apply(images, change)
+    assert torch.equal(moved[..., :13], images[..., 3:])
+    assert torch.equal(moved[..., 13:], images[..., -1:].expand(*moved.shape[:-1], 3))  # the border is repeated
 
 
-def test_crops_stay_inside_the_picture() -> None:
+def test_crops_stay_inside_the_image() -> None:
     change = draw(Augment(crop=0.3), 0, 0, list(range(200)), 2)
     reach = change.move.abs().amax(-1) + change.zoom
     assert float(reach.max()) <= 1 + 1e-6
@@ -90,9 +90,9 @@ def test_crops_stay_inside_the_picture() -> None:
 def test_cameras_move_apart_and_share_their_light() -> None:
     change = draw(STRONG, 0, 0, [3], 2)
     assert not torch.equal(change.move[0, 0], change.move[0, 1])
-    pictures = frames(batch=1)
-    pictures[:, :, 1] = pictures[:, :, 0]
-    lit = apply(pictures, draw(Augment(brightness=0.4), 0, 0, [3], 2))
+    images = frames(batch=1)
+    images[:, :, 1] = images[:, :, 0]
+    lit = apply(images, draw(Augment(brightness=0.4), 0, 0, [3], 2))
     assert torch.equal(lit[:, :, 0], lit[:, :, 1])
 
 
@@ -104,7 +104,7 @@ def test_no_saturation_is_grey() -> None:
 
 
 @pytest.mark.parametrize("value", ["1.0", "-0.1"])
-def test_a_crop_of_the_whole_picture_is_refused(tmp_path: Path, value: str) -> None:
+def test_a_crop_of_the_whole_image_is_refused(tmp_path: Path, value: str) -> None:
     argv = ["config=config/tiny_arvla.yaml", f"dataset.augment.crop={value}", f"experiment.output_dir={tmp_path}"]
     with pytest.raises(ConfigError, match=r"dataset\.augment\.crop"):
         load_job(argv, "ar")

@@ -20,7 +20,7 @@ from training.batch_to_tasks import (
     bundle,
     coefficients,
     drop_conditions,
-    encode_picture,
+    encode_image,
     encode_views,
     future_task,
     text_task,
@@ -71,7 +71,7 @@ def test_codes_are_those_of_each_frame_alone(parts: Parts, batch: CoBatch) -> No
     assert torch.equal(swapped.later, codes.now)
 
 
-def test_pictures_are_changed_in_training_and_never_in_measuring(parts: Parts, batch: CoBatch) -> None:
+def test_images_are_changed_in_training_and_never_in_measuring(parts: Parts, batch: CoBatch) -> None:
     data = replace(parts.job.dataset, augment=Augment(crop=0.3, shift=0.2, brightness=0.5))
     changing = replace(parts, job=replace(parts.job, dataset=data))
     plain, measured = encode_views(parts, batch.robot), encode_views(changing, batch.robot)
@@ -94,7 +94,7 @@ def test_later_frames_are_not_encoded_where_nobody_learns_them(parts: Parts, bat
 
 def test_counts_known_beforehand_are_what_the_losses_sum_over(parts: Parts, batch: CoBatch) -> None:
     future = future_task(parts, encode_views(parts, batch.robot))
-    text = text_task(parts, encode_picture(parts, batch.text))
+    text = text_task(parts, encode_image(parts, batch.text))
     tasks = bundle(parts, future, text)
     losses = parts.model(tasks.future, tasks.text)
     found = [float(getattr(losses, name).count) for name in COUNTED]
@@ -188,7 +188,7 @@ def test_padded_action_tokens_are_left_out_only_when_asked(parts: Parts, batch: 
 
 def test_a_missing_flow_is_none_all_the_way(parts: Parts) -> None:
     assert encode_views(parts, None) is None
-    assert encode_picture(parts, None) is None
+    assert encode_image(parts, None) is None
     tasks = bundle(parts, future_task(parts, None), text_task(parts, None, None))
     assert (tasks.future, tasks.text, tasks.counts.tolist()) == (None, None, [0.0] * len(COUNTED))
 
@@ -218,13 +218,13 @@ def test_draws_of_a_key_do_not_depend_on_other_draws() -> None:
     assert not torch.equal(torch.rand(3, generator=generator(0, "text", 5, 2)), first)
 
 
-def test_pictures_go_to_the_rows_that_have_one(parts: Parts, batch: CoBatch) -> None:
+def test_images_go_to_the_rows_that_have_one(parts: Parts, batch: CoBatch) -> None:
     text = batch.text
     assert text is not None
     assert len(text) == 2
-    whole = encode_picture(parts, text)
-    second = encode_picture(parts, replace(text, pixels=text.pixels[1:], pictured=torch.tensor([False, True])))
-    none = encode_picture(parts, replace(text, pixels=torch.empty(0, 3, 0, 0), pictured=torch.zeros(2).bool()))
+    whole = encode_image(parts, text)
+    second = encode_image(parts, replace(text, pixels=text.pixels[1:], pictured=torch.tensor([False, True])))
+    none = encode_image(parts, replace(text, pixels=torch.empty(0, 3, 0, 0), pictured=torch.zeros(2).bool()))
     assert whole is not None
     assert second is not None
     assert none is not None

@@ -1,4 +1,4 @@
-"""Training on patches that were made before: pictures of conversations are not opened, the numbers stay."""
+"""Training on patches that were made before: images of conversations are not opened, the numbers stay."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def losses(outcome: Outcome) -> list[float]:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 2e-3)])
-def test_without_any_picture_losses_are_those_of_a_run_that_sees_them(
+def test_without_any_image_losses_are_those_of_a_run_that_sees_them(
     world: Path, tmp_path: Path, dtype: str, tolerance: float
 ) -> None:
     seeing = run(world, tmp_path / "seeing")
@@ -80,12 +80,12 @@ def test_the_size_is_told_first_and_nothing_is_written_without_a_yes(
 ) -> None:
     assert make(world) == 2
     told = capsys.readouterr()
-    assert "6 pictures x 4 patches x 16 numbers in float16: 0.00 GB" in told.out
+    assert "6 images x 4 patches x 16 numbers in float16: 0.00 GB" in told.out
     assert "nothing was written; --yes" in told.err
     assert not list((world / "chat").rglob("*.shard"))
 
 
-def test_another_tower_or_a_new_picture_is_refused_with_the_command_that_mends_it(world: Path, tmp_path: Path) -> None:
+def test_another_tower_or_a_new_image_is_refused_with_the_command_that_mends_it(world: Path, tmp_path: Path) -> None:
     assert make(world, "--yes") == 0
     weights = load_file(world / "clip" / "model.safetensors")
     name = "vision_model.embeddings.patch_embedding.weight"
@@ -112,7 +112,7 @@ def test_a_cache_of_images_that_were_read_otherwise_is_refused(world: Path) -> N
         find([cache], tower, "MAKE", "chat", world / "chat")
 
 
-def test_made_again_of_as_many_other_pictures_it_holds_those(world: Path, tmp_path: Path) -> None:
+def test_made_again_of_as_many_other_images_it_holds_those(world: Path, tmp_path: Path) -> None:
     assert make(world, "--yes") == 0
     path, tower = world / "chat" / "llava_v1_5_mix665k.json", load_clip(world / "clip")
     shutil.copy(world / "chat" / "pink.png", world / "chat" / "more.png")
@@ -130,7 +130,7 @@ def test_of_several_sources_all_have_patches_or_none(world: Path, tmp_path: Path
     shutil.copytree(world / "chat", world / "more")
     assert make(world, "--yes") == 0
     sources = {"dataset__params__train_mmu_sources": f"[{world / 'chat'}, {world / 'more'}]"}
-    with pytest.raises(ConfigError, match=r"more.*patches of its pictures were not made before.*clip_cache=false"):
+    with pytest.raises(ConfigError, match=r"more.*patches of its images were not made before.*clip_cache=false"):
         run(world, tmp_path / "refused", **sources)
     run(world, tmp_path / "seen", **sources, dataset__params__clip_cache="false")
     path = world / "more" / "llava_v1_5_mix665k.json"
@@ -139,17 +139,17 @@ def test_of_several_sources_all_have_patches_or_none(world: Path, tmp_path: Path
     run(world, tmp_path / "kept", **sources, dataset__params__text_only="use")
 
 
-def test_a_picture_that_was_replaced_is_noticed(world: Path, tmp_path: Path) -> None:
+def test_an_image_that_was_replaced_is_noticed(world: Path, tmp_path: Path) -> None:
     assert make(world, "--yes") == 0
     shutil.copy(world / "chat" / "red.png", world / "chat" / "pink.png")
-    with pytest.raises(ConfigError, match=r"made of other pictures than lie there now \(such as .*pink\.png"):
+    with pytest.raises(ConfigError, match=r"made of other images than lie there now \(such as .*pink\.png"):
         run(world, tmp_path / "refused")
 
 
-def test_a_picture_that_could_not_be_decoded_is_left_out_when_its_turn_comes(
+def test_an_image_that_could_not_be_decoded_is_left_out_when_its_turn_comes(
     world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (world / "chat" / "red.png").write_bytes(b"no picture")
+    (world / "chat" / "red.png").write_bytes(b"no image")
     assert make(world, "--yes") == 0
     run(world, tmp_path / "run")
-    assert "red.png could not be decoded as a picture when" in caplog.text
+    assert "red.png could not be decoded as an image when" in caplog.text

@@ -128,7 +128,7 @@ def test_the_death_of_one_flows_worker_is_no_error_of_the_other(tmp_path: Path) 
 
 
 def test_the_need_of_the_default_recipe_is_about_94_mb(world: Path, tmp_path: Path) -> None:
-    """4 workers a flow, 2 batches each: 4 x 2 frames of 512 pixels, 4 pictures of 336 pixels in float32."""
+    """4 workers a flow, 2 batches each: 4 x 2 frames of 512 pixels, 4 images of 336 pixels in float32."""
     robot = Flow(Numbers(int), list, 4, seed=0, workers=4, sample_bytes=2 * 3 * 512**2)
     text = Flow(Numbers(int), list, 4, seed=0, workers=4, sample_bytes=3 * 336**2 * 4)
     assert (robot.in_flight + text.in_flight) / 1e6 == pytest.approx(94, abs=1)

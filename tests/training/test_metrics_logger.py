@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from config.load import ConfigError
-from models.losses import Tally
+from models.losses import SumAndCount
 from tests.training.runs import Outcome
 from training.metrics_logger import JsonLinesWriter, Meter
 
 
-def tally(total: float, count: float) -> Tally:
-    return Tally(torch.tensor(total), torch.tensor(count))
+def tally(total: float, count: float) -> SumAndCount:
+    return SumAndCount(torch.tensor(total), torch.tensor(count))
 
 
 def test_a_mean_is_over_what_was_counted_not_over_batches() -> None:

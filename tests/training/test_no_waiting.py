@@ -19,10 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.sizes import SIZES
 from benchmarks.step_problem import Problem, problem
 from config.schema import Augment, Objective
-from models.losses import Tally
-from models.rng import Draws
-from training.batch_to_tasks import COUNTED, bundle, encode_picture, encode_views, future_task, text_task
-from training.failure.loss_monitor import LossWatch
+from models.losses import SumAndCount
+from models.rng import SampleRng
+from training.batch_to_tasks import COUNTED, bundle, encode_image, encode_views, future_task, text_task
+from training.failure.loss_monitor import LossMonitor
 from training.metrics_logger import Meter
 
 META = torch.device("meta")
@@ -76,12 +76,12 @@ def _without_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "autocast", lambda *args, **settings: contextlib.nullcontext())
 
 
-def step(made: Problem, weights: Tensor) -> Mapping[str, Tally]:
+def step(made: Problem, weights: Tensor) -> Mapping[str, SumAndCount]:
     """One step as the trainer takes it, but for accelerate. Returns what is noted for the log."""
     parts, batch = made.parts, made.batch
     codes = encode_views(parts, batch.robot, 3)
-    turn = encode_picture(parts, batch.text)
-    tasks = bundle(parts, future_task(parts, codes, 3), text_task(parts, turn, Draws(0, 3)))
+    turn = encode_image(parts, batch.text)
+    tasks = bundle(parts, future_task(parts, codes, 3), text_task(parts, turn, SampleRng(0, 3)))
     losses = parts.model(tasks.future, tasks.text)
     sums = torch.stack([getattr(losses, name).sum for name in COUNTED])
     shares = weights * sums / torch.ones_like(sums)
@@ -89,8 +89,8 @@ def step(made: Problem, weights: Tensor) -> Mapping[str, Tally]:
     norm = torch.nn.utils.clip_grad_norm_(parts.model.parameters(), 1.0)
     parts.optimizer.step()
     parts.optimizer.zero_grad(set_to_none=True)
-    meter, watch = Meter(), LossWatch(20.0, META)
-    noted = {"total": Tally(shares.sum(), torch.ones_like(sums[0])), **losses.details}
+    meter, watch = Meter(), LossMonitor(20.0, META)
+    noted = {"total": SumAndCount(shares.sum(), torch.ones_like(sums[0])), **losses.details}
     meter.add(noted)
     meter.add(noted)
     watch.saw(3, shares.sum(), norm)

@@ -1,4 +1,4 @@
-"""Pictures travel to the device ahead of their step; nothing else does."""
+"""Images travel to the device ahead of their step; nothing else does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from benchmarks.sizes import SIZES
 from benchmarks.step_problem import made_up
 from training.data.batch import CoBatch
-from training.prefetch import arriving, pictures, sent
+from training.prefetch import images, prefetch_to_device, sent
 
 META = torch.device("meta")
 
@@ -19,12 +19,12 @@ def batch() -> CoBatch:
 
 def test_without_a_gpu_batches_are_handed_over_as_they_are() -> None:
     given = iter([batch()])
-    assert arriving(given, torch.device("cpu")) is given
+    assert prefetch_to_device(given, torch.device("cpu")) is given
 
 
-def test_pictures_are_sent_and_what_the_host_reads_stays() -> None:
+def test_images_are_sent_and_what_the_host_reads_stays() -> None:
     moved = sent(batch(), META)
-    assert {tensor.device for tensor in pictures(moved)} == {META}
+    assert {tensor.device for tensor in images(moved)} == {META}
     assert moved.robot is not None
     assert moved.text is not None
     kept = (moved.robot.actions, moved.robot.action_is_pad, moved.robot.indices, moved.text.indices)
@@ -36,7 +36,7 @@ def test_pictures_are_sent_and_what_the_host_reads_stays() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_what_arrives_is_what_was_sent() -> None:
     device = torch.device("cuda")
-    for moved in arriving(iter([batch(), batch()]), device):
-        for ours, theirs in zip(pictures(moved), pictures(batch()), strict=True):
+    for moved in prefetch_to_device(iter([batch(), batch()]), device):
+        for ours, theirs in zip(images(moved), images(batch()), strict=True):
             assert ours.is_cuda
             assert torch.equal(ours.cpu(), theirs)

@@ -63,7 +63,7 @@ def stage_1(world: Path, tmp_path_factory: pytest.TempPathFactory, request: pyte
     return run(STAGE_1[request.param], request.param, [*small(world, output), *more], output)
 
 
-def test_stage_1_learns_pictures_and_words_and_leaves_actions_alone(stage_1: Outcome) -> None:
+def test_stage_1_learns_images_and_words_and_leaves_actions_alone(stage_1: Outcome) -> None:
     first = stage_1.metrics[0]
     assert {"image/loss", "text/loss"} <= first.keys()
     assert "action/loss" not in first

@@ -21,7 +21,7 @@ from training.checkpointing.manifest import Checkpoint
 from training.data.dataloader import flow_seed
 from training.data.sampling_order import ORDER_VERSION, StepSampler
 from training.failure.preemption import PREEMPTED
-from training.failure.run_guard import Guard
+from training.failure.run_guard import RunGuard
 
 ROOT = Path(__file__).resolve().parents[2]
 Start = Callable[..., Outcome]
@@ -90,16 +90,16 @@ def test_flows_that_take_turns_go_on_in_theirs(run: Start) -> None:
 def taken(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
     """The samples that runs of this test have trained on, in order."""
     found: dict[str, list[int]] = {"robot": [], "mmu": []}
-    read = Guard.read
+    read = RunGuard.read
 
-    def recording(self: Guard, *arguments: Any) -> Any:
+    def recording(self: RunGuard, *arguments: Any) -> Any:
         batches = read(self, *arguments)
         for batch in batches:
             found["robot"] += batch.robot.indices.tolist()
             found["mmu"] += batch.text.indices.tolist()
         return batches
 
-    monkeypatch.setattr(Guard, "read", recording)
+    monkeypatch.setattr(RunGuard, "read", recording)
     return found
 
 
@@ -166,16 +166,16 @@ def test_a_run_that_is_asked_to_stop_ends_its_step_and_can_go_on(
     run: Start, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], asked: signal.Signals
 ) -> None:
     whole = run("whole", training__max_train_steps=3)
-    read = Guard.read
+    read = RunGuard.read
 
-    def reading(self: Guard, batches: Any, count: int, step: int) -> Any:
+    def reading(self: RunGuard, batches: Any, count: int, step: int) -> Any:
         if step == 3:
             os.kill(os.getpid(), asked)
         return read(self, batches, count, step)
 
     handler = signal.getsignal(asked)
     with monkeypatch.context() as patch:
-        patch.setattr(Guard, "read", reading)
+        patch.setattr(RunGuard, "read", reading)
         with pytest.raises(SystemExit) as end:
             run("stopped", training__max_train_steps=3)
     assert end.value.code == PREEMPTED == 75

@@ -19,16 +19,16 @@ from training.build import Parts
 from training.checkpointing import checkpoint as checkpoints
 from training.checkpointing.checkpoint import list_checkpoints
 from training.checkpointing.manifest import open_checkpoint
-from training.failure.loss_monitor import EARLY, HISTORY, LASTING, LossWatch, has_only_numbers
-from training.failure.run_guard import Guard
+from training.failure.loss_monitor import EARLY, HISTORY, LASTING, LossMonitor, has_only_numbers
+from training.failure.run_guard import RunGuard
 from training.metrics_logger import JsonLinesWriter
 from training.trainer import Trainer
 
 Start = Callable[..., Outcome]
 
 
-def watched(losses: list[float], factor: float | None = 10.0, norms: list[float] | None = None) -> LossWatch:
-    watch = LossWatch(factor, torch.device("cpu"))
+def watched(losses: list[float], factor: float | None = 10.0, norms: list[float] | None = None) -> LossMonitor:
+    watch = LossMonitor(factor, torch.device("cpu"))
     for number, loss in enumerate(losses):
         watch.saw(number + 1, torch.tensor(loss), None if norms is None else torch.tensor(norms[number]))
     return watch
@@ -66,7 +66,7 @@ def test_the_gradient_is_watched_too() -> None:
     exploding = watched([1.0] * 40, norms=[1.0] * 30 + [50.0] * 10).verdict()
     assert exploding is not None
     assert exploding.reason.startswith("the gradient has exploded: from step 31 on")
-    scaled = LossWatch(10.0, torch.device("cpu"), scaled=True)
+    scaled = LossMonitor(10.0, torch.device("cpu"), scaled=True)
     scaled.saw(1, torch.tensor(1.0), torch.tensor(float("inf")))
     assert scaled.verdict() is None
 
@@ -75,7 +75,7 @@ def test_the_gradient_is_watched_too() -> None:
 def test_a_resumed_watch_sees_what_the_uninterrupted_one_sees(stop: int) -> None:
     losses = [1.0 + step % 7 for step in range(HISTORY + 20)] + [200.0] * 3
     whole = watched(losses).verdict()
-    first, second = watched(losses[:stop]), LossWatch(10.0, torch.device("cpu"))
+    first, second = watched(losses[:stop]), LossMonitor(10.0, torch.device("cpu"))
     second.restore(json.loads(json.dumps(first.state())))
     for number, loss in enumerate(losses[stop:], start=stop + 1):
         second.saw(number, torch.tensor(loss), None)
@@ -250,24 +250,24 @@ def children() -> set[int]:
 
 
 def test_a_killed_data_worker_is_said_with_its_likely_cause(run: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, before = Guard.read, children()
+    read, before = RunGuard.read, children()
 
-    def reading(self: Guard, batches: Any, count: int, step: int) -> Any:
+    def reading(self: RunGuard, batches: Any, count: int, step: int) -> Any:
         if step == 2:
             worker = next(iter(children() - before))  # of one flow; torch raises once for each that dies
             os.kill(worker, signal.SIGKILL)
         return read(self, batches, count, step)
 
-    monkeypatch.setattr(Guard, "read", reading)
+    monkeypatch.setattr(RunGuard, "read", reading)
     with pytest.raises(SystemExit, match="a data worker was killed, which the system does when memory runs out"):
         run(training__max_train_steps=30, dataset__params__num_workers=1)
 
 
 def test_workers_leave_a_signal_to_the_job_to_the_run(run: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run("whole", training__max_train_steps=4)
-    read, before = Guard.read, children()
+    read, before = RunGuard.read, children()
 
-    def reading(self: Guard, batches: Any, count: int, step: int) -> Any:
+    def reading(self: RunGuard, batches: Any, count: int, step: int) -> Any:
         if step == 2:
             workers = children() - before
             assert len(workers) == 2  # one of each flow
@@ -276,7 +276,7 @@ def test_workers_leave_a_signal_to_the_job_to_the_run(run: Start, monkeypatch: p
                 os.kill(worker, signal.SIGUSR1)
         return read(self, batches, count, step)
 
-    monkeypatch.setattr(Guard, "read", reading)
+    monkeypatch.setattr(RunGuard, "read", reading)
     told = run("told", training__max_train_steps=4, dataset__params__num_workers=1)
     assert same(whole.weights(), told.weights())
 

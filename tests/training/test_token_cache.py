@@ -1,4 +1,4 @@
-"""Training on codes that were made before: the same numbers, no picture opened, and never somebody else's codes."""
+"""Training on codes that were made before: the same numbers, no image opened, and never somebody else's codes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def numbers(outcome: Outcome) -> list[dict[str, float]]:
     ]
 
 
-def test_without_any_picture_a_run_is_the_one_that_encodes_them_in_every_step(coded: Path, tmp_path: Path) -> None:
+def test_without_any_image_a_run_is_the_one_that_encodes_them_in_every_step(coded: Path, tmp_path: Path) -> None:
     settings = {**SETTINGS, **held_out(coded)}
     encoding = train(coded, tmp_path / "encoding", **settings, dataset__params__token_cache="false")
     without = tmp_path / "without"
@@ -75,14 +75,14 @@ def test_held_out_data_may_have_none(coded: Path, tmp_path: Path) -> None:
     assert numbers(one) == numbers(both)
 
 
-def test_the_picture_of_a_run_shows_what_the_tokenizer_keeps(
+def test_the_image_of_a_run_shows_what_the_tokenizer_keeps(
     coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from training.metrics_logger import Board
 
     shown: list[torch.Tensor] = []
-    monkeypatch.setattr(Board, "picture", lambda self, tag, picture, step: shown.append(picture))
-    monkeypatch.setattr(Image, "open", lambda *given: pytest.fail("a picture was opened"))
+    monkeypatch.setattr(Board, "image", lambda self, tag, image, step: shown.append(image))
+    monkeypatch.setattr(Image, "open", lambda *given: pytest.fail("an image was opened"))
     train(coded, tmp_path / "run", **{**SETTINGS, **held_out(coded)}, dataset__und_type="null")
     assert shown[-1].shape == (3, 4 * 2 * 32, 3 * 32)  # now, true, predicted; 4 samples of 2 views
 
@@ -123,7 +123,7 @@ def refused(world: Path, tmp_path: Path, **settings: object) -> str:
     return told
 
 
-def test_pictures_cannot_be_augmented_that_are_not_read(coded: Path, tmp_path: Path) -> None:
+def test_images_cannot_be_augmented_that_are_not_read(coded: Path, tmp_path: Path) -> None:
     told = refused(coded, tmp_path, dataset__augment__crop=0.1)
     assert "dataset.augment" in told
     assert "dataset.params.token_cache=false" in told
@@ -176,6 +176,6 @@ def test_a_foreign_cache_is_refused_also_where_it_is_named(coded: Path, tmp_path
         robot_dataset(job, str(coded / "robot"), vq)
 
 
-def test_data_without_a_cache_are_read_as_pictures(world: Path, tmp_path: Path) -> None:
+def test_data_without_a_cache_are_read_as_images(world: Path, tmp_path: Path) -> None:
     job = load(world, tmp_path)
     assert token_cache(job, str(world / "robot"), load_magvit(job.model.vq_model.vq_model_name)) is None

@@ -101,8 +101,8 @@ def test_tensorboard_shows_losses_rates_answers_and_future_frames(run: Start, wo
     of_text = {f"text/{name}" for name in ("nats_error", "picture_gap", "scored_per_answer_token")}
     measured = {f"validation/{name}" for name in (*losses, *of_text, "action/mae")}
     assert losses | rates | measured == set(events.Tags()["scalars"])
-    (picture,) = events.Images("future/now_true_predicted")
-    assert (picture.width, picture.height) == (3 * 32, 4 * 2 * 32)  # now, true, predicted; 4 samples of 2 views
+    (image,) = events.Images("future/now_true_predicted")
+    assert (image.width, image.height) == (3 * 32, 4 * 2 * 32)  # now, true, predicted; 4 samples of 2 views
     (answers,) = [r for r in done.metrics if "answers/blue" in r]
     assert answers["answers/blue"].count("**") == 4
     assert "**Which colour is it?**" in answers["answers/blue"]
@@ -128,13 +128,13 @@ def test_a_run_learns_from_several_sources_and_says_what_they_hold(
     assert "2 sources, an epoch is " in told
     assert "left out: 1 without a question and answer in turn [. 1]: record 3 'gone.png'" in told
     assert " passes) from " in told
-    assert told.count(f"{MMU_INDEX}: 4 records, 3 usable [no picture 3]") == 2  # trained on, and held out
+    assert told.count(f"{MMU_INDEX}: 4 records, 3 usable [no image 3]") == 2  # trained on, and held out
     assert all(math.isfinite(record["text/loss"]) for record in done.metrics if "text/loss" in record)
     assert any("validation/text/nats_per_token" in record for record in done.metrics)
     assert not any("validation/text/picture_gap" in record for record in done.metrics)  # held-out: words alone
 
 
-def test_without_a_folder_of_pictures_the_data_is_asked_about_with_its_own_answers(run: Start) -> None:
+def test_without_a_folder_of_images_the_data_is_asked_about_with_its_own_answers(run: Start) -> None:
     done = run(experiment__generate_every=2)
     said = {tag: text for record in done.metrics for tag, text in record.items() if tag.startswith("answers/")}
     assert len(said) == 4
@@ -143,17 +143,17 @@ def test_without_a_folder_of_pictures_the_data_is_asked_about_with_its_own_answe
     assert "**Is it red?**" in said["answers/picture-0"]
 
 
-def test_a_folder_without_pictures_is_said_at_start(run: Start, tmp_path: Path) -> None:
+def test_a_folder_without_images_is_said_at_start(run: Start, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"mmu_image_root=.*holds no picture"):
+    with pytest.raises(ConfigError, match=r"mmu_image_root=.*holds no image"):
         run(experiment__generate_every=2, mmu_image_root=tmp_path / "empty")
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unreadable_picture_to_ask_about_is_said_at_start(run: Start, tmp_path: Path) -> None:
+def test_an_unreadable_image_to_ask_about_is_said_at_start(run: Start, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "a.png").write_bytes(b"no picture")
-    with pytest.raises(ConfigError, match=r"mmu_image_root=.*a\.png cannot be decoded as a picture"):
+    (tmp_path / "pictures" / "a.png").write_bytes(b"no image")
+    with pytest.raises(ConfigError, match=r"mmu_image_root=.*a\.png cannot be decoded as an image"):
         run(experiment__generate_every=2, mmu_image_root=tmp_path / "pictures")
     assert not (tmp_path / "run").exists()
 

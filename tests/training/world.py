@@ -84,8 +84,8 @@ def write_robot_data(folder: Path, seed: int) -> None:
         frames = []
         for _ in range(length):
             name = f"frames/episode_{number:07d}.npz"
-            pictures = {camera: rng.integers(0, 256, (40, 40, 3), np.uint8) for camera in ("rgb_static", "rgb_gripper")}
-            np.savez(folder / name, **pictures)
+            images = {camera: rng.integers(0, 256, (40, 40, 3), np.uint8) for camera in ("rgb_static", "rgb_gripper")}
+            np.savez(folder / name, **images)
             action = rng.uniform(-1, 1, 7).round(3).tolist()
             frames.append({"dir": name, "rel_action": action, "abs_action": action})
             number += 1

@@ -41,7 +41,7 @@ from training.checkpointing.manifest import Checkpoint, flush, open_checkpoint, 
 from training.checkpointing.optimizer_state import settings_kept
 from training.data.dataloader import CotrainLoader
 from training.data.sampling_order import ORDER_VERSION, Position
-from training.distributed.host_sync import Ranks
+from training.distributed.host_sync import HostComm
 from training.distributed.launch import describe
 from training.distributed.reshard import state_folder
 from training.metrics_logger import METRICS_FILE, WANDB_ID_FILE
@@ -174,7 +174,7 @@ class Saver:
     """Writes a run's checkpoints. ``keep``: how many may stay (None: all)."""
 
     accelerator: Accelerator
-    ranks: Ranks
+    ranks: HostComm
     output_dir: Path
     keep: int | None
     conditions: Mapping[str, Any]
@@ -394,7 +394,7 @@ def load_state(accelerator: Accelerator, checkpoint: Checkpoint, optimizer: Opti
         ) from error
 
 
-def require_finite_state(ranks: Ranks, checkpoint: Checkpoint, optimizer: Optimizer, model: nn.Module) -> None:
+def require_finite_state(ranks: HostComm, checkpoint: Checkpoint, optimizer: Optimizer, model: nn.Module) -> None:
     """Raise ``ConfigError`` on all ranks if the optimizer's state that any of them restored holds NaN or infinity."""
     bad = sorted({name for names in ranks.all(not_finite_moments(optimizer, model)) for name in names})
     if bad:

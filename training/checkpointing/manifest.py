@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.os_errors import reason_of
-from training.data.sampling_order import Position, Taken
+from training.data.sampling_order import FlowProgress, Position
 
 METADATA = "metadata.json"
 CHUNK = 8 << 20
@@ -135,7 +135,7 @@ def _position(data: Mapping[str, Any] | None) -> Position | None:
     if not data:
         return None
     return Position(
-        *(Taken(int(data[flow]["samples"]), int(data[flow]["in_epoch"])) for flow in ("robot", "text")),
+        *(FlowProgress(int(data[flow]["samples"]), int(data[flow]["in_epoch"])) for flow in ("robot", "text")),
     )
 
 

@@ -106,7 +106,7 @@ def identity_of_the_rest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def size_of_the_rest(model: nn.Module) -> float:
+def frozen_weights_norm(model: nn.Module) -> float:
     """Sum of squares of everything that is not trained: the identity that earlier checkpoints hold."""
     return math.fsum(float(p.detach().double().square().sum()) for p in model.parameters() if not p.requires_grad)
 
@@ -114,4 +114,4 @@ def size_of_the_rest(model: nn.Module) -> float:
 def _is_the_same_rest(was: str | float, model: nn.Module) -> bool:
     if isinstance(was, str):
         return was == identity_of_the_rest(model)
-    return math.isclose(was, size_of_the_rest(model), rel_tol=CLOSE)
+    return math.isclose(was, frozen_weights_norm(model), rel_tol=CLOSE)

@@ -1,10 +1,10 @@
 """What the data side hands to training: samples, batches of them, and the two flows side by side.
 
-Pictures of the robot flow come as pixels, uint8 [V, 3, R, R], or, out of a token cache (``tokens.py``), as their image
+Images of the robot flow come as pixels, uint8 [V, 3, R, R], or, out of a token cache (``tokens.py``), as their image
 codes, int16 [V, n]: a data set has one or the other throughout.
 
 Shape letters: B batch, V views (cameras), R resolution, n codes of a view, T actions per chunk, A action size (7),
-S CLIP picture size.
+S CLIP image size.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ class RobotBatch:
 
 @dataclass(frozen=True)
 class TextSample:
-    """One conversation, about one picture or none."""
+    """One conversation, about one image or none."""
 
     ids: list[int]  # token ids of the rendered conversation, without the system prompt
     answer: list[bool]  # True where the id belongs to an answer and is to be learned
-    pixels: Tensor | None  # float32 [3, S, S], CLIP-normalised, or CLIP's patches [P, C]; None: there is no picture
+    pixels: Tensor | None  # float32 [3, S, S], CLIP-normalised, or CLIP's patches [P, C]; None: there is no image
     index: int
     left_out: tuple[tuple[int, str], ...] = ()  # (index, why) of samples that this one stands in for
     cut: int = 0  # ids that were cut off at the end of the conversation
@@ -99,7 +99,7 @@ class TextBatch:
 
     ids: list[list[int]]
     answers: list[list[bool]]
-    pixels: Tensor  # float32 [K, 3, S, S] or patches [K, P, C], of the K rows that have a picture, in their order
+    pixels: Tensor  # float32 [K, 3, S, S] or patches [K, P, C], of the K rows that have an image, in their order
     pictured: Tensor  # bool [B], which those are
     indices: Tensor  # int64 [B]
     left_out: tuple[tuple[int, str], ...] = ()  # (index, why) of samples that others stand in for
@@ -159,11 +159,11 @@ def collate_robot(samples: Sequence[RobotSample]) -> RobotBatch:
 
 
 def collate_text(samples: Sequence[TextSample]) -> TextBatch:
-    pictures = [sample.pixels for sample in samples if sample.pixels is not None]
+    images = [sample.pixels for sample in samples if sample.pixels is not None]
     return TextBatch(
         ids=[sample.ids for sample in samples],
         answers=[sample.answer for sample in samples],
-        pixels=torch.stack(pictures) if pictures else torch.empty(0, 3, 0, 0),
+        pixels=torch.stack(images) if images else torch.empty(0, 3, 0, 0),
         pictured=torch.tensor([sample.pixels is not None for sample in samples]),
         indices=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
         left_out=tuple(one for sample in samples for one in sample.left_out),

@@ -46,7 +46,7 @@ from training.data.caches.clip_cache import clip_cache
 from training.data.caches.token_cache_choice import token_cache
 from training.data.llava import TEXT_ALONE, LeftOut, LlavaDataset
 from training.data.mixture import Mixture
-from training.data.sampling_order import START, Order, Position, StepSampler, Taken, Timetable, flow_seed
+from training.data.sampling_order import START, FlowProgress, Order, Position, StepSampler, Timetable, flow_seed
 from training.data.worker_processes import PREFETCH, fail, received
 from training.future_view_prediction_w_action_dataset import DataProvider
 
@@ -202,7 +202,7 @@ class CotrainLoader:
             (self.robot, self.text), (start.robot, start.text), given, place, strict=True
         ):
             size = 0 if flow is None else flow.together
-            ends.append(Taken(had.samples + batches * size, (had.in_epoch if same_epoch else 0) + placed * size))
+            ends.append(FlowProgress(had.samples + batches * size, (had.in_epoch if same_epoch else 0) + placed * size))
         return Position(*ends)
 
     def describe(self) -> str:
@@ -217,7 +217,7 @@ class CotrainLoader:
 
 def robot_dataset(job: Job, root: str, vq: MagVITv2 | None = None) -> DataProvider:
     """The provider that ``dataset.gen_type`` names, over a processed split: of the codes that ``vq`` once made of its
-    pictures, where there are any (``dataset.params.token_cache``), else of pictures."""
+    images, where there are any (``dataset.params.token_cache``), else of images."""
     return DataProvider(
         root,
         act_step=job.act_step,
@@ -236,7 +236,7 @@ def text_dataset(
     image_root: str | None = None,
     clip: ClipTower | None = None,
 ) -> LlavaDataset:
-    """``clip``: the tower whose patches are read in place of pictures, if they were made before."""
+    """``clip``: the tower whose patches are read in place of images, if they were made before."""
     params = job.dataset.params
     return LlavaDataset(
         root,
@@ -272,12 +272,12 @@ def training_conversations(
         text_dataset(job, prompter, image_spec, root, patches, image_root, clip)
         for root, image_root in zip(roots, images, strict=True)
     ]
-    with_pictures = [source for source in sources if set(source.used) - {TEXT_ALONE}]
-    seen = [source for source in with_pictures if source.features is None]
-    if 0 < len(seen) < len(with_pictures):
+    with_images = [source for source in sources if set(source.used) - {TEXT_ALONE}]
+    seen = [source for source in with_images if source.features is None]
+    if 0 < len(seen) < len(with_images):
         raise ValueError(
-            f"{seen[0].path}: CLIP's patches of its pictures were not made before, those of other sources were, and a "
-            "batch has patches or pictures; make them (preprocess_data/clip_features.py), or set "
+            f"{seen[0].path}: CLIP's patches of its images were not made before, those of other sources were, and a "
+            "batch has patches or images; make them (preprocess_data/clip_features.py), or set "
             "dataset.params.clip_cache=false"
         )
     return Mixture(sources, params.train_mmu_weights) if params.train_mmu_sources else sources[0]
@@ -308,7 +308,7 @@ def conversation_budget(job: Job, prompter: Prompter, patches: int = CLIP_PATCHE
     budget = min(budget, prompter.tokenizer.model_max_length - system)
     if budget < 1:
         raise ValueError(
-            f"dataset.preprocessing.max_seq_length={length} leaves no place for conversations beside {patches} picture "
+            f"dataset.preprocessing.max_seq_length={length} leaves no place for conversations beside {patches} image "
             f"patches and a system prompt of {system} ids; it must be at least {length + 1 - budget}"
         )
     return budget
@@ -317,7 +317,7 @@ def conversation_budget(job: Job, prompter: Prompter, patches: int = CLIP_PATCHE
 def _conversation_bytes(
     data: LlavaDataset | Mixture, image_spec: ClipImageSpec | None, patches: int, clip: ClipTower | None
 ) -> int:
-    """Bytes of a conversation's picture in float32: its pixels, or CLIP's patches if those are read."""
+    """Bytes of a conversation's image in float32: its pixels, or CLIP's patches if those are read."""
     sources = data.sources if isinstance(data, Mixture) else [data]
     if clip is not None and any(source.features is not None for source in sources):
         return patches * clip.width * 4
@@ -336,8 +336,8 @@ def cotrain_loader(
 ) -> CotrainLoader:
     """Both flows of a job for process ``rank`` of ``world``.
 
-    ``image_spec``: how CLIP wants pictures (None: pictures are not opened); ``patches``: how many it makes of one;
-    ``vq``, ``clip``: whose codes and patches are read in place of pictures, if they were made before.
+    ``image_spec``: how CLIP wants images (None: images are not opened); ``patches``: how many it makes of one;
+    ``vq``, ``clip``: whose codes and patches are read in place of images, if they were made before.
     Raises ValueError or FileNotFoundError in the user's words when the data is missing or wrong.
     """
     params, training = job.dataset.params, job.training

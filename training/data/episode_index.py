@@ -4,7 +4,7 @@
       "frames": [{"dir": "frames/episode_0000000.npz", "rel_action": [7 numbers], "abs_action": [7 numbers]}, ...]},
      ...]
 
-``dir`` is a file with the pictures of that moment: an ``.npz`` with ``rgb_static`` (and ``rgb_gripper``), or an image
+``dir`` is a file with the images of that moment: an ``.npz`` with ``rgb_static`` (and ``rgb_gripper``), or an image
 file, with a second one under ``gripper_dir`` where there are two cameras. Relative paths count from the folder of
 ``dataset_info.json``, or else from its parent or the working directory (where the original's files expect them).
 """
@@ -63,7 +63,7 @@ class ProcessedIndex:
     episode_of: Column[np.int32]  # [N]
     actions: Column[np.float32]  # [N, A] relative actions
     frames: Texts  # N paths as written
-    gripper_frames: Texts  # N paths, or none: where the second camera's pictures are files of their own
+    gripper_frames: Texts  # N paths, or none: where the second camera's images are files of their own
     texts: Texts  # unique instructions and task names
     instruction_of: Column[np.int32]  # [E] into texts
     task_of: Column[np.int32]  # [E] into texts, -1 where not given
@@ -89,11 +89,11 @@ class ProcessedIndex:
         return self.base / self.gripper_frames[frame] if len(self.gripper_frames) else None
 
 
-def read_index(root: str | os.PathLike[str], pictures: bool = True) -> ProcessedIndex:
+def read_index(root: str | os.PathLike[str], images: bool = True) -> ProcessedIndex:
     """The index of ``<root>/dataset_info.json``: the binary one beside it where it is fresh, else made from the json.
 
     A large json gets its binary index on the way (once; where the folder cannot be written, in memory at every start).
-    ``pictures``: whether frames will be opened. Raises FileNotFoundError when the json or (then) its first or last
+    ``images``: whether frames will be opened. Raises FileNotFoundError when the json or (then) its first or last
     frame is missing, and ValueError naming episode, frame and key where the content is wrong.
     """
     path = Path(root) / INDEX_NAME
@@ -103,7 +103,7 @@ def read_index(root: str | os.PathLike[str], pictures: bool = True) -> Processed
     if file is None:
         worth = path.stat().st_size >= WORTH_AN_INDEX
         file = build_index(root) if worth and os.access(path.parent, os.W_OK) else _in_memory(path)
-    return _opened(path, file, pictures)
+    return _opened(path, file, images)
 
 
 def build_index(root: str | os.PathLike[str], progress: bool | None = None) -> IndexFile:
@@ -214,11 +214,11 @@ def gather(
     return writer
 
 
-def _opened(path: Path, file: IndexFile, pictures: bool) -> ProcessedIndex:
+def _opened(path: Path, file: IndexFile, images: bool) -> ProcessedIndex:
     frames = file.texts("frames")
     index = ProcessedIndex(
         path=path,
-        base=_base(path, frames[0]) if pictures else path.parent,
+        base=_base(path, frames[0]) if images else path.parent,
         file=file,
         starts=file.column("starts"),
         episode_of=file.column("episode_of"),
@@ -230,7 +230,7 @@ def _opened(path: Path, file: IndexFile, pictures: bool) -> ProcessedIndex:
         task_of=file.column("task_of"),
     )
     last = index.frame_path(len(index) - 1)
-    if pictures and not zip_reader.is_file(last):
+    if images and not zip_reader.is_file(last):
         raise FileNotFoundError(f"{last}, the last frame that {path} names, does not exist")
     return index
 
@@ -291,7 +291,7 @@ class Frame:
     dir: str
     rel_action: Sequence[float]
     abs_action: Sequence[float]
-    gripper_dir: str | None = None  # the second camera's picture, where it is a file of its own
+    gripper_dir: str | None = None  # the second camera's image, where it is a file of its own
 
 
 @dataclass(frozen=True)

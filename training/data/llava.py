@@ -1,11 +1,11 @@
-"""Conversations about pictures, from LLaVA's json: a list of records like
+"""Conversations about images, from LLaVA's json: a list of records like
 
     {"image": "coco/train2017/000000033471.jpg",
      "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A bus."}, ...]}
 
-Records that cannot be learned from (their picture is not there, nobody answers) are counted by reason and folder and
-named at start, then left out or refused; records without a picture are left out or used as what they are. No picture
-is ever made up. A list of one picture is that picture.
+Records that cannot be learned from (their image is not there, nobody answers) are counted by reason and folder and
+named at start, then left out or refused; records without an image are left out or used as what they are. No image
+is ever made up. A list of one image is that image.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from config.schema import OnBadRecord, TextOnly
 from models.processing.image import ClipImageSpec, clip_pixels
 from models.processing.text import ASSISTANT, HUMAN, IMAGE_MARK, Prompter
 from training.data.batch import TextSample
-from training.data.caches.clip_cache import PictureFeatures
+from training.data.caches.clip_cache import ImageFeatures
 from training.data.formats.strings import Strings
 from training.data.readers import LLAVA_NAME, iterate_json_values, read_image
 
@@ -38,14 +38,14 @@ NAMED = 5  # how many records are named per reason
 FOLDERS = 8  # how many folders are counted in a line
 IN_A_ROW = 1000  # records in a row that cannot be used: then it is not the records
 
-TEXT_ALONE = "no picture"
-"""Stands for the folder of the picture of records that have none."""
-NO_PICTURE = "without a picture (dataset.params.text_only=use learns from them)"
-LOST_PICTURE = "whose picture does not exist"
-TALKS_OF_A_PICTURE = "with an <image> mark but no picture"
-SEVERAL_PICTURES = "with several pictures"
-NO_PATH = "whose picture is not named by a path"
-MORE_MARKS = "with more <image> marks than pictures"
+TEXT_ALONE = "no image"
+"""Stands for the folder of the image of records that have none."""
+NO_IMAGE = "without an image (dataset.params.text_only=use learns from them)"
+LOST_IMAGE = "whose image does not exist"
+TALKS_OF_A_IMAGE = "with an <image> mark but no image"
+SEVERAL_IMAGES = "with several images"
+NO_PATH = "whose image is not named by a path"
+MORE_MARKS = "with more <image> marks than images"
 NO_OBJECT = "that are no JSON objects"
 NO_CONVERSATION = "without a question and answer in turn"
 EMPTY_ANSWER = "with an empty answer"
@@ -127,17 +127,17 @@ class LlavaDataset(Dataset[TextSample]):
         path: the json file, or a folder with ``llava_v1_5_mix665k.json``.
         prompter: renders conversations; ``<image>`` is taken out of every turn, and the answer mask comes by
             construction, so that an answer with "ASSISTANT:" inside is still learned where it belongs.
-        image_spec: how CLIP wants its pictures; None: pictures are not opened, pixels are [3, 0, 0].
+        image_spec: how CLIP wants its images; None: images are not opened, pixels are [3, 0, 0].
         max_ids: a conversation is cut to this many ids, from the front; what is cut off is not learned.
         image_root: folder that ``image`` paths are relative to; the json's folder if None.
-        on_bad_record: "skip" leaves out records without a picture that is there, without a conversation, with an empty
-            answer, with more ``<image>`` marks than pictures, or with text that is not valid Unicode, and ``summary``
-            counts and names them; "error" refuses the file. A picture that exists but cannot be decoded, and an answer
+        on_bad_record: "skip" leaves out records without an image that is there, without a conversation, with an empty
+            answer, with more ``<image>`` marks than images, or with text that is not valid Unicode, and ``summary``
+            counts and names them; "error" refuses the file. An image that exists but cannot be decoded, and an answer
             that lies wholly behind the cut, are found only when their turn comes: then "skip" gives the next record
             instead (the same one at every resume), and ``TextSample.left_out`` says so.
-        text_only: "use" makes samples of records that have no picture and speak of none; "skip" leaves them out
+        text_only: "use" makes samples of records that have no image and speak of none; "skip" leaves them out
             (counted; they are no error).
-        features: CLIP's patches of the pictures, made before: then no picture is opened, nor has to be there, and
+        features: CLIP's patches of the images, made before: then no image is opened, nor has to be there, and
             ``TextSample.pixels`` are [P, C].
 
     Raises ValueError or FileNotFoundError naming the file and the record.
@@ -152,7 +152,7 @@ class LlavaDataset(Dataset[TextSample]):
         image_root: str | os.PathLike[str] | None = None,
         on_bad_record: OnBadRecord = "skip",
         text_only: TextOnly = "skip",
-        features: PictureFeatures | None = None,
+        features: ImageFeatures | None = None,
     ) -> None:
         if max_ids < 1:
             raise ValueError(f"max_ids must be at least 1, is {max_ids}")
@@ -165,7 +165,7 @@ class LlavaDataset(Dataset[TextSample]):
         self.text_only = text_only
         self.features = features
         self.skipped = Skipped()
-        self.used: Counter[str] = Counter()  # folder of the picture -> usable records
+        self.used: Counter[str] = Counter()  # folder of the image -> usable records
         self._images, self._turns = Strings(), Strings()  # image "": none
         self._records = array("Q")  # number of each usable record in the file
         self._read()
@@ -183,7 +183,7 @@ class LlavaDataset(Dataset[TextSample]):
                 self._records.append(number)
                 continue
             name = f"record {number} {image!r}" if image and isinstance(image, str) else f"record {number}"
-            if self.on_bad_record == "error" and reason != NO_PICTURE:
+            if self.on_bad_record == "error" and reason != NO_IMAGE:
                 raise ValueError(
                     f"{self.path}: {name} is unusable: {reason}; dataset.params.on_bad_record=skip leaves such out"
                 )
@@ -196,7 +196,7 @@ class LlavaDataset(Dataset[TextSample]):
             return NO_OBJECT
         image, turns = image_of(record), record.get("conversations")
         if isinstance(image, list) and len(image) > 1:
-            return SEVERAL_PICTURES
+            return SEVERAL_IMAGES
         if not _is_conversation(turns):
             return NO_CONVERSATION
         if not isinstance(image, str):
@@ -204,15 +204,15 @@ class LlavaDataset(Dataset[TextSample]):
         if (reason := _unusable_text(record["conversations"], image)) is not None:
             return reason
         if not image:
-            return None if self.text_only == "use" else NO_PICTURE
+            return None if self.text_only == "use" else NO_IMAGE
         if self.features is not None and image in self.features:
             return None
         if self.image_spec is not None and not folders.has(image):
-            return LOST_PICTURE
+            return LOST_IMAGE
         if self.features is not None:
             raise ValueError(
                 f"{self.path}: {image} is not among the patches in {self.features.folder}. Make them: "
-                f"{self.features.remake} (or see pictures in every step: dataset.params.clip_cache=false)"
+                f"{self.features.remake} (or see images in every step: dataset.params.clip_cache=false)"
             )
         return None
 
@@ -266,7 +266,7 @@ class LlavaDataset(Dataset[TextSample]):
 
 
 def image_of(record: Any) -> Any:
-    """Return the path of a record's picture, "" if it has none. A list of one picture is that picture; what is neither
+    """Return the path of a record's image, "" if it has none. A list of one image is that image; what is neither
     comes back as it is."""
     image = record.get("image") if isinstance(record, dict) else None
     if isinstance(image, list) and len(image) < 2:
@@ -290,7 +290,7 @@ def _unusable_text(turns: list[dict[str, Any]], image: str) -> str | None:
     """Return why the words of a conversation about ``image`` ("": none) cannot be learned."""
     marks = sum(turn["value"].count(IMAGE_MARK) for turn in turns)
     if marks > bool(image):
-        return MORE_MARKS if image else TALKS_OF_A_PICTURE
+        return MORE_MARKS if image else TALKS_OF_A_IMAGE
     answers = (turn["value"] for number, turn in enumerate(turns) if number and turn["from"] == ASSISTANT)
     if not all(answer.replace(IMAGE_MARK, "").strip() for answer in answers):
         return EMPTY_ANSWER
@@ -303,7 +303,7 @@ def _unusable_text(turns: list[dict[str, Any]], image: str) -> str | None:
 
 
 def _folder_of(image: Any) -> str:
-    """By what records are counted: the first folder of the picture's path, which in LLaVA's mix is the data set."""
+    """By what records are counted: the first folder of the image's path, which in LLaVA's mix is the data set."""
     if not isinstance(image, str) or not image:
         return TEXT_ALONE if image == "" else "?"
     parts = Path(image.encode("utf-8", "backslashreplace").decode()).parts

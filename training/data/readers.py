@@ -124,16 +124,16 @@ LLAVA_NAME = "llava_v1_5_mix665k.json"  # the list of conversations in a folder 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """The picture files of a folder, by name. Raises ``ValueError`` when there is none."""
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder, by name. Raises ``ValueError`` when there is none."""
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise ValueError(f"{folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
+        raise ValueError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
     return files
 
 
 def read_image(path: Path) -> Image.Image:
-    """An RGB picture as viewers show it (``models.processing.image_file``). Raises FileNotFoundError or ValueError
+    """An RGB image as viewers show it (``models.processing.image_file``). Raises FileNotFoundError or ValueError
     naming the file."""
     try:
         with open_binary(path) as file:
@@ -141,28 +141,28 @@ def read_image(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
     except _DAMAGED as error:
-        raise ValueError(f"{path} cannot be decoded as a picture ({_first_line(error)})") from None
+        raise ValueError(f"{path} cannot be decoded as an image ({_first_line(error)})") from None
     return read_image_bytes(content, str(path))
 
 
 def read_image_bytes(content: bytes, where: str) -> Image.Image:
-    """An RGB picture out of an encoded one. Raises ValueError beginning with ``where``."""
+    """An RGB image out of an encoded one. Raises ValueError beginning with ``where``."""
     try:
         if content.startswith(_PNG):
             _check_png(content)
         with Image.open(io.BytesIO(content)) as image:
             return as_shown(image)
     except UnidentifiedImageError:  # it would name an object in memory
-        raise ValueError(f"{where} cannot be decoded as a picture (it is of no known format)") from None
+        raise ValueError(f"{where} cannot be decoded as an image (it is of no known format)") from None
     except (*_DAMAGED, Image.DecompressionBombError) as error:
-        raise ValueError(f"{where} cannot be decoded as a picture ({_first_line(error)})") from None
+        raise ValueError(f"{where} cannot be decoded as an image ({_first_line(error)})") from None
 
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def _check_png(content: bytes) -> None:
-    """Compare the pictures' chunks with their checksums: PIL decodes past a wrong one."""
+    """Compare the images' chunks with their checksums: PIL decodes past a wrong one."""
     at = len(_PNG)
     while at + 12 <= len(content):
         length = int.from_bytes(content[at : at + 4], "big")

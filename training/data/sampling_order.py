@@ -140,7 +140,7 @@ class Timetable:
 
 
 @dataclass(frozen=True)
-class Taken:
+class FlowProgress:
     """What all processes together have taken of one flow: samples of its stream, and of those the ones since the
     present epoch began (counted in the modes in which flows take turns)."""
 
@@ -152,8 +152,8 @@ class Taken:
 class Position:
     """Where a run stands in its data. It says nothing of batches or processes, so these may change at it."""
 
-    robot: Taken = Taken()
-    text: Taken = Taken()
+    robot: FlowProgress = FlowProgress()
+    text: FlowProgress = FlowProgress()
 
 
 START = Position()

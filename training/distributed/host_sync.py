@@ -25,7 +25,7 @@ LOST = (
 """How gloo says that another process is gone."""
 
 
-class Ranks:
+class HostComm:
     """The processes of a run. With one process every call is answered on the spot."""
 
     def __init__(self, accelerator: Accelerator) -> None:

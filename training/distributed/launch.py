@@ -28,7 +28,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 from common.process_rank import ProcessRank, shown_variables, unset_command
 from config.load import ConfigError
 from config.schema import Job
-from models.losses import Tally
+from models.losses import SumAndCount
 from models.upvla import UPVLA, Losses
 from training.distributed.launch_environment import check_environment, is_on
 
@@ -120,7 +120,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return bool(accelerator.distributed_type == DistributedType.FSDP)
 
 
-def tell_deepspeed(accelerator: Accelerator, job: Job) -> None:
+def configure_deepspeed(accelerator: Accelerator, job: Job) -> None:
     """DeepSpeed reads the batch size off a prepared loader (ours are not) and clips by its own configuration; the
     job's number counts there too. Called before the model is wrapped; nothing to do for other launches."""
     plugin = accelerator.state.deepspeed_plugin
@@ -129,7 +129,7 @@ def tell_deepspeed(accelerator: Accelerator, job: Job) -> None:
         plugin.deepspeed_config["gradient_clipping"] = job.training.max_grad_norm or 0.0
 
 
-def tell_fsdp(accelerator: Accelerator, model: UPVLA) -> None:
+def configure_fsdp(accelerator: Accelerator, model: UPVLA) -> None:
     """Which layers are units of sharding, and that gradients are added up in fp32 (accelerate would take 16 bits).
     Called before the model is wrapped; nothing to do for other launches."""
     if accelerator.distributed_type != DistributedType.FSDP:
@@ -138,7 +138,7 @@ def tell_fsdp(accelerator: Accelerator, model: UPVLA) -> None:
     plugin.transformer_cls_names_to_wrap = sorted(model.backbone.lm._no_split_modules)
     low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32)
-    for output in (Tally, Losses):  # FSDP looks for the tensors in what forward returns
+    for output in (SumAndCount, Losses):  # FSDP looks for the tensors in what forward returns
         if output not in pytree.SUPPORTED_NODES:
             pytree.register_dataclass(output)
 

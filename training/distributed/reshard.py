@@ -27,7 +27,7 @@ ENGINE_FOLDER = "pytorch_model"
 ONE_STATE = ("one process", "DDP")
 
 
-def expect_state_of(accelerator: Accelerator, checkpoint: Checkpoint | None) -> None:
+def validate_resume(accelerator: Accelerator, checkpoint: Checkpoint | None) -> None:
     """See that the state in ``checkpoint`` can be gone on with in this launch, and prepare DeepSpeed for what it will
     read. Called before the model is wrapped. Raises ``ConfigError``."""
     if checkpoint is None:

@@ -42,7 +42,7 @@ class Verdict:
     reason: str
 
 
-class LossWatch:
+class LossMonitor:
     """``factor``: what is called an explosion, None: nothing is. With ``scaled`` gradients (fp16) a norm that is not
     finite is the gradient scaler's business, which leaves the step out."""
 
@@ -57,9 +57,9 @@ class LossWatch:
         if norm is not None and not self.scaled:
             self._note(~norm.isfinite(), step, 1)
         if self.factor is not None:
-            self._note(self._loss.lasts_above(self.factor, loss), step - LASTING + 1, 2)
+            self._note(self._loss.exceeds_for_n_steps(self.factor, loss), step - LASTING + 1, 2)
             if norm is not None:
-                self._note(self._norm.lasts_above(self.factor, norm), step - LASTING + 1, 3)
+                self._note(self._norm.exceeds_for_n_steps(self.factor, norm), step - LASTING + 1, 3)
 
     def _note(self, yes: Tensor, step: int, reason: int) -> None:
         found = send(torch.tensor([step, reason]), self._bad.device)
@@ -88,7 +88,7 @@ class _Series:
         self._streak = torch.zeros((), dtype=torch.long, device=device)
         self._seen = 0
 
-    def lasts_above(self, factor: float, value: Tensor) -> Tensor:
+    def exceeds_for_n_steps(self, factor: float, value: Tensor) -> Tensor:
         """Has this value, and those before it, been above for ``LASTING`` steps? (0-d bool)"""
         value = value.detach().double()
         if self._seen < EARLY:

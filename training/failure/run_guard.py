@@ -21,7 +21,7 @@ from config.schema import Job
 from training.checkpointing.checkpoint import list_checkpoints, why_unwritable
 from training.data.batch import CoBatch
 from training.data.worker_processes import LostWorker
-from training.failure.loss_monitor import LASTING, LossWatch, RecentBatches, Verdict, has_only_numbers
+from training.failure.loss_monitor import LASTING, LossMonitor, RecentBatches, Verdict, has_only_numbers
 from training.failure.preemption import PREEMPTED
 from training.failure.status import write_status
 from training.run import Run
@@ -30,12 +30,12 @@ T = TypeVar("T")
 FINE, ASKED, WRONG = 0, 1, 2
 
 
-class Guard:
+class RunGuard:
     """One run's. What went wrong on this rank is kept until all ranks hear of it (``agree``)."""
 
     def __init__(self, job: Job, run: Run) -> None:
         self.job, self.run = job, run
-        self.watch = LossWatch(job.training.explosion_factor, run.device, scaled=run.accelerator.scaler is not None)
+        self.watch = LossMonitor(job.training.explosion_factor, run.device, scaled=run.accelerator.scaler is not None)
         self._recent = RecentBatches()
         self._wrong: str | None = None
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class EMA:
     """The average of a model's trained parameters, in float32 on their device; what rests has no need of one.
 
     After optimizer step s (1, 2, ...): average = d * average + (1 - d) * weights, d = min(decay, (1 + s) / (10 + s)):

@@ -1,1 +1,1 @@
-"""Questions about pictures with known answers: reading them, asking them, scoring what was said."""
+"""Questions about images with known answers: reading them, asking them, scoring what was said."""

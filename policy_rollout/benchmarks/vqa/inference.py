@@ -1,8 +1,8 @@
 """Asking a model all questions, in batches whose answers are on the disk before the next batch begins.
 
 A batch is the unit of everything that is kept: one that a kill cut off is asked again whole, so that an evaluation that
-was killed says what an undisturbed one says. Questions about one picture stand beside each other and CLIP looks at each
-picture once.
+was killed says what an undisturbed one says. Questions about one image stand beside each other and CLIP looks at each
+image once.
 
 Shape letters: B questions of a batch, P patches, C channels.
 """
@@ -24,19 +24,19 @@ from models.decoding import Generation
 from policy_rollout.benchmarks.vqa.questions import Question
 
 FILE = "answers.jsonl"
-Look = Callable[[Sequence[str]], Tensor]
-"""Names of pictures -> their features [n, P, C]."""
+NeedsChunk = Callable[[Sequence[str]], Tensor]
+"""Names of images -> their features [n, P, C]."""
 Say = Callable[[Sequence[str], Tensor, int], Generation]
 """(questions, features [B, P, C], number of the batch) -> answers."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, its place among all of them, and the picture that is shown with it."""
+    """A question, its place among all of them, and the image that is shown with it."""
 
     index: int
     question: Question
-    picture: str
+    image: str
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Answer:
 @dataclass(frozen=True)
 class Batch:
     """What one batch said and cost: forwards of the backbone, seconds in all and to the first word, seconds that CLIP
-    took for ``looked`` new pictures."""
+    took for ``looked`` new images."""
 
     number: int
     answers: tuple[Answer, ...]
@@ -64,28 +64,28 @@ class Batch:
 
 
 def in_order(questions: Sequence[Question], shuffle: bool) -> list[Asked]:
-    """Questions by picture, pictures in the order of their first question. ``shuffle``: every picture's questions are
+    """Questions by image, images in the order of their first question. ``shuffle``: every image's questions are
     asked about another one. Raises ``ValueError`` where there is no other."""
-    pictures = list(dict.fromkeys(question.picture for question in questions))
-    shown = dict(zip(pictures, _others(pictures) if shuffle else pictures, strict=True))
-    place = {picture: number for number, picture in enumerate(pictures)}
-    asked = [Asked(i, question, shown[question.picture]) for i, question in enumerate(questions)]
-    return sorted(asked, key=lambda row: place[row.question.picture])  # stable: a picture's questions keep their order
+    images = list(dict.fromkeys(question.image for question in questions))
+    shown = dict(zip(images, _others(images) if shuffle else images, strict=True))
+    place = {image: number for number, image in enumerate(images)}
+    asked = [Asked(i, question, shown[question.image]) for i, question in enumerate(questions)]
+    return sorted(asked, key=lambda row: place[row.question.image])  # stable: an image's questions keep their order
 
 
-def _others(pictures: Sequence[str]) -> list[str]:
-    """The pictures in one big circle, each in the place of another: always the same one."""
-    if len(pictures) < 2:
-        raise ValueError("--shuffle-pictures: there is only one picture, and no other to show")
-    order = np.random.default_rng(0).permutation(len(pictures))
-    others = list(pictures)
+def _others(images: Sequence[str]) -> list[str]:
+    """The images in one big circle, each in the place of another: always the same one."""
+    if len(images) < 2:
+        raise ValueError("--shuffle-pictures: there is only one image, and no other to show")
+    order = np.random.default_rng(0).permutation(len(images))
+    others = list(images)
     for here, there in zip(order, np.roll(order, 1), strict=True):
-        others[here] = pictures[there]
+        others[here] = images[there]
     return others
 
 
 def ask(
-    asked: Sequence[Asked], size: int, look: Look, say: Say, file: Path, progress: Callable[[int], object]
+    asked: Sequence[Asked], size: int, look: NeedsChunk, say: Say, file: Path, progress: Callable[[int], object]
 ) -> list[Batch]:
     """All batches, those in ``file`` and new ones, which are appended to it. ``progress`` hears of questions done.
 
@@ -112,7 +112,7 @@ def _batches(asked: Sequence[Asked], size: int) -> Iterator[tuple[int, Sequence[
 
 
 def _ask_batch(number: int, rows: Sequence[Asked], features: _Features, say: Say) -> Batch:
-    shown, looked, look_seconds = features.of([row.picture for row in rows])
+    shown, looked, look_seconds = features.of([row.image for row in rows])
     said = say([row.question.text for row in rows], shown, number)
     cut = said.cut or [False] * len(rows)
     told = zip(rows, said.texts, said.ids, cut, strict=True)
@@ -122,19 +122,19 @@ def _ask_batch(number: int, rows: Sequence[Asked], features: _Features, say: Say
 
 
 class _Features:
-    """Keeps the features of the last batch's pictures: the next one may begin with the same."""
+    """Keeps the features of the last batch's images: the next one may begin with the same."""
 
-    def __init__(self, look: Look) -> None:
+    def __init__(self, look: NeedsChunk) -> None:
         self._look = look
         self._kept: dict[str, Tensor] = {}
 
-    def of(self, pictures: Sequence[str]) -> tuple[Tensor, int, float]:
+    def of(self, images: Sequence[str]) -> tuple[Tensor, int, float]:
         """([B, P, C], how many were looked at anew, the seconds that took)."""
         started = time.perf_counter()
-        new = [name for name in dict.fromkeys(pictures) if name not in self._kept]
+        new = [name for name in dict.fromkeys(images) if name not in self._kept]
         found = dict(zip(new, self._look(new), strict=True)) if new else {}
-        self._kept = {name: found[name] if name in found else self._kept[name] for name in dict.fromkeys(pictures)}
-        return torch.stack([self._kept[name] for name in pictures]), len(new), time.perf_counter() - started
+        self._kept = {name: found[name] if name in found else self._kept[name] for name in dict.fromkeys(images)}
+        return torch.stack([self._kept[name] for name in images]), len(new), time.perf_counter() - started
 
 
 # --- the file --------------------------------------------------------------------------------------------------------

@@ -26,11 +26,11 @@ SHORT = "Answer the question using a single word or phrase."
 
 @dataclass(frozen=True)
 class Question:
-    """``picture``: name of a file below the image root; ``truths``: every annotator's answer (none: it cannot be
+    """``image``: name of a file below the image root; ``truths``: every annotator's answer (none: it cannot be
     scored); ``kind``: under what it is counted, too."""
 
     id: str
-    picture: str
+    image: str
     text: str
     truths: tuple[str, ...]
     kind: str
@@ -56,25 +56,26 @@ def read_questions(benchmark: str, files: Sequence[Path], most: int = 0) -> list
         raise ValueError(f"--questions {', '.join(map(str, files))}: there is no question in it")
     for question in found:
         try:
-            for text in (question.id, question.picture, question.text, *question.truths):
+            for text in (question.id, question.image, question.text, *question.truths):
                 check_text(text)
         except ValueError as error:
             raise ValueError(f"--questions: question {question.id!a}: {error}") from None
     return found[:most] if most else found
 
 
-def require_pictures(questions: Sequence[Question], root: Path) -> None:
+def require_images(questions: Sequence[Question], root: Path) -> None:
     """Before anything is asked. Raises ``FileNotFoundError`` naming the first that are missing."""
-    names = list(dict.fromkeys(question.picture for question in questions))
+    names = list(dict.fromkeys(question.image for question in questions))
     missing = [name for name in names if not (root / name).is_file()]
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise FileNotFoundError(f"--image-root {root}: {len(missing)} of {len(names)} pictures are not there: {shown}")
+        raise FileNotFoundError(f"--image-root {root}: {len(missing)} of {len(names)} images are not there: {shown}")
 
 
 def digest(questions: Sequence[Question]) -> str:
-    """The identity of what is asked."""
-    return hashlib.sha256(json.dumps([asdict(question) for question in questions]).encode()).hexdigest()
+    """Return the SHA-256 of all questions. The key ``picture`` keeps digests of earlier results valid."""
+    rows = [{"picture" if k == "image" else k: v for k, v in asdict(question).items()} for question in questions]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 # --- formats ---------------------------------------------------------------------------------------------------------
@@ -153,12 +154,12 @@ def _gqa(file: Path) -> Iterator[Question]:
     else:
         named = ((where, {"id": where.rpartition(" ")[2], **row}) for where, row in _lines(file))
     for where, row in named:
-        picture = row.get("image") or f"{_field(row, ('imageId', 'image'), where)}.jpg"
+        image = row.get("image") or f"{_field(row, ('imageId', 'image'), where)}.jpg"
         types = row.get("types")
         kind = types.get("structural") if isinstance(types, dict) else None
         yield Question(
             _field(row, ("question_id", "id"), where),
-            str(picture),
+            str(image),
             _field(row, ("question", "text"), where),
             (_field(row, ("answer", "label"), where),),
             str(kind or row.get("type") or "all"),
@@ -193,8 +194,8 @@ def _conversations(file: Path) -> Iterator[Question]:
             raise ValueError(f"{where} does not begin with a question and its answer")
         image = row.get("image")
         one = image[0] if isinstance(image, list) and len(image) == 1 else image  # as in training
-        picture = _field({"image": one}, ("image",), where)
-        yield Question(str(row.get("id", number)), picture, text, (truth,), "all")
+        path = _field({"image": one}, ("image",), where)
+        yield Question(str(row.get("id", number)), path, text, (truth,), "all")
 
 
 FORMATS = {

@@ -16,8 +16,8 @@ from policy_rollout.benchmarks.vqa.scores import (
     MEANS,
     accuracy,
     blind_guess,
+    by_image,
     by_kind,
-    by_picture,
     pope_figures,
     score_of,
 )
@@ -37,13 +37,13 @@ def figures(
     """Everything but settings. ``records`` are in the order of the questions' files."""
     said = {answer.index: answer.text for batch in batches for answer in batch.answers}
     texts = [said[i] for i in range(len(questions))]
-    shown = {row.index: row.picture for row in asked}
+    shown = {row.index: row.image for row in asked}
     scores = [score_of(benchmark, question, text) for question, text in zip(questions, texts, strict=True)]
     known = [score for score in scores if score is not None]
     told: dict[str, Any] = {"benchmark": benchmark, "questions": len(questions), "pictures": len(set(shown.values()))}
     if len(known) == len(questions):
         values = np.array(known)
-        interval, how = accuracy(values, [question.picture for question in questions])
+        interval, how = accuracy(values, [question.image for question in questions])
         told["accuracy"] = {**interval_json(interval), "interval": how, "means": MEANS[benchmark]}
         told["best_blind_guess"] = blind_guess(benchmark, questions)
         told["by_kind"] = by_kind(values, questions)
@@ -53,7 +53,7 @@ def figures(
     told["cut_answers"] = len(cut)
     told["cost"] = cost(batches)
     told["records"] = [
-        {"id": q.id, "picture": q.picture, "shown": shown[i], "question": q.text, "answer": text, "score": score}
+        {"id": q.id, "picture": q.image, "shown": shown[i], "question": q.text, "answer": text, "score": score}
         | ({"cut": True} if i in cut else {})
         for i, (q, text, score) in enumerate(zip(questions, texts, scores, strict=True))
     ]
@@ -65,7 +65,7 @@ def cost(batches: Sequence[Batch]) -> dict[str, float]:
     answers = sum(len(batch.answers) for batch in batches)
     tokens = sum(answer.tokens for batch in batches for answer in batch.answers)
     forwards, seconds = sum(b.forwards for b in batches), sum(b.seconds for b in batches)
-    pictures = sum(batch.looked for batch in batches)
+    images = sum(batch.looked for batch in batches)
     return {
         "answers": answers,
         "tokens": tokens,
@@ -75,7 +75,7 @@ def cost(batches: Sequence[Batch]) -> dict[str, float]:
         "seconds_per_answer": seconds / answers,
         "seconds_per_batch_median": float(np.median([batch.seconds for batch in batches])),
         "first_word_seconds_median": float(np.median([batch.first_word_seconds for batch in batches])),
-        "seconds_per_picture": sum(batch.look_seconds for batch in batches) / max(pictures, 1),
+        "seconds_per_picture": sum(batch.look_seconds for batch in batches) / max(images, 1),
     }
 
 
@@ -92,7 +92,7 @@ def markdown(name: str, content: Mapping[str, Any]) -> str:
     told = content.get("accuracy")
     head = ["", "benchmark", "decoded", "questions", "accuracy", "best blind guess", "tokens per forward"]
     head += ["ms per answer", "batch"]
-    asked = str(content["benchmark"]) + (", shuffled pictures" if settings[SHUFFLED] else "")
+    asked = str(content["benchmark"]) + (", shuffled images" if settings[SHUFFLED] else "")
     row = [
         name,
         asked,
@@ -120,7 +120,7 @@ def markdown(name: str, content: Mapping[str, Any]) -> str:
 
 def last_line(content: Mapping[str, Any]) -> str:
     told = content.get("accuracy")
-    asked = f"{content['questions']} questions about {content['pictures']} pictures"
+    asked = f"{content['questions']} questions about {content['pictures']} images"
     if cut := content.get("cut_answers", 0):
         asked += f" ({cut} answers were cut at max_new_tokens={content['settings']['max_new_tokens']})"
     if told is None:
@@ -128,7 +128,7 @@ def last_line(content: Mapping[str, Any]) -> str:
     blind = content["best_blind_guess"]
     line = f"accuracy {percent(_interval(told))} over {asked} (best blind guess {100 * blind:.0f} %)"
     if content["settings"][SHUFFLED]:
-        return f"{line}; with another picture each"
+        return f"{line}; with another image each"
     if told["low"] <= blind:
         return f"{line}: not clearly above who does not look"
     return line
@@ -178,16 +178,16 @@ def compare(found: Sequence[Scored], anyway: bool = False) -> tuple[list[Pair], 
                     raise ValueError(f"{told} (--anyway compares them all the same)")
                 notes.append(told)
         if mine.get(SHUFFLED) != theirs.get(SHUFFLED):
-            notes.append(f"{(first if mine.get(SHUFFLED) else other).name} was shown other pictures")
-    pictures = [record["picture"] for record in first.content["records"]]
-    count = by_picture(first.scores, pictures)[1]
-    values = {one.name: by_picture(one.scores, pictures)[0] for one in found}
+            notes.append(f"{(first if mine.get(SHUFFLED) else other).name} was shown other images")
+    images = [record["picture"] for record in first.content["records"]]
+    count = by_image(first.scores, images)[1]
+    values = {one.name: by_image(one.scores, images)[0] for one in found}
     return pairs_of(values, count), notes
 
 
 def verdict(pair: Pair) -> str:
     likely = probability(pair.difference.probability)
-    told = f"{pair.first} − {pair.second} is {points(pair.difference.interval)} points over {pair.items} pictures"
+    told = f"{pair.first} − {pair.second} is {points(pair.difference.interval)} points over {pair.items} images"
     told += f", P({pair.first} better) {likely if likely[0] in '<>' else '= ' + likely}"
     if pair.better is None:
         return f"these questions cannot tell {pair.first} from {pair.second}: {told}"

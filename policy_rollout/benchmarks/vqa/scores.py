@@ -132,22 +132,22 @@ def score_of(benchmark: str, question: Question, said: str) -> float | None:
 # --- all of them -----------------------------------------------------------------------------------------------------
 
 
-def by_picture(
-    scores: Sequence[float] | NDArray[np.float64], pictures: Sequence[str]
+def by_image(
+    scores: Sequence[float] | NDArray[np.float64], images: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """([pictures] mean score of the questions about each, [pictures] how many they are)."""
-    owner = np.unique(np.array(pictures), return_inverse=True)[1]
+    """([images] mean score of the questions about each, [images] how many they are)."""
+    owner = np.unique(np.array(images), return_inverse=True)[1]
     count = np.bincount(owner)
     return np.bincount(owner, weights=np.asarray(scores)) / count, count
 
 
-def accuracy(scores: NDArray[np.float64], pictures: Sequence[str]) -> tuple[Interval, str]:
-    """(mean score with its interval, how that was taken). Questions about one picture stand or fall together."""
-    means, count = by_picture(scores, pictures)
+def accuracy(scores: NDArray[np.float64], images: Sequence[str]) -> tuple[Interval, str]:
+    """(mean score with its interval, how that was taken). Questions about one image stand or fall together."""
+    means, count = by_image(scores, images)
     if set(np.unique(scores)) <= {0.0, 1.0}:
-        together = f", {len(means)} pictures as groups" if len(means) < len(scores) else ""
+        together = f", {len(means)} images as groups" if len(means) < len(scores) else ""
         return clustered_rate(np.round(means * count), count), f"Wilson{together}"
-    return bootstrap_runs(means, count), f"bootstrap over {len(means)} pictures"
+    return bootstrap_runs(means, count), f"bootstrap over {len(means)} images"
 
 
 def by_kind(scores: NDArray[np.float64], questions: Sequence[Question]) -> dict[str, dict[str, Any]]:
@@ -158,14 +158,14 @@ def by_kind(scores: NDArray[np.float64], questions: Sequence[Question]) -> dict[
     found = {}
     for kind in kinds:
         of_kind = [i for i, question in enumerate(questions) if question.kind == kind]
-        interval, _ = accuracy(scores[of_kind], [questions[i].picture for i in of_kind])
+        interval, _ = accuracy(scores[of_kind], [questions[i].image for i in of_kind])
         found[kind] = {"questions": len(of_kind), **interval_json(interval)}
     return found
 
 
 def pope_figures(questions: Sequence[Question], said: Sequence[str]) -> dict[str, Any]:
     """Precision, recall and F1 of "yes", the share of answers that are yes, and of those that are neither."""
-    names, owner = np.unique(np.array([question.picture for question in questions]), return_inverse=True)
+    names, owner = np.unique(np.array([question.image for question in questions]), return_inverse=True)
     yes = np.array([yes_or_no(text) == "yes" for text in said])
     true = np.array([question.truths[0] == "yes" for question in questions])
     cells = (yes & true, yes & ~true, ~yes & true, ~yes & ~true)

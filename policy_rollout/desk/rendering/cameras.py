@@ -23,7 +23,7 @@ GRIPPER_TILT = math.pi / 2 - 1.3
 GRIPPER_FOV = 75.0
 
 
-MAX_JITTER = 3.0  # beyond, the desk leaves the picture or lies in the dark
+MAX_JITTER = 3.0  # beyond, the desk leaves the image or lies in the dark
 
 
 def checked_jitter(value: float, what: str) -> float:

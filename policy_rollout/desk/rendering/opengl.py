@@ -1,4 +1,4 @@
-"""Pictures by OpenGL (`mujoco.Renderer`): shadows and plain colours, not the same bytes everywhere."""
+"""Images by OpenGL (`mujoco.Renderer`): shadows and plain colours, not the same bytes everywhere."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Pictures by casting one ray per pixel, in numpy: no OpenGL, the same bytes in every process.
+"""Images by casting one ray per pixel, in numpy: no OpenGL, the same bytes in every process.
 
-MuJoCo's own `mj_multiRay` asks every body about every ray (27 ms a picture where this takes 5), has other arguments in
+MuJoCo's own `mj_multiRay` asks every body about every ray (27 ms an image where this takes 5), has other arguments in
 every other version and overlooks shapes in some. Here a shape is only asked about the pixels of the rectangle that it
 projects to, and what the fixed camera sees of what never moves is kept. Tests compare the distances with `mj_ray`'s.
 All pairs of a pixel and a shape go through numpy together, because its calls cost more than its sums.
 
-Shape letters: G geoms of the model, S picture size, N pairs of a pixel and a shape, H pixels that are drawn.
+Shape letters: G geoms of the model, S image size, N pairs of a pixel and a shape, H pixels that are drawn.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from policy_rollout.desk.rendering.base import RenderedImage
 from policy_rollout.desk.rendering.cameras import Jitter, View
-from policy_rollout.desk.rendering.materials import BULB_ON, LED_ON, Look, looks_of
+from policy_rollout.desk.rendering.materials import BULB_ON, LED_ON, NeedsChunk, looks_of
 from policy_rollout.desk.rendering.shapes import BOX, INTERSECTIONS, PLANE, Triple, half_extent, normals
 from policy_rollout.desk.rendering.textures import make_sheet
 
@@ -47,7 +47,7 @@ class Canvas:
     def copy(self) -> Canvas:
         return Canvas(self.depth.copy(), tuple(plane.copy() for plane in self.rgb))
 
-    def picture(self, size: int) -> RenderedImage:
+    def image(self, size: int) -> RenderedImage:
         return RenderedImage(np.stack(self.rgb, -1).reshape(size, size, 3), self.depth.reshape(size, size))
 
 
@@ -105,7 +105,7 @@ class RayCaster:
     """Renderer "raycast" of one model."""
 
     def __init__(self, model: Any, scene: str) -> None:
-        looks = looks_of(scene) | {"led on": Look(LED_ON), "lightbulb on": Look(BULB_ON)}
+        looks = looks_of(scene) | {"led on": NeedsChunk(LED_ON), "lightbulb on": NeedsChunk(BULB_ON)}
         names = list(looks)
         owners = [str(model.mat(int(m)).name) for m in model.geom_matid]
         self._kind = np.array(model.geom_type, np.int64)
@@ -129,7 +129,7 @@ class RayCaster:
         self._backgrounds.clear()
 
     def shoot(self, data: Any, view: View, size: int, led: int, bulb: int, jitter: Jitter) -> RenderedImage:
-        """One picture of `size` by `size` pixels."""
+        """One image of `size` by `size` pixels."""
         light = Light.make(jitter, led, bulb)
         if view.fixed:
             canvas = self._background(data, view, size, light, jitter).copy()
@@ -137,7 +137,7 @@ class RayCaster:
         else:
             canvas = Canvas.blank(size)
             self._draw(canvas, np.arange(len(self._kind)), data, view, size, light)
-        return canvas.picture(size)
+        return canvas.image(size)
 
     def _background(self, data: Any, view: View, size: int, light: Light, jitter: Jitter) -> Canvas:
         key = (size, jitter, tuple(view.pos.tolist()), tuple(view.forward.tolist()))

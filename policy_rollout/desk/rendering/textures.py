@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from policy_rollout.desk.rendering.materials import Look
+from policy_rollout.desk.rendering.materials import NeedsChunk
 
 Array = npt.NDArray[Any]
 _FAR = 2048.0  # texels; a cast to int rounds towards zero, so places are shifted into the positive
@@ -39,7 +39,7 @@ class Sheet:
         return red[at], green[at], blue[at]
 
 
-def make_sheet(looks: dict[str, Look]) -> Sheet:
+def make_sheet(looks: dict[str, NeedsChunk]) -> Sheet:
     """The sheet with tile m for the m-th look."""
     tiles, scales = zip(*(_tile(name, look) for name, look in looks.items()), strict=True)
     shapes = np.array([tile.shape[:2] for tile in tiles], np.int32)
@@ -49,7 +49,7 @@ def make_sheet(looks: dict[str, Look]) -> Sheet:
     return Sheet(np.ascontiguousarray(colours.T), first, shapes[:, 0], shapes[:, 1], per_metre)
 
 
-def _tile(name: str, look: Look) -> tuple[Array, tuple[float, float]]:
+def _tile(name: str, look: NeedsChunk) -> tuple[Array, tuple[float, float]]:
     """One material's tile (V, U, 3) and its texels a metre along u and v."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     first, second = np.array(look.colour, np.float32), np.array(look.second, np.float32)

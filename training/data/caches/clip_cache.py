@@ -1,7 +1,7 @@
-"""CLIP's patches of conversation pictures, made once by ``preprocess_data/clip_features.py``: an option, and large.
+"""CLIP's patches of conversation images, made once by ``preprocess_data/clip_features.py``: an option, and large.
 
-A folder of shards (``shards.py``) with one row [P, C] for each distinct picture, beside the pictures' paths as the json
-has them. It knows which tower made it and how the pictures were prepared, and is refused for any other.
+A folder of shards (``shards.py``) with one row [P, C] for each distinct image, beside the images' paths as the json
+has them. It knows which tower made it and how the images were prepared, and is refused for any other.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ COMMAND = "python preprocess_data/clip_features.py"
 KEY = "dataset.params.clip_cache"
 
 
-class PictureFeatures:
-    """The patches of pictures, by their paths. Opens no picture.
+class ImageFeatures:
+    """The patches of images, by their paths. Opens no image.
 
     Raises ValueError naming the file when a part of it is missing or damaged.
     """
@@ -46,15 +46,15 @@ class PictureFeatures:
         return name in self._row_of
 
     def __getitem__(self, name: str) -> Tensor:
-        """[P, C] in the type they were kept in. Raises ValueError for a picture that could not be decoded."""
+        """[P, C] in the type they were kept in. Raises ValueError for an image that could not be decoded."""
         row = self._row_of[name]
         if not int(self.rows.row("decoded", row)):
-            raise ValueError(f"{name} could not be decoded as a picture when {self.folder} was made")
+            raise ValueError(f"{name} could not be decoded as an image when {self.folder} was made")
         return torch.from_numpy(np.array(self.rows.row("patches", row)))
 
     def describe(self) -> str:
         size = self.plan.rows * self.plan.row_bytes / 1e9
-        return f"patches of {self.plan.rows} pictures, {size:.2f} GB, from {self.folder}"
+        return f"patches of {self.plan.rows} images, {size:.2f} GB, from {self.folder}"
 
 
 def about(tower: ClipTower, name: str) -> dict[str, Any]:
@@ -64,8 +64,8 @@ def about(tower: ClipTower, name: str) -> dict[str, Any]:
     return {"kind": KIND, "version": 1, **made}
 
 
-def clip_cache(job: Job, root: str, image_root: str | None, tower: ClipTower) -> PictureFeatures | None:
-    """The patches of the conversations ``root`` (a folder or a json), as ``tower`` made them; None where pictures are
+def clip_cache(job: Job, root: str, image_root: str | None, tower: ClipTower) -> ImageFeatures | None:
+    """The patches of the conversations ``root`` (a folder or a json), as ``tower`` made them; None where images are
     to be read (``dataset.params.clip_cache``).
 
     Raises ValueError, with the command that makes them, where there are caches and none is this tower's.
@@ -85,10 +85,10 @@ def clip_cache(job: Job, root: str, image_root: str | None, tower: ClipTower) ->
     try:
         return find(places, tower, remake, given.name, Path(image_root) if image_root is not None else inside.parent)
     except ValueError as error:
-        raise ValueError(f"{error} (or see pictures in every step: {KEY}=false)") from None
+        raise ValueError(f"{error} (or see images in every step: {KEY}=false)") from None
 
 
-def find(places: Sequence[Path], tower: ClipTower, remake: str, json: str, image_root: Path) -> PictureFeatures:
+def find(places: Sequence[Path], tower: ClipTower, remake: str, json: str, image_root: Path) -> ImageFeatures:
     """The cache of this tower in one of these folders; of several, the last one that was made of conversations of
     this name."""
     wanted, seen = about(tower, ""), []
@@ -99,9 +99,9 @@ def find(places: Sequence[Path], tower: ClipTower, remake: str, json: str, image
             continue
         why = _other(plan.about, wanted) if is_whole(folder, plan) else "not finished"
         if why is None and (other := replaced(plan.about.get("probes", {}), image_root)) is not None:
-            why = f"made of other pictures than lie there now (such as {other})"
+            why = f"made of other images than lie there now (such as {other})"
         if why is None:
-            return PictureFeatures(folder, plan, remake)
+            return ImageFeatures(folder, plan, remake)
         seen.append(f"{folder.name} is {why}")
     found = "; ".join(seen) or "it is empty"
     raise ValueError(f"{' and '.join(map(str, places))}: no patches by this CLIP tower ({found}). Make them: {remake}")
@@ -124,4 +124,4 @@ def _other(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
         return f"made by other weights ({held['name']})"
     if held.get("reading", 1) != wanted["reading"]:
         return "of images as an earlier version read them (EXIF orientation, 16 bits, transparency)"
-    return None if held["spec"] == wanted["spec"] else "of pictures that were prepared otherwise"
+    return None if held["spec"] == wanted["spec"] else "of images that were prepared otherwise"

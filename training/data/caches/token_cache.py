@@ -2,7 +2,7 @@
 
 A cache is a folder of shards (``shards.py``) with int16 codes [V, n] a row, beside ``frames.index``, which says which
 row belongs to which frame: frames that several windows share are one row. It knows what it was made of (the data set,
-the tokenizer's weights, the resolution and how pictures are brought to it), and is refused for anything else.
+the tokenizer's weights, the resolution and how images are brought to it), and is refused for anything else.
 
 Shape letters: F distinct frames, N frames of a processed split, V views, n codes of a view, T actions, A action size.
 """
@@ -32,7 +32,7 @@ from training.data.readers import IMAGE_SUFFIXES
 
 FOLDER = "token_cache"  # in a data set, where caches are looked for
 FIT = "short side bicubic (PIL), centre crop"
-"""How ``models.processing.image.fit`` brings pictures to the resolution; another rule needs another name."""
+"""How ``models.processing.image.fit`` brings images to the resolution; another rule needs another name."""
 COMMAND = "python preprocess_data/tokenize_images.py"
 PROBES = 64  # frames whose files are known again, to notice images that were replaced
 PROBED = 1 << 18  # bytes of a file's beginning, and of its end, where an archive has its members' checksums
@@ -57,7 +57,7 @@ class Wanted:
         if about["tokenizer"] != self.tokenizer:
             return f"made by a tokenizer of other weights ({about['name']})"
         if (about["resolution"], about["fit"]) != (self.resolution, FIT):
-            return f"of pictures of {about['resolution']} pixels ({about['fit']}), not {self.resolution}"
+            return f"of images of {about['resolution']} pixels ({about['fit']}), not {self.resolution}"
         if self.reading is not None and about.get("reading", 1) != self.reading:
             return "of image files as an earlier version read them (EXIF orientation, 16 bits, transparency)"
         if about["views"] < self.views:
@@ -66,7 +66,7 @@ class Wanted:
 
 
 class TokenCache:
-    """The codes of a data set, by frame. Opens no picture.
+    """The codes of a data set, by frame. Opens no image.
 
     Raises ValueError naming the file when a part of it is missing or damaged.
     """
@@ -132,7 +132,7 @@ def find(places: Sequence[Path], wanted: Wanted, remake: str, data: Path) -> Tok
             continue
         why = wanted.against(plan.about) if is_whole(folder, plan) else "not finished"
         if why is None and (other := replaced(plan.about["probes"], data)) is not None:
-            why = f"made of other pictures than lie there now (such as {other})"
+            why = f"made of other images than lie there now (such as {other})"
         if why is None:
             return TokenCache(folder, plan)
         seen.append(f"{folder.name} is {why}")

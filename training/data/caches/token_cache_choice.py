@@ -1,4 +1,4 @@
-"""Which token cache a run reads in place of the robot's pictures: ``dataset.params.token_cache``, judged at start."""
+"""Which token cache a run reads in place of the robot's images: ``dataset.params.token_cache``, judged at start."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ KEY = "dataset.params.token_cache"
 
 
 def token_cache(job: Job, root: str, vq: MagVITv2) -> TokenCache | None:
-    """The codes of the data set ``root``, as ``vq`` made them; None where pictures are to be read.
+    """The codes of the data set ``root``, as ``vq`` made them; None where images are to be read.
 
     ``auto`` takes what lies in the data set, if anything does. Raises ValueError where there are caches and none is
-    of this data, tokenizer and resolution, and where pictures are to be augmented, which codes cannot be.
+    of this data, tokenizer and resolution, and where images are to be augmented, which codes cannot be.
     """
     wish = job.dataset.params.token_cache
     inside = Path(root) / FOLDER
@@ -38,11 +38,11 @@ def token_cache(job: Job, root: str, vq: MagVITv2) -> TokenCache | None:
     places = [place for place in (named, inside) if place is not None and place.is_dir()]
     if job.dataset.augment != Augment():
         raise ValueError(
-            f"dataset.augment changes pictures, and {KEY}={wish} reads the codes of unchanged ones; "
+            f"dataset.augment changes images, and {KEY}={wish} reads the codes of unchanged ones; "
             f"set {KEY}=false, or all of dataset.augment to 0"
         )
     model, resolution, views = job.model.vq_model, job.dataset.preprocessing.resolution, job.model.vla.num_view
-    index = read_index(root, pictures=False)
+    index = read_index(root, images=False)
     wanted = Wanted(
         data=processed_digest(index),
         tokenizer=vq.weights_hash,
@@ -55,4 +55,4 @@ def token_cache(job: Job, root: str, vq: MagVITv2) -> TokenCache | None:
     try:
         return find(places, wanted, remake, Path(root))
     except ValueError as error:
-        raise ValueError(f"{error} (or encode pictures in every step: {KEY}=false)") from None
+        raise ValueError(f"{error} (or encode images in every step: {KEY}=false)") from None

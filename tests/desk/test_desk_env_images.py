@@ -45,7 +45,7 @@ def test_every_pixel_lies_where_mujocos_own_ray_caster_says(scene: str, camera: 
     for _ in range(8):
         env.step(np.array([0.5, -0.3, -0.4, 0.6, 0.3, 0.5, -1]))
     _, depth = reference(env, camera, 64)
-    error = np.abs(env.picture(camera, 64).depth - depth)
+    error = np.abs(env.image(camera, 64).depth - depth)
     assert np.mean(error < 1e-4) > 0.995, "all but a few pixels on edges"
 
 
@@ -68,18 +68,18 @@ def test_everything_a_task_needs_is_visible_in_the_static_camera(scene: str):
 
 
 @pytest.mark.parametrize("scene", SCENES)
-def test_the_bulb_is_whole_in_the_picture_and_seen_under_any_jitter(scene: str):
+def test_the_bulb_is_whole_in_the_image_and_seen_under_any_jitter(scene: str):
     bulb = LAYOUTS[scene].bulb + np.array([0, 0, 2 * BULB_RADIUS])
     assert static_camera().project(bulb, 200)[1] >= 0
     dark = OPEN.copy()
     dark[4] = 0
     for seed in range(12):
         env = DeskEnv(scene, camera_jitter=1.0)
-        pictures = [(env.reset(AWAY, state, seed=seed), env.render(size=64))[1].astype(int) for state in (OPEN, dark)]
-        assert (np.abs(pictures[0] - pictures[1]).max(-1) > 40).sum() >= 6
+        images = [(env.reset(AWAY, state, seed=seed), env.render(size=64))[1].astype(int) for state in (OPEN, dark)]
+        assert (np.abs(images[0] - images[1]).max(-1) > 40).sum() >= 6
 
 
-def test_the_kept_background_gives_the_same_picture_as_a_fresh_desk():
+def test_the_kept_background_gives_the_same_image_as_a_fresh_desk():
     used = DeskEnv("A")
     used.reset(seed=1, render=True)
     for _ in range(5):
@@ -91,7 +91,7 @@ def test_the_kept_background_gives_the_same_picture_as_a_fresh_desk():
 
 
 @pytest.mark.parametrize("size", [32, 84, 256])
-def test_pictures_have_the_size_that_was_asked_for(size: int):
+def test_images_have_the_size_that_was_asked_for(size: int):
     env = DeskEnv(static_size=size, gripper_size=size // 2)
     obs = env.get_obs()
     assert obs["rgb_obs"]["rgb_static"].shape == (size, size, 3)
@@ -121,14 +121,14 @@ def test_a_lit_led_is_green_and_a_lit_bulb_yellow():
 
 
 def test_scenes_look_different():
-    pictures = []
+    images = []
     for scene in SCENES:
         env = DeskEnv(scene)
         env.reset(AWAY, OPEN)
-        pictures.append(env.render().astype(int))
+        images.append(env.render().astype(int))
     for i in range(4):
         for j in range(i):
-            assert np.abs(pictures[i] - pictures[j]).mean() > 10
+            assert np.abs(images[i] - images[j]).mean() > 10
     assert len({(p.button_x, p.drawer_x, p.switch_x) for p in LAYOUTS.values()}) == 4
     assert len({tuple(p.blocks.values()) for p in LAYOUTS.values()}) == 4
 
@@ -199,7 +199,7 @@ assert not [name for name in sys.modules if name.startswith(("OpenGL", "glfw"))]
 def test_the_gl_renderer_works_or_is_refused_in_one_line_at_start(kind: str, command: list[str], tmp_path: Path):
     command = [*command[:-1], str(tmp_path / command[-1])] if command[-1] == "demos" else command
     command = [str(tmp_path / word) if word.endswith(".png") else word for word in command]
-    probe = "from policy_rollout.desk import render; render.check_renderer('gl')"
+    probe = "from policy_rollout.desk import rendering; rendering.check_renderer('gl')"
     if kind in ("osmesa", "glfw", "egl") and with_opengl(kind, "-c", probe).returncode == 0:
         pytest.skip(f"OpenGL by {kind} works on this machine")
     done = with_opengl(kind, *command, "--renderer", "gl")

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common.housekeeping import remove
+from common.files import remove
 from models.processing.image import fit
 from policy_rollout.closed_loop.env_slot import ChainJob, ChainRecord
 from policy_rollout.pictures import (

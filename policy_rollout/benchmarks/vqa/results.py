@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from common.json_file import read_object
+from common.files import read_object
 from policy_rollout.benchmarks.vqa.inference import Asked, Batch
 from policy_rollout.benchmarks.vqa.questions import Question
 from policy_rollout.benchmarks.vqa.scores import (

@@ -125,7 +125,7 @@ def test_4_a_block_as_long_as_the_answer_makes_bd_masked_diffusion(
     expected = value(built, answer)
     torch.testing.assert_close(value(built, one_block), expected, rtol=0, atol=0)
     # x0 of the last answer is not even there, and changes nothing where it is.
-    monkeypatch.setattr(diffusion, "without_unread", lambda clean, canvas: clean)
+    monkeypatch.setattr(diffusion, "drop_unread_clean_tokens", lambda clean, canvas: clean)
     kept = ask(built, bd(size, prediction=prediction), turn)
     assert kept.sequence.ids.shape[1] > answer.sequence.ids.shape[1]
     torch.testing.assert_close(value(built, kept), expected, rtol=1e-5, atol=1e-6)

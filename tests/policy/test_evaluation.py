@@ -270,7 +270,7 @@ def test_the_command_shares_the_chains_by_the_number_of_its_processes(
         given.append(arguments[7])
         return run_distributed(*arguments, **more)
 
-    monkeypatch.setattr(app, "play_together", listens)
+    monkeypatch.setattr(app, "run_distributed", listens)
     app.evaluate(short(model, tmp_path), app.Place(rank=0, world=3))
     assert given == [3]
 

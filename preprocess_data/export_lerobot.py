@@ -19,9 +19,6 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from common.arguments import path_argument
 from common.command import run_command
 from preprocess_data.lerobot import ANNOTATIONS, INFO, libraries

@@ -10,10 +10,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
-
-if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 

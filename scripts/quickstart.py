@@ -26,29 +26,26 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+import train_upvla
+from common.arguments import path_argument, whole
+from common.atomic_file import replace_text
+from common.command import run_command
+from common.folder_lock import hold
+from config.identity import difference, settings_in, settings_of
+from config.load import ConfigError, load_job
+from config.schema import Job
+from models.checkpoint import build
+from models.magvit import load_magvit
+from models.objectives import text_objective
+from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action
+from policy_rollout.pictures import GREEN, RED, beside, captioned, sheet, write_gif, write_png
+from policy_rollout.policy import ConstantPolicy, Observation, Policy, UPVLAPolicy
+from policy_rollout.rollout import Rollout
+from preprocess_data import make_desk_demos, process_calvin
+from scripts import desk_trial as trial
+from training.data.calvin import CalvinSplit
+
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-import train_upvla  # noqa: E402
-from common.arguments import path_argument, whole  # noqa: E402
-from common.atomic_file import replace_text  # noqa: E402
-from common.command import run_command  # noqa: E402
-from common.folder_lock import hold  # noqa: E402
-from config.identity import difference, settings_in, settings_of  # noqa: E402
-from config.load import ConfigError, load_job  # noqa: E402
-from config.schema import Job  # noqa: E402
-from models.checkpoint import build  # noqa: E402
-from models.magvit import load_magvit  # noqa: E402
-from models.objectives import text_objective  # noqa: E402
-from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action  # noqa: E402
-from policy_rollout.pictures import GREEN, RED, beside, captioned, sheet, write_gif, write_png  # noqa: E402
-from policy_rollout.policy import ConstantPolicy, Observation, Policy, UPVLAPolicy  # noqa: E402
-from policy_rollout.rollout import Rollout  # noqa: E402
-from preprocess_data import make_desk_demos, process_calvin  # noqa: E402
-from scripts import desk_trial as trial  # noqa: E402
-from training.data.calvin import CalvinSplit  # noqa: E402
-
 SETTINGS = "quickstart.json"
 ANOTHER = "give another --output, or delete it"
 NAMES = {"ar": "arvla", "mdm": "mdmvla", "bd": "bdvla"}

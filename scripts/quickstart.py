@@ -33,7 +33,7 @@ from common.command import run_command
 from common.folder_lock import hold
 from config.identity import difference, settings_in, settings_of
 from config.load import ConfigError, load_job
-from config.schema import Job
+from config.schema import Job, Objective
 from models.checkpoint import build
 from models.magvit import load_magvit
 from models.objectives import text_objective
@@ -220,7 +220,7 @@ def tell(
         console.print(f"  {what:30} {where}", soft_wrap=True)
 
 
-def run(objective: str, folder: Path, size: Size, started: float) -> None:
+def run(objective: Objective, folder: Path, size: Size, started: float) -> None:
     """Record, train, judge, report."""
     print(f"1/3 recording demonstrations on the embedded desk, scene {trial.SCENE}")
     record(folder, size)

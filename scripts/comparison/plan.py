@@ -138,10 +138,11 @@ class Plan:
             replace_text(file, json.dumps(mine, indent=1) + "\n")
             return
         there = json.loads(file.read_text(encoding="utf-8"))
-        other = [f"{key} {there.get(key)} (now {mine[key]})" for key in mine if there.get(key) != mine[key]]
-        if other:
+        changes = [f"{key} {there.get(key)} (now {mine[key]})" for key in mine if there.get(key) != mine[key]]
+        if changes:
             raise ValueError(
-                f"{self.folder} was run with another budget: {', '.join(other)}; give another --output-dir or delete it"
+                f"{self.folder} was run with another budget: {', '.join(changes)}; "
+                "give another --output-dir or delete it"
             )
 
 

@@ -37,9 +37,11 @@ def contents() -> dict[str, str]:
 
 
 def main() -> None:
-    """Write every requirements file into the repository root."""
+    """Write the requirements files that differ into the repository root."""
     for name, text in contents().items():
-        (ROOT / name).write_text(text, encoding="utf-8")
+        file = ROOT / name
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+            file.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

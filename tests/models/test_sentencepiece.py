@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from models.checkpoint import TOKENIZER_FOLDER, load_folder, save_folder
+from models.checkpoint import load_folder, save_folder
+from models.folders import TOKENIZER_FOLDER
 from models.prompting import Prompter, load_tokenizer, vocabulary_of
 from tests.tiny import SENTENCES, tiny_model
 

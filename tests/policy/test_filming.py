@@ -13,7 +13,7 @@ from PIL import Image
 from policy_rollout import filming
 from policy_rollout.acting import Observation
 from policy_rollout.filming import Filming, make_recorder
-from policy_rollout.pictures import Frame, write_gif, write_mp4
+from policy_rollout.pictures import Frame, captioned, write_gif, write_mp4
 from policy_rollout.seats import ChainJob, ChainRecord
 
 SIZE = 24
@@ -63,7 +63,6 @@ def watch(recorder: Filming, job: ChainJob, steps: Sequence[int], completed: int
 def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """What is written below pictures."""
     words: list[tuple[str, str]] = []
-    captioned = filming.captioned
 
     def listening(frame: Frame, text: str, note: str = "", *colour: Any) -> Frame:
         words.append((text, note))

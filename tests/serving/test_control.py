@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import policy_rollout.policy_upvla as client
+from policy_rollout.acting import Observation
 from policy_rollout.policy_upvla import Driving, control
 from policy_rollout.robot.camera import LatestPicture
 from policy_rollout.robot.pace import Pace
@@ -381,12 +382,12 @@ def test_a_remote_policy_is_a_policy():
         policy = RemotePolicy(served.url(), token="t")
         assert policy.cameras == ("rgb_static", "rgb_gripper")
         assert policy.act_step == T
-        sights = [client.Observation(picture(10 * n), "go", picture(0)) for n in (1, 2)]
+        sights = [Observation(picture(10 * n), "go", picture(0)) for n in (1, 2)]
         np.testing.assert_allclose(policy.act(sights)[:, 0, 0], [0.01, 0.02])
         with pytest.raises(ValueError, match="no rgb_gripper"):
-            policy.act([client.Observation(picture(1), "go")])
+            policy.act([Observation(picture(1), "go")])
         with pytest.raises(RuntimeError, match="refused"):
-            policy.act([client.Observation(picture(1), "refuse me", picture(0))])
+            policy.act([Observation(picture(1), "refuse me", picture(0))])
         assert policy.act(sights).shape == (2, T, 7), "a new connection is made"
     with pytest.raises(ConnectionError):
         policy.act(sights)

@@ -17,8 +17,7 @@ from tests.tiny import llm_config, write_language_model
 from tests.training.runs import Outcome, same
 from tests.training.test_resume import interrupted
 from training.checkpoint import ORDER, changes
-from training.data.cotrain import flow_seed
-from training.data.order import ORDER_VERSION, StepSampler
+from training.data.order import ORDER_VERSION, StepSampler, flow_seed
 from training.guard import Guard
 from training.manifest import Checkpoint
 from training.signals import PREEMPTED

@@ -28,8 +28,9 @@ def replace_bytes(path: Path, content: bytes) -> None:
 
 
 def give_usual_mode(path: Path) -> None:
-    """Give ``path`` the permissions of a file that is newly written beside it (libraries leave 0600 on temporary
-    files). A probe file is asked, as the umask cannot be read without changing it for all threads."""
+    """Give ``path`` the permissions of a new file in its folder; libraries leave 0600 on temporary files.
+
+    They come from a probe file, because reading the umask changes it for all threads."""
     probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}.mode")
     try:
         with probe.open("xb") as file:

@@ -11,8 +11,9 @@ from common.os_errors import reason_of
 
 
 def remove(path: Path) -> str | None:
-    """Delete a file, a link (not what it leads to) or a folder. Return the reason where it could not be deleted, else
-    None; a path that does not exist counts as deleted."""
+    """Delete a file, a link (not its target) or a folder, and return None or the reason of a failure.
+
+    A path that does not exist counts as deleted."""
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -24,10 +25,9 @@ def remove(path: Path) -> str | None:
 
 
 def retire(path: Path) -> str | None:
-    """Delete a folder under a hidden name (``.<name>.<token>.old``) that it is given first, so that a kill never leaves
-    half of it under its own. Return the reason where that could not be done completely, else None.
+    """Rename a folder to ``.<name>.<token>.old``, delete it, and return None or the reason of a failure.
 
-    A folder that is only linked here stays: somebody has put it where it is.
+    A kill therefore never leaves half a folder under the old name. A folder that is only linked here stays.
     """
     if path.is_symlink():
         return "it is a link to a folder elsewhere; remove both by hand"

@@ -11,8 +11,9 @@ _PID_NAMESPACE = Path("/proc/self/ns/pid")
 
 
 def boot_id() -> str:
-    """Return the identity of the running kernel: it changes with every boot, and containers on one machine share it.
-    Empty where the system has none."""
+    """Return the identity of the running kernel, or an empty text if the system has none.
+
+    It changes with every boot, and containers on one machine share it."""
     return _BOOT_ID.read_text(encoding="utf-8").strip() if _BOOT_ID.exists() else ""
 
 
@@ -23,8 +24,9 @@ def machine() -> str:
 
 
 def process_stamp(pid: int) -> str:
-    """Return the id and the start time of a process of this machine, as ids are used again; ``<pid> gone`` if there is
-    no such process."""
+    """Return the id and the start time of a process of this machine, or ``<pid> gone`` if it has ended.
+
+    The start time is needed because ids are used again."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         state, started = fields[0], fields[19]

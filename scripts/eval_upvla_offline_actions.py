@@ -1,6 +1,6 @@
-"""Offline action metrics of a policy on recorded CALVIN frames. No simulator is needed.
+r"""Offline action metrics of a policy on recorded CALVIN frames. No simulator is needed.
 
-    python scripts/eval_upvla_offline_actions.py --dataset-root /path/to/calvin --split validation \\
+    python scripts/eval_upvla_offline_actions.py --dataset-root /path/to/calvin --split validation \
         --model-config policy_rollout/arvla_model.yaml --device cuda:0 --stride 10 --output-json results/arvla.json
 """
 

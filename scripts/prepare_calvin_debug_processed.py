@@ -1,6 +1,6 @@
-"""A tiny processed split out of a few consecutive raw CALVIN frames and one instruction, to try training on.
+r"""A tiny processed split out of a few consecutive raw CALVIN frames and one instruction, to try training on.
 
-    python scripts/prepare_calvin_debug_processed.py --source-split-dir /path/to/calvin/training \\
+    python scripts/prepare_calvin_debug_processed.py --source-split-dir /path/to/calvin/training \
         --output-dir ./debug_data/calvin_debug_processed_training --instruction "open the drawer" --max-frames 256
 """
 

@@ -166,8 +166,9 @@ def rows_of(verdicts: Sequence[Verdict]) -> list[list[str]]:
 
 
 def settle(folder: Path, objective: str, size: Size) -> None:
-    """Write down what the folder is made with, or see that it is what it was made with before: what is trained there
-    is not trained again. Raises ValueError where it differs."""
+    """Save the settings of the folder, or raise ValueError if it was made with others.
+
+    A model that is trained there is not trained again."""
     file, mine = folder / SETTINGS, {"objective": objective, **asdict(size)}
     held = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for name, old in held.items():

@@ -147,8 +147,9 @@ class Plan:
 
 
 def going_on_from(run: Path) -> tuple[str, ...]:
-    """Overrides with which all go on from the model and the robot data of a ``run`` (or of a ``checkpoint-<step>`` in
-    it), so that they act from the first step on. Raises ``ValueError`` or ``FileNotFoundError``."""
+    """Return the overrides that start all runs from the model and the robot data of ``run``, so that they act at once.
+
+    ``run`` may be a ``checkpoint-<step>`` of a run. Raises ``ValueError`` or ``FileNotFoundError``."""
     configs = [folder / "config.yaml" for folder in (run, *run.parents)]
     config = next((file for file in configs if file.is_file()), None)
     if config is None:

@@ -15,9 +15,11 @@ DOORS := --tasks doors_and_lights --static-size 128 --gripper-size 64 --workers 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python
+# The targets run this checkout, even if VENV has another one installed.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart compare recipe headline test test-all lint smoke venv venv-train venv-dev clean distclean
+.PHONY: help quickstart compare recipe headline test test-all lint smoke venv venv-train venv-dev requirements clean distclean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,7 +50,7 @@ test: lint ## style, types, import rules and the CPU test suite
 test-all: lint ## the slow tests too; those that need a GPU or Slurm skip themselves where there is none
 	$(RUN) -m pytest $(PYTEST)
 
-lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter
+lint: $(VENV)/.dev ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -73,20 +75,23 @@ $(VENV)/.torch:
 	@touch $@
 
 $(VENV)/.minimal: requirements_minimal.txt | $(VENV)/.torch
-	@echo "installing requirements_minimal.txt into $(VENV)"
-	@$(PIP) install --quiet --no-compile -r requirements_minimal.txt
+	@echo "installing this checkout and what it needs into $(VENV)"
+	@$(PIP) install --quiet --no-compile --editable ".[serve]"
 	@touch $@
 
 $(VENV)/.train: requirements.txt $(VENV)/.minimal
-	@echo "installing requirements.txt into $(VENV)"
-	@$(PIP) install --quiet --no-compile -r requirements.txt
+	@echo "installing what training needs into $(VENV)"
+	@$(PIP) install --quiet --no-compile --editable ".[serve,train]"
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.txt requirements-dev-no-deps.txt $(VENV)/.train
-	@echo "installing requirements-dev.txt into $(VENV)"
-	@$(PIP) install --quiet --no-compile -r requirements-dev.txt
-	@$(PIP) install --quiet --no-compile --no-deps -r requirements-dev-no-deps.txt
+$(VENV)/.dev: pyproject.toml $(VENV)/.train
+	@echo "installing what tests and linters need into $(VENV)"
+	@$(PIP) install --quiet --no-compile --editable ".[dev]"
+	@$(PIP) install --quiet --no-compile --no-deps --group no-deps
 	@touch $@
+
+requirements: $(VENV)/.dev ## write the requirements files from pyproject.toml
+	$(BIN)/python scripts/dev/write_requirements.py
 
 clean: ## remove caches (outputs/ and the environment stay)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -174,7 +174,7 @@ def measure(work: Work, args: argparse.Namespace) -> dict[str, Any]:
     each = {name: [_share(one, count) for one in laps[name]] for name, count in counts.items()}  # of one sample
     first = next(iter(_batches(work)))
     operations = counted(lambda: work.policy.act(first)) / len(first)
-    encode = counted(lambda: work.policy._codes(first)) / len(first)
+    encode = counted(lambda: work.policy._codes(first)) / len(first)  # noqa: SLF001
     floors = {"pictures": operations, "token cache": operations - encode}
     return {
         "samples_per_second": {n: Spread.of([1 / one.of(clock) for one in laps_]) for n, laps_ in each.items()},

@@ -21,7 +21,8 @@ def atomic_path(path: Path, sync: bool = False) -> Iterator[Path]:
     and nothing else is left.
 
     Args:
-        sync: flush the file to the disk before it takes its name.
+        path: The file's name.
+        sync: Flush the file to the disk before it takes its name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -60,8 +61,10 @@ def flush(path: Path) -> None:
 
 
 def give_usual_mode(path: Path) -> None:
-    """Give ``path`` the permissions of a file that is newly written beside it (libraries leave 0600 on temporary
-    files). A probe file is asked, as the umask cannot be read without changing it for all threads."""
+    """Give ``path`` the permissions of a new file in its folder; libraries leave 0600 on temporary files.
+
+    A probe file is written, because the umask cannot be read without changing it for all threads.
+    """
     probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}.mode")
     try:
         with probe.open("xb") as file:
@@ -73,15 +76,16 @@ def give_usual_mode(path: Path) -> None:
 
 # ----------------------------------------------------------------------------------------------------------------- read
 def read_json(file: Path, why: str = "", named: Path | None = None) -> Any:
-    """What ``file`` holds.
+    """Return the content of a JSON file.
 
     Args:
-        why: what is said behind "does not exist", e.g. who needs the file.
-        named: the file's name for messages, where it lies under a temporary one.
+        file: The file.
+        why: Text behind "does not exist", for example the reader of the file.
+        named: Name of the file in messages, if it has a temporary one.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it cannot be read, or is not JSON.
+        FileNotFoundError: It does not exist.
+        ValueError: It cannot be read, or is not JSON.
     """
     name = named or file
     try:
@@ -93,7 +97,7 @@ def read_json(file: Path, why: str = "", named: Path | None = None) -> Any:
 
 
 def read_object(file: Path, why: str = "", named: Path | None = None) -> dict[str, Any]:
-    """The object in ``file``, as ``read_json``; ``ValueError`` too where it holds something else."""
+    """Return the object in ``file``, as ``read_json``. Raise ``ValueError`` too if it holds something else."""
     content = read_json(file, why, named)
     if not isinstance(content, dict):
         raise ValueError(f"{named or file} must hold a JSON object, holds a {type(content).__name__}")
@@ -102,8 +106,10 @@ def read_object(file: Path, why: str = "", named: Path | None = None) -> dict[st
 
 # --------------------------------------------------------------------------------------------------------------- delete
 def remove(path: Path) -> str | None:
-    """Delete a file, a link (not what it leads to) or a folder. Return the reason where it could not be deleted, else
-    None; a path that does not exist counts as deleted."""
+    """Delete a file, a link (not its target) or a folder.
+
+    Return the reason if it could not be deleted, else None. A path that does not exist counts as deleted.
+    """
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -115,10 +121,9 @@ def remove(path: Path) -> str | None:
 
 
 def retire(path: Path) -> str | None:
-    """Delete a folder under a hidden name (``.<name>.<token>.old``) that it is given first, so that a kill never leaves
-    half of it under its own. Return the reason where that could not be done completely, else None.
+    """Rename a folder to a hidden name (``.<name>.<token>.old``) and delete it: a kill leaves no half of it.
 
-    A folder that is only linked here stays: somebody has put it where it is.
+    Return the reason if that was not possible completely, else None. A linked folder is not deleted.
     """
     if path.is_symlink():
         return "it is a link to a folder elsewhere; remove both by hand"

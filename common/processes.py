@@ -102,8 +102,10 @@ _PID_NAMESPACE = Path("/proc/self/ns/pid")
 
 
 def boot_id() -> str:
-    """Return the identity of the running kernel: it changes with every boot, and containers on one machine share it.
-    Empty where the system has none."""
+    """Return the identity of the running kernel, empty if the system has none.
+
+    It changes with every boot. Containers on one machine share it.
+    """
     return _BOOT_ID.read_text(encoding="utf-8").strip() if _BOOT_ID.exists() else ""
 
 
@@ -114,8 +116,10 @@ def machine() -> str:
 
 
 def process_stamp(pid: int) -> str:
-    """Return the id and the start time of a process of this machine, as ids are used again; ``<pid> gone`` if there is
-    no such process."""
+    """Return the id and the start time of a process of this machine; ``<pid> gone`` if there is no such process.
+
+    Ids are used again; start times tell them apart.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         state, started = fields[0], fields[19]

@@ -257,8 +257,9 @@ def _check_text(job: Job) -> None:
 
 
 def check_paths(job: Job, tree: Tree) -> None:
-    """Every path that will be read exists and becomes absolute, hub ids stay as they are, `~` is expanded; ConfigError
-    otherwise."""
+    """Make every path that will be read absolute, or raise ConfigError if it does not exist.
+
+    `~` is expanded; hub ids stay as they are."""
     unused = _unused(job)
     for key in keys().values():
         value = get(job, key.name)

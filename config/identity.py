@@ -30,8 +30,9 @@ def settings_in(config: Path) -> dict[str, Any] | None:
 
 
 def difference(had: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return the first setting that differs, with both values; None where all are equal. A key that ``had`` lacks (it
-    was written by an older version) had its default."""
+    """Return the first setting that differs, with both values, or None if all are equal.
+
+    A key that ``had`` lacks (an older version wrote it) had its default."""
     defaults = settings_of(Job())
     for key in sorted({*had, *now}):
         old, new = had.get(key, defaults.get(key)), now.get(key, defaults.get(key))

@@ -60,8 +60,9 @@ def wants_sweep(argv: Sequence[str] | None) -> bool:
 
 
 def sweep(argv: Sequence[str] | None, objective: Objective | None) -> None:
-    """Run a sweep to its end and print its table. ConfigError before the first run starts if one of them cannot be;
-    SystemExit(1) after the last one has ended if one of them failed."""
+    """Run a sweep to its end and print its table.
+
+    Raises ConfigError before the first run if one of them cannot start, SystemExit(1) after the last if one failed."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         place = process_rank(os.environ)
@@ -101,8 +102,9 @@ def sweep(argv: Sequence[str] | None, objective: Objective | None) -> None:
 
 
 def _require_same_settings(run: Path, job: Job) -> None:
-    """Raise ConfigError where the folder of a run holds one with other settings, which would be continued, or whose
-    results would stand in this sweep's table."""
+    """Raise ConfigError if the folder of a run contains one with other settings.
+
+    It would be resumed, or its results would stand in the table of this sweep."""
     held = settings_in(run / "config.yaml")
     other = None if held is None else difference(held, settings_of(job))
     if other is not None:

@@ -16,13 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from common.files import expand_home, write_text
-
-if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from common.arguments import path_argument
 from common.command import run_command
+from common.files import expand_home, write_text
 from policy_rollout.intervals import Interval, rate_difference, wilson
 from policy_rollout.paired import Pair, interval_json, markdown_table, pairs_of, percent, points, probability
 from policy_rollout.reports.results import Results, average_length, names_of, read_results, success_rates, task_counts

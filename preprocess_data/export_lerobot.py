@@ -19,13 +19,9 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from common.files import write_json
-
-if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from common.arguments import path_argument
 from common.command import run_command
+from common.files import write_json
 from preprocess_data.formats.lerobot import ANNOTATIONS, INFO, libraries
 from preprocess_data.jobs.resume import output_folder
 from training.data.calvin import Annotation, CalvinSplit

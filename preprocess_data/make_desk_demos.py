@@ -16,9 +16,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from common.arguments import path_argument, real, whole
 from common.command import run_command
 from common.files import remove, write_bytes

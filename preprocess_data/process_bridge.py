@@ -17,9 +17,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from common.arguments import path_argument, real, whole
 from common.command import run_command
 from models.processing.image_file import shown_size

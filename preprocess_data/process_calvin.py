@@ -16,9 +16,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from common.arguments import path_argument, real, whole
 from common.command import run_command
 from preprocess_data.formats.calvin_frames import Actions, finish, read_actions, windows_without

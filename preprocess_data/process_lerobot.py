@@ -18,9 +18,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from common.arguments import path_argument, real, whole
 from common.command import run_command
 from preprocess_data.formats.lerobot import INFO, LerobotData, Place, libraries

@@ -21,8 +21,10 @@ FRESH, SETTLED, DIM = "bold black on green3", "default", "dim"
 
 @dataclass(frozen=True)
 class Word:
-    """One slot of an answer after a forward. ``text`` as it is said, leading space included; ``born``: the forward that
-    filled it (None: still hidden); ``fresh``: it was this forward."""
+    """One slot of an answer after a forward.
+
+    ``text`` has its leading space; ``born`` is the forward that filled the slot (None: still masked); ``fresh``: it was
+    this forward."""
 
     text: str
     born: int | None
@@ -35,8 +37,9 @@ class Word:
 
 @dataclass(frozen=True)
 class Step:
-    """After ``forwards`` of the backbone and ``seconds``: the answers so far, hidden slots included. ``said``: what
-    stands before the first hidden slot of each, read as a whole (a letter may be made of several tokens)."""
+    """The answers after ``forwards`` of the backbone and ``seconds``, masked slots included.
+
+    ``said`` is the text before the first masked slot of each, decoded as a whole: a letter may be several tokens."""
 
     forwards: int
     seconds: float

@@ -39,9 +39,10 @@ HALF_SEEN = {("mdm", "ar"): "an mdm model has not learned to continue a clean an
 
 @dataclass(frozen=True)
 class Answerer:
-    """``clip`` is None for a model without an image path, or where no image is asked about. ``source``: where the
-    weights come from; ``notes``: what a user should know. ``checkpoint``, ``clip_folder``: what holds the weights of
-    both (a checkpoint of None: random weights)."""
+    """A model that answers questions, with its tokenizer and CLIP tower.
+
+    ``clip`` is None for a model without images, or if no question has one. ``source`` is the origin of the weights;
+    ``notes`` are for the user. ``checkpoint`` (None: random weights) and ``clip_folder`` contain the weights."""
 
     model: UPVLA
     prompter: Prompter
@@ -52,8 +53,9 @@ class Answerer:
     clip_folder: Path | None = None
 
     def patches(self, images: Sequence[Path]) -> Tensor | None:
-        """CLIP features [B, P, C] of image files; None without a tower. Raises ``ValueError`` or
-        ``FileNotFoundError`` naming a file that cannot be read."""
+        """Return the CLIP features [B, P, C] of image files, or None without a tower.
+
+        Raises ``ValueError`` or ``FileNotFoundError`` with the name of a file that cannot be read."""
         if self.clip is None:
             return None
         pixels = torch.stack([clip_pixels(read_image(file), self.clip.image_spec) for file in images])
@@ -63,8 +65,9 @@ class Answerer:
 def answerer(
     checkpoint: str | None, model_yaml: str | None, clip: str | None, images: bool, device: torch.device, dtype: str
 ) -> Answerer:
-    """The model that is asked. ``clip``: folder or hub id of the tower (None: as the run or yaml says, else by the
-    width that the model was built for). Raises ``ValueError`` or ``FileNotFoundError`` in one line."""
+    """Return the model that answers. Raises ``ValueError`` or ``FileNotFoundError`` in one line.
+
+    ``clip`` is a folder or hub id of the tower; None takes that of the run or yaml, else one of the model's width."""
     named: str | None
     notes: tuple[str, ...]
     if checkpoint is None and model_yaml is None:

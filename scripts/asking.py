@@ -143,7 +143,7 @@ def ask(options: argparse.Namespace, console: Console) -> None:
         print(f"note: {note}", file=sys.stderr)
     if not options.json:
         for number, row in enumerate(asked, start=1):
-            about = "" if row.image is None else f"  ({row.picture.name})"
+            about = "" if row.image is None else f"  ({row.image.name})"
             head = f"#{number} " * (len(asked) > 1) + row.question + about
             console.print(head, style="bold", markup=False, highlight=False, soft_wrap=True)
     speaker = StreamingPrinter(console, options.trace, len(asked))

@@ -21,16 +21,12 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from common.arguments import path_argument, real, whole  # noqa: E402
-from common.command import run_command  # noqa: E402
-from common.folder_lock import hold  # noqa: E402
-from config.load import ConfigError, load_job  # noqa: E402
-from config.schema import Job  # noqa: E402
-from scripts.comparison.plan import (  # noqa: E402
+from common.arguments import path_argument, real, whole
+from common.command import run_command
+from common.folder_lock import hold
+from config.load import ConfigError, load_job
+from config.schema import Job
+from scripts.comparison.plan import (
     CONFIGS,
     Budget,
     Plan,
@@ -40,6 +36,7 @@ from scripts.comparison.plan import (  # noqa: E402
     write_blank_images,
 )
 
+ROOT = Path(__file__).resolve().parents[1]
 RAW_SPLITS = ROOT / "dummy_data/calvin"
 
 

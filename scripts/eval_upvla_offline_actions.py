@@ -1,6 +1,6 @@
-"""Offline action metrics of a policy on recorded CALVIN frames. No simulator is needed.
+r"""Offline action metrics of a policy on recorded CALVIN frames. No simulator is needed.
 
-    python scripts/eval_upvla_offline_actions.py --dataset-root /path/to/calvin --split validation \\
+    python scripts/eval_upvla_offline_actions.py --dataset-root /path/to/calvin --split validation \
         --model-config policy_rollout/arvla_model.yaml --device cuda:0 --stride 10 --output-json results/arvla.json
 """
 
@@ -9,10 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.arguments import path_argument
 from common.command import run_command

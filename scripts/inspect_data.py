@@ -10,9 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from common.arguments import path_argument
 from common.command import run_command
 from preprocess_data.dataset_viewer.contact_sheet import draw_sheet, varied

@@ -6,8 +6,6 @@ CALVIN_URL=https://github.com/mees/calvin
 CALVIN_COMMIT=fa03f01 # for its sentences alone
 ENV_URL=https://github.com/mees/calvin_env
 ENV_COMMIT=797142c588c21e76717268b7b430958dbd13bf48
-# What calvin_env imports without tactile sensors. gymnasium stands in for gym. No torch, tacto, pyrender or pyhash.
-PACKAGES=("pybullet==3.2.7" "gymnasium>=1,<2" "opencv-python-headless>=4.9,<6" "numpy-quaternion>=2023.0.3" "GitPython>=3.1,<4" "scipy>=1.11" "hydra-core==1.3.8")
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dir=${XDG_DATA_HOME:-$HOME/.local/share}/blockdiff-vla/calvin
@@ -111,8 +109,8 @@ if [ -n "$packages" ]; then
     held=$(mktemp)
     trap 'rm -f "$held"' EXIT
     "$python" -m pip list --format=freeze 2>/dev/null | grep -E '^[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*$' >"$held" || true
-    "$python" -m pip install --constraint "$held" "${PACKAGES[@]}" ||
-        fail "pip could not install ${PACKAGES[*]} beside what is there (its words are above)"
+    "$python" -m pip install --constraint "$held" -r "$repository/requirements-calvin.txt" ||
+        fail "pip could not install requirements-calvin.txt beside what is there (its words are above)"
 fi
 
 # 3. Let Python find calvin_env. No setup.py is run: it would bring gym, numba and other versions.

@@ -25,26 +25,23 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from common.arguments import path_argument, whole
+from common.command import run_command
+from common.files import write_text
+from common.folder_lock import hold_file
+from config.identity import settings_of
+from config.load import ConfigError, load_job
+from config.schema import Job
+from models.pretrained.model_io import build
+from models.vision.magvitv2 import load_magvit
+from policy_rollout.intervals import Interval, average_length, paired_difference, wilson
+from policy_rollout.paired import interval_json, markdown_table, percent, points
+from policy_rollout.policies.upvla import ConstantPolicy, Policy, RandomPolicy, UPVLAPolicy, pick_device
+from scripts import desk_trial as trial
+from scripts.comparison.judge import machine
+from training.data.episode_index import read_index
+
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from common.arguments import path_argument, whole  # noqa: E402
-from common.command import run_command  # noqa: E402
-from common.files import write_text  # noqa: E402
-from common.folder_lock import hold_file  # noqa: E402
-from config.identity import settings_of  # noqa: E402
-from config.load import ConfigError, load_job  # noqa: E402
-from config.schema import Job  # noqa: E402
-from models.pretrained.model_io import build  # noqa: E402
-from models.vision.magvitv2 import load_magvit  # noqa: E402
-from policy_rollout.intervals import Interval, average_length, paired_difference, wilson  # noqa: E402
-from policy_rollout.paired import interval_json, markdown_table, percent, points  # noqa: E402
-from policy_rollout.policies.upvla import ConstantPolicy, Policy, RandomPolicy, UPVLAPolicy, pick_device  # noqa: E402
-from scripts import desk_trial as trial  # noqa: E402
-from scripts.comparison.judge import machine  # noqa: E402
-from training.data.episode_index import read_index  # noqa: E402
-
 MODEL, ANOTHER, EXPERTS = "trained", "trained, told another task", "scripted experts"
 EVERYBODY = (MODEL, ANOTHER, "untrained", "mean training action", "random actions", EXPERTS)
 

@@ -15,19 +15,16 @@ from __future__ import annotations
 import argparse
 import filecmp
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from common.command import run_command
+from preprocess_data.tiny_assets import clip, conversations, demonstrations, language, tokenizer_training
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from common.command import run_command  # noqa: E402
-from preprocess_data.tiny_assets import clip, conversations, demonstrations, language, tokenizer_training  # noqa: E402
-
 TOKENIZER_SCENES, TOKENIZER_PLAY = 1500, 120
 """Random scenes; episodes of play."""
 ENCODER_STEPS, DECODER_STEPS = (1200, 1200), 1200

@@ -1,6 +1,6 @@
-"""A tiny processed split out of a few consecutive raw CALVIN frames and one instruction, to try training on.
+r"""A tiny processed split out of a few consecutive raw CALVIN frames and one instruction, to try training on.
 
-    python scripts/prepare_calvin_debug_processed.py --source-split-dir /path/to/calvin/training \\
+    python scripts/prepare_calvin_debug_processed.py --source-split-dir /path/to/calvin/training \
         --output-dir ./debug_data/calvin_debug_processed_training --instruction "open the drawer" --max-frames 256
 """
 
@@ -10,10 +10,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
-
-if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 

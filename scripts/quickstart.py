@@ -26,29 +26,26 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+import train_upvla
+from common.arguments import path_argument, whole
+from common.command import run_command
+from common.files import write_text
+from common.folder_lock import hold
+from config.identity import difference, settings_in, settings_of
+from config.load import ConfigError, load_job
+from config.schema import Job, Objective
+from models.objectives import text_objective
+from models.pretrained.model_io import build
+from models.vision.magvitv2 import load_magvit
+from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action
+from policy_rollout.closed_loop.single_task import Rollout
+from policy_rollout.pictures import GREEN, RED, beside, captioned, sheet, write_gif, write_png
+from policy_rollout.policies.upvla import ConstantPolicy, Observation, Policy, UPVLAPolicy
+from preprocess_data import make_desk_demos, process_calvin
+from scripts import desk_trial as trial
+from training.data.calvin import CalvinSplit
+
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-import train_upvla  # noqa: E402
-from common.arguments import path_argument, whole  # noqa: E402
-from common.command import run_command  # noqa: E402
-from common.files import write_text  # noqa: E402
-from common.folder_lock import hold  # noqa: E402
-from config.identity import difference, settings_in, settings_of  # noqa: E402
-from config.load import ConfigError, load_job  # noqa: E402
-from config.schema import Job  # noqa: E402
-from models.objectives import text_objective  # noqa: E402
-from models.pretrained.model_io import build  # noqa: E402
-from models.vision.magvitv2 import load_magvit  # noqa: E402
-from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action  # noqa: E402
-from policy_rollout.closed_loop.single_task import Rollout  # noqa: E402
-from policy_rollout.pictures import GREEN, RED, beside, captioned, sheet, write_gif, write_png  # noqa: E402
-from policy_rollout.policies.upvla import ConstantPolicy, Observation, Policy, UPVLAPolicy  # noqa: E402
-from preprocess_data import make_desk_demos, process_calvin  # noqa: E402
-from scripts import desk_trial as trial  # noqa: E402
-from training.data.calvin import CalvinSplit  # noqa: E402
-
 SETTINGS = "quickstart.json"
 ANOTHER = "give another --output, or delete it"
 NAMES = {"ar": "arvla", "mdm": "mdmvla", "bd": "bdvla"}
@@ -169,8 +166,9 @@ def rows_of(verdicts: Sequence[Verdict]) -> list[list[str]]:
 
 
 def settle(folder: Path, objective: str, size: Size) -> None:
-    """Write down what the folder is made with, or see that it is what it was made with before: what is trained there
-    is not trained again. Raises ValueError where it differs."""
+    """Save the settings of the folder, or raise ValueError if it was made with others.
+
+    A model that is trained there is not trained again."""
     file, mine = folder / SETTINGS, {"objective": objective, **asdict(size)}
     held = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for name, old in held.items():
@@ -223,7 +221,7 @@ def tell(
         console.print(f"  {what:30} {where}", soft_wrap=True)
 
 
-def run(objective: str, folder: Path, size: Size, started: float) -> None:
+def run(objective: Objective, folder: Path, size: Size, started: float) -> None:
     """Record, train, judge, report."""
     print(f"1/3 recording demonstrations on the embedded desk, scene {trial.SCENE}")
     record(folder, size)

@@ -102,11 +102,13 @@ enter_project() {
     export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
     # Since 22.05 srun does not take the job's CPUs for each task's by itself: every task would have one.
     [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+    # The job runs the project that it was submitted from, even if the environment has another one installed.
+    export PYTHONPATH=$PROJECT${PYTHONPATH:+:$PYTHONPATH}
     cd "$PROJECT" || die "PROJECT=$PROJECT cannot be entered"
     say "job ${SLURM_JOB_ID:-(none)} on ${SLURM_JOB_NODELIST:-$(hostname -s)}, project $PROJECT, results under $RUN_ROOT"
 }
 
-# The packages of requirements_minimal.txt that $1 lacks.
+# The packages of the project's dependencies that $1 lacks.
 missing_packages() {
     "$1" - <<'PYTHON'
 from importlib.util import find_spec
@@ -137,7 +139,7 @@ make_environment() {
 
 # Sets PYTHON to an interpreter that can run the project.
 choose_python() {
-    local system=${PYTHON:-python3} mode=${ENV_MODE:-auto} lacks
+    local system=${PYTHON:-python3} mode=${ENV_MODE:-auto} lacks packages
     case $mode in
     auto)
         if [[ -x $VENV/bin/python ]]; then
@@ -157,7 +159,10 @@ choose_python() {
         lacks=$(missing_packages "$PYTHON")
         if [[ -n $lacks ]]; then
             [[ -n ${PIP_USER:-} ]] || die "$PYTHON lacks: $lacks (PIP_USER=1 installs them, or take ENV_MODE=venv)"
-            one_at_a_time install_packages -r requirements_minimal.txt
+            # An editable install writes into the project. Jobs find a read-only one through PYTHONPATH alone.
+            packages=(--editable "$PROJECT[serve]")
+            [[ -w $PROJECT ]] || packages=(-r requirements_minimal.txt)
+            one_at_a_time install_packages "${packages[@]}"
         fi
     else
         PYTHON=$VENV/bin/python

@@ -53,8 +53,9 @@ def draw_figure(
     title: str,
     note: str,
 ) -> None:
-    """``curves``: objective -> seeds -> lines of metrics.jsonl. Above three losses by step, below
-    ``bars`` (a fourth one widens the image)."""
+    """Draw three losses by step, and ``bars`` below them (a fourth one widens the image).
+
+    ``curves``: objective -> seeds -> lines of metrics.jsonl."""
     import matplotlib
 
     matplotlib.use("Agg")  # no display

@@ -79,9 +79,11 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Words:
-    """By question, in the order of ``HeldOut.questions``: is the answer right to the letter; how many of its
-    ``tokens`` were said at their place; what its likelihood (or bound) costs in nats, and the variance of that; is the
-    answer right when another question's image is shown; was the answer ``cut`` at ``max_new_tokens``."""
+    """Results by question, in the order of ``HeldOut.questions``.
+
+    Is the answer right to the letter; how many of its ``tokens`` are right at their place; its negative log-likelihood
+    (or bound) in nats, and the variance of that; is the answer right with the image of another question; was the
+    answer ``cut`` at ``max_new_tokens``."""
 
     exact: list[bool]
     said: list[str]
@@ -249,8 +251,9 @@ def _nats(built: Built, job: Job, asked: HeldOut, progress: Progress) -> tuple[l
 
 
 def judge_actions(policy: Policy, split: CalvinSplit) -> Actions:
-    """Offline metrics of every start frame, and of stretches of T of them: neighbours see and do nearly the same, so
-    a stretch is what counts as one independent item."""
+    """Return the offline metrics of every start frame, and of stretches of T of them.
+
+    Neighbours are nearly the same, so a stretch counts as one independent item."""
     samples = list_samples(split.annotations, policy.act_step)
     stretches: dict[tuple[int, int], list[Sample]] = {}
     for number, window in enumerate(split.annotations):
@@ -268,8 +271,9 @@ def judge_actions(policy: Policy, split: CalvinSplit) -> Actions:
 
 
 def judge(run: Planned, job: Job, asked: HeldOut, split: CalvinSplit, progress: Progress, chains: int = 0) -> Judged:
-    """Everything about one trained run; kept in its folder, and read from there the next time. ``chains``: how many
-    are played in closed loop (with fewer kept, all of them are played)."""
+    """Evaluate one trained run; results are saved in its folder, and read from there the next time.
+
+    ``chains`` run in closed loop; if fewer are saved, all of them run again."""
     made_with = identity(run, job, asked, split)
     judged = Judged.read(run.judged_file, made_with) if run.judged_file.is_file() else None
     if judged is not None:
@@ -310,8 +314,10 @@ def _trained(run: Planned, job: Job) -> Built:
 
 
 def time_answers(runs: Sequence[Planned], job: Job, asked: HeldOut, progress: Progress) -> dict[str, Speed]:
-    """Seconds of answers to the same questions, one at a time, the runs in turn at each question: what else the
-    machine does then slows all alike. The first question warms up and is not counted."""
+    """Measure the seconds of answers to the same questions, one at a time.
+
+    The runs take turns at each question, so that other load on the machine slows all alike. The first question warms
+    up and is not counted."""
     models = {run.objective: _trained(run, job) for run in runs}
     step = max(1, len(asked.questions) // (TIMED_QUESTIONS + 1))
     questions = asked.questions[::step][: TIMED_QUESTIONS + 1]

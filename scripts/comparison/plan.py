@@ -138,16 +138,18 @@ class Plan:
             write_text(file, json.dumps(mine, indent=1) + "\n")
             return
         there = json.loads(file.read_text(encoding="utf-8"))
-        other = [f"{key} {there.get(key)} (now {mine[key]})" for key in mine if there.get(key) != mine[key]]
-        if other:
+        changes = [f"{key} {there.get(key)} (now {mine[key]})" for key in mine if there.get(key) != mine[key]]
+        if changes:
             raise ValueError(
-                f"{self.folder} was run with another budget: {', '.join(other)}; give another --output-dir or delete it"
+                f"{self.folder} was run with another budget: {', '.join(changes)}; "
+                "give another --output-dir or delete it"
             )
 
 
 def going_on_from(run: Path) -> tuple[str, ...]:
-    """Overrides with which all go on from the model and the robot data of a ``run`` (or of a ``checkpoint-<step>`` in
-    it), so that they act from the first step on. Raises ``ValueError`` or ``FileNotFoundError``."""
+    """Return the overrides that start all runs from the model and the robot data of ``run``, so that they act at once.
+
+    ``run`` may be a ``checkpoint-<step>`` of a run. Raises ``ValueError`` or ``FileNotFoundError``."""
     configs = [folder / "config.yaml" for folder in (run, *run.parents)]
     config = next((file for file in configs if file.is_file()), None)
     if config is None:

@@ -26,8 +26,10 @@ class _Process:
 
 
 def train_all(plan: Plan, jobs: int) -> list[Planned]:
-    """Trains what is not trained yet; the runs that were. Raises ``RuntimeError`` with the end of the log when one
-    fails; the others are stopped then, and go on at the next call."""
+    """Train the runs that are not trained yet, and return them.
+
+    Raises ``RuntimeError`` with the end of the log if one fails. The others are then stopped, and resume at the next
+    call."""
     waiting = [run for run in plan.runs if not run.finished]
     if not waiting:
         return []

@@ -10,8 +10,9 @@ import torch
 
 from benchmarks import flows_together, original_step
 from benchmarks.original_passes import differences
-from benchmarks.original_step import CACHE, FORWARD, FRAMES, IMAGES, ORIGINAL, PIXELS, operations
+from benchmarks.original_step import CACHE, ORIGINAL, PIXELS, operations
 from benchmarks.sizes import SIZES
+from benchmarks.step import FORWARD, FRAMES, IMAGES
 from benchmarks.step_problem import problem
 from config.schema import Objective
 

@@ -16,6 +16,7 @@ from policy_rollout.benchmarks.base import find_benchmark
 from policy_rollout.calvin.annotations import IN_CALVIN, find_annotations, read_annotations
 from policy_rollout.calvin.egl import Graphics, _physical, find_graphics
 from policy_rollout.calvin.instructions import validation_instruction
+from policy_rollout.calvin.oracle import VERSION
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.closed_loop.runner import ChainRecord, run_chains
 from policy_rollout.policies.interface import Observation
@@ -69,7 +70,7 @@ def test_records_that_another_version_of_the_oracle_judged_do_not_mix(
 ) -> None:
     folder = data("D")
     now = find_benchmark(settings(folder)).stamp()
-    monkeypatch.setattr(calvin, "VERSION", calvin.VERSION + 1)
+    monkeypatch.setattr(calvin, "VERSION", VERSION + 1)
     later = find_benchmark(settings(folder)).stamp()
     assert {key for key in now if now[key] != later[key]} == {"oracle"}
 

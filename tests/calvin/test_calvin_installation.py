@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,7 @@ def test_a_table_that_is_not_used_may_be_incomplete(fake_calvin_env: Path, data:
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *absent: str) -> None:
-    real = installation.find_spec
-    monkeypatch.setattr(installation, "find_spec", lambda name: None if name in absent else real(name))
+    monkeypatch.setattr(installation, "find_spec", lambda name: None if name in absent else find_spec(name))
 
 
 @pytest.mark.parametrize(

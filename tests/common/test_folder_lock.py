@@ -190,4 +190,4 @@ def without_locks(monkeypatch: pytest.MonkeyPatch, locks: bool) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     if not locks:
-        monkeypatch.setattr(folder_lock.fcntl, "lockf", unsupported)
+        monkeypatch.setattr("common.folder_lock.fcntl.lockf", unsupported)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from common import launcher_errors
 from common.launcher_errors import ERROR_FILE, PATIENCE
 from config.load import main_or_exit
 from config.values import ConfigError
@@ -17,7 +16,7 @@ from config.values import ConfigError
 def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that are waited, without waiting."""
     seconds: list[float] = []
-    monkeypatch.setattr(launcher_errors.time, "sleep", seconds.append)
+    monkeypatch.setattr("common.launcher_errors.time.sleep", seconds.append)
     for name in ("RANK", "LOCAL_RANK", ERROR_FILE):
         monkeypatch.delenv(name, raising=False)
     return seconds

@@ -27,9 +27,8 @@ from training.data.dataloader import (
     Flow,
     conversation_budget,
     cotrain_loader,
-    flow_seed,
 )
-from training.data.sampling_order import Position, StepSampler, Timetable
+from training.data.sampling_order import Position, StepSampler, Timetable, flow_seed
 
 SPEC = ClipImageSpec(resize=8, crop=(8, 8), resample=3, scale=1 / 255, mean=(0.5,) * 3, std=(0.5,) * 3)
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 7), st.integers(1, 4))  # samples, batch size, processes

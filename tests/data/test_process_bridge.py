@@ -16,7 +16,7 @@ import pytest
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from preprocess_data import process_bridge
-from preprocess_data.formats.bridge import find_raw
+from preprocess_data.formats.bridge import find_raw, read_raw
 from preprocess_data.formats.tfrecord import crc32c, masked_crc, parse_example, records
 from preprocess_data.jobs import convert
 from preprocess_data.jobs.convert import Units
@@ -151,8 +151,7 @@ def test_a_bad_trajectory_stops_or_is_left_out_and_the_next_run_goes_on(
     assert read_index(tmp_path / "skipped").episodes == 3
     missing.write_bytes(content)
     read: list[str] = []
-    original = process_bridge.read_raw
-    monkeypatch.setattr(process_bridge, "read_raw", lambda f, c: read.append(f.name) or original(f, c))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(process_bridge, "read_raw", lambda f, c: read.append(f.name) or read_raw(f, c))  # type: ignore[func-returns-value]
     assert process(raw, tmp_path / "out") == 0
     assert read == ["traj10"]
     assert read_index(tmp_path / "out").episodes == 4

@@ -56,7 +56,7 @@ def make(data: Path, magvit: Path, *words: str) -> int:
 
 
 def cache_of(root: Path, magvit: Path, views: int = 2, caches: Path | None = None) -> TokenCache:
-    digest = processed_digest(read_index(root, pictures=False))
+    digest = processed_digest(read_index(root, images=False))
     wanted = Wanted(digest, load_magvit(magvit).weights_hash, 32, views)
     return find([caches or root / "token_cache"], wanted, "MAKE", root)
 

@@ -14,8 +14,7 @@ from typing import Any
 from tests.faults.fleet import ALONE, DDP, ZERO2, Launch
 from tests.faults.kinds import kill_at_random
 from tests.faults.world import STEPS, Broken, Count, Small
-from training.data.dataloader import flow_seed
-from training.data.sampling_order import StepSampler
+from training.data.sampling_order import StepSampler, flow_seed
 
 SHARED = {"robot": 16, "mmu": 6}
 """Samples of the two data sets of ``tests.training.world``."""

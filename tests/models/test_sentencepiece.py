@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from models.pretrained.model_io import TOKENIZER_FOLDER, load_folder, save_folder
+from models.pretrained.folders import TOKENIZER_FOLDER
+from models.pretrained.model_io import load_folder, save_folder
 from models.processing.text import Prompter, load_tokenizer, vocabulary_of
 from tests.tiny import SENTENCES, tiny_model
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from policy_rollout.closed_loop.env_slot import ChainJob, ChainRecord
-from policy_rollout.pictures import Frame, write_gif, write_mp4
+from policy_rollout.pictures import Frame, captioned, write_gif, write_mp4
 from policy_rollout.policies.interface import Observation
 from policy_rollout.reports import rollout_video
 from policy_rollout.reports.rollout_video import RolloutVideoRecorder, make_recorder
@@ -65,7 +65,6 @@ def watch(
 def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """What is written below images."""
     words: list[tuple[str, str]] = []
-    captioned = rollout_video.captioned
 
     def listening(frame: Frame, text: str, note: str = "", *colour: Any) -> Frame:
         words.append((text, note))

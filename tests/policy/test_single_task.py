@@ -145,7 +145,7 @@ def test_only_filmed_episodes_keep_frames_and_they_make_an_animation(tmp_path):
     assert [int(frame[0, 0, 0]) for frame in result.frames[2]] == [21, 23, 25, 26], "the last one is filmed in any case"
     # Far enough apart for one palette: frames that become the same are merged into one.
     write_gif(tmp_path / "clips" / "2.gif", [(frame - 20) * 40 for frame in result.frames[2]])
-    assert Image.open(tmp_path / "clips" / "2.gif").n_frames == 4
+    assert Image.open(tmp_path / "clips" / "2.gif").n_frames == 4  # type: ignore[attr-defined]
     assert [path.name for path in (tmp_path / "clips").iterdir()] == ["2.gif"]
 
 

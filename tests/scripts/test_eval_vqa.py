@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from models.decoding import Generation
+from models.decoding.generate import generate
 from models.vision.clip_encoder import ClipTower
 from policy_rollout.benchmarks.vqa.questions import SHORT
 from scripts import eval_vqa, generate_text
@@ -96,13 +97,13 @@ def test_killed_and_started_again_its_results_are_those_of_an_undisturbed_one(
     runs: dict[str, Path], pope: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = evaluate(runs["bd"], pope, tmp_path / "whole")
-    real, calls = eval_vqa.generate, [0]
+    calls = [0]
 
     def dying(*args: Any, **options: Any) -> Generation:
         calls[0] += 1
         if calls[0] == 3:
             raise KeyboardInterrupt
-        return real(*args, **options)
+        return generate(*args, **options)
 
     monkeypatch.setattr(eval_vqa, "generate", dying)
     with pytest.raises(KeyboardInterrupt):

@@ -190,7 +190,7 @@ def test_the_animation_has_an_image_for_every_forward_and_nothing_moves(
     base = ["--checkpoint", runs["bd"], "--picture", images / "red.png", "--question", "Which colour?"]
     told = as_json(capsys, *base, "--trace-gif", file)
     with Image.open(file) as animation:
-        assert animation.n_frames >= told["stats"]["forwards"]
+        assert animation.n_frames >= told["stats"]["forwards"]  # type: ignore[attr-defined]
         assert animation.size[0] > 600
     assert [path.name for path in file.parent.iterdir()] == ["answer.gif"]
     step = Step(1, 0.1, [[Word(" a", 1, True), Word(HIDDEN, None, False)]])

@@ -183,6 +183,20 @@ def test_a_job_has_a_folder_of_its_own_and_run_root_wins(tmp_path: Path) -> None
     assert entered(submitted, ask, HOME=str(home), **job) == [str(submitted)]
 
 
+def test_a_job_runs_the_project_that_it_was_submitted_from(tmp_path: Path) -> None:
+    assert entered(tmp_path, 'echo "$PYTHONPATH"', PYTHONPATH="/other") == [f"{ROOT}:/other"]
+
+
+def test_a_job_installs_the_project_editable_into_a_python_that_lacks_packages(tmp_path: Path) -> None:
+    python, called = tmp_path / "python", tmp_path / "called"
+    python.write_text(f'#!/bin/sh\n[ "$1" != - ] || echo torch\n[ "$2" != pip ] || echo "$@" >>{called}\n')
+    python.chmod(0o755)
+    env = {"ENV_MODE": "system", "PYTHON": str(python), "XDG_CACHE_HOME": str(tmp_path)}
+    for user, flags in (("1", "--user "), ("0", "")):
+        entered(tmp_path, "choose_python", PIP_USER=user, **env)
+        assert called.read_text(encoding="utf-8").splitlines()[-1].endswith(f"--quiet {flags}--editable {ROOT}[serve]")
+
+
 def test_jobs_install_one_after_the_other(tmp_path: Path) -> None:
     """Each holds the lock for a moment and writes when it has and when it gives it back."""
     script = (

@@ -23,7 +23,7 @@ SCRIPTS = sorted(
 
 
 def helped(command: list[str], cwd: Path) -> None:
-    env = {**os.environ, "PYTHONPATH": str(ROOT) if "-m" in command else "", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *command, "--help"], cwd=cwd, env=env, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(done.stdout.splitlines()) > 3

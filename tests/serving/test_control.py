@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import policy_rollout.policy_upvla as client
+from policy_rollout.policies.interface import Observation
 from policy_rollout.policy_upvla import Driving, control
 from policy_rollout.robot.async_planner import Plan, Planner
 from policy_rollout.robot.camera import LatestImage
@@ -381,12 +382,12 @@ def test_a_remote_policy_is_a_policy():
         policy = RemotePolicy(served.url(), token="t")
         assert policy.cameras == ("rgb_static", "rgb_gripper")
         assert policy.act_step == T
-        sights = [client.Observation(image(10 * n), "go", image(0)) for n in (1, 2)]
+        sights = [Observation(image(10 * n), "go", image(0)) for n in (1, 2)]
         np.testing.assert_allclose(policy.act(sights)[:, 0, 0], [0.01, 0.02])
         with pytest.raises(ValueError, match="no rgb_gripper"):
-            policy.act([client.Observation(image(1), "go")])
+            policy.act([Observation(image(1), "go")])
         with pytest.raises(RuntimeError, match="refused"):
-            policy.act([client.Observation(image(1), "refuse me", image(0))])
+            policy.act([Observation(image(1), "refuse me", image(0))])
         assert policy.act(sights).shape == (2, T, 7), "a new connection is made"
     with pytest.raises(ConnectionError):
         policy.act(sights)

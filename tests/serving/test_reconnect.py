@@ -14,7 +14,8 @@ import pytest
 from websockets.sync.server import serve
 
 import policy_rollout.policy_upvla as client
-from policy_rollout.policies.interface import ActionConvention
+from policy_rollout.policies.interface import ActionConvention, Observation
+from policy_rollout.robot.interface import Sight
 from policy_rollout.robot.remote import RemotePolicy
 from policy_rollout.serving import openpi
 from tests.serving.served import T, image, serving
@@ -55,7 +56,7 @@ def declaring(port: int = 0, **changes: Any) -> Iterator[int]:
 
 @pytest.mark.parametrize("named", [*CHANGED, ""])
 def test_a_server_that_comes_back_with_another_contract_is_not_driven_by(named):
-    look = [client.Observation(image(1), "go", image(0))]
+    look = [Observation(image(1), "go", image(0))]
     with declaring() as port:
         policy = RemotePolicy(f"ws://127.0.0.1:{port}")
         policy.act(look)
@@ -76,7 +77,7 @@ def test_a_robot_stops_when_the_server_comes_back_with_another_model():
             self.told: list[str] = []
 
         def observe(self):
-            return client.Sight(image(1), time.monotonic())
+            return Sight(image(1), time.monotonic())
 
         def act(self, command):
             self.told.append("act")

@@ -20,6 +20,7 @@ from config.schema import Job
 from models.pretrained.model_io import load_folder
 from tests.training.runs import Outcome, same
 from training import run as training_run
+from training.distributed.launch import start_processes
 from training.optim.compile import CACHE, compile_backbone
 from training.trainer import Trainer
 
@@ -313,11 +314,10 @@ def test_a_model_description_without_the_word_weights_is_an_older_one(run: Start
 def fp16(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Accelerate has fp16 for GPUs alone; this says on a CPU what its constructor says there, so that all of its code
     for scaled losses runs (torch has both the arithmetic and the scaler for the CPU)."""
-    start = training_run.start_processes
 
     def switch_on(scale: float) -> None:
         def starting(job: Job) -> Accelerator:
-            accelerator = start(job)
+            accelerator = start_processes(job)
             accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
             accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
             return accelerator

@@ -18,8 +18,7 @@ from tests.training.runs import Outcome, same
 from tests.training.test_resume import interrupted
 from training.checkpointing.checkpoint import ORDER, changes
 from training.checkpointing.manifest import Checkpoint
-from training.data.dataloader import flow_seed
-from training.data.sampling_order import ORDER_VERSION, StepSampler
+from training.data.sampling_order import ORDER_VERSION, StepSampler, flow_seed
 from training.failure.preemption import PREEMPTED
 from training.failure.run_guard import RunGuard
 

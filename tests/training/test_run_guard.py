@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from common.files import retire
 from tests.training.runs import Outcome, same
 from training.build import Parts
 from training.checkpointing import checkpoint as checkpoints
@@ -216,7 +217,6 @@ def test_old_checkpoints_go_only_when_the_new_one_is_in_place(
     run: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[list[str]] = []
-    retire = checkpoints.retire
 
     def retiring(path: Path) -> str | None:
         seen.append(sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")))

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from common.tables import percent, points, probability
 from policy_rollout.compare import Comparison, Side, TaskRow, task_difference
 from policy_rollout.intervals import Interval, wilson
-from policy_rollout.paired import percent, points, probability
 from policy_rollout.reporting.charts import bars, curve, legend, rate_bar, steps_histogram
 from policy_rollout.reporting.markup import Html, el, figures, join, table
 from policy_rollout.results import attempts, average_length, success_rates, task_counts

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from policy_rollout.pictures import resized
+from common.image_grid import resize_to_height
 from policy_rollout.reporting.markup import PAGE_STYLE
 from preprocess_data.browsing import charts
 from preprocess_data.browsing.facts import Facts
@@ -169,7 +169,7 @@ class _Film:
 
 
 def _film(view: EpisodeView, camera: str, times: Sequence[int], height: int) -> _Film:
-    pictures = [resized(view.picture(camera, time), height) for time in times]
+    pictures = [resize_to_height(view.picture(camera, time), height) for time in times]
     shape = pictures[0].shape
     data = _jpeg(np.concatenate(pictures, axis=1), height)
     return _Film(data, len(times), f"{shape[1]}/{shape[0]}", f"{camera} of {view.title}")
@@ -177,5 +177,5 @@ def _film(view: EpisodeView, camera: str, times: Sequence[int], height: int) -> 
 
 def _jpeg(picture: Picture, height: int) -> str:
     content = io.BytesIO()
-    Image.fromarray(resized(picture, height)).save(content, "JPEG", quality=QUALITY, optimize=True)
+    Image.fromarray(resize_to_height(picture, height)).save(content, "JPEG", quality=QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

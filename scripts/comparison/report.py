@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from common.atomic_file import replace_text
+from common.tables import markdown_table, percent, points, probability
 from policy_rollout.calvin.sequences import success_rates
 from policy_rollout.intervals import Interval
-from policy_rollout.paired import markdown_table, percent, points, probability
 from preprocess_data.embedded.questions import blind_floor
 from scripts.comparison.figure import Bars, draw_figure
 from scripts.comparison.judge import HeldOut, Judged, Speed

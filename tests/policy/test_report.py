@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.image_grid import write_png
+from common.video import write_gif
 from policy_rollout import records, report
 from policy_rollout.intervals import Interval
 from policy_rollout.merge import merged
-from policy_rollout.pictures import write_gif, write_png
 from policy_rollout.reporting.charts import HEIGHT, _height, curve, steps_histogram
 from policy_rollout.reporting.markup import Html, el
 from tests.policy.results_file import TASKS, drawn, write

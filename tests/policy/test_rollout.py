@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.video import write_gif
 from policy_rollout.environment import binary_gripper
-from policy_rollout.pictures import write_gif
 from policy_rollout.policy import CAMERAS, ActionConvention, RandomPolicy
 from policy_rollout.rollout import Episode, run_episodes
 from tests.policy.recorded_play import Recorder

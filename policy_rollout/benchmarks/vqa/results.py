@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from common.tables import interval_json, markdown_table, percent, points, probability
 from models.json_file import read_object
 from policy_rollout.benchmarks.vqa.asking import Asked, Batch
 from policy_rollout.benchmarks.vqa.questions import Question
@@ -22,7 +23,7 @@ from policy_rollout.benchmarks.vqa.scores import (
     score_of,
 )
 from policy_rollout.intervals import Interval
-from policy_rollout.paired import Pair, interval_json, markdown_table, pairs_of, percent, points, probability
+from policy_rollout.paired import Pair, pairs_of
 from policy_rollout.results import dotted
 
 FILE = "results.json"

@@ -1,0 +1,32 @@
+"""Self-contained HTML pages from jinja2 templates.
+
+A page loads nothing from outside. Text is escaped unless it is ``markupsafe.Markup``. jinja2 and matplotlib take a
+quarter of a second to import, so commands import this package after their --help.
+"""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+_FOLDER = Path(__file__).parent
+
+
+def render_page(template: Path, **values: object) -> str:
+    """Return the page of a template, which may extend ``page.html.j2`` and import ``macros.html.j2`` of this folder."""
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, _FOLDER]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template.name).render(values)
+
+
+def data_url(content: bytes, media_type: str) -> str:
+    """Return a URL that contains ``content``, for the ``src`` of an image or a video."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

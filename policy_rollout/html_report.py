@@ -14,7 +14,7 @@ from urllib.parse import quote
 import numpy as np
 from matplotlib.figure import Figure
 
-from common.html import data_url, render_page
+from common.html import data_url, render
 from common.html.figures import COLOURS, new_figure, svg
 from common.tables import percent, points, probability
 from policy_rollout.compare import Comparison, Side, TaskRow, task_difference, verdict
@@ -41,7 +41,7 @@ def render_report(sides: Sequence[Side], comparison: Comparison | None, page: Pa
     """
     runs = [run for side in sides for run in side.runs]
     media = MediaBudget(megabytes, page)
-    return render_page(
+    return render(
         TEMPLATE,
         names=[side.name for side in sides],
         files=[run.file for run in runs],

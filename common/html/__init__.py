@@ -1,6 +1,6 @@
-"""Self-contained HTML pages from jinja2 templates.
+"""Self-contained HTML pages, and other documents, from jinja2 templates.
 
-A page loads nothing from outside. Text is escaped unless it is ``markupsafe.Markup``. jinja2 and matplotlib take a
+A page loads nothing from outside. Its text is escaped unless it is ``markupsafe.Markup``. jinja2 and matplotlib take a
 quarter of a second to import, so commands import this package after their --help.
 """
 
@@ -9,16 +9,20 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 _FOLDER = Path(__file__).parent
 
 
-def render_page(template: Path, **values: object) -> str:
-    """Return the page of a template, which may extend ``page.html.j2`` and import ``macros.html.j2`` of this folder."""
+def render(template: Path, **values: object) -> str:
+    """Return the document of a template.
+
+    A template whose name ends in ``.html.j2`` escapes its values and may extend ``page.html.j2`` and import
+    ``macros.html.j2`` of this folder.
+    """
     environment = Environment(
         loader=FileSystemLoader([template.parent, _FOLDER]),
-        autoescape=True,
+        autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

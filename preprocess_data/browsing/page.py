@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.atomic_file import replace_text
-from common.html import data_url, render_page
+from common.html import data_url, render
 from common.html.figures import COLOURS, new_figure, svg
 from common.image_grid import RgbImage, resize_to_height
 from preprocess_data.browsing.facts import Facts
@@ -48,7 +48,7 @@ def write_page(
         except (ValueError, FileNotFoundError) as error:
             errors.append(str(error))
             cards.append({"number": number, "error": str(error)})
-    page = render_page(
+    page = render(
         TEMPLATE,
         title=Path(facts.path).name or facts.path,
         facts=facts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
-from common.html import data_url, render_page
+from common.html import data_url, render
 from common.html.figures import COLOURS, new_figure, svg
 
 HOSTILE = "\"'><script>alert(1)</script>&amp;"
@@ -41,7 +41,7 @@ def test_text_in_a_page_is_escaped_and_markup_is_not(tmp_path: Path) -> None:
         '{% block main %}<p class="{{ text }}">{{ drawing }}</p>{{ table([text], [[text, 3]], text) }}{% endblock %}',
         encoding="utf-8",
     )
-    page = render_page(template, text=HOSTILE, drawing=drawing())
+    page = render(template, text=HOSTILE, drawing=drawing())
     assert "<script" not in page
     assert page.count("&lt;script&gt;") == 6  # title, attribute, table's class and cells, the figure's label
     assert "default-src 'none'" in page

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from common.tables import percent, points, probability
+
 _FOLDER = Path(__file__).parent
 
 
@@ -28,6 +30,7 @@ def render(template: Path, **values: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters.update(percent=percent, points=points, probability=probability)
     return environment.get_template(template.name).render(values)
 
 

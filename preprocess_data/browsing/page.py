@@ -52,7 +52,6 @@ def write_page(
         TEMPLATE,
         title=Path(facts.path).name or facts.path,
         facts=facts,
-        headline=[(name, value, "") for name, value in facts.figures()],
         counts=_counts(facts),
         distributions=_distributions(facts),
         heading=f"{len(numbers)} of {facts.episodes:,} {'episodes' if source.rate else 'records'}",

@@ -37,8 +37,10 @@ def test_tooltips_and_labels_are_text() -> None:
 def test_text_in_a_page_is_escaped_and_markup_is_not(tmp_path: Path) -> None:
     template = tmp_path / "one.html.j2"
     template.write_text(
-        '{% extends "page.html.j2" %}{% from "macros.html.j2" import table %}{% block title %}{{ text }}{% endblock %}'
-        '{% block main %}<p class="{{ text }}">{{ drawing }}</p>{{ table([text], [[text, 3]], text) }}{% endblock %}',
+        '{% extends "page.html.j2" %}{% from "macros.html.j2" import row, table %}'
+        "{% block title %}{{ text }}{% endblock %}"
+        '{% block main %}<p class="{{ text }}">{{ drawing }}</p>'
+        "{% call table([text], text) %}{{ row([text, 3]) }}{% endcall %}{% endblock %}",
         encoding="utf-8",
     )
     page = render(template, text=HOSTILE, drawing=drawing())

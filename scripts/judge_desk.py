@@ -33,13 +33,13 @@ from common.arguments import path_argument, whole  # noqa: E402
 from common.atomic_file import replace_text  # noqa: E402
 from common.command import run_command  # noqa: E402
 from common.folder_lock import hold_file  # noqa: E402
+from common.tables import interval_json, markdown_table, percent, points  # noqa: E402
 from config.identity import settings_of  # noqa: E402
 from config.load import ConfigError, load_job  # noqa: E402
 from config.schema import Job  # noqa: E402
 from models.pretrained.model_io import build  # noqa: E402
 from models.vision.magvitv2 import load_magvit  # noqa: E402
 from policy_rollout.intervals import Interval, average_length, paired_difference, wilson  # noqa: E402
-from policy_rollout.paired import interval_json, markdown_table, percent, points  # noqa: E402
 from policy_rollout.policies.upvla import ConstantPolicy, Policy, RandomPolicy, UPVLAPolicy, pick_device  # noqa: E402
 from scripts import desk_trial as trial  # noqa: E402
 from scripts.comparison.judge import machine  # noqa: E402

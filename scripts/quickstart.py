@@ -35,6 +35,8 @@ from common.arguments import path_argument, whole  # noqa: E402
 from common.atomic_file import replace_text  # noqa: E402
 from common.command import run_command  # noqa: E402
 from common.folder_lock import hold  # noqa: E402
+from common.image_grid import GREEN, RED, add_caption, image_grid, side_by_side, write_png  # noqa: E402
+from common.video import write_gif  # noqa: E402
 from config.identity import difference, settings_in, settings_of  # noqa: E402
 from config.load import ConfigError, load_job  # noqa: E402
 from config.schema import Job  # noqa: E402
@@ -43,7 +45,6 @@ from models.pretrained.model_io import build  # noqa: E402
 from models.vision.magvitv2 import load_magvit  # noqa: E402
 from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action  # noqa: E402
 from policy_rollout.closed_loop.single_task import Rollout  # noqa: E402
-from policy_rollout.pictures import GREEN, RED, beside, captioned, sheet, write_gif, write_png  # noqa: E402
 from policy_rollout.policies.upvla import ConstantPolicy, Observation, Policy, UPVLAPolicy  # noqa: E402
 from preprocess_data import make_desk_demos, process_calvin  # noqa: E402
 from scripts import desk_trial as trial  # noqa: E402
@@ -144,9 +145,9 @@ def image_futures(policy: UPVLAPolicy, split: CalvinSplit, path: Path, rows: int
         moments = (window.start, window.start + policy.act_step)
         now, later = (split.frame(moment, ("rgb_static",))["rgb_static"] for moment in moments)
         predicted = policy.predict_future([Observation(now, window.instruction)])[0, 0]
-        row = beside([now, predicted, later], height=192)
-        cells.append(captioned(row, window.instruction, f"now | predicted | true, {policy.act_step} steps ahead"))
-    write_png(path, sheet(cells, columns=1))
+        row = side_by_side([now, predicted, later], height=192)
+        cells.append(add_caption(row, window.instruction, f"now | predicted | true, {policy.act_step} steps ahead"))
+    write_png(path, image_grid(cells, columns=1))
 
 
 COLUMNS = {
@@ -245,7 +246,7 @@ def run(objective: str, folder: Path, size: Size, started: float) -> None:
     for index, frames in verdicts[0].rollout.frames.items():
         outcome = verdicts[0].rollout.records[index]
         ending, colour = ("done", GREEN) if outcome.success else (f"not done in {trial.PATIENCE} steps", RED)
-        told = [captioned(frame, outcome.instruction, ending, colour) for frame in frames]
+        told = [add_caption(frame, outcome.instruction, ending, colour) for frame in frames]
         images.append(folder / f"pictures/rollout_{index}_{outcome.task}.gif")
         write_gif(images[-1], told)
     made_with = {"objective": objective, **asdict(size), "weights_sha256": trained.source.weights_sha256}

@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 from common.arguments import path_argument
 from common.atomic_file import replace_text
 from common.command import run_command
-from policy_rollout.paired import markdown_table
+from common.tables import markdown_table
 
 DESCRIPTION = """\
 Prints a Markdown table with one row for each file that eval_upvla_offline_actions.py wrote; --per-task adds a table of

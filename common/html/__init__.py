@@ -1,7 +1,7 @@
 """Self-contained HTML pages, and other documents, from jinja2 templates.
 
-A page loads nothing from outside. Its text is escaped unless it is ``markupsafe.Markup``. jinja2 and matplotlib take a
-quarter of a second to import, so commands import this package after their --help.
+A page loads nothing from outside. Its text is escaped unless it is ``markupsafe.Markup``. The import of ``figures`` takes
+a second (matplotlib), so commands import it after their --help.
 """
 
 from __future__ import annotations

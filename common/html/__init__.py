@@ -1,6 +1,6 @@
 """Self-contained HTML pages, and other documents, from jinja2 templates.
 
-A page loads nothing from outside. Its text is escaped unless it is ``markupsafe.Markup``. The import of ``figures`` takes
+A page loads nothing from outside. Its text is escaped unless it is ``markupsafe.Markup``. Importing ``figures`` takes
 a second (matplotlib), so commands import it after their --help.
 """
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from common.paths import expand_home
+from common.files import expand_home
 
 
 def path_argument(text: str) -> Path:

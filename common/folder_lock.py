@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from common.process_identity import boot_id, machine, process_stamp
+from common.processes import boot_id, machine, process_stamp
 
 LOCK_NAME = ".lock"
 HEARTBEAT = 5.0

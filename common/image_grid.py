@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from common.atomic_file import replace_bytes
+from common.files import write_bytes
 
 RgbImage = npt.NDArray[np.uint8]  # [height, width, 3]
 
@@ -104,4 +104,4 @@ def write_png(path: Path, image: RgbImage) -> None:
     """Write the image as a PNG file, completely or not at all."""
     content = io.BytesIO()
     Image.fromarray(image).save(content, format="PNG", optimize=True)
-    replace_bytes(path, content.getvalue())
+    write_bytes(path, content.getvalue())

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
 
-from common.atomic_file import replace_bytes
+from common.files import atomic_path, write_bytes
 from common.image_grid import RgbImage
 
 
@@ -41,7 +40,7 @@ def write_gif(path: Path, frames: Sequence[RgbImage], fps: float = 15.0, colours
     durations = [*np.diff(ends).tolist(), 1000]
     content = io.BytesIO()
     images[0].save(content, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
-    replace_bytes(path, content.getvalue())
+    write_bytes(path, content.getvalue())
 
 
 def require_mp4(key: str) -> None:
@@ -61,13 +60,11 @@ def write_mp4(path: Path, frames: Sequence[RgbImage], fps: float = 15.0) -> None
     frames = _pad_to_one_height(path, frames)
     height, width = (size + size % 2 for size in frames[0].shape[:2])  # yuv420p halves both
     rate = Fraction(fps).limit_denominator(1000)
-    with TemporaryDirectory() as folder:  # faststart reads the file that it writes, so memory does not do
-        unfinished = Path(folder) / "video.mp4"
-        with av.open(str(unfinished), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream("libx264", rate=rate, options={"crf": "20"})
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            for frame in [*frames, *[frames[-1]] * round(fps)]:
-                even = np.pad(frame, ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0)), mode="edge")
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
-            container.mux(stream.encode(None))
-        replace_bytes(path, unfinished.read_bytes())
+    options = {"movflags": "+faststart"}
+    with atomic_path(path) as unfinished, av.open(str(unfinished), "w", format="mp4", options=options) as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "20"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for frame in [*frames, *[frames[-1]] * round(fps)]:
+            even = np.pad(frame, ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0)), mode="edge")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+        container.mux(stream.encode(None))

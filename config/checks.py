@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from common.paths import expand_home
+from common.files import expand_home
 from common.text import check_text
 from config.build import Key, get, keys, put
 from config.files import CONFIG_DIR, PROJECT_DIR, Tree, display

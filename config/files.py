@@ -13,7 +13,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.os_errors import reason_of
+from common.files import reason_of
 from config.values import ConfigError, Quoted, TextLoader, shown
 
 CONFIG_DIR = Path(__file__).resolve().parent

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from common.environment import environment
+from common.files import reason_of
 from common.folder_lock import FolderBusy, hold
-from common.os_errors import reason_of
-from common.process_rank import process_rank, shown_variables
+from common.processes import process_rank, shown_variables
 from config.build import keys, plain
 from config.command_line import hydra_quoted, is_sweep, parse_argument, unquoted
 from config.files import PROJECT_DIR

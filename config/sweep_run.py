@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.atomic_file import replace_text
+from common.files import write_text
 from config.files import PROJECT_DIR
 
 RECORD = "sweep_run.json"
@@ -93,7 +93,7 @@ def _run_one(plan: Plan, values: Sequence[str]) -> int:
         "command": command,
         "said": _last_line(folder / LOG) if code else "",
     }
-    replace_text(folder / RECORD, json.dumps(record, indent=1))
+    write_text(folder / RECORD, json.dumps(record, indent=1))
     print(f"[{name}] {'done' if code == 0 else f'FAILED with exit code {code}'}", flush=True)
     return code
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.atomic_file import replace_text
+from common.files import write_text
 from config.sweep_run import LOG, name_of, read_record
 
 METRICS = "metrics.jsonl"
@@ -28,8 +28,8 @@ def write_table(folder: Path, names: Sequence[str], combinations: Sequence[Seque
     """Write `sweep.json` and `sweep.md` beside the runs and print the latter; returns how many runs failed."""
     rows = [row_of(folder / name, values) for name, values in zip(names, combinations, strict=True)]
     text = markdown(rows)
-    replace_text(folder / "sweep.json", json.dumps(rows, indent=1) + "\n")
-    replace_text(folder / "sweep.md", text)
+    write_text(folder / "sweep.json", json.dumps(rows, indent=1) + "\n")
+    write_text(folder / "sweep.md", text)
     failed = [row for row in rows if row["state"] != "done"]
     print(f"\n{text}\n{len(rows) - len(failed)} of {len(rows)} runs done: {folder / 'sweep.md'}, sweep.json beside it")
     for row in failed:

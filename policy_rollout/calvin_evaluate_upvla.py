@@ -29,10 +29,10 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.command import run_command
+from common.files import expand_home
 from common.launcher_errors import report_error
-from common.paths import expand_home
-from common.process_rank import ProcessRank as Place
-from common.process_rank import process_rank as place_in
+from common.processes import ProcessRank as Place
+from common.processes import process_rank as place_in
 from config.values import ConfigError
 from policy_rollout.benchmarks.base import Benchmark, find_benchmark
 from policy_rollout.closed_loop import records

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from common.files import expand_home, write_text
+
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.arguments import path_argument
 from common.command import run_command
-from common.paths import expand_home
 from common.tables import interval_json, markdown_table, percent, points, probability
 from policy_rollout.intervals import Interval, rate_difference, wilson
 from policy_rollout.paired import Pair, pairs_of
@@ -331,14 +331,6 @@ def parser() -> argparse.ArgumentParser:
         "--output", type=path_argument, metavar="FILE", help="write it to this file, too (.json: as JSON)"
     )
     return made
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,8 +14,8 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.arguments import path_argument, real
-from common.atomic_file import replace_text
 from common.command import run_command
+from common.files import write_text
 from policy_rollout.compare import Side, compare, sides_of
 from policy_rollout.reports.results import names_of, read_results
 
@@ -44,7 +44,7 @@ def write_report(folder: Path, megabytes: float = MEGABYTES) -> Path:
     results = read_results(folder)
     side = Side(names_of([results.file])[0], (results,))
     path = results.folder / FILE
-    replace_text(path, render_report([side], None, path, megabytes))
+    write_text(path, render_report([side], None, path, megabytes))
     return path
 
 
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = compare(sides, options.anyway, options.common) if len(sides) > 1 else None
         path = options.output or sides[0].runs[0].folder / ("comparison.html" if found else FILE)
         shown = found.sides if found else sides
-        replace_text(path, render_report(shown, found, path, options.megabytes))
+        write_text(path, render_report(shown, found, path, options.megabytes))
     except (ValueError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 2

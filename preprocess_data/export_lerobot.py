@@ -19,6 +19,8 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
+from common.files import write_json
+
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -202,8 +204,8 @@ class _Writer:
         _table(self.output / ANNOTATIONS, self.annotations, schema)
         tasks = [{"task_index": number, "__index_level_0__": task} for task, number in self.tasks.items()]
         _table(self.output / "meta/tasks.parquet", tasks, None, _PANDAS)
-        _json(self.output / "meta/stats.json", self._statistics())
-        _json(self.output / INFO, self._info())
+        write_json(self.output / "meta/stats.json", self._statistics(), indent=4)
+        write_json(self.output / INFO, self._info(), indent=4)
 
     def _statistics(self) -> dict[str, Any]:
         found = {}
@@ -314,13 +316,6 @@ def _table(path: Path, rows: list[dict[str, Any]], schema: Any, metadata: dict[b
 def _spread(values: npt.NDArray[np.float64], count: int) -> dict[str, Any]:
     parts = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
     return {name: [float(x) for x in part] for name, part in parts.items()} | {"count": [count]}
-
-
-def _json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -21,13 +21,13 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from common.arguments import path_argument, real, whole
 from common.command import run_command
+from common.files import remove, write_bytes
 from common.folder_lock import hold, is_lock
-from common.housekeeping import remove
 from policy_rollout.calvin.tasks import DOORS_AND_LIGHTS, TASK_NAMES
 from policy_rollout.desk.layout import SCENES
 from policy_rollout.desk.rendering import RENDERERS, check_renderer
 from policy_rollout.desk.rendering.cameras import checked_jitter
-from preprocess_data.desk_demos.files import Placed, json_bytes, write_bytes, write_index_files
+from preprocess_data.desk_demos.files import Placed, json_bytes, write_index_files
 from preprocess_data.desk_demos.play import INSTRUCTIONS, SPLITS, Settings
 from preprocess_data.desk_demos.preview import write_preview
 from preprocess_data.desk_demos.workers import record_all

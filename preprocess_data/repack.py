@@ -24,8 +24,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from common.arguments import path_argument, whole
-from common.atomic_file import replace_bytes
 from common.command import run_command
+from common.files import write_bytes
 from common.folder_lock import is_lock
 from models.processing.image import fit
 from preprocess_data.formats.calvin_select import source_splits
@@ -203,7 +203,7 @@ def _copy_the_rest(source: Path, folder: Path, below: str = "") -> None:
         elif not name.startswith("episode_") and not is_lock(name):
             target.parent.mkdir(parents=True, exist_ok=True)
             with zip_reader.open_binary(path) as file:
-                replace_bytes(target, file.read())
+                write_bytes(target, file.read())
 
 
 def verify(folder: Path, source: Path | None) -> int:

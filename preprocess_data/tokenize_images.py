@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from common.arguments import path_argument, real, whole
 from common.command import run_command
-from common.os_errors import reason_of
+from common.files import reason_of
 from config.load import load_job
 from models.processing.image import normalise
 from models.vision.magvitv2 import CODEBOOK_SIZE, MagVITv2, load_magvit

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from common.os_errors import reason_of
+from common.files import reason_of
 from models.decoding import Generation, Sampling, generate
 from models.processing.text import questions_in
 from policy_rollout.policies.upvla import pick_device

@@ -25,8 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.arguments import path_argument
-from common.atomic_file import replace_text
 from common.command import run_command
+from common.files import write_text
 from common.folder_lock import hold
 from models.decoding import Decoding, Generation, generate
 from models.pretrained.weights_io import files_sha256
@@ -215,7 +215,7 @@ def evaluate(task: Task) -> dict[str, Any]:
         | {name: version(name) for name in ("torch", "transformers", "pillow")},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    replace_text(task.folder / results.FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(task.folder / results.FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return content
 
 
@@ -239,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with hold(task.folder, "eval_vqa", "--log-dir "):
             content = evaluate(task)
             table = results.markdown(task.folder.name, content)
-            replace_text(task.folder / "summary.md", table)
+            write_text(task.folder / "summary.md", table)
     except (ValueError, OSError) as error:
         print(f"eval_vqa: {error}", file=sys.stderr)
         return 2

@@ -30,8 +30,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from common.arguments import path_argument, whole  # noqa: E402
-from common.atomic_file import replace_text  # noqa: E402
 from common.command import run_command  # noqa: E402
+from common.files import write_text  # noqa: E402
 from common.folder_lock import hold_file  # noqa: E402
 from common.tables import interval_json, markdown_table, percent, points  # noqa: E402
 from config.identity import settings_of  # noqa: E402
@@ -121,7 +121,7 @@ class Trial:
             if found["asked"] == asked:
                 return Outcome(name, found["done"], found["chains"])
         played = self._play(name)
-        replace_text(file, json.dumps({"asked": asked, "done": played.done, "chains": played.chains}) + "\n")
+        write_text(file, json.dumps({"asked": asked, "done": played.done, "chains": played.chains}) + "\n")
         return played
 
     def asked(self, name: str) -> dict[str, Any]:
@@ -275,8 +275,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "-m", "scripts.judge_desk", *(sys.argv[1:] if argv is None else argv)])
     text = summary(outcomes, args.model, machine(pick_device(args.device)), command)
-    replace_text(folder / "summary.md", text)
-    replace_text(folder / "results.json", json.dumps({**results(outcomes), "made_with": made_with}, indent=1) + "\n")
+    write_text(folder / "summary.md", text)
+    write_text(folder / "results.json", json.dumps({**results(outcomes), "made_with": made_with}, indent=1) + "\n")
     print(text)
     print(f"written: {folder / 'summary.md'}, results.json")
     return 0

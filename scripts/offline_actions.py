@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from common.atomic_file import replace_text
+from common.files import reason_of, write_text
 from common.folder_lock import hold_file
-from common.os_errors import reason_of
 from models.processing.instruction_length import cut_instructions
 from policy_rollout.benchmarks.coded import CodedFrames, coded_frames
 from policy_rollout.benchmarks.offline import (
@@ -233,5 +232,5 @@ def _run(options: argparse.Namespace) -> None:
         print(f"actions by {job.policy.action_decoder}, {job.policy.forwards_per_chunk:.2f} forwards per chunk")
     if options.output_json is not None:
         content = record(options, job, report, time.perf_counter() - started)
-        replace_text(options.output_json, json.dumps(content, indent=2) + "\n")
+        write_text(options.output_json, json.dumps(content, indent=2) + "\n")
         print(f"written to {options.output_json}")

@@ -32,8 +32,8 @@ if str(ROOT) not in sys.path:
 
 import train_upvla  # noqa: E402
 from common.arguments import path_argument, whole  # noqa: E402
-from common.atomic_file import replace_text  # noqa: E402
 from common.command import run_command  # noqa: E402
+from common.files import write_text  # noqa: E402
 from common.folder_lock import hold  # noqa: E402
 from common.image_grid import GREEN, RED, add_caption, image_grid, side_by_side, write_png  # noqa: E402
 from common.video import write_gif  # noqa: E402
@@ -177,7 +177,7 @@ def settle(folder: Path, objective: str, size: Size) -> None:
     for name, old in held.items():
         if mine.get(name) != old:
             raise ValueError(f"--output {folder} was made with {name} {old}, now it is {mine.get(name)}; {ANOTHER}")
-    replace_text(file, json.dumps(mine, indent=1) + "\n")
+    write_text(file, json.dumps(mine, indent=1) + "\n")
 
 
 def require_same_run(folder: Path, job: Job) -> None:
@@ -207,13 +207,13 @@ def tell(
     )
     told = ", ".join(f"{name} {value}" for name, value in made_with.items())
     links = "\n".join(f"![{p.stem}](pictures/{p.name})" for p in images)
-    replace_text(
+    write_text(
         folder / "report.md", "\n".join(["# Quickstart", "", *lines, "", note, "", f"Made with {told}.", "", links, ""])
     )
     results = {
         verdict.name: {**verdict.errors, "closed_loop_success": verdict.rollout.success().point} for verdict in verdicts
     }
-    replace_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
     console.print(f"[bold]done in {seconds:.0f} s[/bold]; look at:")
     for what, where in (
         ("report", folder / "report.md"),

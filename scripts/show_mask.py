@@ -18,7 +18,7 @@ from PIL import Image
 
 from common.arguments import path_argument, whole
 from common.command import run_command
-from common.os_errors import reason_of
+from common.files import reason_of
 from config import files
 from config.build import build, new_tree
 from config.schema import Job

@@ -16,8 +16,8 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.arguments import path_argument
-from common.atomic_file import replace_text
 from common.command import run_command
+from common.files import write_text
 from common.tables import markdown_table
 
 DESCRIPTION = """\
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text += "".join(f"\n\n{note}" for note in differences(named))
     print(text)
     if options.output is not None:
-        replace_text(options.output, text + "\n")
+        write_text(options.output, text + "\n")
     return 0
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from common.process_rank import process_rank
+from common.processes import process_rank
 from config.load import ConfigError
 from config.schema import Job
 from models.attention_mask import TILE

@@ -48,7 +48,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from common.robot import CAMERAS as CAMERAS
+from common.constants import CAMERAS as CAMERAS
 from models.processing.image import fit
 from training.data.action_chunks import action_chunk, action_chunks
 from training.data.batch import RobotBatch, RobotSample

@@ -13,9 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from common.os_errors import reason_of
+from common.files import reason_of, write_text
 from models.losses import SumAndCount
-from training.checkpointing.manifest import flush
 
 METRICS_FILE = "metrics.jsonl"
 WANDB_ID_FILE = "wandb_id.txt"
@@ -166,10 +165,7 @@ class JsonLinesWriter:
                 for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
                 if _step_of(line) <= step
             ]
-            beside = path.with_suffix(".tmp")
-            beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            flush(beside)
-            os.replace(beside, path)
+            write_text(path, "".join(line + "\n" for line in kept), sync=True)
         self._file = path.open("ab", buffering=0)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:

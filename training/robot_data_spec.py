@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 
-from common.robot import CAMERAS, by_view
+from common.constants import CAMERAS, by_view
 from config.build import get, put
 from config.schema import Job
 from models.action.encoding import ActionScale

@@ -19,10 +19,9 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm import tqdm
 
-from common.atomic_file import replace_text
 from common.environment import environment
+from common.files import reason_of, write_text
 from common.folder_lock import hold
-from common.os_errors import reason_of
 from config.load import ConfigError, to_yaml
 from config.schema import Job
 from models.objectives import text_objective
@@ -92,7 +91,7 @@ class Run:
         for note in set_aside(self.output_dir, self.resumed):
             self.say(note)
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        replace_text(self.output_dir / "config.yaml", to_yaml(self.job))
+        write_text(self.output_dir / "config.yaml", to_yaml(self.job))
         for writer in _writers(self.job, self.output_dir, self.start_step):
             self.board.add(writer)
         write_status(self.output_dir, "running", self.start_step, self.resumed.path if self.resumed else None)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import filecmp
 from pathlib import Path
 
-from common.json_file import read_object
-from common.paths import expand_home
+from common.files import expand_home, read_object
 from models.pretrained.weights_io import WEIGHT_NAMES, find_weights, weight_parts
 
 CONFIG_FILE = "config.json"

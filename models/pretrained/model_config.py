@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from common.robot import CAMERAS
+from common.constants import CAMERAS
 from models.action.encoding import ActionScale
 from models.processing.text import SYSTEM_PROMPT
 from models.vocabulary import Vocabulary

@@ -7,7 +7,6 @@ so that its users can read ours and we read theirs: base Show-o checkpoints, UP-
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.json_file import read_object
+from common.files import read_object, write_text
 from config.schema import Job
 from models.language_model import backbone_config, ignored_settings, load_pretrained, save_code
 from models.language_model.weight_init import init_code_embeddings
@@ -384,6 +383,4 @@ def _upstream_spec(
 
 
 def _write_json(file: Path, data: Mapping[str, Any]) -> None:
-    temporary = file.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(data, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    write_text(file, json.dumps(data, indent=2, sort_keys=True, default=str) + "\n")

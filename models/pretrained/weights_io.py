@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import struct
 import zipfile
@@ -21,8 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from common.atomic_file import give_usual_mode
-from common.paths import expand_home
+from common.files import atomic_path, expand_home, give_usual_mode
 
 # In the order in which a directory is searched; a sharded file's index counts as the file.
 WEIGHT_NAMES = (
@@ -332,10 +330,7 @@ def write_safetensors(
     The same content gives the same bytes. Two names for one storage (tied weights) are an error of safetensors; leave
     the second name out.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_path(Path(path)) as scratch:
         save_file(
             {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
             scratch,
@@ -343,9 +338,6 @@ def write_safetensors(
         )
         _sort_metadata(scratch)
         give_usual_mode(scratch)  # newer safetensors leave 0600
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _sort_metadata(path: Path) -> None:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from common.json_file import read_object
+from common.files import read_object
 from models.processing.image_file import as_shown
 
 Uint8Array = npt.NDArray[np.uint8]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.activations import ACT2FN
 
-from common.json_file import read_object
+from common.files import read_object
 from models.pretrained.weights_io import check_state, load_strict, read_weights, resolve_model_dir, state_sha256
 from models.processing.image import ClipImageSpec
 

@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.json_file import read_object
-from common.paths import expand_home
+from common.files import expand_home, read_object
 from models.pretrained.weights_io import load_strict, read_weights, resolve_model_dir, state_sha256
 from models.vision.lfq_loss import straight_through
 

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from common.paths import expand_home
+from common.files import expand_home
 from policy_rollout.benchmarks.base import Settings, official_jobs
 from policy_rollout.calvin.annotations import IN_CALVIN, find_annotations, read_annotations
 from policy_rollout.calvin.egl import Graphics, find_graphics

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from common.atomic_file import replace_text
+from common.files import write_text
 from policy_rollout.calvin.initial_states import INITIAL_STATES
 from policy_rollout.calvin.symbolic import CATEGORIES, Frozen, State, Value, check_tasks, successors, thaw
 from policy_rollout.calvin.tasks import TASK_NAMES
@@ -251,6 +251,6 @@ def _read_cache(path: Path) -> list[Chain] | None:
 def _write_cache(path: Path, chains: list[Chain]) -> None:
     """Store the chains; a cache that cannot be written costs some seconds next time, and a warning now."""
     try:
-        replace_text(path, json.dumps(chains))
+        write_text(path, json.dumps(chains))
     except OSError as error:
         log.warning("cannot keep the official chains in %s: %s", path, error)

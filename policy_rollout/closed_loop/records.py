@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.housekeeping import remove
+from common.files import remove, write_json
 from policy_rollout.calvin.sequences import success_rates
 from policy_rollout.closed_loop.env_slot import ChainRecord
 from policy_rollout.intervals import Interval, average_length, wilson
@@ -148,9 +148,7 @@ def write_results(
         "records": [asdict(record) for record in records],
     }
     assert abs(sum(success_rates(completed, length)) - results["average_length"]["value"]) < 1e-9
-    unfinished = folder / f".results-{_own_name()}.tmp"
-    unfinished.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / "results.json")
+    write_json(folder / "results.json", results)
     return results
 
 

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from common.housekeeping import remove
-from common.process_identity import machine, process_stamp
+from common.files import remove, write_json
+from common.processes import machine, process_stamp
 from policy_rollout.closed_loop.env_slot import ChainJob
 
 BEAT = 5.0
@@ -40,11 +40,7 @@ class Owner:
     def __enter__(self) -> Owner:
         for place in (self._owners, self._leases):
             place.mkdir(parents=True, exist_ok=True)
-        unfinished = self._owners / f".{self.name}.tmp"
-        unfinished.write_text(
-            json.dumps({"machine": machine(), "process": process_stamp(os.getpid())}), encoding="utf-8"
-        )
-        os.replace(unfinished, self._sign)
+        write_json(self._sign, {"machine": machine(), "process": process_stamp(os.getpid())}, indent=None)
         threading.Thread(target=self._beat, daemon=True).start()
         return self
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common import robot
+from common import constants
 from policy_rollout.policies.interface import ACTION_SIZE, ActionConvention
 
 OPEN, CLOSED = 1.0, -1.0
@@ -16,7 +16,7 @@ OPEN, CLOSED = 1.0, -1.0
 
 def gripper_values(convention: ActionConvention) -> tuple[float, float]:
     """The numbers that mean closed and open. Raises `ValueError` where the convention's words are not understood."""
-    values = robot.gripper_values(convention.gripper)
+    values = constants.gripper_values(convention.gripper)
     if values is None:
         raise ValueError(
             f"the action convention says gripper: {convention.gripper!r}; understood are two different numbers, such "

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common.robot import CAMERAS as CAMERAS
+from common.constants import CAMERAS as CAMERAS
 
 ACTION_SIZE = 7
 ACTION_KEYS = ("rel_actions", "actions")

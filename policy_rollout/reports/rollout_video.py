@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common.housekeeping import remove
+from common.files import remove
 from common.image_grid import (
     FAINT,
     GREEN,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from common.atomic_file import replace_text
+from common.files import write_text
 from common.html import data_url, render
 from common.html.figures import COLOURS, new_figure, svg
 from common.image_grid import RgbImage, resize_to_height
@@ -60,7 +60,7 @@ def write_page(
         cards=cards,
         legend=_legend(source.action_names),
     )
-    replace_text(path, page)
+    write_text(path, page)
     return errors
 
 

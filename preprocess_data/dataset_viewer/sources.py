@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.robot import CAMERAS
+from common.constants import CAMERAS
 from preprocess_data.dataset_viewer.interface import ACTION_NAMES, EpisodeView, Floats, ImageArray, Label, Source
 from preprocess_data.dataset_viewer.robot_sources import open_bridge, open_lerobot
 from training.data.calvin import Annotation, CalvinSplit, is_split, splits_in

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import platform
 import zipfile
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from common.files import write_bytes
 from policy_rollout.calvin.tasks import CALVIN_TASKS
 from policy_rollout.desk.engine import mujoco
 from policy_rollout.desk.rendering import cameras
@@ -26,13 +26,6 @@ Array = npt.NDArray[Any]
 
 EMBEDDING = 384  # width of CALVIN's sentence embeddings
 DRAWN = 1  # zlib level: images drawn by a renderer are 10 % larger than at level 6, in a third of the time
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """The file appears complete or not at all."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
 
 
 def npz_bytes(arrays: Mapping[str, Array]) -> bytes:

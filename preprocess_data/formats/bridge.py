@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.json_file import read_object
+from common.files import read_object
 from preprocess_data.formats.tfrecord import Feature, parse_example, records
 from training.data.readers import read_pickle
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from common.atomic_file import replace_bytes
+from common.files import atomic_path, write_bytes
 from preprocess_data.jobs.resume import is_current, plan_folder, remove_parts
 from preprocess_data.jobs.workers import in_processes
 from training.data.calvin import CalvinSplit
@@ -148,7 +148,7 @@ def _read_part(part: _Part) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
     if not bad:  # else it is read again, when somebody has seen to it
         content = io.BytesIO()
         np.savez(content, actions=table)
-        replace_bytes(part.file, content.getvalue())
+        write_bytes(part.file, content.getvalue())
     return table, bad
 
 
@@ -161,14 +161,13 @@ def copy_frame(source: Path, folder: Path) -> None:
         have = target.stat()
         if (have.st_size, have.st_mtime_ns) == (zip_reader.size(source), modified):
             return
-    partial = target.with_suffix(f".{os.getpid()}.tmp")
-    if zip_reader.container(source) == source:
-        shutil.copyfile(source, partial)
-    else:
-        with zip_reader.open_binary(source) as packed:
-            partial.write_bytes(packed.read())
-    os.utime(partial, ns=(modified, modified))  # by which the lines above know it again
-    os.replace(partial, target)
+    with atomic_path(target) as partial:
+        if zip_reader.container(source) == source:
+            shutil.copyfile(source, partial)
+        else:
+            with zip_reader.open_binary(source) as packed:
+                partial.write_bytes(packed.read())
+        os.utime(partial, ns=(modified, modified))  # compared above when the command runs again
 
 
 def windows_without(bad: dict[int, str], windows: Iterator[tuple[int, int]]) -> list[bool]:

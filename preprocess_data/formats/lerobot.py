@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.json_file import read_object
+from common.files import read_object
 from training.data.readers import read_image_bytes
 
 Image = npt.NDArray[np.uint8]  # [height, width, 3]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from common.robot import CAMERAS
+from common.constants import CAMERAS
+from common.files import write_json
 from preprocess_data.jobs.workers import in_processes
 from training.data.caches.token_cache import FOLDER, processed_digest, replaced
 from training.data.calvin import CalvinSplit, is_split, is_within, splits_in
@@ -96,9 +95,7 @@ def tell(reports: Sequence[Report], report_file: Path | None) -> int:
         print(report.text())
     if report_file is not None:
         content = [asdict(problem) for report in reports for problem in report.problems]
-        partial = report_file.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, report_file)
+        write_json(report_file, content, indent=1)
         print(f"all problems: {report_file}")
     return 1 if any(report.problems for report in reports) else 0
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from common.atomic_file import replace_bytes
+from common.files import write_bytes
 from preprocess_data.jobs.resume import is_current, output_folder, plan_folder, remove_parts
 from preprocess_data.jobs.workers import in_processes
 from training.data.checks.dataset import ENOUGH
@@ -193,7 +193,7 @@ def _run(work: tuple[Any, Path, Callable[[Any], Part]]) -> tuple[list[str], list
         for one in part.episodes
     ]
     # A bad episode's part is kept for this run alone: it is read again when somebody has seen to it.
-    replace_bytes(file, json.dumps({"episodes": records, "left_out": part.left_out, "bad": part.bad}).encode())
+    write_bytes(file, json.dumps({"episodes": records, "left_out": part.left_out, "bad": part.bad}).encode())
     return part.left_out, part.bad
 
 

@@ -14,10 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common.atomic_file import replace_bytes
+from common.files import reason_of, remove, write_bytes
 from common.folder_lock import hold
-from common.housekeeping import remove
-from common.os_errors import reason_of
 
 
 def plan_folder(folder: Path, plan: Mapping[str, Any]) -> Path:
@@ -28,7 +26,7 @@ def plan_folder(folder: Path, plan: Mapping[str, Any]) -> Path:
         folder = folder.with_name(f"{folder.name}-{hashlib.blake2b(text, digest_size=8).hexdigest()}")
     if not _holds(folder, plan):
         folder.mkdir(parents=True, exist_ok=True)
-        replace_bytes(folder / "plan.json", json.dumps(plan).encode())
+        write_bytes(folder / "plan.json", json.dumps(plan).encode())
     return folder
 
 

@@ -16,9 +16,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from tqdm import tqdm
 
+from common.files import reason_of
 from common.folder_lock import hold, live_owners
-from common.os_errors import reason_of
-from common.process_rank import process_rank, shown_variables
+from common.processes import process_rank, shown_variables
 from preprocess_data.jobs.workers import in_processes
 from training.data.formats.shards import Plan, finish, has_shard, is_whole
 

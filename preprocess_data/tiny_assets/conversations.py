@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image
 
+from common.files import write_text
 from config.schema import MMU_INDEX
 from preprocess_data.tiny_assets.questions import Asked, balanced
 from preprocess_data.tiny_assets.toys import draw, random_scenes
@@ -58,9 +58,7 @@ def write_conversations(folder: Path, split: Split) -> int:
         few.save(folder / _image(index), optimize=True)
     talks = _conversations([asked[i] for i in rng.permutation(len(asked))], split.turns)
     records = [json.dumps(_record(number, talks[i])) for number, i in enumerate(rng.permutation(len(talks)))]
-    temporary = folder / f"{MMU_INDEX}.tmp"
-    temporary.write_text("[\n" + ",\n".join(records) + "\n]\n", encoding="utf-8")
-    os.replace(temporary, folder / MMU_INDEX)
+    write_text(folder / MMU_INDEX, "[\n" + ",\n".join(records) + "\n]\n")
     return len(asked)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from common.atomic_file import replace_bytes
+from common.files import write_bytes
 from policy_rollout.intervals import Interval
 
 COLOURS = {"ar": "#0072B2", "mdm": "#D55E00", "bd": "#009E73"}
@@ -93,7 +93,7 @@ def draw_figure(
         figure.supxlabel(note, fontsize=8, color=GREY)
         content = io.BytesIO()
         figure.savefig(content, dpi=130, format="png")
-    replace_bytes(path, content.getvalue())
+    write_bytes(path, content.getvalue())
 
 
 def _curves(panel: Any, curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], name: str, label: str) -> None:

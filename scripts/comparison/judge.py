@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.atomic_file import replace_text
+from common.files import write_text
 from config.schema import MMU_INDEX, Job
 from models.decoding import generate
 from models.measure import DRAWS
@@ -281,7 +281,7 @@ def judge(run: Planned, job: Job, asked: HeldOut, split: CalvinSplit, progress: 
         built = _trained(run, job)
         judged = Judged(judge_words(built, job, asked, progress), judge_actions(policy, split))
     judged = replace(judged, chains=play_chains(policy, desk_chains(chains)) if chains else [])
-    replace_text(run.judged_file, json.dumps({**asdict(judged), MADE_WITH: made_with}) + "\n")
+    write_text(run.judged_file, json.dumps({**asdict(judged), MADE_WITH: made_with}) + "\n")
     return judged
 
 

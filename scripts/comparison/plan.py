@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from common.atomic_file import replace_text
+from common.files import write_text
 from config.identity import difference, settings_in, settings_of
 from config.load import load_job
 from config.schema import MMU_INDEX
@@ -135,7 +135,7 @@ class Plan:
         mine = json.loads(json.dumps(asdict(self.budget)))
         if not file.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            replace_text(file, json.dumps(mine, indent=1) + "\n")
+            write_text(file, json.dumps(mine, indent=1) + "\n")
             return
         there = json.loads(file.read_text(encoding="utf-8"))
         other = [f"{key} {there.get(key)} (now {mine[key]})" for key in mine if there.get(key) != mine[key]]
@@ -180,7 +180,7 @@ def write_blank_images(source: Path, folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (BLANK_SIDE, BLANK_SIDE), (BLANK_GREY,) * 3).save(folder / "blank.png")
-    replace_text(file, blank)
+    write_text(file, blank)
 
 
 def read_objectives(text: str) -> tuple[str, ...]:

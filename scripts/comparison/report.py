@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from common.atomic_file import replace_text
+from common.files import write_text
 from common.tables import markdown_table, percent, points, probability
 from policy_rollout.calvin.sequences import success_rates
 from policy_rollout.intervals import Interval
@@ -75,8 +75,8 @@ def write_report(found: Findings) -> list[Path]:
     answers = verdicts(found.judged)
     paths = [folder / "summary.md", folder / "summary.json", folder / FIGURE]
     draw(found, paths[2])
-    replace_text(paths[1], json.dumps(as_json(found, answers), indent=1) + "\n")
-    replace_text(paths[0], as_markdown(found, answers))
+    write_text(paths[1], json.dumps(as_json(found, answers), indent=1) + "\n")
+    write_text(paths[0], as_markdown(found, answers))
     return paths
 
 

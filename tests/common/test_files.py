@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.atomic_file import give_usual_mode, replace_text
-from common.housekeeping import remove, retire
-from common.os_errors import reason_of
+from common.files import give_usual_mode, reason_of, remove, retire, write_text
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
@@ -18,7 +16,7 @@ def test_a_file_has_the_permissions_that_the_umask_gives(tmp_path: Path, mask: i
     private = tmp_path / "private"
     before = os.umask(mask)
     try:
-        replace_text(tmp_path / "below" / "text", "é")
+        write_text(tmp_path / "below" / "text", "é")
         private.touch(0o600)
         give_usual_mode(private)
     finally:
@@ -30,10 +28,10 @@ def test_a_file_has_the_permissions_that_the_umask_gives(tmp_path: Path, mask: i
 
 
 def test_a_write_that_fails_leaves_the_older_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace_text(tmp_path / "text", "old")
+    write_text(tmp_path / "text", "old")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
-        replace_text(tmp_path / "text", "new")
+        write_text(tmp_path / "text", "new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from common import folder_lock
 from common.folder_lock import LOCK_NAME, FolderBusy, Owner, hold, hold_file, live_owners
-from common.process_identity import process_stamp
+from common.processes import process_stamp
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTION = "--out "

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.robot import by_view, gripper_values
+from common.constants import by_view, gripper_values
 from models.pretrained.model_config import CALVIN_RELATIVE
 from preprocess_data import process_calvin
 from preprocess_data.formats.verify import verify_processed

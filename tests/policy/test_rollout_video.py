@@ -196,7 +196,7 @@ def test_a_film_that_cannot_be_finished_leaves_the_last_one(
     file = tmp_path / "film"
     write(file, [image(1)] * 3)
     before = file.read_bytes()
-    monkeypatch.setattr("common.atomic_file.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("common.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write(file, [image(9)] * 3)
     assert file.read_bytes() == before

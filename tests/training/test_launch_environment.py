@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from common.process_rank import ProcessRank, process_rank
+from common.processes import ProcessRank, process_rank
 from config.load import ConfigError
 from config.schema import Job
 from tests.training.launches import ROOT

@@ -32,12 +32,12 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from common.housekeeping import remove, retire
+from common.files import flush, remove, retire
 from config.load import ConfigError
 from config.schema import Job
 from models.pretrained.folders import is_copy, model_files
 from models.pretrained.model_io import WEIGHTS_FILE
-from training.checkpointing.manifest import Checkpoint, flush, open_checkpoint, told_position, write_manifest
+from training.checkpointing.manifest import Checkpoint, open_checkpoint, told_position, write_manifest
 from training.checkpointing.optimizer_state import settings_kept
 from training.data.dataloader import CotrainLoader
 from training.data.sampling_order import ORDER_VERSION, Position

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.os_errors import reason_of
+from common.files import flush, reason_of
 from training.data.sampling_order import FlowProgress, Position
 
 METADATA = "metadata.json"
@@ -115,15 +114,6 @@ def write_manifest(path: Path, step: int, data: Mapping[str, Any], more: Mapping
         flush(file)
     for folder in [*(f for f in path.rglob("*") if f.is_dir()), path]:
         flush(folder)
-
-
-def flush(path: Path) -> None:
-    """Have a file's content, or a folder's names, on the disk before anything else is done."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def told_position(position: Position) -> dict[str, Any]:

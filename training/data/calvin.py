@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.robot import CAMERAS
+from common.constants import CAMERAS
 from training.data.formats import zip_reader
 from training.data.readers import read_npy, read_npz, read_pickled_npy
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.json_file import read_object
+from common.files import atomic_path, read_object
 from config.schema import ActionNormalisation
 from models.action.encoding import ActionScale
 from models.pretrained.model_config import CALVIN_RELATIVE
@@ -150,15 +150,9 @@ def write_contract(
         "statistics": {name: _rounded(getattr(statistics, name)) for name in _ROWS}
         | {"frames": statistics.frames, "digest": statistics.digest},
     }
-    partial = path.with_suffix(".json.tmp")
-    partial.write_text(_laid_out(content), encoding="utf-8")
-    try:
-        written = _parsed(partial, path)  # a wrong camera or key is told before the file takes its name
-    except ValueError:
-        partial.unlink()
-        raise
-    os.replace(partial, path)
-    return written
+    with atomic_path(path) as partial:
+        partial.write_text(_laid_out(content), encoding="utf-8")
+        return _parsed(partial, path)  # raises ValueError for a wrong camera or key before the file takes its name
 
 
 def action_scale(contract: DataContract, kind: ActionNormalisation, root: str | os.PathLike[str]) -> ActionScale | None:

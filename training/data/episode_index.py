@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from common.files import atomic_path, flush
 from common.text import check_text
 from training.data.action_chunks import ACTION_SIZE
 from training.data.formats import zip_reader
@@ -114,15 +115,8 @@ def build_index(root: str | os.PathLike[str], progress: bool | None = None) -> I
     path = Path(root) / INDEX_NAME
     target = path.with_name(BINARY_NAME)
     logger.info("making %s, once", target)
-    partial = target.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with partial.open("wb") as file:
-            _write(path, path.parent, file, progress)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(target, sync=True) as partial, partial.open("wb") as file:
+        _write(path, path.parent, file, progress)
     return IndexFile(target)
 
 
@@ -311,29 +305,27 @@ def write_index(root: Path, episodes: Iterable[Episode], before: Callable[[], ob
     """
     root.mkdir(parents=True, exist_ok=True)
     path = root / INDEX_NAME
-    partial = path.with_suffix(".json.tmp")
     frames = 0
-    with partial.open("w", encoding="utf-8") as file:
-        file.write("[")
-        for number, episode in enumerate(episodes):
-            _check_text(episode.instruction, f"{path}: episode {number}, 'instruction'")
-            record: dict[str, Any] = {"instruction": episode.instruction}
-            if episode.task is not None:
-                record["task"] = episode.task
-            record["frames"] = [
-                {"dir": frame.dir}
-                | ({} if frame.gripper_dir is None else {"gripper_dir": frame.gripper_dir})
-                | {"rel_action": _short(frame.rel_action), "abs_action": _short(frame.abs_action)}
-                for frame in episode.frames
-            ]
-            file.write(("," if number else "") + "\n" + json.dumps(record, ensure_ascii=False))
-            frames += len(episode.frames)
-        file.write("\n]\n")
-        file.flush()
-        os.fsync(file.fileno())
-    if before is not None:
-        before()
-    os.replace(partial, path)
+    with atomic_path(path) as partial:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write("[")
+            for number, episode in enumerate(episodes):
+                _check_text(episode.instruction, f"{path}: episode {number}, 'instruction'")
+                record: dict[str, Any] = {"instruction": episode.instruction}
+                if episode.task is not None:
+                    record["task"] = episode.task
+                record["frames"] = [
+                    {"dir": frame.dir}
+                    | ({} if frame.gripper_dir is None else {"gripper_dir": frame.gripper_dir})
+                    | {"rel_action": _short(frame.rel_action), "abs_action": _short(frame.abs_action)}
+                    for frame in episode.frames
+                ]
+                file.write(("," if number else "") + "\n" + json.dumps(record, ensure_ascii=False))
+                frames += len(episode.frames)
+            file.write("\n]\n")
+        flush(partial)
+        if before is not None:
+            before()
     return frames
 
 

@@ -25,7 +25,7 @@ from accelerate.utils import DistributedType, DynamoBackend, FullyShardedDataPar
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations import unset_hf_deepspeed_config
 
-from common.process_rank import ProcessRank, shown_variables, unset_command
+from common.processes import ProcessRank, shown_variables, unset_command
 from config.load import ConfigError
 from config.schema import Job
 from models.losses import SumAndCount

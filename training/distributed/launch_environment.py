@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from common.process_rank import ProcessRank, process_rank, shown_variables, unset_command
+from common.processes import ProcessRank, process_rank, shown_variables, unset_command
 from config.load import ConfigError
 from config.schema import Job
 

@@ -7,16 +7,13 @@ loss, gradient or weights are bad      no checkpoint of them; the last good one 
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NoReturn, TypeVar
 
 from torch import nn
 
-from common.housekeeping import remove
-from common.os_errors import reason_of
+from common.files import reason_of, write_json
 from config.schema import Job
 from training.checkpointing.checkpoint import list_checkpoints, why_unwritable
 from training.data.batch import CoBatch
@@ -119,12 +116,9 @@ class RunGuard:
         }
         file = self.run.output_dir / f"bad_batch-{verdict.step}.json"
         if self.run.writes:
-            beside = file.with_suffix(".tmp")
             try:
-                beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-                os.replace(beside, file)
+                write_json(file, record, indent=1)
             except OSError as error:
-                remove(beside)
                 return f"its samples could not be written down ({reason_of(error)})"
         return f"its samples are named in {file}"
 

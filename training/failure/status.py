@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import json
-import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from common.housekeeping import remove
+from common.files import write_json
 
 STATUS_FILE = "status.json"
 State = Literal["running", "preempted", "stopped", "finished"]
@@ -25,9 +24,5 @@ def write_status(output_dir: Path, state: State, step: int, checkpoint: Path | N
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "reason": reason,
     }
-    beside = output_dir / f".{STATUS_FILE}.tmp"
-    try:
-        beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, output_dir / STATUS_FILE)
-    except OSError:
-        remove(beside)
+    with suppress(OSError):
+        write_json(output_dir / STATUS_FILE, record, indent=1)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common.json_file import read_json, read_object
+from common.files import read_json, read_object
 from common.text import check_text
 from models.processing.text import ASSISTANT, HUMAN, IMAGE_MARK
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from common.json_file import read_object
+from common.files import read_object
 from common.tables import interval_json, markdown_table, percent, points, probability
 from policy_rollout.benchmarks.vqa.inference import Asked, Batch
 from policy_rollout.benchmarks.vqa.questions import Question

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.arguments import path_argument, whole
-from common.atomic_file import replace_text
+from common.files import write_text
 from policy_rollout.calvin.initial_states import initial_state
 from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.calvin.sequences import Chain, desk_sequences
@@ -282,4 +282,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         _print_chains(who, results)
     if args.markdown is not None:
         shown = " ".join(argv) if argv is not None else " ".join(sys.argv[1:])
-        replace_text(args.markdown, markdown(episodes, chains, f"python -m policy_rollout.desk.experts {shown}", noise))
+        write_text(args.markdown, markdown(episodes, chains, f"python -m policy_rollout.desk.experts {shown}", noise))

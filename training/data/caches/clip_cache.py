@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.paths import expand_home
+from common.files import expand_home
 from config.schema import Job
 from models.processing.image_file import READING
 from models.vision.clip_encoder import ClipTower

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.os_errors import reason_of
+from common.files import reason_of
 from models.processing.image_file import READING
 from training.data.calvin import CalvinSplit
 from training.data.episode_index import INDEX_NAME, ProcessedIndex

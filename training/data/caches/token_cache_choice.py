@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.paths import expand_home
+from common.files import expand_home
 from config.schema import Augment, Job
 from models.vision.magvitv2 import MagVITv2
 from training.data.caches.token_cache import (

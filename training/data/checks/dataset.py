@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.robot import gripper_values
+from common.constants import gripper_values
 from training.data.action_chunks import ACTION_SIZE
 
 Table = npt.NDArray[np.float32]  # [N, A]

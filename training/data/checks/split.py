@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from common.robot import CAMERAS, by_view
+from common.constants import CAMERAS, by_view
 from training.data.calvin import CalvinSplit, is_within
 from training.data.checks.dataset import TOLERANCE, ActionChecks, Finding
 from training.data.dataset_spec import CONTRACT_NAME, DataContract, Statistics

@@ -25,8 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.housekeeping import remove
-from common.os_errors import reason_of
+from common.files import reason_of, remove
 from training.data.formats.column_file import IndexFile, IndexWriter
 
 PLAN, WHOLE = "plan.json", "whole.json"

@@ -1,9 +1,12 @@
-"""Find out which of several processes this one is, from the variables that torchrun or a Slurm step sets."""
+"""The rank of this process, from the variables that torchrun or a Slurm step sets, and the identity of processes."""
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 TORCHRUN = ("RANK", "WORLD_SIZE")
 SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
@@ -91,3 +94,43 @@ def _integer(env: Mapping[str, str], name: str, default: int | None = None) -> i
             f"{name}={text} in the environment: expected a whole number; start again by the launcher, or "
             f"{unset_command([name])}"
         ) from None
+
+
+# ------------------------------------------------------------------------------------------------------------- identity
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_PID_NAMESPACE = Path("/proc/self/ns/pid")
+
+
+def boot_id() -> str:
+    """Return the identity of the running kernel: it changes with every boot, and containers on one machine share it.
+    Empty where the system has none."""
+    return _BOOT_ID.read_text(encoding="utf-8").strip() if _BOOT_ID.exists() else ""
+
+
+def machine() -> str:
+    """Return a text that is equal for processes that see each other's process ids, and for no others."""
+    namespace = os.readlink(_PID_NAMESPACE) if _PID_NAMESPACE.is_symlink() else ""
+    return " ".join(fact for fact in (socket.gethostname(), boot_id(), namespace) if fact)
+
+
+def process_stamp(pid: int) -> str:
+    """Return the id and the start time of a process of this machine, as ids are used again; ``<pid> gone`` if there is
+    no such process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        state, started = fields[0], fields[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return f"{pid} {_without_proc(pid)}"
+    return f"{pid} gone" if state in "ZX" else f"{pid} {started}"
+
+
+def _without_proc(pid: int) -> str:
+    if Path("/proc/self").exists():
+        return "gone"
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return "gone"
+    except PermissionError:
+        pass
+    return "running"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from policy_rollout.intervals import Difference, Interval, paired_difference
+from common.tables import interval_json
+from policy_rollout.intervals import Difference, paired_difference
 
 FEWEST_APART = 6
 """With fewer items on which the two differ not even a sign test is sure at 95 % (2 / 2^5 > 0.05), whatever a bootstrap
@@ -62,33 +63,3 @@ def pair_of(first: str, second: str, one: np.ndarray, other: np.ndarray, weights
     """``one`` and ``other`` [runs, items]: what the two got at the same items."""
     apart = int((one.mean(axis=0) != other.mean(axis=0)).sum())
     return Pair(first, second, paired_difference(one, other, weights), one.shape[1], apart)
-
-
-def interval_json(interval: Interval) -> dict[str, float]:
-    return {"value": interval.point, "low": interval.low, "high": interval.high}
-
-
-def percent(interval: Interval) -> str:
-    """`77 % [72, 82]`; a dash where nothing is known."""
-    if np.isnan(interval.point):
-        return "–"
-    return f"{100 * interval.point:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
-
-
-def points(interval: Interval) -> str:
-    """A difference of rates in percentage points: `+5 [-2, +12]`."""
-    if np.isnan(interval.point):
-        return "–"
-    return f"{100 * interval.point:+.0f} [{100 * interval.low:+.0f}, {100 * interval.high:+.0f}]"
-
-
-def probability(value: float) -> str:
-    """10,000 resamples prove no certainty."""
-    return "> 0.999" if value > 0.999 else "< 0.001" if value < 0.001 else f"{value:.2f}"
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The first column is text, the others are figures. A bar within a cell does not end it."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, *rows)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (lines[0], rule, *lines[1:]))

@@ -12,11 +12,7 @@ from pathlib import Path
 
 from common.arguments import path_argument
 from common.command import run_command
-from preprocess_data.dataset_viewer.contact_sheet import draw_sheet, varied
 from preprocess_data.dataset_viewer.interface import Source
-from preprocess_data.dataset_viewer.page import write_page
-from preprocess_data.dataset_viewer.sources import open_source
-from preprocess_data.dataset_viewer.stats import Facts
 
 DESCRIPTION = """\
 Look at a data set: a processed split (dataset_info.json), a raw CALVIN split (folder, or inside its zip), BridgeData
@@ -44,6 +40,8 @@ def chosen(source: Source, options: argparse.Namespace) -> list[int]:
     if options.count < 1:
         raise ValueError(f"--count must be at least 1, is {options.count}")
     if options.task is None and options.search is None:
+        from preprocess_data.dataset_viewer.contact_sheet import varied
+
         return varied(source, options.count)
     words = (options.search or "").casefold()
     found = [
@@ -84,6 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.moments < 1:
             raise ValueError(f"--moments must be at least 1, is {options.moments}")
+        # These import torch and matplotlib.
+        from preprocess_data.dataset_viewer.contact_sheet import draw_sheet
+        from preprocess_data.dataset_viewer.page import write_page
+        from preprocess_data.dataset_viewer.sources import open_source
+        from preprocess_data.dataset_viewer.stats import Facts
+
         source = open_source(options.path)
         facts = Facts.of(source)
         print(facts.text())

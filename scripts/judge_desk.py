@@ -29,13 +29,13 @@ from common.arguments import path_argument, whole
 from common.command import run_command
 from common.files import write_text
 from common.folder_lock import hold_file
+from common.tables import interval_json, markdown_table, percent, points
 from config.identity import settings_of
 from config.load import ConfigError, load_job
 from config.schema import Job
 from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit
 from policy_rollout.intervals import Interval, average_length, paired_difference, wilson
-from policy_rollout.paired import interval_json, markdown_table, percent, points
 from policy_rollout.policies.upvla import ConstantPolicy, Policy, RandomPolicy, UPVLAPolicy, pick_device
 from scripts import desk_trial as trial
 from scripts.comparison.judge import machine

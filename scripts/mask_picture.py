@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from PIL import Image, ImageDraw
 
+from common.image_grid import font
 from scripts.mask_layouts import MASK, Layout
-from scripts.typeface import font
 
 Colour = tuple[int, int, int]
 PAPER, INK, FAINT, HAIR, EMPTY = (252, 251, 248), (34, 36, 42), (128, 130, 138), (226, 224, 218), (242, 240, 235)

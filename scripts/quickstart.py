@@ -31,6 +31,8 @@ from common.arguments import path_argument, whole
 from common.command import run_command
 from common.files import write_text
 from common.folder_lock import hold
+from common.image_grid import GREEN, RED, add_caption, image_grid, side_by_side, write_png
+from common.video import write_gif
 from config.identity import difference, settings_in, settings_of
 from config.load import ConfigError, load_job
 from config.schema import Job, Objective
@@ -39,7 +41,6 @@ from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit
 from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action
 from policy_rollout.closed_loop.single_task import Rollout
-from policy_rollout.pictures import GREEN, RED, beside, captioned, sheet, write_gif, write_png
 from policy_rollout.policies.upvla import ConstantPolicy, Observation, Policy, UPVLAPolicy
 from preprocess_data import make_desk_demos, process_calvin
 from scripts import desk_trial as trial
@@ -141,9 +142,9 @@ def image_futures(policy: UPVLAPolicy, split: CalvinSplit, path: Path, rows: int
         moments = (window.start, window.start + policy.act_step)
         now, later = (split.frame(moment, ("rgb_static",))["rgb_static"] for moment in moments)
         predicted = policy.predict_future([Observation(now, window.instruction)])[0, 0]
-        row = beside([now, predicted, later], height=192)
-        cells.append(captioned(row, window.instruction, f"now | predicted | true, {policy.act_step} steps ahead"))
-    write_png(path, sheet(cells, columns=1))
+        row = side_by_side([now, predicted, later], height=192)
+        cells.append(add_caption(row, window.instruction, f"now | predicted | true, {policy.act_step} steps ahead"))
+    write_png(path, image_grid(cells, columns=1))
 
 
 COLUMNS = {
@@ -243,7 +244,7 @@ def run(objective: Objective, folder: Path, size: Size, started: float) -> None:
     for index, frames in verdicts[0].rollout.frames.items():
         outcome = verdicts[0].rollout.records[index]
         ending, colour = ("done", GREEN) if outcome.success else (f"not done in {trial.PATIENCE} steps", RED)
-        told = [captioned(frame, outcome.instruction, ending, colour) for frame in frames]
+        told = [add_caption(frame, outcome.instruction, ending, colour) for frame in frames]
         images.append(folder / f"pictures/rollout_{index}_{outcome.task}.gif")
         write_gif(images[-1], told)
     made_with = {"objective": objective, **asdict(size), "weights_sha256": trained.source.weights_sha256}

@@ -15,7 +15,7 @@ from typing import Any
 from common.arguments import path_argument
 from common.command import run_command
 from common.files import write_text
-from policy_rollout.paired import markdown_table
+from common.tables import markdown_table
 
 DESCRIPTION = """\
 Prints a Markdown table with one row for each file that eval_upvla_offline_actions.py wrote; --per-task adds a table of

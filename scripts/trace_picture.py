@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from policy_rollout.pictures import write_gif
+from common.image_grid import font
+from common.video import write_gif
 from scripts.answer_trace import END, HIDDEN, Step, Word
-from scripts.typeface import font
 from training.data.readers import read_image
 
 Colour = tuple[int, int, int]

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from common.arguments import path_argument, whole
+from common.image_grid import add_caption, image_grid, side_by_side, write_png
+from common.video import write_gif
 from policy_rollout.calvin.initial_states import initial_state
 from policy_rollout.calvin.instructions import HELD_OUT, TRAINING
 from policy_rollout.calvin.oracle import TaskOracle
@@ -21,7 +23,6 @@ from policy_rollout.desk.experts.policy import EXPERT_TASKS, PLAY, QUIET, task_r
 from policy_rollout.desk.layout import SCENES
 from policy_rollout.desk.play import Film, expert_hand, play_task, random_hand
 from policy_rollout.desk.rendering import RENDERERS, check_renderer
-from policy_rollout.pictures import beside, captioned, sheet, write_gif, write_png
 
 DESCRIPTION = """\
 The desk: CALVIN's tasks on a table of our own, in MuJoCo, with no OpenGL and no download.
@@ -97,9 +98,9 @@ def draw(path: Path, options: argparse.Namespace) -> int:
     for scene in SCENES if options.scene == "all" else (options.scene,):
         env = DeskEnv(scene, options.renderer, size, size, seed=options.seed)
         env.reset(seed=options.seed)
-        cells.append(captioned(beside([env.render("static"), env.render("gripper")], size), f"scene {scene}"))
+        cells.append(add_caption(side_by_side([env.render("static"), env.render("gripper")], size), f"scene {scene}"))
         env.close()
-    write_png(path, sheet(cells, columns=2) if len(cells) > 1 else cells[0])
+    write_png(path, image_grid(cells, columns=2) if len(cells) > 1 else cells[0])
     print(f"{path}: scene {options.scene}, seed {options.seed}, {size} px")
     return 0
 
@@ -112,9 +113,9 @@ def draw_tasks(env: DeskEnv, path: Path, seed: int) -> int:
         before = env.render("static")
         success, _ = play_task(env, oracle, task, obs, expert_hand(env, task, np.random.default_rng(seed), QUIET))
         failed += [] if success else [task]
-        pair = beside([before, env.render("static")], env.static_size)
-        cells.append(captioned(pair, TRAINING[task][seed % len(TRAINING[task])], task))
-    write_png(path, sheet(cells, columns=5))
+        pair = side_by_side([before, env.render("static")], env.static_size)
+        cells.append(add_caption(pair, TRAINING[task][seed % len(TRAINING[task])], task))
+    write_png(path, image_grid(cells, columns=5))
     print(f"{path}: {len(cells)} tasks before and after; not done: {', '.join(failed) or 'none'}")
     return 0
 

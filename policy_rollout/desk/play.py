@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.image_grid import FAINT, GREEN, RED, RgbImage, add_caption, side_by_side
 from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.desk.env import DeskEnv
 from policy_rollout.desk.experts.policy import Noise, ScriptedExpert
-from policy_rollout.pictures import FAINT, GREEN, RED, Frame, beside, captioned
 
 Array = npt.NDArray[np.float64]
 Hand = Callable[[Mapping[str, Any]], Array]  # observation -> action (7,)
@@ -25,13 +25,13 @@ class Film:
     every = 2
 
     def __init__(self) -> None:
-        self.frames: list[Frame] = []
+        self.frames: list[RgbImage] = []
 
     def take(self, env: DeskEnv, text: str, note: str, colour: tuple[int, int, int] = FAINT) -> None:
         """Add what both cameras see now."""
         size = env.static_size
-        row = beside([env.render("static"), env.render("gripper")], size)
-        self.frames.append(captioned(row, text, note, colour))
+        row = side_by_side([env.render("static"), env.render("gripper")], size)
+        self.frames.append(add_caption(row, text, note, colour))
 
 
 def expert_hand(env: DeskEnv, task: str, rng: np.random.Generator, noise: Noise) -> Hand:

@@ -19,22 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.files import remove
-from models.processing.image import fit
-from policy_rollout.closed_loop.env_slot import ChainJob, ChainRecord
-from policy_rollout.pictures import (
+from common.image_grid import (
     FAINT,
     GREEN,
     RED,
-    Frame,
-    beside,
-    captioned,
-    require_mp4,
-    resized,
-    sheet,
-    write_gif,
-    write_mp4,
+    RgbImage,
+    add_caption,
+    image_grid,
+    resize_to_height,
+    side_by_side,
     write_png,
 )
+from common.video import require_mp4, write_gif, write_mp4
+from models.processing.image import fit
+from policy_rollout.closed_loop.env_slot import ChainJob, ChainRecord
 from policy_rollout.policies.action_chunking import Actions
 from policy_rollout.policies.interface import Observation
 
@@ -63,7 +61,7 @@ class _Task:
     """What was seen while one task was tried: images of the static camera by their step (that before the first is
     -1), and every observation by the step before which the policy looked."""
 
-    images: dict[int, Frame] = field(default_factory=dict)
+    images: dict[int, RgbImage] = field(default_factory=dict)
     looks: dict[int, Observation] = field(default_factory=dict)
 
 
@@ -74,7 +72,7 @@ class RolloutVideoRecorder:
     folder: Path
     count: int
     policy: FuturePredictor
-    write_film: Callable[[Path, Sequence[Frame], float], None] = write_gif
+    write_film: Callable[[Path, Sequence[RgbImage], float], None] = write_gif
     suffix: str = "gif"
     film_every: int = 2
     _tasks: dict[int, list[_Task]] = field(default_factory=dict)
@@ -112,8 +110,8 @@ class RolloutVideoRecorder:
         for place, task in enumerate(tasks):
             rows = self._moments(task)
             if rows:
-                page = sheet(rows, columns=1, gap=0)
-                heading = captioned(page[:0], job.instructions[place], *_outcome(record, place))
+                page = image_grid(rows, columns=1, gap=0)
+                heading = add_caption(page[:0], job.instructions[place], *_outcome(record, place))
                 file = self.folder / "input_predict_truth" / f"{name}_task_{place + 1}.png"
                 write_png(file, np.concatenate([heading, page]))
 
@@ -123,7 +121,7 @@ class RolloutVideoRecorder:
             tasks.append(_Task())
         return tasks[place]
 
-    def _moments(self, task: _Task) -> list[Frame]:
+    def _moments(self, task: _Task) -> list[RgbImage]:
         """Rows of saw | expected | showed, of moments spread over the task after which it went on for T steps."""
         later = self.policy.act_step
         known = [(step, after) for step in task.looks if (after := _views_at(task, step + later)) is not None]
@@ -150,16 +148,16 @@ def make_recorder(settings: Mapping[str, Any], folder: Path, policy: FuturePredi
     return RolloutVideoRecorder(folder, count, policy, write_mp4, "mp4")
 
 
-def _scenes(job: ChainJob, record: ChainRecord, place: int, task: _Task) -> list[Frame]:
+def _scenes(job: ChainJob, record: ChainRecord, place: int, task: _Task) -> list[RgbImage]:
     """One task's frames, and its outcome for a moment."""
     frames = []
     told = job.instructions[place]
     for step, image in sorted(task.images.items()):
         note = f"task {place + 1} of {len(job.tasks)}, step {step + 1}"
-        frames.append(captioned(resized(image, FILM_HEIGHT), told, note))
+        frames.append(add_caption(resize_to_height(image, FILM_HEIGHT), told, note))
     if frames:
-        last = resized(task.images[max(task.images)], FILM_HEIGHT)
-        frames += [captioned(last, told, *_outcome(record, place))] * HOLD
+        last = resize_to_height(task.images[max(task.images)], FILM_HEIGHT)
+        frames += [add_caption(last, told, *_outcome(record, place))] * HOLD
     return frames
 
 
@@ -169,7 +167,7 @@ def _outcome(record: ChainRecord, place: int) -> tuple[str, tuple[int, int, int]
     return told, GREEN if done else RED
 
 
-def _views_at(task: _Task, step: int) -> list[Frame] | None:
+def _views_at(task: _Task, step: int) -> list[RgbImage] | None:
     """What the cameras showed before that step, the static one first; None where nobody looked and nobody filmed."""
     if step in task.looks:
         return _views(task.looks[step])
@@ -177,12 +175,12 @@ def _views_at(task: _Task, step: int) -> list[Frame] | None:
     return None if filmed is None else [filmed]
 
 
-def _views(observation: Observation) -> list[Frame]:
+def _views(observation: Observation) -> list[RgbImage]:
     gripper = observation.rgb_gripper
     return [observation.rgb_static] if gripper is None else [observation.rgb_static, gripper]
 
 
-def _row(step: int, later: int, seen: Observation, expected: NDArray[np.uint8], after: list[Frame]) -> Frame:
+def _row(step: int, later: int, seen: Observation, expected: NDArray[np.uint8], after: list[RgbImage]) -> RgbImage:
     """Three images as the model sees them (its crop, its resolution), told apart below.
 
     The static view's mean difference of expected and true is told beside that of seen and true: who expects the world
@@ -198,12 +196,14 @@ def _row(step: int, later: int, seen: Observation, expected: NDArray[np.uint8], 
         (showed[:views], f"{later} steps later it was", f"standing still is off by {still:.1f}"),
     )
     height = max(MOMENT_HEIGHT, resolution)
-    return sheet([captioned(beside(images, height), text, note or " ", FAINT) for images, text, note in told], 3)
+    return image_grid(
+        [add_caption(side_by_side(images, height), text, note or " ", FAINT) for images, text, note in told], 3
+    )
 
 
-def _as_model(image: Frame, resolution: int) -> Frame:
+def _as_model(image: RgbImage, resolution: int) -> RgbImage:
     return np.ascontiguousarray(fit(image, resolution).transpose(1, 2, 0))
 
 
-def _difference(one: Frame, other: Frame) -> float:
+def _difference(one: RgbImage, other: RgbImage) -> float:
     return float(np.abs(one.astype(np.float64) - other.astype(np.float64)).mean())

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecFromSubplotSpec
 
-from policy_rollout.pictures import beside
+from common.image_grid import side_by_side
 from preprocess_data.dataset_viewer.interface import EpisodeView, Source
 from preprocess_data.dataset_viewer.stats import Facts
 
@@ -94,7 +94,7 @@ def strip(view: EpisodeView, count: int, height: int = 150) -> np.ndarray[Any, n
     times = moments(view.length, count)
     images = [view.image(view.cameras[0], moment) for moment in times]
     images += [view.image(camera, view.length - 1) for camera in view.cameras[1:]]
-    return beside(images, height, gap=3)
+    return side_by_side(images, height, gap=3)
 
 
 def _strips(figure: Figure, place: Any, views: list[EpisodeView], count: int) -> None:

@@ -1,7 +1,7 @@
-// One slider moves through an episode: its images (cells of one image each) and the line over its curves.
+// One slider moves through an episode: its camera views (cells of one image each) and the line over its curves.
 for (const card of document.querySelectorAll("article[data-times]")) {
   const times = card.dataset.times.split(",").map(Number), last = Number(card.dataset.last), rate = Number(card.dataset.rate);
-  const slider = card.querySelector("input"), said = card.querySelector("output"), button = card.querySelector("button");
+  const slider = card.querySelector("input"), output = card.querySelector("output"), button = card.querySelector("button");
   const films = card.querySelectorAll(".film"), plot = card.querySelector(".curves"), line = card.querySelector(".now");
   const thumbs = [...card.querySelectorAll(".thumb")];
   let playing = null;
@@ -9,9 +9,8 @@ for (const card of document.querySelectorAll("article[data-times]")) {
     slider.value = cell;
     for (const film of films) film.style.backgroundPosition = `${times.length > 1 ? (100 * cell) / (times.length - 1) : 0}% 0`;
     for (const thumb of thumbs) thumb.classList.toggle("on", Number(thumb.dataset.cell) === cell);
-    const x = last > 0 ? (times[cell] / last) * plot?.viewBox.baseVal.width : 0;
-    if (line) { line.setAttribute("x1", x); line.setAttribute("x2", x); }
-    said.textContent = rate ? `${(times[cell] / rate).toFixed(1)} s · ${times[cell]}` : `${times[cell]}`;
+    if (line) line.style.left = `${last > 0 ? (100 * times[cell]) / last : 0}%`;
+    output.textContent = rate ? `${(times[cell] / rate).toFixed(1)} s · ${times[cell]}` : `${times[cell]}`;
   };
   const stop = () => { clearInterval(playing); playing = null; button.textContent = "▶"; button.ariaLabel = "play"; };
   slider.addEventListener("input", () => { stop(); show(Number(slider.value)); });

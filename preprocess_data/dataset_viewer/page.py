@@ -1,181 +1,178 @@
-"""A data set as one HTML file: images, curves, style and script inside it, nothing from outside."""
+"""A data set as one HTML page: counts, distributions of actions, and episodes to play; see dataset.html.j2."""
 
 from __future__ import annotations
 
-import base64
 import io
-import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from policy_rollout.pictures import resized
-from policy_rollout.reporting.markup import PAGE_STYLE
-from preprocess_data.dataset_viewer import charts
+from common.files import write_text
+from common.html import data_url, render
+from common.html.figures import COLOURS, new_figure, svg
+from common.image_grid import RgbImage, resize_to_height
 from preprocess_data.dataset_viewer.contact_sheet import moments
-from preprocess_data.dataset_viewer.interface import EpisodeView, ImageArray, Source
+from preprocess_data.dataset_viewer.interface import EpisodeView, Source
 from preprocess_data.dataset_viewer.stats import Facts
 
-HERE = Path(__file__).resolve().parent
-SIDE, HAND_SIDE = 220, 130  # pixels: heights of the first camera's and the other cameras' images
-QUALITY = 82  # of JPEG
-THUMBS = 8  # moments in the strip below an episode
-LISTED = 12  # tasks and sentences before "more"
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{title}</title><style>{style}</style></head><body><main>
-<header><h1>{title}</h1><p class="path">{kind} · {path}</p><dl class="figures">{figures}</dl></header>
-{sections}
-<h2>{shown}</h2><div class="cards{talks}">{cards}</div>
-<footer>{notes}</footer>
-</main><script>{script}</script></body></html>
-"""
+TEMPLATE = Path(__file__).with_name("dataset.html.j2")
+HEIGHT, OTHER_HEIGHT = 220, 130  # pixels: images of the first camera, and of the others
+CONVERSATION_HEIGHT = 300
+JPEG_QUALITY = 82
+THUMBNAILS = 8  # in the strip below an episode
+CURVE_WIDTH, LANE, LANE_GAP = 640, 62, 14  # of the charts of actions, in SVG units
+LANE_CURVES = 3  # position, rotation, and the rest
 
 
 def write_page(
     source: Source, facts: Facts, numbers: Sequence[int], cells: int, path: Path, progress: bool
 ) -> list[str]:
-    """Write the page with episodes ``numbers``, ``cells`` moments of each; returns what could not be shown, and why."""
-    faults: list[str] = []
-    cards: list[str] = []
+    """Write the page and return an error message for each episode that could not be read.
+
+    Args:
+        numbers: The episodes to show.
+        cells: Number of moments of each episode.
+        progress: Show a progress bar.
+    """
+    errors: list[str] = []
+    cards: list[dict[str, Any]] = []
     for number in tqdm(numbers, "episodes", unit="episode", disable=not progress):
         try:
             cards.append(_card(source, source.episode(number), cells))
         except (ValueError, FileNotFoundError) as error:
-            faults.append(str(error))
-            cards.append(f'<article><h3>Episode {number}</h3><p class="fault">{escape(str(error))}</p></article>')
-    what = "episodes" if source.rate else "records"
-    page = PAGE.format(
-        title=escape(Path(facts.path).name or facts.path),
-        kind=escape(facts.kind),
-        path=escape(facts.path),
-        figures="".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.figures()),
-        sections=_counts(facts) + _spread(facts),
-        shown=f"{len(numbers)} of {facts.episodes:,} {what}",
-        talks="" if source.rate else " talks",
-        cards="".join(cards),
-        notes=escape(". ".join([*facts.notes, "Made by scripts/inspect_data.py; this file needs no other."])),
-        style="".join(file.read_text(encoding="utf-8") for file in (PAGE_STYLE, HERE / "style.css")),
-        script=(HERE / "page.js").read_text(encoding="utf-8"),
+            errors.append(str(error))
+            cards.append({"number": number, "error": str(error)})
+    page = render(
+        TEMPLATE,
+        title=Path(facts.path).name or facts.path,
+        facts=facts,
+        counts=_counts(facts),
+        distributions=_distributions(facts),
+        heading=f"{len(numbers)} of {facts.episodes:,} {'episodes' if source.rate else 'records'}",
+        conversations=not source.rate,
+        rate=source.rate,
+        cards=cards,
+        legend=_legend(source.action_names),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
-    return faults
+    write_text(path, page)
+    return errors
 
 
-# ------------------------------------------------------------------------------------------------------- the whole set
-def _counts(facts: Facts) -> str:
-    if not facts.rate:
-        return f'<div class="two">{_bars("First questions", facts.instructions)}{_bars("Folders", facts.tasks)}</div>'
-    return f'<div class="two">{_bars("Tasks", facts.tasks)}{_bars("Sentences", facts.instructions)}</div>'
+# --- the whole data set ----------------------------------------------------------------------------------------------
 
 
-def _bars(title: str, counts: Counter[str]) -> str:
-    widest = max(counts.values())
-    rows = [
-        f'<li><div class="bar"><i style="width:{100 * count / widest:.1f}%"></i>'
-        f'<span title="{escape(name)}">{escape(name or "(empty)")}</span></div><b>{count:,}</b></li>'
-        for name, count in counts.most_common(200)
-    ]
-    rest = len(counts) - LISTED
-    more = f"<details><summary>{rest:,} more</summary><ul class=bars>{''.join(rows[LISTED:])}</ul></details>"
-    return (
-        f'<section><h2>{title}</h2><ul class="bars">{"".join(rows[:LISTED])}</ul>{more if rest > 0 else ""}</section>'
-    )
+def _counts(facts: Facts) -> list[tuple[str, list[tuple[str, int, float]]]]:
+    """Return (title, bars) of the two tables of counts; a bar is (name, count, percent of the largest count)."""
+    if facts.rate:
+        tables = {"Tasks": facts.tasks, "Sentences": facts.instructions}
+    else:
+        tables = {"First questions": facts.instructions, "Folders": facts.tasks}
+    return [(title, _bars(counts)) for title, counts in tables.items()]
 
 
-def _spread(facts: Facts) -> str:
+def _bars(counts: Counter[str]) -> list[tuple[str, int, float]]:
+    most = max(counts.values())
+    return [(name or "(empty)", count, 100 * count / most) for name, count in counts.most_common()]
+
+
+def _distributions(facts: Facts) -> list[tuple[str, str, str, tuple[str, ...]]]:
+    """Return (name, note, SVG, labels below) of each dimension of the actions, and of the lengths of the episodes."""
     if not facts.action_names:
-        return ""
-    figures = []
+        return []
+    charts: list[tuple[str, str, str, tuple[str, ...]]] = []
     for axis, name in enumerate(facts.action_names):
-        hue = f"c{axis % 3}" if axis < 6 else "c3"
         outside = f" · {facts.outside[axis]:,} outside" if facts.outside[axis] else ""
-        spread = f"{facts.mean[axis]:+.2f} ± {facts.deviation[axis]:.2f}{outside}"
-        figures.append(
-            f"<figure><figcaption>{escape(name)}<span>{spread}</span></figcaption>"
-            f"{charts.histogram(facts.histogram[axis], hue)}"
-            f'<div class="ends"><span>−1</span><span>0</span><span>1</span></div></figure>'
-        )
-    drawing, low, high = charts.lengths(facts.lengths)
-    figures.append(
-        f"<figure><figcaption>frames<span>median {int(np.median(facts.lengths))}</span></figcaption>"
-        f'{drawing}<div class="ends"><span>{low}</span><span>{high}</span></div></figure>'
-    )
-    note = f"{escape(facts.actions_of)}; mean ± deviation; heights are square roots of shares"
-    return f'<h2>Actions <span class="small">· {note}</span></h2><div class="spread">{"".join(figures)}</div>'
+        note = f"{facts.mean[axis]:+.2f} ± {facts.deviation[axis]:.2f}{outside}"
+        charts.append((name, note, _histogram(facts.histogram[axis], _colour(axis), name), ("−1", "0", "1")))
+    low, high = int(facts.lengths.min()), int(facts.lengths.max())
+    counts = np.histogram(facts.lengths, bins=min(41, high - low + 1), range=(low - 0.5, high + 0.5))[0]
+    drawing = _histogram(counts.astype(np.int64), "c4", "frames")
+    return [*charts, ("frames", f"median {int(np.median(facts.lengths))}", drawing, (str(low), str(high)))]
 
 
-# ---------------------------------------------------------------------------------------------------------- an episode
-def _card(source: Source, view: EpisodeView, cells: int) -> str:
-    head = f'<h3>{escape(view.title)}</h3><p class="note">{escape(view.note)}</p>'
+def _histogram(counts: npt.NDArray[np.int64], colour: str, label: str) -> str:
+    """Return bars whose heights are square roots of the counts, so that rare values are visible."""
+    figure = new_figure(6 * len(counts), 58)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set(xlim=(0, len(counts)), ylim=(-0.03, 1))
+    heights = np.sqrt(counts / max(int(counts.max()), 1))
+    filled = np.flatnonzero(counts)
+    axes.bar(filled, heights[filled], 5 / 6, align="edge", color=COLOURS[colour])
+    axes.axhline(-0.015, color=COLOURS["line"], linewidth=1)
+    return svg(figure, label, stretch=True)
+
+
+# --- an episode ------------------------------------------------------------------------------------------------------
+
+
+def _card(source: Source, view: EpisodeView, cells: int) -> dict[str, Any]:
     if view.turns:
-        image = f'<img alt="" src="{_jpeg(view.image(view.cameras[0], 0), 300)}">' if view.cameras else ""
-        turns = [f'<div class="turn {_role(who)}">{escape(text)}</div>' for who, text in view.turns]
-        return f'<article class="talk"><p class="note">{escape(view.note)}</p>{image}{"".join(turns)}</article>'
+        image = _jpeg(view.image(view.cameras[0], 0), CONVERSATION_HEIGHT) if view.cameras else None
+        turns = [("asks" if speaker == "human" else "answers", text) for speaker, text in view.turns]
+        return {"view": view, "image": image, "turns": turns}
     times = moments(view.length, cells)
-    films = [_film(view, camera, times, SIDE if place == 0 else HAND_SIDE) for place, camera in enumerate(view.cameras)]
-    images = ";".join(f"--film{place}:url({film.data})" for place, film in enumerate(films))
-    screens = "".join(film.cell(f"film hand{place}" if place else "film", place, 0) for place, film in enumerate(films))
-    strip = "".join(films[0].cell("thumb", 0, cell) for cell in moments(len(times), THUMBS)) if films else ""
-    plot, key = "", ""
-    if view.actions is not None:
-        plot = charts.curves(view.actions, source.action_names)
-        hues = [f"c{axis % 3}" if axis < 6 else "c3" for axis in range(len(source.action_names))]
-        named = [
-            f'<span><i class="{hue}"></i>{escape(n)}</span>' for n, hue in zip(source.action_names, hues, strict=True)
-        ]
-        key = "".join(f"<div>{''.join(named[start : start + 3])}</div>" for start in range(0, len(named), 3))
-    data = f'data-times="{",".join(map(str, times))}" data-last="{view.length - 1}" data-rate="{source.rate:g}"'
-    return (
-        f'<article {data} style="{images}">{head}'
-        f'<div class="stage"><div class="views">{screens}</div>'
-        f'<div class="plot">{plot}<div class="key">{key}</div></div></div>'
-        f'<div class="scrub"><button type="button" aria-label="play">▶</button>'
-        f'<input type="range" min="0" max="{len(times) - 1}" value="0" aria-label="moment"><output></output></div>'
-        f'<div class="strip">{strip}</div></article>'
-    )
+    films = [_film(view, camera, times, OTHER_HEIGHT if place else HEIGHT) for place, camera in enumerate(view.cameras)]
+    return {
+        "view": view,
+        "times": times,
+        "films": films,
+        "strip": moments(len(times), THUMBNAILS) if films else [],
+        "curves": None if view.actions is None else _curves(view.actions, source.action_names),
+    }
 
 
-def _role(who: str) -> str:
-    return "asks" if who == "human" else "answers"
-
-
-@dataclass(frozen=True)
-class _Film:
-    """All moments of a camera side by side in one image, of which a cell is shown at a time."""
-
-    data: str
-    cells: int
-    aspect: str
-    label: str
-
-    def cell(self, kind: str, place: int, cell: int) -> str:
-        at = 100 * cell / max(self.cells - 1, 1)
-        style = f"aspect-ratio:{self.aspect};background-image:var(--film{place});background-position:{at:.2f}% 0"
-        about = f'role="img" aria-label="{escape(self.label)}"'
-        return f'<div class="{kind}" data-cell="{cell}" {about} style="{style}"></div>'
-
-
-def _film(view: EpisodeView, camera: str, times: Sequence[int], height: int) -> _Film:
-    images = [resized(view.image(camera, time), height) for time in times]
+def _film(view: EpisodeView, camera: str, times: Sequence[int], height: int) -> dict[str, str]:
+    """Return all moments of a camera as one image, of which the page shows one cell at a time."""
+    images = [resize_to_height(view.image(camera, time), height) for time in times]
     shape = images[0].shape
     data = _jpeg(np.concatenate(images, axis=1), height)
-    return _Film(data, len(times), f"{shape[1]}/{shape[0]}", f"{camera} of {view.title}")
+    return {"data": data, "aspect": f"{shape[1]}/{shape[0]}", "label": f"{camera} of {view.title}"}
 
 
-def _jpeg(image: ImageArray, height: int) -> str:
+def _jpeg(image: RgbImage, height: int) -> str:
     content = io.BytesIO()
-    Image.fromarray(resized(image, height)).save(content, "JPEG", quality=QUALITY, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+    Image.fromarray(resize_to_height(image, height)).save(content, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return data_url(content.getvalue(), "image/jpeg")
+
+
+def _colour(axis: int) -> str:
+    """Return the colour of a dimension of the action: those of position and rotation repeat."""
+    return f"c{axis % 3}" if axis < 6 else "c3"
+
+
+def _legend(names: Sequence[str]) -> list[list[tuple[str, str]]]:
+    """Return (colour, name) of each curve, by lanes."""
+    entries = [(_colour(axis), name) for axis, name in enumerate(names)]
+    return [entries[start : start + LANE_CURVES] for start in range(0, len(entries), LANE_CURVES)]
+
+
+def _curves(actions: npt.NDArray[np.float32], names: Sequence[str]) -> str:
+    """Return the actions [n, A] of an episode over time as SVG, ``LANE_CURVES`` dimensions in a lane."""
+    count, size = actions.shape
+    starts = range(0, size, LANE_CURVES)
+    figure = new_figure(CURVE_WIDTH, len(starts) * (LANE + LANE_GAP))
+    tooltips = []
+    for lane, start in enumerate(starts):
+        dimensions = range(start, min(start + LANE_CURVES, size))
+        bottom = 1 - (lane + 1 - LANE_GAP / 2 / (LANE + LANE_GAP)) / len(starts)
+        axes = figure.add_axes((0, bottom, 1, LANE / (LANE + LANE_GAP) / len(starts)))
+        axes.set_axis_off()
+        limit = max(1.0, float(np.abs(actions[:, start : start + LANE_CURVES]).max()))
+        axes.set(xlim=(0, max(count - 1, 1)), ylim=(-limit, limit))
+        axes.axhline(0, color=COLOURS["line"], linewidth=1)
+        # A lane of one dimension is a gripper, whose command holds until the next moment.
+        single = len(dimensions) == 1
+        for axis in dimensions:
+            values = actions[:, axis] if count > 1 else actions[:, axis].repeat(2)
+            colour = COLOURS["c3" if single else f"c{axis - start}"]
+            (line,) = axes.plot(values, color=colour, linewidth=1.7, solid_joinstyle="round")
+            line.set_drawstyle("steps-post" if single else "default")
+            tooltips.append((line, names[axis] if axis < len(names) else f"dimension {axis}"))
+    return svg(figure, "actions over time", tooltips, stretch=True)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from policy_rollout.pictures import beside, captioned, sheet, write_gif, write_png
+from common.image_grid import add_caption, image_grid, side_by_side, write_png
+from common.video import write_gif
 from training.data.calvin import Annotation, CalvinSplit
 
 Frame = npt.NDArray[np.uint8]
@@ -32,7 +33,7 @@ def write_preview(split: Path, out: Path) -> tuple[Path, ...]:
 
 def contact_sheet(split: CalvinSplit) -> Frame:
     """Windows of different tasks, four moments each: the static camera, with the last wrist image beside them."""
-    return sheet([_strip(split, window) for window in varied(split, SHOWN)], columns=2)
+    return image_grid([_strip(split, window) for window in varied(split, SHOWN)], columns=2)
 
 
 def varied(split: CalvinSplit, count: int) -> list[Annotation]:
@@ -53,8 +54,8 @@ def _strip(split: CalvinSplit, window: Annotation) -> Frame:
     moments = np.linspace(window.start, window.end, MOMENTS).astype(int).tolist()
     images: list[Any] = [split.frame(i, ["rgb_static"])["rgb_static"] for i in moments]
     images.append(split.frame(window.end, ["rgb_gripper"])["rgb_gripper"])
-    row = beside(images, height=120)
-    return captioned(row, window.instruction, f"{window.task}, frames {window.start} to {window.end}")
+    row = side_by_side(images, height=120)
+    return add_caption(row, window.instruction, f"{window.task}, frames {window.start} to {window.end}")
 
 
 def clip(split: CalvinSplit) -> list[Frame]:
@@ -63,6 +64,6 @@ def clip(split: CalvinSplit) -> list[Frame]:
     for window in varied(split, CLIPPED):
         for i in window.frames[::2]:
             held = split.frame(i, ["rgb_static", "rgb_gripper"])
-            row = beside([held["rgb_static"], held["rgb_gripper"]], height=200)
-            frames.append(captioned(row, window.instruction, window.task or ""))
+            row = side_by_side([held["rgb_static"], held["rgb_gripper"]], height=200)
+            frames.append(add_caption(row, window.instruction, window.task or ""))
     return frames

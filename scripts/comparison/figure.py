@@ -1,8 +1,8 @@
-"""One image of a comparison: the three curves, and what they were worth on held-out items."""
+"""Draw a comparison: training losses by step, and results on held-out items."""
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from common.files import write_bytes
 from policy_rollout.intervals import Interval
 
 COLOURS = {"ar": "#0072B2", "mdm": "#D55E00", "bd": "#009E73"}
-"""Told apart by colour-blind readers too."""
+"""Distinguishable for colour-blind readers too."""
 NAMES = {"ar": "ar  autoregressive", "mdm": "mdm  masked diffusion", "bd": "bd  block diffusion"}
 GREY, INK = "#8a8a8a", "#222222"
 SMOOTHED = 0.06
-"""Share of the steps that a curve's running mean reaches back."""
+"""Window of a curve's running mean, as a fraction of the steps."""
 LOSSES = {
     "text/nats_per_token": "text: nats per answer token",
     "image/loss": "image loss",
@@ -27,18 +28,22 @@ LOSSES = {
 
 @dataclass(frozen=True)
 class Bars:
-    """One figure of every objective. ``beside``: name -> the same of something that cannot know, drawn as marks."""
+    """A panel with a bar for each objective.
+
+    ``baselines``: name -> objective -> a value that is drawn as a mark on the objective's bar; ``floor``: a value that
+    is drawn as a line across all bars.
+    """
 
     title: str
     values: Mapping[str, Interval]
-    beside: Mapping[str, Mapping[str, float]]
+    baselines: Mapping[str, Mapping[str, float]]
     floor: float | None = None
     floor_name: str = ""
     percent: bool = False
 
 
 def smooth(values: Sequence[float], reach: int) -> np.ndarray:
-    """Mean of the last ``reach`` values at every step, of fewer at the start."""
+    """Return the running mean of the last ``reach`` values, of fewer at the start."""
     data = np.cumsum([0.0, *values])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - max(1, reach), 0)
@@ -53,18 +58,25 @@ def draw_figure(
     title: str,
     note: str,
 ) -> None:
-    """Draw three losses by step, and ``bars`` below them (a fourth one widens the image).
+    """Write a PNG file: three losses by step in the upper row, ``bars`` in the lower row.
 
-    ``curves``: objective -> seeds -> lines of metrics.jsonl."""
+    Args:
+        path: The file.
+        title: Title of the legend.
+        note: Text below the figure.
+        curves: Objective -> seeds -> lines of metrics.jsonl.
+        held_out_nats: Objective -> nats per token on held-out questions, drawn behind the end of the text loss.
+        bars: A fourth one widens the figure.
+    """
     import matplotlib
-
-    matplotlib.use("Agg")  # no display
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY}
-    with plt.rc_context({**style, "text.color": INK, "axes.labelcolor": INK, "font.family": "DejaVu Sans"}):
+    with matplotlib.rc_context({**style, "text.color": INK, "axes.labelcolor": INK, "font.family": "DejaVu Sans"}):
         columns = max(len(LOSSES), len(bars))
-        figure, axes = plt.subplots(2, columns, figsize=(4 * columns, 7.2), layout="constrained")
+        figure = Figure(figsize=(4 * columns, 7.2), layout="constrained")
+        axes = figure.subplots(2, columns)
         for panel, (name, label) in zip(axes[0], LOSSES.items(), strict=False):
             _curves(panel, curves, name, label)
         _held_out(axes[0][0], curves, held_out_nats)
@@ -72,7 +84,7 @@ def draw_figure(
             _bars(panel, bar)
         for panel in [*axes[0][len(LOSSES) :], *axes[1][len(bars) :]]:
             panel.set_axis_off()
-        handles = [plt.Line2D([], [], color=COLOURS[name], linewidth=2.5, label=NAMES[name]) for name in curves]
+        handles = [Line2D([], [], color=COLOURS[name], linewidth=2.5, label=NAMES[name]) for name in curves]
         figure.legend(
             handles=handles,
             loc="outside upper center",
@@ -82,14 +94,13 @@ def draw_figure(
             title_fontsize=12,
         )
         figure.supxlabel(note, fontsize=8, color=GREY)
-        temporary = path.with_name(path.name + ".tmp")
-        figure.savefig(temporary, dpi=130, format="png")
-        plt.close(figure)
-    os.replace(temporary, path)
+        content = io.BytesIO()
+        figure.savefig(content, dpi=130, format="png")
+    write_bytes(path, content.getvalue())
 
 
 def _curves(panel: Any, curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], name: str, label: str) -> None:
-    """Thin: a step's loss of the first seed; thick: the running mean of each seed."""
+    """Draw the loss of the first seed as a thin line and the running mean of each seed as a thick one."""
     for number, (objective, seeds) in enumerate(curves.items()):
         for seed, lines in enumerate(seeds):
             steps = [line["step"] for line in lines if name in line]
@@ -111,7 +122,7 @@ def _curves(panel: Any, curves: Mapping[str, Sequence[Sequence[Mapping[str, floa
 
 
 def _plain_log_axis(panel: Any) -> None:
-    """Numbers as people write them."""
+    """Label a logarithmic axis with plain numbers, not powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     panel.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
@@ -122,7 +133,7 @@ def _plain_log_axis(panel: Any) -> None:
 def _held_out(
     panel: Any, curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], nats: Mapping[str, Interval]
 ) -> None:
-    """Held-out figures as points with intervals, behind the end of the curves."""
+    """Draw held-out results as points with intervals, behind the end of the curves."""
     last = max((line["step"] for seeds in curves.values() for lines in seeds for line in lines), default=1)
     for number, (name, interval) in enumerate(nats.items()):
         at = last * (1.05 + 0.04 * number)
@@ -142,13 +153,13 @@ def _bars(panel: Any, bar: Bars) -> None:
         text = f"{scale * interval.point:.0f}" if bar.percent else f"{interval.point:.3g}"
         above = (number, scale * interval.high)
         panel.annotate(text, above, xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)
-    for place, (what, values) in enumerate(bar.beside.items()):
-        at = [number + 0.13 * (2 * place - len(bar.beside) + 1) for number in range(len(names))]
+    for place, (what, values) in enumerate(bar.baselines.items()):
+        at = [number + 0.13 * (2 * place - len(bar.baselines) + 1) for number in range(len(names))]
         heights = [scale * values[name] for name in names]
         panel.plot(at, heights, "vs"[place % 2], color="white", markeredgecolor=INK, markersize=7, label=what)
     if bar.floor is not None:
         panel.axhline(scale * bar.floor, color=INK, linestyle=(0, (3, 2)), linewidth=1.1, label=bar.floor_name)
-    entries = len(bar.beside) + (bar.floor is not None)
+    entries = len(bar.baselines) + (bar.floor is not None)
     if entries:
         panel.legend(frameon=False, fontsize=8, loc="upper center", ncols=entries, columnspacing=1.2, handletextpad=0.4)
     panel.set_xticks(range(len(names)), names)

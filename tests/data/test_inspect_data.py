@@ -101,7 +101,7 @@ def test_the_page_holds_everything_and_asks_for_nothing(raw: Path, tmp_path: Pat
     assert len(articles) == 3
     assert articles[0]["data-times"] == "0,2,4,7,9"
     assert articles[2]["data-times"] == "0"  # an episode of one frame
-    assert sum(tag == "polyline" for tag, _ in page.tags) == 3 * 7
+    assert sum(tag == "title" for tag, _ in page.tags) == 1 + 3 * 7  # of the page, and of every curve
     assert sum((attrs.get("class") or "").startswith("film") for _, attrs in page.tags) == 6  # two cameras
     for text in ("sentence 0", "task_0 · frames 10 to 19", "3 of 3 episodes", "gripper"):
         assert text in page.texts

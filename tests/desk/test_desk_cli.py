@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from policy_rollout import pictures
+from common.image_grid import add_caption
+from common.video import write_gif
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.desk import benchmark as bench_module
 from policy_rollout.desk import cli
@@ -121,10 +122,10 @@ def test_a_wrong_option_is_one_line_that_names_it(options: str, words: str, caps
 
 def test_long_captions_wrap_and_animations_level_their_heights(tmp_path: Path) -> None:
     frame = np.zeros((20, 90, 3), np.uint8)
-    short = pictures.captioned(frame, "open it")
-    long = pictures.captioned(frame, "take the handle of the drawer and pull it all the way out")
+    short = add_caption(frame, "open it")
+    long = add_caption(frame, "take the handle of the drawer and pull it all the way out")
     assert long.shape[0] > short.shape[0] > frame.shape[0]
-    pictures.write_gif(tmp_path / "a.gif", [short, long])
+    write_gif(tmp_path / "a.gif", [short, long])
     with Image.open(tmp_path / "a.gif") as film:
         assert film.size == (90, long.shape[0])
     assert [p.name for p in tmp_path.iterdir()] == ["a.gif"]

@@ -7,18 +7,17 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from common.image_grid import write_png
+from common.video import write_gif
 from policy_rollout import report
 from policy_rollout.closed_loop import records
 from policy_rollout.intervals import Interval
 from policy_rollout.merge import merged
-from policy_rollout.pictures import write_gif, write_png
-from policy_rollout.reporting.charts import HEIGHT, _height, curve, steps_histogram
-from policy_rollout.reporting.markup import Html, el
+from policy_rollout.reports.html_report import BOTTOM, HEIGHT, TOP, rate_chart, steps_histogram
 from tests.policy.results_file import TASKS, drawn, write
 
 VOID = {"meta", "img", "br", "hr", "source"}
@@ -140,7 +139,7 @@ def test_what_does_not_fit_is_linked_and_told(tmp_path: Path) -> None:
     page = Page(report.write_report(folder, megabytes=2.5 * size / 1e6))
     assert len(page.all("img")) == 2
     assert [a["href"] for a in page.all("a")] == [f"videos/{file.name}" for file in files[2:]]
-    assert "2 films and images did not fit" in page.text
+    assert "2 videos and images did not fit" in page.text
 
 
 def test_a_missing_or_broken_result_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,29 +170,37 @@ def test_several_evaluations_are_compared_and_their_films_paired(
     films = [base64.b64decode((a["src"] or "").split(",")[1]) for a in page.all("img")]
     wanted = [next(folder.glob(f"videos/*{chain:04d}*")).read_bytes() for chain in (1, 4) for folder in (ar, bd)]
     assert films == wanted
-    assert len(page.all("g", "s1")) > len(TASKS)  # the second has a colour in every drawing
+    assert len(page.all("div", "s1")) == len(TASKS)  # the second has a colour in every row and chart
+    charts = re.findall(r"<figure><figcaption>.*?</figure>", page.source, re.DOTALL)
+    assert len(charts) == 4
+    assert all("var(--s0)" in chart and "var(--s1)" in chart for chart in charts)
     write(tmp_path / "short", drawn(1, 0.9, 10))
     assert report.main([str(ar), str(tmp_path / "short")]) == 2
     assert report.main([str(ar), str(tmp_path / "short"), "--common", "--output", str(tmp_path / "x.html")]) == 0
 
 
-# --- drawings --------------------------------------------------------------------------------------------------------
+# --- charts ----------------------------------------------------------------------------------------------------------
 
 
-def _attributes(drawing: str, tag: str) -> list[dict[str, str]]:
-    return [dict(re.findall(r'([\w-]+)="([^"]*)"', text)) for text in re.findall(rf"<{tag} ([^>]*)>", drawing)]
-
-
-def test_a_curve_lies_where_its_rates_are() -> None:
+def test_a_rate_is_drawn_at_its_height_with_its_interval() -> None:
     rates = [Interval(0.9, 0.8, 0.95), Interval(float("nan"), 0, 1), Interval(0.25, 0.1, 0.4)]
-    drawing = curve({"mine": rates}, ["1", "2", "3"], "title")
-    heights = [float(dot["cy"]) for dot in _attributes(drawing, "circle")]
-    zero, one = _height(0), _height(1)
-    assert heights == pytest.approx([zero + rate * (one - zero) for rate in (0.9, 0.25)], abs=0.06)
+    chart = rate_chart({"mine": rates}, ["1", "2", "3"], "title")
+    zero, one = HEIGHT - BOTTOM, TOP
     assert one < zero < HEIGHT  # up is more
-    whiskers = [line for line in _attributes(drawing, "line") if line["class"] == "interval"]
-    assert [float(w["y1"]) for w in whiskers] == pytest.approx([_height(0.8), _height(0.1)], abs=0.06)
-    assert len(_attributes(drawing, "polyline")[0]["points"].split()) == 2
+
+    def height(rate: float) -> float:
+        return zero + rate * (one - zero)
+
+    dots = re.findall(r"<title>mine: ([\d.]+) % [^<]*</title>.*?<use [^>]* y=\"([\d.]+)\"", chart, re.DOTALL)
+    assert [float(rate) for rate, _ in dots] == [90, 25]
+    assert [float(y) for _, y in dots] == pytest.approx([height(0.9), height(0.25)], abs=0.01)
+    lines = [
+        re.findall(r"[ML] [\d.]+ ([\d.]+)", path) for path in re.findall(r'<path d="([^"]*)" style="fill: none', chart)
+    ]
+    drawn = [pytest.approx([float(y) for y in line], abs=0.01) for line in lines]
+    for low, high in ((0.8, 0.95), (0.1, 0.4), (0.9, 0.25)):  # intervals, and the line between the points
+        assert [height(low), height(high)] in drawn
+    assert chart == rate_chart({"mine": rates}, ["1", "2", "3"], "title")
 
 
 def test_every_try_is_in_the_histogram_of_steps_once() -> None:
@@ -203,13 +210,6 @@ def test_every_try_is_in_the_histogram_of_steps_once() -> None:
     assert len(told) == 19
     shown = {place: float(share) for place, share in told.items() if share != "0.0"}
     assert shown == pytest.approx({"20": 33.3, "40": 16.7, "360": 16.7, "not done": 33.3})
-
-
-def test_markup_is_made_of_what_is_markup_already() -> None:
-    raw: Any = Html("<b>x</b>")
-    assert el("p", "<", raw, None, 3, class_="a", data_name='"', hidden=True, id=None) == (
-        '<p class="a" data-name="&quot;" hidden>&lt;<b>x</b>3</p>'
-    )
 
 
 def test_instructions_that_were_cut_are_shown_in_report_comparison_and_merged_results(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.image_grid import RgbImage, add_caption
+from common.video import write_gif, write_mp4
 from policy_rollout.closed_loop.env_slot import ChainJob, ChainRecord
-from policy_rollout.pictures import Frame, captioned, write_gif, write_mp4
 from policy_rollout.policies.interface import Observation
 from policy_rollout.reports import rollout_video
 from policy_rollout.reports.rollout_video import RolloutVideoRecorder, make_recorder
@@ -20,7 +21,7 @@ SIZE = 24
 TASKS = ("open_drawer", "turn_on_led")
 
 
-def image(number: int) -> Frame:
+def image(number: int) -> RgbImage:
     """Grey, twice as bright as the control steps that were taken."""
     return np.full((SIZE, SIZE, 3), 2 * number, np.uint8)
 
@@ -66,11 +67,11 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """What is written below images."""
     words: list[tuple[str, str]] = []
 
-    def listening(frame: Frame, text: str, note: str = "", *colour: Any) -> Frame:
+    def listening(frame: RgbImage, text: str, note: str = "", *colour: Any) -> RgbImage:
         words.append((text, note))
-        return captioned(frame, text, note, *colour)
+        return add_caption(frame, text, note, *colour)
 
-    monkeypatch.setattr(rollout_video, "captioned", listening)
+    monkeypatch.setattr(rollout_video, "add_caption", listening)
     return words
 
 
@@ -181,7 +182,7 @@ def test_films_are_mp4_where_that_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_without_the_package_for_mp4_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("policy_rollout.pictures.find_spec", lambda name: None)
+    monkeypatch.setattr("common.video.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="save_rollout_as_video=true needs the package PyAV: pip install 'av"):
         make_recorder({"num_videos": 1, "save_rollout_as_video": True}, tmp_path, Clairvoyant())
 
@@ -194,7 +195,7 @@ def test_a_film_that_cannot_be_finished_leaves_the_last_one(
     file = tmp_path / "film"
     write(file, [image(1)] * 3)
     before = file.read_bytes()
-    monkeypatch.setattr("policy_rollout.pictures.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("common.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write(file, [image(9)] * 3)
     assert file.read_bytes() == before

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.video import write_gif
 from policy_rollout.closed_loop.interface import binary_gripper
 from policy_rollout.closed_loop.single_task import Episode, run_episodes
-from policy_rollout.pictures import write_gif
 from policy_rollout.policies.upvla import CAMERAS, ActionConvention, RandomPolicy
 from tests.policy.recorded_play import Recorder
 

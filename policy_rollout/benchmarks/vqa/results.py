@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.files import read_object
+from common.tables import interval_json, markdown_table, percent, points, probability
 from policy_rollout.benchmarks.vqa.inference import Asked, Batch
 from policy_rollout.benchmarks.vqa.questions import Question
 from policy_rollout.benchmarks.vqa.scores import (
@@ -22,7 +23,7 @@ from policy_rollout.benchmarks.vqa.scores import (
     score_of,
 )
 from policy_rollout.intervals import Interval
-from policy_rollout.paired import Pair, interval_json, markdown_table, pairs_of, percent, points, probability
+from policy_rollout.paired import Pair, pairs_of
 from policy_rollout.reports.results import dotted
 
 FILE = "results.json"

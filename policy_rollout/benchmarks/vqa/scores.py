@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.tables import interval_json
 from policy_rollout.benchmarks.vqa.questions import Question
 from policy_rollout.intervals import Interval, bootstrap_runs, bootstrap_sums, clustered_rate
-from policy_rollout.paired import interval_json
 
 ENOUGH = 3
 """So many other annotators who agree make an answer of TextVQA wholly right."""

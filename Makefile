@@ -36,7 +36,7 @@ recipe: $(VENV)/.minimal ## a small model that acts: record, tokenise, train, ju
 	$(RUN) preprocess_data/process_calvin.py --source-split-dir data/desk_doors/validation --output-dir data/desk_doors_validation
 	$(RUN) preprocess_data/tokenize_images.py --data data/desk_doors_training --tokenizer assets/tiny_magvit --resolution 96 --views 1
 	$(RUN) train_upvla.py config=./config/tiny_desk.yaml dataset.params.train_pre_shards_path_or_url=data/desk_doors_training
-	$(RUN) -m scripts.judge_desk --model outputs/tiny_desk
+	$(RUN) -m scripts.evaluate_desk --model outputs/tiny_desk
 
 headline: recipe ## ar, mdm and bd go on from that model: words and actions, in closed loop too: results/headline (ARGS="--seeds 0,1,2")
 	$(RUN) -m scripts.compare_objectives --from-run outputs/tiny_desk --dataset-root data/desk_doors \

@@ -84,7 +84,7 @@ def test_a_token_cache_of_another_tokenizer_or_for_a_baseline_is_refused(split_d
     assert evaluate(split_dir, "--model-config", str(model), "--token-cache", str(tmp_path / "caches")) == 2
     assert "made by a tokenizer of other weights (other)" in capsys.readouterr().err
     assert evaluate(split_dir, "--baseline", "zero", "--token-cache", str(tmp_path / "caches")) == 2
-    assert "a baseline looks at nothing" in capsys.readouterr().err
+    assert "a baseline reads no images" in capsys.readouterr().err
 
 
 def make_folder(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What is compared: which runs there are, where each lives, and by which command it is trained."""
+"""Plan the runs of a comparison: their folders and the commands that train them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BLANK_SIDE = 112
 
 @dataclass(frozen=True)
 class Budget:
-    """What every run is given alike; the default is a few minutes on two cores."""
+    """Training settings that all runs share; the default takes a few minutes on two cores."""
 
     steps: int = 400
     batch_size_pre: int = 2
@@ -41,10 +41,10 @@ class Budget:
             f"optimizer.params.learning_rate={self.learning_rate:g}",
             "lr_scheduler.params.warmup_steps=40",
             "optimizer.params.beta2=0.98",  # the losses fall a hundredfold within the run
-            "training.mmu_coeff=5",  # two robot samples are noisy, and would drown the words in the shared backbone
+            "training.mmu_coeff=5",  # the gradient of two robot samples is noisy and would dominate that of the text
             "experiment.log_every=1",  # the first step's losses are compared, and the curves are drawn
             "experiment.log_grad_norm_every=0",
-            "experiment.eval_every=0",  # judged once, at the end, all alike
+            "experiment.eval_every=0",  # all runs are evaluated once, at the end
             "experiment.generate_every=0",
             f"experiment.save_every={max(50, self.steps // 4)}",
             "experiment.checkpoints_total_limit=1",
@@ -53,8 +53,8 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """One run. ``blind``: trained on the same questions with a blank picture in place of every picture."""
+class RunPlan:
+    """One run. ``blind``: trained on the same questions with a blank image in place of every image."""
 
     objective: str
     seed: int
@@ -67,11 +67,11 @@ class Planned:
 
     @property
     def finished(self) -> bool:
-        """Is the final model written? It is the last thing a run writes."""
+        """Whether the final model exists; a run writes it last."""
         return (self.folder / "model.safetensors").is_file()
 
     @property
-    def judged_file(self) -> Path:
+    def results_file(self) -> Path:
         return self.folder / "judged.json"
 
     @property
@@ -79,7 +79,7 @@ class Planned:
         return self.folder / "metrics.jsonl"
 
     def command(self, budget: Budget, blank: Path) -> list[str]:
-        """What a user would type to train it."""
+        """Return the command that trains it."""
         arguments = [
             sys.executable,
             ENTRY_POINTS[self.objective],
@@ -96,7 +96,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs under one folder."""
+    """All runs in one folder."""
 
     folder: Path
     objectives: tuple[str, ...]
@@ -105,10 +105,10 @@ class Plan:
     budget: Budget
 
     @property
-    def runs(self) -> list[Planned]:
+    def runs(self) -> list[RunPlan]:
         kinds = [False, True] if self.blind else [False]
         return [
-            Planned(objective, seed, blind, self.folder / "runs" / Planned(objective, seed, blind, Path()).name)
+            RunPlan(objective, seed, blind, self.folder / "runs" / RunPlan(objective, seed, blind, Path()).name)
             for seed in self.seeds
             for blind in kinds
             for objective in self.objectives
@@ -118,16 +118,16 @@ class Plan:
     def blank_data(self) -> Path:
         return self.folder / "blank_pictures"
 
-    def settle(self) -> None:
-        """Write down what the runs of this folder are given, or check that it is what they were given before.
+    def write_or_check(self) -> None:
+        """Write the budget of this folder's runs, or compare it with the one that is stored.
 
-        Objectives, seeds and blind runs may be added later. Raises ``ValueError`` where the budget is another one, or
-        where a run was trained with other settings than its command gives now.
+        Objectives, seeds and blind runs may be added later. Raises ``ValueError`` if the budget differs, or if a run
+        was trained with other settings than its command has now.
         """
         for run in self.runs:
-            held = settings_in(run.folder / "config.yaml")
+            stored = settings_in(run.folder / "config.yaml")
             arguments = run.command(self.budget, self.blank_data)[2:]
-            if held is not None and (other := difference(held, settings_of(load_job(arguments, None)))):
+            if stored is not None and (other := difference(stored, settings_of(load_job(arguments, None)))):
                 raise ValueError(
                     f"{run.folder} was trained with {other}; give another --output-dir, or delete that folder"
                 )
@@ -137,17 +137,19 @@ class Plan:
             self.folder.mkdir(parents=True, exist_ok=True)
             replace_text(file, json.dumps(mine, indent=1) + "\n")
             return
-        there = json.loads(file.read_text(encoding="utf-8"))
-        other = [f"{key} {there.get(key)} (now {mine[key]})" for key in mine if there.get(key) != mine[key]]
+        stored_budget = json.loads(file.read_text(encoding="utf-8"))
+        other = [
+            f"{key} {stored_budget.get(key)} (now {mine[key]})" for key in mine if stored_budget.get(key) != mine[key]
+        ]
         if other:
             raise ValueError(
                 f"{self.folder} was run with another budget: {', '.join(other)}; give another --output-dir or delete it"
             )
 
 
-def going_on_from(run: Path) -> tuple[str, ...]:
-    """Overrides with which all go on from the model and the robot data of a ``run`` (or of a ``checkpoint-<step>`` in
-    it), so that they act from the first step on. Raises ``ValueError`` or ``FileNotFoundError``."""
+def overrides_from_run(run: Path) -> tuple[str, ...]:
+    """Return overrides that start all runs from the model and the robot data of ``run`` (or of a ``checkpoint-<step>``
+    in it). Raises ``ValueError`` or ``FileNotFoundError``."""
     configs = [folder / "config.yaml" for folder in (run, *run.parents)]
     config = next((file for file in configs if file.is_file()), None)
     if config is None:
@@ -160,19 +162,19 @@ def going_on_from(run: Path) -> tuple[str, ...]:
         f"model.showo.llm_model_path={_short(job.model.showo.llm_model_path)}",
         f"model.vq_model.vq_model_name={_short(job.model.vq_model.vq_model_name)}",
         f"dataset.params.train_pre_shards_path_or_url={_short(data.train_pre_shards_path_or_url)}",
-        "dataset.params.validation_pre_shards_path_or_url=null",  # judged on the raw recording
-        "training.pre_coeff=0.1",  # what the future looks like is new to it, and would drown what it can do
+        "dataset.params.validation_pre_shards_path_or_url=null",  # actions are evaluated on the raw recording
+        "training.pre_coeff=0.1",  # future images are new to it; their loss would dominate
     )
 
 
 def _short(path: str | Path) -> str:
-    """Below the repository's root, where the runs are started, without it."""
+    """Return a path relative to the repository's root, where the runs are started."""
     return str(path).removeprefix(f"{ROOT}/")
 
 
-def write_blank_pictures(source: Path, folder: Path) -> None:
-    """The conversations of ``source`` in which every picture is the same grey one."""
-    from PIL import Image  # not needed by who only plans
+def write_blank_images(source: Path, folder: Path) -> None:
+    """Write the conversations of ``source`` with the same grey image in place of every image."""
+    from PIL import Image  # planning alone does not need it
 
     records = json.loads((source / MMU_INDEX).read_text(encoding="utf-8"))
     blank, file = json.dumps([{**record, "image": "blank.png"} for record in records]), folder / MMU_INDEX
@@ -184,43 +186,43 @@ def write_blank_pictures(source: Path, folder: Path) -> None:
 
 
 def read_objectives(text: str) -> tuple[str, ...]:
-    """``ar,bd`` -> names, in the order given. Raises ``ValueError`` for others, and for a name given twice."""
+    """Parse ``ar,bd``. Raises ``ValueError`` for unknown names and for a name that is given twice."""
     names = tuple(name.strip() for name in text.split(","))
     if unknown := [name for name in names if name not in ENTRY_POINTS]:
-        raise ValueError(f"--objectives {text}: {unknown[0]!r} is none; choose from {', '.join(ENTRY_POINTS)}")
-    return _each_once("--objectives", text, names)
+        raise ValueError(f"--objectives {text}: {unknown[0]!r} is unknown; choose from {', '.join(ENTRY_POINTS)}")
+    return _require_unique("--objectives", text, names)
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
-    """``0,1,2`` -> numbers. Raises ``ValueError``."""
+    """Parse ``0,1,2``. Raises ``ValueError``."""
     try:
         seeds = tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise ValueError(f"--seeds {text}: expected whole numbers with commas between, such as 0,1,2") from error
+        raise ValueError(f"--seeds {text}: expected whole numbers separated by commas, such as 0,1,2") from error
     if min(seeds) < 0:
-        raise ValueError(f"--seeds {text}: seeds start at 0")
-    return _each_once("--seeds", text, seeds)
+        raise ValueError(f"--seeds {text}: seeds must be at least 0")
+    return _require_unique("--seeds", text, seeds)
 
 
-def _each_once(option: str, text: str, values: tuple[Value, ...]) -> tuple[Value, ...]:
+def _require_unique(option: str, text: str, values: tuple[Value, ...]) -> tuple[Value, ...]:
     if len(set(values)) < len(values):
-        raise ValueError(f"{option} {text}: each once, please")
+        raise ValueError(f"{option} {text}: each may be given only once")
     return values
 
 
-def read_curve(run: Planned) -> list[dict[str, float]]:
-    """What the run logged, a line for each step; of a resumed run the last word on each step."""
+def read_curve(run: RunPlan) -> list[dict[str, float]]:
+    """Return the logged metrics of each step; of a resumed run the last ones."""
     lines: dict[int, dict[str, float]] = {}
     if run.metrics_file.is_file():
         for line in run.metrics_file.read_text(encoding="utf-8").splitlines():
             try:
                 values = json.loads(line)
-            except ValueError:  # the end of a file that is being written
+            except ValueError:  # an incomplete last line of a running run
                 continue
             lines.setdefault(int(values["step"]), {}).update(values)
     return [lines[step] for step in sorted(lines)]
 
 
 def pairs_of(objectives: Sequence[str]) -> list[tuple[str, str]]:
-    """(later, earlier): bd beside ar, not ar beside bd."""
+    """Return pairs (later, earlier), such as (bd, ar)."""
     return [(b, a) for i, a in enumerate(objectives) for b in objectives[i + 1 :]]

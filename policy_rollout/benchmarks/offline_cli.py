@@ -1,4 +1,4 @@
-"""What ``eval_upvla_offline_actions.py`` does: a policy asked about recorded frames, its errors, and their record."""
+"""Implementation of ``eval_upvla_offline_actions.py``: a policy's action errors on recorded frames."""
 
 from __future__ import annotations
 
@@ -49,27 +49,27 @@ from training.data.processed import INDEX_NAME, read_index
 
 
 @dataclass(frozen=True)
-class Job:
-    """A policy and what it is asked about."""
+class Evaluation:
+    """A policy and the samples that it is evaluated on."""
 
     policy: Policy
     split: CalvinSplit
     samples: list[Sample]
     coded: CodedFrames | None = None
-    left_out: int = 0  # annotations that go from one recording into another
+    skipped: int = 0  # annotations that span two recordings
 
 
-def prepare(options: argparse.Namespace) -> Job:
-    """Everything that can be wrong with the arguments shows here, before the first frame is read."""
+def prepare(options: argparse.Namespace) -> Evaluation:
+    """Check all arguments before the first frame is read. Raises ``ValueError`` or ``OSError``."""
     for name, least in (("stride", 1), ("max_samples", 0), ("batch_size", 0), ("act_step", 1)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
     split = CalvinSplit(options.dataset_root / options.split)
-    declared = read_contract(split.path)
-    meant = ActionConvention(**declared.action)
-    policy = make_policy(options, meant)
+    contract = read_contract(split.path)
+    convention = ActionConvention(**contract.action)
+    policy = make_policy(options, convention)
     if options.action_key == "rel_actions":
-        require_same_convention(policy.convention, meant, str(declared.path))
+        require_same_convention(policy.convention, convention, str(contract.path))
     crossing = set(split.crossing(split.annotations))
     windows = [window for window in split.annotations if window not in crossing]
     samples = list_samples(windows, policy.act_step, options.start_only, options.stride, options.max_samples)
@@ -78,43 +78,45 @@ def prepare(options: argparse.Namespace) -> Job:
     if crossing:
         first = min(crossing, key=lambda window: window.start)
         print(
-            f"warning: {len(crossing)} of {len(split.annotations)} annotations are left out, because they go from one "
-            f"recording into another (such as frames {first.start} to {first.end}, {first.instruction!r})",
+            f"warning: {len(crossing)} of {len(split.annotations)} annotations are skipped, because they span two "
+            f"recordings (such as frames {first.start} to {first.end}, {first.instruction!r})",
             file=sys.stderr,
         )
     coded = _codes(options, split, policy)
     if coded is None and options.action_key == "rel_actions":
-        for line in require(check_raw(split, declared, [sample.start for sample in samples]).findings):
+        for line in require(check_raw(split, contract, [sample.start for sample in samples]).findings):
             print(f"warning: {line}", file=sys.stderr)
-    return Job(policy, split, samples, coded, len(crossing))
+    return Evaluation(policy, split, samples, coded, len(crossing))
 
 
 def _codes(options: argparse.Namespace, split: CalvinSplit, policy: Policy) -> CodedFrames | None:
     if options.token_cache is None:
         return None
     if not isinstance(policy, UPVLAPolicy):
-        raise ValueError(
-            f"--token-cache {options.token_cache}: a baseline looks at nothing; it goes with --model-config"
-        )
+        raise ValueError(f"--token-cache {options.token_cache}: a baseline reads no images; use it with --model-config")
     return coded_frames(options.token_cache, split, policy)
 
 
-def make_policy(options: argparse.Namespace, meant: ActionConvention) -> Policy:
-    """``meant``: what the recorded numbers mean, and so resting among them; a mean has the meaning of its own split."""
+def make_policy(options: argparse.Namespace, declared: ActionConvention) -> Policy:
+    """Return the policy of the options.
+
+    ``declared``: action convention of the evaluated recordings, which the zero baseline follows; a mean action follows
+    that of its own split.
+    """
     if options.model_config is not None:
         return UPVLAPolicy.from_config(
             options.model_config, device=options.device, action_decoder=options.action_decoder
         )
     if options.action_decoder is not None:
-        raise ValueError(f"--action-decoder {options.action_decoder}: a baseline has none; it goes with --model-config")
+        raise ValueError(f"--action-decoder {options.action_decoder}: a baseline has none; use it with --model-config")
     if options.baseline == "zero":
-        return ConstantPolicy(np.zeros(ACTION_SIZE, dtype=np.float32), options.act_step, meant)
+        return ConstantPolicy(np.zeros(ACTION_SIZE, dtype=np.float32), options.act_step, declared)
     learned = ActionConvention(**read_contract(_train_split(options)).action)
     return ConstantPolicy(mean_training_action(options), options.act_step, learned)
 
 
 def mean_training_action(options: argparse.Namespace) -> NDArray[np.float32]:
-    """Mean action [A] of a processed split, or of the annotated frames of a raw one."""
+    """Return the mean action [A] of a processed split, or of the annotated frames of a raw one."""
     folder = _train_split(options)
     if (folder / INDEX_NAME).is_file() and options.action_key == "rel_actions":
         return np.asarray(np.mean(read_index(folder).actions[:], axis=0, dtype=np.float64), dtype=np.float32)
@@ -128,17 +130,17 @@ def _train_split(options: argparse.Namespace) -> Path:
 
 
 def default_batch(policy: Policy) -> int:
-    """How many samples are tried at once."""
+    """Return the number of samples of one forward to start with."""
     on_gpu = isinstance(policy, UPVLAPolicy) and policy.device.type == "cuda"
     return CUDA_BATCH if on_gpu else CPU_BATCH
 
 
-def record(options: argparse.Namespace, job: Job, report: Report, seconds: float) -> dict[str, Any]:
-    """The results with everything needed to judge and repeat them."""
+def record(options: argparse.Namespace, job: Evaluation, report: Report, seconds: float) -> dict[str, Any]:
+    """Return the results with everything that is needed to interpret and reproduce them."""
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     counts: dict[str, Any] = {
         "annotations": len(job.split.annotations),
-        "annotations_left_out": job.left_out,
+        "annotations_left_out": job.skipped,
         "samples": len(job.samples),
     }
     every = list_samples(job.split.annotations, job.policy.act_step, options.start_only, options.stride)
@@ -181,7 +183,7 @@ def _count_of(instructions: Container[str], samples: Sequence[Sample]) -> int:
 
 
 def require_writable(path: Path) -> None:
-    """Hours of evaluation are not lost because their results cannot be written."""
+    """Raise ``ValueError`` if the results cannot be written there, before hours of evaluation."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -191,7 +193,7 @@ def require_writable(path: Path) -> None:
 
 
 def table(report: Report) -> str:
-    """Overall and per task, for the terminal."""
+    """Return overall and per-task results as text."""
     names = ("mae_all", "rmse_all", "mae_pos", "mae_rot", "mae_gripper", "gripper_sign_acc")
     rows = [("overall", report.overall), *report.per_task.items()]
     width = max(len(task) for task, _ in rows)
@@ -203,11 +205,11 @@ def table(report: Report) -> str:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Evaluate, print the table, write the record. Raises ``ValueError`` or ``OSError`` in one line."""
-    with ExitStack() as held:
+    """Evaluate, print the table, write the record. Raises ``ValueError`` or ``OSError``."""
+    with ExitStack() as locks:
         if options.output_json is not None:
             require_writable(options.output_json)
-            held.enter_context(hold_file(options.output_json, "eval_upvla_offline_actions", "--output-json "))
+            locks.enter_context(hold_file(options.output_json, "eval_upvla_offline_actions", "--output-json "))
         _run(options)
 
 
@@ -228,7 +230,7 @@ def _run(options: argparse.Namespace) -> None:
         )
     print(table(report))
     if report.clipped:
-        print(f"{report.clipped} predicted numbers lay outside [-1, 1] and were clipped (--clip-action)")
+        print(f"{report.clipped} predicted numbers were outside [-1, 1] and were clipped (--clip-action)")
     if isinstance(job.policy, UPVLAPolicy):
         print(f"actions by {job.policy.action_decoder}, {job.policy.forwards_per_chunk:.2f} forwards per chunk")
     if options.output_json is not None:

@@ -1,10 +1,10 @@
-"""Does a small model act? Single tasks and chains on the desk, beside everybody who cannot know, and who can.
+"""Evaluate a small model in closed loop on the desk, against uninformed baselines and the scripted experts.
 
-    python -m scripts.judge_desk --model outputs/tiny_desk [--episodes 160] [--chains 60]
+    python -m scripts.evaluate_desk --model outputs/tiny_desk [--episodes 160] [--chains 60]
 
-The same episodes, from the same starts, for: the model; the model that is told another task's sentence; the same
-network before training; the mean training action; random actions; and the scripted experts that the model learned from.
-Writes summary.md and results.json. What somebody did is kept in MODEL/judged and not played again.
+Runs the same single tasks and chains, from the same starts, with: the model; the model with another task's
+instruction; the same network before training; the mean training action; random actions; and the scripted experts that
+the model learned from. Writes summary.md and results.json. Outcomes are stored in MODEL/judged and not run again.
 """
 
 from __future__ import annotations
@@ -38,20 +38,21 @@ from config.load import ConfigError, load_job  # noqa: E402
 from config.schema import Job  # noqa: E402
 from models.checkpoint import build  # noqa: E402
 from models.magvit import load_magvit  # noqa: E402
+from policy_rollout.desk import doors_and_lights as desk  # noqa: E402
 from policy_rollout.intervals import Interval, average_length, paired_difference, wilson  # noqa: E402
 from policy_rollout.paired import interval_json, markdown_table, percent, points  # noqa: E402
 from policy_rollout.policy import ConstantPolicy, Policy, RandomPolicy, UPVLAPolicy, pick_device  # noqa: E402
-from scripts import desk_trial as trial  # noqa: E402
-from scripts.comparison.judge import machine  # noqa: E402
+from scripts.objective_comparison.evaluate import machine  # noqa: E402
 from training.data.processed import read_index  # noqa: E402
 
-MODEL, ANOTHER, EXPERTS = "trained", "trained, told another task", "scripted experts"
-EVERYBODY = (MODEL, ANOTHER, "untrained", "mean training action", "random actions", EXPERTS)
+MODEL, WRONG, EXPERTS = "trained", "trained, told another task", "scripted experts"
+POLICIES = (MODEL, WRONG, "untrained", "mean training action", "random actions", EXPERTS)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one policy got: which episodes were done, by task; how many tasks of each chain (empty: played none)."""
+    """The results of one policy: ``done``: success of each episode; ``chains``: tasks completed in each chain, empty
+    if none were run."""
 
     name: str
     done: list[bool]
@@ -63,19 +64,19 @@ class Outcome:
 
     @property
     def length(self) -> Interval | None:
-        return average_length(self.chains, trial.CHAIN_LENGTH) if self.chains else None
+        return average_length(self.chains, desk.CHAIN_LENGTH) if self.chains else None
 
     def of_task(self, task: str) -> Interval:
-        mine = [done for i, done in enumerate(self.done) if trial.TASKS[i % len(trial.TASKS)] == task]
-        return wilson(sum(mine), len(mine))
+        successes = [done for i, done in enumerate(self.done) if desk.TASKS[i % len(desk.TASKS)] == task]
+        return wilson(sum(successes), len(successes))
 
 
-def play(name: str, policy: Policy, episodes: int, chains: int, told_another: bool = False) -> Outcome:
-    """All episodes, then all chains (not where the sentences are wrong: a chain of wrong sentences means nothing)."""
-    chains = 0 if told_another else chains
+def run_policy(name: str, policy: Policy, episodes: int, chains: int, wrong_instruction: bool = False) -> Outcome:
+    """Run all episodes, then all chains (with wrong instructions a chain has no meaning, and none is run)."""
+    chains = 0 if wrong_instruction else chains
     with tqdm(total=episodes + chains, desc=name, unit="episode", dynamic_ncols=True) as bar:
-        rollout = trial.play_episodes(policy, trial.episodes(episodes, told_another), lambda _: _advance(bar))
-        lengths = trial.play_chains(policy, trial.chains(chains), lambda _: _advance(bar)) if chains else []
+        rollout = desk.run_policy_episodes(policy, desk.episodes(episodes, wrong_instruction), lambda _: _advance(bar))
+        lengths = desk.run_policy_chains(policy, desk.chains(chains), lambda _: _advance(bar)) if chains else []
     return Outcome(name, [record.success for record in rollout.records], lengths)
 
 
@@ -84,14 +85,14 @@ def _advance(bar: tqdm[None]) -> None:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What is asked of everybody, of the run in ``folder``; what somebody did is kept in ``kept``."""
+class Evaluation:
+    """Episodes and chains for the run in ``folder``; outcomes are stored in the folder ``stored``."""
 
     folder: Path
     device: str
     episodes: int
     chains: int
-    kept: Path
+    stored: Path
 
     @property
     def config(self) -> Path:
@@ -114,34 +115,34 @@ class Trial:
         return ConstantPolicy(mean_of_training(Path(data)), self.job.act_step)
 
     def outcome(self, name: str) -> Outcome:
-        """Of somebody of ``EVERYBODY``; played, or read if it was played before."""
-        asked, file = self.asked(name), self.file(name)
+        """Return the outcome of one of ``POLICIES``, from its file if the same one was run before."""
+        conditions, file = self.conditions(name), self.file(name)
         if file.is_file():
             found = json.loads(file.read_text(encoding="utf-8"))
-            if found["asked"] == asked:
+            if found["asked"] == conditions:
                 return Outcome(name, found["done"], found["chains"])
-        played = self._play(name)
-        replace_text(file, json.dumps({"asked": asked, "done": played.done, "chains": played.chains}) + "\n")
-        return played
+        outcome = self._run(name)
+        replace_text(file, json.dumps({"asked": conditions, "done": outcome.done, "chains": outcome.chains}) + "\n")
+        return outcome
 
-    def asked(self, name: str) -> dict[str, Any]:
-        """What the outcome of somebody depends on."""
-        found = {"episodes": self.episodes, "chains": self.chains, "rules": trial.rules(), **self._player(name)}
+    def conditions(self, name: str) -> dict[str, Any]:
+        """Return everything that a policy's outcome depends on, as plain JSON values."""
+        found = {"episodes": self.episodes, "chains": self.chains, "rules": desk.rules(), **self._policy_identity(name)}
         plain: dict[str, Any] = json.loads(json.dumps(found))
         return plain
 
     def file(self, name: str) -> Path:
-        """Where what somebody did is kept."""
-        return self.kept / f"{name.replace(',', '').replace(' ', '_')}.json"
+        """Return the file that stores a policy's outcome."""
+        return self.stored / f"{name.replace(',', '').replace(' ', '_')}.json"
 
-    def _player(self, name: str) -> dict[str, Any]:
-        """What somebody is known by: whoever is another one plays again."""
-        if name in (MODEL, ANOTHER):
+    def _policy_identity(self, name: str) -> dict[str, Any]:
+        """Return what identifies a policy: one with another identity is run again."""
+        if name in (MODEL, WRONG):
             assert self.trained.source is not None
             return {"weights": self.trained.source.weights_sha256, "image_tokenizer": self.trained.vq.weights_hash}
         if name == "untrained":
             vq = load_magvit(self.job.model.vq_model.vq_model_name)
-            settings = settings_of(self.job)  # its random start is made of them
+            settings = settings_of(self.job)  # they determine its random weights
             digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
             return {"settings": digest, "image_tokenizer": vq.weights_hash}
         if name == "mean training action":
@@ -149,32 +150,29 @@ class Trial:
             return {"action": mean_of_training(data).tolist(), "act_step": self.job.act_step}
         return {} if name == EXPERTS else {"act_step": self.job.act_step}
 
-    def _play(self, name: str) -> Outcome:
+    def _run(self, name: str) -> Outcome:
         if name == EXPERTS:
             print("scripted experts ...", file=sys.stderr)
-            return Outcome(name, trial.expert_episodes(self.episodes), trial.expert_chains(self.chains))
+            return Outcome(name, desk.run_expert_episodes(self.episodes), desk.run_expert_chains(self.chains))
         make: dict[str, Callable[[], Policy]] = {
             MODEL: lambda: self.trained,
-            ANOTHER: lambda: self.trained,
+            WRONG: lambda: self.trained,
             "untrained": self.untrained,
             "mean training action": self.constant,
             "random actions": lambda: RandomPolicy(self.job.act_step),
         }
-        return play(name, make[name](), self.episodes, self.chains, told_another=name == ANOTHER)
+        return run_policy(name, make[name](), self.episodes, self.chains, wrong_instruction=name == WRONG)
 
 
 def mean_of_training(split: Path) -> np.ndarray:
-    """[7] mean over all actions of a processed split."""
+    """Return the mean [7] over all actions of a processed split."""
     actions = np.asarray(read_index(split, pictures=False).actions[:], dtype=np.float64)
     mean: np.ndarray = actions.mean(axis=0).astype(np.float32)
     return mean
 
 
-# --- what is told ----------------------------------------------------------------------------------------------------
-
-
 def summary(outcomes: Sequence[Outcome], folder: Path, where: str, command: str) -> str:
-    """The report as markdown."""
+    """Return the report as Markdown. ``where``: the machine."""
     model = outcomes[0]
     rows = [
         [
@@ -190,20 +188,20 @@ def summary(outcomes: Sequence[Outcome], folder: Path, where: str, command: str)
         "policy",
         "tasks done",
         "success [95 %]",
-        f"tasks in a row of {trial.CHAIN_LENGTH} [95 %]",
+        f"tasks in a row of {desk.CHAIN_LENGTH} [95 %]",
         "model ahead by",
     ]
-    told = (model, outcomes[1], outcomes[-1])
-    by_task = [[task, *(percent(one.of_task(task)) for one in told)] for task in trial.TASKS]
+    columns = (model, outcomes[1], outcomes[-1])
+    by_task = [[task, *(percent(one.of_task(task)) for one in columns)] for task in desk.TASKS]
     return "\n".join(
         [
             "# A small model on the desk: doors and lights",
             "",
             f"{datetime.now(timezone.utc):%Y-%m-%d}; {where}; `{command}`.",
             "",
-            f"{len(model.done)} single tasks ({len(trial.TASKS)} in turn, scene {trial.SCENE}, {trial.PATIENCE} "
-            f"control steps, a new look every {trial.REPLAN_EVERY}), the same starts for everybody; "
-            f"{len(model.chains)} chains of {trial.CHAIN_LENGTH} by CALVIN's rules. Wilson intervals for rates, "
+            f"{len(model.done)} single tasks ({len(desk.TASKS)} in turn, scene {desk.SCENE}, {desk.MAX_STEPS} "
+            f"control steps, replanned every {desk.REPLAN_EVERY}), the same starts for all policies; "
+            f"{len(model.chains)} chains of {desk.CHAIN_LENGTH} by CALVIN's rules. Wilson intervals for rates, "
             "bootstrap for lengths, paired bootstrap for how far the model is ahead (percentage points of success).",
             "",
             markdown_table(head, rows),
@@ -221,14 +219,14 @@ def _ahead(model: Outcome, other: Outcome) -> Interval:
 
 
 def results(outcomes: Sequence[Outcome]) -> dict[str, object]:
-    """The same for programs."""
+    """Return the report as JSON values."""
     return {
         "settings": {
-            "scene": trial.SCENE,
-            "static_size": trial.STATIC_SIZE,
-            "tasks": list(trial.TASKS),
-            "patience": trial.PATIENCE,
-            "replan_every": trial.REPLAN_EVERY,
+            "scene": desk.SCENE,
+            "static_size": desk.STATIC_SIZE,
+            "tasks": list(desk.TASKS),
+            "patience": desk.MAX_STEPS,
+            "replan_every": desk.REPLAN_EVERY,
         },
         "policies": {
             one.name: {
@@ -249,7 +247,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output-dir", type=path_argument, help="where summary.md and results.json go (default: the model's)"
     )
-    parser.add_argument("--only", nargs="+", choices=EVERYBODY, help="play these, keep what they did, write no report")
+    parser.add_argument(
+        "--only", nargs="+", choices=POLICIES, help="run only these, store their outcomes, write no report"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     args = parser.parse_args(argv)
     try:
@@ -257,15 +257,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise FileNotFoundError(
                 f"{args.model / 'config.yaml'} does not exist; --model is the output folder of a training run"
             )
-        asked = Trial(args.model, args.device, args.episodes, args.chains, args.model / "judged")
-        names = args.only or EVERYBODY
-        with ExitStack() as held:
-            for name in names:  # several commands may play different ones at the same time
-                held.enter_context(hold_file(asked.file(name), f"judge_desk, {name}", "--model "))
-            outcomes = [asked.outcome(name) for name in names]
-            made_with = {name: asked.asked(name) for name in names}
+        evaluation = Evaluation(args.model, args.device, args.episodes, args.chains, args.model / "judged")
+        names = args.only or POLICIES
+        with ExitStack() as locks:
+            for name in names:  # several commands may run different policies at the same time
+                locks.enter_context(hold_file(evaluation.file(name), f"evaluate_desk, {name}", "--model "))
+            outcomes = [evaluation.outcome(name) for name in names]
+            made_with = {name: evaluation.conditions(name) for name in names}
     except (ConfigError, ValueError, OSError) as error:
-        print(f"judge_desk: {error}", file=sys.stderr)
+        print(f"evaluate_desk: {error}", file=sys.stderr)
         return 2
     if args.only:
         for one in outcomes:
@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     folder = (args.output_dir or args.model).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", "-m", "scripts.judge_desk", *(sys.argv[1:] if argv is None else argv)])
+    command = shlex.join(["python", "-m", "scripts.evaluate_desk", *(sys.argv[1:] if argv is None else argv)])
     text = summary(outcomes, args.model, machine(pick_device(args.device)), command)
     replace_text(folder / "summary.md", text)
     replace_text(folder / "results.json", json.dumps({**results(outcomes), "made_with": made_with}, indent=1) + "\n")

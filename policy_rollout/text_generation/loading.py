@@ -1,4 +1,4 @@
-"""Who answers questions about pictures: a saved model with its CLIP tower, or the embedded one with random weights."""
+"""Load a model that answers questions about images: a saved one with its CLIP tower, or the embedded one."""
 
 from __future__ import annotations
 
@@ -26,22 +26,25 @@ from training.data.files import pictures_in, read_image
 CLIP_KEY = "model.showo.clip_model_path"
 EMBEDDED_CONFIG = PROJECT_DIR / "config" / "tiny_bdvla.yaml"
 EMBEDDED_CLIP = PROJECT_DIR / "assets" / "tiny_clip"
-EMBEDDED_PICTURES = PROJECT_DIR / "dummy_data" / "llava_validation" / "images"
+EMBEDDED_IMAGES = PROJECT_DIR / "dummy_data" / "llava_validation" / "images"
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""Of ``answering_options.TYPE_NAMES``."""
+"""By the names in ``cli_options.TYPE_NAMES``."""
 
-NEVER_SEEN: dict[str, tuple[str, ...]] = {"ar": ("mdm", "bd"), "mdm": (), "bd": ()}
-"""Trained objective -> ways to decode that it cannot know: a model of next tokens has never read a mask."""
-HALF_SEEN = {("mdm", "ar"): "an mdm model has not learned to continue a clean answer",
-             ("bd", "ar"): "a bd model has learned next words at the starts of blocks, and elsewhere only with "
+UNTRAINED: dict[str, tuple[str, ...]] = {"ar": ("mdm", "bd"), "mdm": (), "bd": ()}
+"""Trained objective -> ways to decode that it was not trained for: a next-token model has never read a mask."""
+PARTLY_TRAINED = {("mdm", "ar"): "an mdm model is not trained to continue a clean answer",
+             ("bd", "ar"): "a bd model is trained on next tokens at the starts of blocks, and elsewhere only with "
                            "text_diffusion.ar_aux_weight"}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Answerer:
-    """``clip`` is None for a model without a picture path, or where no picture is asked about. ``source``: where the
-    weights come from; ``notes``: what a user should know. ``checkpoint``, ``clip_folder``: what holds the weights of
-    both (a checkpoint of None: random weights)."""
+class AnsweringModel:
+    """A model that answers questions about images.
+
+    ``clip``: None for a model without image input, or if no image is given; ``source``: origin of the weights;
+    ``notes``: remarks for the user; ``checkpoint``, ``clip_folder``: paths of the weights (a checkpoint of None: random
+    weights).
+    """
 
     model: UPVLA
     prompter: Prompter
@@ -51,43 +54,48 @@ class Answerer:
     checkpoint: Path | None = None
     clip_folder: Path | None = None
 
-    def patches(self, pictures: Sequence[Path]) -> Tensor | None:
-        """CLIP features [B, P, C] of picture files; None without a tower. Raises ``ValueError`` or
-        ``FileNotFoundError`` naming a file that cannot be read."""
+    def patches(self, images: Sequence[Path]) -> Tensor | None:
+        """Return CLIP features [B, P, C] of image files, or None without a tower.
+
+        Raises ``ValueError`` or ``FileNotFoundError`` with the name of a file that cannot be read.
+        """
         if self.clip is None:
             return None
-        pixels = torch.stack([clip_pixels(read_image(file), self.clip.image_spec) for file in pictures])
+        pixels = torch.stack([clip_pixels(read_image(file), self.clip.image_spec) for file in images])
         return self.clip.features(pixels.to(self.model.device)).to(self.model.action_head.out.weight.dtype)
 
 
-def answerer(
-    checkpoint: str | None, model_yaml: str | None, clip: str | None, pictures: bool, device: torch.device, dtype: str
-) -> Answerer:
-    """The model that is asked. ``clip``: folder or hub id of the tower (None: as the run or yaml says, else by the
-    width that the model was built for). Raises ``ValueError`` or ``FileNotFoundError`` in one line."""
+def load_answering_model(
+    checkpoint: str | None, model_yaml: str | None, clip: str | None, images: bool, device: torch.device, dtype: str
+) -> AnsweringModel:
+    """Load the model and its CLIP tower.
+
+    ``clip``: folder or hub id of the tower (None: the one that the run or the yaml names, or else one of the width that
+    the model needs); ``images``: whether questions come with images. Raises ``ValueError`` or ``FileNotFoundError``.
+    """
     named: str | None
     notes: tuple[str, ...]
     if checkpoint is None and model_yaml is None:
         built = build(load_job([f"config={EMBEDDED_CONFIG}"]))
         source, named = "the embedded model", str(EMBEDDED_CLIP)
         notes = (
-            "no --checkpoint and no --model-config: asking the embedded model with random weights, which says nothing "
-            "of sense; train one with python train_blockdiff_vla.py config=./config/tiny_bdvla.yaml",
+            "no --checkpoint and no --model-config: the embedded model with random weights answers, at "
+            "random; train one with python train_blockdiff_vla.py config=./config/tiny_bdvla.yaml",
         )
     else:
         built, source, named = _saved(checkpoint, model_yaml)
         notes = built.notes
     tower, clip_folder = None, None
-    if pictures:
+    if images:
         if built.spec.clip_width is None:
-            raise ValueError("this model reads no pictures (model.showo.w_clip_vit=false); ask with --no-picture")
+            raise ValueError("this model has no image input (model.showo.w_clip_vit=false); use --no-picture")
         tower, clip_folder = _tower(built, clip or named)
     if device.type == "cpu":
         keep_freed_memory()
     model = built.model.to(device=device, dtype=TYPES[dtype]).eval().requires_grad_(False)
     tower = None if tower is None else tower.to(device)
     weights = None if checkpoint is None and model_yaml is None else Path(source)
-    return Answerer(model, built.prompter, tower, source, notes, weights, clip_folder)
+    return AnsweringModel(model, built.prompter, tower, source, notes, weights, clip_folder)
 
 
 def _weights_of(path: Path) -> Path:
@@ -96,7 +104,7 @@ def _weights_of(path: Path) -> Path:
 
 
 def _saved(checkpoint: str | None, model_yaml: str | None) -> tuple[Built, str, str | None]:
-    """(model, where it lies, the CLIP tower that its yaml names)."""
+    """Return (model, its path, the CLIP tower that its yaml names)."""
     if model_yaml is not None:
         config = load_model_yaml(model_yaml, checkpoint)
         path = _weights_of(resolve_model_dir(config.checkpoint, key=CHECKPOINT_KEY))
@@ -107,16 +115,16 @@ def _saved(checkpoint: str | None, model_yaml: str | None) -> tuple[Built, str, 
         assert checkpoint is not None
         path = _weights_of(resolve_model_dir(located(checkpoint), key="--checkpoint"))
         built = load_folder(path)
-        beside = _run_config(path)
-        if beside is None:
+        run_config = _run_config(path)
+        if run_config is None:
             return built, str(path), None
-        config = load_model_yaml(beside, path)
+        config = load_model_yaml(run_config, path)
     named = config.job.model.showo.clip_model_path if CLIP_KEY in config.given else None
     return built, str(path), None if named is None else located(named)
 
 
 def _run_config(path: Path) -> Path | None:
-    """The ``config.yaml`` that a run left in its output folder, for a path in it."""
+    """Return the ``config.yaml`` of the run that a path belongs to, or None."""
     for folder in (path, *path.parents[:2]):
         if (folder / "config.yaml").is_file():
             return folder / "config.yaml"
@@ -124,7 +132,7 @@ def _run_config(path: Path) -> Path | None:
 
 
 def _tower(built: Built, named: str | None) -> tuple[ClipTower, Path]:
-    """The tower and where it lies."""
+    """Return the CLIP tower and its folder."""
     if named is None:
         embedded = built.spec.clip_width == load_clip(EMBEDDED_CLIP).width
         named = str(EMBEDDED_CLIP) if embedded else "openai/clip-vit-large-patch14-336"
@@ -132,25 +140,25 @@ def _tower(built: Built, named: str | None) -> tuple[ClipTower, Path]:
     tower = load_clip(folder, key="--clip")
     if tower.width != built.spec.clip_width:
         raise ValueError(
-            f"--clip {named}: its features have {tower.width} channels, but the model reads {built.spec.clip_width}"
+            f"--clip {named}: its features have {tower.width} channels, but the model needs {built.spec.clip_width}"
         )
     return tower, folder
 
 
-def way_to_decode(trained: str, wanted: str | None, anyway: bool) -> tuple[str, str | None]:
-    """(objective to decode with, a warning). Raises ``ValueError`` for one that the model cannot know."""
+def decoding_objective(trained: str, wanted: str | None, anyway: bool) -> tuple[str, str | None]:
+    """Return (objective to decode with, a warning). Raises ``ValueError`` for one that the model is not trained for."""
     way = wanted or trained
-    if way in NEVER_SEEN[trained] and not anyway:
+    if way in UNTRAINED[trained] and not anyway:
         raise ValueError(
-            f"--objective {way}: this model learned text with {trained} and has never read a hidden word; "
-            f"use --objective {trained}, or --anyway to see what comes of it"
+            f"--objective {way}: this model is trained with {trained} and has never read a masked token; "
+            f"use --objective {trained}, or --anyway to decode nevertheless"
         )
-    told = HALF_SEEN.get((trained, way))
-    return way, None if told is None else f"--objective {way}: {told}; the answer may be poor"
+    caution = PARTLY_TRAINED.get((trained, way))
+    return way, None if caution is None else f"--objective {way}: {caution}; the answer may be poor"
 
 
 def decoding(options: argparse.Namespace, way: str) -> Decoding:
-    """Of the options of ``add_decoding``. Raises ``ValueError`` for a switch that this way of decoding would ignore."""
+    """Return the selected decoding. Raises ``ValueError`` for an option that has no effect."""
     blocks = way != "ar"
     for name, given, fits in (
         ("--accept", options.accept, blocks and not options.speculative),
@@ -169,8 +177,8 @@ def decoding(options: argparse.Namespace, way: str) -> Decoding:
     return Decoding(rule, options.block_size, options.whole_canvas, options.speculative)
 
 
-def picture_files(given: Sequence[Path]) -> list[Path]:
-    """Files, and the pictures in folders; a bundled one where none is given. ``ValueError`` for an empty folder."""
+def image_files(given: Sequence[Path]) -> list[Path]:
+    """Return the files, and the images in folders; a bundled one if none is given. Raises ``ValueError``."""
     if not given:
-        return picture_files([EMBEDDED_PICTURES])[:1]
+        return image_files([EMBEDDED_IMAGES])[:1]
     return [file for path in given for file in (pictures_in(path) if path.is_dir() else [path])]

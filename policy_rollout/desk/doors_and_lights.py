@@ -1,11 +1,9 @@
-"""Doors and lights of the desk: the eight tasks that small models are recorded on, trained on and judged in."""
+"""Doors and lights of the desk: the eight tasks that small models are recorded on, trained on and evaluated in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from typing import Any
-
-import numpy as np
 
 from policy_rollout.acting import Policy
 from policy_rollout.benchmarks.desk import DeskBenchmark
@@ -21,44 +19,45 @@ from policy_rollout.rollout import Episode, Rollout, run_episodes
 
 SCENE = "D"
 STATIC_SIZE = 128
-"""Pixels of the static camera, in recordings and in closed loop alike."""
+"""Pixels of the static camera, in recordings and in closed loop."""
 TASKS = DOORS_AND_LIGHTS
-"""What a model of this size can begin to learn in a few minutes."""
+"""Tasks that a model of this size begins to learn in a few minutes."""
 CHAIN_LENGTH = 3
-"""A chain has no two tasks of one kind, and these are of three kinds: drawer, sliding door, lights."""
-PATIENCE = 120
+"""A chain has no two tasks of one kind, and these tasks are of three kinds: drawer, sliding door, lights."""
+MAX_STEPS = 120
 """Control steps (30 a second) for one task; an expert needs 15 to 45."""
 REPLAN_EVERY = 5
 FIRST_SEED = 1000
-"""Of the resets that episodes start from; recordings draw theirs from 2^31 others."""
+"""Seed of the first episode's reset; recordings draw theirs from 2^31 others."""
 
 DESK = DeskBenchmark(scene=SCENE, static_size=STATIC_SIZE)
 
 
 def rules() -> dict[str, Any]:
-    """What outcomes depend on besides who plays and how often."""
-    played = {"tasks": list(TASKS), "chain_length": CHAIN_LENGTH, "patience": PATIENCE, "replan_every": REPLAN_EVERY}
-    return {**played, "first_seed": FIRST_SEED, "desk": DESK.stamp()}
+    """Return everything that outcomes depend on, except the policy and the number of episodes."""
+    settings = {"tasks": list(TASKS), "chain_length": CHAIN_LENGTH, "patience": MAX_STEPS, "replan_every": REPLAN_EVERY}
+    return {**settings, "first_seed": FIRST_SEED, "desk": DESK.stamp()}
 
 
-def episodes(count: int, told_another: bool = False) -> list[Episode]:
-    """Single tasks in turn, each from a reset of its own, told in the words that the recordings use.
+def episodes(count: int, wrong_instruction: bool = False) -> list[Episode]:
+    """Return single tasks in turn, each with its own reset and the instruction that the recordings use.
 
-    ``told_another``: every episode is told the sentence of another of the tasks (each of the others equally often), and
-    still judged by its own: what a policy does that sees the desk and does not know what is wanted.
+    With ``wrong_instruction`` each episode has the instruction of another of the tasks (each of the others equally
+    often), and its success is still that of its own task: this measures a policy that sees the desk but does not know
+    the task.
     """
     found = []
     for index in range(count):
         task = TASKS[index % len(TASKS)]
         robot, scene = task_resets(task, FIRST_SEED + index, SCENE)
-        further = 1 + index // len(TASKS) % (len(TASKS) - 1)
-        told = TASKS[(index + further) % len(TASKS)] if told_another else task
-        found.append(Episode(index, task, validation_instruction(told), robot, scene))
+        offset = 1 + index // len(TASKS) % (len(TASKS) - 1)
+        instructed = TASKS[(index + offset) % len(TASKS)] if wrong_instruction else task
+        found.append(Episode(index, task, validation_instruction(instructed), robot, scene))
     return found
 
 
 def chains(count: int) -> list[ChainJob]:
-    """Chains of three of the tasks, by CALVIN's rules and from its initial states; fewer are a prefix of more."""
+    """Return chains of three tasks, by CALVIN's rules and from its initial states; fewer are a prefix of more."""
     jobs = []
     for index, chain in enumerate(desk_sequences(count, TASKS, length=CHAIN_LENGTH)):
         robot, scene = initial_state(chain.state)
@@ -66,19 +65,19 @@ def chains(count: int) -> list[ChainJob]:
     return jobs
 
 
-def play_episodes(
+def run_policy_episodes(
     policy: Policy,
     wanted: list[Episode],
     progress: Callable[[object], None] = lambda record: None,
     film: Collection[int] = (),
 ) -> Rollout:
-    """Single tasks in closed loop."""
+    """Run single tasks in closed loop; ``film``: indices of the episodes whose frames are kept."""
     return run_episodes(
         DESK.make_env,
         policy,
         wanted,
         DESK.oracle(),
-        max_steps=PATIENCE,
+        max_steps=MAX_STEPS,
         replan_every=REPLAN_EVERY,
         parallel=16,
         film=film,
@@ -86,43 +85,37 @@ def play_episodes(
     )
 
 
-def play_chains(
+def run_policy_chains(
     policy: Policy, jobs: list[ChainJob], progress: Callable[[object], None] = lambda record: None
 ) -> list[int]:
-    """How many tasks of every chain were done, in the order of ``jobs``."""
+    """Return the number of tasks completed in each chain, in the order of ``jobs``."""
     done: dict[int, int] = {}
 
     def finished(record: ChainRecord) -> None:
         done[record.index] = record.completed
         progress(record)
 
-    run_chains(DESK, policy, jobs, finished, max_steps=PATIENCE, replan_every=REPLAN_EVERY, parallel=16)
+    run_chains(DESK, policy, jobs, finished, max_steps=MAX_STEPS, replan_every=REPLAN_EVERY, parallel=16)
     return [done[job.index] for job in jobs]
 
 
-def expert_episodes(count: int) -> list[bool]:
-    """Do the scripted experts the same tasks from the same resets, within the same patience?"""
+def run_expert_episodes(count: int) -> list[bool]:
+    """Return for each episode whether a scripted expert succeeds, from the same reset within the same MAX_STEPS."""
     env, oracle = DeskEnv(SCENE), DESK.oracle()
     try:
-        tried = [run_episode(env, oracle, TASKS[i % len(TASKS)], FIRST_SEED + i, QUIET) for i in range(count)]
+        results = [run_episode(env, oracle, TASKS[i % len(TASKS)], FIRST_SEED + i, QUIET) for i in range(count)]
     finally:
         env.close()
-    return [one.success and one.steps <= PATIENCE for one in tried]
+    return [result.success and result.steps <= MAX_STEPS for result in results]
 
 
-def expert_chains(count: int) -> list[int]:
-    """How many tasks of the same chains the experts do (with CALVIN's 360 steps for each)."""
+def run_expert_chains(count: int) -> list[int]:
+    """Return the number of tasks that the experts complete in each chain (with CALVIN's 360 steps for a task)."""
     env, oracle = DeskEnv(SCENE), DESK.oracle()
     try:
-        found = [
+        return [
             run_chain(env, oracle, chain, index, QUIET).done
             for index, chain in enumerate(desk_sequences(count, TASKS, length=CHAIN_LENGTH))
         ]
     finally:
         env.close()
-    return found
-
-
-def outcomes(rollout: Rollout) -> np.ndarray:
-    """[episodes] 1 where the task was done."""
-    return np.array([record.success for record in rollout.records], dtype=float)

@@ -1,4 +1,4 @@
-"""Training the planned runs, several at a time, each a process of its own; a killed command goes on where it was."""
+"""Train the planned runs in separate processes, several at a time; a killed command resumes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from scripts.comparison.plan import ROOT, Plan, Planned, read_curve
+from scripts.objective_comparison.plan import ROOT, Plan, RunPlan, read_curve
 
-LOOK_EVERY_S = 0.5
-TOLD_OF_A_LOG = 12
-"""Last lines of a failed run's log that are shown."""
+POLL_SECONDS = 0.5
+LOG_TAIL = 12
+"""Lines at the end of a failed run's log that are shown."""
 
 
 @dataclass
 class _Process:
-    run: Planned
+    run: RunPlan
     popen: subprocess.Popen[bytes]
 
 
-def train_all(plan: Plan, jobs: int) -> list[Planned]:
-    """Trains what is not trained yet; the runs that were. Raises ``RuntimeError`` with the end of the log when one
-    fails; the others are stopped then, and go on at the next call."""
+def train_all(plan: Plan, jobs: int) -> list[RunPlan]:
+    """Train the runs that are not finished, and return them.
+
+    Raises ``RuntimeError`` with the end of the log if one fails; the others are stopped and resume at the next call.
+    """
     waiting = [run for run in plan.runs if not run.finished]
     if not waiting:
         return []
@@ -35,14 +37,14 @@ def train_all(plan: Plan, jobs: int) -> list[Planned]:
     running: list[_Process] = []
     threads = max(1, (os.cpu_count() or 1) // jobs)
     total = plan.budget.steps
-    pause = 0.5 if sys.stderr.isatty() else 10.0  # a log file wants few lines
+    pause = 0.5 if sys.stderr.isatty() else 10.0  # few lines in a log file
     with tqdm(total=total * len(plan.runs), desc="training", unit="step", dynamic_ncols=True, mininterval=pause) as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     run = waiting.pop(0)
                     running.append(_Process(run, _start(plan, run, threads)))
-                time.sleep(LOOK_EVERY_S)
+                time.sleep(POLL_SECONDS)
                 for process in [p for p in running if p.popen.poll() is not None]:
                     running.remove(process)
                     if process.popen.returncode or not process.run.finished:
@@ -53,7 +55,7 @@ def train_all(plan: Plan, jobs: int) -> list[Planned]:
     return started
 
 
-def _start(plan: Plan, run: Planned, threads: int) -> subprocess.Popen[bytes]:
+def _start(plan: Plan, run: RunPlan, threads: int) -> subprocess.Popen[bytes]:
     run.folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     with (run.folder / "train.log").open("ab") as log:
@@ -63,21 +65,21 @@ def _start(plan: Plan, run: Planned, threads: int) -> subprocess.Popen[bytes]:
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches this command alone, which then asks its runs to stop
+            start_new_session=True,  # Ctrl-C reaches this command only, which then stops its runs
         )
 
 
 def _show(bar: tqdm[None], plan: Plan, running: Sequence[_Process]) -> None:
     done = 0
-    told = []
+    states = []
     for run in plan.runs:
         curve = [] if run.finished else read_curve(run)
         steps = plan.budget.steps if run.finished else int(curve[-1]["step"]) if curve else 0
         done += steps
         if any(process.run == run for process in running):
             nats = f" {curve[-1]['text/nats_per_token']:.2f} nats" if curve else ""
-            told.append(f"{run.name} {steps}{nats}")
-    bar.set_postfix_str(", ".join(told), refresh=False)
+            states.append(f"{run.name} {steps}{nats}")
+    bar.set_postfix_str(", ".join(states), refresh=False)
     bar.update(done - bar.n)
 
 
@@ -89,11 +91,11 @@ def _failure(process: _Process) -> str:
 
 def _last_lines(log: Path) -> list[str]:
     text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
-    return [line for line in text.splitlines() if line.strip()][-TOLD_OF_A_LOG:]
+    return [line for line in text.splitlines() if line.strip()][-LOG_TAIL:]
 
 
 def _stop(running: Sequence[_Process]) -> None:
-    """Ask, wait, then insist."""
+    """Terminate the processes; kill those that do not end within 20 seconds."""
     for process in running:
         process.popen.terminate()
     for process in running:

@@ -1,6 +1,6 @@
-"""Judging trained runs on what was held out: words, actions, and the time an answer takes.
+"""Evaluate trained runs on held-out data: answers, actions, and the time of an answer.
 
-Everything is kept item by item (a question, a stretch of frames), so that two runs can be compared on the same items.
+Results are stored item by item (a question, a stretch of frames), so that two runs are compared on the same items.
 """
 
 from __future__ import annotations
@@ -33,55 +33,59 @@ from models.vision import load_clip
 from models.weights import files_sha256
 from policy_rollout.benchmarks.offline import Sample, evaluate, list_samples
 from policy_rollout.benchmarks.vqa.questions import read_questions, require_pictures
+from policy_rollout.desk.doors_and_lights import chains as desk_chains
+from policy_rollout.desk.doors_and_lights import rules as desk_rules
+from policy_rollout.desk.doors_and_lights import run_policy_chains
 from policy_rollout.policy import Policy, UPVLAPolicy, pick_device
 from preprocess_data.embedded.questions import kind_of
-from scripts.comparison.plan import Planned
-from scripts.desk_trial import chains as desk_chains
-from scripts.desk_trial import play_chains
-from scripts.desk_trial import rules as desk_rules
+from scripts.objective_comparison.plan import RunPlan
 from training.data.calvin import CalvinSplit
 from training.data.files import read_image
 from training.data.tokens import probes, raw_digest
 
-ANSWERED_AT_ONCE = 48
+ANSWER_BATCH = 48
 TIMED_QUESTIONS = 24
 
 MADE_WITH = "made_with"
 VERSION = 2
-"""Of what is kept of a run; 2: which answers were cut."""
+"""Version of the stored results; 2 added which answers were cut."""
 
 Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
 class Question:
-    """A held-out question about the picture whose features are in row ``picture``; ``answer`` is the true one."""
+    """A held-out question about the image whose features are in row ``image``; ``answer`` is the true one."""
 
     text: str
     answer: str
-    picture: int
+    image: int
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What all runs are asked: ``patches`` [pictures, P, C] are CLIP's features, the same for all."""
+    """Questions for all runs; ``patches`` [images, P, C] are CLIP's features, the same for all."""
 
     questions: tuple[Question, ...]
     patches: Tensor
 
     def patches_of(self, questions: Sequence[Question]) -> Tensor:
-        return self.patches[[question.picture for question in questions]]
+        return self.patches[[question.image for question in questions]]
 
     def blank(self, grey: Tensor) -> HeldOut:
-        """The same questions about one blank picture (``grey`` [P, C])."""
+        """Return the same questions about one blank image (``grey`` [P, C])."""
         return HeldOut(self.questions, grey.expand_as(self.patches))
 
 
 @dataclass(frozen=True)
-class Words:
-    """By question, in the order of ``HeldOut.questions``: is the answer right to the letter; how many of its
-    ``tokens`` were said at their place; what its likelihood (or bound) costs in nats, and the variance of that; is the
-    answer right when another question's picture is shown; was the answer ``cut`` at ``max_new_tokens``."""
+class TextResult:
+    """Results by question, in the order of ``HeldOut.questions``.
+
+    ``exact``: whether the answer matches exactly; ``said``: the answer; ``right_tokens``: how many of its ``tokens``
+    are at the right position; ``nats``, ``nats_variance``: negative log-likelihood (or its bound) and the variance of
+    that estimate; ``exact_shuffled``: whether the answer matches with another question's image; ``cut``: whether it
+    was cut at ``max_new_tokens``. The names are keys of the stored file.
+    """
 
     exact: list[bool]
     said: list[str]
@@ -94,8 +98,9 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Actions:
-    """``overall``: offline metrics over all start frames. By stretch of T start frames: mean absolute error, steps."""
+class ActionResult:
+    """``overall``: offline metrics over all start frames; ``errors``, ``steps``: mean absolute error and number of
+    steps of each stretch of T start frames."""
 
     overall: dict[str, float]
     errors: list[float]
@@ -103,25 +108,25 @@ class Actions:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One run's held-out results. ``chains``: how many tasks of each closed-loop chain were done (empty: none)."""
+class RunResult:
+    """Held-out results of one run. ``chains``: tasks completed in each closed-loop chain (empty if none were run)."""
 
-    words: Words
-    actions: Actions
+    words: TextResult
+    actions: ActionResult
     chains: list[int] = field(default_factory=list)
 
     @classmethod
-    def read(cls, path: Path, made_with: Mapping[str, Any]) -> Judged | None:
-        """What ``judge`` kept; None where it was made with anything else."""
+    def read(cls, path: Path, made_with: Mapping[str, Any]) -> RunResult | None:
+        """Return the stored results, or None if anything that they depend on has changed."""
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.get(MADE_WITH) != made_with:
             return None
-        return cls(Words(**data["words"]), Actions(**data["actions"]), data.get("chains", []))
+        return cls(TextResult(**data["words"]), ActionResult(**data["actions"]), data.get("chains", []))
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Answers one by one: seconds of each, and what they took together."""
+    """Times of answers that were generated one by one."""
 
     seconds: list[float]
     first_token_seconds: list[float]
@@ -137,47 +142,47 @@ class Speed:
         return self.tokens / max(self.forwards, 1)
 
 
-# --- what is asked ---------------------------------------------------------------------------------------------------
+# --- questions -------------------------------------------------------------------------------------------------------
 
 
 def read_held_out(job: Job, folder: Path) -> HeldOut:
-    """The first question of every conversation of ``folder``. Raises ``ValueError`` or ``FileNotFoundError``."""
+    """Return the first question of every conversation in ``folder``. Raises ``ValueError`` or ``FileNotFoundError``."""
     found = read_questions("conversations", [folder / MMU_INDEX])
     require_pictures(found, folder)
-    pictures: dict[str, int] = {}
-    questions = [Question(q.text, q.truths[0], pictures.setdefault(q.picture, len(pictures))) for q in found]
+    images: dict[str, int] = {}
+    questions = [Question(q.text, q.truths[0], images.setdefault(q.picture, len(images))) for q in found]
     clip = load_clip(job.model.showo.clip_model_path)
-    features = [clip.features(clip_pixels(read_image(folder / name), clip.image_spec)[None])[0] for name in pictures]
+    features = [clip.features(clip_pixels(read_image(folder / name), clip.image_spec)[None])[0] for name in images]
     return HeldOut(tuple(questions), torch.stack(features))
 
 
-def kinds_of(asked: HeldOut) -> list[str]:
-    """The kind of every question; of questions that are not the bundled ones, nothing is known."""
+def kinds_of(held_out: HeldOut) -> list[str]:
+    """Return the kind of every question; "all" for questions other than the bundled ones."""
     try:
-        return [kind_of(question.text) for question in asked.questions]
+        return [kind_of(question.text) for question in held_out.questions]
     except ValueError:
-        return ["all"] * len(asked.questions)
+        return ["all"] * len(held_out.questions)
 
 
-def blank_features(job: Job, picture: Path) -> Tensor:
-    """[P, C] of a blank picture."""
+def blank_features(job: Job, image: Path) -> Tensor:
+    """Return CLIP's features [P, C] of a blank image."""
     clip = load_clip(job.model.showo.clip_model_path)
-    return clip.features(clip_pixels(read_image(picture), clip.image_spec)[None])[0]
+    return clip.features(clip_pixels(read_image(image), clip.image_spec)[None])[0]
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def judge_words(built: Built, job: Job, asked: HeldOut, progress: Progress) -> Words:
-    """Answers and likelihoods of all questions; ``progress`` hears of questions done, three times each."""
-    answered = _answers(built, job, asked.questions, asked.patches_of(asked.questions), progress)
-    # Another question's picture: the model is asked as before, but cannot know.
-    others = asked.patches_of([*asked.questions[1:], *asked.questions[:1]])
-    shuffled = _answers(built, job, asked.questions, others, progress)
-    truths = [_answer_ids(built, question) for question in asked.questions]
-    nats, variances = _nats(built, job, asked, progress)
-    return Words(
-        exact=[said == q.answer for (said, _, _), q in zip(answered, asked.questions, strict=True)],
+def evaluate_text(built: Built, job: Job, held_out: HeldOut, progress: Progress) -> TextResult:
+    """Compute answers and likelihoods of all questions; ``progress`` counts each question three times."""
+    answered = _answers(built, job, held_out.questions, held_out.patches_of(held_out.questions), progress)
+    # The same questions with another question's image.
+    others = held_out.patches_of([*held_out.questions[1:], *held_out.questions[:1]])
+    shuffled = _answers(built, job, held_out.questions, others, progress)
+    truths = [_answer_ids(built, question) for question in held_out.questions]
+    nats, variances = _nats(built, job, held_out, progress)
+    return TextResult(
+        exact=[said == q.answer for (said, _, _), q in zip(answered, held_out.questions, strict=True)],
         said=[said for said, _, _ in answered],
         right_tokens=[
             sum(a == b for a, b in zip(ids, truth, strict=False))
@@ -186,7 +191,7 @@ def judge_words(built: Built, job: Job, asked: HeldOut, progress: Progress) -> W
         tokens=[len(truth) for truth in truths],
         nats=nats,
         nats_variance=variances,
-        exact_shuffled=[said == q.answer for (said, _, _), q in zip(shuffled, asked.questions, strict=True)],
+        exact_shuffled=[said == q.answer for (said, _, _), q in zip(shuffled, held_out.questions, strict=True)],
         cut=[cut for _, _, cut in answered],
     )
 
@@ -194,10 +199,10 @@ def judge_words(built: Built, job: Job, asked: HeldOut, progress: Progress) -> W
 def _answers(
     built: Built, job: Job, questions: Sequence[Question], patches: Tensor, progress: Progress
 ) -> list[tuple[str, list[int], bool]]:
-    """(text, ids, was it cut at ``max_new_tokens``) of the greedy answers."""
+    """Return (text, ids, whether it was cut at ``max_new_tokens``) of the greedy answers."""
     said: list[tuple[str, list[int], bool]] = []
-    for start in range(0, len(questions), ANSWERED_AT_ONCE):
-        some = slice(start, start + ANSWERED_AT_ONCE)
+    for start in range(0, len(questions), ANSWER_BATCH):
+        some = slice(start, start + ANSWER_BATCH)
         texts = [question.text for question in questions[some]]
         answer = generate(
             built.model, built.prompter, texts, patches[some].to(built.model.device), max_new_tokens=job.max_new_tokens
@@ -213,24 +218,24 @@ def _conversation(built: Built, question: Question) -> tuple[list[int], list[boo
 
 
 def _answer_ids(built: Built, question: Question) -> list[int]:
-    """The true answer's ids, its end-of-text included."""
+    """Return the ids of the true answer with its end-of-text."""
     return [i for i, answer in zip(*_conversation(built, question), strict=True) if answer]
 
 
 @torch.no_grad()
-def _nats(built: Built, job: Job, asked: HeldOut, progress: Progress) -> tuple[list[float], list[float]]:
-    """Nats of every answer (ar: exact; mdm, bd: their bound, averaged over draws), and that figure's variance."""
+def _nats(built: Built, job: Job, held_out: HeldOut, progress: Progress) -> tuple[list[float], list[float]]:
+    """Return nats of every answer (ar: exact; mdm, bd: their bound, averaged over draws) and their variances."""
     objective, prompter, model = text_objective(job).measuring(1), built.prompter, built.model
     draws = 1 if objective.name == "ar" else DRAWS
     found = []  # [K, B] of every batch
-    for start in range(0, len(asked.questions), ANSWERED_AT_ONCE):
-        some = asked.questions[start : start + ANSWERED_AT_ONCE]
+    for start in range(0, len(held_out.questions), ANSWER_BATCH):
+        some = held_out.questions[start : start + ANSWER_BATCH]
         pairs = [_conversation(built, question) for question in some]
         turn = TextTurn.of_rows(
             [ids for ids, _ in pairs],
             [answer for _, answer in pairs],
             prompter.vocab.pad,
-            patches=asked.patches_of(some).to(model.device),
+            patches=held_out.patches_of(some).to(model.device),
             indices=torch.arange(start, start + len(some)),
         )
         costs = torch.zeros(draws, len(some), device=model.device)
@@ -241,23 +246,25 @@ def _nats(built: Built, job: Job, asked: HeldOut, progress: Progress) -> tuple[l
         found.append(costs.double().cpu())
         progress(len(some))
     table = torch.cat(found, dim=1)
-    spread = table.var(dim=0) / draws if draws > 1 else torch.zeros(len(asked.questions))
+    spread = table.var(dim=0) / draws if draws > 1 else torch.zeros(len(held_out.questions))
     return table.mean(dim=0).tolist(), spread.tolist()
 
 
 # --- actions ---------------------------------------------------------------------------------------------------------
 
 
-def judge_actions(policy: Policy, split: CalvinSplit) -> Actions:
-    """Offline metrics of every start frame, and of stretches of T of them: neighbours see and do nearly the same, so
-    a stretch is what counts as one independent item."""
+def evaluate_actions(policy: Policy, split: CalvinSplit) -> ActionResult:
+    """Compute offline metrics over all start frames, and over stretches of T of them.
+
+    Neighbouring frames and their actions are nearly the same, so a stretch counts as one independent item.
+    """
     samples = list_samples(split.annotations, policy.act_step)
     stretches: dict[tuple[int, int], list[Sample]] = {}
     for number, window in enumerate(split.annotations):
         for sample in list_samples([window], policy.act_step):
             stretches.setdefault((number, (sample.start - window.start) // policy.act_step), []).append(sample)
     reports = [evaluate(split, policy, some).overall for some in stretches.values()]
-    return Actions(
+    return ActionResult(
         overall=evaluate(split, policy, samples).overall,
         errors=[report["mae_all"] for report in reports],
         steps=[int(report["steps"]) for report in reports],
@@ -267,28 +274,33 @@ def judge_actions(policy: Policy, split: CalvinSplit) -> Actions:
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
-def judge(run: Planned, job: Job, asked: HeldOut, split: CalvinSplit, progress: Progress, chains: int = 0) -> Judged:
-    """Everything about one trained run; kept in its folder, and read from there the next time. ``chains``: how many
-    are played in closed loop (with fewer kept, all of them are played)."""
-    made_with = identity(run, job, asked, split)
-    judged = Judged.read(run.judged_file, made_with) if run.judged_file.is_file() else None
-    if judged is not None:
-        progress(3 * len(asked.questions))
-        if len(judged.chains) >= chains:
-            return replace(judged, chains=judged.chains[:chains])
+def evaluate_run(
+    run: RunPlan, job: Job, held_out: HeldOut, split: CalvinSplit, progress: Progress, chains: int = 0
+) -> RunResult:
+    """Evaluate one trained run; results are stored in its folder and read from there the next time.
+
+    ``chains``: number of closed-loop chains (all are run again if fewer are stored).
+    """
+    made_with = provenance(run, job, held_out, split)
+    results = RunResult.read(run.results_file, made_with) if run.results_file.is_file() else None
+    if results is not None:
+        progress(3 * len(held_out.questions))
+        if len(results.chains) >= chains:
+            return replace(results, chains=results.chains[:chains])
     policy = UPVLAPolicy.from_config(run.folder / "config.yaml", checkpoint=run.folder)
-    if judged is None:
-        built = _trained(run, job)
-        judged = Judged(judge_words(built, job, asked, progress), judge_actions(policy, split))
-    judged = replace(judged, chains=play_chains(policy, desk_chains(chains)) if chains else [])
-    replace_text(run.judged_file, json.dumps({**asdict(judged), MADE_WITH: made_with}) + "\n")
-    return judged
+    if results is None:
+        built = _load_trained(run, job)
+        results = RunResult(evaluate_text(built, job, held_out, progress), evaluate_actions(policy, split))
+    results = replace(results, chains=run_policy_chains(policy, desk_chains(chains)) if chains else [])
+    replace_text(run.results_file, json.dumps({**asdict(results), MADE_WITH: made_with}) + "\n")
+    return results
 
 
-def identity(run: Planned, job: Job, asked: HeldOut, split: CalvinSplit) -> dict[str, Any]:
-    """What the results of a run depend on; results of anything else are made anew."""
-    questions = hashlib.sha256(json.dumps([asdict(question) for question in asked.questions]).encode())
-    questions.update(asked.patches.cpu().float().numpy().tobytes())
+def provenance(run: RunPlan, job: Job, held_out: HeldOut, split: CalvinSplit) -> dict[str, Any]:
+    """Return everything that the results of a run depend on, as plain JSON values."""
+    texts = [{"text": q.text, "answer": q.answer, "picture": q.image} for q in held_out.questions]
+    questions = hashlib.sha256(json.dumps(texts).encode())
+    questions.update(held_out.patches.cpu().float().numpy().tobytes())
     frames = [split.frame_path(number) for window in split.annotations for number in (window.start, window.end)]
     found = {
         "version": VERSION,
@@ -304,23 +316,26 @@ def identity(run: Planned, job: Job, asked: HeldOut, split: CalvinSplit) -> dict
     return plain
 
 
-def _trained(run: Planned, job: Job) -> Built:
+def _load_trained(run: RunPlan, job: Job) -> Built:
     trust = job.model.showo.trust_remote_code
     return load_folder(run.folder, pick_device(job.training.device), trust_remote_code=trust)
 
 
-def time_answers(runs: Sequence[Planned], job: Job, asked: HeldOut, progress: Progress) -> dict[str, Speed]:
-    """Seconds of answers to the same questions, one at a time, the runs in turn at each question: what else the
-    machine does then slows all alike. The first question warms up and is not counted."""
-    models = {run.objective: _trained(run, job) for run in runs}
-    step = max(1, len(asked.questions) // (TIMED_QUESTIONS + 1))
-    questions = asked.questions[::step][: TIMED_QUESTIONS + 1]
+def time_answers(runs: Sequence[RunPlan], job: Job, held_out: HeldOut, progress: Progress) -> dict[str, Speed]:
+    """Time answers to the same questions, one at a time.
+
+    The runs alternate at each question, so that other load on the machine slows all of them alike. The first question
+    is a warm-up and is not counted.
+    """
+    models = {run.objective: _load_trained(run, job) for run in runs}
+    step = max(1, len(held_out.questions) // (TIMED_QUESTIONS + 1))
+    questions = held_out.questions[::step][: TIMED_QUESTIONS + 1]
     seconds: dict[str, list[float]] = {name: [] for name in models}
     first: dict[str, list[float]] = {name: [] for name in models}
     tokens, forwards = dict.fromkeys(models, 0), dict.fromkeys(models, 0)
     for number, question in enumerate(questions):
         for name, built in models.items():
-            patches = asked.patches_of([question]).to(built.model.device)
+            patches = held_out.patches_of([question]).to(built.model.device)
             started = time.perf_counter()
             answer = generate(built.model, built.prompter, [question.text], patches, max_new_tokens=job.max_new_tokens)
             took = time.perf_counter() - started
@@ -334,7 +349,7 @@ def time_answers(runs: Sequence[Planned], job: Job, asked: HeldOut, progress: Pr
 
 
 def machine(device: torch.device) -> str:
-    """On what the figures were taken, in a few words."""
+    """Describe the machine in a few words."""
     cores = f"{os.cpu_count()} {platform.machine()} CPU cores"
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else cores
     return (

@@ -1,15 +1,13 @@
-"""Text worth decoding fast: reports of several sentences on a desk, which a small model learns in minutes.
+"""A text task for decoding benchmarks: reports of several sentences on a desk, which a small model learns in minutes.
 
-A desk is nine things that can be one way or another: three blocks in six places each, and doors, lights and switches.
-The model sees one patch for each, a noisy vector that stands for (thing, state), and is asked to report on all of it,
-on the blocks or on the rest: 30 to 85 tokens. Every answer follows from the picture, so a wrong word is a wrong word.
-Held-out desks are in no training report.
+A desk has nine things with a state each: three blocks in six places, and doors, lights and switches. The model gets one
+patch for each, a noisy vector for (thing, state), and reports on all of them, on the blocks or on the rest in 30 to 85
+tokens. Every answer follows from the patches. Held-out desks are in no training report.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.harness.record import ROOT
+from common.atomic_file import replace_text
 from config.schema import Job, Objective
 from models.backbones import backbone_config
 from models.checkpoint import Built, load_folder, save_folder
@@ -30,12 +30,11 @@ from models.spec import ModelSpec
 from models.upvla import UPVLA
 from training.optim import Schedule, parameter_groups, set_lr
 
-ROOT = Path(__file__).resolve().parents[1]
 LANGUAGE_MODEL = ROOT / "assets/tiny_phi"
 CLIP_WIDTH = 64
 NOISE = 0.1
 WEIGHT_DECAY = 0.01
-LONGEST_GRADIENT = 1.0
+MAX_GRADIENT_NORM = 1.0
 
 PLACES = (
     "on the left of the table",
@@ -54,7 +53,7 @@ THINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("the light bulb is", ("on", "off")),
     ("the green LED is", ("on", "off")),
 )
-"""How a sentence on each thing begins, and how it may end."""
+"""How a sentence on each thing begins, and its possible ends."""
 BLOCKS = 3
 QUESTIONS: dict[str, range] = {
     "Describe the desk.": range(len(THINGS)),
@@ -65,7 +64,7 @@ QUESTIONS: dict[str, range] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """A desk, by the state of each thing, with a question and its answer."""
+    """The states of a desk's things, with a question and its answer."""
 
     desk: tuple[int, ...]
     question: str
@@ -74,19 +73,19 @@ class Sample:
 
     @property
     def patches(self) -> Tensor:
-        """[P, C]: one patch a thing."""
+        """Return one patch [C] for each thing, [P, C]."""
         draw = generator(0, "desk", self.index)
-        seen = [_look(thing, state) for thing, state in enumerate(self.desk)]
-        return torch.stack(seen) + NOISE * torch.randn(len(seen), CLIP_WIDTH, generator=draw)
+        features = [_feature(thing, state) for thing, state in enumerate(self.desk)]
+        return torch.stack(features) + NOISE * torch.randn(len(features), CLIP_WIDTH, generator=draw)
 
 
-def _look(thing: int, state: int) -> Tensor:
-    """[C]: what a thing in that state looks like."""
+def _feature(thing: int, state: int) -> Tensor:
+    """Return the vector [C] of a thing in a state."""
     return torch.randn(CLIP_WIDTH, generator=generator(0, "look", thing, state))
 
 
 def sample(index: int, *, held_out: bool) -> Sample:
-    """The ``index``-th sample of the training or the held-out desks (whose states add up to a multiple of 4)."""
+    """Return a sample of the training or the held-out desks (whose states add up to a multiple of 4)."""
     draw = generator(0, "report", index, int(held_out))
     while True:
         desk = tuple(int(torch.randint(len(ends), (), generator=draw)) for _, ends in THINGS)
@@ -99,7 +98,7 @@ def sample(index: int, *, held_out: bool) -> Sample:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is made. ``ar_aux_weight``: of next-token prediction beside ``bd``."""
+    """Training settings. ``ar_aux_weight``: weight of next-token prediction in addition to ``bd``."""
 
     objective: Objective
     block_size: int
@@ -125,15 +124,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """A model, and what learning it took: seconds of CPU time, training loss at the end."""
+    """A model, the CPU seconds of its training, and the training loss at the end."""
 
     built: Built
     seconds: float
     loss: float
 
 
-def fresh(recipe: Recipe) -> Built:
-    """The untrained model; the same for every objective."""
+def untrained(recipe: Recipe) -> Built:
+    """Return the untrained model, the same for every objective."""
     tokenizer, words = load_tokenizer(LANGUAGE_MODEL)
     vocab = vocabulary_of(tokenizer, words, codebook_size=64)
     llm = backbone_config(LANGUAGE_MODEL)
@@ -158,7 +157,7 @@ def fresh(recipe: Recipe) -> Built:
 
 
 def turn_of(prompter: Prompter, samples: Sequence[Sample]) -> TextTurn:
-    """Samples as a batch."""
+    """Return samples as a batch."""
     rows = [prompter.conversation([(HUMAN, s.question), (ASSISTANT, s.answer)]) for s in samples]
     return TextTurn.of_rows(
         [row.ids for row in rows],
@@ -170,8 +169,8 @@ def turn_of(prompter: Prompter, samples: Sequence[Sample]) -> TextTurn:
 
 
 def train(recipe: Recipe, tick: Callable[[float], object]) -> Trained:
-    """Learn; ``tick`` is told the loss of every step. All objectives read the same samples in the same order."""
-    built, job = fresh(recipe), recipe.job
+    """Train on the same samples in the same order for all objectives; ``tick`` receives the loss of every step."""
+    built, job = untrained(recipe), recipe.job
     model, prompter = built.model, built.prompter
     objective, schedule = text_objective(job), Schedule.of(job)
     optimizer = torch.optim.AdamW(parameter_groups(model, WEIGHT_DECAY), lr=recipe.learning_rate, fused=True)
@@ -183,7 +182,7 @@ def train(recipe: Recipe, tick: Callable[[float], object]) -> Trained:
         loss = model.text_loss(task)[0].mean
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), LONGEST_GRADIENT)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         set_lr(optimizer, schedule(step))
         optimizer.step()
         recent += (float(loss.detach()) - recent) / min(step + 1, 50)
@@ -191,20 +190,17 @@ def train(recipe: Recipe, tick: Callable[[float], object]) -> Trained:
     return Trained(Built(model.eval(), prompter), time.process_time() - started, recent)
 
 
-def trained(recipe: Recipe, folder: Path, tick: Callable[[float], object]) -> Trained:
-    """The model of a recipe from ``folder``, where it is kept; made and kept there if it is not."""
+def load_or_train(recipe: Recipe, folder: Path, tick: Callable[[float], object]) -> Trained:
+    """Return the model of a recipe from ``folder`` if it is stored there; otherwise train and store it."""
     wanted, note = asdict(recipe), folder / "recipe.json"
     if note.is_file():
-        known = json.loads(note.read_text(encoding="utf-8"))
-        if known["recipe"] == wanted:
+        stored = json.loads(note.read_text(encoding="utf-8"))
+        if stored["recipe"] == wanted:
             built = load_folder(folder / "model")
-            return Trained(Built(built.model.eval(), built.prompter), known["seconds"], known["loss"])
-    made = train(recipe, tick)
-    unfinished = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    save_folder(made.built.model, made.built.prompter, unfinished / "model")
-    content = {"recipe": wanted, "seconds": made.seconds, "loss": made.loss}
-    (unfinished / "recipe.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+            return Trained(Built(built.model.eval(), built.prompter), stored["seconds"], stored["loss"])
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(unfinished, folder)
-    return made
+    trained = train(recipe, tick)
+    save_folder(trained.built.model, trained.built.prompter, folder / "model")
+    content = {"recipe": wanted, "seconds": trained.seconds, "loss": trained.loss}
+    replace_text(note, json.dumps(content, indent=2))  # last: the folder is complete
+    return trained

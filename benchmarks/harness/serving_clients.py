@@ -1,7 +1,7 @@
-"""Clients for `benchmarks/serving.py`, in a process of their own and without torch.
+"""Clients for `benchmarks/serving.py`, in a process without torch.
 
-Each asks its next question when the last one is answered. What to ask is the argument, a JSON object; another one is
-printed.
+Each sends its next request after the last answer. The argument is a JSON object with the requests; the results are
+printed as another one.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ PIXELS = 200
 SENTENCES = ("open the drawer", "push the red block to the left", "lift the blue block from the table")
 
 
-def picture(client: int, number: int) -> NDArray[np.uint8]:
+def image(client: int, number: int) -> NDArray[np.uint8]:
     return np.random.default_rng([client, number]).integers(0, 256, (PIXELS, PIXELS, 3), dtype=np.uint8)
 
 
-def question(protocol: str, client: int, number: int) -> bytes:
-    """Raw pictures: encoding them would be the client's time."""
+def request(protocol: str, client: int, number: int) -> bytes:
+    """Return a request with raw images, because encoding them would be the client's time."""
     sentence = SENTENCES[client % len(SENTENCES)]
     if protocol == "openpi":
-        return openpi.observation({"rgb_static": picture(client, number)}, sentence)
-    look = {"images": {"rgb_static": picture(client, number)}, "task_description": sentence}
-    return vla_eval.write("observation", look, number)
+        return openpi.observation({"rgb_static": image(client, number)}, sentence)
+    observation = {"images": {"rgb_static": image(client, number)}, "task_description": sentence}
+    return vla_eval.write("observation", observation, number)
 
 
 def _connected(port: int, protocol: str) -> ClientConnection:
@@ -46,21 +46,21 @@ def _connected(port: int, protocol: str) -> ClientConnection:
 
 
 class Client(threading.Thread):
-    """``milliseconds``: of each answer; ``first``: the first answer's actions."""
+    """One client. ``milliseconds``: latency of each answer; ``first``: the actions of the first answer."""
 
     def __init__(self, number: int, port: int, protocol: str, requests: int, start: threading.Barrier) -> None:
         super().__init__()
         self._socket = _connected(port, protocol)
-        self._questions = [question(protocol, number, each) for each in range(requests)]
+        self._requests = [request(protocol, number, each) for each in range(requests)]
         self._start, self._vla = start, protocol == "vla-eval"
         self.milliseconds: list[float] = []
         self.first: list[Any] = []
 
     def run(self) -> None:
         self._start.wait()
-        for asked in self._questions:
+        for message in self._requests:
             begun = time.perf_counter()
-            self._socket.send(asked)
+            self._socket.send(message)
             answer = self._socket.recv(120)
             self.milliseconds.append((time.perf_counter() - begun) * 1000)
             if not self.first:
@@ -71,9 +71,11 @@ class Client(threading.Thread):
 
 
 def main() -> None:
-    ask = json.loads(sys.argv[1])
-    start = threading.Barrier(ask["clients"] + 1)
-    clients = [Client(number, ask["port"], ask["protocol"], ask["requests"], start) for number in range(ask["clients"])]
+    task = json.loads(sys.argv[1])
+    start = threading.Barrier(task["clients"] + 1)
+    clients = [
+        Client(number, task["port"], task["protocol"], task["requests"], start) for number in range(task["clients"])
+    ]
     for client in clients:
         client.start()
     start.wait()

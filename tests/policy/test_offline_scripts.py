@@ -227,7 +227,7 @@ def test_files_of_the_same_name_are_told_apart_by_their_folder(tmp_path):
 def test_a_file_that_is_no_result_is_named(tmp_path, capsys):
     (tmp_path / "x.json").write_text('{"overall": {}}')
     assert summarize.main(["--inputs", str(tmp_path / "x.json")]) == 2
-    assert "x.json is no offline evaluation" in capsys.readouterr().err
+    assert "x.json is not an offline evaluation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["eval_upvla_offline_actions", "summarize_offline_eval_json"])

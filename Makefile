@@ -28,19 +28,19 @@ quickstart: $(VENV)/.minimal ## train a few minutes on embedded models and data,
 	@case "$(OBJECTIVE)" in ar|mdm|bd) ;; *) echo "OBJECTIVE=$(OBJECTIVE): expected ar, mdm or bd" >&2; exit 2;; esac
 	$(BIN)/python -m scripts.quickstart --objective $(OBJECTIVE)
 
-compare: $(VENV)/.minimal ## train ar, mdm and bd alike, judge them on held-out items: results/summary.md (ARGS="--steps 1000")
+compare: $(VENV)/.minimal ## train ar, mdm and bd alike, evaluate them on held-out items: results/summary.md (ARGS="--steps 1000")
 	$(BIN)/python -m scripts.compare_objectives $(ARGS)
 
-recipe: $(VENV)/.minimal ## a small model that acts: record, tokenise, train, judge on doors and lights of the desk (docs/desk.md)
+recipe: $(VENV)/.minimal ## a small model that acts: record, tokenize, train, evaluate on doors and lights of the desk (docs/desk.md)
 	$(RUN) preprocess_data/make_desk_demos.py --out data/desk_doors --episodes 60 $(DOORS)
 	$(RUN) preprocess_data/make_desk_demos.py --out data/desk_doors --episodes 6 --split validation $(DOORS)
 	$(RUN) preprocess_data/process_calvin.py --source-split-dir data/desk_doors/training --output-dir data/desk_doors_training
 	$(RUN) preprocess_data/process_calvin.py --source-split-dir data/desk_doors/validation --output-dir data/desk_doors_validation
 	$(RUN) preprocess_data/tokenize_images.py --data data/desk_doors_training --tokenizer assets/tiny_magvit --resolution 96 --views 1
 	$(RUN) train_upvla.py config=./config/tiny_desk.yaml dataset.params.train_pre_shards_path_or_url=data/desk_doors_training
-	$(RUN) -m scripts.judge_desk --model outputs/tiny_desk
+	$(RUN) -m scripts.evaluate_desk --model outputs/tiny_desk
 
-headline: recipe ## ar, mdm and bd go on from that model: words and actions, in closed loop too: results/headline (ARGS="--seeds 0,1,2")
+headline: recipe ## ar, mdm and bd continue from that model: text and actions, with closed loop: results/headline (ARGS="--seeds 0,1,2")
 	$(RUN) -m scripts.compare_objectives --from-run outputs/tiny_desk --dataset-root data/desk_doors \
 	    --chains 60 --batch-size-pre 8 --learning-rate 1e-3 --output-dir results/headline $(ARGS)
 

@@ -1,7 +1,11 @@
-"""How long the index of a large processed split takes to open, what it costs each data worker, and each sample.
+"""Measure what the index of a large processed split costs to open, in memory of each data worker, and per sample.
 
-A split of --frames frames is made up (no images but the first and the last), and opened by fresh processes as
-training opens it; then forked workers, as a DataLoader has them, ask for random samples without their images.
+Makes up a split of --frames frames (no images except the first and the last), and opens it in fresh processes as
+training does; then forked workers, as a DataLoader has them, read random samples without their images.
+
+Examples:
+  python -m benchmarks.index --frames 5000000
+  python -m benchmarks.index --frames 1000000 --json     write the json too, and make its index from it
 """
 
 from __future__ import annotations
@@ -18,32 +22,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from benchmarks.record import arguments, parser, write
-from benchmarks.timing import Spread
+from benchmarks.harness.record import Parser, write
+from benchmarks.harness.timing import Spread
 from common.arguments import whole
 from common.command import run_command
 from training.data.episode_index import BINARY_NAME, INDEX_NAME, NUMBERS, TEXTS, build_index, gather
 from training.future_view_prediction_w_action_dataset import DataProvider
 
-LENGTH = 64  # frames of an episode
-DESCRIPTION = __doc__
-EPILOG = """\
-examples:
-  python -m benchmarks.index --frames 5000000
-  python -m benchmarks.index --frames 1000000 --json     also: the json is written, and its index made from it"""
+EPISODE = 64  # frames
 
 
 def records(frames: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Episodes of made-up frames, as dataset_info.json lists them."""
+    """Yield episodes of made-up frames, as dataset_info.json lists them."""
     rng = np.random.default_rng(seed)
-    for start in range(0, frames, LENGTH):
-        actions = np.round(rng.uniform(-1, 1, (min(LENGTH, frames - start), 7)), 6).tolist()
+    for start in range(0, frames, EPISODE):
+        actions = np.round(rng.uniform(-1, 1, (min(EPISODE, frames - start), 7)), 6).tolist()
         yield {
-            "instruction": f"do thing {start // LENGTH % 400}",
-            "task": f"thing_{start // LENGTH % 34}",
+            "instruction": f"do thing {start // EPISODE % 400}",
+            "task": f"thing_{start // EPISODE % 34}",
             "frames": [
                 {"dir": f"../raw/training/episode_{start + at:07d}.npz", "rel_action": action, "abs_action": action}
                 for at, action in enumerate(actions)
@@ -52,7 +50,7 @@ def records(frames: int, seed: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def make_split(folder: Path, frames: int, from_json: bool, progress: bool) -> float:
-    """A processed split of so many frames under ``folder``/split; returns the seconds that the index took."""
+    """Write a processed split under ``folder``/split; return the seconds that the index took."""
     root, raw = folder / "split", folder / "raw" / "training"
     root.mkdir()
     raw.mkdir(parents=True)
@@ -68,7 +66,7 @@ def make_split(folder: Path, frames: int, from_json: bool, progress: bool) -> fl
         began = time.perf_counter()
         build_index(root, progress=progress)
         return time.perf_counter() - began
-    path.write_text("[]", encoding="utf-8")  # stands in for gigabytes of text: opening never looks into it
+    path.write_text("[]", encoding="utf-8")  # in place of gigabytes of text, which opening does not read
     state = path.stat()
     began = time.perf_counter()
     with tqdm(desc="making the index", total=frames, unit=" frames", unit_scale=True, disable=not progress) as bar:
@@ -80,14 +78,14 @@ def make_split(folder: Path, frames: int, from_json: bool, progress: bool) -> fl
 
 
 def private_kb() -> int:
-    """Memory that this process alone has written. (Pages of the mapped index are the page cache's, and clean.)"""
+    """Return the memory that only this process has written. (Pages of the mapped index are clean.)"""
     with open("/proc/self/smaps_rollup", encoding="utf-8") as file:
         return sum(int(line.split()[1]) for line in file if line.startswith("Private_Dirty"))
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What one forked worker reports."""
+    """Results of one forked worker."""
 
     private_before_kb: int
     private_after_kb: int
@@ -97,15 +95,15 @@ class Worker:
 
 @dataclass(frozen=True)
 class Opened:
-    """What one fresh process reports."""
+    """Results of one fresh process."""
 
-    seconds: float  # from nothing to a provider that gives samples
-    private_kb: int  # that it has more by then
+    seconds: float  # until the provider is ready
+    private_kb: int  # growth by then
     workers: tuple[Worker, ...]
 
 
 def sample(provider: DataProvider, index: int) -> None:
-    """All of a sample but its images."""
+    """Read a sample without its images."""
     future, _, _ = provider.chunk(index)
     provider.data.instruction(int(provider.data.episode_of[index]))
     provider.data.frame_path(index), provider.data.frame_path(future)
@@ -143,6 +141,7 @@ def _open(root: Path, workers: int, samples: int, results: Any) -> None:
 
 
 def measure(root: Path, rounds: int, workers: int, samples: int) -> list[Opened]:
+    """Open the split in ``rounds`` fresh processes."""
     spawn = multiprocessing.get_context("spawn")
     found = []
     for _ in range(rounds):
@@ -155,40 +154,32 @@ def measure(root: Path, rounds: int, workers: int, samples: int) -> list[Opened]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    made = parser("index", DESCRIPTION or "", EPILOG)
-    made.add_argument("--frames", type=whole(1), default=5_000_000, help="of the made-up split (default 5 million)")
-    made.add_argument("--workers", type=whole(1), default=2, help="forked data workers (default 2)")
-    made.add_argument("--samples", type=whole(1), default=20_000, help="asked of each worker (default 20000)")
-    made.add_argument("--json", action="store_true", help="make the index from a real dataset_info.json")
-    options = made.parse_args(argv)
+    parser = Parser("index", __doc__)
+    parser.add_argument("--frames", type=whole(1), default=5_000_000, help="frames of the split (5 million)")
+    parser.add_argument("--workers", type=whole(1), default=2, help="forked data workers (2)")
+    parser.add_argument("--samples", type=whole(1), default=20_000, help="samples that each worker reads (20000)")
+    parser.add_argument("--json", action="store_true", help="make the index from a real dataset_info.json")
+    args = parser.parse(argv)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-        took = make_split(Path(name), options.frames, options.json, progress=True)
+        seconds = make_split(Path(name), args.frames, args.json, progress=True)
         root = Path(name) / "split"
         size = (root / BINARY_NAME).stat().st_size
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        opened = measure(root, options.rounds, options.workers, options.samples)
+        opened = measure(root, args.rounds, args.workers, args.samples)
     workers = [worker for one in opened for worker in one.workers]
-    content = {
-        "frames": options.frames,
-        "index_bytes": size,
-        "making": {"seconds": took, "from_json": options.json, "peak_mb_of_the_process": peak_mb},
+    spreads = {
         "open_seconds": Spread.of([one.seconds for one in opened]),
         "open_private_mb": Spread.of([one.private_kb / 1024 for one in opened]),
         "worker_private_growth_mb": Spread.of([(w.private_after_kb - w.private_before_kb) / 1024 for w in workers]),
         "sample_us_at_start": Spread.of([worker.microseconds_at_start for worker in workers]),
         "sample_us_at_end": Spread.of([worker.microseconds_at_end for worker in workers]),
-        "runs": [asdict(one) for one in opened],
     }
-    print(f"{options.frames:,} frames, an index of {size / 1e6:.0f} MB, made in {took:.0f} s (peak {peak_mb:.0f} MB)")
-    for key in (
-        "open_seconds",
-        "open_private_mb",
-        "worker_private_growth_mb",
-        "sample_us_at_start",
-        "sample_us_at_end",
-    ):
-        print(f"  {key:<26} {content[key]}   (median and quartiles)")
-    write(options.out, "index", arguments(argv), torch.device("cpu"), options.threads, content)
+    print(f"{args.frames:,} frames, an index of {size / 1e6:.0f} MB, made in {seconds:.0f} s (peak {peak_mb:.0f} MB)")
+    for key, spread in spreads.items():
+        print(f"  {key:<26} {spread}   (median and quartiles)")
+    making = {"seconds": seconds, "from_json": args.json, "peak_mb_of_the_process": peak_mb}
+    runs = [asdict(one) for one in opened]
+    write(args, {"frames": args.frames, "index_bytes": size, "making": making, **spreads, "runs": runs})
     return 0
 
 

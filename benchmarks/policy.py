@@ -1,8 +1,17 @@
-"""One policy call: an observation to a chunk of actions, against the original's rollout step on the same weights.
+"""Time one policy call, from an observation to a chunk of actions, against the original's rollout step.
 
-    python -m benchmarks.policy [--size cpu|phi|qwen3] [--batches 1,8,32] [--calls 16]
+Times UPVLAPolicy.act on frames of 200 x 200 pixels: p50 and p95 of one call at batch 1, observations per second in
+batches, and how far that is above the counted operations at the machine's rate for matrix products. The original's step
+alternates with it on the same weights: instruction padded to its limit, logits of every slot, two images decoded.
+Actions, codes and images of both are compared first. The reference is tests/benchmarks/naive_acting.py.
 
-The reference is ``tests/benchmarks/naive_acting.py``.
+Examples:
+  the figures of the documentation (a few minutes on one core):
+    python -m benchmarks.policy --out benchmarks/results/policy.json
+  at the real size, on a GPU:
+    python -m benchmarks.policy --size phi --device cuda --precision bf16 --compile --batches 1,8,32
+  operations at the real size, counted without computing:
+    python -m benchmarks.policy --size phi --count
 """
 
 from __future__ import annotations
@@ -15,12 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from benchmarks.floor import Product, counted, rate, times_floor
-from benchmarks.record import arguments, parser, write
-from benchmarks.sizes import SIZES, Size, bearable, image_tokenizer, language_model
-from benchmarks.timing import Lap, Spread, alternate, clock_of, ratio
+from benchmarks.harness.problems import SIZES, Size, add_size, check_size, image_tokenizer, language_model
+from benchmarks.harness.record import Parser, settings_of, write
+from benchmarks.harness.timing import PRODUCT, Product, alternate, counted
 from common.arguments import whole
 from common.command import run_command
 from models.action.inference import RobotReader
@@ -28,21 +35,6 @@ from models.processing.image import fit, normalise
 from policy_rollout.policies.upvla import Observation, UPVLAPolicy
 from tests.benchmarks.naive_acting import Naive
 from tests.benchmarks.naive_step import slow_model
-
-NAME = "policy"
-DESCRIPTION = """\
-Times UPVLAPolicy.act on frames of 200 x 200 pixels: median, p50 and p95 of one call at batch 1, observations per second
-in batches, and how far that is above the counted operations at this machine's rate for matrix products. The original's
-step runs beside it, in turn: instruction padded to its limit, logits of every slot, two images decoded. Actions,
-codes and images of both are compared first."""
-EPILOG = """\
-examples:
-  the figures of the documentation (a few minutes on one core):
-    python -m benchmarks.policy --out benchmarks/results/policy.json
-  at the real size, on a GPU:
-    python -m benchmarks.policy --size phi --device cuda --precision bf16 --compile --batches 1,8,32
-  the real size's operations, counted without computing:
-    python -m benchmarks.policy --size phi --count"""
 
 SENTENCES = (
     "open the drawer",
@@ -53,13 +45,12 @@ SENTENCES = (
     "put the pink block inside the drawer",
 )
 PIXELS = 200
-SAME_ACTIONS = 1e-4
-"""Largest difference, of actions of size 1, that float32 sums of different order explain."""
-BF16_ACTIONS = 0.05
+SAME_ACTIONS, SAME_ACTIONS_BF16 = 1e-4, 0.05
+"""Largest differences, of actions of size 1, that sums of different order explain."""
 
 
 def observations(count: int, seed: int = 0) -> list[Observation]:
-    """Different images, and sentences in turn."""
+    """Return observations with random images and alternating instructions."""
     rng = np.random.default_rng(seed)
     words = itertools.cycle(SENTENCES)
     return [Observation(rng.integers(0, 256, (PIXELS, PIXELS, 3), dtype=np.uint8), next(words)) for _ in range(count)]
@@ -67,47 +58,45 @@ def observations(count: int, seed: int = 0) -> list[Observation]:
 
 @dataclass(frozen=True)
 class Pair:
-    """The two ways to act with the same weights."""
+    """The package's policy and the original's with the same weights."""
 
     policy: UPVLAPolicy
     naive: Naive
     autocast: torch.autocast
 
-    def step(self, seen: Observation) -> tuple[Any, Any, Any]:
+    @classmethod
+    def of(cls, size: Size, device: torch.device, precision: str, compiled: bool = False) -> Pair:
+        built, vq = language_model(size, device), image_tokenizer(size, device)
+        built.model.requires_grad_(False)
+        naive = Naive(slow_model(built.model), vq, built.prompter)
+        policy = UPVLAPolicy(built, vq, device=device, precision=precision, compiled=compiled)
+        return cls(policy, naive, torch.autocast(device.type, torch.bfloat16, enabled=precision != "no"))
+
+    def original_step(self, observation: Observation) -> tuple[Any, Any, Any]:
         with self.autocast:
-            return self.naive.rollout_step(seen.rgb_static, seen.instruction)
+            return self.naive.rollout_step(observation.rgb_static, observation.instruction)
 
 
-def pair_of(size: Size, args: argparse.Namespace) -> Pair:
-    device = args.device
-    built, vq = language_model(size, device), image_tokenizer(size, device)
-    naive = Naive(slow_model(built.model), vq, built.prompter)
-    policy = UPVLAPolicy(built, vq, device=device, precision=args.precision, compiled=args.compile)
-    low = args.precision != "no"
-    return Pair(policy, naive, torch.autocast(device.type, torch.bfloat16, enabled=low))
-
-
-def compare(pair: Pair, seen: Sequence[Observation], low: bool) -> dict[str, float]:
-    """Largest differences between the two; raises ``SystemExit`` where they are not the same computation. In bf16 codes
-    near a tie may differ."""
-    actions = codes = images = 0.0
-    for observation in seen:
-        chunk, later, frames = pair.step(observation)
+def compare(pair: Pair, observed: Sequence[Observation], bf16: bool) -> dict[str, float]:
+    """Return the largest differences. Raises ``SystemExit`` if the two do not compute the same; in bf16 codes near a
+    tie may differ."""
+    actions = codes = levels = 0.0
+    for observation in observed:
+        chunk, later, frames = pair.original_step(observation)
         actions = max(actions, float(np.abs(pair.policy.act([observation])[0] - chunk).max()))
-        found = pair.policy.predict_codes([observation])
-        codes = max(codes, float((found != later.cpu().numpy()).mean()))
-        expected = pair.policy.predict_future([observation])[0, 0].astype(int)
-        images = max(images, float(np.abs(expected - frames[1]).max()))
-    if actions > (BF16_ACTIONS if low else SAME_ACTIONS) or (not low and (codes > 0 or images > 1)):
+        codes = max(codes, float((pair.policy.predict_codes([observation]) != later.cpu().numpy()).mean()))
+        predicted = pair.policy.predict_future([observation])[0, 0].astype(int)
+        levels = max(levels, float(np.abs(predicted - frames[1]).max()))
+    if actions > (SAME_ACTIONS_BF16 if bf16 else SAME_ACTIONS) or (not bf16 and (codes > 0 or levels > 1)):
         raise SystemExit(
             f"the two do not compute the same: actions differ by {actions:.2g}, {codes:.2%} of the codes, "
-            f"images by {images:g} grey levels; nothing is timed"
+            f"images by {levels:g} grey levels; nothing is timed"
         )
-    return {"actions": actions, "share_of_codes": codes, "grey_levels": images}
+    return {"actions": actions, "share_of_codes": codes, "grey_levels": levels}
 
 
 def operations(size: Size) -> dict[str, Any]:
-    """Counted on the meta device, for one observation: ours by part, and the original's step."""
+    """Count operations for one observation on the meta device: the package's by part, and the original's step."""
     built, vq = language_model(size, "meta"), image_tokenizer(size, "meta")
     model, prompter = built.model.requires_grad_(False), built.prompter
     pixels = torch.empty(1, 3, size.resolution, size.resolution, device="meta")
@@ -118,97 +107,82 @@ def operations(size: Size) -> dict[str, Any]:
     reader = RobotReader(model)
     with torch.inference_mode():
         encode = counted(lambda: vq.encoder(pixels))
-        act = counted(lambda: reader.predict([ids], codes))
+        network = counted(lambda: reader.predict([ids], codes))
         bits = torch.empty(1, 13, size.resolution // vq.stride, size.resolution // vq.stride, device="meta")
         decode = counted(lambda: vq.decoder(bits))
         padded = counted(lambda: model.backbone.lm.base_model(inputs_embeds=rows, attention_mask=mask, use_cache=False))
         logits = counted(lambda: model.backbone.head(rows))
+    parts = {"encode": encode, "decode twice": 2 * decode, "padded network": padded, "logits": logits}
     return {
         "encode": encode,
-        "network": act,
-        "ours": encode + act,
-        "original": encode + 2 * decode + padded + logits,
-        "original_parts": {"encode": encode, "decode twice": 2 * decode, "padded network": padded, "logits": logits},
+        "network": network,
+        "ours": encode + network,
+        "original": sum(parts.values()),
+        "original_parts": parts,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
 
 
-def latency(pair: Pair, args: argparse.Namespace, amount: dict[str, Any]) -> dict[str, Any]:
-    """One observation a call, the two in turn; the product of matrices that the floor is made of in the same rounds."""
-    device, clock = args.device, clock_of(args.device)
-    seen = itertools.cycle(observations(args.calls))
-    product = Product(device, torch.bfloat16 if args.precision != "no" else torch.float32)
-    policy, size = pair.policy, pair.policy.spec.resolution
-    frames = normalise(torch.from_numpy(fit(next(seen).rgb_static, size)[None]).to(device))
+def latency(pair: Pair, args: argparse.Namespace, operations: float) -> dict[str, Any]:
+    """Time one observation per call, both ways alternating with the product of matrices that the floor is based on."""
+    inputs = itertools.cycle(observations(args.calls))
+    product = Product(args.device, torch.bfloat16 if args.precision != "no" else torch.float32)
+    policy = pair.policy
+    frames = normalise(torch.from_numpy(fit(next(inputs).rgb_static, policy.spec.resolution)[None]).to(args.device))
     variants: dict[str, Callable[[], object]] = {
-        "original": lambda: pair.step(next(seen)),
-        "ours": lambda: policy.act([next(seen)]),
+        "original": lambda: pair.original_step(next(inputs)),
+        "ours": lambda: policy.act([next(inputs)]),
         "ours, the image tokenizer alone": lambda: policy.vq.encode(frames),
-        "matrix product": product.ready(),
+        PRODUCT: product.prepare(),
     }
-    with torch.inference_mode(), tqdm(total=args.calls * len(variants), desc="one call", unit="run") as bar:
-        laps = alternate(variants, args.calls, device, warmup=2, tick=bar.update)
-    found: dict[str, Any] = {name: _times(laps[name], clock) for name in list(variants)[:3]}
-    found["times_faster"] = ratio(laps["original"], laps["ours"], clock)
-    found["matrix_gflops"] = Spread.of([v / 1e9 for v in _rates(laps["matrix product"], product.operations, clock)])
-    found["times_floor"] = times_floor(laps["ours"], laps["matrix product"], amount["ours"], product.operations, clock)
-    found["calls_per_second"] = rate(laps["ours"], 1, "wall")
+    with torch.inference_mode():
+        timings = alternate(variants, args.calls, args.device, warmup=2, name="one call")
+    found: dict[str, Any] = {}
+    for name in list(variants)[:3]:
+        p50, p95 = np.percentile(timings.values(name), [50, 95]).tolist()
+        found[name] = {"p50_ms": 1e3 * p50, "p95_ms": 1e3 * p95, "calls": args.calls}
+    found["times_faster"] = timings.ratio("original", "ours")
+    found["matrix_gflops"] = timings.rate(PRODUCT, product.operations / 1e9)
+    found["times_floor"] = timings.times_floor("ours", operations, product)
+    found["calls_per_second"] = timings.rate("ours", 1, "wall")
     return found
 
 
-def _rates(laps: Sequence[Lap], count: int, clock: Any) -> list[float]:
-    return [count / one.of(clock) for one in laps]
-
-
-def _times(laps: Sequence[Lap], clock: Any) -> dict[str, Any]:
-    seconds = sorted(one.of(clock) for one in laps)
-    p50, p95 = np.percentile(seconds, [50, 95]).tolist()
-    return {"p50_ms": 1e3 * p50, "p95_ms": 1e3 * p95, "calls": len(seconds)}
-
-
 def throughput(pair: Pair, batch: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Observations per second when so many are asked at once."""
-    seen = observations(batch)
-    laps = alternate({"ours": lambda: pair.policy.act(seen)}, args.rounds, args.device)["ours"]
-    clock = clock_of(args.device)
-    return {"observations_per_second": rate(laps, batch, clock), "wall": rate(laps, batch, "wall")}
-
-
-def _parser() -> argparse.ArgumentParser:
-    made = parser(NAME, DESCRIPTION, EPILOG)
-    made.add_argument("--size", choices=SIZES, default="cpu", help="see benchmarks/sizes.py (default cpu)")
-    made.add_argument("--batches", default="1,8,32", help="observations at once (default 1,8,32)")
-    made.add_argument("--calls", type=whole(1), default=16, help="timed calls of each at batch 1 (default 16)")
-    made.add_argument("--precision", choices=("no", "bf16"), default="no", help="of the network (default no: float32)")
-    made.add_argument("--compile", action="store_true", help="compile the forward for its shapes")
-    made.add_argument("--count", action="store_true", help="count operations, and no more")
-    made.add_argument("--anyway", action="store_true", help="run a real size on a CPU")
-    return made
+    """Return observations per second at a batch size."""
+    inputs = observations(batch)
+    timings = alternate({"ours": lambda: pair.policy.act(inputs)}, args.rounds, args.device)
+    return {"observations_per_second": timings.rate("ours", batch), "wall": timings.rate("ours", batch, "wall")}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    args = _parser().parse_args(argv)
-    size = SIZES[args.size]
-    if not args.count:
-        bearable(size, args.device, args.anyway)
+    parser = Parser("policy", __doc__)
+    add_size(parser)
+    parser.add_argument("--batches", default="1,8,32", help="batch sizes, by commas (1,8,32)")
+    parser.add_argument("--calls", type=whole(1), default=16, help="timed calls of each way at batch 1 (16)")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="precision of the network (no: fp32)")
+    parser.add_argument("--compile", action="store_true", help="compile the forward for its shapes")
+    parser.add_argument("--count", action="store_true", help="only count operations")
+    args = parser.parse(argv)
+    size = SIZES[args.size] if args.count else check_size(args)
     amount = operations(size)
-    content: dict[str, Any] = {"settings": {"size": args.size, "precision": args.precision}, "operations": amount}
+    content: dict[str, Any] = {"settings": settings_of(args, "size", "precision"), "operations": amount}
     print(
         f"{args.size}: {amount['ours'] / 1e9:.1f} GFLOP a call (image tokenizer {amount['encode'] / 1e9:.1f}), "
         f"the original's step {amount['original'] / 1e9:.1f}: {amount['original'] / amount['ours']:.2f} times as many"
     )
     if not args.count:
-        torch.set_num_threads(args.threads)
-        pair = pair_of(size, args)
+        pair = Pair.of(size, args.device, args.precision, args.compile)
         content["same"] = compare(pair, observations(3, seed=1), args.precision != "no")
-        content["latency"] = latency(pair, args, amount)
+        content["latency"] = latency(pair, args, amount["ours"])
         content["throughput"] = {str(b): throughput(pair, b, args) for b in map(int, args.batches.split(","))}
         report(content)
-    write(args.out, NAME, arguments(argv), args.device, args.threads, content)
+    write(args, content)
     return content
 
 
 def report(content: dict[str, Any]) -> None:
+    """Print the results."""
     one = content["latency"]
     for name in ("original", "ours", "ours, the image tokenizer alone"):
         print(f"  {name:<34} p50 {one[name]['p50_ms']:8.1f} ms   p95 {one[name]['p95_ms']:8.1f} ms")

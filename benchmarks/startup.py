@@ -1,6 +1,11 @@
-"""What passes before the first thing is done: a fresh process imports, builds, and takes its first batch or step.
+"""Measure the time before the first batch of training, before the first policy call, and of ``--help``.
 
-python -m benchmarks.startup [--rounds 5]
+Starts fresh processes with the embedded models, and reports the CPU time of each stage: Python itself, imports, the
+networks, the first batch of training data; the same for a policy up to its first call; and wall time of --help of the
+commands.
+
+Examples:
+  python -m benchmarks.startup --out benchmarks/results/startup.json
 """
 
 from __future__ import annotations
@@ -14,22 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from benchmarks.record import ROOT, arguments, parser, write
-from benchmarks.timing import Spread
+from benchmarks.harness.record import ROOT, Parser, write
+from benchmarks.harness.timing import Spread
 from common.command import run_command
 from config.load import load_job
 from models.pretrained.model_io import build, save_folder
-
-NAME = "startup"
-DESCRIPTION = """\
-Starts fresh processes with the embedded models, and says what each stage took of CPU time: Python itself, imports, the
-networks, the first batch of training data; the same for a policy up to its first call; and --help of the commands."""
-EPILOG = """\
-examples:
-  python -m benchmarks.startup --out benchmarks/results/startup.json"""
 
 CONFIG = ROOT / "config" / "tiny_bdvla.yaml"
 CLOCK = """
@@ -76,7 +72,7 @@ HELPS = ("train_upvla.py", "scripts/generate_text.py", "scripts/eval_upvla_offli
 
 
 def stages_of(script: str, *given: str) -> dict[str, float]:
-    """CPU seconds of each stage, of a fresh process."""
+    """Return the CPU seconds of each stage of a fresh process."""
     command = [sys.executable, "-c", CLOCK + script, *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, encoding="utf-8")
     if done.returncode:
@@ -86,14 +82,14 @@ def stages_of(script: str, *given: str) -> dict[str, float]:
 
 
 def help_of(script: str) -> dict[str, float]:
-    """Wall-clock seconds of ``--help``."""
+    """Return the wall time of ``--help``."""
     began = time.perf_counter()
     subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, check=True)
     return {"wall": time.perf_counter() - began}
 
 
 def save_policy(folder: Path) -> Path:
-    """A model yaml of the embedded networks, with random weights."""
+    """Save the embedded networks with random weights; return the model yaml."""
     job = load_job([f"config={CONFIG}"], None)
     built = build(job)
     save_folder(built.model, built.prompter, folder / "model")
@@ -107,9 +103,7 @@ def save_policy(folder: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    made = parser(NAME, DESCRIPTION, EPILOG)
-    made.set_defaults(rounds=5)
-    args = made.parse_args(argv)
+    args = Parser("startup", __doc__, rounds=5).parse(argv)
     found: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         yaml = str(save_policy(Path(name)))
@@ -124,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
     for what, stages in results.items():
         print(f"  {what:<48} " + ", ".join(f"{stage} {spread.median:.2f} s" for stage, spread in stages.items()))
-    write(args.out, NAME, arguments(argv), torch.device("cpu"), args.threads, {"results": results})
+    write(args, {"results": results})
     return results
 
 

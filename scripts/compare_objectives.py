@@ -1,13 +1,13 @@
-"""Which text objective is better, and can one tell? Trains ar, mdm and bd alike, and judges them on held-out items.
+"""Train the text objectives ar, mdm and bd alike, and compare them on held-out items with intervals.
 
     make compare
     python -m scripts.compare_objectives [--steps 400] [--seeds 0,1,2] [--blind] [section.key=value ...]
 
-Every objective gets the same starting weights, data order and number of steps, with the embedded models (any key of a
-run configuration can be overridden). Then all are asked the same held-out questions and shown the same held-out frames:
-likelihood, exact match, accuracy and speed of the answers, errors of the actions, and with --chains tasks done in
-closed loop on the desk, each pair of objectives compared item by item with intervals. What is trained already is not
-trained again, and a killed command goes on where it was.
+Every objective gets the same initial weights, data order and number of steps, with the embedded models (any key of a
+run configuration can be overridden). All are evaluated on the same held-out questions and frames: likelihood, exact
+match, accuracy and speed of the answers, errors of the actions, and with --chains closed-loop chains on the desk. Each
+pair of objectives is compared item by item with intervals. Finished runs are not trained again, and a killed command
+resumes.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from common.arguments import path_argument, real, whole
-from common.command import run_command
-from common.folder_lock import hold
-from config.load import ConfigError, load_job
-from config.schema import Job
-from scripts.comparison.plan import (
+ROOT = Path(__file__).resolve().parents[1]
+
+from common.arguments import path_argument, real, whole  # noqa: E402
+from common.command import run_command  # noqa: E402
+from common.folder_lock import hold  # noqa: E402
+from config.load import ConfigError, load_job  # noqa: E402
+from config.schema import Job  # noqa: E402
+from scripts.objective_comparison.plan import (  # noqa: E402
     CONFIGS,
     Budget,
     Plan,
-    going_on_from,
+    overrides_from_run,
     read_objectives,
     read_seeds,
     write_blank_images,
@@ -44,20 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     started = time.monotonic()
     try:
-        begun = () if args.from_run is None else going_on_from(args.from_run.resolve())
-        overrides = (*begun, *args.overrides)
+        start = () if args.from_run is None else overrides_from_run(args.from_run.resolve())
+        overrides = (*start, *args.overrides)
         budget = Budget(args.steps, args.batch_size_pre, args.batch_size_mmu, args.learning_rate, overrides)
         folder = args.output_dir.resolve()
         plan = Plan(folder, read_objectives(args.objectives), read_seeds(args.seeds), args.blind, budget)
         jobs = {name: _job(plan, name) for name in plan.objectives}
         with hold(folder, "compare_objectives", "--output-dir "):
-            plan.settle()
+            plan.write_or_check()
             identical = _run(plan, jobs, args, argv)
     except (ConfigError, ValueError, OSError, RuntimeError) as error:
         print(f"compare_objectives: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; the same command resumes from here", file=sys.stderr)
         return 130
     took = time.monotonic() - started
     print(f"done in {took:.0f} s: {folder}/summary.md, summary.json, curves.png; runs in {folder}/runs")
@@ -67,8 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(plan: Plan, jobs: dict[str, Job], args: argparse.Namespace, argv: Sequence[str] | None) -> bool:
-    """Train, judge, report; were the first steps' image and action losses identical?"""
-    from scripts.comparison.train import train_all  # torch and transformers are loaded after mistakes are told
+    """Train, evaluate, report; return whether the first steps' image and action losses are identical."""
+    from scripts.objective_comparison.train import (
+        train_all,  # torch and transformers are loaded after the arguments are checked
+    )
 
     first_job = next(iter(jobs.values()))
     data = first_job.dataset.params
@@ -86,103 +90,103 @@ def _run(plan: Plan, jobs: dict[str, Job], args: argparse.Namespace, argv: Seque
     kinds = f", {len(plan.runs)} runs" + (" (half of them blind)" if plan.blind else "")
     print(f"1/3 training {', '.join(plan.objectives)}: {plan.budget.steps} steps each{kinds}")
     trained = train_all(plan, args.jobs)
-    kept = len(plan.runs) - len(trained)
-    if kept:
-        print(f"    {kept} of {len(plan.runs)} runs were trained already")
-    return _judge_and_report(plan, jobs, Path(data.validation_mmu_shards_path_or_url), args, argv)
+    finished = len(plan.runs) - len(trained)
+    if finished:
+        print(f"    {finished} of {len(plan.runs)} runs were trained already")
+    return _evaluate_and_report(plan, jobs, Path(data.validation_mmu_shards_path_or_url), args, argv)
 
 
-def _judge_and_report(
+def _evaluate_and_report(
     plan: Plan, jobs: dict[str, Job], questions: Path, args: argparse.Namespace, argv: Sequence[str] | None
 ) -> bool:
     from tqdm import tqdm
 
-    from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action
+    from policy_rollout.benchmarks import offline
     from policy_rollout.policies.upvla import ConstantPolicy, pick_device
-    from scripts.comparison import judge, report, verdicts
+    from scripts.objective_comparison import evaluate, pairwise, report
     from training.data.calvin import CalvinSplit
 
     job, raw = next(iter(jobs.values())), args.dataset_root
-    print(f"2/3 judging on held-out questions ({questions}) and frames ({raw / 'validation'})")
-    asked = judge.read_held_out(job, questions)
-    blank = asked.blank(judge.blank_features(job, plan.blank_data / "blank.png")) if plan.blind else asked
+    print(f"2/3 evaluating on held-out questions ({questions}) and frames ({raw / 'validation'})")
+    held_out = evaluate.read_held_out(job, questions)
+    blank = held_out.blank(evaluate.blank_features(job, plan.blank_data / "blank.png")) if plan.blind else held_out
     training, validation = (CalvinSplit(raw / split) for split in ("training", "validation"))
-    seeing: dict[str, list[judge.Judged]] = {name: [] for name in plan.objectives}
-    blind: dict[str, list[judge.Judged]] = {name: [] for name in plan.objectives} if plan.blind else {}
+    results: dict[str, list[evaluate.RunResult]] = {name: [] for name in plan.objectives}
+    blind: dict[str, list[evaluate.RunResult]] = {name: [] for name in plan.objectives} if plan.blind else {}
     timed = [run for run in plan.runs if run.seed == plan.seeds[0] and not run.blind]
-    total = 3 * len(asked.questions) * len(plan.runs) + len(timed) * (judge.TIMED_QUESTIONS + 1)
-    pause = 0.5 if sys.stderr.isatty() else 10.0  # a log file wants few lines
-    with tqdm(total=total, desc="judging", unit="question", dynamic_ncols=True, mininterval=pause) as bar:
+    total = 3 * len(held_out.questions) * len(plan.runs) + len(timed) * (evaluate.TIMED_QUESTIONS + 1)
+    pause = 0.5 if sys.stderr.isatty() else 10.0  # few lines in a log file
+    with tqdm(total=total, desc="evaluating", unit="question", dynamic_ncols=True, mininterval=pause) as bar:
         for run in plan.runs:
             bar.set_postfix_str(run.name, refresh=False)
-            found = judge.judge(
-                run, jobs[run.objective], blank if run.blind else asked, validation, bar.update, args.chains
+            found = evaluate.evaluate_run(
+                run, jobs[run.objective], blank if run.blind else held_out, validation, bar.update, args.chains
             )
-            (blind if run.blind else seeing)[run.objective].append(found)
+            (blind if run.blind else results)[run.objective].append(found)
         bar.set_postfix_str("answers one by one", refresh=False)
-        speeds = judge.time_answers(timed, job, asked, bar.update)
+        speeds = evaluate.time_answers(timed, job, held_out, bar.update)
         bar.update(bar.total - bar.n)
-    samples = list_samples(validation.annotations, job.act_step)
-    average = mean_action(training, list_samples(training.annotations, job.act_step))
-    constant = evaluate(validation, ConstantPolicy(average, act_step=job.act_step), samples)
+    samples = offline.list_samples(validation.annotations, job.act_step)
+    average = offline.mean_action(training, offline.list_samples(training.annotations, job.act_step))
+    constant = offline.evaluate(validation, ConstantPolicy(average, act_step=job.act_step), samples)
     print("3/3 writing the report")
     findings = report.Findings(
         plan=plan,
-        asked=asked,
-        kinds=judge.kinds_of(asked),
-        judged=seeing,
+        held_out=held_out,
+        kinds=evaluate.kinds_of(held_out),
+        results=results,
         blind=blind,
         speeds=speeds,
-        first=verdicts.first_steps(plan.runs),
+        first=pairwise.first_steps(plan.runs),
         mean_action=constant.overall,
         notes=_notes(jobs),
         command=shlex.join(["python", "-m", "scripts.compare_objectives", *(sys.argv[1:] if argv is None else argv)]),
-        machine=judge.machine(pick_device(job.training.device)),
+        machine=evaluate.machine(pick_device(job.training.device)),
         date=f"{datetime.now(timezone.utc):%Y-%m-%d}",
     )
     report.write_report(findings)
-    _tell(findings)
+    _print_summary(findings)
     return all(first.identical for first in findings.first)
 
 
 def _notes(jobs: dict[str, Job]) -> list[str]:
-    """What the objectives do not share."""
-    helped = {name: job.text_diffusion.ar_aux_weight for name, job in jobs.items() if name != "ar"}
+    """Return remarks on settings that the objectives do not share."""
+    auxiliary = {name: job.text_diffusion.ar_aux_weight for name, job in jobs.items() if name != "ar"}
     return [
-        f"`{name}` learns next-token prediction beside its own loss (`text_diffusion.ar_aux_weight={weight:g}`)."
-        for name, weight in helped.items()
+        f"`{name}` also learns next-token prediction (`text_diffusion.ar_aux_weight={weight:g}`)."
+        for name, weight in auxiliary.items()
         if weight
     ]
 
 
-def _tell(findings: object) -> None:
-    """The short of it on the screen."""
+def _print_summary(findings: object) -> None:
+    """Print a short table and the main comparisons."""
     from rich.console import Console
     from rich.table import Table
 
-    from scripts.comparison import report, verdicts
+    from scripts.objective_comparison import pairwise, report
 
     assert isinstance(findings, report.Findings)
     shown = Table(title=f"Held out; the best blind guess is right in {100 * findings.floor:.0f} %")
     for title in ("objective", "nats per token", "exact match", "shuffled images", "tokens/s", "action MAE"):
         shown.add_column(title, justify="left" if title == "objective" else "right")
-    for name, runs in findings.judged.items():
-        exact, shuffled = (verdicts.interval(m, runs) for m in (verdicts.EXACT, verdicts.SHUFFLED))
+    for name, runs in findings.results.items():
+        exact, shuffled = (pairwise.interval(m, runs) for m in (pairwise.EXACT, pairwise.SHUFFLED))
         shown.add_row(
             name,
-            f"{verdicts.interval(verdicts.NATS, runs):.3f}",
+            f"{pairwise.interval(pairwise.NATS, runs):.3f}",
             f"{exact:.2f}",
             f"{shuffled.point:.2f}",
             f"{findings.speeds[name].tokens_per_second:.0f}",
-            f"{verdicts.interval(verdicts.ACTION, runs):.3f}",
+            f"{pairwise.interval(pairwise.ACTION, runs):.3f}",
         )
     console = Console()
     console.print(shown)
-    for verdict in verdicts.verdicts(findings.judged):
-        if verdict.measure in (verdicts.EXACT, verdicts.ACTION, verdicts.LENGTH):
+    for pair in pairwise.compare_pairs(findings.results):
+        if pair.metric in (pairwise.EXACT, pairwise.ACTION, pairwise.LENGTH):
             console.print(
-                f"  {verdict.first} against {verdict.second}, {verdict.measure.name}: {verdict.words} "
-                f"(P({verdict.first} better) = {verdict.probability_better:.2f})",
+                f"  {pair.first} against {pair.second}, {pair.metric.name}: {pair.words} "
+                f"(P({pair.first} better) = {pair.probability_better:.2f})",
                 highlight=False,
             )
     same = all(first.identical for first in findings.first)
@@ -202,10 +206,10 @@ def _parser() -> argparse.ArgumentParser:
     default = Budget()
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for all runs, as in training")
     parser.add_argument("--steps", type=int, default=default.steps, help="optimizer steps (default: %(default)s)")
-    parser.add_argument("--seeds", default="0", help="one run of each objective for each (default: %(default)s)")
-    parser.add_argument("--objectives", default="ar,mdm,bd", help="which (default: %(default)s)")
+    parser.add_argument("--seeds", default="0", help="seeds; one run of each objective per seed (default: %(default)s)")
+    parser.add_argument("--objectives", default="ar,mdm,bd", help="objectives to compare (default: %(default)s)")
     parser.add_argument(
-        "--blind", action="store_true", help="train each a second time on blank images: how far does guessing get?"
+        "--blind", action="store_true", help="also train each on blank images, to measure how far guessing gets"
     )
     parser.add_argument(
         "--output-dir", type=path_argument, default=Path("results"), help="summary, figure, runs (default: %(default)s)"
@@ -220,25 +224,25 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-size-pre",
         type=whole(1),
         default=default.batch_size_pre,
-        help="robot samples a step (default: %(default)s)",
+        help="robot samples per step (default: %(default)s)",
     )
     parser.add_argument(
         "--batch-size-mmu",
         type=whole(1),
         default=default.batch_size_mmu,
-        help="conversations a step (default: %(default)s)",
+        help="conversations per step (default: %(default)s)",
     )
     parser.add_argument(
         "--learning-rate",
         type=real(above=0),
         default=default.learning_rate,
-        help="at its peak (default: %(default)s)",
+        help="peak learning rate (default: %(default)s)",
     )
     parser.add_argument(
         "--from-run",
         type=path_argument,
         metavar="RUN",
-        help="all go on from its model, on its robot data (default: none)",
+        help="start all runs from its model, on its robot data (default: none)",
     )
     parser.add_argument(
         "--chains",
@@ -250,7 +254,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dataset-root",
         type=path_argument,
         default=RAW_SPLITS,
-        help="raw recording whose validation split the actions are judged on (default: dummy_data/calvin)",
+        help="raw recording whose validation split the actions are results on (default: dummy_data/calvin)",
     )
     return parser
 

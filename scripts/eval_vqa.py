@@ -1,4 +1,4 @@
-"""A benchmark of questions about images: accuracy with its interval, and what an answer costs.
+"""Evaluate a model on a benchmark of questions about images: accuracy with its interval, and the cost of an answer.
 
 python scripts/eval_vqa.py --checkpoint outputs/tiny_bdvla
 """
@@ -34,20 +34,26 @@ from policy_rollout.benchmarks.vqa.questions import FORMATS, Question, digest, r
 from policy_rollout.closed_loop.records import claim
 from policy_rollout.policies.upvla import pick_device
 from policy_rollout.reports.results import names_of
+from policy_rollout.text_generation.cli_options import ACCEPT_HELP, add_decoding, add_model
+from policy_rollout.text_generation.loading import (
+    EMBEDDED_IMAGES,
+    AnsweringModel,
+    decoding,
+    decoding_objective,
+    load_answering_model,
+)
 from preprocess_data.tiny_assets.questions import kind_of
-from scripts.answering import EMBEDDED_IMAGES, Answerer, answerer, decoding, way_to_decode
-from scripts.answering_options import ACCEPT_HELP, add_decoding, add_who
 from training.data.readers import LLAVA_NAME
 
 DESCRIPTION = """\
-Asks a model the questions of a benchmark and scores its answers by that benchmark's own definition: POPE, TextVQA, GQA,
-LLaVA's questions (answered, not scored), or conversations as training reads them. Without --benchmark: the bundled
+Asks a model the questions of a benchmark and scores its answers by that benchmark's definition: POPE, TextVQA, GQA,
+LLaVA's questions (answered, not scored), or conversations in the training format. Without --benchmark: the bundled
 questions about toys, which need no data. Any checkpoint, decoded as it was trained (ar, mdm or bd) or otherwise.
-Answers are kept batch by batch: a killed command goes on where it was."""
+Answers are stored batch by batch: a killed command resumes."""
 EPILOG = f"""\
 examples:
   python scripts/eval_vqa.py --checkpoint outputs/tiny_bdvla
-  does it look? the same questions about other images, then both side by side:
+  whether it uses the image: the same questions about other images, then both compared:
     python scripts/eval_vqa.py --checkpoint outputs/tiny_bdvla --shuffle-pictures
     python scripts/eval_vqa.py --compare results/vqa/embedded_1a2b3c4d results/vqa/embedded_5e6f7a8b
   POPE, all three categories (files coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json):
@@ -69,15 +75,15 @@ CPU_BATCH, CUDA_BATCH = 16, 64
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of whom, and where the answers go."""
+    """The questions, the model, the way of decoding, and the folder of the answers."""
 
     format: str
     questions: list[Question]
     asked: list[Asked]
     root: Path
-    who: Answerer
-    way: str
-    how: Decoding
+    model: AnsweringModel
+    objective: str
+    decoding: Decoding
     settings: dict[str, Any]
     folder: Path
 
@@ -86,34 +92,34 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = made.add_argument_group("what is asked")
-    what.add_argument("--benchmark", choices=(EMBEDDED, *FORMATS), default=EMBEDDED, help="(default: %(default)s)")
-    what.add_argument(
+    group = made.add_argument_group("questions")
+    group.add_argument("--benchmark", choices=(EMBEDDED, *FORMATS), default=EMBEDDED, help="(default: %(default)s)")
+    group.add_argument(
         "--questions", type=path_argument, nargs="+", metavar="FILE", help="question files of the benchmark"
     )
-    what.add_argument(
-        "--image-root", type=path_argument, metavar="DIR", help="what the files' image names are relative to"
+    group.add_argument(
+        "--image-root", type=path_argument, metavar="DIR", help="folder that the files' image names are relative to"
     )
-    what.add_argument("--max-questions", type=int, default=0, metavar="N", help="the first N only (default: 0, all)")
-    what.add_argument("--suffix", help="put behind every question (default: as LLaVA's evaluation of the benchmark)")
-    what.add_argument("--shuffle-pictures", action="store_true", help="every question about another image")
-    add_who(made)
+    group.add_argument("--max-questions", type=int, default=0, metavar="N", help="the first N only (default: 0, all)")
+    group.add_argument("--suffix", help="text after every question (default: as LLaVA's evaluation of the benchmark)")
+    group.add_argument("--shuffle-pictures", action="store_true", help="ask every question about another image")
+    add_model(made)
     how = add_decoding(made)
     how.add_argument("--max-new-tokens", type=int, help="longest answer (default: by benchmark, 16 to 256)")
     how.add_argument("--batch-size", type=int, default=0, help="questions at once (default: 16, on a GPU 64)")
     out = made.add_argument_group("results")
     out.add_argument("--log-dir", type=path_argument, help="default: results/vqa/<benchmark>_<digest of all settings>")
     out.add_argument(
-        "--compare", type=path_argument, nargs="+", metavar="RESULT", help="compare finished results, ask nothing"
+        "--compare", type=path_argument, nargs="+", metavar="RESULT", help="compare finished results, without a model"
     )
     return made
 
 
-# --- before anything is asked ----------------------------------------------------------------------------------------
+# --- preparation -----------------------------------------------------------------------------------------------------
 
 
 def prepare(options: argparse.Namespace) -> Task:
-    """Everything that can be wrong shows here. Raises ``ValueError`` or ``FileNotFoundError`` in one line."""
+    """Check all arguments and load the model. Raises ``ValueError`` or ``FileNotFoundError``."""
     for name in ("max_questions", "batch_size", "max_new_tokens"):
         given = getattr(options, name)
         if given is not None and given < (1 if name == "max_new_tokens" else 0):
@@ -125,10 +131,10 @@ def prepare(options: argparse.Namespace) -> Task:
     questions = [phrased(question, suffix, options.benchmark) for question in questions]
     asked = in_order(questions, options.shuffle_pictures)
     device = pick_device(options.device)
-    who = answerer(options.checkpoint, options.model_config, options.clip, True, device, options.dtype)
-    way, warning = way_to_decode(who.model.spec.text_objective, options.objective, options.anyway)
-    how = decoding(options, way)
-    for note in [*who.notes, *([warning] if warning else [])]:
+    model = load_answering_model(options.checkpoint, options.model_config, options.clip, True, device, options.dtype)
+    objective, warning = decoding_objective(model.model.spec.text_objective, options.objective, options.anyway)
+    how = decoding(options, objective)
+    for note in [*model.notes, *([warning] if warning else [])]:
         print(f"note: {note}", file=sys.stderr)
     settings = {
         "benchmark": options.benchmark,
@@ -136,11 +142,11 @@ def prepare(options: argparse.Namespace) -> Task:
         "suffix": suffix,
         "max_new_tokens": options.max_new_tokens or FORMATS[name].max_new_tokens,
         results.SHUFFLED: options.shuffle_pictures,
-        "checkpoint_sha256": who.source if who.checkpoint is None else files_sha256(who.checkpoint),
-        "clip_sha256": None if who.clip_folder is None else files_sha256(who.clip_folder),
-        "trained": who.model.spec.text_objective,
-        "objective": way,
-        "accept": None if way == "ar" or how.speculative else options.accept or "threshold:0.9",
+        "checkpoint_sha256": model.source if model.checkpoint is None else files_sha256(model.checkpoint),
+        "clip_sha256": None if model.clip_folder is None else files_sha256(model.clip_folder),
+        "trained": model.model.spec.text_objective,
+        "objective": objective,
+        "accept": None if objective == "ar" or how.speculative else options.accept or "threshold:0.9",
         "block_size": how.block_size,
         "whole_canvas": how.whole_canvas,
         "speculative": how.speculative,
@@ -149,15 +155,15 @@ def prepare(options: argparse.Namespace) -> Task:
     }
     folder = options.log_dir or Path("results") / "vqa" / f"{options.benchmark}_{_short(settings)}"
     claim(folder, settings)
-    return Task(name, questions, asked, root, who, way, how, settings, folder)
+    return Task(name, questions, asked, root, model, objective, how, settings, folder)
 
 
 def sources(options: argparse.Namespace) -> tuple[str, list[Path], Path]:
-    """(format, question files, image root)."""
+    """Return (format, question files, image root)."""
     if options.benchmark == EMBEDDED:
         if options.questions or options.image_root:
             raise ValueError(
-                f"--questions and --image-root go with --benchmark {', '.join(FORMATS)}; {EMBEDDED} has its own"
+                f"--questions and --image-root need --benchmark {', '.join(FORMATS)}; {EMBEDDED} has its own"
             )
         return "conversations", [EMBEDDED_FOLDER / LLAVA_NAME], EMBEDDED_FOLDER
     if not options.questions:
@@ -166,7 +172,7 @@ def sources(options: argparse.Namespace) -> tuple[str, list[Path], Path]:
 
 
 def phrased(question: Question, suffix: str, benchmark: str) -> Question:
-    """With what stands behind it, where it does not already, and of the bundled ones with their kind."""
+    """Return the question with its suffix, unless it has it already; a bundled question gets its kind."""
     text = question.text if question.text.endswith(suffix) else f"{question.text}\n{suffix}"
     kind = kind_of(question.text) if benchmark == EMBEDDED else question.kind
     return Question(question.id, question.image, text, question.truths, kind)
@@ -176,38 +182,38 @@ def _short(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
-# --- asking ----------------------------------------------------------------------------------------------------------
+# --- evaluation ------------------------------------------------------------------------------------------------------
 
 
 def evaluate(task: Task) -> dict[str, Any]:
-    """All answers, scored, and written to the folder."""
-    who, device = task.who, task.who.model.device
+    """Generate and score all answers, and write the results to the folder."""
+    model, device = task.model, task.model.model.device
 
-    def look(images: Sequence[str]) -> Tensor:
-        features = who.patches([task.root / name for name in images])
+    def encode(images: Sequence[str]) -> Tensor:
+        features = model.patches([task.root / name for name in images])
         assert features is not None
         return features
 
-    def say(texts: Sequence[str], patches: Tensor, number: int) -> Generation:
+    def answer(texts: Sequence[str], patches: Tensor, number: int) -> Generation:
         return generate(
-            who.model,
-            who.prompter,
+            model.model,
+            model.prompter,
             texts,
             patches,
             task.settings["max_new_tokens"],
-            generator=torch.Generator(device).manual_seed(number),  # of first-hitting; a batch asked again draws alike
-            objective=task.way,
-            decoding=task.how,
+            generator=torch.Generator(device).manual_seed(number),  # for first-hitting; repeatable
+            objective=task.objective,
+            decoding=task.decoding,
         )
 
     with tqdm(total=len(task.asked), unit="question", desc=task.settings["benchmark"]) as bar:
         size = task.settings["batch_size"]
-        batches = ask(task.asked, size, look, say, task.folder / ANSWERS, lambda count: bar.update(count))
+        batches = ask(task.asked, size, encode, answer, task.folder / ANSWERS, lambda count: bar.update(count))
     content = results.figures(task.format, task.questions, task.asked, batches)
     content |= {
         "benchmark": task.settings["benchmark"],
         "settings": task.settings,
-        "model": {"source": who.source, "device": str(device)},
+        "model": {"source": model.source, "device": str(device)},
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "transformers", "pillow")},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -1,4 +1,4 @@
-"""Look at a data set: a summary here, and a page with images, instructions and action curves to open in a browser.
+"""Inspect a data set: print a summary, and write an HTML page with images, instructions and action curves.
 
 python -m scripts.inspect_data dummy_data/calvin_processed_training
 """
@@ -15,10 +15,10 @@ from common.command import run_command
 from preprocess_data.dataset_viewer.interface import Source
 
 DESCRIPTION = """\
-Look at a data set: a processed split (dataset_info.json), a raw CALVIN split (folder, or inside its zip), BridgeData
+Inspects a data set: a processed split (dataset_info.json), a raw CALVIN split (folder, or inside its zip), BridgeData
 (raw folders or RLDS files), LeRobot (v2.1, v3.0), or conversations (llava_v1_5_mix665k.json, or another json file).
-Prints what it holds and writes one HTML file, which needs no other file and no network: tasks and sentences, how
-actions are spread, and episodes to play with their action curves."""
+Prints a summary and writes one HTML file, which needs no other file and no network: tasks and sentences, the
+distribution of actions, and episodes to play with their action curves."""
 
 EPILOG = """\
 examples:
@@ -27,11 +27,11 @@ examples:
   python -m scripts.inspect_data data/task_D_D_training --task open_drawer --search "blue"
   python -m scripts.inspect_data dummy_data/llava --episodes 0 17 200
   python -m scripts.inspect_data data/task_D_D_training --text           only the summary
-  python -m scripts.inspect_data data/task_D_D_training --sheet d.png    the image sheet as well"""
+  python -m scripts.inspect_data data/task_D_D_training --sheet d.png    a contact sheet as well"""
 
 
 def chosen(source: Source, options: argparse.Namespace) -> list[int]:
-    """Which episodes are shown: those named, or so many of as different tasks as can be."""
+    """Return the episodes to show: the given ones, or ``--count`` of as many different tasks as possible."""
     if options.episodes:
         for number in options.episodes:
             if not 0 <= number < len(source):
@@ -55,7 +55,7 @@ def chosen(source: Source, options: argparse.Namespace) -> list[int]:
         )
         raise ValueError(f"{source.path} has no episode with {what}")
     step = max(len(found) / options.count, 1)
-    return [found[int(place * step)] for place in range(min(options.count, len(found)))]
+    return [found[int(number * step)] for number in range(min(options.count, len(found)))]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,10 +69,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=path_argument, help="HTML file to write (default outputs/inspect/<name>.html)")
     made.add_argument("--count", type=int, default=12, help="episodes on the page (default 12)")
     made.add_argument("--episodes", type=int, nargs="+", metavar="N", help="these episodes, counted from 0")
-    made.add_argument("--task", help="only of this task")
-    made.add_argument("--search", metavar="WORDS", help="only where the instruction says this")
+    made.add_argument("--task", help="only episodes of this task")
+    made.add_argument("--search", metavar="WORDS", help="only episodes whose instruction contains this")
     made.add_argument("--moments", type=int, default=16, help="images of each episode and camera (default 16)")
-    made.add_argument("--sheet", type=path_argument, metavar="PNG", help="write an image sheet too")
+    made.add_argument("--sheet", type=path_argument, metavar="PNG", help="write a contact sheet too")
     made.add_argument("--text", action="store_true", help="only print the summary")
     return made
 
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(facts.text())
         if options.sheet is not None:
             draw_sheet(source, facts, options.sheet)
-            print(f"image sheet: {options.sheet}")
+            print(f"contact sheet: {options.sheet}")
         if options.text:
             return 0
         absolute = source.path.absolute()

@@ -1,12 +1,12 @@
-"""Make the small models and data that the project brings along, or check that they can be made again.
+"""Make the small models and data that come with the project, or check that they are reproducible.
 
     python scripts/make_assets.py                    # everything (an hour of one core)
     python scripts/make_assets.py phi clip           # only these
     python scripts/make_assets.py --check            # make the quick parts in a scratch folder and compare
 
-Same command, same files: tokenizer, configurations and questions to the byte; images to a grey level or two (another
-Pillow may mix their edges differently); demonstrations to the last digit of their numbers. The trained image tokenizer
-and CLIP tower are the same on one machine and one number of threads; elsewhere their last digits may differ, so they
+The same command makes the same files: tokenizer, configurations and questions byte for byte; images up to a grey level
+or two (other versions of Pillow blend edges differently); demonstrations to the last digit. The trained image tokenizer
+and CLIP tower are the same on one machine with one number of threads; elsewhere their last digits may differ, so they
 are not compared.
 """
 
@@ -26,20 +26,20 @@ from preprocess_data.tiny_assets import clip, conversations, demonstrations, lan
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER_SCENES, TOKENIZER_PLAY = 1500, 120
-"""Random scenes; episodes of play."""
+"""Random scenes; recorded episodes."""
 ENCODER_STEPS, DECODER_STEPS = (1200, 1200), 1200
-"""The encoder learns twice, with the learning rate rising and falling each time."""
+"""The encoder is trained twice, each time with a full learning rate schedule."""
 
 
 def make_magvit(root: Path) -> None:
-    play = tokenizer_training.played_images(TOKENIZER_PLAY)
-    anywhere = tokenizer_training.random_images(TOKENIZER_SCENES, seed=0)
-    images = play + anywhere
+    recorded = tokenizer_training.played_images(TOKENIZER_PLAY)
+    random = tokenizer_training.random_images(TOKENIZER_SCENES, seed=0)
+    images = recorded + random
     model, _ = tokenizer_training.train_encoder(images, ENCODER_STEPS[0])
-    model, reading = tokenizer_training.train_encoder(images, ENCODER_STEPS[1], learning_rate=1.5e-3, start=model)
-    errors = tokenizer_training.train_decoder(model, play.every(8) + anywhere, DECODER_STEPS)
+    model, state_errors = tokenizer_training.train_encoder(images, ENCODER_STEPS[1], learning_rate=1.5e-3, start=model)
+    errors = tokenizer_training.train_decoder(model, recorded.every(8) + random, DECODER_STEPS)
     tokenizer_training.write_magvit(model, root / "assets/tiny_magvit")
-    print(f"error of reading the state, last 50 steps: {np.mean(reading[-50:]):.3f} standard deviations")
+    print(f"error of the predicted state, last 50 steps: {np.mean(state_errors[-50:]):.3f} standard deviations")
     print(f"mean absolute error of the last 50 steps: {np.mean(errors[-50:]):.4f} (of a range of 2)")
 
 
@@ -61,14 +61,14 @@ QUICK = ("phi", "nano", "qwen3")
 
 
 def check() -> list[str]:
-    """Differences between what is committed and what is made again now; empty when there are none."""
+    """Return differences between the committed files and newly made ones."""
     problems = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        again = Path(scratch)
+        remade = Path(scratch)
         for name in QUICK:
-            MAKERS[name](again)
-        for made in sorted(path for path in again.rglob("*") if path.is_file()):
-            name = str(made.relative_to(again))
+            MAKERS[name](remade)
+        for made in sorted(path for path in remade.rglob("*") if path.is_file()):
+            name = str(made.relative_to(remade))
             committed = ROOT / name
             if not committed.is_file():
                 problems.append(f"{name} is missing")
@@ -76,13 +76,13 @@ def check() -> list[str]:
                 continue
             elif not filecmp.cmp(made, committed, shallow=False):
                 problems.append(f"{name} differs")
-        problems += conversations.differences(ROOT / "dummy_data", again)
-        problems += demonstrations.differences(ROOT / "dummy_data", again)
+        problems += conversations.differences(ROOT / "dummy_data", remade)
+        problems += demonstrations.differences(ROOT / "dummy_data", remade)
     return problems
 
 
 def _same_json(a: Path, b: Path) -> bool:
-    """Equal but for the version of the library that wrote them."""
+    """Return whether two JSON files are equal except for the version of the library that wrote them."""
     left, right = (json.loads(file.read_text(encoding="utf-8")) for file in (a, b))
     for data in (left, right):
         if isinstance(data, dict):
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown asset {', '.join(unknown)}; choose from {', '.join(MAKERS)}")
     if args.check:
         problems = check()
-        print("\n".join(problems) or "assets can be made again: no difference")
+        print("\n".join(problems) or "assets are reproducible: no difference")
         return 1 if problems else 0
     for name in args.assets or MAKERS:
         print(f"making {name}")

@@ -1,4 +1,4 @@
-r"""A tiny processed split out of a few consecutive raw CALVIN frames and one instruction, to try training on.
+"""Make a tiny processed split from a few consecutive raw CALVIN frames and one instruction, to try training.
 
     python scripts/prepare_calvin_debug_processed.py --source-split-dir /path/to/calvin/training \
         --output-dir ./debug_data/calvin_debug_processed_training --instruction "open the drawer" --max-frames 256
@@ -19,13 +19,13 @@ from preprocess_data.process_calvin import describe, write_processed
 from training.data.calvin import Annotation, CalvinSplit
 
 DESCRIPTION = """\
-Take --max-frames frames of a raw CALVIN split, in order, and write them with one instruction as a processed split:
-dataset_info.json and copies of the frames, a folder that can be moved anywhere. The instruction need not be true: this
-is for trying the code, not for learning a task. Where the recording has a gap, a new episode begins."""
+Takes --max-frames frames of a raw CALVIN split, in order, and writes them with one instruction as a processed split:
+dataset_info.json and copies of the frames, in a folder that can be moved. The instruction need not be true: the split
+is for trying the code, not for training a task. A gap in the recording starts a new episode."""
 
 
 def stretches(split: CalvinSplit, start_index: int, max_frames: int, instruction: str) -> list[Annotation]:
-    """The chosen frames as windows of uninterrupted recording, all with the same instruction."""
+    """Return the chosen frames as windows of uninterrupted recording, all with the same instruction."""
     if max_frames < 1:
         raise ValueError(f"--max-frames must be at least 1, is {max_frames}")
     ids = split.frame_ids
@@ -43,8 +43,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--source-split-dir", type=path_argument, required=True, help="folder with episode_*.npz")
     made.add_argument("--output-dir", type=path_argument, required=True, help="folder to write; made if missing")
-    made.add_argument("--instruction", required=True, help="the sentence given to every frame")
-    made.add_argument("--max-frames", type=int, default=256, help="how many frames to take (default 256)")
+    made.add_argument("--instruction", required=True, help="instruction of every frame")
+    made.add_argument("--max-frames", type=int, default=256, help="number of frames (default 256)")
     made.add_argument(
         "--start-index",
         type=whole(0),

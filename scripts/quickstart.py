@@ -1,11 +1,11 @@
-"""See the whole system work on this machine: record, train, judge, look.
+"""Run the whole system on this machine: record, train, evaluate, report.
 
     make quickstart [OBJECTIVE=ar]
     python -m scripts.quickstart [--objective ar] [--steps 400] [--output outputs/quickstart_ar]
 
-Scripted experts play on the embedded desk and are recorded as CALVIN records; a small vision-language-action model
-(random start, embedded tokenizers) is trained on it with all three losses; then it is compared on held-out play with
-the same model untrained and with the constant mean action, by its action errors and in closed loop.
+Records scripted experts on the embedded desk in CALVIN's format; trains a small vision-language-action model (random
+weights, embedded tokenizers) on it with all three losses; then compares it on held-out recordings with the same model
+untrained and with the constant mean action, by its action errors and in closed loop.
 """
 
 from __future__ import annotations
@@ -41,20 +41,21 @@ from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit
 from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action
 from policy_rollout.closed_loop.single_task import Rollout
+from policy_rollout.desk import doors_and_lights as desk
 from policy_rollout.policies.upvla import ConstantPolicy, Observation, Policy, UPVLAPolicy
 from preprocess_data import make_desk_demos, process_calvin
-from scripts import desk_trial as trial
 from training.data.calvin import CalvinSplit
 
 ROOT = Path(__file__).resolve().parents[1]
+
 SETTINGS = "quickstart.json"
-ANOTHER = "give another --output, or delete it"
+REMEDY = "give another --output, or delete it"
 NAMES = {"ar": "arvla", "mdm": "mdmvla", "bd": "bdvla"}
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything; the default fits ten minutes on two cores, installation included."""
+    """Amounts of data and training; the default fits ten minutes on two cores, installation included."""
 
     training_episodes: int = 20
     validation_episodes: int = 4
@@ -64,8 +65,8 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What one policy got: errors on held-out play, and tasks done in closed loop."""
+class Result:
+    """The results of one policy: errors on held-out recordings, and episodes in closed loop."""
 
     name: str
     errors: dict[str, float]
@@ -73,14 +74,14 @@ class Verdict:
 
 
 def record(folder: Path, size: Size) -> None:
-    """Demonstrations of both splits in CALVIN's format, then as `dataset_info.json`."""
+    """Record demonstrations of both splits in CALVIN's format, and process them to `dataset_info.json`."""
     for split, episodes in (("training", size.training_episodes), ("validation", size.validation_episodes)):
         arguments = {
             "--out": folder / "desk",
             "--episodes": episodes,
             "--split": split,
-            "--scenes": trial.SCENE,
-            "--static-size": trial.STATIC_SIZE,
+            "--scenes": desk.SCENE,
+            "--static-size": desk.STATIC_SIZE,
             "--workers": max(1, min(4, os.cpu_count() or 1)),
             "--tasks": "doors_and_lights",
         }
@@ -96,7 +97,7 @@ def _run(command: Callable[[Sequence[str]], int | None], arguments: dict[str, ob
 
 
 def training_arguments(objective: str, folder: Path, size: Size) -> list[str]:
-    """What a user would type after `python train_upvla.py`."""
+    """Return the arguments of `python train_upvla.py`."""
     return [
         f"config={ROOT / 'config' / f'tiny_{NAMES[objective]}.yaml'}",
         f"dataset.params.train_pre_shards_path_or_url={folder / 'processed_training'}",
@@ -107,35 +108,35 @@ def training_arguments(objective: str, folder: Path, size: Size) -> list[str]:
 
 
 def policies(job: Job, folder: Path, mean: NDArray[np.float32]) -> dict[str, Policy]:
-    """Trained, the same network before training, and the training actions' mean."""
+    """Return the trained policy, the same network before training, and the mean training action."""
     trained = UPVLAPolicy.from_config(folder / "run/config.yaml", checkpoint=folder / "run")
     untrained = UPVLAPolicy(build(job), load_magvit(job.model.vq_model.vq_model_name), device=trained.device)
     constant = ConstantPolicy(mean, act_step=trained.act_step, convention=trained.convention)
     return {"trained": trained, "untrained": untrained, "mean action": constant}
 
 
-def judge(name: str, policy: Policy, split: CalvinSplit, size: Size) -> Verdict:
-    """Action errors on held-out play, and the same tasks from the same states in closed loop for every policy."""
+def evaluate_policy(name: str, policy: Policy, split: CalvinSplit, size: Size) -> Result:
+    """Measure action errors on held-out recordings, and run the same tasks from the same states in closed loop."""
     samples = list_samples(split.annotations, policy.act_step)
     chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(size.offline_samples, len(samples))).astype(int)]
     with tqdm(total=len(chosen), desc=f"{name}: offline", unit="sample") as bar:
         report = evaluate(split, policy, chosen, progress=lambda done: _advance_to(bar, done))
     with tqdm(total=size.rollouts, desc=f"{name}: closed loop", unit="episode") as bar:
-        rollout = trial.play_episodes(
+        rollout = desk.run_policy_episodes(
             policy,
-            trial.episodes(size.rollouts),
+            desk.episodes(size.rollouts),
             progress=lambda _: _advance_to(bar, bar.n + 1),
             film=range(4) if name == "trained" else (),
         )
-    return Verdict(name, report.overall, rollout)
+    return Result(name, report.overall, rollout)
 
 
 def _advance_to(bar: tqdm[None], done: int) -> None:
     bar.update(done - bar.n)
 
 
-def image_futures(policy: UPVLAPolicy, split: CalvinSplit, path: Path, rows: int = 4) -> None:
-    """A sheet of now | predicted | true, T steps ahead, for held-out frames."""
+def draw_futures(policy: UPVLAPolicy, split: CalvinSplit, path: Path, rows: int = 4) -> None:
+    """Draw now | predicted | true frames, T steps ahead, for held-out windows."""
     windows = [w for w in split.annotations if w.end - w.start >= policy.act_step][:rows]
     cells = []
     for window in windows:
@@ -155,64 +156,66 @@ COLUMNS = {
 }
 
 
-def rows_of(verdicts: Sequence[Verdict]) -> list[list[str]]:
-    """One row a policy, formatted."""
+def rows_of(results: Sequence[Result]) -> list[list[str]]:
+    """Return a formatted row for each policy."""
     rows = []
-    for verdict in verdicts:
-        success = verdict.rollout.success()
-        done = sum(record.success for record in verdict.rollout.records)
-        closed = f"{done}/{len(verdict.rollout.records)}  [{success.low:.2f}, {success.high:.2f}]"
-        rows.append([verdict.name, *(f"{verdict.errors[key]:.4f}" for key in COLUMNS.values()), closed])
+    for result in results:
+        success = result.rollout.success()
+        done = sum(record.success for record in result.rollout.records)
+        closed = f"{done}/{len(result.rollout.records)}  [{success.low:.2f}, {success.high:.2f}]"
+        rows.append([result.name, *(f"{result.errors[key]:.4f}" for key in COLUMNS.values()), closed])
     return rows
 
 
-def settle(folder: Path, objective: str, size: Size) -> None:
-    """Save the settings of the folder, or raise ValueError if it was made with others.
+def check_settings(folder: Path, objective: str, size: Size) -> None:
+    """Write the folder's settings, or compare them with those that it was made with.
 
-    A model that is trained there is not trained again."""
+    A finished run in the folder is not trained again. Raises ValueError if settings differ.
+    """
     file, mine = folder / SETTINGS, {"objective": objective, **asdict(size)}
-    held = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    for name, old in held.items():
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for name, old in stored.items():
         if mine.get(name) != old:
-            raise ValueError(f"--output {folder} was made with {name} {old}, now it is {mine.get(name)}; {ANOTHER}")
+            raise ValueError(f"--output {folder} was made with {name} {old}, now it is {mine.get(name)}; {REMEDY}")
     write_text(file, json.dumps(mine, indent=1) + "\n")
 
 
 def require_same_run(folder: Path, job: Job) -> None:
-    """Raises ValueError where the folder's run was trained with other settings than ``job`` has."""
-    held = settings_in(folder / "run/config.yaml")
-    other = None if held is None else difference(held, settings_of(job))
+    """Raise ValueError if the folder's run was trained with other settings than those of ``job``."""
+    stored = settings_in(folder / "run/config.yaml")
+    other = None if stored is None else difference(stored, settings_of(job))
     if other is not None:
-        raise ValueError(f"--output {folder}: the run there was trained with {other}; {ANOTHER}")
+        raise ValueError(f"--output {folder}: the run there was trained with {other}; {REMEDY}")
 
 
-def tell(
-    verdicts: Sequence[Verdict], folder: Path, images: Sequence[Path], made_with: dict[str, Any], seconds: float
+def write_report(
+    results: Sequence[Result], folder: Path, images: Sequence[Path], made_with: dict[str, Any], seconds: float
 ) -> None:
-    """The table on the screen and in `report.md`, numbers in `results.json`, and where to look."""
+    """Print the table and the paths of all outputs; write `report.md` and `results.json`."""
     header = ["policy", *COLUMNS, "closed loop (95 % interval)"]
-    table = Table(title="Held-out play on the desk (lower errors are better)")
+    table = Table(title="Held-out recordings of the desk (lower errors are better)")
     for title in header:
         table.add_column(title, justify="left" if title == "policy" else "right")
-    for row in rows_of(verdicts):
+    for row in rows_of(results):
         table.add_row(*row)
     console = Console()
     console.print(table)
-    lines = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows_of(verdicts)]]
+    lines = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows_of(results)]]
     note = (
-        "Embedded models (random start), a few minutes of training: this shows that everything works, not how good "
+        "Embedded models (random weights), a few minutes of training: this shows that the system works, not how good "
         "the method is."
     )
-    told = ", ".join(f"{name} {value}" for name, value in made_with.items())
+    settings = ", ".join(f"{name} {value}" for name, value in made_with.items())
     links = "\n".join(f"![{p.stem}](pictures/{p.name})" for p in images)
     write_text(
-        folder / "report.md", "\n".join(["# Quickstart", "", *lines, "", note, "", f"Made with {told}.", "", links, ""])
+        folder / "report.md",
+        "\n".join(["# Quickstart", "", *lines, "", note, "", f"Made with {settings}.", "", links, ""]),
     )
-    results = {
-        verdict.name: {**verdict.errors, "closed_loop_success": verdict.rollout.success().point} for verdict in verdicts
+    numbers = {
+        result.name: {**result.errors, "closed_loop_success": result.rollout.success().point} for result in results
     }
-    write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
-    console.print(f"[bold]done in {seconds:.0f} s[/bold]; look at:")
+    write_text(folder / "results.json", json.dumps(numbers, indent=2) + "\n")
+    console.print(f"[bold]done in {seconds:.0f} s[/bold]; results:")
     for what, where in (
         ("report", folder / "report.md"),
         ("predicted frames and rollouts", folder / "pictures"),
@@ -223,32 +226,32 @@ def tell(
 
 
 def run(objective: Objective, folder: Path, size: Size, started: float) -> None:
-    """Record, train, judge, report."""
-    print(f"1/3 recording demonstrations on the embedded desk, scene {trial.SCENE}")
+    """Record, train, evaluate, report."""
+    print(f"1/3 recording demonstrations on the embedded desk, scene {desk.SCENE}")
     record(folder, size)
     print("2/3 training")
     arguments = training_arguments(objective, folder, size)
     job = load_job(arguments, objective)
     require_same_run(folder, job)
     train_upvla.main(objective, arguments)
-    print("3/3 judging on held-out play")
+    print("3/3 evaluating on held-out recordings")
     training, validation = (CalvinSplit(folder / "desk" / split) for split in ("training", "validation"))
     mean = mean_action(training, list_samples(training.annotations, job.act_step))
-    judged = policies(job, folder, mean)
-    verdicts = [judge(name, policy, validation, size) for name, policy in judged.items()]
-    trained = judged["trained"]
+    evaluated = policies(job, folder, mean)
+    results = [evaluate_policy(name, policy, validation, size) for name, policy in evaluated.items()]
+    trained = evaluated["trained"]
     assert isinstance(trained, UPVLAPolicy)
     assert trained.source is not None
     images = [folder / "pictures/now_predicted_true.png"]
-    image_futures(trained, validation, images[0])
-    for index, frames in verdicts[0].rollout.frames.items():
-        outcome = verdicts[0].rollout.records[index]
-        ending, colour = ("done", GREEN) if outcome.success else (f"not done in {trial.PATIENCE} steps", RED)
-        told = [add_caption(frame, outcome.instruction, ending, colour) for frame in frames]
+    draw_futures(trained, validation, images[0])
+    for index, frames in results[0].rollout.frames.items():
+        outcome = results[0].rollout.records[index]
+        ending, color = ("done", GREEN) if outcome.success else (f"not done in {desk.MAX_STEPS} steps", RED)
+        captions = [add_caption(frame, outcome.instruction, ending, color) for frame in frames]
         images.append(folder / f"pictures/rollout_{index}_{outcome.task}.gif")
-        write_gif(images[-1], told)
+        write_gif(images[-1], captions)
     made_with = {"objective": objective, **asdict(size), "weights_sha256": trained.source.weights_sha256}
-    tell(verdicts, folder, images, made_with, time.monotonic() - started)
+    write_report(results, folder, images, made_with, time.monotonic() - started)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -268,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         text_objective(args.objective)
         with hold(folder, "quickstart", "--output "):
-            settle(folder, args.objective, size)
+            check_settings(folder, args.objective, size)
             run(args.objective, folder, size, started)
     except (ConfigError, ValueError, OSError) as error:
         print(f"quickstart: {error}", file=sys.stderr)

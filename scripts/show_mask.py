@@ -1,4 +1,4 @@
-"""Who sees whom: the attention mask of any layout, as text or as an image.
+"""Draw the attention mask of any layout, as text or as an image.
 
 python scripts/show_mask.py bd block_diffusion.block_size=3 --png outputs/mask.png
 """
@@ -11,8 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from common.arguments import path_argument, whole
 from common.command import run_command
 from common.files import reason_of
@@ -20,22 +18,21 @@ from config import files
 from config.build import build, new_tree
 from config.schema import Job
 from config.values import ConfigError
+from models.mask_drawing import LAYOUTS, Layout, Sizes, build_layout, draw_mask
 from models.objectives.block_size import block_sizes
 from models.rng import SampleRng, generator
-from scripts.mask_layouts import LAYOUTS, Layout, Sizes, lay_out
-from scripts.mask_picture import draw_mask
 
 DESCRIPTION = """\
-Draws the attention mask of a layout, with the very builders and the very rule that training uses: which slot (a row)
-sees which (a column), what each slot holds, and which token is predicted from it with which weight.
+Draws the attention mask of a layout, built by the functions and the rule that training uses: which slot (a row)
+attends to which (a column), what each slot holds, and which token it has to predict with which weight.
 
 layouts:
   robot    <|t2i|> instruction | image codes | <|lvg|>
-  ar       system | image | question | answer (also called mmu)
-  mdm      the same, with the answer hidden in noisy views as one block
-  bd       the same, with the answer hidden in noisy views block by block
-  actions  the robot flow with block-diffusion actions behind it
-Without one, the configuration's training.text_objective is drawn."""
+  ar       system | image patches | question | answer (also called mmu)
+  mdm      the same, with the answer masked in noisy copies as one block
+  bd       the same, with the answer masked in noisy copies block by block
+  actions  the robot flow followed by block-diffusion actions
+Without a layout, the configuration's training.text_objective is drawn."""
 EPILOG = """\
 examples:
   python scripts/show_mask.py bd
@@ -45,7 +42,7 @@ examples:
   python scripts/show_mask.py robot model.vla.num_view=2 --padding 2
   python scripts/show_mask.py config=./config/bdvla_action_tuning.yaml --answer 100 --patches 576 --png outputs/real.png
 
-Without config= the knobs have the schema's defaults, but small enough to look at: act_step=2,
+Without config= the settings have the schema's defaults, except for sizes that fit a screen: act_step=2,
 block_diffusion.block_size=2 (candidates 1, 2, 4), text_mdm.canvas_multiple=2."""
 SMALL = {
     "act_step": "2",
@@ -54,9 +51,9 @@ SMALL = {
     "text_mdm.canvas_multiple": "2",
 }
 WIDEST_TEXT = 160
-"""Slots above which text would no longer fit any terminal."""
+"""Slots above which text does not fit a terminal."""
 LARGEST_IMAGE = 4000
-"""Slots above which a mask would take gigabytes to draw."""
+"""Slots above which drawing a mask takes gigabytes."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,30 +64,28 @@ def parser() -> argparse.ArgumentParser:
         "what", nargs="*", metavar="layout | config=FILE | section.key=value", help="see above; in any order"
     )
     sizes = made.add_argument_group("the made-up sequence")
-    sizes.add_argument("--answer", default="5", help="words of the answer; 6,3: of two answers (default: 5)")
-    sizes.add_argument("--question", type=whole(0), default=2, help="words of each question (default: 2)")
-    sizes.add_argument("--system", type=whole(0), default=1, help="words of the system prompt (default: 1)")
+    sizes.add_argument("--answer", default="5", help="tokens of the answer; 6,3: of two answers (default: 5)")
+    sizes.add_argument("--question", type=whole(0), default=2, help="tokens of each question (default: 2)")
+    sizes.add_argument("--system", type=whole(0), default=1, help="tokens of the system prompt (default: 1)")
     sizes.add_argument("--patches", type=int, default=4, help="patches of the image (default: 4; released CLIP: 576)")
-    sizes.add_argument("--instruction", type=whole(0), default=2, help="words of the robot's instruction (default: 2)")
+    sizes.add_argument("--instruction", type=whole(0), default=2, help="tokens of the robot's instruction (default: 2)")
     sizes.add_argument("--codes", type=int, default=4, help="codes of one camera's image (default: 4; real: 1024)")
     sizes.add_argument("--padding", type=whole(0), default=0, help="padding slots, as in a batch (default: 0)")
-    draws = made.add_argument_group("what is drawn at random")
-    draws.add_argument(
-        "--seed", type=whole(0), default=0, help="of what is hidden and of elastic block sizes (default: 0)"
-    )
+    draws = made.add_argument_group("random choices")
+    draws.add_argument("--seed", type=whole(0), default=0, help="of masked tokens and elastic block sizes (default: 0)")
     draws.add_argument("--step", type=whole(0), default=0, help="optimizer step, for annealed block sizes (default: 0)")
     made.add_argument("--png", type=path_argument, metavar="FILE", help="write an image instead of text")
     return made
 
 
 def job_of(words: Sequence[str]) -> tuple[str, Job, bool]:
-    """(layout, job, was config= given) of the free arguments. Raises ``ConfigError``."""
+    """Return (layout, job, whether config= was given) from the positional arguments. Raises ``ConfigError``."""
     layout, config, overrides = "", None, []
     for word in words:
         name, equals, text = word.partition("=")
         if not equals:
             if layout:
-                raise ConfigError(f"argument {word}: one layout at a time, {layout} was named already")
+                raise ConfigError(f"argument {word}: one layout at a time, {layout} is given already")
             layout = "ar" if word == "mmu" else word
         elif name == "config":
             config = text
@@ -111,16 +106,16 @@ def job_of(words: Sequence[str]) -> tuple[str, Job, bool]:
     return layout, job, config is not None
 
 
-def knobs(layout: str, job: Job, step: int) -> str:
-    """The settings that shape this layout, in words."""
+def describe_settings(layout: str, job: Job, step: int) -> str:
+    """Describe the settings that this layout depends on."""
     text, blocks = job.text_diffusion, job.block_diffusion
     if layout == "robot":
         return f"act_step {job.act_step}, {job.model.vla.num_view} camera(s)"
     if layout == "ar":
         return "next-token prediction"
-    views = "complementary views" if blocks.complementary_mask else "one view"
+    copies = "complementary copies" if blocks.complementary_mask else "one copy"
     if layout == "mdm":
-        size = f"the answer is one block, continued to a multiple of {job.text_mdm.canvas_multiple}"
+        size = f"the answer is one block, padded to a multiple of {job.text_mdm.canvas_multiple}"
     elif layout == "actions":
         size = f"blocks of {blocks.action_block_size}"
     elif blocks.elastic_block_enabled:
@@ -130,33 +125,32 @@ def knobs(layout: str, job: Job, step: int) -> str:
         size = f"blocks of {now} (step {step}; growing to {blocks.block_size} in {blocks.anneal_steps} steps)"
     else:
         size = f"blocks of {blocks.block_size}"
-    return f"{size}, {views}, {text.prediction}"
+    return f"{size}, {copies}, {text.prediction}"
 
 
 def as_text(layout: Layout) -> str:
-    """``Rule.draw`` with what each slot holds and predicts beside it."""
+    """Return ``Rule.draw`` followed, in each row, by the slot's span, token and targets."""
     sequence = layout.sequence
     header, *lines = sequence.rule.draw(sequence.slots).split("\n")
     span_of = [name for name, span in layout.spans for _ in range(len(span))]
     wide, high = max(map(len, layout.names)), max(map(len, span_of))
-    told = [header]
+    rows = [header]
     for slot, line in enumerate(lines):
-        readings = ", ".join(f"{r.target} x{r.weight:.3g}" for r in layout.readings.get(slot, []))
-        right = f"{span_of[slot]:{high}}  {layout.names[slot]:{wide}}" + (f"  -> {readings}" if readings else "")
-        told.append(f"{line}   {right}".rstrip())
-    return "\n".join(told)
+        targets = ", ".join(f"{t.token} x{t.weight:.3g}" for t in layout.targets.get(slot, []))
+        right = f"{span_of[slot]:{high}}  {layout.names[slot]:{wide}}" + (f"  -> {targets}" if targets else "")
+        rows.append(f"{line}   {right}".rstrip())
+    return "\n".join(rows)
 
 
 def save(path: Path, layout: Layout, title: str, note: str) -> None:
-    """The file appears complete or not at all."""
+    """Write the drawing to ``path``, complete or not at all. Raises ``ValueError``."""
     if path.suffix.lower() != ".png" or path.is_dir():
         raise ValueError(f"--png {path}: expected the name of a .png file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.tmp")
-        image = draw_mask(layout, title, note).quantize(128, dither=Image.Dither.NONE)  # flat colours: a third
-        image.save(unfinished, format="PNG", optimize=True)
-        os.replace(unfinished, path)
+        temporary = path.with_name(f".{path.name}.tmp")
+        draw_mask(layout, title, note).savefig(temporary, format="png")
+        os.replace(temporary, path)
     except OSError as error:
         raise ValueError(f"--png {path}: cannot be written ({reason_of(error)})") from error
 
@@ -172,15 +166,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.instruction, options.codes, options.system, options.patches, options.question, answers,
             options.padding,
         )  # fmt: skip
-        layout = lay_out(name, job, sizes, SampleRng(options.seed, options.step))
+        layout = build_layout(name, job, sizes, SampleRng(options.seed, options.step))
         count = layout.sequence.ids.shape[1]
         if options.png is None and count > WIDEST_TEXT:
-            raise ValueError(f"{count} slots are too many for text; draw an image with --png FILE, or take fewer")
+            raise ValueError(
+                f"{count} slots are too many for text; write an image with --png FILE, or reduce the sizes"
+            )
         if count > LARGEST_IMAGE:
-            raise ValueError(f"{count} slots are too many for an image, which has room for {LARGEST_IMAGE}")
-        title = f"{name}: {knobs(name, job, options.step)}"
+            raise ValueError(f"{count} slots are too many for an image; at most {LARGEST_IMAGE} are drawn")
+        title = f"{name}: {describe_settings(name, job, options.step)}"
         if options.png is not None:
-            save(options.png, layout, title, "" if configured else "Small sizes, to be looked at.")
+            save(options.png, layout, title, "" if configured else "Sizes are reduced for display.")
     except ValueError as error:
         print(f"show_mask: {error}", file=sys.stderr)
         return 2
@@ -188,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{title}; {count} slots, written to {options.png}")
         return 0
     print(title)
-    print("a row is a query: # sees that column, · does not; the last word of a line is predicted there, x its weight")
+    print("a row is a query: # attends to that column, · does not; behind -> are the slot's targets, x their weights")
     print(as_text(layout))
     return 0
 

@@ -1,4 +1,4 @@
-"""One real training step and one real prediction with the embedded models: is everything in place on this machine?
+"""Run one training step and one prediction with the embedded models, to check the installation.
 
 python scripts/smoke_upvla_minimal.py --dataset-path ./dummy_data/calvin_processed_training
 """
@@ -23,15 +23,15 @@ from training.future_view_prediction_w_action_dataset import DataProvider
 
 DESCRIPTION = """\
 Runs the training script for one step on bundled data with the embedded models (config/debug_*_1step.yaml, the same
-code as a full run), prints the losses, loads the checkpoint it wrote, acts once on a frame of the data, and ends with
-smoke_ok=True. Takes under a minute on two CPU cores; exits with 1 where something is wrong."""
+code as a full run), prints the losses, loads the checkpoint, predicts actions for one frame of the data, and ends with
+smoke_ok=True. Takes under a minute on two CPU cores; exits with 1 if a result is wrong."""
 ROOT = Path(__file__).resolve().parents[1]
 LOSSES = ("image/loss", "action/loss", "text/loss", "action_bd/loss", "total/loss")
 NAMES = {"ar": "arvla", "mdm": "mdmvla", "bd": "bdvla"}
 
 
 def train_one_step(objective: str, dataset: Path, output_dir: Path, overrides: Sequence[str]) -> dict[str, float]:
-    """The losses of the step, as the run itself recorded them."""
+    """Train one step; return the losses that the run logged."""
     argv = [
         f"config={ROOT / 'config' / f'debug_{NAMES[objective]}_1step.yaml'}",
         f"dataset.params.train_pre_shards_path_or_url={dataset}",
@@ -46,7 +46,7 @@ def train_one_step(objective: str, dataset: Path, output_dir: Path, overrides: S
 
 
 def act_once(dataset: Path, output_dir: Path) -> list[int]:
-    """Shape of the chunk with which the checkpoint answers a frame of the data."""
+    """Return the shape of the action chunk that the checkpoint predicts for a frame of the data."""
     policy = UPVLAPolicy.from_config(output_dir / "config.yaml", checkpoint=output_dir / "checkpoint-1")
     spec = policy.spec
     sample = DataProvider(dataset, act_step=spec.act_step, resolution=spec.resolution, num_view=spec.num_view)[0]
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         help="robot demonstrations: folder with dataset_info.json (default: the bundled ones)",
     )
     made.add_argument("--objective", choices=tuple(NAMES), default="ar", help="text objective (default: ar)")
-    made.add_argument("--output-dir", type=path_argument, help="keep the run here (default: a folder that is removed)")
+    made.add_argument("--output-dir", type=path_argument, help="folder of the run (default: a temporary folder)")
     made.add_argument("overrides", nargs="*", metavar="section.key=value", help="further configuration keys")
     return made
 

@@ -1,4 +1,4 @@
-"""One Markdown table out of several offline evaluations.
+"""Print a Markdown table of several offline evaluations.
 
 python scripts/summarize_offline_eval_json.py --inputs results/ar.json results/mdm.json
 """
@@ -34,7 +34,7 @@ COLUMNS = {
 
 
 def read(path: Path) -> dict[str, Any]:
-    """One result file, with the metrics that a row needs."""
+    """Read a result file. Raises ``ValueError`` or ``FileNotFoundError`` if it lacks the metrics of a row."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -44,7 +44,7 @@ def read(path: Path) -> dict[str, Any]:
     overall = content.get("overall") if isinstance(content, dict) else None
     missing = [name for name in COLUMNS if not isinstance(overall, dict) or name not in overall]
     if missing:
-        raise ValueError(f"{path} is no offline evaluation: overall.{missing[0]} is missing")
+        raise ValueError(f"{path} is not an offline evaluation: overall.{missing[0]} is missing")
     return dict(content)
 
 
@@ -56,7 +56,7 @@ def overall_table(named: Sequence[tuple[str, dict[str, Any]]]) -> str:
 
 
 def task_table(named: Sequence[tuple[str, dict[str, Any]]], metric: str) -> str:
-    """`metric` of every task; a dash where an evaluation has no sample of it."""
+    """Return a table of ``metric`` by task, with a dash for a task without samples."""
     tasks = sorted({task for _, content in named for task in content.get("per_task", {})})
     rows = [
         (task, *(_figure(content.get("per_task", {}).get(task, {}).get(metric)) for _, content in named))
@@ -65,18 +65,18 @@ def task_table(named: Sequence[tuple[str, dict[str, Any]]], metric: str) -> str:
     return markdown_table((f"{COLUMNS[metric]} per task", *(name for name, _ in named)), rows)
 
 
-ASKED = ("dataset_root", "split", "start_only", "stride", "max_samples", "action_key", "clip_action")
-"""Settings that say what was asked. Errors of other frames or other numbers are not comparable."""
+COMPARABLE = ("dataset_root", "split", "start_only", "stride", "max_samples", "action_key", "clip_action")
+"""Settings that must be equal: errors on other frames or other actions are not comparable."""
 
 
 def differences(named: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """A note on every setting of ``ASKED`` in which the evaluations differ."""
+    """Return a note for every setting of ``COMPARABLE`` in which the evaluations differ."""
     notes = []
-    for key in ASKED:
-        held = {name: content.get("settings", {}).get(key) for name, content in named}
-        if len({json.dumps(value) for value in held.values()}) > 1:
-            told = ", ".join(f"{value} in {name}" for name, value in held.items())
-            notes.append(f"Note: {key} differs ({told}): these rows are not comparable.")
+    for key in COMPARABLE:
+        values = {name: content.get("settings", {}).get(key) for name, content in named}
+        if len({json.dumps(value) for value in values.values()}) > 1:
+            text = ", ".join(f"{value} in {name}" for name, value in values.items())
+            notes.append(f"Note: {key} differs ({text}): these rows are not comparable.")
     return notes
 
 
@@ -87,7 +87,7 @@ def _figure(value: float | None) -> str:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """File names without ending; with their folder where two files share a name."""
+    """Return file names without suffix, with their folder if two files share a name."""
     stems = [path.stem for path in paths]
     return [path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}/{path.stem}" for path in paths]
 

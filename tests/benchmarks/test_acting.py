@@ -12,7 +12,7 @@ import torch
 from transformers import PhiConfig
 
 from benchmarks import offline, policy, text_generation
-from benchmarks.sizes import SIZES
+from benchmarks.harness.problems import SIZES
 from models.vision.magvitv2 import Tower
 from tests.benchmarks.naive_acting import Naive
 
@@ -50,7 +50,7 @@ def run(name: str, out: Path) -> dict:
     return json.loads(out.read_text(encoding="utf-8"))
 
 
-def test_a_policy_call_is_compared_counted_and_written_down(small, tmp_path):
+def test_a_policy_call_is_compared_counted_and_recorded(small, tmp_path):
     record = run("policy", tmp_path / "policy.json")
     assert record["same"]["actions"] < 1e-5
     assert record["same"]["share_of_codes"] == 0
@@ -60,27 +60,27 @@ def test_a_policy_call_is_compared_counted_and_written_down(small, tmp_path):
 
 
 @pytest.mark.slow  # makes a token cache
-def test_offline_evaluation_is_compared_and_written_down(small, tmp_path):
+def test_offline_evaluation_is_compared_and_recorded(small, tmp_path):
     record = run("offline", tmp_path / "offline.json")
     assert record["same"]["original"]["samples"] == record["same"]["token cache"]["samples"] == 2
     assert record["same"]["original"]["mae_all"] == pytest.approx(record["same"]["pictures"]["mae_all"], rel=1e-4)
     assert record["gflop_a_sample"]["pictures"] > record["gflop_a_sample"]["token cache"] > 0
 
 
-def test_answers_are_compared_and_written_down(small, tmp_path):
+def test_answers_are_compared_and_recorded(small, tmp_path):
     record = run("text_generation", tmp_path / "text.json")
     found = record["results"]
     assert {name: one["words"] for name, one in found.items()} == {"ar": 4, "bd": 4, "mdm": 4}
     assert (found["ar"]["forwards"], found["bd"]["forwards"], found["mdm"]["forwards"]) == (4, 2, 1)
 
 
-def test_ways_that_say_or_do_something_else_are_not_timed(small, tmp_path, monkeypatch):
+def test_ways_with_other_results_are_not_timed(small, tmp_path, monkeypatch):
     act, answer = Naive.rollout_step, Naive.answer
     monkeypatch.setattr(Naive, "rollout_step", lambda self, *seen: (act(self, *seen)[0] + 0.01, *act(self, *seen)[1:]))
     with pytest.raises(SystemExit, match=r"do not compute the same: actions differ by 0\.01"):
         run("policy", tmp_path / "never.json")
     monkeypatch.setattr(Naive, "answer", lambda self, *asked: [*answer(self, *asked)[:-1], 7])
-    with pytest.raises(SystemExit, match="ar: the two do not say the same"):
+    with pytest.raises(SystemExit, match="ar: the two answers differ"):
         run("text_generation", tmp_path / "never.json")
     assert not (tmp_path / "never.json").exists()
 
@@ -125,7 +125,7 @@ def test_at_the_originals_size_answers_come_five_times_as_fast(tmp_path):
 
 
 def test_the_reference_pads_and_projects_everything(small):
-    from benchmarks.sizes import image_tokenizer, language_model
+    from benchmarks.harness.problems import image_tokenizer, language_model
     from tests.benchmarks.naive_step import slow_model
 
     built = language_model(SMALL)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.closed_loop import PARTS, WAYS, Played, main, refuse_differences
+from benchmarks.closed_loop import PARTS, WAYS, Run, check_records, main
 from policy_rollout.closed_loop.runner import ChainRecord
 
 
-def test_every_way_plays_the_same_chains_and_says_what_they_cost(tmp_path: Path) -> None:
+def test_every_way_runs_the_same_chains_and_its_cost_is_recorded(tmp_path: Path) -> None:
     main(["--chains", "2", "--steps", "12", "--rounds", "1", "--out", str(tmp_path / "out.json")])
     found = json.loads((tmp_path / "out.json").read_text())
     assert list(found["results"]) == list(WAYS)
@@ -25,15 +25,15 @@ def test_every_way_plays_the_same_chains_and_says_what_they_cost(tmp_path: Path)
 
 
 def test_ways_with_other_outcomes_are_not_compared() -> None:
-    one = Played(dict.fromkeys(PARTS, 1.0), 1.0, 0.0, 1.0, [ChainRecord(0, ("a",), 0, (9,))])
+    one = Run(dict.fromkeys(PARTS, 1.0), 1.0, 0.0, 1.0, [ChainRecord(0, ("a",), 0, (9,))])
     other = replace(one, records=[ChainRecord(0, ("a",), 1, (9,))])
-    assert refuse_differences({"original": other, "lazy": one, "batched": one}) == 1
+    assert check_records({"original": other, "lazy": one, "batched": one}) == 1
     with pytest.raises(SystemExit, match="batched gives other records"):
-        refuse_differences({"lazy": one, "batched": other})
+        check_records({"lazy": one, "batched": other})
 
 
-def test_two_cores_are_kept_busy_by_no_less_than_half_of_all_and_by_the_process_of_the_policy() -> None:
+def test_two_cores_take_half_of_all_time_or_that_of_the_busiest_process() -> None:
     parts = dict.fromkeys(PARTS, 1.0)
-    assert Played(parts, 5.0, 0.0, 9.0, []).two_cores == 5.0, "one process alone"
-    assert Played(parts, 3.5, 0.0, 9.0, []).two_cores == 3.5
-    assert Played(parts, 1.0, 0.0, 9.0, []).two_cores == 2.5
+    assert Run(parts, 5.0, 0.0, 9.0, []).two_cores == 5.0, "one process alone"
+    assert Run(parts, 3.5, 0.0, 9.0, []).two_cores == 3.5
+    assert Run(parts, 1.0, 0.0, 9.0, []).two_cores == 2.5

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import desk_reports, text_decoding
-from benchmarks.desk_reports import QUESTIONS, Recipe, sample, trained
+from benchmarks import text_decoding
+from benchmarks.harness import desk_reports
+from benchmarks.harness.desk_reports import QUESTIONS, Recipe, load_or_train, sample
+from benchmarks.harness.timing import Spread
 from benchmarks.text_decoding import Quality, headline
-from benchmarks.timing import Spread
 
 TINY = "--steps 2 --hidden 32 --layers 1 --batch 2 --held-out 3 --timed 2 --rounds 1 --thresholds 1,0.5 --batches 1,2"
 
@@ -23,26 +24,26 @@ def test_held_out_desks_are_in_no_training_report() -> None:
     assert {one.question for one in new} == set(QUESTIONS)
 
 
-def test_an_image_says_what_the_answer_says() -> None:
+def test_the_patches_determine_the_answer() -> None:
     one = sample(5, held_out=False)
     assert torch.equal(one.patches, sample(5, held_out=False).patches)
     for thing, patch in enumerate(one.patches):
         ends = desk_reports.THINGS[thing][1]
-        alike = [float((patch - desk_reports._look(thing, state)).norm()) for state in range(len(ends))]
+        alike = [float((patch - desk_reports._feature(thing, state)).norm()) for state in range(len(ends))]
         assert alike.index(min(alike)) == one.desk[thing]
         if thing in QUESTIONS[one.question]:
             assert ends[one.desk[thing]] in one.answer
 
 
-def test_a_kept_model_is_used_again_and_another_recipe_is_not(tmp_path: Path) -> None:
+def test_a_stored_model_is_loaded_and_another_recipe_is_trained(tmp_path: Path) -> None:
     steps: list[float] = []
     recipe = Recipe("bd", 4, 1.0, hidden=32, layers=1, steps=2, batch=2, learning_rate=1e-3)
-    first = trained(recipe, tmp_path / "bd", steps.append)
-    again = trained(recipe, tmp_path / "bd", steps.append)
+    first = load_or_train(recipe, tmp_path / "bd", steps.append)
+    again = load_or_train(recipe, tmp_path / "bd", steps.append)
     assert len(steps) == 2
     for ours, theirs in zip(first.built.model.parameters(), again.built.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    trained(
+    load_or_train(
         Recipe("bd", 4, 1.0, hidden=32, layers=1, steps=3, batch=2, learning_rate=1e-3), tmp_path / "bd", steps.append
     )
     assert len(steps) == 5

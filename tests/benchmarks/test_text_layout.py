@@ -94,7 +94,7 @@ def test_the_command_writes_its_figures_with_their_circumstances(tmp_path: Path)
     assert found["same"]["loss_difference"] < 1e-5
     assert found["times_faster"]["count"] == 2
     assert found["memory_mb"]["package"]["peak"] > found["memory_mb"]["package"]["before"] > 0
-    assert [file.name for file in out.parent.iterdir()] == ["layout.json"], "nothing unfinished is left"
+    assert [file.name for file in out.parent.iterdir()] == ["layout.json"], "no temporary file is left"
 
 
 def test_a_prefix_that_cannot_hold_the_image_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Figures that are compared are measured alike."""
+"""Variants that are compared are measured alike."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.memory import peak_of
-from benchmarks.timing import Lap, Spread, alternate, ratio
+from benchmarks.harness.memory import peak_of
+from benchmarks.harness.timing import Lap, Spread, Timings, alternate
 
 CPU = torch.device("cpu")
 
@@ -21,16 +21,16 @@ def test_variants_take_turns_and_the_order_turns_around() -> None:
     assert calls == ["a", "b", "a", "b", "b", "a"]
 
 
-def test_a_neighbours_time_is_not_counted() -> None:
-    laps = alternate({"sleeping": lambda: time.sleep(0.05)}, rounds=1, device=CPU, warmup=0)["sleeping"]
+def test_time_of_other_processes_is_not_counted() -> None:
+    laps = alternate({"sleeping": lambda: time.sleep(0.05)}, rounds=1, device=CPU, warmup=0).laps["sleeping"]
     assert laps[0].wall > 0.05
     assert laps[0].cpu < 0.02
 
 
 def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
-    slow, fast = [Lap(2, 9), Lap(30, 9), Lap(4, 9)], [Lap(1, 1), Lap(10, 1), Lap(1, 1)]
-    assert ratio(slow, fast, "cpu") == Spread(3.0, 2.5, 3.5, 3)
-    assert ratio(slow, fast, "wall").median == 9
+    laps = {"slow": [Lap(2, 9), Lap(30, 9), Lap(4, 9)], "fast": [Lap(1, 1), Lap(10, 1), Lap(1, 1)]}
+    assert Timings(laps, "cpu").ratio("slow", "fast") == Spread(3.0, 2.5, 3.5, 3)
+    assert Timings(laps, "wall").ratio("slow", "fast").median == 9
 
 
 def holding(settings: Mapping[str, Any], device: torch.device) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""A comparison that nobody trained: runs on disk and results with known answers."""
+"""An invented comparison: runs on disk and results with known answers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scripts.comparison.judge import Actions, HeldOut, Judged, Question, Speed, Words
-from scripts.comparison.plan import Budget, Plan
-from scripts.comparison.report import Findings
-from scripts.comparison.verdicts import first_steps
+from scripts.objective_comparison.evaluate import ActionResult, HeldOut, Question, RunResult, Speed, TextResult
+from scripts.objective_comparison.pairwise import first_steps
+from scripts.objective_comparison.plan import Budget, Plan
+from scripts.objective_comparison.report import Findings
 
 QUESTIONS = 60
 STEPS = 40
@@ -19,21 +19,21 @@ STEPS = 40
 
 def held_out() -> HeldOut:
     """Half "What colour is the ball?", half "Where is the red toy?"; two answers each, in equal shares."""
-    asked = [
+    held_out = [
         ("What colour is the ball?", "The ball is red."),
         ("What colour is the ball?", "The ball is blue."),
         ("Where is the red toy?", "The red toy is in the top left corner."),
         ("Where is the red toy?", "The red toy is in the top right corner."),
     ]
-    questions = tuple(Question(*asked[i % 4], image=i % 3) for i in range(QUESTIONS))
+    questions = tuple(Question(*held_out[i % 4], image=i % 3) for i in range(QUESTIONS))
     return HeldOut(questions, torch.arange(3.0)[:, None, None].expand(3, 4, 2))
 
 
-def judged(share_right: float, nats: float, mae: float, seed: int = 0) -> Judged:
+def results(share_right: float, nats: float, mae: float, seed: int = 0) -> RunResult:
     """Right in the first ``share_right`` of the questions; guessing with another image."""
     rng = np.random.default_rng(seed)
     right = [i < share_right * QUESTIONS for i in range(QUESTIONS)]
-    words = Words(
+    words = TextResult(
         exact=right,
         said=["so"] * QUESTIONS,
         right_tokens=[8 if r else 4 for r in right],
@@ -45,7 +45,7 @@ def judged(share_right: float, nats: float, mae: float, seed: int = 0) -> Judged
     )
     keys = ("mae_all", "rmse_all", "mae_pos", "mae_rot", "mae_gripper", "gripper_sign_acc")
     overall = {"samples": 20, "steps": 200, **dict.fromkeys(keys, mae)}
-    return Judged(words, Actions(overall, list(mae + 0.01 * rng.normal(size=12)), [10] * 12))
+    return RunResult(words, ActionResult(overall, list(mae + 0.01 * rng.normal(size=12)), [10] * 12))
 
 
 def write_curves(plan: Plan, image_loss_of_bd: float = 8.5) -> None:
@@ -76,13 +76,13 @@ def findings(
     speed = Speed([0.1, 0.2, 0.3], [0.05] * 3, tokens=30, forwards=15)
     return Findings(
         plan=plan,
-        asked=held_out(),
+        held_out=held_out(),
         kinds=["colour" if i % 4 < 2 else "place" for i in range(QUESTIONS)],
-        judged={name: [judged(*of, 0.2, seed) for seed in seeds] for name, of in worth.items()},
-        blind={name: [judged(0.2, 2.0, 0.2, seed) for seed in seeds] for name in worth} if blind else {},
+        results={name: [results(*of, 0.2, seed) for seed in seeds] for name, of in worth.items()},
+        blind={name: [results(0.2, 2.0, 0.2, seed) for seed in seeds] for name in worth} if blind else {},
         speeds=dict.fromkeys(worth, speed),
         first=first_steps(plan.runs),
-        mean_action={"samples": 20, "steps": 200, **judged(0, 0, 0.25).actions.overall},
+        mean_action={"samples": 20, "steps": 200, **results(0, 0, 0.25).actions.overall},
         notes=["`bd` has help."],
         command="python -m scripts.compare_objectives",
         machine="a test",

@@ -11,11 +11,11 @@ from PIL import Image
 from common.folder_lock import hold
 from config.load import load_job, to_yaml
 from scripts import compare_objectives
-from scripts.comparison import plan as plans
-from scripts.comparison.plan import (
+from scripts.objective_comparison import plan as plans
+from scripts.objective_comparison.plan import (
     Budget,
     Plan,
-    going_on_from,
+    overrides_from_run,
     read_curve,
     read_objectives,
     read_seeds,
@@ -46,12 +46,12 @@ def test_the_runs_of_a_plan_differ_in_objective_seed_and_images_alone(tmp_path: 
 
 
 def test_a_folder_refuses_runs_of_another_budget_and_takes_more_seeds(tmp_path: Path) -> None:
-    plan_of(tmp_path).settle()
-    plan_of(tmp_path, seeds=(0, 1), objectives=("bd",), blind=True).settle()
+    plan_of(tmp_path).write_or_check()
+    plan_of(tmp_path, seeds=(0, 1), objectives=("bd",), blind=True).write_or_check()
     with pytest.raises(ValueError, match=r"steps 8 \(now 9\).*another --output-dir"):
-        plan_of(tmp_path, budget=Budget(steps=9)).settle()
+        plan_of(tmp_path, budget=Budget(steps=9)).write_or_check()
     with pytest.raises(ValueError, match="overrides"):
-        plan_of(tmp_path, budget=Budget(steps=8, overrides=("training.mmu_coeff=2",))).settle()
+        plan_of(tmp_path, budget=Budget(steps=8, overrides=("training.mmu_coeff=2",))).write_or_check()
 
 
 def test_blank_conversations_say_the_same_about_an_image_of_nothing(tmp_path: Path) -> None:
@@ -75,10 +75,10 @@ def test_a_curve_of_a_resumed_run_has_the_last_word_on_every_step(tmp_path: Path
 @pytest.mark.parametrize(
     ("read", "text", "says"),
     [
-        (read_objectives, "ar,bf", "'bf' is none; choose from ar, mdm, bd"),
-        (read_objectives, "ar,ar", "each once"),
+        (read_objectives, "ar,bf", "'bf' is unknown; choose from ar, mdm, bd"),
+        (read_objectives, "ar,ar", "each may be given only once"),
         (read_seeds, "0,x", "expected whole numbers"),
-        (read_seeds, "-1", "start at 0"),
+        (read_seeds, "-1", "at least 0"),
     ],
 )
 def test_a_mistaken_list_is_told_in_a_line(read: object, text: str, says: str) -> None:
@@ -102,12 +102,12 @@ def test_going_on_from_a_run_takes_its_model_tokenizer_and_data_and_names_what_i
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(FileNotFoundError, match=r"--from-run .*config\.yaml"):
-        going_on_from(tmp_path / "run/checkpoint-5")
+        overrides_from_run(tmp_path / "run/checkpoint-5")
     (tmp_path / "run/checkpoint-5").mkdir(parents=True)
     (tmp_path / "run/config.yaml").touch()
     embedded = load_job([f"config={ROOT}/config/tiny_arvla.yaml"], None)
     monkeypatch.setattr(plans, "load_job", lambda argv, objective: embedded)
-    begun = going_on_from(tmp_path / "run/checkpoint-5")
+    begun = overrides_from_run(tmp_path / "run/checkpoint-5")
     assert f"model.showo.pretrained_model_path={tmp_path}/run/checkpoint-5" in begun
     assert "model.showo.llm_model_path=assets/tiny_phi" in begun
     assert "model.vq_model.vq_model_name=assets/tiny_magvit" in begun
@@ -122,11 +122,11 @@ def test_runs_that_were_trained_with_other_settings_and_blank_images_of_other_da
     run.folder.mkdir(parents=True)
     job = load_job(run.command(plan.budget, plan.blank_data)[2:], None)
     (run.folder / "config.yaml").write_text(to_yaml(job), encoding="utf-8")
-    plan.settle()
+    plan.write_or_check()
     job.training.mmu_coeff += 1
     (run.folder / "config.yaml").write_text(to_yaml(job), encoding="utf-8")
     with pytest.raises(ValueError, match=r"training\.mmu_coeff=6\.0, now it is 5\.0"):
-        plan.settle()
+        plan.write_or_check()
     write_blank_images(ROOT / "dummy_data/llava_validation", tmp_path / "blank")
     write_blank_images(ROOT / "dummy_data/llava", tmp_path / "blank")
     blank, source = (

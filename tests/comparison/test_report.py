@@ -11,15 +11,24 @@ import pytest
 from PIL import Image
 
 from policy_rollout.paired import pair_of
-from scripts.comparison.figure import smooth
-from scripts.comparison.report import write_report
-from scripts.comparison.verdicts import ACTION, EXACT, NATS, Verdict, drawing_error, interval, needs_image, verdicts
-from tests.comparison.invented import findings, judged
+from scripts.objective_comparison.figure import smooth
+from scripts.objective_comparison.pairwise import (
+    ACTION,
+    EXACT,
+    NATS,
+    PairResult,
+    compare_pairs,
+    drawing_error,
+    image_gain,
+    interval,
+)
+from scripts.objective_comparison.report import write_report
+from tests.comparison.invented import findings, results
 
 
 def test_a_clear_difference_is_told_and_an_unclear_one_is_not_claimed(tmp_path: Path) -> None:
     found = findings(tmp_path)
-    told = {(v.first, v.second, v.measure): v for v in verdicts(found.judged)}
+    told = {(v.first, v.second, v.metric): v for v in compare_pairs(found.results)}
     assert told["bd", "ar", EXACT].words == "bd is better"
     assert told["bd", "ar", NATS].words == "bd is better"  # fewer nats
     assert told["bd", "ar", NATS].probability_better == 1.0
@@ -53,8 +62,8 @@ def test_closed_loops_are_told_where_they_were_played_and_only_there(tmp_path: P
     assert "Closed loop" not in write_report(found)[0].read_text()
     found = findings(tmp_path / "with")
     played = {"ar": [0, 1] * 20, "mdm": [1, 0] * 20, "bd": [2, 3] * 20}
-    judged_too = {name: [replace(runs[0], chains=played[name])] for name, runs in found.judged.items()}
-    paths = write_report(replace(found, judged=judged_too))
+    judged_too = {name: [replace(runs[0], chains=played[name])] for name, runs in found.results.items()}
+    paths = write_report(replace(found, results=judged_too))
     text = paths[0].read_text()
     assert "| bd | 2.50 [" in text
     assert "| bd − ar | tasks in a row | +2.000 [" in text
@@ -78,7 +87,7 @@ def test_a_first_step_that_differs_is_said_loudly(tmp_path: Path) -> None:
     found = findings(tmp_path, image_loss_of_bd=8.500001)
     assert not found.first[0].identical
     text = write_report(found)[0].read_text()
-    assert "the switch touched more than the text loss" in text
+    assert "the objective changed more than the text loss" in text
     assert "differ by 1e-06" in text
 
 
@@ -86,27 +95,27 @@ def test_blind_runs_and_several_seeds_are_reported(tmp_path: Path) -> None:
     found = findings(tmp_path, seeds=(0, 1), blind=True)
     text = write_report(found)[0].read_text()
     assert "exact, trained blind" in text
-    assert "one trained and asked with blank images" in text
+    assert "a model trained and evaluated with blank images" in text
     assert "the 2 seeds are resampled together" in text
     assert len(found.first) == 2
 
 
 def test_a_rate_of_one_run_never_has_an_interval_of_no_width() -> None:
-    everything = interval(EXACT, [judged(1.0, 0.1, 0.2)])
+    everything = interval(EXACT, [results(1.0, 0.1, 0.2)])
     assert everything.point == 1.0
     assert everything.low < 0.96
 
 
 def test_the_error_of_drawing_falls_with_the_number_of_questions_and_of_runs() -> None:
-    one = drawing_error([judged(0.5, 0.5, 0.2)])
+    one = drawing_error([results(0.5, 0.5, 0.2)])
     assert one == pytest.approx((60 * 0.01) ** 0.5 / 480)
-    assert drawing_error([judged(0.5, 0.5, 0.2)] * 4) == pytest.approx(one / 2)
+    assert drawing_error([results(0.5, 0.5, 0.2)] * 4) == pytest.approx(one / 2)
 
 
 def test_a_model_that_is_right_with_any_image_does_not_show_to_need_one() -> None:
-    guessing = judged(0.5, 0.5, 0.2)
+    guessing = results(0.5, 0.5, 0.2)
     guessing = replace(guessing, words=replace(guessing.words, exact_shuffled=guessing.words.exact))
-    assert not needs_image([guessing]).clear
+    assert not image_gain([guessing]).clear
 
 
 def test_smoothing_is_the_mean_of_the_last_values() -> None:
@@ -114,9 +123,9 @@ def test_smoothing_is_the_mean_of_the_last_values() -> None:
 
 
 def test_a_handful_of_items_answers_nothing_however_sure_the_bootstrap_is() -> None:
-    def verdict(items: int) -> Verdict:
-        return Verdict(EXACT, pair_of("bd", "ar", np.ones((1, items)), np.zeros((1, items))))
+    def pair(items: int) -> PairResult:
+        return PairResult(EXACT, pair_of("bd", "ar", np.ones((1, items)), np.zeros((1, items))))
 
-    assert verdict(5).difference.clear
-    assert verdict(5).words == "these data cannot tell"
-    assert verdict(6).words == "bd is better"
+    assert pair(5).difference.clear
+    assert pair(5).words == "these data cannot tell"
+    assert pair(6).words == "bd is better"

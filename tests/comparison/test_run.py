@@ -20,7 +20,7 @@ from models.text_metrics import NATS
 from policy_rollout.benchmarks.offline import list_samples
 from policy_rollout.policies.upvla import ConstantPolicy
 from scripts import compare_objectives
-from scripts.comparison.judge import HeldOut, judge_actions, judge_words, kinds_of, read_held_out
+from scripts.objective_comparison.evaluate import HeldOut, evaluate_actions, evaluate_text, kinds_of, read_held_out
 from training.data.calvin import CalvinSplit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,16 +42,16 @@ def few_questions(tmp_path: Path) -> Path:
 def test_every_question_is_answered_measured_and_asked_with_another_image(few_questions: Path) -> None:
     job = load_job([f"config={ROOT}/config/tiny_arvla.yaml", "max_new_tokens=4"], "ar")
     torch.manual_seed(0)
-    built, asked = build(job), read_held_out(job, few_questions)
+    built, held_out = build(job), read_held_out(job, few_questions)
     done: list[int] = []
     with torch.no_grad():
-        words = judge_words(built, job, asked, done.append)
+        words = evaluate_text(built, job, held_out, done.append)
     assert sum(done) == 3 * QUESTIONS  # answers, answers with other images, likelihoods
     assert {len(getattr(words, name)) for name in vars(words)} == {QUESTIONS}
     assert not any(words.exact)  # it knows nothing
     assert all(nats > tokens for nats, tokens in zip(words.nats, words.tokens, strict=True))
-    assert words.tokens == [len(truth) for truth in map(answer_ids(built), asked.questions)]
-    assert set(kinds_of(asked)) <= {"colour", "shape", "place", "corner", "count", "list"}
+    assert words.tokens == [len(truth) for truth in map(answer_ids(built), held_out.questions)]
+    assert set(kinds_of(held_out)) <= {"colour", "shape", "place", "corner", "count", "list"}
 
 
 def answer_ids(built: object) -> object:
@@ -63,12 +63,12 @@ def test_a_perfect_memory_of_the_answers_is_judged_perfect(
 ) -> None:
     """The judge's arithmetic, with a decoder that says the truth of the image it is shown."""
     from models.decoding.generate import DecodingStats, Generation
-    from scripts.comparison import judge
+    from scripts.objective_comparison import evaluate
 
     job = load_job([f"config={ROOT}/config/tiny_arvla.yaml"], "ar")
-    asked = read_held_out(job, few_questions)
+    held_out = read_held_out(job, few_questions)
     built = build(job)
-    known = [(q.text, asked.patches[q.image], q.answer) for q in asked.questions]
+    known = [(q.text, held_out.patches[q.image], q.answer) for q in held_out.questions]
 
     def remember(text: str, patches: torch.Tensor) -> str:
         return next((a for t, seen, a in known if t == text and torch.equal(seen, patches)), "I cannot know.")
@@ -78,30 +78,32 @@ def test_a_perfect_memory_of_the_answers_is_judged_perfect(
     ) -> Generation:
         said = [remember(*pair) for pair in zip(texts, patches, strict=True)]
         ids = [[*built.prompter.words(f" {answer}"), built.prompter.vocab.eos] for answer in said]
-        return Generation(said, ids, DecodingStats(1, 1, 0.1, 0.1), [text == asked.questions[0].text for text in texts])
+        return Generation(
+            said, ids, DecodingStats(1, 1, 0.1, 0.1), [text == held_out.questions[0].text for text in texts]
+        )
 
-    monkeypatch.setattr(judge, "generate", say)
+    monkeypatch.setattr(evaluate, "generate", say)
     with torch.no_grad():
-        words = judge_words(built, job, asked, lambda _: None)
+        words = evaluate_text(built, job, held_out, lambda _: None)
     assert all(words.exact)
     assert words.right_tokens == words.tokens
     assert not any(words.exact_shuffled)
-    assert words.cut == [q.text == asked.questions[0].text for q in asked.questions]
+    assert words.cut == [q.text == held_out.questions[0].text for q in held_out.questions]
 
 
 def test_questions_that_are_not_bundled_have_no_kind() -> None:
-    from scripts.comparison.judge import Question
+    from scripts.objective_comparison.evaluate import Question
 
     assert kinds_of(HeldOut((Question("Why?", "Because.", 0),), torch.zeros(1, 2, 2))) == ["all"]
 
 
 def test_actions_are_judged_by_stretches_that_add_up_to_all_frames() -> None:
     split = CalvinSplit(ROOT / "dummy_data/calvin/validation")
-    judged = judge_actions(ConstantPolicy([0.0] * 7, act_step=10), split)  # type: ignore[arg-type]
-    assert sum(judged.steps) == judged.overall["steps"]
-    assert len(judged.errors) >= len(list_samples(split.annotations, 10)) // 10
-    weighted = sum(e * s for e, s in zip(judged.errors, judged.steps, strict=True)) / sum(judged.steps)
-    assert weighted == pytest.approx(judged.overall["mae_all"], rel=1e-5)
+    results = evaluate_actions(ConstantPolicy([0.0] * 7, act_step=10), split)  # type: ignore[arg-type]
+    assert sum(results.steps) == results.overall["steps"]
+    assert len(results.errors) >= len(list_samples(split.annotations, 10)) // 10
+    weighted = sum(e * s for e, s in zip(results.errors, results.steps, strict=True)) / sum(results.steps)
+    assert weighted == pytest.approx(results.overall["mae_all"], rel=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["ar", "bd"])
@@ -110,15 +112,15 @@ def test_the_nats_of_all_questions_together_are_what_validation_measures(few_que
     name = {"ar": "tiny_arvla", "bd": "tiny_bdvla"}[objective]
     job = load_job([f"config={ROOT}/config/{name}.yaml", "max_new_tokens=2"], objective)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    built, asked = build(job), read_held_out(job, few_questions)
+    built, held_out = build(job), read_held_out(job, few_questions)
     with torch.no_grad():
-        words = judge_words(built, job, asked, lambda _: None)
-        pairs = [built.prompter.conversation([(HUMAN, q.text), (ASSISTANT, q.answer)]) for q in asked.questions]
+        words = evaluate_text(built, job, held_out, lambda _: None)
+        pairs = [built.prompter.conversation([(HUMAN, q.text), (ASSISTANT, q.answer)]) for q in held_out.questions]
         turn = TextTurn.of_rows(
             [c.ids for c in pairs],
             [c.answer for c in pairs],
             built.prompter.vocab.pad,
-            asked.patches_of(asked.questions),
+            held_out.patches_of(held_out.questions),
         )
         measured = evaluate_text_likelihood(built.model, built.prompter, text_objective(job), turn, draws=16)
     ours = sum(words.nats) / sum(words.tokens)

@@ -10,15 +10,13 @@ from omegaconf import OmegaConf
 
 from scripts import generate_text
 from tests.parity.flows import upstream_settings
-from tests.parity.where import parity_dir
 
 pytestmark = pytest.mark.parity
 
 
 def test_an_original_checkpoint_answers_through_its_model_yaml(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    parity: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parity = parity_dir()
     settings = upstream_settings(parity)
     showo = {
         "tuned_model_path": str(parity / "ckpt" / "upvla_run"),

@@ -84,7 +84,7 @@ def test_a_token_cache_of_another_tokenizer_or_for_a_baseline_is_refused(split_d
     assert evaluate(split_dir, "--model-config", str(model), "--token-cache", str(tmp_path / "caches")) == 2
     assert "made by a tokenizer of other weights (other)" in capsys.readouterr().err
     assert evaluate(split_dir, "--baseline", "zero", "--token-cache", str(tmp_path / "caches")) == 2
-    assert "a baseline looks at nothing" in capsys.readouterr().err
+    assert "a baseline reads no images" in capsys.readouterr().err
 
 
 def make_folder(path: Path) -> Path:
@@ -227,7 +227,7 @@ def test_files_of_the_same_name_are_told_apart_by_their_folder(tmp_path):
 def test_a_file_that_is_no_result_is_named(tmp_path, capsys):
     (tmp_path / "x.json").write_text('{"overall": {}}')
     assert summarize.main(["--inputs", str(tmp_path / "x.json")]) == 2
-    assert "x.json is no offline evaluation" in capsys.readouterr().err
+    assert "x.json is not an offline evaluation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["eval_upvla_offline_actions", "summarize_offline_eval_json"])

@@ -1,4 +1,4 @@
-"""`scripts/generate_text.py`: questions about images, asked of a saved model."""
+"""`scripts/generate_text.py`: a saved model answers questions about images."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rich.console import Console
 from config.files import PROJECT_DIR
 from models.decoding import Progress
 from models.processing.text import Prompter, load_tokenizer, vocabulary_of
+from policy_rollout.text_generation.generate_cli import StreamingPrinter
+from policy_rollout.text_generation.trace import FRESH, MASKED, SETTLED, Recorder, Step, Token, lines_of, printable
+from policy_rollout.text_generation.trace_animation import Panel, draw_frames
 from scripts import generate_text
-from scripts.answer_trace import FRESH, HIDDEN, SETTLED, Recorder, Step, Word, lines_of, printable
-from scripts.asking import StreamingPrinter
-from scripts.trace_picture import Panel, draw_frames
 from tests.scripts.saved_run import write_run
 from tests.tiny import tiny_model
 
@@ -63,7 +63,7 @@ def test_the_answer_and_its_cost_are_printed(
     assert question == "Which colour?  (red.png)"
     assert said == printable(answer["answer"]) != ""
     assert cost.startswith(f"{told['stats']['tokens']} tokens in {told['stats']['forwards']} forwards")
-    for figure in ("tokens per forward", "tokens/s", "first word after"):
+    for figure in ("tokens per forward", "tokens/s", "first token after"):
         assert figure in cost
 
 
@@ -123,12 +123,12 @@ def test_a_piped_trace_shows_each_forward_and_ends_in_the_answer(
     told = as_json(capsys, *base[:-2])
     assert len(steps) == told["stats"]["forwards"]
     assert all("[" in step and "\x1b" not in step for step in steps)
-    assert HIDDEN in steps[0]
+    assert MASKED in steps[0]
     assert lines[-2] == printable(told["answers"][0]["answer"])
 
 
-def words(prompter: Any, *steps: tuple[int, str, str]) -> list[Step]:
-    """Steps from (forwards, one letter a slot with _ for hidden, stars under fresh ones)."""
+def steps_of(prompter: Any, *steps: tuple[int, str, str]) -> list[Step]:
+    """Steps from (forwards, one letter a slot with _ for masked, stars under fresh ones)."""
     recorder, mask = Recorder(prompter, 1), 999_999
     for forwards, shown, fresh in steps:
         ids = [mask if c == "_" else prompter.tokenizer.convert_tokens_to_ids(c) for c in shown]
@@ -142,12 +142,12 @@ def test_a_letter_of_several_tokens_is_streamed_whole_and_nothing_is_printed_twi
     ids, mask = tokenizer("a caf\u00e9 \u73a9\u5177")["input_ids"], 999_999
     assert any("\ufffd" in tokenizer.decode([id_]) for id_ in ids)  # none of these alone is a letter
     paper, pieces = io.StringIO(), []
-    speaker = StreamingPrinter(Console(file=paper), trace=False, rows=1)
-    recorder = Recorder(prompter, 1, speaker.watch)
+    printer = StreamingPrinter(Console(file=paper), trace=False, rows=1)
+    recorder = Recorder(prompter, 1, printer.watch)
     for known in range(len(ids) + 1):
         recorder(Progress(known + 1, [[*ids[:known], *[mask] * (len(ids) - known)]], [[False] * len(ids)], mask))
         pieces.append(paper.getvalue())
-    speaker.close([prompter.decode(ids)])
+    printer.close([prompter.decode(ids)])
     assert paper.getvalue() == "a caf\u00e9 \u73a9\u5177\n"
     assert len(set(pieces)) > 3  # as it comes
     assert not any("\ufffd" in piece for piece in pieces)
@@ -155,18 +155,18 @@ def test_a_letter_of_several_tokens_is_streamed_whole_and_nothing_is_printed_twi
 
 def test_the_recorder_remembers_in_which_forward_a_word_came(tmp_path: Path) -> None:
     _, prompter = tiny_model(tmp_path)
-    steps = words(prompter, (1, "_b_", " * "), (2, "ab_", "*  "), (4, "abc", "  *"))
-    assert [[word.born for word in step.rows[0]] for step in steps] == [[None, 1, None], [2, 1, None], [2, 1, 4]]
-    assert [str(line) for line in lines_of(steps[1], coloured=False)] == ["forward   2  [a]b ▁"]
-    assert [word.fresh for word in steps[2].rows[0]] == [False, False, True]
+    steps = steps_of(prompter, (1, "_b_", " * "), (2, "ab_", "*  "), (4, "abc", "  *"))
+    assert [[token.forward for token in step.rows[0]] for step in steps] == [[None, 1, None], [2, 1, None], [2, 1, 4]]
+    assert [str(line) for line in lines_of(steps[1], colored=False)] == ["forward   2  [a]b ▁"]
+    assert [token.fresh for token in steps[2].rows[0]] == [False, False, True]
 
 
-def test_in_a_terminal_new_words_stand_out_and_hidden_ones_are_dim(tmp_path: Path) -> None:
+def test_in_a_terminal_new_words_stand_out_and_masked_ones_are_dim(tmp_path: Path) -> None:
     _, prompter = tiny_model(tmp_path)
-    (line,) = lines_of(words(prompter, (1, "b__", "*  "), (2, "ba_", " * "))[1], coloured=True)
-    looks = {str(line)[span.start : span.end].strip(): str(span.style) for span in line.spans}
+    (line,) = lines_of(steps_of(prompter, (1, "b__", "*  "), (2, "ba_", " * "))[1], colored=True)
+    styles = {str(line)[span.start : span.end].strip(): str(span.style) for span in line.spans}
     assert str(line).startswith("forward   2")
-    assert (looks["b"], looks["a"], looks[HIDDEN]) == (SETTLED, FRESH, "dim")
+    assert (styles["b"], styles["a"], styles[MASKED]) == (SETTLED, FRESH, "dim")
     assert str(line.style) == ""  # nothing that every word would inherit
 
 
@@ -180,7 +180,7 @@ def test_nothing_is_shown_behind_a_settled_end(tmp_path: Path) -> None:
     recorder = Recorder(prompter, 1)
     ids = [prompter.tokenizer.convert_tokens_to_ids(t) for t in ("a", end)]
     recorder(Progress(1, [[*ids, 999_999]], [[True, True, False]], 999_999))
-    assert [word.text for word in recorder.steps[0].rows[0]] == ["a", "⏹"]
+    assert [token.text for token in recorder.steps[0].rows[0]] == ["a", "⏹"]
 
 
 def test_the_animation_has_an_image_for_every_forward_and_nothing_moves(
@@ -193,8 +193,8 @@ def test_the_animation_has_an_image_for_every_forward_and_nothing_moves(
         assert animation.n_frames >= told["stats"]["forwards"]  # type: ignore[attr-defined]
         assert animation.size[0] > 600
     assert [path.name for path in file.parent.iterdir()] == ["answer.gif"]
-    step = Step(1, 0.1, [[Word(" a", 1, True), Word(HIDDEN, None, False)]])
-    later = Step(2, 0.2, [[Word(" a", 1, False), Word(" bigger", 2, True)]])
+    step = Step(1, 0.1, [[Token(" a", 1, True), Token(MASKED, None, False)]])
+    later = Step(2, 0.2, [[Token(" a", 1, False), Token(" bigger", 2, True)]])
     frames = draw_frames([Panel(images / "red.png", "Which?")], [step, later], "bd")
     assert len(frames) == 1 + 2 + 1
     assert len({frame.size for frame in frames}) == 1

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from PIL import Image
 
 from config.schema import Job
+from models.mask_drawing import EMPTY, LAYOUTS, Layout, Sizes, build_layout, draw_mask
 from models.rng import SampleRng
-from scripts.mask_layouts import LAYOUTS, Layout, Sizes, lay_out
-from scripts.mask_picture import EMPTY, PAPER, draw_mask, page_of
 from scripts.show_mask import job_of, main
 
 
 def drawn(*words: str, sizes: Sizes | None = None, seed: int = 0) -> Layout:
     layout, job, _ = job_of(words)
-    return lay_out(layout, job, sizes or Sizes(), SampleRng(seed))
+    return build_layout(layout, job, sizes or Sizes(), SampleRng(seed))
 
 
 def span(layout: Layout, name: str) -> list[str]:
@@ -37,14 +39,17 @@ def test_text_is_the_rules_own_drawing_with_names_beside_it(layout: str, capsys:
 
 
 @pytest.mark.parametrize("words", [("bd",), ("robot",), ("actions", "act_step=1"), ("mdm",)])
-def test_in_the_image_a_square_is_coloured_exactly_where_attention_is_allowed(words: tuple[str, ...]) -> None:
+def test_in_the_image_a_square_is_colored_exactly_where_attention_is_allowed(words: tuple[str, ...]) -> None:
     made = drawn(*words, sizes=Sizes(padding=1))
-    page, image = page_of(made), draw_mask(made, "title", "")
+    canvas = FigureCanvasAgg(draw_mask(made, "title", ""))
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())
+    empty = (255 * np.array(to_rgba(EMPTY))).round()
     mask = made.sequence.rule.dense(made.sequence.slots)[0, 0]
     for row, line in enumerate(mask.tolist()):
-        for column, seen in enumerate(line):
-            centre = (page.left + int((column + 0.5) * page.cell), page.top + int((row + 0.5) * page.cell))
-            assert (image.getpixel(centre) not in (EMPTY, PAPER)) == seen
+        for column, allowed in enumerate(line):
+            x, y = canvas.figure.axes[0].transData.transform((column, row))
+            assert (pixels[len(pixels) - 1 - round(y), round(x)] != empty).any() == allowed
 
 
 def test_robot_flow_has_both_cameras_and_its_padding_on_the_left() -> None:
@@ -55,20 +60,20 @@ def test_robot_flow_has_both_cameras_and_its_padding_on_the_left() -> None:
     assert len(span(made, "<|lvg|>")) == 3
 
 
-def test_views_hide_complementary_words_and_every_word_is_predicted() -> None:
+def test_noisy_copies_mask_complementary_tokens_and_every_token_is_predicted() -> None:
     made = drawn("bd", "block_diffusion.block_size=3", sizes=Sizes(answers=(5, 2)))
     words = ["a1", "a2", "a3", "a4", "a5", "eos", "b1", "b2", "eos"]
-    for one, other, word in zip(span(made, "view 1"), span(made, "view 2"), words, strict=True):
+    for one, other, word in zip(span(made, "noisy copy 1"), span(made, "noisy copy 2"), words, strict=True):
         assert {one, other} == {"▁", word}
-    predicted = [reading.target for readings in made.readings.values() for reading in readings]
+    predicted = [target.token for targets in made.targets.values() for target in targets]
     assert sorted(set(predicted)) == sorted(set(words))
 
 
 def test_shift_reads_a_token_from_the_slot_before_it_and_aligned_from_its_own() -> None:
     shift, aligned = drawn("ar"), drawn("mdm", "text_diffusion.prediction=aligned")
     at = {name: slot for slot, name in enumerate(shift.names)}
-    assert all(at[readings[0].target] == slot + 1 for slot, readings in shift.readings.items())
-    assert all(aligned.names[slot] == "▁" for slot in aligned.readings)
+    assert all(at[targets[0].token] == slot + 1 for slot, targets in shift.targets.items())
+    assert all(aligned.names[slot] == "▁" for slot in aligned.targets)
 
 
 def test_elastic_blocks_are_drawn_by_the_seed() -> None:
@@ -89,7 +94,7 @@ def test_the_title_tells_the_block_size_that_an_annealed_run_has_in_that_step(
         assert main([*annealed, "--step", str(step)]) == 0
         assert capsys.readouterr().out.startswith(f"bd: blocks of {size} (step {step}; growing to 4 in 10 steps)")
         layout, job, _ = job_of(annealed)
-        starts = lay_out(layout, job, Sizes(), SampleRng(0, step)).sequence.slots.start[0].tolist()
+        starts = build_layout(layout, job, Sizes(), SampleRng(0, step)).sequence.slots.start[0].tolist()
         assert starts.count(max(starts)) == 2 * size  # in both views
 
 
@@ -101,14 +106,15 @@ def test_a_question_is_named_so_without_an_image_too() -> None:
 
 def test_without_a_layout_the_configuration_decides(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config=config/bdvla_action_tuning.yaml", "--answer", "3", "--patches", "0"]) == 0
-    assert capsys.readouterr().out.startswith("bd: blocks of 32, complementary views, shift")
+    assert capsys.readouterr().out.startswith("bd: blocks of 32, complementary copies, shift")
 
 
 def test_a_real_size_is_drawn_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "deep" / "mask.png"
     assert main(["bd", "--answer", "40", "--patches", "144", "--png", str(file)]) == 0
     assert str(file) in capsys.readouterr().out
-    assert min(Image.open(file).size) > 400
+    with Image.open(file) as image:
+        assert min(image.size) > 400
     assert [path.name for path in file.parent.iterdir()] == ["mask.png"]
 
 
@@ -137,5 +143,5 @@ def test_a_mistake_is_told_in_one_line(argv: list[str], said: str, capsys: pytes
 
 
 def test_a_layout_leaves_the_defaults_of_jobs_alone() -> None:
-    lay_out("actions", Job(), Sizes(), SampleRng())
+    build_layout("actions", Job(), Sizes(), SampleRng())
     assert Job().block_diffusion.action_enabled is False

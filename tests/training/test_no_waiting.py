@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.sizes import SIZES
-from benchmarks.step_problem import Problem, problem
+from benchmarks.harness.problems import SIZES, Problem, problem
 from config.schema import Augment, Objective
 from models.losses import SumAndCount
 from models.rng import SampleRng

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.sizes import SIZES
-from benchmarks.step_problem import made_up
+from benchmarks.harness.problems import SIZES, made_up_batch
 from training.data.batch import CoBatch
 from training.prefetch import images, prefetch_to_device, sent
 
@@ -14,7 +13,7 @@ META = torch.device("meta")
 
 
 def batch() -> CoBatch:
-    return made_up(SIZES["cpu"], rows=2)
+    return made_up_batch(SIZES["cpu"], rows=2)
 
 
 def test_without_a_gpu_batches_are_handed_over_as_they_are() -> None:

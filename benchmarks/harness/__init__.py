@@ -1,0 +1,1 @@
+"""Shared parts of all benchmarks: timing, memory, command line and results, and the problems that are measured."""

@@ -1,0 +1,1 @@
+"""Train and evaluate the three text objectives alike; ``python -m scripts.compare_objectives`` runs it."""

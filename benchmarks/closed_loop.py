@@ -28,7 +28,7 @@ from benchmarks.timed_desk import ORACLE, PHYSICS, PICTURES, Clock, TimedDesk
 from benchmarks.timing import Spread
 from common.arguments import path_argument, whole
 from common.command import run_command
-from config.load import load_job
+from config.loading import load_job
 from models.checkpoint import build
 from models.magvit import load_magvit
 from policy_rollout import records

@@ -28,7 +28,7 @@ from benchmarks.sizes import SIZES, bearable, image_tokenizer, language_model
 from benchmarks.timing import Spread, lap
 from common.arguments import real, whole
 from common.command import run_command
-from config.load import load_job
+from config.loading import load_job
 from models.checkpoint import build
 from models.magvit import load_magvit
 from policy_rollout.acting import ACTION_SIZE, Observation, Policy

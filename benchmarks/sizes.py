@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, PhiConfig, Qwen3Config
 
-from config.files import PROJECT_DIR
+from common.paths import PROJECT_DIR
 from models.checkpoint import Built
 from models.images import ClipImageSpec
 from models.magvit import RELEASED_DECODER, RELEASED_ENCODER, MagVITv2, Tower

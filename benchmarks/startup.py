@@ -20,7 +20,7 @@ from tqdm import tqdm
 from benchmarks.record import ROOT, arguments, parser, write
 from benchmarks.timing import Spread
 from common.command import run_command
-from config.load import load_job
+from config.loading import load_job
 from models.checkpoint import build, save_folder
 
 NAME = "startup"
@@ -44,7 +44,6 @@ stage("python")
 TRAINING = """
 import torch
 stage("import torch")
-from config.load import load_job
 from training.run import open_run
 from training.setup import setup
 from training.step import bundle

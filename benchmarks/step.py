@@ -21,7 +21,7 @@ from benchmarks.memory import peak_of
 from benchmarks.record import arguments, chosen_objectives, parser, write
 from benchmarks.timing import Lap, Spread, alternate, clock_of, lap, ratio
 from common.command import run_command
-from config.load import ConfigError, load_job
+from config.loading import ConfigError, load_job
 from config.schema import Job
 from models.draws import Draws
 from models.upvla import Losses

@@ -33,7 +33,7 @@ from common.launcher_errors import report_error
 from common.paths import expand_home
 from common.process_rank import ProcessRank as Place
 from common.process_rank import process_rank as place_in
-from config.values import ConfigError
+from config.parsing import ConfigError
 from policy_rollout import records
 from policy_rollout.acting import require_same_convention
 from policy_rollout.benchmarks.base import Benchmark, find_benchmark

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from common.arguments import path_argument
 from common.command import run_command
-from config.load import load_job
+from config.loading import load_job
 from models.images import clip_pixels
 from models.vision import ClipTower, load_clip
 from preprocess_data.shard_work import (

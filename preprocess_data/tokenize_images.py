@@ -25,7 +25,7 @@ from tqdm import tqdm
 from common.arguments import path_argument, real, whole
 from common.command import run_command
 from common.os_errors import reason_of
-from config.load import load_job
+from config.loading import load_job
 from models.images import normalise
 from models.magvit import CODEBOOK_SIZE, MagVITv2, load_magvit
 from preprocess_data.frame_sources import Source, open_source

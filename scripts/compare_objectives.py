@@ -28,7 +28,7 @@ if str(ROOT) not in sys.path:
 from common.arguments import path_argument, real, whole  # noqa: E402
 from common.command import run_command  # noqa: E402
 from common.folder_lock import hold  # noqa: E402
-from config.load import ConfigError, load_job  # noqa: E402
+from config.loading import ConfigError, load_job  # noqa: E402
 from config.schema import Job  # noqa: E402
 from scripts.comparison.plan import (  # noqa: E402
     CONFIGS,

@@ -36,7 +36,7 @@ from common.atomic_file import replace_text  # noqa: E402
 from common.command import run_command  # noqa: E402
 from common.folder_lock import hold  # noqa: E402
 from config.identity import difference, settings_in, settings_of  # noqa: E402
-from config.load import ConfigError, load_job  # noqa: E402
+from config.loading import ConfigError, load_job  # noqa: E402
 from config.schema import Job  # noqa: E402
 from models.checkpoint import build  # noqa: E402
 from models.magvit import load_magvit  # noqa: E402

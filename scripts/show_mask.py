@@ -19,10 +19,9 @@ from PIL import Image
 from common.arguments import path_argument, whole
 from common.command import run_command
 from common.os_errors import reason_of
-from config import files
-from config.build import build, new_tree
+from config.loading import find, read_into
+from config.parsing import ConfigError, build, new_tree
 from config.schema import Job
-from config.values import ConfigError
 from models.draws import Draws, generator
 from models.objectives.schedules import block_sizes
 from scripts.mask_layouts import LAYOUTS, Layout, Sizes, lay_out
@@ -104,7 +103,7 @@ def job_of(words: Sequence[str]) -> tuple[str, Job, bool]:
         for name, text in SMALL.items():
             tree.set(name, text, "default of this script")
     else:
-        files.read_into(tree, files.find(config))
+        read_into(tree, find(config))
     for name, text in overrides:
         tree.set(name, text, "command line")
     job = build(tree)

@@ -20,7 +20,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 import train_upvla
 from common.arguments import path_argument
 from common.command import run_command
-from config.values import ConfigError
+from config.parsing import ConfigError
 from policy_rollout.policy import ACTION_SIZE, Observation, UPVLAPolicy
 from training.future_view_prediction_w_action_dataset import DataProvider
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from config.parsing import shown
 from config.schema import Job, LoRA
-from config.values import shown
 from models.backbones import Backbone
 from models.upvla import UPVLA
 from models.weights import write_safetensors

@@ -32,7 +32,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from common.housekeeping import remove, retire
-from config.load import ConfigError
+from config.loading import ConfigError
 from config.schema import Job
 from models.checkpoint import WEIGHTS_FILE
 from models.folders import is_copy, model_files

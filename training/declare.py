@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from common.robot import CAMERAS, by_view
-from config.build import get, put
+from config.parsing import get, put
 from config.schema import Job
 from models.actions import ActionScale
 from models.upvla import UPVLA

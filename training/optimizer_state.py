@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from config.load import ConfigError
+from config.loading import ConfigError
+from config.parsing import shown
 from config.schema import Job
-from config.values import shown
 from training.manifest import Checkpoint
 from training.optim import group_names
 from training.processes import describe

@@ -23,7 +23,7 @@ from common.atomic_file import replace_text
 from common.environment import environment
 from common.folder_lock import hold
 from common.os_errors import reason_of
-from config.load import ConfigError, to_yaml
+from config.loading import ConfigError, to_yaml
 from config.schema import Job
 from models.objectives import text_objective
 from training.agreement import Ranks, is_lost_process

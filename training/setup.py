@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from common.process_rank import process_rank
-from config.load import ConfigError
+from config.loading import ConfigError
 from config.schema import Job
 from models.backbones import FLEX
 from models.checkpoint import Built, build, load_folder, require_same_words, save_folder, text_settings

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from common.arguments import path_argument, whole
+from common.paths import PROJECT_DIR
 from common.text import check_text
-from config.files import PROJECT_DIR
 from policy_rollout.acting import ActionConvention, Policy
 from policy_rollout.model_yaml import load_model_yaml
 from policy_rollout.robot.pace import RealClock

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save as save_safetensors
 
-from config.load import load_job
+from config.loading import load_job
 from models.checkpoint import load_folder, save_folder
 from models.images import ClipImageSpec
 from models.magvit import load_magvit

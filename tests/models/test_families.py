@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from config.load import load_job
+from config.loading import load_job
 from config.schema import Job
 from models.checkpoint import Built, build, load_folder, save_folder
 from models.decoding.stream import CleanStream, prompt_sequence

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from config.load import load_job
+from config.loading import load_job
 from models.checkpoint import build, load_folder, save_folder
 from models.robot_reader import RobotReader
 from models.weights import write_safetensors

@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PhiConfig, PreTrainedTokenizerFast, Qwen3Config
 
-from config.files import CONFIG_DIR, PROJECT_DIR
-from config.load import load_job
+from common.paths import CONFIG_DIR, PROJECT_DIR
+from config.loading import load_job
 from config.schema import MMU_INDEX, ROBOT_INDEX
 from models.checkpoint import build
 from models.tokens import SPECIAL_TOKENS

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from config.files import PROJECT_DIR
-from config.load import load_job
-from config.values import ConfigError
+from common.paths import PROJECT_DIR
+from config.loading import load_job
+from config.parsing import ConfigError
 from models.checkpoint import load_folder
 from models.decoding import ActionDecoding
 from models.magvit import load_magvit

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from config.files import PROJECT_DIR
+from common.paths import PROJECT_DIR
 from models.decoding import Progress
 from models.prompting import Prompter, load_tokenizer, vocabulary_of
 from scripts import generate_text

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from config.load import ConfigError
+from config.loading import ConfigError
 from models.image_file import READING
 from models.images import clip_pixels
 from models.vision import load_clip

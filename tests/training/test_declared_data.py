@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config.load import ConfigError, load_job
+from config.loading import ConfigError, load_job
 from models.checkpoint import load_folder
 from models.spec import ModelSpec
 from policy_rollout.acting import Observation

@@ -12,8 +12,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import CLIPVisionConfig
 
-from config.files import presets
-from config.load import load_job
+from config.cli_help import presets
+from config.loading import load_job
 from models.checkpoint import build
 from models.images import ClipImageSpec
 from models.magvit import RELEASED_DECODER, RELEASED_ENCODER, MagVITv2

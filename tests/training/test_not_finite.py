@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from config.load import ConfigError
+from config.loading import ConfigError
 from models.checkpoint import build, load_folder, save_folder
 from models.magvit import load_magvit
 from models.vision import load_clip

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train_upvla
-from config.load import ConfigError
+from config.loading import ConfigError
 from models.checkpoint import load_folder
 from models.decoding import Decoding, generate
 from models.prompting import load_tokenizer

@@ -105,18 +105,12 @@ class Key:
                 result = _convert(value, option)
             except ValueError:
                 continue
-            self._check_bounds(result)
-            return result
+            numbers = [n for n in (result if isinstance(result, list) else [result]) if type(n) in (int, float)]
+            bounds = [(name, within) for name, (_, within) in BOUNDS.items() if name in self.metadata]
+            if all(within(number, self.metadata[name]) for name, within in bounds for number in numbers):
+                return result
+            break
         raise ValueError
-
-    def _check_bounds(self, value: Any) -> None:
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, bool) or not isinstance(number, int | float):
-                continue
-            if not all(
-                within(number, self.metadata[name]) for name, (_, within) in BOUNDS.items() if name in self.metadata
-            ):
-                raise ValueError
 
 
 @cache

@@ -325,7 +325,7 @@ class LoRA:
     )
     train_fully: list[str] = field(
         ["projector.*", "action_head.*"],
-        "parameters (* matches anything) that are trained in full beside the adapters; all others are frozen",
+        "parameters (* matches anything) that are trained in full with the adapters; all others are frozen",
     )
 
 

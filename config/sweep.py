@@ -33,7 +33,7 @@ from config.identity import difference, settings_in, settings_of
 from config.loading import USAGE, load_job, to_yaml
 from config.parsing import ConfigError, keys, shown
 from config.schema import Job, Objective
-from config.sweep_worker import LOG, Sweep, digest, forward_sigterm, name_of, read_record, run_job, run_one
+from config.sweep_worker import LOG, Run, digest, execute, forward_sigterm, name_of, read_record, run_job
 
 FLAGS = ("-m", "--multirun")
 LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
@@ -91,22 +91,14 @@ def sweep(argv: Sequence[str] | None, objective: Objective | None) -> None:
         )
     request = take_apart(argv)
     combinations = expand(request)
-    jobs = {name_of(values): _load(request, values, objective) for values in combinations}
-    folder = _folder(request, next(iter(jobs.values())))
-    settings = Sweep(
-        fixed=tuple(request.fixed),
-        folder=str(folder),
-        launch=tuple(os.path.expanduser(word) for word in shlex.split(request.launch)),
-        digests={name: digest(to_yaml(job)) for name, job in jobs.items()},
-        scripts={name: SCRIPTS[job.training.text_objective] for name, job in jobs.items()},
-    )
-    for name, job in jobs.items():
-        _require_same_settings(folder / name, job)
+    jobs = [_load(request, values, objective) for values in combinations]
+    folder = _folder(request, jobs[0])
+    runs = [_plan(request, values, job, folder) for values, job in zip(combinations, jobs, strict=True)]
     try:
         with hold(folder, "a sweep", "experiment.output_dir="):
-            print(f"sweep of {len(jobs)} runs over {', '.join(request.names) or 'nothing'}: {folder}", flush=True)
-            _run_all(request, settings, combinations)
-            failed = write_table(folder, combinations)
+            print(f"sweep of {len(runs)} runs over {', '.join(request.names) or 'nothing'}: {folder}", flush=True)
+            _execute_all(request, runs, folder)
+            failed = write_table(folder, runs)
     except FolderBusy as error:
         raise ConfigError(str(error)) from error
     except OSError as error:
@@ -147,7 +139,7 @@ def take_apart(argv: Sequence[str]) -> Request:
 
 
 def expand(request: Request) -> list[list[str]]:
-    """Return every combination of the swept values, as `key=value` texts; the last key varies fastest."""
+    """Return every combination of the swept values, typed as for a single run; the last key varies fastest."""
     from hydra.errors import HydraException
 
     choices = []
@@ -156,7 +148,9 @@ def expand(request: Request) -> list[list[str]]:
             override = _override(argument)
             if not override.is_discrete_sweep():
                 raise ConfigError(f"--multirun: {shown(argument)}: expected a list of values, choice() or range()")
-            choices.append([f"{override.get_key_element()}={text}" for text in override.sweep_string_iterator()])
+            choices.append(
+                [_typed(f"{override.get_key_element()}={text}") for text in override.sweep_string_iterator()]
+            )
         except HydraException as error:
             raise ConfigError(f"--multirun: {str(error).splitlines()[0]}") from None
     return [list(values) for values in itertools.product(*choices)]
@@ -179,7 +173,7 @@ def _load(request: Request, values: Sequence[str], objective: Objective | None) 
     # If the objective is swept, each run is started by its own script; otherwise it has to be that of this script.
     any_objective = bool({"config", "training.text_objective"} & set(request.names))
     try:
-        return load_job([*request.fixed, *map(_typed, values)], None if any_objective else objective)
+        return load_job([*request.fixed, *values], None if any_objective else objective)
     except ConfigError as error:
         run = f" (in the run {shown(' '.join(values))})" if values else ""
         raise ConfigError(f"{error}{run}; no run of the sweep was started") from None
@@ -194,9 +188,10 @@ def _folder(request: Request, first: Job) -> Path:
     return (output if given else output.with_name(f"{output.name}_sweep")).absolute()
 
 
-def _require_same_settings(run: Path, job: Job) -> None:
-    """Raise ConfigError if the folder of a run holds one with other settings. It would be resumed, or its results would
-    be in this sweep's table."""
+def _plan(request: Request, values: Sequence[str], job: Job, folder: Path) -> Run:
+    """Return the run of one combination. Raises ConfigError if its folder holds a run of other settings: it would be
+    resumed, or its results would be in the table of this sweep."""
+    run = folder / name_of(values)
     settings = settings_in(run / "config.yaml")
     other = None if settings is None else difference(settings, settings_of(job))
     if other is not None:
@@ -204,24 +199,27 @@ def _require_same_settings(run: Path, job: Job) -> None:
             f"experiment.output_dir={run.parent}: the run {run.name} there was made with {other}; give another "
             "experiment.output_dir (or hydra.sweep.dir), or move the folder away; no run of the sweep was started"
         )
+    starter = [os.path.expanduser(word) for word in shlex.split(request.launch)] or [sys.executable]
+    script = str(PROJECT_DIR / SCRIPTS[job.training.text_objective])
+    command = (*starter, script, *request.fixed, *values, f"experiment.output_dir={run}")
+    return Run(tuple(values), run, command, digest(to_yaml(job)))
 
 
-def _run_all(request: Request, settings: Sweep, combinations: Sequence[Sequence[str]]) -> None:
-    runs = [[_typed(value) for value in values] for values in combinations]
+def _execute_all(request: Request, runs: Sequence[Run], folder: Path) -> None:
     if request.launcher.startswith("submitit"):
-        _submit(request, settings, runs)
+        _submit(request, runs, folder)
         return
     several = int(request.launcher_settings.get("n_jobs", -1)) if request.launcher == "joblib" else 1
     with forward_sigterm() as processes, ThreadPoolExecutor(several if several > 0 else os.cpu_count()) as pool:
         try:
-            list(pool.map(lambda run: 143 if processes.stopped else run_one(settings, run, processes), runs))
+            list(pool.map(lambda run: 143 if processes.stopped else execute(run, processes), runs))
         except KeyboardInterrupt:
             processes.stopped = True  # runs that are still waiting are not started
             raise
 
 
-def _submit(request: Request, settings: Sweep, runs: Sequence[Sequence[str]]) -> None:
-    """Run all combinations as one submitit job array and wait for it. Raises ConfigError if it cannot be submitted."""
+def _submit(request: Request, runs: Sequence[Run], folder: Path) -> None:
+    """Execute all runs as one submitit job array and wait for it. Raises ConfigError if it cannot be submitted."""
     import submitit
     from submitit.core.utils import FailedJobError
 
@@ -237,18 +235,18 @@ def _submit(request: Request, settings: Sweep, runs: Sequence[Sequence[str]]) ->
     path = os.pathsep.join(filter(None, [str(PROJECT_DIR), os.environ.get("PYTHONPATH")]))
     with environment({"PYTHONPATH": path}):
         try:
-            executor = submitit.AutoExecutor(f"{settings.folder}/.submitit/%j", cluster=cluster, **retries)
+            executor = submitit.AutoExecutor(f"{folder}/.submitit/%j", cluster=cluster, **retries)
             executor.update_parameters(**parameters)
-            jobs = executor.map_array(run_job, [settings] * len(runs), runs)
+            jobs = executor.map_array(run_job, runs)
         except (FailedJobError, NameError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"--multirun: {' '.join(str(error).split())[:400]}") from error
         for job in jobs:
             job.wait()
 
 
-def write_table(folder: Path, combinations: Sequence[Sequence[str]]) -> int:
+def write_table(folder: Path, runs: Sequence[Run]) -> int:
     """Write `sweep.json` and `sweep.md`, print the table, and return the number of failed runs."""
-    rows = [_row(folder, values) for values in combinations]
+    rows = [_row(run) for run in runs]
     text = _markdown(rows)
     replace_text(folder / "sweep.json", json.dumps(rows, indent=1) + "\n")
     replace_text(folder / "sweep.md", text)
@@ -263,19 +261,18 @@ def write_table(folder: Path, combinations: Sequence[Sequence[str]]) -> int:
     return len(failed)
 
 
-def _row(folder: Path, values: Sequence[str]) -> dict[str, Any]:
-    name = name_of(values)
-    record, metrics = read_record(folder / name), last_metrics(folder / name / METRICS)
+def _row(run: Run) -> dict[str, Any]:
+    record, metrics = read_record(run.folder), last_metrics(run.folder / METRICS)
     code = record.get("exit")
     return {
-        "overrides": {value.partition("=")[0]: value.partition("=")[2] for value in values},
+        "overrides": {value.partition("=")[0]: value.partition("=")[2] for value in run.values},
         "state": "done" if code == 0 else "not finished" if code is None else f"failed (exit {code})",
         "steps": int(metrics.pop("step", 0)),
         "seconds": record.get("seconds"),
         "metrics": metrics,
         "said": record.get("said", ""),
-        "name": name,
-        "folder": str(folder / name),
+        "name": run.folder.name,
+        "folder": str(run.folder),
     }
 
 

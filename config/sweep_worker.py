@@ -11,14 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.atomic_file import replace_text
-from common.paths import PROJECT_DIR
 
 RECORD = "sweep_run.json"
 LOG = "output.log"
@@ -26,14 +25,20 @@ MAX_NAME_LENGTH = 150
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """Settings of all runs of a sweep. By a run's name: the digest of its settings, and the script that starts it."""
+class Run:
+    """One run of a sweep.
 
-    fixed: tuple[str, ...]
-    folder: str
-    launch: tuple[str, ...]
-    digests: Mapping[str, str]
-    scripts: Mapping[str, str]
+    Attributes:
+        values: the swept `key=value` texts.
+        folder: the run's output folder.
+        command: the command that starts it.
+        settings: digest of its resolved configuration.
+    """
+
+    values: tuple[str, ...]
+    folder: Path
+    command: tuple[str, ...]
+    settings: str
 
 
 @dataclass
@@ -62,42 +67,39 @@ def forward_sigterm() -> Iterator[Processes]:
         raise SystemExit(143)
 
 
-def run_job(sweep: Sweep, values: Sequence[str]) -> int:
-    """Run one combination in a job of its own; see `run_one`."""
+def run_job(run: Run) -> int:
+    """Execute a run in a job of its own; see `execute`."""
     with forward_sigterm() as processes:
-        return run_one(sweep, values, processes)
+        return execute(run, processes)
 
 
-def run_one(sweep: Sweep, values: Sequence[str], processes: Processes) -> int:
-    """Run one combination unless an earlier sweep finished it, and return its exit code.
+def execute(run: Run, processes: Processes) -> int:
+    """Execute a run unless an earlier sweep finished it, and return its exit code.
 
-    Nothing is raised if its folder or a file cannot be written, because other runs follow.
+    A folder or file that cannot be written raises nothing, because other runs follow.
     """
-    name = name_of(values)
-    folder, settings = Path(sweep.folder) / name, sweep.digests[name]
+    name = run.folder.name
     try:
-        record = read_record(folder)
-        if record.get("exit") == 0 and record.get("settings") == settings:
+        record = read_record(run.folder)
+        if record.get("exit") == 0 and record.get("settings") == run.settings:
             print(f"[{name}] already finished", flush=True)
             return 0
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RECORD).unlink(missing_ok=True)
-        command = [*(sweep.launch or [sys.executable]), str(PROJECT_DIR / sweep.scripts[name])]
-        command += [*sweep.fixed, *values, f"experiment.output_dir={folder}"]
-        print(f"[{name}] {shlex.join(command)}", flush=True)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / RECORD).unlink(missing_ok=True)
+        print(f"[{name}] {shlex.join(run.command)}", flush=True)
         start = time.time()
-        code = _run_process(command, folder / LOG, processes)
-        if processes.stopped:  # without a record the run is resumed by the next sweep
+        code = _run_process(run.command, run.folder / LOG, processes)
+        if processes.stopped:  # without a record the next sweep resumes the run
             return code or 143
         record = {
             "exit": code,
             "seconds": round(time.time() - start, 1),
-            "settings": settings,
-            "overrides": list(values),
-            "command": command,
-            "said": _last_line(folder / LOG) if code else "",
+            "settings": run.settings,
+            "overrides": run.values,
+            "command": run.command,
+            "said": _last_line(run.folder / LOG) if code else "",
         }
-        replace_text(folder / RECORD, json.dumps(record, indent=1))
+        replace_text(run.folder / RECORD, json.dumps(record, indent=1))
     except OSError as error:
         print(f"[{name}] FAILED: {error}", flush=True)
         return 1

@@ -139,13 +139,36 @@ def test_configurations_and_presets_can_be_swept_too(argv: list[str], tmp_path: 
     assert started == ["train_blockdiff_vla.py"] * 2 + ["train_upvla.py"] * 2
 
 
-def test_a_swept_text_with_spaces_is_quoted_and_arrives_without_quotes() -> None:
+def test_a_swept_text_with_spaces_is_quoted_and_arrives_without_quotes(argv: list[str], tmp_path: Path) -> None:
     request = take_apart(["question='What is open?','Why?'", "experiment.name=a=b"])
     assert (request.swept, request.fixed) == (["question='What is open?','Why?'"], ["experiment.name=a=b"])
-    assert [name_of(values) for values in expand(request)] == [
-        name_of(["question='What is open?'"]),
-        name_of(["question='Why?'"]),
-    ]
+    assert expand(request) == [["question=What is open?"], ["question=Why?"]]
+    sweep([*argv, "training.seed=1", "question='What is open?','Why?'"], "ar")
+    logs = {path.read_text() for path in (tmp_path / "sweep").glob("*/output.log")}
+    assert logs == {"arguments What is open? None\n", "arguments Why? None\n"}
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_sigterm_stops_the_running_processes_and_the_next_sweep_continues(
+    argv: list[str], tmp_path: Path, launcher: str
+) -> None:
+    stub = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('waits'); time.sleep(60)"
+    (tmp_path / "stub.py").write_text(STUB + f"if (folder.parent.parent / 'wait').exists():\n    {stub}\n")
+    (tmp_path / "wait").touch()
+    swept = ["training.seed=1,2,3", f"hydra/launcher={launcher}", "hydra.launcher.n_jobs=2"]
+    command = [sys.executable, str(PROJECT_DIR / "train_upvla.py"), *argv, *swept]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT_DIR) as process:
+        assert process.stdout is not None
+        running = 1 if launcher == "basic" else 2
+        while running:
+            running -= process.stdout.readline().startswith("waits")
+        process.terminate()
+        assert process.wait(30) == 143
+    assert not (tmp_path / "sweep" / "seed=3").exists()
+    assert not list((tmp_path / "sweep").glob("*/sweep_run.json"))
+    (tmp_path / "wait").unlink()
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, cwd=PROJECT_DIR).returncode == 0
+    assert [row["state"] for row in rows(tmp_path / "sweep")] == ["done"] * 3
 
 
 def test_names_of_runs_are_short_safe_and_different() -> None:

@@ -8,7 +8,7 @@ Image and action losses are those of the other objectives; only what is learned 
 from __future__ import annotations
 
 from common.command import run_command
-from config.load import main_or_exit
+from config.loading import main_or_exit
 from train_upvla import main
 
 if __name__ == "__main__":

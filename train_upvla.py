@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from common.command import run_command
-from config.checks import require_start
-from config.load import load_job, main_or_exit
+from config.loading import load_job, main_or_exit
 from config.schema import Job, Objective
 from config.sweep import sweep, wants_sweep
+from config.validation import require_start
 
 
 def main(objective: Objective = "ar", argv: Sequence[str] | None = None) -> None:

@@ -50,7 +50,7 @@ from benchmarks.harness.timing import Spread
 from common.arguments import path_argument, whole
 from common.command import run_command
 from common.tables import markdown_table
-from config.load import load_job
+from config.loading import load_job
 from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit
 from policy_rollout.benchmarks.desk import DeskBenchmark

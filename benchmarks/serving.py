@@ -37,7 +37,7 @@ from benchmarks.harness.serving_clients import SENTENCES, image
 from benchmarks.harness.timing import Spread, lap
 from common.arguments import real, whole
 from common.command import run_command
-from config.load import load_job
+from config.loading import load_job
 from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit
 from policy_rollout.policies.interface import ACTION_SIZE, Observation, Policy

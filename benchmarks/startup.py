@@ -24,7 +24,7 @@ from tqdm import tqdm
 from benchmarks.harness.record import ROOT, Parser, write
 from benchmarks.harness.timing import Spread
 from common.command import run_command
-from config.load import load_job
+from config.loading import load_job
 from models.pretrained.model_io import build, save_folder
 
 CONFIG = ROOT / "config" / "tiny_bdvla.yaml"
@@ -40,7 +40,6 @@ stage("python")
 TRAINING = """
 import torch
 stage("import torch")
-from config.load import load_job
 from training.run import open_run
 from training.build import setup
 from training.batch_to_tasks import bundle

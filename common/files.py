@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+PROJECT_DIR = Path(__file__).resolve().parents[1]
+CONFIG_DIR = PROJECT_DIR / "config"
+
 
 # ---------------------------------------------------------------------------------------------------------------- write
 @contextmanager
@@ -151,3 +154,9 @@ def reason_of(error: OSError) -> str:
     """Return the system's text, or the error's own where a library raised it with a sentence and no number."""
     lines = str(error).strip().splitlines()
     return error.strerror or (lines[0] if lines else type(error).__name__)
+
+
+def display(path: Path) -> str:
+    """Return the path relative to the current folder if it lies in it, otherwise as it is."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

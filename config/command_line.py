@@ -1,32 +1,25 @@
 """The grammar of `key=value` command lines: training, evaluation and sweeps.
 
-A value is text as the shell passes it. Spaces, `=`, parentheses, commas and letters of any script stand for themselves,
-and one layer of quotes is removed. Prefixes of other grammars (`--key=`, `+key=`, `++key=`, `~key`) are refused.
+A value is text as the shell passes it. Spaces, `=`, parentheses, commas and letters of any script are literal, and one
+layer of quotes is removed. Prefixes of other grammars (`--key=`, `+key=`, `++key=`, `~key`) are refused.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
-from config.files import escape
-from config.values import ConfigError, Quoted, did_you_mean, parse_flow, shown
+from config.parsing import ConfigError, Quoted, did_you_mean, escape, parse_flow, shown
 
 PREFIXES = "-+~"
 
 
-def parse_arguments(argv: Sequence[str], known: Collection[str], usage: str) -> list[tuple[str, str]]:
-    """Return (key, text) for each argument, in order. Keys are not checked here; see `require_known`.
-
-    known: the keys that are suggested for an argument with a prefix. usage: what an argument has to look like.
-    Raises ConfigError.
-    """
-    return [parse_argument(argument, known, usage) for argument in argv]
-
-
 def parse_argument(argument: str, known: Collection[str], usage: str) -> tuple[str, str]:
-    """Return (key, text) of one argument. Raises ConfigError."""
+    """Return (key, text) of one argument; the key itself is not checked.
+
+    known: keys that are suggested for an argument with a prefix. usage: the form of an argument. Raises ConfigError.
+    """
     name, equals, text = (part.strip() for part in argument.partition("="))
     if any("\udc80" <= letter <= "\udcff" for letter in argument):  # undecodable bytes, as Python keeps them
         encoding = sys.getfilesystemencoding()
@@ -62,7 +55,7 @@ def hydra_quoted(text: str) -> str:
 
 
 def is_sweep(argument: str) -> bool:
-    """Return whether Hydra's parser reads several values in `key=value`; text that it cannot parse is one value."""
+    """Return True if Hydra's parser reads several values in `key=value`. Text that it cannot parse is one value."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

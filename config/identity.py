@@ -1,52 +1,91 @@
-"""Which settings a result was made with, so that a folder's results are not taken for those of other settings."""
+"""Identify the run of an output folder: by its settings, and by the command that writes to it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from config.load import to_yaml
-from config.schema import Job
+from common.files import CONFIG_DIR
+from config.cli_help import FRAGMENTS, OBJECTIVE_OF, SCRIPTS
+from config.loading import read_into, to_yaml
+from config.parsing import build, new_tree
+from config.schema import Framework, Job
 
-NO_PART = ("experiment.", "config_path", "mmu_image_root", "question", "max_new_tokens", "dataset.params.num_workers")
-"""Keys, or beginnings of keys, that what a run learns does not depend on."""
+WITHOUT_EFFECT = (
+    "experiment.",
+    "mmu_image_root",
+    "question",
+    "max_new_tokens",
+    "dataset.params.num_workers",
+)
+"""Keys, or prefixes of keys, that do not change what a run learns."""
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def settings_of(job: Job) -> dict[str, Any]:
-    """Return dotted key -> value of all settings that a run's result depends on."""
-    return _settings(yaml.safe_load(to_yaml(job)))
+    """Return the settings that a run's result depends on, by dotted key."""
+    return _flat(yaml.safe_load(to_yaml(job)))
 
 
 def settings_in(config: Path) -> dict[str, Any] | None:
-    """Return the same of the ``config.yaml`` that a run wrote; None where there is none that can be read."""
+    """Return the same for the `config.yaml` of a run, or None if it does not exist or cannot be read."""
     try:
-        held = yaml.safe_load(config.read_text(encoding="utf-8"))
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return None
-    return _settings(held) if isinstance(held, dict) else None
+    return _flat(content) if isinstance(content, dict) else None
 
 
-def difference(had: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return the first setting that differs, with both values, or None if all are equal.
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Return the first setting that differs, with both values, or None.
 
-    A key that ``had`` lacks (an older version wrote it) had its default."""
+    A missing key has its default: the file is of an older version.
+    """
     defaults = settings_of(Job())
-    for key in sorted({*had, *now}):
-        old, new = had.get(key, defaults.get(key)), now.get(key, defaults.get(key))
-        if old != new:
-            return f"{key}={old}, now it is {new}"
+    for key in sorted({*old, *new}):
+        before, now = (settings.get(key, defaults.get(key)) for settings in (old, new))
+        if before != now:
+            return f"{key}={before}, now it is {now}"
     return None
 
 
-def _settings(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in _flat(tree).items() if not key.startswith(NO_PART)}
+def output_folder(checkpoint: Path) -> Path:
+    """Return the output folder of the run that a checkpoint's path belongs to."""
+    folder = checkpoint
+    while folder.name == "unwrapped_model" or folder.name.startswith("checkpoint-") or folder.suffix in _WEIGHTS:
+        folder = folder.parent
+    return folder
 
 
-def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def command_of_run(output: Path) -> str | None:
+    """Return the training command whose run configuration in `config/` writes to `output`, or None."""
+    for file in sorted(CONFIG_DIR.glob("*.yaml")):
+        if file.stem in FRAGMENTS:
+            continue
+        tree = new_tree()
+        read_into(tree, file)
+        job = build(tree)
+        if os.path.abspath(job.experiment.output_dir) == os.path.abspath(output):
+            return f"python {SCRIPTS[job.training.text_objective]} config=./config/{file.name}"
+    return None
+
+
+def command_of_recipe(framework: Framework, output: Path) -> str:
+    """Return a training command of the framework's recipe that writes to `output`."""
+    script = SCRIPTS[OBJECTIVE_OF[framework]]
+    return f'python {script} config=./config/{framework}_action_tuning.yaml "experiment.output_dir={output}"'
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{key}.")
+        elif not key.startswith(WITHOUT_EFFECT):
+            flat[key] = value
     return flat

@@ -1,16 +1,14 @@
-"""What can be set: one dataclass for each section of a run configuration, and the only list of keys there is.
+"""The settings of a training run: one dataclass for each section, and the only list of keys.
 
-Every field is declared by `config.knob.key(default, doc, ...)`: the one-line `doc` is the documentation of the knob
-(`--help` prints it); bounds and path kinds beside it are what `config.load` checks before anything expensive starts.
-Nothing here imports torch; nothing below this package sees anything but these plain dataclasses.
+Every key is declared by `field(default, doc, ...)`. `--help` prints its one-line `doc`. `config.parsing` checks its
+type and bounds, and `config.validation` its path, before torch is imported.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Final, Literal
-
-from config.knob import MISSING, key
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 Objective = Literal["ar", "mdm", "bd"]
 Framework = Literal["upvla", "arvla", "mdmvla", "bdvla"]
@@ -26,7 +24,8 @@ Schedule = Literal[
     "constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "inverse_sqrt", "linear", "polynomial"
 ]
 
-
+MISSING: Final = "???"
+"""Value of a key that the user has to give; `load_job` refuses a job that still has one."""
 CODEBOOK_SIZE: Final = 8192
 SPECIAL_TOKENS: Final = 10
 VQ_STRIDE: Final = 16
@@ -34,323 +33,299 @@ VQ_STRIDE: Final = 16
 ROBOT_INDEX: Final = "dataset_info.json"
 MMU_INDEX: Final = "llava_v1_5_mix665k.json"
 
+PathKind = Literal["dir", "list", "model", "weights", "other"]
+"""dir: an existing folder. list: a folder or a JSON file. model: a folder, a weights file or a hub id. weights: a file.
+other: a path that is not checked at start, or a word. Each text of a list is such a path. A leading `~` is expanded."""
+
+
+def field(
+    default: Any, doc: str, *, path: PathKind | None = None, requires: str = "", allowed: str = "", **bounds: float
+) -> Any:
+    """Declare one key. A union in its annotation names narrow types first.
+
+    Args:
+        default: its value where no file and no argument sets it; a list is copied for each job.
+        doc: one line of documentation.
+        path: the kind of path that the value is.
+        requires: name of a file that the folder has to contain.
+        allowed: the allowed values in words, where the annotation alone does not give them.
+        bounds: `ge`, `gt`, `le`, `lt`: bounds of a number, or of each number of a list.
+    """
+    assert bounds.keys() <= {"ge", "gt", "le", "lt"}
+    metadata = {"doc": doc, "path": path, "requires": requires, "allowed": allowed, **bounds}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def section(cls: type) -> Any:
+    """Declare a section of keys."""
+    return dataclasses.field(default_factory=cls)
+
+
+def internal(factory: Any) -> Any:
+    """Declare an attribute of the job that is not a key and does not count when jobs are compared."""
+    return dataclasses.field(default_factory=factory, compare=False, metadata={"internal": True})
+
 
 @dataclass
 class Experiment:
-    """The run: names, folders, and how often something is written (all intervals in optimizer steps; 0 = never)."""
+    """Names, folders, and the intervals of what is written (in optimizer steps; 0 = never)."""
 
-    project: str = key("blockdiff-vla", "project name shown by the tracker")
-    name: str = key("run", "name of this run in the tracker")
-    output_dir: str = key(
-        "outputs/run", "folder for config.yaml, logs/, checkpoint-<step>/ and the final model", path="other"
-    )
-    tracker: Tracker = key("tensorboard", "where metrics go")
-    save_every: int = key(10000, "steps between checkpoints", at_least=0)
-    eval_every: int = key(2500, "steps between evaluations on the validation data", at_least=0)
-    generate_every: int = key(5000, "steps between logged answers and predicted frames", at_least=0)
-    log_every: int = key(50, "steps between logged metrics", at_least=1)
-    log_grad_norm_every: int = key(500, "steps between logged gradient norms", at_least=0)
-    resume_from_checkpoint: str | int | Literal[False] = key(
+    project: str = field("blockdiff-vla", "project name in the tracker")
+    name: str = field("run", "name of this run in the tracker")
+    output_dir: str = field("outputs/run", "folder of config.yaml, logs/, checkpoints and final model", path="other")
+    tracker: Tracker = field("tensorboard", "where metrics are logged")
+    save_every: int = field(10000, "steps between checkpoints", ge=0)
+    eval_every: int = field(2500, "steps between evaluations on the validation data", ge=0)
+    generate_every: int = field(5000, "steps between logged answers and predicted frames", ge=0)
+    log_every: int = field(50, "steps between logged metrics", ge=1)
+    log_grad_norm_every: int = field(500, "steps between logged gradient norms", ge=0)
+    resume_from_checkpoint: Literal[False] | int | str = field(
         "latest",
         "false, latest (of output_dir, if there is one), a step number, or the path of a checkpoint",
-        at_least=0,
         path="other",
-        says="false, latest, a step number >= 0 or the path of a checkpoint",
+        allowed="false, latest, a step number >= 0 or the path of a checkpoint",
+        ge=0,
     )
-    checkpoints_total_limit: int | None = key(None, "checkpoints to keep; null = all", at_least=1)
+    checkpoints_total_limit: int | None = field(None, "number of checkpoints to keep; null = all", ge=1)
 
 
 @dataclass
 class VQModel:
-    """Image tokenizer: frames to codes and back; frozen."""
+    """Image tokenizer between frames and codes; frozen."""
 
-    type: Literal["magvitv2"] = key("magvitv2", "kind of image tokenizer")
-    vq_model_name: str = key("showlab/magvitv2", "folder or hub id of the tokenizer", path="model")
-    pretrained_model_path: str | None = key(
-        None, "bare weights file (with or without a `model` key) used instead of the folder's weights", path="weights"
+    type: Literal["magvitv2"] = field("magvitv2", "kind of image tokenizer")
+    vq_model_name: str = field("showlab/magvitv2", "folder or hub id of the tokenizer", path="model")
+    pretrained_model_path: str | None = field(
+        None, "weights file (with or without a `model` key) used instead of the folder's weights", path="weights"
     )
 
 
 @dataclass
 class Showo:
-    """Backbone: a causal language model whose vocabulary is grown by special tokens, image codes and the mask."""
+    """Backbone: a causal language model whose vocabulary is extended by special tokens, image codes and the mask."""
 
-    load_from_showo: bool = key(
-        True,
-        "start from pretrained_model_path (naming one on the command line sets this); false = from llm_model_path",
+    load_from_showo: bool = field(
+        True, "start from pretrained_model_path (giving one on the command line sets this); false = from llm_model_path"
     )
-    pretrained_model_path: str | None = key(
+    pretrained_model_path: str | None = field(
         "showlab/show-o-w-clip-vit-512x512",
         "folder, weights file or hub id of the Show-o / UP-VLA checkpoint; read if load_from_showo",
         path="model",
     )
-    llm_model_path: str = key(
+    llm_model_path: str = field(
         "microsoft/phi-1_5",
-        "folder or hub id of tokenizer and language model (no weights in it: random start)",
+        "folder or hub id of tokenizer and language model (without weights: random initialization)",
         path="model",
     )
-    llm_backbone: str = key(
-        "auto", "auto (as llm_model_path's config.json says), or its transformers type: phi, qwen3, ..."
+    llm_backbone: str = field("auto", "auto (as in llm_model_path), or a transformers type: phi, qwen3, ...")
+    trust_remote_code: bool = field(False, "let transformers run code from llm_model_path")
+    attn_implementation: Attention = field(
+        "sdpa", "attention kernel: torch's fused one, plain matrix products, or block-sparse flex_attention (GPU)"
     )
-    trust_remote_code: bool = key(False, "let transformers run code that comes with llm_model_path")
-    attn_implementation: Attention = key(
-        "sdpa", "attention kernel: torch's fused one, plain matrix products, or tiles of a mask (GPU)"
-    )
-    auto_set_llm_vocab_size: bool = key(False, "take vocab_size and llm_vocab_size from the tokenizer")
-    w_clip_vit: bool = key(True, "image questions see CLIP patches through the projector")
-    clip_model_path: str = key(
-        "openai/clip-vit-large-patch14-336", "folder or hub id of the frozen CLIP vision tower", path="model"
-    )
-    vocab_size: int = key(
-        58498, "words + special tokens + image codes + 1 mask; ignored with auto_set_llm_vocab_size", at_least=1
-    )
-    llm_vocab_size: int = key(
-        50295, "words in the tokenizer before additions; ignored with auto_set_llm_vocab_size", at_least=1
-    )
-    codebook_size: int = key(CODEBOOK_SIZE, "image codes", at_least=CODEBOOK_SIZE, at_most=CODEBOOK_SIZE)
-    num_vq_tokens: int = key(1024, "codes per camera image: (resolution / 16) squared", at_least=1)
-    num_new_special_tokens: int = key(
-        SPECIAL_TOKENS, "special tokens added to the tokenizer", at_least=SPECIAL_TOKENS, at_most=SPECIAL_TOKENS
-    )
-    mask_logit_banned: bool = key(
-        True, "text heads never predict the mask token (its logit is -inf); false = as upstream"
-    )
+    auto_set_llm_vocab_size: bool = field(False, "set vocab_size and llm_vocab_size from the tokenizer")
+    w_clip_vit: bool = field(True, "image questions read CLIP patches through the projector")
+    clip_model_path: str = field("openai/clip-vit-large-patch14-336", "folder or hub id of CLIP's tower", path="model")
+    vocab_size: int = field(58498, "text + special tokens + image codes + 1 mask; see auto_set_llm_vocab_size", ge=1)
+    llm_vocab_size: int = field(50295, "tokens of the tokenizer before additions; see auto_set_llm_vocab_size", ge=1)
+    codebook_size: int = field(CODEBOOK_SIZE, "image codes", ge=CODEBOOK_SIZE, le=CODEBOOK_SIZE)
+    num_vq_tokens: int = field(1024, "codes per camera image: (resolution / 16) squared", ge=1)
+    num_new_special_tokens: int = field(SPECIAL_TOKENS, "added special tokens", ge=SPECIAL_TOKENS, le=SPECIAL_TOKENS)
+    mask_logit_banned: bool = field(True, "text heads never predict the mask token (logit -inf); false = as upstream")
 
 
 @dataclass
 class VLA:
-    """The robot's side of the model."""
+    """Cameras and actions of the robot."""
 
-    num_view: int = key(1, "cameras: 1 = static, 2 = static + gripper", at_least=1, at_most=2)
+    num_view: int = field(1, "cameras: 1 = static, 2 = static + gripper", ge=1, le=2)
 
 
 @dataclass
 class Model:
     """The networks."""
 
-    framework: Framework = key(
-        "upvla", "label of the recipe, of its log and config.yaml; the loss is training.text_objective's"
-    )
-    gradient_checkpointing: bool = key(
-        True, "recompute activations in the backward pass: less memory, about a quarter more time"
-    )
-    vq_model: VQModel = field(default_factory=VQModel)
-    showo: Showo = field(default_factory=Showo)
-    vla: VLA = field(default_factory=VLA)
+    framework: Framework = field("upvla", "label of the recipe; training.text_objective selects the loss")
+    gradient_checkpointing: bool = field(True, "recompute activations in the backward pass: less memory, more time")
+    vq_model: VQModel = section(VQModel)
+    showo: Showo = section(Showo)
+    vla: VLA = section(VLA)
 
 
 @dataclass
 class TextDiffusion:
-    """What masked diffusion (mdm) and block diffusion (bd) share."""
+    """Settings that masked diffusion (mdm) and block diffusion (bd) share."""
 
-    prediction: Literal["shift", "aligned"] = key(
-        "shift", "slot a token is read from: the one before it (as in AR), or its own"
-    )
-    weighting: Literal["nelbo", "uniform"] = key(
-        "nelbo", "weights of masked tokens: exact likelihood bound, or plain mean"
-    )
-    ar_aux_weight: float = key(0.0, "weight of the AR loss on the clean answer, added to the text loss", at_least=0.0)
+    prediction: Literal["shift", "aligned"] = field("shift", "slot that predicts a token: the one before, or its own")
+    weighting: Literal["nelbo", "uniform"] = field("nelbo", "weights of masked tokens: exact bound, or plain mean")
+    ar_aux_weight: float = field(0.0, "weight of the AR loss on the clean answer, added to the text loss", ge=0.0)
 
 
 @dataclass
 class BlockDiffusion:
     """Block diffusion of answers (text_objective bd) and, optionally, of actions."""
 
-    text_enabled: bool = key(True, "block-diffuse answers; must be true for text_objective bd, unused otherwise")
-    block_size: int = key(32, "tokens per block, counted from the start of the answer", at_least=1)
-    elastic_block_enabled: bool = key(False, "draw the block size per sample from block_size_candidates")
-    block_size_candidates: list[int] = key(
-        [8, 16, 32, 64], "block sizes to draw from (or to pass through, see anneal_steps)", at_least=1
+    text_enabled: bool = field(True, "block diffusion of answers; must be true for text_objective bd, unused otherwise")
+    block_size: int = field(32, "tokens per block, counted from the start of the answer", ge=1)
+    elastic_block_enabled: bool = field(False, "sample the block size of each answer from block_size_candidates")
+    block_size_candidates: list[int] = field([8, 16, 32, 64], "sizes to sample, or for anneal_steps", ge=1)
+    anneal_steps: int = field(0, "steps that grow block sizes through the candidates to block_size; 0 = none", ge=0)
+    mask_eps: float = field(0.001, "smallest mask ratio of a block", ge=0.0, lt=1.0)
+    complementary_mask: bool = field(True, "a second noisy copy masks what the first leaves clean (bd and mdm)")
+    action_enabled: bool = field(False, "also train block-diffusion actions, in addition to the regression head")
+    action_infer_enabled: bool = field(
+        False, "act with them instead of the regression head; needs action_enabled; a model yaml can override it"
     )
-    anneal_steps: int = key(
-        0,
-        "steps in which the block size grows through the smaller block_size_candidates to block_size; 0 = none",
-        at_least=0,
-    )
-    mask_eps: float = key(0.001, "smallest mask ratio of a block", at_least=0.0, below=1.0)
-    complementary_mask: bool = key(True, "a second noisy view masks what the first shows (bd and mdm)")
-    action_enabled: bool = key(False, "also train block-diffusion actions beside the regression head")
-    action_infer_enabled: bool = key(
-        False,
-        "act by decoding them in place of the regression head (written into the checkpoint; a model yaml may say "
-        "otherwise); needs action_enabled",
-    )
-    action_coeff: float = key(1.0, "weight of their loss beside the regression's, times training.act_coeff", above=0.0)
-    action_block_size: int = key(7, "action tokens per block; 7 is one time step", at_least=1)
-    action_num_bins: int = key(256, "bins per action dimension over [-1, 1]", at_least=2, at_most=CODEBOOK_SIZE)
-    action_conf_threshold: float = key(0.9, "decoding accepts action tokens above this probability", at_least=0.0)
-    action_infer_steps: int = key(8, "most forwards per block of actions", at_least=1)
+    action_coeff: float = field(1.0, "weight of their loss, times training.act_coeff; the regression has 1", gt=0.0)
+    action_block_size: int = field(7, "action tokens per block; 7 is one time step", ge=1)
+    action_num_bins: int = field(256, "bins per action dimension over [-1, 1]", ge=2, le=CODEBOOK_SIZE)
+    action_conf_threshold: float = field(0.9, "decoding accepts action tokens above this probability", ge=0.0)
+    action_infer_steps: int = field(8, "maximum number of forward passes per block of actions", ge=1)
 
 
 @dataclass
 class TextMDM:
     """Masked diffusion of answers (text_objective mdm)."""
 
-    min_mask_ratio: float = key(0.0, "lower end of the mask ratio", at_least=0.0, at_most=1.0)
-    max_mask_ratio: float = key(
-        1.0, "upper end; below 1 a fully masked answer is never trained", above=0.0, at_most=1.0
-    )
-    canvas_multiple: int = key(
-        32,
-        "answers are continued with end-of-text to a multiple of this many tokens, so their length is not given away",
-        at_least=1,
-    )
+    min_mask_ratio: float = field(0.0, "lower bound of the mask ratio", ge=0.0, le=1.0)
+    max_mask_ratio: float = field(1.0, "upper bound; below 1 a fully masked answer is never trained", gt=0.0, le=1.0)
+    canvas_multiple: int = field(32, "pad answers with end-of-text to a multiple of this many tokens", ge=1)
 
 
 @dataclass
 class DataParams:
-    """Where the data lies and how it is read."""
+    """Paths of the data and how it is read."""
 
-    train_pre_shards_path_or_url: str = key(
-        MISSING, f"robot demonstrations: folder with {ROBOT_INDEX}", path="dir", holds=ROBOT_INDEX
+    train_pre_shards_path_or_url: str = field(
+        MISSING, f"robot demonstrations: folder with {ROBOT_INDEX}", path="dir", requires=ROBOT_INDEX
     )
-    train_mmu_shards_path_or_url: str | None = key(
+    train_mmu_shards_path_or_url: str | None = field(
         None,
         f"image conversations: folder with {MMU_INDEX}; read unless dataset.und_type is null",
         path="dir",
-        holds=MMU_INDEX,
+        requires=MMU_INDEX,
     )
-    train_mmu_sources: list[str] = key(
-        [],
-        f"several of them, mixed: folders with {MMU_INDEX}, or json files; read in place of "
-        "train_mmu_shards_path_or_url",
-        path="list",
-        holds=MMU_INDEX,
+    train_mmu_sources: list[str] = field(
+        [], f"a mixture instead: folders with {MMU_INDEX}, or JSON files", path="list", requires=MMU_INDEX
     )
-    train_mmu_weights: list[float] = key(
-        [], "share of each of train_mmu_sources in an epoch, in any unit; [] = by their sizes", above=0.0
+    train_mmu_weights: list[float] = field([], "relative share of each of train_mmu_sources; [] = by size", gt=0.0)
+    train_mmu_image_roots: list[str] = field([], "image folders: one, or one per source; [] = by the JSON", path="dir")
+    on_bad_record: OnBadRecord = field(
+        "skip", "unusable conversations (missing or undecodable image, no answer): skip and report, or raise an error"
     )
-    train_mmu_image_roots: list[str] = key(
-        [],
-        "folders that the images' paths start from: one, or one for each source; [] = the folder of each json",
-        path="dir",
+    text_only: TextOnly = field("skip", "conversations without an image: skip and count, or use for training")
+    validation_pre_shards_path_or_url: str | None = field(
+        None, "held-out robot demonstrations; null = none", path="dir", requires=ROBOT_INDEX
     )
-    on_bad_record: OnBadRecord = key(
-        "skip",
-        "conversations that cannot be used (no such image, undecodable, no answer): left out and named, or"
-        " an end of the run",
+    validation_mmu_shards_path_or_url: str | None = field(
+        None, "held-out image conversations; null = none", path="dir", requires=MMU_INDEX
     )
-    text_only: TextOnly = key("skip", "conversations without an image: left out and counted, or learned without one")
-    validation_pre_shards_path_or_url: str | None = key(
-        None, "held-out robot demonstrations for eval_every; null = none", path="dir", holds=ROBOT_INDEX
-    )
-    validation_mmu_shards_path_or_url: str | None = key(
-        None, "held-out image conversations for eval_every; null = none", path="dir", holds=MMU_INDEX
-    )
-    num_workers: int = key(4, "loader processes per data set and rank; 0 = in the training process", at_least=0)
-    resolution: int = key(
-        512, "side of the square camera image in pixels; equals dataset.preprocessing.resolution", at_least=VQ_STRIDE
-    )
-    token_cache: str | Literal[False] = key(
+    num_workers: int = field(4, "loader processes per data set and rank; 0 = in the training process", ge=0)
+    resolution: int = field(512, "side of a camera image in pixels, as in dataset.preprocessing", ge=VQ_STRIDE)
+    token_cache: Literal[False] | str = field(
         "auto",
-        "image codes made by preprocess_data/tokenize_images.py, read in place of the robot's images: auto (from "
-        "token_cache in the data, where there is one), false (encode images in the step), or a folder of caches",
+        "image codes from preprocess_data/tokenize_images.py, read instead of robot images: auto (token_cache in the "
+        "data, if it exists), false (encode images in the step), or a folder of caches",
         path="other",
     )
-    clip_cache: str | Literal[False] = key(
+    clip_cache: Literal[False] | str = field(
         "auto",
-        "CLIP's patches made by preprocess_data/clip_features.py, read in place of the conversations' images: auto "
-        "(from clip_cache beside the json, where there is one), false (see images in the step), or a folder of them",
+        "CLIP patches from preprocess_data/clip_features.py, read instead of conversation images: auto (clip_cache "
+        "next to the JSON file, if it exists), false (encode images in the step), or a folder of caches",
         path="other",
     )
-    mask_action_padding: bool = key(False, "leave the padded actions at an episode's end out of the action loss")
+    mask_action_padding: bool = field(False, "exclude the padded actions at the end of an episode from the action loss")
 
 
 @dataclass
 class Preprocessing:
-    """Sizes every sample is brought to."""
+    """Sizes of all samples."""
 
-    max_seq_length: int = key(576, "text slots of a robot sequence (one more holds the task token)", at_least=8)
-    resolution: int = key(512, "side of the square camera image in pixels, a multiple of 16", at_least=VQ_STRIDE)
+    max_seq_length: int = field(576, "text slots of a robot sequence (one more is for the task token)", ge=8)
+    resolution: int = field(512, "side of the square camera image in pixels, a multiple of 16", ge=VQ_STRIDE)
 
 
 @dataclass
 class Augment:
-    """Random changes of the robot's images, the same for a sample's frames now and later; all 0 = none."""
+    """Random changes of the robot images, the same for the current and the future frame of a sample; 0 = none."""
 
-    crop: float = key(0.0, "largest share of the side that is cut off before resizing back", at_least=0.0, below=1.0)
-    shift: float = key(0.0, "largest shift in shares of the side; the border is repeated", at_least=0.0, below=1.0)
-    brightness: float = key(0.0, "largest relative change of brightness", at_least=0.0, at_most=1.0)
-    contrast: float = key(0.0, "largest relative change of contrast", at_least=0.0, at_most=1.0)
-    saturation: float = key(0.0, "largest relative change of saturation", at_least=0.0, at_most=1.0)
+    crop: float = field(0.0, "largest fraction of the side that is cropped before resizing back", ge=0.0, lt=1.0)
+    shift: float = field(0.0, "largest shift as a fraction of the side; the border is repeated", ge=0.0, lt=1.0)
+    brightness: float = field(0.0, "largest relative change of brightness", ge=0.0, le=1.0)
+    contrast: float = field(0.0, "largest relative change of contrast", ge=0.0, le=1.0)
+    saturation: float = field(0.0, "largest relative change of saturation", ge=0.0, le=1.0)
 
 
 @dataclass
 class Dataset:
-    """The two data flows."""
+    """The robot data and the multimodal data."""
 
-    gen_type: Literal["future_view_prediction_w_action"] = key(
-        "future_view_prediction_w_action", "kind of the robot flow"
-    )
-    und_type: Literal["llava_tuning"] | None = key(
-        "llava_tuning", "kind of the multimodal flow; null = train without it"
-    )
-    combined_loader_mode: LoaderMode = key(
+    gen_type: Literal["future_view_prediction_w_action"] = field("future_view_prediction_w_action", "robot data")
+    und_type: Literal["llava_tuning"] | None = field("llava_tuning", "multimodal data; null = train without it")
+    combined_loader_mode: LoaderMode = field(
         "max_size_cycle",
-        "an epoch ends with the shorter flow (min_size), or the longer (max_size, max_size_cycle restarts the other)",
+        "an epoch ends with the shorter data set (min_size) or the longer (max_size; max_size_cycle repeats the other)",
     )
-    params: DataParams = field(default_factory=DataParams)
-    augment: Augment = field(default_factory=Augment)
-    action_normalisation: ActionNormalisation = key(
-        "none",
-        "bring each action number into [-1, 1] by the training data's extremes, or by its 1st and 99th percentile",
+    params: DataParams = section(DataParams)
+    augment: Augment = section(Augment)
+    action_normalisation: ActionNormalisation = field(
+        "none", "scale each action dimension to [-1, 1] by the training data's extremes or 1st and 99th percentiles"
     )
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    preprocessing: Preprocessing = section(Preprocessing)
 
 
 @dataclass
 class OptimizerParams:
-    """AdamW's numbers."""
+    """AdamW's parameters."""
 
-    learning_rate: float = key(1e-4, "peak learning rate", above=0.0)
-    beta1: float = key(0.9, "decay of the first moment", at_least=0.0, below=1.0)
-    beta2: float = key(0.999, "decay of the second moment", at_least=0.0, below=1.0)
-    weight_decay: float = key(0.01, "decoupled weight decay; biases and norms are exempt", at_least=0.0)
-    epsilon: float = key(1e-8, "added to the root of the second moment", above=0.0)
+    learning_rate: float = field(1e-4, "peak learning rate", gt=0.0)
+    beta1: float = field(0.9, "decay of the first moment", ge=0.0, lt=1.0)
+    beta2: float = field(0.999, "decay of the second moment", ge=0.0, lt=1.0)
+    weight_decay: float = field(0.01, "decoupled weight decay; biases and norms are exempt", ge=0.0)
+    epsilon: float = field(1e-8, "added to the root of the second moment", gt=0.0)
 
 
 @dataclass
 class Optimizer:
-    """How weights move."""
+    """The optimizer."""
 
-    name: Literal["adamw", "adamw_8bit"] = key(
+    name: Literal["adamw", "adamw_8bit"] = field(
         "adamw", "adamw (torch's fused one), or adamw_8bit: moments in 8 bits, not 32 (needs the package bitsandbytes)"
     )
-    params: OptimizerParams = field(default_factory=OptimizerParams)
+    params: OptimizerParams = section(OptimizerParams)
 
 
 @dataclass
 class ScheduleParams:
-    """Numbers of the learning-rate schedule."""
+    """Parameters of the learning-rate schedule."""
 
-    warmup_steps: int = key(1000, "optimizer steps of linear warm-up from 0", at_least=0)
-    num_cycles: float | None = key(
-        None, "cosine: waves (null = half a wave); cosine_with_restarts: hard restarts", above=0.0
-    )
-    power: float = key(1.0, "polynomial: exponent", above=0.0)
+    warmup_steps: int = field(1000, "optimizer steps of linear warm-up from 0", ge=0)
+    num_cycles: float | None = field(None, "cosine: waves (null = half of one); cosine_with_restarts: restarts", gt=0.0)
+    power: float = field(1.0, "polynomial: exponent", gt=0.0)
 
 
 @dataclass
 class LRScheduler:
-    """How the learning rate moves; it reaches its end at training.max_train_steps."""
+    """The learning-rate schedule; it ends at training.max_train_steps."""
 
-    scheduler: Schedule = key("cosine", "schedule, by transformers' name")
-    params: ScheduleParams = field(default_factory=ScheduleParams)
+    scheduler: Schedule = field("cosine", "schedule, by transformers' name")
+    params: ScheduleParams = section(ScheduleParams)
 
 
 @dataclass
 class LoRA:
-    """Low-rank adapters in the backbone (peft): the backbone rests, small matrices beside its own are trained."""
+    """Low-rank adapters (peft): the backbone is frozen, and small matrices next to its own are trained."""
 
-    rank: int = key(0, "rank of the adapters; 0 = none, the backbone itself is trained", at_least=0)
-    alpha: float | None = key(None, "adapters are scaled by alpha / rank; null = twice the rank", above=0.0)
-    targets: list[str] = key(
-        [], "linear layers of the backbone that get one, by the end of their name, e.g. [q_proj, v_proj]; [] = all"
+    rank: int = field(0, "rank of the adapters; 0 = none, the backbone itself is trained", ge=0)
+    alpha: float | None = field(None, "adapters are scaled by alpha / rank; null = twice the rank", gt=0.0)
+    targets: list[str] = field(
+        [],
+        "linear layers of the backbone that get an adapter, by the end of their name, e.g. [q_proj, v_proj]; [] = all",
     )
-    train_fully: list[str] = key(
+    train_fully: list[str] = field(
         ["projector.*", "action_head.*"],
-        "names of parameters (* stands for anything) trained as a whole beside the adapters; "
-        "all that lies outside the adapters and is not named here rests",
+        "parameters (* matches anything) that are trained in full with the adapters; all others are frozen",
     )
 
 
@@ -358,72 +333,64 @@ class LoRA:
 class Training:
     """The losses and the loop."""
 
-    text_objective: Objective = key("ar", "THE SWITCH: autoregressive, masked diffusion or block diffusion text loss")
-    pre_coeff: float = key(1.0, "weight of the image (future frame) loss", at_least=0.0)
-    mmu_coeff: float = key(0.1, "weight of the text loss", at_least=0.0)
-    act_coeff: float = key(1.0, "weight of the action loss", at_least=0.0)
-    batch_size_pre: int = key(4, "robot samples per micro-batch and process", at_least=1)
-    batch_size_mmu: int = key(
-        4, "conversations per micro-batch and process; unused when dataset.und_type is null", at_least=0
-    )
-    gradient_accumulation_steps: int = key(1, "micro-batches per optimizer step", at_least=1)
-    mixed_precision: Precision = key("bf16", "arithmetic of the forward pass")
-    enable_tf32: bool = key(True, "TF32 matrix products on NVIDIA GPUs")
-    device: Device = key("auto", "auto takes a GPU if there is one")
-    compile: bool = key(False, "torch.compile the backbone")
-    length_multiple: int | None = key(
+    text_objective: Objective = field("ar", "THE SWITCH: autoregressive, masked diffusion or block diffusion text loss")
+    pre_coeff: float = field(1.0, "weight of the image (future frame) loss", ge=0.0)
+    mmu_coeff: float = field(0.1, "weight of the text loss", ge=0.0)
+    act_coeff: float = field(1.0, "weight of the action loss", ge=0.0)
+    batch_size_pre: int = field(4, "robot samples per micro-batch and process", ge=1)
+    batch_size_mmu: int = field(4, "conversations per micro-batch and process; unused with dataset.und_type=null", ge=0)
+    gradient_accumulation_steps: int = field(1, "micro-batches per optimizer step", ge=1)
+    mixed_precision: Precision = field("bf16", "precision of the forward pass")
+    enable_tf32: bool = field(True, "TF32 matrix products on NVIDIA GPUs")
+    device: Device = field("auto", "auto uses a GPU if there is one")
+    compile: bool = field(False, "torch.compile the backbone")
+    length_multiple: int | None = field(
         None,
-        "pad what is trained on to a multiple of so many slots; null = 128 with flex_attention, which is compiled for "
-        "each length, else no padding",
-        at_least=1,
+        "pad training sequences to a multiple of this many slots; null = 128 with flex_attention (compiled for each "
+        "length), otherwise no padding",
+        ge=1,
     )
-    freeze: list[str] = key(
-        [], "names of parameters (* stands for anything) that are not trained, e.g. [backbone.lm.model.embed_tokens.*]"
-    )
-    ema_decay: float | None = key(
+    freeze: list[str] = field([], "parameters that are not trained, e.g. [backbone.lm.model.embed_tokens.*]")
+    ema_decay: float | None = field(
         None,
-        "average the weights after every step with this decay (less at first: at most (1 + step) / (10 + step)); "
-        "the average is evaluated, saved and acts; null = no average",
-        above=0.0,
-        below=1.0,
+        "decay of an average of the weights, updated at every step (at most (1 + step) / (10 + step)); the average is "
+        "evaluated, saved and used for acting; null = no average",
+        gt=0.0,
+        lt=1.0,
     )
-    seed: int = key(10086, "seed of weights, data order and masks", at_least=0)
-    max_train_steps: int = key(200000, "optimizer steps of the run", at_least=1)
-    cond_dropout_prob: float = key(
-        0.0, "share of robot samples whose instruction is emptied", at_least=0.0, at_most=1.0
-    )
-    label_smoothing: float = key(0.0, "label smoothing of the image loss", at_least=0.0, below=1.0)
-    max_grad_norm: float | None = key(None, "clip the gradient to this norm; null = do not clip", above=0.0)
-    explosion_factor: float | None = key(
+    seed: int = field(10086, "seed of weights, data order and masks", ge=0)
+    max_train_steps: int = field(200000, "optimizer steps of the run", ge=1)
+    cond_dropout_prob: float = field(0.0, "fraction of robot samples whose instruction is emptied", ge=0.0, le=1.0)
+    label_smoothing: float = field(0.0, "label smoothing of the image loss", ge=0.0, lt=1.0)
+    max_grad_norm: float | None = field(None, "clip the gradient to this norm; null = do not clip", gt=0.0)
+    explosion_factor: float | None = field(
         20.0,
-        "stop when loss or gradient norm stay above this multiple of their running median; null = only if not finite",
-        above=1.0,
+        "stop when loss or gradient norm stay above this multiple of their running median; null = if not finite",
+        gt=1.0,
     )
 
 
 @dataclass
 class Job:
-    """One training run, complete. `config.load.load_job` makes it; nothing below reads a YAML file."""
+    """One training run. `config.loading.load_job` returns it; nothing above this package reads a YAML file."""
 
-    experiment: Experiment = field(default_factory=Experiment)
-    model: Model = field(default_factory=Model)
-    text_diffusion: TextDiffusion = field(default_factory=TextDiffusion)
-    block_diffusion: BlockDiffusion = field(default_factory=BlockDiffusion)
-    text_mdm: TextMDM = field(default_factory=TextMDM)
-    dataset: Dataset = field(default_factory=Dataset)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    lora: LoRA = field(default_factory=LoRA)
-    lr_scheduler: LRScheduler = field(default_factory=LRScheduler)
-    training: Training = field(default_factory=Training)
-    act_step: int = key(10, "T: actions per chunk, and distance in frames of the predicted future frame", at_least=1)
-    mmu_image_root: str | None = key(
-        None, "folder of images asked about at generate_every; null = from the data", path="dir"
-    )
-    question: str = key("Please describe this image.", "what is asked about them; several are split by ' *** '")
-    max_new_tokens: int = key(100, "longest generated answer in tokens", at_least=1)
-    config_path: str | None = field(default=None, compare=False, metadata={"hidden": True})
-    """The file this job was read from; not a key."""
-    default_validation: list[str] = field(default_factory=list, compare=False, metadata={"hidden": True})
-    """Keys of validation data that came with other training data and were not chosen by the user; not a key."""
-    without_effect: list[str] = field(default_factory=list, compare=False, metadata={"hidden": True})
-    """Lines about keys of the command line that this run does not read; not a key."""
+    experiment: Experiment = section(Experiment)
+    model: Model = section(Model)
+    text_diffusion: TextDiffusion = section(TextDiffusion)
+    block_diffusion: BlockDiffusion = section(BlockDiffusion)
+    text_mdm: TextMDM = section(TextMDM)
+    dataset: Dataset = section(Dataset)
+    optimizer: Optimizer = section(Optimizer)
+    lora: LoRA = section(LoRA)
+    lr_scheduler: LRScheduler = section(LRScheduler)
+    training: Training = section(Training)
+    act_step: int = field(10, "T: actions per chunk, and distance in frames of the predicted future frame", ge=1)
+    mmu_image_root: str | None = field(None, "folder of images for question; null = from the data", path="dir")
+    question: str = field("Please describe this image.", "question about these images; several are split by ' *** '")
+    max_new_tokens: int = field(100, "longest generated answer in tokens", ge=1)
+    config_path: str | None = internal(lambda: None)
+    """The file of this job."""
+    default_validation: list[str] = internal(list)
+    """Keys of validation data from the project's files, next to training data that the user replaced."""
+    without_effect: list[str] = internal(list)
+    """One line for each key of the command line that this run does not read."""

@@ -1,53 +1,63 @@
-"""`--multirun`: one run for every combination of the values given with commas, through Hydra's sweeper and launchers.
+"""`--multirun`: one run for each combination of comma-separated values, and a table of their results.
 
     python train_upvla.py -m config=./config/tiny_arvla.yaml training.seed=0,1,2 training.text_objective=ar,mdm,bd
 
-Hydra parses the values, makes the combinations and hands them to a launcher (its own, one after the other; joblib,
-several at once; submitit, as Slurm jobs). Every combination is read and checked as a single run would be before the
-first one starts; each run is then a process of its own (`config.sweep_run`), started by the script of its objective.
+Hydra's parser reads the values. Every combination is loaded and checked as a single run would be before the first one
+starts. Each run is then a process of its own (`config.sweep_worker`), started by the script of its objective: one after
+the other, several at once (`hydra/launcher=joblib`), or as Slurm jobs (`hydra/launcher=submitit_slurm`).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import json
 import os
+import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.environment import environment
-from common.files import reason_of
+from common.files import PROJECT_DIR, reason_of, write_text
 from common.folder_lock import FolderBusy, hold
 from common.processes import process_rank, shown_variables
-from config.build import keys, plain
-from config.command_line import hydra_quoted, is_sweep, parse_argument, unquoted
-from config.files import PROJECT_DIR
-from config.help import SCRIPTS
+from config.cli_help import SCRIPTS
+from config.command_line import is_sweep, parse_argument, unquoted
 from config.identity import difference, settings_in, settings_of
-from config.load import USAGE, load_job, to_yaml
+from config.loading import USAGE, load_job, to_yaml
+from config.parsing import ConfigError, keys, shown
 from config.schema import Job, Objective
-from config.sweep_run import Plan, digest, name_of, run_one
-from config.sweep_table import write_table
-from config.values import ConfigError, shown
+from config.sweep_worker import LOG, Run, digest, execute, forward_sigterm, name_of, read_record, run_job
 
 FLAGS = ("-m", "--multirun")
-NOT_KEYS = ("config", "preset")
-"""What can be swept although it is no key of a run."""
-PLUGINS = {"submitit": "hydra_submitit_launcher", "joblib": "hydra_joblib_launcher"}
-APP = "blockdiff_vla_sweep"
+LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
+METRICS = "metrics.jsonl"
+COLUMNS = (
+    "total/loss",
+    "image/loss",
+    "action/loss",
+    "text/loss",
+    "text/nats_per_token",
+    "validation/action/mae",
+    "validation/text/nats_per_token",
+)
+"""Metrics of the table. Of text only `nats_per_token` is comparable between objectives (docs/algorithm.md)."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A command line taken apart: what every run has, what differs, what is Hydra's own."""
+    """The arguments of a sweep: those of all runs, those with several values, and the settings of the sweep itself."""
 
     fixed: list[str]
     swept: list[str]
-    hydra: list[str]
-    launch: str | None
+    launch: str
+    launcher: str
+    launcher_settings: dict[str, Any]
+    folder: str | None
 
     @property
     def names(self) -> list[str]:
@@ -55,193 +65,239 @@ class Request:
 
 
 def wants_sweep(argv: Sequence[str] | None) -> bool:
+    """Return True if the command line starts a sweep."""
     argv = sys.argv[1:] if argv is None else argv
     return bool(set(FLAGS) & set(argv)) and not {"-h", "--help"} & set(argv)
 
 
 def sweep(argv: Sequence[str] | None, objective: Objective | None) -> None:
-    """Run a sweep to its end and print its table.
+    """Run a sweep and print its table.
 
-    Raises ConfigError before the first run if one of them cannot start, SystemExit(1) after the last if one failed."""
+    Raises:
+        ConfigError: before the first run starts, if one of the runs has a mistake.
+        SystemExit: with code 1 after the last run, if one of them failed.
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
-        place = process_rank(os.environ)
+        process = process_rank(os.environ)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if place.world > 1:
+    if process.world > 1:
         raise ConfigError(
-            f"--multirun: {shown_variables(os.environ, place.variables)} in the environment, but a sweep is started "
+            f"--multirun: {shown_variables(os.environ, process.variables)} in the environment, but a sweep is started "
             'with python alone; its runs take several processes by sweep.launch="accelerate launch --config_file ..."'
         )
     request = take_apart(argv)
     combinations = expand(request)
-    jobs = [_checked(request, values, objective) for values in combinations]
+    jobs = [_load(request, values, objective) for values in combinations]
     folder = _folder(request, jobs[0])
-    names = [name_of(values) for values in combinations]
-    plan = Plan(
-        fixed=tuple(request.fixed),
-        folder=str(folder),
-        launch=tuple(_words(request.launch)),
-        digests={name: digest(to_yaml(job)) for name, job in zip(names, jobs, strict=True)},
-        scripts={name: SCRIPTS[job.training.text_objective] for name, job in zip(names, jobs, strict=True)},
-    )
-    for name, job in zip(names, jobs, strict=True):
-        _require_same_settings(folder / name, job)
-    with ExitStack() as held:
-        try:
-            held.enter_context(hold(folder, "a sweep", "experiment.output_dir="))
-        except FolderBusy as error:
-            raise ConfigError(str(error)) from error
-        except OSError as error:
-            raise ConfigError(f"experiment.output_dir={folder}: cannot be written to ({reason_of(error)})") from error
-        print(f"sweep of {len(names)} runs over {', '.join(request.names) or 'nothing'}: {folder}", flush=True)
-        _hand_to_hydra(request, plan)
-        failed = write_table(folder, names, combinations)
+    runs = [_plan(request, values, job, folder) for values, job in zip(combinations, jobs, strict=True)]
+    try:
+        with hold(folder, "a sweep", "experiment.output_dir="):
+            print(f"sweep of {len(runs)} runs over {', '.join(request.names) or 'nothing'}: {folder}", flush=True)
+            _execute_all(request, runs, folder)
+            failed = write_table(folder, runs)
+    except FolderBusy as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"experiment.output_dir={folder}: cannot be written to ({reason_of(error)})") from error
     if failed:
         raise SystemExit(1)
 
 
-def _require_same_settings(run: Path, job: Job) -> None:
-    """Raise ConfigError if the folder of a run contains one with other settings.
+def take_apart(argv: Sequence[str]) -> Request:
+    """Sort the arguments of a sweep. Raises ConfigError."""
+    fixed: list[str] = []
+    swept: list[str] = []
+    launch, launcher, launcher_settings, folder = "", "basic", {}, None
+    for argument in (a for a in argv if a not in FLAGS):
+        name, _, text = (part.strip() for part in argument.partition("="))
+        if name == "hydra.sweep.dir":
+            folder = unquoted(text)
+        elif name == "sweep.launch":
+            launch = text
+        elif name == "hydra/launcher":
+            launcher = text
+        elif name.lstrip("+").startswith("hydra.launcher."):
+            launcher_settings[name.lstrip("+").removeprefix("hydra.launcher.")] = _override(argument).value()
+        elif name.lstrip("+~").startswith(("hydra.", "hydra/", "sweep.")):
+            allowed = "sweep.launch, hydra.sweep.dir, hydra/launcher and hydra.launcher.<setting>"
+            raise ConfigError(f"argument {shown(argument)}: no such setting of a sweep; allowed are {allowed}")
+        else:
+            parse_argument(argument, (*keys(), "config", "preset"), USAGE)
+            (swept if is_sweep(argument) else fixed).append(argument)
+    if launcher not in LAUNCHERS:
+        raise ConfigError(f"hydra/launcher={shown(launcher)}: no such launcher; allowed are {', '.join(LAUNCHERS)}")
+    if launcher.startswith("submitit") and importlib.util.find_spec("submitit") is None:
+        raise ConfigError(
+            f"hydra/launcher={launcher}: needs a package of requirements-optional.txt (pip install submitit); without "
+            "it runs go one after the other"
+        )
+    return Request(fixed, swept, launch, launcher, launcher_settings, folder)
 
-    It would be resumed, or its results would stand in the table of this sweep."""
-    held = settings_in(run / "config.yaml")
-    other = None if held is None else difference(held, settings_of(job))
+
+def expand(request: Request) -> list[list[str]]:
+    """Return every combination of the swept values, typed as for a single run; the last key varies fastest."""
+    from hydra.errors import HydraException
+
+    choices = []
+    for argument in request.swept:
+        try:
+            override = _override(argument)
+            if not override.is_discrete_sweep():
+                raise ConfigError(f"--multirun: {shown(argument)}: expected a list of values, choice() or range()")
+            choices.append(
+                [_typed(f"{override.get_key_element()}={text}") for text in override.sweep_string_iterator()]
+            )
+        except HydraException as error:
+            raise ConfigError(f"--multirun: {str(error).splitlines()[0]}") from None
+    return [list(values) for values in itertools.product(*choices)]
+
+
+def _override(argument: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(argument.lstrip("+"))
+
+
+def _typed(value: str) -> str:
+    """Return `key=value` of Hydra's grammar as it is typed for a single run: without quotes and escapes."""
+    found = _override(value).value()
+    return f"{value.partition('=')[0]}={found}" if isinstance(found, str) else value
+
+
+def _load(request: Request, values: Sequence[str], objective: Objective | None) -> Job:
+    """Return the job of one combination, checked like that of a single run. Raises ConfigError."""
+    # If the objective is swept, each run is started by its own script; otherwise it has to be that of this script.
+    any_objective = bool({"config", "training.text_objective"} & set(request.names))
+    try:
+        return load_job([*request.fixed, *values], None if any_objective else objective)
+    except ConfigError as error:
+        run = f" (in the run {shown(' '.join(values))})" if values else ""
+        raise ConfigError(f"{error}{run}; no run of the sweep was started") from None
+
+
+def _folder(request: Request, first: Job) -> Path:
+    """Return hydra.sweep.dir, otherwise experiment.output_dir if given, otherwise `<its default>_sweep`."""
+    if request.folder is not None:
+        return Path(os.path.expanduser(request.folder)).absolute()
+    output = Path(first.experiment.output_dir)
+    given = any(argument.startswith("experiment.output_dir=") for argument in request.fixed)
+    return (output if given else output.with_name(f"{output.name}_sweep")).absolute()
+
+
+def _plan(request: Request, values: Sequence[str], job: Job, folder: Path) -> Run:
+    """Return the run of one combination.
+
+    Raises ConfigError if its folder holds a run of other settings: it would be resumed, or its results would be in the
+    table of this sweep.
+    """
+    run = folder / name_of(values)
+    settings = settings_in(run / "config.yaml")
+    other = None if settings is None else difference(settings, settings_of(job))
     if other is not None:
         raise ConfigError(
             f"experiment.output_dir={run.parent}: the run {run.name} there was made with {other}; give another "
             "experiment.output_dir (or hydra.sweep.dir), or move the folder away; no run of the sweep was started"
         )
+    starter = [os.path.expanduser(word) for word in shlex.split(request.launch)] or [sys.executable]
+    script = str(PROJECT_DIR / SCRIPTS[job.training.text_objective])
+    command = (*starter, script, *request.fixed, *values, f"experiment.output_dir={run}")
+    return Run(tuple(values), run, command, digest(to_yaml(job)))
 
 
-def take_apart(argv: Sequence[str]) -> Request:
-    """Sort a command line. What Hydra's parser reads as several values is swept; the rest stays as it was typed."""
-    fixed: list[str] = []
-    swept: list[str] = []
-    own: list[str] = []
-    launch = None
-    for argument in (a for a in argv if a not in FLAGS):
-        name, _, text = argument.partition("=")
-        name = name.strip()
-        if name.startswith(("hydra.", "hydra/", "+hydra", "~hydra")):
-            own.append(argument)
-        elif name == "sweep.launch":
-            launch = text
-        else:
-            parse_argument(argument, (*keys(), *NOT_KEYS), USAGE)
-            (swept if is_sweep(argument) else fixed).append(argument)
-    _check_own(own)
-    return Request(fixed, swept, own, launch)
+def _execute_all(request: Request, runs: Sequence[Run], folder: Path) -> None:
+    if request.launcher.startswith("submitit"):
+        _submit(request, runs, folder)
+        return
+    several = int(request.launcher_settings.get("n_jobs", -1)) if request.launcher == "joblib" else 1
+    with forward_sigterm() as processes, ThreadPoolExecutor(several if several > 0 else os.cpu_count()) as pool:
+        try:
+            list(pool.map(lambda run: 143 if processes.stopped else execute(run, processes), runs))
+        except KeyboardInterrupt:
+            processes.stopped = True  # runs that are still waiting are not started
+            raise
 
 
-def expand(request: Request) -> list[list[str]]:
-    """Every combination of the swept values, as `key=value` texts, in the order in which Hydra runs them."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    if any(argument.startswith("hydra/sweeper=") for argument in request.hydra):
-        raise ConfigError(
-            "hydra/sweeper: only Hydra's basic sweeper is used, whose runs are all known and checked first"
-        )
-    try:
-        batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(request.swept), None)
-    except HydraException as error:
-        raise ConfigError(f"--multirun: {str(error).splitlines()[0]}") from None
-    return [list(values) for batch in batches for values in batch]
-
-
-def _checked(request: Request, values: Sequence[str], objective: Objective | None) -> Job:
-    """The job of one combination, checked like a single run's."""
-    # Where the objective is swept, each run is started by its own script; else this one has to be the right one.
-    free = any(name in ("config", "training.text_objective") for name in request.names)
-    try:
-        return load_job([*request.fixed, *map(plain_text, values)], None if free else objective)
-    except ConfigError as error:
-        told = f" (in the run {shown(' '.join(values))})" if values else ""
-        raise ConfigError(f"{error}{told}; no run of the sweep was started") from None
-
-
-def plain_text(value: str) -> str:
-    """`key=value` of Hydra's writing as a command line has it: a quoted or escaped text is the text itself."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    found = OverridesParser.create().parse_override(value).value()
-    return f"{value.partition('=')[0]}={found}" if isinstance(found, str) else value
-
-
-def _folder(request: Request, first: Job) -> Path:
-    """Where the runs go: hydra.sweep.dir, else experiment.output_dir as given, else beside a single run's."""
-    for argument in request.hydra:
-        if argument.startswith("hydra.sweep.dir="):
-            return Path(os.path.expanduser(unquoted(argument.partition("=")[2]))).absolute()
-    given = any(argument.startswith("experiment.output_dir=") for argument in request.fixed)
-    output = Path(first.experiment.output_dir)
-    return (output if given else output.with_name(f"{output.name}_sweep")).absolute()
-
-
-def _words(text: str | None) -> list[str]:
-    import shlex
-
-    return [] if text is None else [os.path.expanduser(word) for word in shlex.split(text)]
-
-
-def _check_own(own: Sequence[str]) -> None:
-    """What of Hydra's own settings cannot be had."""
-    for argument in own:
-        name, _, launcher = argument.partition("=")
-        if name.startswith("hydra.sweep.") and name != "hydra.sweep.dir":
-            raise ConfigError(
-                f"{argument}: the folders of the runs are named after what is swept; allowed here is hydra.sweep.dir"
-            )
-        for word, package in PLUGINS.items():
-            if name == "hydra/launcher" and word in launcher and _is_missing(package):
-                raise ConfigError(
-                    f"hydra/launcher={launcher}: needs a package of requirements-optional.txt "
-                    f"(pip install {package.replace('_', '-')}); without it runs go one after the other"
-                )
-
-
-def _is_missing(plugin: str) -> bool:
-    return (
-        importlib.util.find_spec("hydra_plugins") is None or importlib.util.find_spec(f"hydra_plugins.{plugin}") is None
-    )
-
-
-def _hand_to_hydra(request: Request, plan: Plan) -> None:
-    """Let Hydra sweep: its launcher calls `task` once a run, here or in a job of its own."""
-    import hydra
-    from hydra.core.config_store import ConfigStore
-    from hydra.core.hydra_config import HydraConfig
-
-    def task(_: Any) -> int:
-        return run_one(plan, [plain_text(value) for value in HydraConfig.get().overrides.task])
-
-    ConfigStore.instance().store(name=APP, node={**dict.fromkeys(NOT_KEYS), **plain(Job())})
-    quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null"]
-    where = [f"hydra.sweep.dir={hydra_quoted(plan.folder)}", "hydra.sweep.subdir=."]
-    own = [argument for argument in request.hydra if not argument.startswith("hydra.sweep.")]
-    variables = {
-        # A launcher that starts Python anew has to find this package.
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT_DIR), os.environ.get("PYTHONPATH")])),
-        "HYDRA_FULL_ERROR": "1",  # so that errors come here, and not as a page from Hydra
-    }
-    kept, sys.argv = sys.argv, [sys.argv[0], "--multirun", *quiet, *where, *own, *request.swept]
-    try:
-        with environment(variables):
-            hydra.main(version_base="1.3", config_path=None, config_name=APP)(task)()
-    except _launcher_errors() as error:
-        raise ConfigError(f"--multirun: {' '.join(str(error).split())[:400]}") from error
-    finally:
-        sys.argv = kept
-
-
-def _launcher_errors() -> tuple[type[Exception], ...]:
-    """What says that Hydra or its launcher cannot do what was asked: an unknown launcher, a partition that is none."""
-    from hydra.errors import HydraException
-
-    if importlib.util.find_spec("submitit") is None:
-        return (HydraException,)
+def _submit(request: Request, runs: Sequence[Run], folder: Path) -> None:
+    """Execute all runs as one submitit job array and wait for it. Raises ConfigError if it cannot be submitted."""
+    import submitit
     from submitit.core.utils import FailedJobError
 
-    return (HydraException, FailedJobError)
+    cluster = request.launcher.removeprefix("submitit_")
+    general = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name")
+    parameters: dict[str, Any] = {"timeout_min": 60, "nodes": 1, "tasks_per_node": 1, "name": "blockdiff_vla_sweep"}
+    if cluster == "slurm":
+        parameters["slurm_signal_delay_s"] = 120
+    for name, value in request.launcher_settings.items():
+        parameters[name if name in (*general, "stderr_to_stdout") else f"{cluster}_{name}"] = value
+    retries = {name: parameters.pop(name) for name in ("slurm_max_num_timeout",) if name in parameters}
+    # A job starts Python anew and has to find this package.
+    path = os.pathsep.join(filter(None, [str(PROJECT_DIR), os.environ.get("PYTHONPATH")]))
+    with environment({"PYTHONPATH": path}):
+        try:
+            executor = submitit.AutoExecutor(f"{folder}/.submitit/%j", cluster=cluster, **retries)
+            executor.update_parameters(**parameters)
+            jobs = executor.map_array(run_job, runs)
+        except (FailedJobError, NameError, RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(f"--multirun: {' '.join(str(error).split())[:400]}") from error
+        for job in jobs:
+            job.wait()
+
+
+def write_table(folder: Path, runs: Sequence[Run]) -> int:
+    """Write `sweep.json` and `sweep.md`, print the table, and return the number of failed runs."""
+    rows = [_row(run) for run in runs]
+    text = _markdown(rows)
+    write_text(folder / "sweep.json", json.dumps(rows, indent=1) + "\n")
+    write_text(folder / "sweep.md", text)
+    failed = [row for row in rows if row["state"] != "done"]
+    print(
+        f"\n{text}\n{len(rows) - len(failed)} of {len(rows)} runs done: {folder / 'sweep.md'}, {folder / 'sweep.json'}"
+    )
+    for row in failed:
+        print(f"  {row['state']}: {Path(row['folder']) / LOG}{': ' + row['said'] if row['said'] else ''}")
+    if failed:
+        print("the same command again skips the finished runs and continues the others")
+    return len(failed)
+
+
+def _row(run: Run) -> dict[str, Any]:
+    record, metrics = read_record(run.folder), last_metrics(run.folder / METRICS)
+    code = record.get("exit")
+    return {
+        "overrides": {value.partition("=")[0]: value.partition("=")[2] for value in run.values},
+        "state": "done" if code == 0 else "not finished" if code is None else f"failed (exit {code})",
+        "steps": int(metrics.pop("step", 0)),
+        "seconds": record.get("seconds"),
+        "metrics": metrics,
+        "said": record.get("said", ""),
+        "name": run.folder.name,
+        "folder": str(run.folder),
+    }
+
+
+def last_metrics(file: Path) -> dict[str, float]:
+    """Return the last value of every metric of a run, and its last step."""
+    found: dict[str, float] = {}
+    if not file.is_file():
+        return found
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # a killed run wrote half of its last line
+            continue
+        found |= {tag: value for tag, value in record.items() if isinstance(value, int | float)}
+    return found
+
+
+def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    tags = [tag for tag in COLUMNS if any(tag in row["metrics"] for row in rows)]
+    header = [*rows[0]["overrides"], *tags, "steps", "seconds", "state", "folder"]
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    for row in rows:
+        numbers = [f"{row['metrics'][tag]:.4g}" if tag in row["metrics"] else "" for tag in tags]
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
+        cells = [*row["overrides"].values(), *numbers, str(row["steps"]), seconds, row["state"], row["name"]]
+        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    return "\n".join(lines) + "\n"

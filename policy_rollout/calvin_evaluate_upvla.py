@@ -30,7 +30,7 @@ from common.files import expand_home
 from common.launcher_errors import report_error
 from common.processes import ProcessRank as Place
 from common.processes import process_rank as place_in
-from config.values import ConfigError
+from config.parsing import ConfigError
 from policy_rollout.benchmarks.base import Benchmark, find_benchmark
 from policy_rollout.closed_loop import records
 from policy_rollout.closed_loop.arguments import CONFIG, hydra_arguments

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from common.arguments import path_argument
 from common.command import run_command
-from config.load import load_job
+from config.loading import load_job
 from models.processing.image import clip_pixels
 from models.vision.clip_encoder import ClipTower, load_clip
 from preprocess_data.jobs.shard_writer import (

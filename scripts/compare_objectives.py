@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 from common.arguments import path_argument, real, whole  # noqa: E402
 from common.command import run_command  # noqa: E402
 from common.folder_lock import hold  # noqa: E402
-from config.load import ConfigError, load_job  # noqa: E402
+from config.loading import ConfigError, load_job  # noqa: E402
 from config.schema import Job  # noqa: E402
 from scripts.objective_comparison.plan import (  # noqa: E402
     CONFIGS,

@@ -31,7 +31,7 @@ from common.files import write_text
 from common.folder_lock import hold_file
 from common.tables import interval_json, markdown_table, percent, points
 from config.identity import settings_of
-from config.load import ConfigError, load_job
+from config.loading import ConfigError, load_job
 from config.schema import Job
 from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit

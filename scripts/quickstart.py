@@ -34,7 +34,7 @@ from common.folder_lock import hold
 from common.image_grid import GREEN, RED, add_caption, image_grid, side_by_side, write_png
 from common.video import write_gif
 from config.identity import difference, settings_in, settings_of
-from config.load import ConfigError, load_job
+from config.loading import ConfigError, load_job
 from config.schema import Job, Objective
 from models.objectives import text_objective
 from models.pretrained.model_io import build

@@ -14,10 +14,9 @@ from pathlib import Path
 from common.arguments import path_argument, whole
 from common.command import run_command
 from common.files import reason_of
-from config import files
-from config.build import build, new_tree
+from config.loading import find, read_into
+from config.parsing import ConfigError, build, new_tree
 from config.schema import Job
-from config.values import ConfigError
 from models.mask_drawing import LAYOUTS, Layout, Sizes, build_layout, draw_mask
 from models.objectives.block_size import block_sizes
 from models.rng import SampleRng, generator
@@ -96,7 +95,7 @@ def job_of(words: Sequence[str]) -> tuple[str, Job, bool]:
         for name, text in SMALL.items():
             tree.set(name, text, "default of this script")
     else:
-        files.read_into(tree, files.find(config))
+        read_into(tree, find(config))
     for name, text in overrides:
         tree.set(name, text, "command line")
     job = build(tree)

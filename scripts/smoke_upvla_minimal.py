@@ -17,7 +17,7 @@ from pathlib import Path
 import train_upvla
 from common.arguments import path_argument
 from common.command import run_command
-from config.values import ConfigError
+from config.parsing import ConfigError
 from policy_rollout.policies.upvla import ACTION_SIZE, Observation, UPVLAPolicy
 from training.future_view_prediction_w_action_dataset import DataProvider
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from config.build import keys
+from config.parsing import keys
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]

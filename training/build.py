@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from common.processes import process_rank
-from config.load import ConfigError
+from config.loading import ConfigError
 from config.schema import Job
 from models.attention_mask import TILE
 from models.language_model import FLEX

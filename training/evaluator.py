@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from config.load import ConfigError
+from config.loading import ConfigError
 from config.schema import Job
 from models.decoding import ActionDecoding, decode_actions, generate
 from models.losses import SumAndCount

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from common.constants import CAMERAS, by_view
-from config.build import get, put
+from config.parsing import get, put
 from config.schema import Job
 from models.action.encoding import ActionScale
 from models.upvla import UPVLA

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from common.environment import environment
 from common.files import reason_of, write_text
 from common.folder_lock import hold
-from config.load import ConfigError, to_yaml
+from config.loading import ConfigError, to_yaml
 from config.schema import Job
 from models.objectives import text_objective
 from training.checkpointing.checkpoint import find_checkpoint, set_aside

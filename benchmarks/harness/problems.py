@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from transformers import CLIPVisionConfig, PhiConfig, Qwen3Config
 
 from benchmarks.harness.record import Parser
-from config.files import PROJECT_DIR
+from common.files import PROJECT_DIR
 from config.schema import Job, Objective
 from models.objectives import text_objective
 from models.pretrained.model_config import ModelSpec

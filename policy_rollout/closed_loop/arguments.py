@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import yaml
 
+from common.files import PROJECT_DIR, display
 from config.command_line import hydra_quoted, is_sweep, parse_argument, require_known, unquoted
-from config.files import PROJECT_DIR, Tree, display
-from config.values import NULLS, ConfigError, Quoted, TextLoader, shown
+from config.parsing import NULLS, ConfigError, Quoted, TextLoader, Tree, shown
 
 CONFIG = PROJECT_DIR / "policy_conf" / "calvin_evaluate_upvla.yaml"
 USAGE = "key=value"

@@ -8,19 +8,17 @@ repeated it has to agree.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config.build import build, get, new_tree
-from config.files import PROJECT_DIR, display, read_into
-from config.help import OBJECTIVE_OF
-from config.knob import MISSING
+from common.files import PROJECT_DIR, display
+from config.cli_help import OBJECTIVE_OF
+from config.identity import command_of_recipe, command_of_run, output_folder
+from config.loading import read_into
 from config.model_folders import require_model
-from config.run_lookup import command_of_recipe, command_of_run, output_folder
-from config.schema import VQ_STRIDE, Job, Objective
-from config.values import ConfigError, shown
+from config.parsing import ConfigError, build, get, new_tree, shown
+from config.schema import MISSING, VQ_STRIDE, Job, Objective
 from policy_rollout.policies.interface import ACTION_DECODERS
 
 if TYPE_CHECKING:  # a mistake in the file is found without torch
@@ -194,10 +192,8 @@ def load_model_yaml(path: str | Path, checkpoint: str | Path | None = None) -> M
         raise ConfigError(f"model config {path}: no such file; the project has policy_rollout/*_model.yaml")
     tree = new_tree()
     read_into(tree, file)
-    showo = tree.values.get("model", {})
-    showo = showo.get("showo", {}) if isinstance(showo, dict) else {}
-    named = showo.pop("tuned_model_path", None) if isinstance(showo, dict) else None
-    given = frozenset(_dotted(tree.values))
+    named = tree.values.pop(CHECKPOINT_KEY, None)
+    given = frozenset(tree.values)
     if _TRAINING_ONLY not in given:
         tree.set(_TRAINING_ONLY, "(not read when acting)", "default")
     job = build(tree, also=(CHECKPOINT_KEY,))  # first: a mistyped key may be the one that is missing
@@ -238,11 +234,3 @@ def located(path: str | Path) -> str:
         if candidate.exists():
             return str(candidate.resolve())
     return str(path)
-
-
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name

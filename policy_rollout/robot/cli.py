@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from common.arguments import path_argument, whole
+from common.files import PROJECT_DIR
 from common.text import check_text
-from config.files import PROJECT_DIR
 from policy_rollout.policies.interface import ActionConvention, Policy
 from policy_rollout.policies.model_yaml import load_model_yaml
 from policy_rollout.policies.warm_up import warm_up

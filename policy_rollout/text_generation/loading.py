@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config.files import PROJECT_DIR
-from config.load import load_job
+from common.files import PROJECT_DIR
+from config.loading import load_job
 from models.decoding import Decoding, Threshold, acceptance
 from models.host_memory import keep_freed_memory
 from models.pretrained.model_io import Built, build, load_folder, model_folder

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from common.files import write_text
 from config.identity import difference, settings_in, settings_of
-from config.load import load_job
+from config.loading import load_job
 from config.schema import MMU_INDEX
 
 Value = TypeVar("Value", int, str)

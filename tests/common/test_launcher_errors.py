@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.launcher_errors import ERROR_FILE, PATIENCE
-from config.load import main_or_exit
-from config.values import ConfigError
+from config.loading import main_or_exit
+from config.parsing import ConfigError
 
 
 @pytest.fixture

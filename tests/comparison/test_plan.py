@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from common.folder_lock import hold
-from config.load import load_job, to_yaml
+from config.loading import load_job, to_yaml
 from scripts import compare_objectives
 from scripts.objective_comparison import plan as plans
 from scripts.objective_comparison.plan import (

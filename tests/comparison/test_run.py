@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from config.load import load_job
+from config.loading import load_job
 from config.schema import MMU_INDEX
 from models.measure import evaluate_text_likelihood
 from models.objectives import text_objective

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import given as examples
 from hypothesis import strategies as st
 
-from config.build import keys
-from config.files import PROJECT_DIR
-from config.load import ConfigError, load_job
+from common.files import PROJECT_DIR
+from config.loading import ConfigError, load_job
+from config.parsing import keys
 from tests.config.conftest import Given
 
 UPVLA = "config=config/upvla_action_tuning.yaml"
@@ -160,7 +160,9 @@ def test_some_loss_must_count(given: Given) -> None:
 
 
 def test_a_section_that_is_not_there_is_reported_where_it_was_typed(given: Given) -> None:
-    assert "(command line): no such key (did you mean training?)" in complaint([UPVLA, *given.argv, "trainng.seed=3"])
+    assert "(command line): no such key (did you mean training.seed?)" in complaint(
+        [UPVLA, *given.argv, "trainng.seed=3"]
+    )
 
 
 def test_an_output_folder_that_cannot_be_written_is_said_at_start(
@@ -248,7 +250,7 @@ def test_any_argument_is_understood_or_answered(text: str) -> None:
 
 
 def test_an_entry_point_prints_one_line_and_exits_with_code_2() -> None:
-    code = "from config.load import load_job, main_or_exit; main_or_exit(lambda: load_job(objective='mdm'))"
+    code = "from config.loading import load_job, main_or_exit; main_or_exit(lambda: load_job(objective='mdm'))"
     done = subprocess.run(
         [sys.executable, "-c", code, "config=config/tiny_mdmvla.yaml", "training.max_train_step=3"],
         cwd=PROJECT_DIR,
@@ -265,7 +267,7 @@ def test_an_entry_point_prints_one_line_and_exits_with_code_2() -> None:
 
 
 def test_reading_a_configuration_imports_no_torch() -> None:
-    code = "import sys, config.load; sys.exit(sorted({'torch', 'numpy', 'transformers'} & set(sys.modules)) or None)"
+    code = "import sys, config.loading; sys.exit(sorted({'torch', 'numpy', 'transformers'} & set(sys.modules)) or None)"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_DIR, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

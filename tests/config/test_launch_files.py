@@ -8,7 +8,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from config.files import PROJECT_DIR
+from common.files import PROJECT_DIR
 
 FILES = sorted((PROJECT_DIR / "accelerate_configs").glob("*.yaml"))
 BY_NAME = {path.stem: path for path in FILES}

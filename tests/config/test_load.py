@@ -10,10 +10,10 @@ from hypothesis import given as examples
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from config.build import keys
-from config.files import CONFIG_DIR, PROJECT_DIR
-from config.help import FRAGMENTS
-from config.load import ConfigError, load_job, to_yaml
+from common.files import CONFIG_DIR, PROJECT_DIR
+from config.cli_help import FRAGMENTS
+from config.loading import ConfigError, load_job, to_yaml
+from config.parsing import keys
 from config.schema import Job
 from tests.config.conftest import Given
 

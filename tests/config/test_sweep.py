@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from common.files import PROJECT_DIR
 from common.folder_lock import hold
-from config.files import PROJECT_DIR
-from config.load import ConfigError, load_job, to_yaml
+from config.loading import ConfigError, load_job, to_yaml
 from config.sweep import expand, sweep, take_apart, wants_sweep
-from config.sweep_run import name_of
+from config.sweep_worker import name_of
 from tests.config.conftest import Given
 
 STUB = """
@@ -104,14 +104,14 @@ def test_a_finished_run_with_other_settings_is_not_taken_for_this_one(argv: list
         ("block_diffusion.block_size=4,0", r"block_size=0 .*in the run block_diffusion\.block_size=0"),
         ("training.seed=interval(0,1)", "--multirun: "),
         ("training.seed=0,1 hydra/launcher=submitit_slurm", r"needs a package of requirements-optional\.txt"),
-        ("training.seed=0,1 hydra/sweeper=optuna", "only Hydra's basic sweeper"),
-        ("training.seed=0,1 hydra.sweep.subdir=x", r"hydra\.sweep\.subdir=x: .* allowed here is hydra\.sweep\.dir"),
+        ("training.seed=0,1 hydra/sweeper=optuna", r"hydra/sweeper=optuna: no such setting of a sweep"),
+        ("training.seed=0,1 hydra.sweep.subdir=x", r"hydra\.sweep\.subdir=x: .* allowed are .*hydra\.sweep\.dir"),
     ],
 )
 def test_a_mistake_in_any_combination_is_told_before_the_first_run(
     argv: list[str], tmp_path: Path, swept: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("config.sweep._is_missing", lambda plugin: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
     with pytest.raises(ConfigError, match=says):
         sweep([*argv, *swept.split()], "ar")
     assert not (tmp_path / "sweep").exists()
@@ -139,13 +139,36 @@ def test_configurations_and_presets_can_be_swept_too(argv: list[str], tmp_path: 
     assert started == ["train_blockdiff_vla.py"] * 2 + ["train_upvla.py"] * 2
 
 
-def test_a_swept_text_with_spaces_is_quoted_and_arrives_without_quotes() -> None:
+def test_a_swept_text_with_spaces_is_quoted_and_arrives_without_quotes(argv: list[str], tmp_path: Path) -> None:
     request = take_apart(["question='What is open?','Why?'", "experiment.name=a=b"])
     assert (request.swept, request.fixed) == (["question='What is open?','Why?'"], ["experiment.name=a=b"])
-    assert [name_of(values) for values in expand(request)] == [
-        name_of(["question='What is open?'"]),
-        name_of(["question='Why?'"]),
-    ]
+    assert expand(request) == [["question=What is open?"], ["question=Why?"]]
+    sweep([*argv, "training.seed=1", "question='What is open?','Why?'"], "ar")
+    logs = {path.read_text() for path in (tmp_path / "sweep").glob("*/output.log")}
+    assert logs == {"arguments What is open? None\n", "arguments Why? None\n"}
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_sigterm_stops_the_running_processes_and_the_next_sweep_continues(
+    argv: list[str], tmp_path: Path, launcher: str
+) -> None:
+    stub = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('waits'); time.sleep(60)"
+    (tmp_path / "stub.py").write_text(STUB + f"if (folder.parent.parent / 'wait').exists():\n    {stub}\n")
+    (tmp_path / "wait").touch()
+    swept = ["training.seed=1,2,3", f"hydra/launcher={launcher}", "hydra.launcher.n_jobs=2"]
+    command = [sys.executable, str(PROJECT_DIR / "train_upvla.py"), *argv, *swept]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT_DIR) as process:
+        assert process.stdout is not None
+        running = 1 if launcher == "basic" else 2
+        while running:
+            running -= process.stdout.readline().startswith("waits")
+        process.terminate()
+        assert process.wait(30) == 143
+    assert not (tmp_path / "sweep" / "seed=3").exists()
+    assert not list((tmp_path / "sweep").glob("*/sweep_run.json"))
+    (tmp_path / "wait").unlink()
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, cwd=PROJECT_DIR).returncode == 0
+    assert [row["state"] for row in rows(tmp_path / "sweep")] == ["done"] * 3
 
 
 def test_names_of_runs_are_short_safe_and_different() -> None:
@@ -164,7 +187,6 @@ def test_help_wins_over_a_sweep() -> None:
 
 @pytest.mark.slow
 def test_several_runs_at_once_through_joblib(argv: list[str], tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     command = [sys.executable, str(PROJECT_DIR / "train_upvla.py"), *argv, "training.seed=1,2,3"]
     several = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     done = subprocess.run([*command, *several], capture_output=True, text=True, cwd=tmp_path)
@@ -175,7 +197,7 @@ def test_several_runs_at_once_through_joblib(argv: list[str], tmp_path: Path) ->
 @pytest.mark.slow
 def test_runs_as_jobs_of_submitit(argv: list[str], tmp_path: Path) -> None:
     """Its local executor makes the same job files as on Slurm and starts them as processes."""
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    pytest.importorskip("submitit")
     command = [sys.executable, str(PROJECT_DIR / "train_upvla.py"), *argv, "training.seed=1,13"]
     done = subprocess.run([*command, "hydra/launcher=submitit_local"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1, done.stderr

@@ -158,7 +158,7 @@ def _child(
             places = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
             os.environ.update(places, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         os.environ.update(dict(launch.environment))
-        from config.load import main_or_exit
+        from config.loading import main_or_exit
         from train_upvla import main
 
         if prepare is not None:

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save as save_safetensors
 
-from config.load import load_job
+from config.loading import load_job
 from models.pretrained.model_io import load_folder, save_folder
 from models.pretrained.weights_io import read_weights
 from models.processing.image import ClipImageSpec

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from config.load import load_job
+from config.loading import load_job
 from config.schema import Job
 from models.action.inference import RobotReader
 from models.decoding.kv_cache import CachedPrefix, prompt_sequence

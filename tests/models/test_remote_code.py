@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from config.load import load_job
+from config.loading import load_job
 from models.action.inference import RobotReader
 from models.pretrained.model_io import build, load_folder, save_folder
 from models.pretrained.weights_io import write_safetensors

@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PhiConfig, PreTrainedTokenizerFast, Qwen3Config
 
-from config.files import CONFIG_DIR, PROJECT_DIR
-from config.load import load_job
+from common.files import CONFIG_DIR, PROJECT_DIR
+from config.loading import load_job
 from config.schema import MMU_INDEX, ROBOT_INDEX
 from models.pretrained.model_io import build
 from models.vocabulary import SPECIAL_TOKENS

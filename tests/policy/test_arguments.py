@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from config.files import PROJECT_DIR
-from config.values import ConfigError
+from common.files import PROJECT_DIR
+from config.parsing import ConfigError
 from policy_rollout import calvin_evaluate_upvla as app
 from policy_rollout.closed_loop.arguments import NUMBERS, hydra_arguments, keys
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from config.files import PROJECT_DIR
-from config.load import load_job
-from config.values import ConfigError
+from common.files import PROJECT_DIR
+from config.loading import load_job
+from config.parsing import ConfigError
 from models.decoding import ActionDecoding
 from models.pretrained.model_config import CALVIN_RELATIVE
 from models.pretrained.model_io import load_folder

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from config.files import PROJECT_DIR
+from common.files import PROJECT_DIR
 from models.decoding import Progress
 from models.processing.text import Prompter, load_tokenizer, vocabulary_of
 from policy_rollout.text_generation.generate_cli import StreamingPrinter

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from config.files import PROJECT_DIR
+from common.files import PROJECT_DIR
 
 ASK = """
 import runpy, sys

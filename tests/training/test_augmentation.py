@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from config.load import ConfigError, load_job
+from config.loading import ConfigError, load_job
 from config.schema import Augment
 from training.augmentation import Change, apply, draw, is_off
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from config.load import ConfigError
+from config.loading import ConfigError
 from models.pretrained.model_io import load_folder
 from tests.training.runs import Outcome, same, train
 

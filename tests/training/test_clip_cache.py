@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from config.load import ConfigError
+from config.loading import ConfigError
 from models.processing.image import clip_pixels
 from models.processing.image_file import READING
 from models.vision.clip_encoder import load_clip

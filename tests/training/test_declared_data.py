@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config.load import ConfigError, load_job
+from config.loading import ConfigError, load_job
 from models.pretrained.model_config import ModelSpec
 from models.pretrained.model_io import load_folder
 from policy_rollout.policies.interface import Observation

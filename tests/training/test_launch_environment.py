@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from common.processes import ProcessRank, process_rank
-from config.load import ConfigError
+from config.loading import ConfigError
 from config.schema import Job
 from tests.training.launches import ROOT
 from tests.training.runs import forget_processes
@@ -203,7 +203,7 @@ def command(world: Path, tmp_path: Path, env: dict[str, str], *wrapped: str) -> 
 def test_a_leftover_is_one_line_before_torch_is_loaded(world: Path, tmp_path: Path) -> None:
     without_torch = (
         "-c",
-        "import sys; sys.modules['torch'] = None; import train_upvla; from config.load import main_or_exit;"
+        "import sys; sys.modules['torch'] = None; import train_upvla; from config.loading import main_or_exit;"
         "main_or_exit(train_upvla.main)",
     )
     done = command(world, tmp_path, {"WORLD_SIZE": "2"}, *without_torch)
@@ -218,7 +218,7 @@ def test_processes_that_never_come_end_the_wait_with_one_line(world: Path, tmp_p
     patched = (
         "-c",
         "import sys; sys.path.insert(0, '.'); import training.distributed.launch as p; p.MEETING_S['here'] = 3.0;"
-        "import train_upvla; from config.load import main_or_exit; main_or_exit(train_upvla.main)",
+        "import train_upvla; from config.loading import main_or_exit; main_or_exit(train_upvla.main)",
     )
     started = time.monotonic()
     done = command(world, tmp_path, {**TORCHRUN, "RANK": rank, "ACCELERATE_USE_CPU": "true"}, *patched)

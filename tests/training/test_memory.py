@@ -12,8 +12,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import CLIPVisionConfig
 
-from config.files import presets
-from config.load import load_job
+from config.cli_help import presets
+from config.loading import load_job
 from models.objectives import text_objective
 from models.pretrained.model_io import build
 from models.processing.image import ClipImageSpec

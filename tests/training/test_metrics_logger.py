@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from config.load import ConfigError
+from config.loading import ConfigError
 from models.losses import SumAndCount
 from tests.training.runs import Outcome
 from training.metrics_logger import JsonLinesWriter, Meter

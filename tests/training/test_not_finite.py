@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from config.load import ConfigError
+from config.loading import ConfigError
 from models.pretrained.model_io import build, load_folder, save_folder
 from models.pretrained.weights_io import read_weights, require_finite, write_safetensors
 from models.vision.clip_encoder import load_clip

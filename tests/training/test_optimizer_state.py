@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from config.load import ConfigError
+from config.loading import ConfigError
 from tests.training.launches import launch, sharded, start
 from tests.training.runs import Outcome, same
 from training.checkpointing.manifest import METADATA, write_manifest

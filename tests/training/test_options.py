@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from config.load import ConfigError
+from config.loading import ConfigError
 from config.schema import Job
 from models.pretrained.model_io import load_folder
 from tests.training.runs import Outcome, same

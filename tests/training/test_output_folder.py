@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from common import folder_lock
 from common.folder_lock import hold
-from config import sweep_table
-from config.load import ConfigError
+from config import sweep
+from config.loading import ConfigError
 from models.pretrained.model_io import require_same_words
 from policy_rollout.policies.upvla import UPVLAPolicy
 from tests.training.runs import Outcome
@@ -99,8 +99,8 @@ def test_every_metric_of_the_sweeps_table_is_written_by_a_run(run: Start, world:
         "dataset__params__validation_mmu_shards_path_or_url": world / "chat",
     }
     done = run("out", training__max_train_steps=1, experiment__eval_every=1, experiment__log_every=1, **held_out)
-    assert set(sweep_table.SHOWN) <= set(sweep_table.last_metrics(done.folder / "metrics.jsonl"))
-    assert {"text/nats_per_token", "validation/text/nats_per_token"} <= set(sweep_table.SHOWN)
+    assert set(sweep.COLUMNS) <= set(sweep.last_metrics(done.folder / "metrics.jsonl"))
+    assert {"text/nats_per_token", "validation/text/nats_per_token"} <= set(sweep.COLUMNS)
 
 
 def test_weights_act_and_continue_with_the_image_tokenizer_that_they_learned(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train_upvla
-from config.load import ConfigError
+from config.loading import ConfigError
 from models.decoding import Decoding, generate
 from models.pretrained.model_io import load_folder
 from models.processing.text import load_tokenizer

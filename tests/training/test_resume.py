@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from config.load import ConfigError
+from config.loading import ConfigError
 from tests.tiny import write_language_model
 from tests.training.runs import Outcome, same
 from training.checkpointing.checkpoint import find_checkpoint

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from config.load import ConfigError
+from config.loading import ConfigError
 from models.vision.magvitv2 import load_magvit
 from preprocess_data import tokenize_images
 from tests.training.runs import Outcome, same, train

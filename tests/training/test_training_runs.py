@@ -13,7 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_upvla
-from config.load import ConfigError
+from config.loading import ConfigError
 from config.schema import MMU_INDEX
 from models.pretrained.model_io import load_folder
 from models.upvla import UPVLA

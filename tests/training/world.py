@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from config.load import load_job
+from config.loading import load_job
 from config.schema import Job
 from models.vision.magvitv2 import MagVITv2, Tower
 from tests.tiny import write_language_model

@@ -33,7 +33,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from common.files import flush, remove, retire
-from config.load import ConfigError
+from config.loading import ConfigError
 from config.schema import Job
 from models.pretrained.folders import is_copy, model_files
 from models.pretrained.model_io import WEIGHTS_FILE

@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from config.load import ConfigError
+from config.loading import ConfigError
+from config.parsing import shown
 from config.schema import Job
-from config.values import shown
 from training.checkpointing.manifest import Checkpoint
 from training.distributed.launch import describe
 from training.distributed.reshard import ONE_STATE

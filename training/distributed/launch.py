@@ -26,7 +26,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations import unset_hf_deepspeed_config
 
 from common.processes import ProcessRank, shown_variables, unset_command
-from config.load import ConfigError
+from config.loading import ConfigError
 from config.schema import Job
 from models.losses import SumAndCount
 from models.upvla import UPVLA, Losses

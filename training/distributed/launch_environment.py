@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 
 from common.processes import ProcessRank, process_rank, shown_variables, unset_command
-from config.load import ConfigError
+from config.loading import ConfigError
 from config.schema import Job
 
 OTHER_LAUNCHERS = ("ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG", "ACCELERATE_USE_SAGEMAKER")

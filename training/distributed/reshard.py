@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import Optimizer
 
-from config.load import ConfigError
+from config.loading import ConfigError
 from training.checkpointing.manifest import Checkpoint
 from training.distributed.launch import describe
 

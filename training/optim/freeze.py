@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from config.values import did_you_mean, shown
+from config.parsing import did_you_mean, shown
 
 
 def matching(names: Iterable[str], patterns: Sequence[str], key: str) -> set[str]:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from config.parsing import shown
 from config.schema import Job, LoRA
-from config.values import shown
 from models.language_model import Backbone
 from models.pretrained.weights_io import write_safetensors
 from models.upvla import UPVLA

@@ -28,7 +28,7 @@ from models.draws import Draws
 from models.loss import Tally
 from models.transfer import send
 from models.upvla import Losses
-from training import checkpoint, live, memory, optimizer_state
+from training import checkpoint, live, optimizer_state
 from training.arrival import arriving
 from training.data.batch import CoBatch
 from training.data.order import START, Position
@@ -61,7 +61,6 @@ class Trainer:
         checkpoint.leave_weights_to_model_folder(accelerator)
         if live.is_needed(job):
             accelerator.register_save_state_pre_hook(self._save_live)
-        memory.tell(run, parts)
         tell_deepspeed(accelerator, job)
         tell_fsdp(accelerator, parts.model)
         expect_state_of(accelerator, run.resumed)

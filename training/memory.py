@@ -195,7 +195,8 @@ def _step_peak(parts: Parts, sharding: Sharding) -> int:
         with live:
             with torch.autocast("cpu", half, enabled=half is not None and not sharding.half_weights):
                 losses = model(tasks.future, tasks.text)
-            torch.stack([getattr(losses, name).sum for name in COUNTED]).sum().backward()
+            total: Tensor = torch.stack([getattr(losses, name).sum for name in COUNTED]).sum()
+            torch.autograd.backward(total)
     return live.peak
 
 

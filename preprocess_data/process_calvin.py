@@ -24,6 +24,7 @@ from common.command import run_command
 from preprocess_data.calvin_choice import Choice, source_splits
 from preprocess_data.calvin_frames import Actions, finish, read_actions, windows_without
 from preprocess_data.calvin_verify import verify
+from preprocess_data.looking import summarise
 from preprocess_data.parts import output_folder
 from training.data.calvin import Annotation, CalvinSplit
 from training.data.checks import ActionChecks, Finding, require
@@ -308,20 +309,6 @@ def _make(options: argparse.Namespace) -> int:
             summarise(output, options.sheet.with_stem(f"{options.sheet.stem}_{name}") if name else options.sheet)
         print(describe(summary))
     return 0
-
-
-def summarise(root: Path, sheet: Path | None) -> None:
-    # Drawing is not loaded by those who only read: every worker process imports this file.
-    from preprocess_data.browsing.facts import Facts
-    from preprocess_data.browsing.sheet import draw_sheet
-    from preprocess_data.browsing.sources import open_source
-
-    source = open_source(root)
-    facts = Facts.of(source)
-    print(facts.text())
-    if sheet is not None:
-        draw_sheet(source, facts, sheet)
-        print(f"drawn: {sheet}")
 
 
 if __name__ == "__main__":

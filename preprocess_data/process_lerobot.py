@@ -27,7 +27,7 @@ from preprocess_data.calvin_verify import Report
 from preprocess_data.conversion import Converted, Flags, Floats, Made, Part, Units, convert
 from preprocess_data.lerobot import INFO, LerobotData, Place, libraries
 from preprocess_data.lerobot_names import AXES, columns_by_name, static_camera
-from preprocess_data.looking import add_options, looked
+from preprocess_data.looking import run_verify, verify_options
 from training.data.checks import ENOUGH, SMOOTH, ActionChecks, require
 from training.data.contract import CONTRACT_NAME, read_contract
 
@@ -303,14 +303,14 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--default-instruction", default="", metavar="TEXT", help="for episodes whose task is empty")
     make.add_argument("--skip-bad", action="store_true", help="leave out bad episodes, and list them")
     make.add_argument("--workers", type=whole(1), default=min(os.cpu_count() or 1, 8), help="processes that read")
-    add_options(made, formats="a LeRobot data set")
+    verify_options(made, formats="a LeRobot data set")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
-        if (code := looked(options, verify)) is not None:
+        if (code := run_verify(options, verify)) is not None:
             return code
         settings = _settings(options)
         others = [camera for camera in LerobotData(options.source).cameras if camera not in settings.cameras]

@@ -14,6 +14,9 @@ import numpy as np
 from preprocess_data.bridge import (
     OBSERVATIONS,
     POLICY,
+    POSITION_UNIT,
+    RATE,
+    ROTATION_UNIT,
     LeftOut,
     Shard,
     Trajectory,
@@ -21,12 +24,12 @@ from preprocess_data.bridge import (
     find_rlds,
     read_raw,
     read_shard,
+    relative_actions,
     splits_of,
 )
 from preprocess_data.browsing.seam import ACTION_NAMES, EpisodeView, Floats, Label, Picture, Source
 from preprocess_data.conversion import Units
 from preprocess_data.lerobot import INFO, LerobotData, Place, vectors
-from preprocess_data.process_bridge import POSITION_UNIT, RATE, ROTATION_UNIT, relative_actions
 from training.data.files import read_image, read_image_bytes
 
 LOOKED_AT = 200  # trajectories: each costs files

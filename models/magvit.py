@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from common.paths import expand_home
 from models.json_file import read_object
-from models.lfq import straight_through
 from models.weights import load_strict, read_weights, resolve_model_dir, state_sha256
 
 LATENT_CHANNELS = 13
@@ -263,11 +262,6 @@ class MagVITv2(nn.Module):
             raise ValueError(f"image codes must lie in 0..{CODEBOOK_SIZE - 1}")
         with torch.autocast(codes.device.type, enabled=False):
             return self.decoder(self.quantize.bits(codes.reshape(-1, h, w)).to(self.decoder.conv_in.weight.dtype))
-
-    def reconstruct(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Differentiable round trip, for training a tokenizer: pixels -> (reconstruction, latent [B,13,h,w])."""
-        latent = self.latent(pixels)
-        return self.decoder(straight_through(latent)), latent
 
     @property
     def weights_hash(self) -> str:

@@ -11,7 +11,7 @@ from scripts.mask_layouts import MASK, Layout
 from scripts.typeface import font
 
 Colour = tuple[int, int, int]
-PAPER, INK, FAINT, HAIR, EMPTY = (252, 251, 248), (34, 36, 42), (128, 130, 138), (226, 224, 218), (242, 240, 235)
+PAPER, INK, FAINT, EMPTY = (252, 251, 248), (34, 36, 42), (128, 130, 138), (242, 240, 235)
 SPAN_COLOURS: dict[str, Colour] = {
     "instruction": (92, 107, 130),
     "system": (92, 107, 130),

@@ -114,6 +114,8 @@ class ShardWriter:
         try:
             with _complete(path) as file:
                 self._writer.write(file, {"plan": self.plan.digest, "shard": self.shard, "made": dict(made)})
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:  # a full disk names no file
             raise ValueError(
                 f"{path} cannot be written ({reason_of(error)}); mend that, and the same command goes on from there"
@@ -173,8 +175,6 @@ def _complete(path: Path) -> Iterator[BinaryIO]:
     try:
         with temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         try:
             os.replace(temporary, path)
         except FileNotFoundError:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from common.arguments import path_argument, real, whole
@@ -24,6 +23,9 @@ from preprocess_data.formats.bridge import (
     LANGUAGE,
     OBSERVATIONS,
     POLICY,
+    POSITION_UNIT,
+    RATE,
+    ROTATION_UNIT,
     ImageSource,
     LeftOut,
     Shard,
@@ -32,17 +34,16 @@ from preprocess_data.formats.bridge import (
     find_rlds,
     read_raw,
     read_shard,
+    relative_actions,
     splits_of,
     suffix_of,
 )
 from preprocess_data.formats.verify import Report
-from preprocess_data.jobs.convert import Converted, Flags, Floats, Made, Part, Units, convert
-from preprocess_data.jobs.verify_cli import add_options, looked
+from preprocess_data.jobs.convert import Converted, Made, Part, Units, convert
+from preprocess_data.jobs.verify_cli import run_verify, verify_options
 from training.data.readers import read_image, read_image_bytes
 
 FOLDERS = 16  # trajectories that a worker reads at once
-RATE = 5  # Hz
-POSITION_UNIT, ROTATION_UNIT = 0.05, 0.25  # which hold all but a few steps in a hundred at 5 Hz
 
 DESCRIPTION = """\
 Make a processed split, which training reads, out of BridgeData V2: its raw folders
@@ -116,15 +117,6 @@ def _trajectories(work: Work) -> Iterator[Trajectory | ValueError]:
             yield error
         except FileNotFoundError as error:
             yield ValueError(str(error))
-
-
-def relative_actions(trajectory: Trajectory, units: Units) -> tuple[Floats, Floats, Flags]:
-    """(relative [n, 7], absolute [n, 7], clipped [n]) by the convention of this command's --help."""
-    states = trajectory.states[:, :6]
-    following = np.concatenate([states[1:], states[-1:]])
-    motion, clipped = units.steps(states, following)
-    grip = units.grip(trajectory.gripper)[:, None]
-    return np.concatenate([motion, grip], axis=1), np.concatenate([following, grip], axis=1), clipped
 
 
 def _converted(trajectory: Trajectory, work: Work, number: int) -> Converted:
@@ -282,7 +274,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--copy-frames", action="store_true", help="copy the images of raw folders")
     make.add_argument("--skip-bad", action="store_true", help="leave out bad trajectories, and list them")
     make.add_argument("--workers", type=whole(1), default=min(os.cpu_count() or 1, 8), help="processes that read")
-    add_options(made, formats="raw folders, RLDS files")
+    verify_options(made, formats="raw folders, RLDS files")
     return made
 
 
@@ -290,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     cameras = (options.camera,) if options.second_camera is None else (options.camera, options.second_camera)
     try:
-        if (code := looked(options, lambda source: verify(source, cameras, options.split))) is not None:
+        if (code := run_verify(options, lambda source: verify(source, cameras, options.split))) is not None:
             return code
         units = Units(options.position_unit, options.rotation_unit, gripper_threshold=0.5)
         settings = Settings(

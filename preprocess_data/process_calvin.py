@@ -22,6 +22,7 @@ from preprocess_data.formats.calvin_frames import Actions, finish, read_actions,
 from preprocess_data.formats.calvin_select import Choice, source_splits
 from preprocess_data.formats.verify import verify
 from preprocess_data.jobs.resume import output_folder
+from preprocess_data.jobs.verify_cli import summarise
 from training.data.calvin import Annotation, CalvinSplit
 from training.data.checks.dataset import ActionChecks, Finding, require
 from training.data.dataset_spec import read_contract, write_contract
@@ -305,20 +306,6 @@ def _make(options: argparse.Namespace) -> int:
             summarise(output, options.sheet.with_stem(f"{options.sheet.stem}_{name}") if name else options.sheet)
         print(describe(summary))
     return 0
-
-
-def summarise(root: Path, sheet: Path | None) -> None:
-    # Drawing is not loaded by those who only read: every worker process imports this file.
-    from preprocess_data.dataset_viewer.contact_sheet import draw_sheet
-    from preprocess_data.dataset_viewer.sources import open_source
-    from preprocess_data.dataset_viewer.stats import Facts
-
-    source = open_source(root)
-    facts = Facts.of(source)
-    print(facts.text())
-    if sheet is not None:
-        draw_sheet(source, facts, sheet)
-        print(f"drawn: {sheet}")
 
 
 if __name__ == "__main__":

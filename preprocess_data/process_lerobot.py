@@ -24,7 +24,7 @@ from preprocess_data.formats.lerobot import INFO, LerobotData, Place, libraries
 from preprocess_data.formats.lerobot_names import AXES, columns_by_name, static_camera
 from preprocess_data.formats.verify import Report
 from preprocess_data.jobs.convert import Converted, Flags, Floats, Made, Part, Units, convert
-from preprocess_data.jobs.verify_cli import add_options, looked
+from preprocess_data.jobs.verify_cli import run_verify, verify_options
 from training.data.checks.dataset import ENOUGH, SMOOTH, ActionChecks, require
 from training.data.dataset_spec import CONTRACT_NAME, read_contract
 
@@ -300,14 +300,14 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--default-instruction", default="", metavar="TEXT", help="for episodes whose task is empty")
     make.add_argument("--skip-bad", action="store_true", help="leave out bad episodes, and list them")
     make.add_argument("--workers", type=whole(1), default=min(os.cpu_count() or 1, 8), help="processes that read")
-    add_options(made, formats="a LeRobot data set")
+    verify_options(made, formats="a LeRobot data set")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
-        if (code := looked(options, verify)) is not None:
+        if (code := run_verify(options, verify)) is not None:
             return code
         settings = _settings(options)
         others = [camera for camera in LerobotData(options.source).cameras if camera not in settings.cameras]

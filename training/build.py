@@ -146,7 +146,7 @@ def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
     vq = load_magvit(job.model.vq_model.vq_model_name, job.model.vq_model.pretrained_model_path)
     built.model.spec = replace(built.model.spec, image_tokenizer=_same_image_tokenizer(job, run.resumed, built, vq))
     vq = vq.to(run.device)
-    clip = load_clip(job.model.showo.clip_model_path).to(run.device) if _needs_clip(job) else None
+    clip = load_clip(job.model.showo.clip_model_path).to(run.device) if needs_clip(job) else None
     _check_codes(job, vq)
     # Without a tower images are not opened and take no place in a conversation.
     image_spec, patches = (None, 0) if clip is None else (clip.image_spec, clip.num_patches)
@@ -198,7 +198,7 @@ def _model(job: Job, resumed: Checkpoint | None) -> tuple[Built, trained_weights
             "start a new run from its weights (model.showo.pretrained_model_path)"
         )
     model = built.model
-    notes = [*built.notes, *lora.attach(model, job), *_freeze_what_learns_nothing(job, model)]
+    notes = [*built.notes, *lora.attach(model, job), *freeze_what_learns_nothing(job, model)]
     notes += freeze(model, job.training.freeze)
     if saved is not None:
         trained_weights.put_back(saved, model, job.lora)
@@ -264,13 +264,13 @@ def _continued(job: Job, resumed: Checkpoint) -> Built:
     return replace(built, notes=())
 
 
-def _needs_clip(job: Job) -> bool:
+def needs_clip(job: Job) -> bool:
     """The tower is used by the mmu flow and by the answers that are logged."""
     asks = bool(job.experiment.generate_every) and job.mmu_image_root is not None
     return job.model.showo.w_clip_vit and (job.dataset.und_type is not None or asks)
 
 
-def _freeze_what_learns_nothing(job: Job, model: UPVLA) -> list[str]:
+def freeze_what_learns_nothing(job: Job, model: UPVLA) -> list[str]:
     """Parts that no weighted loss reaches are frozen: their gradient would be zero, but weight decay would not."""
     notes = []
     if job.training.act_coeff == 0:
@@ -383,7 +383,20 @@ def _summary(run: Run, parts: Parts) -> list[str]:
         f"learning rate {job.optimizer.params.learning_rate:g}",
         f"  loss     {settings.pre_coeff:g} image + {settings.act_coeff:g} action + {settings.mmu_coeff:g} text{more}",
         f"  output   {run.output_dir}",
+        *_memory_warning(job, run.device, count + frozen, trained),
     ]
+
+
+def _memory_warning(job: Job, device: torch.device, parameters: int, trained: int) -> list[str]:
+    """Return a line if weights, gradients and moments alone take more than the GPU has. Sharding is not considered."""
+    if device.type != "cuda":
+        return []
+    needed = 4 * parameters + trained * (12 if job.optimizer.name == "adamw" else 6)
+    available = torch.cuda.get_device_properties(device).total_memory
+    if needed <= available:
+        return []
+    sizes = f"{needed / 2**30:.1f} GB without activations, {device} has {available / 2**30:.1f} GB"
+    return [f"  warning  {sizes}; see python scripts/estimate_memory.py"]
 
 
 def _short(number: int) -> str:

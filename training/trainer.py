@@ -28,7 +28,6 @@ from models.losses import SumAndCount
 from models.rng import SampleRng
 from models.text_metrics import COUNTS, NATS, derived
 from models.upvla import Losses
-from training import memory
 from training.batch_to_tasks import COUNTED, Tasks, coefficients
 from training.build import Parts
 from training.checkpointing import checkpoint, optimizer_state, trained_weights
@@ -62,7 +61,6 @@ class Trainer:
         checkpoint.leave_weights_to_model_folder(accelerator)
         if trained_weights.is_needed(job):
             accelerator.register_save_state_pre_hook(self._save_live)
-        memory.tell(run, parts)
         configure_deepspeed(accelerator, job)
         configure_fsdp(accelerator, parts.model)
         validate_resume(accelerator, run.resumed)

@@ -35,11 +35,6 @@ class ActionBins:
                 f"{self.vocab.codebook_size} image codes whose ids the bins share"
             )
 
-    @property
-    def largest_error(self) -> float:
-        """Of a number in [-1, 1] by being rounded to its bin: half a bin's width."""
-        return 1.0 / (self.count - 1)
-
     def ids(self, actions: Tensor) -> Tensor:
         """Actions of any shape -> ids of that shape. What lies outside [-1, 1] is cut to it; halves go to the even bin,
         as in the original."""

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from common.files import expand_home, read_object
 from models.pretrained.weights_io import load_strict, read_weights, resolve_model_dir, state_sha256
-from models.vision.lfq_loss import straight_through
 
 LATENT_CHANNELS = 13
 CODEBOOK_SIZE = 2**LATENT_CHANNELS
@@ -262,11 +261,6 @@ class MagVITv2(nn.Module):
             raise ValueError(f"image codes must lie in 0..{CODEBOOK_SIZE - 1}")
         with torch.autocast(codes.device.type, enabled=False):
             return self.decoder(self.quantize.bits(codes.reshape(-1, h, w)).to(self.decoder.conv_in.weight.dtype))
-
-    def reconstruct(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Differentiable round trip, for training a tokenizer: pixels -> (reconstruction, latent [B,13,h,w])."""
-        latent = self.latent(pixels)
-        return self.decoder(straight_through(latent)), latent
 
     @property
     def weights_hash(self) -> str:

@@ -1,39 +1,22 @@
-"""Chains of tasks: CALVIN's official ones, exactly and quickly, and our own for any subset of the tasks.
-
-The official generator seeds numpy's legacy generator with the index of an initial state and draws five of the 34 tasks
-without replacement until enough draws are doable one after the other. 7.5 million draws give the 1000 chains. Here the
-same random numbers are taken in bulk and the draws are judged as arrays: 98 s become 8 to 10 s, and the list is cached.
-"""
+"""Chains of tasks: CALVIN's official ones, and our own for any subset of the tasks."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from common.files import write_text
 from policy_rollout.calvin.initial_states import INITIAL_STATES
-from policy_rollout.calvin.symbolic import CATEGORIES, Frozen, State, Value, check_tasks, successors, thaw
+from policy_rollout.calvin.symbolic import CATEGORIES, Frozen, State, check_tasks, successors, thaw
 from policy_rollout.calvin.tasks import TASK_NAMES
-
-log = logging.getLogger(__name__)
 
 CHAIN_LENGTH = 5
 OFFICIAL_COUNT = 1000
-OFFICIAL_SHA256 = "13bc4fad80a302e6405e5f4f800cc028789a245409cd12df39b783099ad4860f"
-BATCH = 8192  # draws judged at once: the byte arrays stay in the processor's cache
-
-Bytes = NDArray[np.uint8]
+OFFICIAL_CHAINS = Path(__file__).with_name("official_chains.txt")
+"""One chain a line: the index of the initial state in INITIAL_STATES, then those of five tasks in TASK_NAMES. Written
+by `python -m tests.calvin.official_generator`, which draws the chains as CALVIN's own generator does."""
 
 
 class Chain(NamedTuple):
@@ -50,118 +33,16 @@ def success_rates(completed: Sequence[int], length: int = CHAIN_LENGTH) -> list[
     return [sum(done >= i for done in completed) / len(completed) for i in range(1, length + 1)]
 
 
-# ---- the official chains ----
+def official_sequences(n: int = OFFICIAL_COUNT) -> list[Chain]:
+    """Return the first `n` of CALVIN's 1000 evaluation chains. Raise ValueError unless 1 <= n <= 1000.
 
-
-def official_sequences(n: int = OFFICIAL_COUNT, cache_dir: str | Path | None = None) -> list[Chain]:
-    """The first `n` of CALVIN's 1000 evaluation chains.
-
-    Always a prefix of the 1000: `get_sequences(n)` of the original is a different, differently shuffled list. Read from
-    `cache_dir` (default: `default_cache_dir()`), generated and stored there the first time; ValueError unless
-    1 <= n <= 1000.
+    Always a prefix of the 1000: `get_sequences(n)` of the original is a different, differently shuffled list.
     """
     if not 1 <= n <= OFFICIAL_COUNT:
         raise ValueError(f"n is {n}; the official list has 1 to {OFFICIAL_COUNT} chains")
-    path = Path(cache_dir or default_cache_dir()) / f"calvin_sequences_{OFFICIAL_COUNT}.json"
-    chains = _read_cache(path)
-    if chains is None:
-        chains = get_sequences(OFFICIAL_COUNT)
-        if sequences_sha256(chains) != OFFICIAL_SHA256:
-            raise RuntimeError("the generated chains are not CALVIN's: numpy's legacy random stream has changed")
-        _write_cache(path, chains)
-    return chains[:n]
-
-
-def get_sequences(num_sequences: int = OFFICIAL_COUNT) -> list[Chain]:
-    """What CALVIN's `get_sequences(num_sequences)` returns, its final shuffle included; not cached."""
-    shares = [len(part) for part in np.array_split(np.arange(num_sequences), len(INITIAL_STATES))]
-    chains = [
-        Chain(thaw(state), tasks)
-        for seed, (state, share) in enumerate(zip(INITIAL_STATES, shares, strict=True))
-        for tasks in chains_from(seed, share)
-    ]
-    order = list(range(num_sequences))
-    np.random.RandomState(0).shuffle(order)
-    return [chains[i] for i in order]
-
-
-def chains_from(seed: int, count: int) -> list[tuple[str, ...]]:
-    """The official generator's first `count` chains of the initial state number `seed` (0..191)."""
-    graph = _graph()
-    random = np.random.RandomState(seed)
-    accepted: list[tuple[str, ...]] = []
-    while len(accepted) < count:
-        draws = _doable(_swaps(random), graph.ids[INITIAL_STATES[seed]], graph.after)
-        accepted += [tuple(TASK_NAMES[task] for task in draw) for draw in draws]
-    return accepted[:count]
-
-
-def sequences_sha256(chains: Iterable[tuple[Mapping[str, Value], Sequence[str]]]) -> str:
-    """SHA-256 of chains as the JSON list of [state, tasks] with sorted keys."""
-    rows = [[dict(state), list(tasks)] for state, tasks in chains]
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-
-
-def _swaps(random: np.random.RandomState) -> Bytes:
-    """The swap partners of BATCH shuffles of the 34 tasks, [33, BATCH]; row 0 is the partner of place 33.
-
-    `choice(34, 5, replace=False)` shuffles all 34: for i = 33..1 it swaps place i with a place drawn from 0..i by
-    masked rejection of 32-bit words. `randint` with an array of bounds consumes the very same words, in the same order.
-    """
-    bounds = np.arange(len(TASK_NAMES), 1, -1)
-    partners = random.randint(0, bounds, size=(BATCH, len(bounds)))
-    return np.ascontiguousarray(partners.astype(np.uint8).T)
-
-
-def _drawn(swaps: Bytes, place: int) -> Bytes:
-    """Which task each shuffle leaves at `place`: follow the place back through the swaps, last one first. [N]"""
-    at = np.full(swaps.shape[1], place, np.uint8)
-    for i in range(1, len(swaps) + 1):
-        partner = swaps[len(swaps) - i]
-        at ^= (partner ^ np.uint8(i)) * ((at == i) | (at == partner))  # i becomes partner, partner becomes i
-    return at
-
-
-def _doable(swaps: Bytes, start: int, after: NDArray[np.int16]) -> NDArray[np.uint8]:
-    """The draws of five tasks [K, 5] that can be done in their order from state `start`, one of a category each."""
-    category = np.array([1 << CATEGORIES[task] for task in TASK_NAMES])
-    drawn = np.empty((0, swaps.shape[1]), np.uint8)
-    state = np.full(swaps.shape[1], start, np.int16)
-    seen = np.zeros(swaps.shape[1], category.dtype)
-    for place in range(CHAIN_LENGTH):
-        task = _drawn(swaps, place)
-        state = after[state, task]
-        keep = (state >= 0) & (seen & category[task] == 0)
-        seen = (seen | category[task])[keep]
-        drawn = np.concatenate([drawn, task[None]])[:, keep]
-        swaps, state = swaps[:, keep], state[keep]
-    return drawn.T
-
-
-class _Graph(NamedTuple):
-    ids: dict[Frozen, int]
-    after: NDArray[np.int16]  # [states, tasks]: the only state a task leads to, or -1
-
-
-@cache
-def _graph() -> _Graph:
-    """Every state that a chain can pass through."""
-    ids = {state: i for i, state in enumerate(INITIAL_STATES)}
-    frontier, rows = list(INITIAL_STATES), []
-    while frontier:
-        found: list[Frozen] = []
-        for state in frontier:
-            ways = [successors(state, task) for task in TASK_NAMES]
-            for way in ways:
-                if len(way) == 1 and way[0] not in ids:
-                    ids[way[0]] = len(ids)
-                    found.append(way[0])
-            rows.append([ids[way[0]] if len(way) == 1 else -1 for way in ways])
-        frontier = found
-    return _Graph(ids, np.array(rows, np.int16))
-
-
-# ---- chains of our own ----
+    lines = OFFICIAL_CHAINS.read_text(encoding="utf-8").splitlines()
+    rows = (map(int, line.split()) for line in lines[:n])
+    return [Chain(thaw(INITIAL_STATES[start]), tuple(TASK_NAMES[task] for task in tasks)) for start, *tasks in rows]
 
 
 def desk_sequences(n: int, tasks: Iterable[str] = TASK_NAMES, seed: int = 0, length: int = CHAIN_LENGTH) -> list[Chain]:
@@ -221,36 +102,3 @@ class _Supply:
                 return (task, *self.draw(after, seen | bit, length - 1, random))
             rank -= ways
         raise AssertionError("the counts of the options add up to the count of the state")
-
-
-# ---- the cache ----
-
-
-def default_cache_dir() -> Path:
-    """BLOCKDIFF_CACHE_DIR, else blockdiff-vla in the user's XDG cache."""
-    own = os.environ.get("BLOCKDIFF_CACHE_DIR")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blockdiff-vla"
-
-
-def _read_cache(path: Path) -> list[Chain] | None:
-    """The official chains of a cache file; None where there is none or it does not hold exactly them."""
-    if not path.is_file():
-        return None
-    try:
-        chains = [Chain(dict(state), tuple(tasks)) for state, tasks in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError):  # not JSON, or JSON of another form
-        chains = []
-    if sequences_sha256(chains) != OFFICIAL_SHA256:
-        log.warning("%s does not hold the official chains; generating them again", path)
-        return None
-    return chains
-
-
-def _write_cache(path: Path, chains: list[Chain]) -> None:
-    """Store the chains; a cache that cannot be written costs some seconds next time, and a warning now."""
-    try:
-        write_text(path, json.dumps(chains))
-    except OSError as error:
-        log.warning("cannot keep the official chains in %s: %s", path, error)

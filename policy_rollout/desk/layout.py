@@ -119,25 +119,13 @@ class Layout:
         """Centre of the sliding door's bar, which is 0.104 long and runs up along the leaning front."""
         return front_point(self.door_x - slide, DOOR_BAR_T, DOOR_BAR_N)
 
-    @property
-    def door_handle(self) -> Array:
-        return self.door_handle_at(0.0)
-
     def switch_handle_at(self, switch: float) -> Array:
         """Centre of the switch's bar, which is 0.08 long along x."""
         return front_point(self.switch_x, SWITCH_T0 + switch, SWITCH_BAR_N)
 
-    @property
-    def switch_handle(self) -> Array:
-        return self.switch_handle_at(0.0)
-
     def drawer_handle_at(self, drawer: float) -> Array:
         """Centre of the drawer's bar, which is 0.17 long along x; fingers fit between it and the drawer's front."""
         return np.array([self.drawer_x, DRAWER_BAR_Y - drawer, DRAWER_BAR_Z])
-
-    @property
-    def drawer_handle(self) -> Array:
-        return self.drawer_handle_at(0.0)
 
     def drawer_space_at(self, drawer: float) -> tuple[Array, Array]:
         """Lower and upper corner of the drawer's inside that is not under the table."""

@@ -15,6 +15,9 @@ from preprocess_data.dataset_viewer.interface import ACTION_NAMES, EpisodeView, 
 from preprocess_data.formats.bridge import (
     OBSERVATIONS,
     POLICY,
+    POSITION_UNIT,
+    RATE,
+    ROTATION_UNIT,
     LeftOut,
     Shard,
     Trajectory,
@@ -22,11 +25,11 @@ from preprocess_data.formats.bridge import (
     find_rlds,
     read_raw,
     read_shard,
+    relative_actions,
     splits_of,
 )
 from preprocess_data.formats.lerobot import INFO, LerobotData, Place, vectors
 from preprocess_data.jobs.convert import Units
-from preprocess_data.process_bridge import POSITION_UNIT, RATE, ROTATION_UNIT, relative_actions
 from training.data.readers import read_image, read_image_bytes
 
 LOOKED_AT = 200  # trajectories: each costs files

@@ -20,12 +20,15 @@ import numpy.typing as npt
 
 from common.files import read_object
 from preprocess_data.formats.tfrecord import Feature, parse_example, records
+from preprocess_data.jobs.convert import Flags, Units
 from training.data.readers import read_pickle
 
 Floats = npt.NDArray[np.float32]
 ImageSource = Path | bytes
 
 OBSERVATIONS, POLICY, LANGUAGE = "obs_dict.pkl", "policy_out.pkl", "lang.txt"
+RATE = 5  # Hz
+POSITION_UNIT, ROTATION_UNIT = 0.05, 0.25  # which hold all but a few steps in a hundred at 5 Hz
 _IMAGE = re.compile(r"im_(\d+)\.(?:jpg|jpeg|png)", re.IGNORECASE)
 _SHARD = re.compile(r"(?P<name>.+)-(?P<split>\w+)\.tfrecord-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _INSTRUCTIONS = ("language_instruction", "observation/natural_language_instruction")
@@ -48,6 +51,15 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.states)
+
+
+def relative_actions(trajectory: Trajectory, units: Units) -> tuple[Floats, Floats, Flags]:
+    """Return (relative [n, 7], absolute [n, 7], clipped [n]) by the convention of process_bridge.py --help."""
+    states = trajectory.states[:, :6]
+    following = np.concatenate([states[1:], states[-1:]])
+    motion, clipped = units.steps(states, following)
+    grip = units.grip(trajectory.gripper)[:, None]
+    return np.concatenate([motion, grip], axis=1), np.concatenate([following, grip], axis=1), clipped
 
 
 # ------------------------------------------------------------------------------------------------------------------ raw

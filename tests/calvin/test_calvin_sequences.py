@@ -1,18 +1,19 @@
-"""Chains: the official generator at a small scale, its cache, and chains of our own."""
+"""Chains: the official list, its generator at a small scale, and chains of our own."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from policy_rollout.calvin import sequences
 from policy_rollout.calvin.initial_states import INITIAL_STATES, hash_input, initial_seed, initial_state
-from policy_rollout.calvin.sequences import Chain, chains_from, desk_sequences, get_sequences, official_sequences
-from policy_rollout.calvin.symbolic import CATEGORIES, apply_task, feasible_tasks, thaw
+from policy_rollout.calvin.sequences import desk_sequences, official_sequences
+from policy_rollout.calvin.symbolic import CATEGORIES, feasible_tasks, thaw
 from policy_rollout.calvin.tasks import TASK_NAMES
+from tests.calvin import official_generator
+from tests.calvin.official_generator import chains_from, get_sequences, sequences_sha256
+from tests.calvin.rules import apply_task
 
 
 def drawn_one_by_one(seed, draws):
@@ -34,8 +35,8 @@ def is_valid(state, tasks):
 
 @pytest.mark.parametrize("seed", [0, 101])
 def test_bulk_draws_are_the_draws_of_the_original(seed):
-    swaps = sequences._swaps(np.random.RandomState(seed))[:, :1000]
-    ours = np.stack([sequences._drawn(swaps, place) for place in range(5)], axis=1)
+    swaps = official_generator._swaps(np.random.RandomState(seed))[:, :1000]
+    ours = np.stack([official_generator._drawn(swaps, place) for place in range(5)], axis=1)
     assert [tuple(TASK_NAMES[i] for i in row) for row in ours] == list(drawn_one_by_one(seed, 1000))
 
 
@@ -68,44 +69,10 @@ def test_more_than_the_official_thousand_is_refused():
             official_sequences(n)
 
 
-def test_the_cache_is_used_only_when_it_holds_exactly_the_official_chains(tmp_path, monkeypatch):
-    chains = [Chain(thaw(INITIAL_STATES[i]), chains_from(i, 1)[0]) for i in (0, 5)]
-    monkeypatch.setattr(sequences, "OFFICIAL_SHA256", sequences.sequences_sha256(chains))
-    calls = []
-    monkeypatch.setattr(sequences, "get_sequences", lambda n: calls.append(n) or chains)
-    monkeypatch.setenv("BLOCKDIFF_CACHE_DIR", str(tmp_path / "cache"))
-    path = tmp_path / "cache" / "calvin_sequences_1000.json"
-
-    assert official_sequences(2) == chains
-    assert official_sequences(1) == chains[:1]
-    assert calls == [1000]
-    stored = json.loads(path.read_text())
-    stored[1][1][0] = "dance"
-    for broken in (json.dumps(stored), "[1, 2]", "{"):
-        path.write_text(broken)
-        assert official_sequences(2) == chains
-    assert calls == [1000] * 4
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
-
-
-def test_a_cache_that_cannot_be_written_is_only_a_warning(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(sequences, "OFFICIAL_SHA256", sequences.sequences_sha256([]))
-    monkeypatch.setattr(sequences, "get_sequences", lambda n: [])
-    (tmp_path / "file").write_text("")
-    assert official_sequences(1, cache_dir=tmp_path / "file") == []
-    assert "cannot keep the official chains" in caplog.text
-
-
-def test_a_changed_random_stream_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(sequences, "get_sequences", lambda n: [])
-    with pytest.raises(RuntimeError, match="not CALVIN's"):
-        official_sequences(1, cache_dir=tmp_path)
-
-
-def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
-    monkeypatch.delenv("BLOCKDIFF_CACHE_DIR", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert sequences.default_cache_dir() == tmp_path / "blockdiff-vla"
+def test_the_official_chains_are_calvins():
+    chains = official_sequences()
+    assert sequences_sha256(chains) == "13bc4fad80a302e6405e5f4f800cc028789a245409cd12df39b783099ad4860f"
+    assert official_sequences(100) == chains[:100]
 
 
 OFFERED = tuple(task for task in TASK_NAMES if "stack" not in task and not task.startswith("rotate"))
@@ -152,7 +119,7 @@ def test_desk_chains_that_cannot_exist_are_refused():
 
 
 def test_the_original_list_of_another_length_is_not_a_prefix(monkeypatch):
-    monkeypatch.setattr(sequences, "INITIAL_STATES", INITIAL_STATES[:4])
+    monkeypatch.setattr(official_generator, "INITIAL_STATES", INITIAL_STATES[:4])
     few, more = get_sequences(4), get_sequences(8)
     assert len(few) == 4
     assert few != more[:4]

@@ -1,8 +1,7 @@
 """Training runs as real processes that start in a moment: forked from one that has everything imported.
 
 Each process runs the real entry point with the environment that a launcher would give it, in a process group of its own
-(its data workers with it), and is killed by real signals. Nothing is patched in it but the estimate of memory, which
-costs more than all the rest of such a small run and which training does not read.
+(its data workers with it), and is killed by real signals. Nothing is patched in it.
 """
 
 from __future__ import annotations
@@ -62,9 +61,6 @@ def load_everything(launches: Sequence[Launch]) -> None:
 
     import train_upvla  # noqa: F401
     import training.trainer  # noqa: F401
-    from training import memory
-
-    memory.tell = lambda run, parts: None
 
     if any(dict(launch.environment).get("ACCELERATE_USE_DEEPSPEED") for launch in launches):
         import deepspeed  # noqa: F401

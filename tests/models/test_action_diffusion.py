@@ -60,8 +60,9 @@ def test_a_number_is_at_most_half_a_bin_away_from_its_token(count: int) -> None:
     actions = torch.linspace(-1, 1, 4001)
     ids = bins.ids(actions)
     error = (bins.values(ids) - actions).abs().max()
-    assert float(error) <= bins.largest_error + 1e-6
-    assert float(error) > 0.9 * bins.largest_error or count > 2000
+    half_a_bin = 1 / (count - 1)
+    assert float(error) <= half_a_bin + 1e-6
+    assert float(error) > 0.9 * half_a_bin or count > 2000
     every = VOCAB.first_code + torch.arange(count)
     assert torch.equal(bins.ids(bins.values(every)), every)
     assert bins.values(every)[[0, -1]].tolist() == [-1.0, 1.0]  # an open or closed gripper is exact

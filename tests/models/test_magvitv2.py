@@ -186,7 +186,8 @@ def test_a_few_steps_of_training_lower_the_error_and_reach_every_weight() -> Non
     optimizer = torch.optim.AdamW(vq.parameters(), lr=2e-3)
     errors = []
     for _ in range(8):
-        reconstruction, latent = vq.reconstruct(images())
+        latent = vq.latent(images())
+        reconstruction = vq.decoder(straight_through(latent))
         error = (reconstruction - images()).square().mean()
         optimizer.zero_grad()
         (error + codebook_losses(latent).total()).backward()

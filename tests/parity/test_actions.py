@@ -45,7 +45,7 @@ def test_actions_have_the_originals_tokens_and_values(parity: Path) -> None:
         assert_array_equal(ids.numpy(), arrays[f"tokens_{count}"])
         assert_array_equal(bins.values(ids).numpy(), arrays[f"dequant_{count}"])
         error = (bins.values(ids) - actions.clamp(-1, 1)).abs().max()
-        assert float(error) <= bins.largest_error + 1e-6
+        assert float(error) <= 1 / (count - 1) + 1e-6
 
 
 @dataclass(frozen=True)

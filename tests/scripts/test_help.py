@@ -21,7 +21,13 @@ print("imported:", *sorted({"torch", "transformers"} & set(sys.modules)))
 
 
 @pytest.mark.parametrize(
-    "script", ["train_upvla.py", "scripts/generate_text.py", "scripts/eval_upvla_offline_actions.py"]
+    "script",
+    [
+        "train_upvla.py",
+        "scripts/generate_text.py",
+        "scripts/eval_upvla_offline_actions.py",
+        "scripts/estimate_memory.py",
+    ],
 )
 def test_help_is_told_without_torch(script: str) -> None:
     done = subprocess.run(

@@ -83,9 +83,6 @@ class CalvinSplit:
     def frame_path(self, index: int) -> Path:
         return self.path / f"episode_{index:0{self._digits}d}.npz"
 
-    def has_frame(self, index: int) -> bool:
-        return zip_reader.is_file(self.frame_path(index))
-
     def frame(self, index: int, keys: Sequence[str]) -> dict[str, Array]:
         """The arrays ``keys`` of frame ``index``, from one open of its file; no other array is decompressed.
 

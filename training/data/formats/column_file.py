@@ -108,10 +108,6 @@ class IndexFile:
     def texts(self, name: str) -> Texts:
         return Texts(self.column(f"{name}.bytes"), self.column(f"{name}.ends"))
 
-    @property
-    def nbytes(self) -> int:
-        return len(self._bytes)
-
     def damaged(self, why: str) -> ValueError:
         return ValueError(
             f"{self.path} cannot be used ({why}); delete it, it is made again from what it is an index of"

@@ -16,11 +16,11 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -110,19 +110,15 @@ class ShardWriter:
         Raises ValueError naming a file that cannot be written.
         """
         path = shard_path(self.folder, self.shard)
-        partial = _partial(path)
         try:
-            with partial.open("wb") as file:
+            with _complete(path) as file:
                 self._writer.write(file, {"plan": self.plan.digest, "shard": self.shard, "made": dict(made)})
                 file.flush()
                 os.fsync(file.fileno())
-            _appear(partial, path)
         except OSError as error:  # a full disk names no file
             raise ValueError(
                 f"{path} cannot be written ({reason_of(error)}); mend that, and the same command goes on from there"
             ) from None
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def has_shard(folder: Path, plan: Plan, shard: int) -> bool:
@@ -157,33 +153,34 @@ def write_frames(
         writer.numbers(name, rows)
     for name, content in texts.items():
         writer.text(name, content)
-    partial = _partial(folder / FRAMES)
-    try:
-        with partial.open("wb") as file:
-            writer.write(file, {})
-        _appear(partial, folder / FRAMES)
-    finally:
-        partial.unlink(missing_ok=True)
+    with _complete(folder / FRAMES) as file:
+        writer.write(file, {})
 
 
 def write_json(path: Path, content: Any) -> None:
-    partial = _partial(path)
-    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    _appear(partial, path)
+    """Write JSON to a file that appears complete or not at all."""
+    with _complete(path) as file:
+        file.write(json.dumps(content, indent=1).encode())
 
 
-def _appear(partial: Path, path: Path) -> None:
-    """Give a finished file its name. Who closes a folder (``finish``) removes what others still write of the same."""
+@contextmanager
+def _complete(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that becomes ``path`` after the block.
+
+    Unlike those of ``common.files`` it may be removed by another process that has written ``path``: ``finish``
+    removes what others still write of the same folder.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        os.replace(partial, path)
-    except FileNotFoundError:
-        if not path.is_file():
-            raise
-
-
-def _partial(path: Path) -> Path:
-    """A name that no other process on any machine writes to."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+        with temporary.open("wb") as file:
+            yield file
+        try:
+            os.replace(temporary, path)
+        except FileNotFoundError:
+            if not path.is_file():
+                raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def shard_path(folder: Path, shard: int) -> Path:

@@ -1,8 +1,9 @@
-"""Files inside a zip, read where they lie: ``calvin/task_D_D.zip/task_D_D/training/episode_0000001.npz`` is a path.
+"""Reader of zip archives, and paths into them: ``task_D_D.zip/task_D_D/training/episode_0000001.npz`` is a path.
 
 The full CALVIN downloads are archives of 166 to 656 GB with up to two million files. Python's own ``zipfile`` keeps an
 object of half a kilobyte for each and one position in the file for all, which forked data workers would share; here
 the directory of an archive is a few arrays (shared by workers that fork), and reading moves no position.
+``training.data.formats.npz`` reads the arrays of an ``.npz``, which is a zip too, with the same functions.
 """
 
 from __future__ import annotations
@@ -14,20 +15,24 @@ import threading
 import weakref
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from training.data.formats.npz import MOST_DEFLATE_SAVES
 from training.data.formats.packed_frames import pack_at, packed_frame
 from training.data.formats.shards import WHOLE
 
 SUFFIX = ".zip"
 STORED, DEFLATED = 0, 8
 _METHODS = {1: "shrink", 6: "implode", 9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 99: "AES"}
+
+MAX_DEFLATE_RATIO = 1033
+"""Deflate cannot compress further, so a larger claim is damage."""
+EXTRA_READ = 64
+"""Bytes of a local header's extra field that are read together with the member."""
 
 _END = struct.Struct("<4s4H2IH")
 _LOCATOR = struct.Struct("<4sIQI")
@@ -124,7 +129,95 @@ def archive(path: Path) -> Archive:
     return held[1]
 
 
-# ----------------------------------------------------------------------------------------------------- a zip's content
+# ------------------------------------------------------------------------------------------------------- format of zip
+class Entry(NamedTuple):
+    """What the directory of an archive knows of a member. Sizes and offset in bytes."""
+
+    flags: int
+    method: int
+    checksum: int
+    packed: int
+    size: int
+    offset: int
+
+
+_ROW = np.dtype(list(zip(Entry._fields, ("u2", "u2", "u4", "u8", "u8", "u8"), strict=True)))
+
+
+def read_directory(
+    read: Callable[[int, int], bytes], archive_size: int, max_comment: int = 0xFFFF
+) -> Iterator[tuple[bytes, Entry]]:
+    """Yield name and entry of the members of an archive.
+
+    read: returns the bytes of the archive at an offset, at most so many. max_comment: bytes behind the directory in
+    which its end is searched. Raises ValueError or struct.error if the directory is damaged.
+    """
+    tail_at = max(archive_size - _END.size - max_comment, 0)
+    tail = read(tail_at, archive_size - tail_at)
+    place = tail.rfind(b"PK\5\6")
+    if place < 0:
+        raise ValueError("it has no directory; it is cut off or no zip")
+    _, _, _, _, count, size, offset, _ = _END.unpack_from(tail, place)
+    end = tail_at + place
+    if count == 0xFFFF or 0xFFFFFFFF in (size, offset):
+        locator = read(end - _LOCATOR.size, _LOCATOR.size) if end >= _LOCATOR.size else b""
+        if locator[:4] == b"PK\6\7":
+            end = _LOCATOR.unpack(locator)[2]
+            record = read(end, _END64.size)
+            if record[:4] != b"PK\6\6":
+                raise ValueError("its ZIP64 directory is not where it should be")
+            *_, count, size, offset = _END64.unpack(record)
+    shift = end - size - offset  # of an archive behind other bytes
+    if shift < 0 or size > archive_size or count * _ENTRY.size > size:
+        raise ValueError("its directory does not fit into it")
+    yield from _entries(read(offset + shift, size), count, shift)
+
+
+def _entries(directory: bytes, count: int, shift: int) -> Iterator[tuple[bytes, Entry]]:
+    at = 0
+    for _ in range(count):
+        mark, _, _, flags, method, _, _, checksum, packed, size, name, extra, comment, _, _, _, offset = (
+            _ENTRY.unpack_from(directory, at)
+        )
+        if mark != b"PK\1\2":
+            raise ValueError("its directory is damaged")
+        at += _ENTRY.size + name
+        if 0xFFFFFFFF in (packed, size, offset):
+            size, packed, offset = _long_numbers(directory[at : at + extra], size, packed, offset)
+        yield directory[at - name : at], Entry(flags, method, checksum, packed, size, offset + shift)
+        at += extra + comment
+    if at != len(directory):
+        raise ValueError("its directory is longer or shorter than it says")
+
+
+def read_member(read: Callable[[int, int], bytes], name: bytes, entry: Entry) -> bytes:
+    """Return the unpacked content of a stored or deflated member, its checksum verified.
+
+    read: returns the bytes of the archive at an offset, at most so many. Raises ValueError with the reason.
+    """
+    if entry.size > entry.packed * MAX_DEFLATE_RATIO or (entry.method == STORED and entry.size != entry.packed):
+        raise ValueError("claims an impossible size")
+    start = _LOCAL.size + len(name)
+    data = read(entry.offset, start + EXTRA_READ + entry.packed)
+    # The directory has no checksum: a flipped bit in a name there would give one frame for another.
+    if data[:4] != b"PK\3\4" or data[_LOCAL.size : start] != name:
+        raise ValueError("is not where the directory says")
+    *_, name_length, extra = _LOCAL.unpack_from(data)
+    if extra > EXTRA_READ:
+        data = read(entry.offset, start + extra + entry.packed)
+    data = data[start + extra : start + extra + entry.packed]
+    if len(data) < entry.packed or name_length != len(name):
+        raise ValueError("ends beyond the end of the archive, which is cut off")
+    if entry.method == DEFLATED:
+        try:
+            data = zlib.decompress(data, -zlib.MAX_WBITS, entry.size)  # memory for all of it from the start
+        except zlib.error as error:
+            raise ValueError(str(error)) from None
+    if len(data) != entry.size or zlib.crc32(data) != entry.checksum:
+        raise ValueError("does not match its checksum")
+    return data
+
+
 class Archive:
     """The directory of one zip (with or without ZIP64), as arrays sorted by name; about 70 bytes a file.
 
@@ -137,8 +230,7 @@ class Archive:
         weakref.finalize(self, self._file.close)
         self._size = os.fstat(self._file.fileno()).st_size
         try:
-            directory, self._shift = self._directory()
-            self._read_entries(directory)
+            self._read_entries()
         except (struct.error, IndexError, OverflowError, MemoryError):
             raise self._damaged("its directory is cut off") from None
 
@@ -153,7 +245,7 @@ class Archive:
 
     def size(self, name: str) -> int:
         """Bytes of a file, unpacked."""
-        return int(self._sizes[self._row(name)])
+        return int(self._entries[self._row(name)]["size"])
 
     def has_folder(self, name: str) -> bool:
         first, last = self._below(name)
@@ -172,40 +264,22 @@ class Archive:
 
     def read(self, name: str) -> bytes:
         """A file's content. Raises FileNotFoundError, or ValueError naming archive and file."""
-        row = self._row(name)
-        packed, size, method = int(self._packed[row]), int(self._sizes[row]), int(self._methods[row])
-        if self._flags[row] & 1:
+        entry = Entry(*self._entries[self._row(name)].item())
+        if entry.flags & 1:
             raise self._damaged(f"{name} is encrypted")
-        if method not in (STORED, DEFLATED):
-            how = _METHODS.get(method, f"method {method}")
+        if entry.method not in (STORED, DEFLATED):
+            how = _METHODS.get(entry.method, f"method {entry.method}")
             raise ValueError(f"{self.path}/{name} is packed with {how}; unpack the archive, or pack it with deflate")
-        if size > packed * MOST_DEFLATE_SAVES or (method == STORED and size != packed):
-            raise self._damaged(f"{name} claims an impossible size")
-        start = int(self._offsets[row]) + self._shift
-        header, own = self._at(start, _LOCAL.size), self._at(start + _LOCAL.size, len(name.encode()))
-        # The directory has no checksum: a flipped bit in a name there would give one frame for another.
-        if header[:4] != b"PK\3\4" or own != name.encode():
-            raise self._damaged(f"{name} is not where the directory says")
-        *_, name_length, extra_length = _LOCAL.unpack(header)
-        data = self._at(start + _LOCAL.size + name_length + extra_length, packed)
-        if method == DEFLATED:
-            data = self._inflated(data, size, name)
-        if len(data) != size or zlib.crc32(data) != int(self._checksums[row]):
-            raise self._damaged(f"{name} does not match its checksum")
-        return data
-
-    def _inflated(self, data: bytes, size: int, name: str) -> bytes:
         try:
-            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
-        except zlib.error as error:
+            return read_member(self._at, name.encode(), entry)
+        except ValueError as error:
             raise self._damaged(f"{name}: {error}") from None
 
     def _at(self, offset: int, length: int) -> bytes:
-        """Bytes of the file, without a position that others could move."""
-        if offset + length > self._size:
-            raise self._damaged("a file in it ends beyond its end; it is cut off")
+        """Return bytes of the file (fewer at its end), without a position that others could move."""
+        length = min(length, self._size - offset)
         pieces = []
-        while length:  # one call gives at most 2 GB
+        while length > 0:  # one call gives at most 2 GB
             piece = os.pread(self._file.fileno(), min(length, 1 << 30), offset)
             if not piece:
                 break
@@ -213,62 +287,25 @@ class Archive:
             offset, length = offset + len(piece), length - len(piece)
         return b"".join(pieces)
 
-    def _directory(self) -> tuple[bytes, int]:
-        """The central directory, and by how much the offsets in it are too small (an archive behind other bytes)."""
-        tail_at = max(self._size - _END.size - 0xFFFF, 0)
-        tail = self._at(tail_at, self._size - tail_at)
-        place = tail.rfind(b"PK\5\6")
-        if place < 0:
-            raise self._damaged("it has no directory; it is cut off or no zip")
-        _, _, _, _, count, size, offset, _ = _END.unpack_from(tail, place)
-        end = tail_at + place
-        if 0xFFFF in (count,) or 0xFFFFFFFF in (size, offset):
-            locator = self._at(end - _LOCATOR.size, _LOCATOR.size) if end >= _LOCATOR.size else b""
-            if locator[:4] == b"PK\6\7":
-                at = _LOCATOR.unpack(locator)[2]
-                record = self._at(at, _END64.size)
-                if record[:4] != b"PK\6\6":
-                    raise self._damaged("its ZIP64 directory is not where it should be")
-                *_, count, size, offset = _END64.unpack(record)
-                end = at
-        shift = end - size - offset
-        if shift < 0 or size > self._size or count * _ENTRY.size > size:
-            raise self._damaged("its directory does not fit into it")
-        self._count = count
-        return self._at(offset + shift, size), shift
-
-    def _read_entries(self, directory: bytes) -> None:
-        found: list[bytes] = []
+    def _read_entries(self) -> None:
+        names: list[bytes] = []
         numbers = array("Q")
-        at = 0
-        for _ in range(self._count):
-            entry = _ENTRY.unpack_from(directory, at)
-            if entry[0] != b"PK\1\2":
-                raise self._damaged("its directory is damaged")
-            flags, method, checksum, packed, size = entry[3], entry[4], *entry[7:10]
-            name_length, extra_length, comment_length, offset = *entry[10:13], entry[16]
-            at += _ENTRY.size
-            name = directory[at : at + name_length]
-            at += name_length
-            if 0xFFFFFFFF in (packed, size, offset):
-                size, packed, offset = _long_numbers(directory[at : at + extra_length], size, packed, offset)
-            at += extra_length + comment_length
-            if name[-1:] != b"/" and name:
-                # Names in the old encoding are ASCII in practice; others stay as their bytes, found by nobody.
-                found.append(name)
-                numbers.extend((flags, method, checksum, packed, size, offset))
-        if at != len(directory):
-            raise self._damaged("its directory is longer or shorter than it says")
-        if found and max(map(len, found)) > 4096:
+        try:
+            for name, entry in read_directory(self._at, self._size):
+                if name and not name.endswith(b"/"):
+                    # Names in the old encoding are ASCII in practice; others keep their bytes and are not found.
+                    names.append(name)
+                    numbers.extend(entry)
+        except ValueError as error:
+            raise self._damaged(str(error)) from None
+        if max(map(len, names), default=0) > 4096:
             raise self._damaged("its directory is damaged (a name of more than 4096 bytes)")
-        table = np.frombuffer(numbers, dtype=np.uint64).reshape(-1, 6)
-        listed: npt.NDArray[np.bytes_] = np.array(found, dtype=np.bytes_) if found else np.array([], dtype="S1")
+        listed: npt.NDArray[np.bytes_] = np.array(names, dtype=np.bytes_) if names else np.array([], dtype="S1")
         order = np.argsort(listed, kind="stable")
         self._names = listed[order]
-        table = table[order]
-        self._flags, self._methods = table[:, 0].astype(np.uint16), table[:, 1].astype(np.uint16)
-        self._checksums = table[:, 2].astype(np.uint32)
-        self._packed, self._sizes, self._offsets = (table[:, column].copy() for column in (3, 4, 5))
+        self._entries = np.empty(len(names), _ROW)
+        for field, column in zip(Entry._fields, np.frombuffer(numbers, np.uint64).reshape(-1, 6).T, strict=True):
+            self._entries[field] = column[order]
 
     def _row(self, name: str) -> int:
         row = self.find(name)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,6 +62,21 @@ def shown_variables(env: Mapping[str, str], names: Iterable[str]) -> str:
 def unset_command(names: Iterable[str]) -> str:
     """Return the shell command that removes variables."""
     return f"unset {' '.join(sorted(names))}"
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables inside the ``with`` block and restore the former values after it."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _incomplete(env: Mapping[str, str], there: list[str], missing: list[str], whose: str) -> str:

@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
+from common.command import report_error, wait_for_first_process
 from common.files import CONFIG_DIR, PROJECT_DIR, display, reason_of
-from common.launcher_errors import report_error, wait_for_first_process
 from config.cli_help import PRESET_DIR, SCRIPTS, help_text, presets
 from config.command_line import parse_argument, unquoted
 from config.parsing import (

@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.environment import environment
 from common.files import PROJECT_DIR, reason_of, write_text
 from common.folder_lock import FolderBusy, hold
-from common.processes import process_rank, shown_variables
+from common.processes import environment, process_rank, shown_variables
 from config.cli_help import SCRIPTS
 from config.command_line import is_sweep, parse_argument, unquoted
 from config.identity import difference, settings_in, settings_of

@@ -25,9 +25,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.command import run_command
+from common.command import report_error, run_command
 from common.files import expand_home
-from common.launcher_errors import report_error
 from common.processes import ProcessRank as Place
 from common.processes import process_rank as place_in
 from config.parsing import ConfigError

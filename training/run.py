@@ -19,9 +19,9 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm import tqdm
 
-from common.environment import environment
 from common.files import reason_of, write_text
 from common.folder_lock import hold
+from common.processes import environment
 from config.loading import ConfigError, to_yaml
 from config.schema import Job
 from models.objectives import text_objective

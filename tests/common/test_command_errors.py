@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.launcher_errors import ERROR_FILE, PATIENCE
+from common.command import ERROR_FILE, PATIENCE
 from config.loading import main_or_exit
 from config.parsing import ConfigError
 
@@ -16,7 +16,7 @@ from config.parsing import ConfigError
 def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that are waited, without waiting."""
     seconds: list[float] = []
-    monkeypatch.setattr("common.launcher_errors.time.sleep", seconds.append)
+    monkeypatch.setattr("common.command.time.sleep", seconds.append)
     for name in ("RANK", "LOCAL_RANK", ERROR_FILE):
         monkeypatch.delenv(name, raising=False)
     return seconds

@@ -28,13 +28,15 @@ from benchmarks.timed_desk import IMAGES, ORACLE, PHYSICS, Clock, TimedDesk
 from benchmarks.timing import Spread
 from common.arguments import path_argument, whole
 from common.command import run_command
+from common.robot import CALVIN_MAX_STEPS
 from config.load import load_job
 from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit
 from policy_rollout.benchmarks.desk import DeskBenchmark
 from policy_rollout.closed_loop import records
-from policy_rollout.closed_loop.runner import MAX_STEPS, ChainJob, ChainRecord, Finished, run_chains
-from policy_rollout.closed_loop.work_queue import Owner
+from policy_rollout.closed_loop.interface import ChainJob, ChainRecord
+from policy_rollout.closed_loop.runner import OnRecord, run_chains
+from policy_rollout.closed_loop.work_queue import Worker
 from policy_rollout.policies.interface import ActionConvention, Observation
 from policy_rollout.policies.upvla import UPVLAPolicy
 from tests.benchmarks.naive_acting import Naive
@@ -124,7 +126,7 @@ class Played:
 class Sizes:
     """``steps`` of a task, environments side by side in a process, processes beside the first."""
 
-    steps: int = MAX_STEPS
+    steps: int = CALVIN_MAX_STEPS
     parallel: int = 8
     workers: int = 1
 
@@ -157,7 +159,7 @@ def _children() -> float:
 
 
 def _play_here(
-    way: str, policy: UPVLAPolicy, jobs: Iterable[ChainJob], sizes: Sizes, folder: Path, finished: Finished
+    way: str, policy: UPVLAPolicy, jobs: Iterable[ChainJob], sizes: Sizes, folder: Path, on_record: OnRecord
 ) -> None:
     naive = Naive(policy.model, policy.vq, policy.prompter)
 
@@ -169,7 +171,7 @@ def _play_here(
         TimedDesk(folder, eager=way in ("original", "eager")),
         timed,
         jobs,
-        finished,
+        on_record,
         max_steps=sizes.steps,
         parallel=1 if way in ("original", "eager", "lazy") else sizes.parallel,
         workers=sizes.workers if way == "workers" else 0,
@@ -186,9 +188,9 @@ def _play_in_processes(policy: UPVLAPolicy, jobs: Sequence[ChainJob], sizes: Siz
 
     def run() -> None:
         began = time.process_time()
-        with Owner(folder) as owner:
-            taken = owner.take(jobs, lambda index: index in records.read(folder))
-            _play_here("batched", policy, taken, fair, folder, lambda r: records.append(folder, owner.name, r))
+        with Worker(folder) as worker:
+            taken = worker.claim(jobs, lambda index: index in records.read(folder))
+            _play_here("batched", policy, taken, fair, folder, lambda r: records.append(folder, worker.name, r))
         whole = {"whole": time.process_time() - began, "process": os.getpid()}
         (folder / f"whole-{os.getpid()}.json").write_text(json.dumps(whole), encoding="utf-8")
 
@@ -258,7 +260,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made.set_defaults(rounds=3)
     made.add_argument("--model-config", type=path_argument, help="who acts (the embedded AR-VLA with random weights)")
     made.add_argument("--chains", type=whole(0), default=4, help="of the official ones, for each way and round (4)")
-    made.add_argument("--steps", type=whole(1), default=MAX_STEPS, help=f"control steps of a task ({MAX_STEPS})")
+    made.add_argument(
+        "--steps", type=whole(1), default=CALVIN_MAX_STEPS, help=f"control steps of a task ({CALVIN_MAX_STEPS})"
+    )
     made.add_argument("--parallel", type=whole(1), default=8, help="environments side by side (8)")
     made.add_argument("--workers", type=whole(1), default=1, help="processes beside the policy's (1: two cores in all)")
     made.add_argument("--ways", default=",".join(WAYS), help=f"which, by commas ({','.join(WAYS)})")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from common.robot import CODEBOOK_SIZE
 from config.knob import MISSING, key
 
 Objective = Literal["ar", "mdm", "bd"]
@@ -27,7 +28,6 @@ Schedule = Literal[
 ]
 
 
-CODEBOOK_SIZE: Final = 8192
 SPECIAL_TOKENS: Final = 10
 VQ_STRIDE: Final = 16
 """Pixels along one side of an image that become one VQ token (four stride-2 convolutions)."""

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from common.json_file import read_object
 from common.paths import expand_home
+from common.robot import CODEBOOK_SIZE
 from models.pretrained.weights_io import load_strict, read_weights, resolve_model_dir, state_sha256
 from models.vision.lfq_loss import straight_through
 
 LATENT_CHANNELS = 13
-CODEBOOK_SIZE = 2**LATENT_CHANNELS
+assert CODEBOOK_SIZE == 2**LATENT_CHANNELS
 NORM_GROUPS = 32
 
 

@@ -15,8 +15,7 @@ import policy_rollout.benchmarks as package
 from policy_rollout.calvin.initial_states import initial_state
 from policy_rollout.calvin.instructions import validation_instruction
 from policy_rollout.calvin.sequences import official_sequences
-from policy_rollout.closed_loop.interface import Env, Oracle
-from policy_rollout.closed_loop.runner import ChainJob
+from policy_rollout.closed_loop.interface import ChainJob, Env, Oracle
 from policy_rollout.policies.interface import ActionConvention
 
 Settings = Mapping[str, Any]

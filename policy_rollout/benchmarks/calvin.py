@@ -19,8 +19,7 @@ from policy_rollout.calvin.installation import check_packages, find_split, packa
 from policy_rollout.calvin.oracle import VERSION, TaskOracle
 from policy_rollout.calvin.simulator import CONFIGURATION, SECTIONS, WARM_UP_IMAGES, read_configuration
 from policy_rollout.calvin.trial import try_environment
-from policy_rollout.closed_loop.interface import Env
-from policy_rollout.closed_loop.runner import ChainJob
+from policy_rollout.closed_loop.interface import ChainJob, Env
 from policy_rollout.policies.interface import ActionConvention
 
 RENDERERS = ("egl", "tiny")

@@ -7,8 +7,7 @@ from typing import Any
 
 from policy_rollout.benchmarks.base import Settings, official_jobs
 from policy_rollout.calvin.oracle import TaskOracle
-from policy_rollout.closed_loop.interface import Env
-from policy_rollout.closed_loop.runner import ChainJob
+from policy_rollout.closed_loop.interface import ChainJob, Env
 from policy_rollout.policies.interface import ActionConvention
 
 DESK_VERSION = 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from policy_rollout.closed_loop.env_slot import ChainRecord
+from policy_rollout.closed_loop.interface import ChainRecord
 from policy_rollout.compare import Side
 from policy_rollout.reporting.markup import Html, el, join
 from policy_rollout.reporting.media import IMAGES, VIDEOS, Medium, Room, media_in

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.closed_loop import PARTS, WAYS, Played, main, refuse_differences
-from policy_rollout.closed_loop.runner import ChainRecord
+from policy_rollout.closed_loop.interface import ChainRecord
 
 
 def test_every_way_plays_the_same_chains_and_says_what_they_cost(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from policy_rollout.calvin.annotations import IN_CALVIN, find_annotations, read_
 from policy_rollout.calvin.egl import Graphics, _physical, find_graphics
 from policy_rollout.calvin.instructions import validation_instruction
 from policy_rollout.calvin.tasks import TASK_NAMES
-from policy_rollout.closed_loop.runner import ChainRecord, run_chains
+from policy_rollout.closed_loop.interface import ChainRecord
+from policy_rollout.closed_loop.runner import run_chains
 from policy_rollout.policies.interface import Observation
 from policy_rollout.policies.upvla import ConstantPolicy
 

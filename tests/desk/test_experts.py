@@ -15,7 +15,7 @@ from policy_rollout.calvin.symbolic import feasible_tasks
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.desk import SCENES, DeskEnv
 from policy_rollout.desk.experts.evaluate import main, run_chain, run_episode
-from policy_rollout.desk.experts.motion import Sight, funnel, hand_turn, reach_of
+from policy_rollout.desk.experts.motion import RobotObservation, funnel, hand_turn, reach_of
 from policy_rollout.desk.experts.policy import EXPERT_TASKS, PLAY, QUIET, Noise, ScriptedExpert, task_resets
 from policy_rollout.desk.rotation import matrix_of
 
@@ -232,7 +232,7 @@ def test_a_leaning_hand_reaches_away_from_the_viewer() -> None:
 
 def test_a_funnel_comes_down_only_above_its_point(desks: dict[str, DeskEnv]) -> None:
     env = desks["D"]
-    sight = Sight.of(env.reset(seed=0), env.layout)
+    sight = RobotObservation.of(env.reset(seed=0), env.layout)
     move = funnel(sight.tcp - [0.0, 0.0, 0.1], sight.euler, 1.0)
     assert move.place(sight)[2] == pytest.approx(sight.tcp[2] - 0.1)  # straight above: all the way down
     aside = funnel(sight.tcp - [-0.2, 0.0, 0.1], sight.euler, 1.0)

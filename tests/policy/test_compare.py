@@ -58,10 +58,10 @@ def test_the_better_one_is_named_and_the_figures_are_those_of_the_files(
 def test_policies_that_differ_by_luck_cannot_be_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "a", drawn(0, 0.6)), write(tmp_path / "b", drawn(2, 0.6))
     last = run(capsys, tmp_path / "a", tmp_path / "b").splitlines()[-1]
-    assert last.startswith("these chains cannot tell a from b: ")
+    assert last.startswith("these chains cannot distinguish a from b: ")
     write(tmp_path / "same", drawn(0, 0.6))
     last = run(capsys, tmp_path / "a", tmp_path / "same").splitlines()[-1]
-    assert "cannot tell a from same: +0.00 [+0.00, +0.00]" in last
+    assert "cannot distinguish a from same: +0.00 [+0.00, +0.00]" in last
     assert "P(a better) = 0.50" in last
 
 
@@ -157,13 +157,13 @@ def test_seeds_of_a_policy_are_one_side_and_need_not_be_as_many(
 
 def test_what_is_no_result_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "a", drawn(0, 0.6))
-    assert "no comparison" in refusal(capsys, tmp_path / "a")
+    assert "needs two or three" in refusal(capsys, tmp_path / "a")
     assert "nothing/here" in refusal(capsys, tmp_path / "a", "nothing/here")
     (tmp_path / "b" / "records").mkdir(parents=True)
     assert "has not finished" in refusal(capsys, tmp_path / "a", tmp_path / "b")
     for content, word in (
         ("{", "JSON"),
-        ("[]", "no result"),
+        ("[]", "no result of a closed-loop"),
         ('{"records": []}', "no chain"),
         ('{"records": [{"index": 0}]}', "'tasks' is missing"),
         ('{"records": [{"index": 0, "tasks": ["x"], "completed": 2, "steps": [1]}]}', "chain 0"),

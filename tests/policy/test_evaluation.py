@@ -15,14 +15,15 @@ from hydra import compose, initialize
 from omegaconf import OmegaConf
 from torch.distributed import TCPStore
 
+from common.process_rank import ProcessRank, process_rank
 from policy_rollout import calvin_evaluate_upvla as app
 from policy_rollout.benchmarks import desk
 from policy_rollout.benchmarks.desk import DeskBenchmark
 from policy_rollout.closed_loop import records
-from policy_rollout.closed_loop.env_slot import ChainRecord
 from policy_rollout.closed_loop.evaluation import RolloutSettings, run_distributed
+from policy_rollout.closed_loop.interface import ChainRecord
 from policy_rollout.closed_loop.progress import Progress
-from policy_rollout.closed_loop.work_queue import LEASE, Owner
+from policy_rollout.closed_loop.work_queue import EXPIRY, Worker
 from policy_rollout.policies.interface import Observation
 from tests.policy.counting import Counting, Still, job
 from tests.policy.saved_model import write_model
@@ -39,14 +40,14 @@ def settings(*overrides: str) -> dict[str, Any]:
 
 def test_torchrun_and_slurm_say_which_process_this_is() -> None:
     step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
-    assert app.place_in(step) == app.Place(3, 4, 1)
-    assert app.place_in({**step, "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}) == app.Place(1, 2, 1)
-    assert app.place_in({**step, "SLURM_STEP_NUM_TASKS": "1"}) == app.Place()
-    assert app.place_in({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) == app.Place(), (
+    assert process_rank(step) == ProcessRank(3, 4, 1)
+    assert process_rank({**step, "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}) == ProcessRank(1, 2, 1)
+    assert process_rank({**step, "SLURM_STEP_NUM_TASKS": "1"}) == ProcessRank()
+    assert process_rank({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) == ProcessRank(), (
         "a batch script is no task of a step"
     )
     half = {**step, "WORLD_SIZE": "4"}
-    assert app.place_in(half) == app.Place(3, 4, 1), "a job script that sets one of torchrun's variables"
+    assert process_rank(half) == ProcessRank(3, 4, 1), "a job script that sets one of torchrun's variables"
 
 
 def test_the_processes_of_torchrun_agree_on_a_folder_also_when_they_are_started_again(monkeypatch: Any) -> None:
@@ -80,7 +81,9 @@ def test_the_processes_of_torchrun_agree_on_a_folder_also_when_they_are_started_
 )
 def test_what_cannot_be_played_is_said_in_one_line(change: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said) as error:
-        app.evaluate(settings("model_config=x", "environment=desk", f"log_dir={tmp_path / 'log'}", change), app.Place())
+        app.evaluate(
+            settings("model_config=x", "environment=desk", f"log_dir={tmp_path / 'log'}", change), ProcessRank()
+        )
     assert "\n" not in str(error.value)
     assert not (tmp_path / "log").exists()
 
@@ -100,7 +103,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_2(monkeypatch
 def test_wandb_that_is_missing_is_told_before_anything_is_loaded(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"log_wandb=true: the package wandb is not installed \(pip install wandb\)"):
-        app.evaluate(settings("model_config=x", "environment=desk", "log_wandb=true"), app.Place())
+        app.evaluate(settings("model_config=x", "environment=desk", "log_wandb=true"), ProcessRank())
 
 
 def test_wandb_hears_of_every_chain_and_of_the_results(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -119,7 +122,7 @@ def test_wandb_hears_of_every_chain_and_of_the_results(model: Path, tmp_path: Pa
     fake.__spec__ = type(json.__spec__)("wandb", None)
     fake.init = lambda **options: Run()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    app.evaluate(short(model, tmp_path, "log_wandb=true"), app.Place())
+    app.evaluate(short(model, tmp_path, "log_wandb=true"), ProcessRank())
     assert heard == [(1, {"average_length": 0.0}), (2, {"average_length": 0.0}), ("finished", 0)]
     assert Run.summary["success/1"] == 0.0
 
@@ -127,13 +130,13 @@ def test_wandb_hears_of_every_chain_and_of_the_results(model: Path, tmp_path: Pa
 def test_environments_get_as_many_processes_as_they_need(monkeypatch: Any) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
     desk, alone = DeskBenchmark(), type("Alone", (DeskBenchmark,), {"envs_per_process": 1, "name": "alone"})()
-    assert app.worker_count({"workers": None, "parallel": 8}, desk, app.Place()) == 6
-    assert app.worker_count({"workers": None, "parallel": 8}, desk, app.Place(local_world=3)) == 2
-    assert app.worker_count({"workers": 0, "parallel": 8}, desk, app.Place()) == 0
-    assert app.worker_count({"workers": None, "parallel": 8}, alone, app.Place()) == 8
-    assert app.worker_count({"workers": 0, "parallel": 1}, alone, app.Place()) == 0
-    with pytest.raises(ValueError, match="workers=2: a process holds at most 1 environments of alone"):
-        app.worker_count({"workers": 2, "parallel": 8}, alone, app.Place())
+    assert app.worker_count({"workers": None, "parallel": 8}, desk, ProcessRank()) == 6
+    assert app.worker_count({"workers": None, "parallel": 8}, desk, ProcessRank(local_world=3)) == 2
+    assert app.worker_count({"workers": 0, "parallel": 8}, desk, ProcessRank()) == 0
+    assert app.worker_count({"workers": None, "parallel": 8}, alone, ProcessRank()) == 8
+    assert app.worker_count({"workers": 0, "parallel": 1}, alone, ProcessRank()) == 0
+    with pytest.raises(ValueError, match="workers=2: a process can have at most 1 environments of alone"):
+        app.worker_count({"workers": 2, "parallel": 8}, alone, ProcessRank())
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +158,7 @@ def short(model: Path, log_dir: Path, *overrides: str) -> dict[str, Any]:
 
 
 def test_an_evaluation_leaves_results_that_say_what_they_depend_on(model: Path, tmp_path: Path, capsys: Any) -> None:
-    app.evaluate(short(model, tmp_path, "ensemble=0.1", "replan_every=2"), app.Place())
+    app.evaluate(short(model, tmp_path, "ensemble=0.1", "replan_every=2"), ProcessRank())
     results = json.loads((tmp_path / "results.json").read_text())
     assert [(row["index"], row["completed"], row["steps"]) for row in results["records"]] == [(0, 0, [6]), (1, 0, [6])]
     kept = results["settings"]
@@ -170,7 +173,7 @@ def test_an_evaluation_leaves_results_that_say_what_they_depend_on(model: Path, 
 
 
 def test_whoever_is_left_writes_the_report_where_process_0_died(model: Path, tmp_path: Path) -> None:
-    second = app.Place(rank=1, world=2)
+    second = ProcessRank(rank=1, world=2)
     app.evaluate(short(model, tmp_path), second)
     report = tmp_path / "report.html"
     assert report.read_text(encoding="utf-8").startswith("<!doctype html>")
@@ -180,20 +183,20 @@ def test_whoever_is_left_writes_the_report_where_process_0_died(model: Path, tmp
 
 
 def test_records_of_another_desk_are_refused(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    app.evaluate(short(model, tmp_path), app.Place())
+    app.evaluate(short(model, tmp_path), ProcessRank())
     monkeypatch.setattr(desk, "DESK_VERSION", desk.DESK_VERSION + 1)
     with pytest.raises(ValueError, match=r"benchmark\.versions\.desk="):
-        app.evaluate(short(model, tmp_path), app.Place())
+        app.evaluate(short(model, tmp_path), ProcessRank())
 
 
 def test_more_chains_are_added_to_an_evaluation_and_other_settings_are_refused(model: Path, tmp_path: Path) -> None:
-    app.evaluate(short(model, tmp_path), app.Place())
+    app.evaluate(short(model, tmp_path), ProcessRank())
     first = json.loads((tmp_path / "results.json").read_text())["records"]
-    app.evaluate(short(model, tmp_path, "num_sequences=3"), app.Place())
+    app.evaluate(short(model, tmp_path, "num_sequences=3"), ProcessRank())
     assert json.loads((tmp_path / "results.json").read_text())["records"][:2] == first
     assert sum(len(file.read_text().splitlines()) for file in (tmp_path / "records").iterdir()) == 3
     with pytest.raises(ValueError, match="ep_len=6, now it is 7"):
-        app.evaluate(short(model, tmp_path, "ep_len=7"), app.Place())
+        app.evaluate(short(model, tmp_path, "ep_len=7"), ProcessRank())
 
 
 @pytest.mark.parametrize(
@@ -202,7 +205,7 @@ def test_more_chains_are_added_to_an_evaluation_and_other_settings_are_refused(m
 )
 def test_what_is_refused_late_leaves_the_folder_unclaimed(model: Path, tmp_path: Path, change: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        app.evaluate(short(model, tmp_path / "log", change), app.Place())
+        app.evaluate(short(model, tmp_path / "log", change), ProcessRank())
     assert not (tmp_path / "log").exists()
 
 
@@ -270,40 +273,40 @@ def test_the_command_shares_the_chains_by_the_number_of_its_processes(
         given.append(arguments[7])
         return run_distributed(*arguments, **more)
 
-    monkeypatch.setattr(app, "play_together", listens)
-    app.evaluate(short(model, tmp_path), app.Place(rank=0, world=3))
+    monkeypatch.setattr(app, "run_distributed", listens)
+    app.evaluate(short(model, tmp_path), ProcessRank(rank=0, world=3))
     assert given == [3]
 
 
-def taken(owner: Owner, count: int = 3, recorded: tuple[int, ...] = ()) -> list[int]:
-    return [job.index for job in owner.take([job(i, 1) for i in range(count)], lambda index: index in recorded)]
+def taken(worker: Worker, count: int = 3, recorded: tuple[int, ...] = ()) -> list[int]:
+    return [job.index for job in worker.claim([job(i, 1) for i in range(count)], lambda index: index in recorded)]
 
 
 def test_a_chain_is_taken_once_and_free_when_its_owner_ends(tmp_path: Path) -> None:
-    with Owner(tmp_path) as first, Owner(tmp_path) as second:
-        assert next(first.take([job(0, 1)], lambda _: False)).index == 0
+    with Worker(tmp_path) as first, Worker(tmp_path) as second:
+        assert next(first.claim([job(0, 1)], lambda _: False)).index == 0
         assert taken(second) == [1, 2]
         assert taken(first) == []
-    with Owner(tmp_path) as third:
+    with Worker(tmp_path) as third:
         assert taken(third, recorded=(1,)) == [0, 2]
 
 
 def test_two_that_find_the_same_dead_owner_do_not_both_take_its_chain(tmp_path: Path) -> None:
-    with Owner(tmp_path) as dead:
+    with Worker(tmp_path) as dead:
         assert taken(dead, 1) == [0]
-    with Owner(tmp_path) as one, Owner(tmp_path) as other:
+    with Worker(tmp_path) as one, Worker(tmp_path) as other:
         # Both have looked before either takes.
-        of_one, of_other = (o.take([job(0, 1), job(1, 1)], lambda _: False) for o in (one, other))
+        of_one, of_other = (o.claim([job(0, 1), job(1, 1)], lambda _: False) for o in (one, other))
         assert [next(of_one).index, next(of_other).index] == [0, 1]
         assert taken(one, 2) == taken(other, 2) == []
 
 
 def test_an_owner_on_another_machine_is_believed_for_as_long_as_its_lease_lasts(tmp_path: Path) -> None:
-    with Owner(tmp_path) as here, Owner(tmp_path) as away:
+    with Worker(tmp_path) as here, Worker(tmp_path) as away:
         assert taken(away, 1) == [0]
         sign = tmp_path / "owners" / away.name
         sign.write_text(json.dumps({"machine": "elsewhere", "process": "1 1"}))
         assert taken(here, 1) == []
         now = sign.stat().st_mtime
-        os.utime(sign, (now, now - LEASE - 5))
+        os.utime(sign, (now, now - EXPIRY - 5))
         assert taken(here, 1) == [0]

@@ -12,7 +12,7 @@ import pytest
 
 from policy_rollout import merge
 from policy_rollout.closed_loop import records
-from policy_rollout.closed_loop.runner import ChainRecord
+from policy_rollout.closed_loop.interface import ChainRecord
 
 
 def written(folder: Path, chains: list[ChainRecord]) -> None:

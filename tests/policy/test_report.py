@@ -14,8 +14,8 @@ import pytest
 
 from policy_rollout import report
 from policy_rollout.closed_loop import records
+from policy_rollout.closed_loop.records import merge_results
 from policy_rollout.intervals import Interval
-from policy_rollout.merge import merged
 from policy_rollout.pictures import write_gif, write_png
 from policy_rollout.reporting.charts import HEIGHT, _height, curve, steps_histogram
 from policy_rollout.reporting.markup import Html, el
@@ -226,5 +226,5 @@ def test_instructions_that_were_cut_are_shown_in_report_comparison_and_merged_re
         records.claim(folder, json.loads(file.read_text())["settings"])
         for row in json.loads((folder / "results.json").read_text())["records"][:3] if folder is mine else ():
             records.append(folder, "one", records.chain_of(row))
-    merged([mine, other], tmp_path / "all")
+    merge_results([mine, other], tmp_path / "all")
     assert json.loads((tmp_path / "all" / "results.json").read_text())["policy_from"] == told

@@ -76,7 +76,7 @@ def test_a_robot_stops_when_the_server_comes_back_with_another_model():
             self.told: list[str] = []
 
         def observe(self):
-            return client.Sight(image(1), time.monotonic())
+            return client.RobotObservation(image(1), time.monotonic())
 
         def act(self, command):
             self.told.append("act")
@@ -87,7 +87,7 @@ def test_a_robot_stops_when_the_server_comes_back_with_another_model():
     robot = Table()
     with declaring() as port:
         policy = RemotePolicy(f"ws://127.0.0.1:{port}")
-        driving = client.Driving("go", rate_hz=100, steps=8, synchronous=True)
+        driving = client.ControlSettings("go", rate_hz=100, steps=8, synchronous=True)
         assert client.control(policy, robot, driving).outcome == "all steps done"
     policy.close()
     robot.told.clear()

@@ -85,7 +85,7 @@ def test_the_command_serves_a_model_says_where_and_ends_at_sigterm(model, starte
         "cameras   rgb_static; chunks of 4",
         "1.0 = 0.02 m",
         f"ws://127.0.0.1:{server.port}/vla-eval",
-        "needed",
+        "required",
     ):
         assert part in banner, part
     assert "s3cret" not in banner

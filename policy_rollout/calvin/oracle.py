@@ -38,11 +38,6 @@ class TaskOracle:
     def __init__(self, table: Mapping[str, Sequence[Any]] = CALVIN_TASKS) -> None:
         self._criteria: dict[str, Criterion] = {task: _criterion(task, row) for task, row in table.items()}
 
-    @property
-    def task_names(self) -> tuple[str, ...]:
-        """The tasks of the table, in its order."""
-        return tuple(self._criteria)
-
     def tasks_done(self, start_info: Info, end_info: Info, among: Iterable[str] | None = None) -> set[str]:
         """The tasks (of `among`, or all) that the change from `start_info` to `end_info` accomplishes."""
         names = self._criteria if among is None else among

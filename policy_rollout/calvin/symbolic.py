@@ -140,14 +140,6 @@ def successors(state: Frozen, task: str) -> tuple[Frozen, ...]:
     return tuple(after for rule in RULES[task] if (after := rule.after(state)) is not None)
 
 
-def apply_task(state: Mapping[str, Value], task: str) -> State:
-    """The state after `task`; ValueError where the task is not feasible or does not say which block is meant."""
-    after = successors(freeze(state), check_tasks([task])[0])
-    if len(after) != 1:
-        raise ValueError(f"task {task!r} has {len(after)} outcomes in {dict(state)}; exactly one is needed")
-    return thaw(after[0])
-
-
 def feasible_tasks(
     state: Mapping[str, Value], tasks: Iterable[str] = TASK_NAMES, unique: bool = True
 ) -> tuple[str, ...]:

@@ -11,8 +11,9 @@ import pytest
 from policy_rollout.calvin import sequences
 from policy_rollout.calvin.initial_states import INITIAL_STATES, hash_input, initial_seed, initial_state
 from policy_rollout.calvin.sequences import Chain, chains_from, desk_sequences, get_sequences, official_sequences
-from policy_rollout.calvin.symbolic import CATEGORIES, apply_task, feasible_tasks, thaw
+from policy_rollout.calvin.symbolic import CATEGORIES, feasible_tasks, thaw
 from policy_rollout.calvin.tasks import TASK_NAMES
+from tests.calvin.rules import apply_task
 
 
 def drawn_one_by_one(seed, draws):

@@ -7,7 +7,7 @@ import pytest
 
 from policy_rollout.calvin.initial_states import INITIAL_STATES, ROBOT_START, initial_state
 from policy_rollout.calvin.scene_state import Regions, symbolic_state
-from policy_rollout.calvin.symbolic import CATEGORIES, STATE_KEYS, apply_task, feasible_tasks, thaw
+from policy_rollout.calvin.symbolic import CATEGORIES, STATE_KEYS, feasible_tasks, thaw
 from policy_rollout.calvin.tasks import TASK_NAMES
 from tests.calvin.info_world import (
     BASE,
@@ -23,6 +23,7 @@ from tests.calvin.info_world import (
     new_info,
     standing_on,
 )
+from tests.calvin.rules import apply_task
 
 REST = thaw((0, 0, "right", "closed", "table", "table", "slider_left", 0))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from policy_rollout.calvin.oracle import TaskOracle, _turn_degrees
-from policy_rollout.calvin.tasks import CALVIN_TASKS, TASK_NAMES, read_task_table
+from policy_rollout.calvin.tasks import TASK_NAMES
 from tests.calvin.info_world import (
     BASE,
     BLUE,
@@ -269,20 +269,3 @@ def test_a_missing_object_is_named():
     oracle = TaskOracle({"shut": ["move_door_rel", "base__window", -0.1]})
     with pytest.raises(ValueError, match="no 'base__window'"):
         oracle.done("shut", new_info(), new_info())
-
-
-def test_a_table_is_read_from_a_file_in_calvins_form(tmp_path):
-    path = tmp_path / "merged_config.yaml"
-    path.write_text("seed: 0\ntasks:\n  _target_: x.Tasks\n  tasks:\n    open: [move_door_rel, base__drawer, 0.12]\n")
-    assert read_task_table(path) == {"open": ("move_door_rel", "base__drawer", 0.12)}
-    path.write_text("open: [move_door_rel, base__drawer, 0.12]\n")
-    assert read_task_table(path) == {"open": ("move_door_rel", "base__drawer", 0.12)}
-    path.write_text("open: move_door_rel\n")
-    with pytest.raises(ValueError, match="task 'open'"):
-        read_task_table(path)
-    with pytest.raises(FileNotFoundError, match="no such task table"):
-        read_task_table(tmp_path / "other.yaml")
-
-
-def test_the_built_in_table_is_judged_row_by_row():
-    assert ORACLE.task_names == TASK_NAMES == tuple(CALVIN_TASKS)

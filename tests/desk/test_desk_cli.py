@@ -107,8 +107,8 @@ def test_the_bench_measures_steps_and_images(
         ("--draw state.jpg", "must end in .png"),
         ("--chain 9", "--chain is 9"),
         ("--list --size 4", "--size is 4"),
-        ("--bench --scene all", "--scene all goes with --draw"),
-        ("--list --save a.gif", "--save goes with --task or --chain"),
+        ("--bench --scene all", "--scene all needs --draw"),
+        ("--list --save a.gif", "--save needs --task or --chain"),
         ("--draw /proc/none/state.png", "/proc/none"),
     ],
 )

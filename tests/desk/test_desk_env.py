@@ -214,7 +214,7 @@ def test_the_led_toggles_once_for_every_press_of_the_button(scene: str):
 def test_drawer_and_door_follow_the_fingers_and_stay(scene: str):
     env = DeskEnv(scene)
     env.reset(scene_obs=closed())
-    hook = off(LAYOUTS[scene].drawer_handle, 0, 0.025, -0.005)
+    hook = off(LAYOUTS[scene].drawer_handle_at(0), 0, 0.025, -0.005)
     go(env, off(hook, 0, 0, 0.2), grip=-1)
     go(env, hook, grip=-1, n=15)
     go(env, hook - [0, 0.16, 0], grip=-1, n=15)
@@ -222,7 +222,7 @@ def test_drawer_and_door_follow_the_fingers_and_stay(scene: str):
     obs, info = go(env, off(hook, 0, 0, 0.2), grip=-1)
     assert obs["scene_obs"][1] > 0.12
     assert info["scene_info"]["doors"]["base__drawer"]["current_state"] == obs["scene_obs"][1]
-    beside = off(LAYOUTS[scene].door_handle, 0.035, 0, 0)
+    beside = off(LAYOUTS[scene].door_handle_at(0), 0.035, 0, 0)
     go(env, off(beside, 0, -0.1, 0.1), grip=-1, n=30)
     go(env, beside, grip=-1, n=15)
     go(env, beside - [0.25, 0, 0], grip=-1, n=20)
@@ -235,7 +235,7 @@ def test_drawer_and_door_follow_the_fingers_and_stay(scene: str):
 def test_the_bulb_is_lit_while_the_switch_is_up(scene: str):
     env = DeskEnv(scene)
     env.reset(scene_obs=closed())
-    bar, along = LAYOUTS[scene].switch_handle, np.array([0, *L.FRONT_UP])
+    bar, along = LAYOUTS[scene].switch_handle_at(0), np.array([0, *L.FRONT_UP])
     tilted = (np.pi, -0.9, np.pi / 2)
     go(env, off(bar, 0, -0.15, 0), tilted, grip=-1, n=35)
     go(env, off(bar, 0, 0, -0.03), tilted, grip=-1, n=15)

@@ -116,7 +116,7 @@ def _setting_differences(sides: Sequence[Side], anyway: bool) -> list[str]:
     first, *others = _all(sides)
     notes, refused = [], None
     for other in others:
-        mine, theirs = first.played, other.played
+        mine, theirs = first.benchmark_settings, other.benchmark_settings
         differing = [name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name)]
         if not differing:
             continue

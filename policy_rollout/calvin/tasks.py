@@ -1,6 +1,6 @@
 """CALVIN's 34 tasks as a table: `task: (function, *arguments)`, the form of `tasks:` in CALVIN's merged_config.yaml.
 
-The order is CALVIN's own and must stay: the chain generator draws tasks by their index in it.
+The order is CALVIN's and must not change: the chain generator draws tasks by their index.
 Units: degrees for rotations, metres for pushes, lifts and doors. Positive x is right when facing the desk,
 a positive rotation about z is counter-clockwise ("left"), the slider joint grows to the left.
 """

@@ -44,7 +44,7 @@ class Results:
         return found if isinstance(found, Mapping) else {}
 
     @property
-    def played(self) -> dict[str, Any]:
+    def benchmark_settings(self) -> dict[str, Any]:
         """The settings of the benchmark, without those of the policy: dotted name -> value."""
         return {name: value for name, value in dotted(self.settings).items() if not name.startswith(PLAYER)}
 

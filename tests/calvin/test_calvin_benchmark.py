@@ -40,7 +40,7 @@ def sentences(folder: Path, **changes: Any) -> Path:
 
 def test_without_the_simulator_it_says_how_to_install_it_and_what_works_without(monkeypatch: Any, data: Data) -> None:
     monkeypatch.setattr(calvin, "package_folder", lambda: None)
-    with pytest.raises(ValueError, match=r"install_calvin_env.sh.*environment=desk plays"):
+    with pytest.raises(ValueError, match=r"install_calvin_env.sh.*environment=desk runs"):
         find_benchmark(settings(data("D")))
 
 
@@ -81,7 +81,7 @@ def test_records_that_another_version_of_the_oracle_judged_do_not_mix(
         ({"dataset_path": None}, "dataset_path has to be given"),
         ({"dataset_path": "/nowhere"}, "dataset_path=/nowhere: no such folder"),
         ({"renderer": "gl"}, "renderer=gl: calvin has egl, tiny"),
-        ({"annotations": None}, "annotations=own for this project's sentences"),
+        ({"annotations": None}, "annotations=own for this project's instructions"),
         ({"annotations": "/nowhere.yaml"}, "annotations=/nowhere.yaml: no such file"),
     ],
 )
@@ -121,7 +121,7 @@ def test_sentences_are_found_in_the_checkout_of_calvin(monkeypatch: Any, tmp_pat
 
 @pytest.mark.parametrize("sentence", [None, [], [""], 3])
 def test_a_task_without_a_sentence_is_named(tmp_path: Path, sentence: Any) -> None:
-    with pytest.raises(ValueError, match="no sentence for the task stack_block"):
+    with pytest.raises(ValueError, match="no instruction for the task stack_block"):
         read_annotations(sentences(tmp_path, stack_block=sentence))
     assert read_annotations(sentences(tmp_path, stack_block="stack them"))["stack_block"] == "stack them"
 

@@ -166,7 +166,7 @@ def test_a_broken_configuration_is_named_in_one_line(data: Data, text: str, said
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
     file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"merged_config.yaml is missing; of CALVIN's data this file alone"):
+    with pytest.raises(FileNotFoundError, match=r"merged_config.yaml is missing; it is the only needed file"):
         read_configuration(split)
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from policy_rollout.calvin.oracle import TaskOracle, _turn_degrees
+from policy_rollout.calvin.oracle import TaskOracle, _rotation_degrees
 from policy_rollout.calvin.tasks import TASK_NAMES
 from tests.calvin.info_world import (
     BASE,
@@ -74,7 +74,7 @@ def test_turns_agree_with_scipys_fixed_axis_angles():
     for start, end in random.normal(size=(200, 2, 4)):
         start, end = start / np.linalg.norm(start), end / np.linalg.norm(end)
         expected = (rotation.from_quat(end) * rotation.from_quat(start).inv()).as_euler("xyz", degrees=True)
-        np.testing.assert_allclose(_turn_degrees(start, end), expected, atol=1e-6)
+        np.testing.assert_allclose(_rotation_degrees(start, end), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("dx", "task"), [(0.101, "push_pink_block_right"), (-0.101, "push_pink_block_left")])

@@ -198,7 +198,7 @@ def test_a_reader_finds_what_the_writer_wrote(tmp_path: Path) -> None:
     begun = [done for chain in results.chains for _, done, _ in attempts(chain)]
     assert sum(begun) == sum(completed)
     assert len(begun) == sum(min(5, done + 1) for done in completed)
-    assert set(results.played) == {
+    assert set(results.benchmark_settings) == {
         *(f"benchmark.{name}" for name in ("name", "scene", "renderer", "versions.mujoco")),
         "ep_len",
         "replan_every",

@@ -449,9 +449,7 @@ def test_steps_from_the_measured_hand_are_not_executed_as_steps_from_the_last_ta
         "kind": "relative_to_measured",
     }  # as process_bridge.py declares
     policy = UPVLAPolicy.from_config(write_model(tmp_path, action_convention=measured), "cpu")
-    said = (
-        r"environment means other actions than the policy produces: kind relative_to_measured \(policy\) vs relative$"
-    )
+    said = r"environment executes another kind of action than the policy returns: kind relative_to_measured \(policy\) vs relative$"
 
     def never():
         pytest.fail("the environment was made before the actions were compared")
@@ -463,7 +461,7 @@ def test_steps_from_the_measured_hand_are_not_executed_as_steps_from_the_last_ta
 def test_asking_for_cuda_without_one_falls_back_and_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("cuda:0") == pick_device(0) == torch.device("cpu")
-    assert "cuda:0 was asked for" in capsys.readouterr().err
+    assert "cuda:0 is replaced by the CPU" in capsys.readouterr().err
     assert pick_device("auto") == torch.device("cpu")
     assert capsys.readouterr().err == ""
 

@@ -172,8 +172,8 @@ class _Loop:
         # 3. Start the next plan early enough to be ready when the current chunk ends.
         if not self.planner.busy and self.should_plan():
             self.planned_at = self.report.actions
-            seen = Observation(observation.rgb_static, self.settings.instruction, observation.rgb_gripper)
-            self.planner.start(seen, self.report.actions, observation.taken_at)
+            inputs = Observation(observation.rgb_static, self.settings.instruction, observation.rgb_gripper)
+            self.planner.start(inputs, self.report.actions, observation.taken_at)
             if self.planner.synchronous:
                 self.rate.restart()  # standing still for planning is no overrun
                 if not self.take_plan(observation):

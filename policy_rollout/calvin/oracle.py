@@ -136,8 +136,8 @@ class PushObject:
         surface = _links(before, without=_robot(start))
         if not surface or not surface <= _links(after, without=_robot(start)):
             return False
-        axis, wanted = (0, self.x_direction) if self.x_direction else (1, self.y_direction)
-        return _beyond(after["current_pos"][axis] - before["current_pos"][axis], wanted)
+        axis, threshold = (0, self.x_direction) if self.x_direction else (1, self.y_direction)
+        return _beyond(after["current_pos"][axis] - before["current_pos"][axis], threshold)
 
 
 @dataclass(frozen=True)

@@ -51,10 +51,10 @@ def settings_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def require_same(folder: Path, theirs: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> None:
-    """Raise ``ValueError`` naming the first setting in which ``wanted`` differs from those of ``folder``."""
-    for name in sorted({*theirs, *wanted}):
-        old, new = theirs.get(name), wanted.get(name)
+def require_same(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], path: str = "") -> None:
+    """Raise ``ValueError`` naming the first setting in which ``ours`` differ from those of ``folder``."""
+    for name in sorted({*theirs, *ours}):
+        old, new = theirs.get(name), ours.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             require_same(folder, old, new, f"{path}{name}.")
         elif old != new:

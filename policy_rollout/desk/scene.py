@@ -246,12 +246,12 @@ def _actuators() -> str:
 
 def desk_xml(scene: str) -> str:
     """Return the MuJoCo model of one scene ("A", "B", "C" or "D") as an XML string."""
-    place = layout_of(scene)
+    layout = layout_of(scene)
     materials = "\n".join(
         f'<material name="{name}" rgba="{_numbers((*material.colour, 1.0))}" specular="0.2" shininess="0.3"/>'
         for name, material in materials_of(scene).items()
     )
-    blocks = "".join(_block(name, place.blocks[name], 0.0 + 0.12 * i) for i, name in enumerate(L.BLOCKS))
+    blocks = "".join(_block(name, layout.blocks[name], 0.0 + 0.12 * i) for i, name in enumerate(L.BLOCKS))
     return f"""
 <mujoco model="desk_{scene}">
   <compiler angle="degree" autolimits="true"/>
@@ -276,10 +276,10 @@ def desk_xml(scene: str) -> str:
     <light name="sun" pos="1.2 -1.6 3.2" dir="-0.3 0.4 -0.8" diffuse="0.55 0.55 0.55" castshadow="true"/>
     <geom name="floor" type="plane" size="6 6 0.1" material="floor"/>
     <body name="base_link">
-{_table(place)}
-{_cabinet(place)}
+{_table(layout)}
+{_cabinet(layout)}
     </body>
-{_plank()}{_door(place)}{_switch(place)}{_button(place)}{_drawer(place)}{_lights(place)}
+{_plank()}{_door(layout)}{_switch(layout)}{_button(layout)}{_drawer(layout)}{_lights(layout)}
 {blocks}
 {_hand()}
   </worldbody>

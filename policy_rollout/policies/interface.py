@@ -56,7 +56,7 @@ class ActionConvention:
 def require_same_convention(policy: ActionConvention, benchmark: ActionConvention, name: str) -> None:
     """Raise `ValueError` naming every field in which the conventions of the policy and of benchmark `name` differ.
 
-    Checked before a run, because a wrong scale or gripper sign cannot be told from a bad policy by its results.
+    Checked before a run, because the effect of a wrong scale or gripper sign looks like a bad policy.
     """
     ours, theirs = asdict(policy), asdict(benchmark)
     differing = [f"{key} {ours[key]} (policy) vs {theirs[key]}" for key in ours if ours[key] != theirs[key]]

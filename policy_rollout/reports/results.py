@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.json_file import read_json
 from common.text import shortened
 from policy_rollout import intervals
 from policy_rollout.closed_loop.interface import ChainRecord
@@ -93,16 +93,11 @@ def dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def read_results(path: Path) -> Results:
     """Read ``results.json``, or that of a folder. Raises ``ValueError`` or ``FileNotFoundError`` in one line."""
     file = path / RESULTS_FILE if path.is_dir() else path
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        incomplete = (path / "records").is_dir()
-        hint = "its evaluation has not finished; start it again to continue" if incomplete else (
-            "give a results.json of calvin_evaluate_upvla, or its log_dir"
-        )  # fmt: skip
-        raise FileNotFoundError(f"{file} does not exist: {hint}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not readable JSON: {error}") from None
+    incomplete = (path / "records").is_dir()
+    hint = "its evaluation has not finished; start it again to continue" if incomplete else (
+        "give a results.json of calvin_evaluate_upvla, or its log_dir"
+    )  # fmt: skip
+    content = read_json(file, hint)
     try:
         chains = tuple(sorted((chain_of(row) for row in content["records"]), key=lambda chain: chain.index))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

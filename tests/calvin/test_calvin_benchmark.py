@@ -38,7 +38,7 @@ def sentences(folder: Path, **changes: Any) -> Path:
     return file
 
 
-def test_without_the_simulator_it_says_how_to_install_it_and_what_works_without(monkeypatch: Any, data: Data) -> None:
+def test_without_the_simulator_it_explains_how_to_install_it(monkeypatch: Any, data: Data) -> None:
     monkeypatch.setattr(calvin, "package_folder", lambda: None)
     with pytest.raises(ValueError, match=r"install_calvin_env.sh.*environment=desk runs"):
         find_benchmark(settings(data("D")))
@@ -65,7 +65,7 @@ def test_records_of_another_scene_or_other_sentences_do_not_mix(
     assert {key for key in one if one[key] != told[key]} == {"annotations"}
 
 
-def test_records_that_another_version_of_the_oracle_judged_do_not_mix(
+def test_records_that_another_version_of_the_oracle_evaluated_do_not_mix(
     fake_calvin_env: None, data: Data, monkeypatch: Any
 ) -> None:
     folder = data("D")
@@ -85,7 +85,7 @@ def test_records_that_another_version_of_the_oracle_judged_do_not_mix(
         ({"annotations": "/nowhere.yaml"}, "annotations=/nowhere.yaml: no such file"),
     ],
 )
-def test_what_is_missing_is_said_in_one_line(
+def test_what_is_missing_is_reported_in_one_line(
     fake_calvin_env: None, data: Data, change: dict[str, Any], said: str
 ) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=said) as caught:
@@ -93,7 +93,7 @@ def test_what_is_missing_is_said_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_the_folder_above_the_tasks_is_told_from_the_task(fake_calvin_env: None, data: Data) -> None:
+def test_the_folder_above_the_tasks_is_distinguished_from_the_task(fake_calvin_env: None, data: Data) -> None:
     folder = data("D")
     with pytest.raises(FileNotFoundError, match=r"has no folder validation; it has task_D_D: did you mean"):
         find_benchmark(settings(folder.parent))
@@ -102,7 +102,7 @@ def test_the_folder_above_the_tasks_is_told_from_the_task(fake_calvin_env: None,
         find_benchmark(settings(folder))
 
 
-def test_the_official_chains_are_told_in_calvins_words(fake_calvin_env: None, data: Data, tmp_path: Path) -> None:
+def test_the_official_chains_have_calvins_instructions(fake_calvin_env: None, data: Data, tmp_path: Path) -> None:
     job = find_benchmark(settings(data("D"), annotations=sentences(tmp_path))).jobs(3)[2]
     assert job.instructions == tuple(f"please {task}" for task in job.tasks)
     own = find_benchmark(settings(tmp_path / "task_D_D")).jobs(3)[2]
@@ -127,7 +127,7 @@ def test_a_task_without_a_sentence_is_named(tmp_path: Path, sentence: Any) -> No
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_chains_are_played_in_the_simulator(fake_calvin_env: None, data: Data, workers: int) -> None:
+def test_chains_are_run_in_the_simulator(fake_calvin_env: None, data: Data, workers: int) -> None:
     """Pulling back opens the drawer, and that alone, whether in this process or in two others."""
     benchmark = find_benchmark(settings(data("D")))
     jobs = [job for job in benchmark.jobs(60) if job.tasks[0] in ("open_drawer", "turn_on_led")][:4]
@@ -170,7 +170,7 @@ def test_egl_that_works_is_taken_and_named(tmp_path: Path) -> None:
     assert Graphics(False).name == "tiny"
 
 
-def test_egl_that_ends_the_process_is_told_and_the_cpu_draws(
+def test_egl_that_ends_the_process_is_reported_and_the_cpu_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     env = prober(tmp_path, "    import os, sys\n    print('no EGL', file=sys.stderr, flush=True)\n    os._exit(1)\n")

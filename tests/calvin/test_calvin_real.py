@@ -89,7 +89,7 @@ def test_the_oracle_reads_every_task_from_the_simulators_info(env: CalvinEnv) ->
     assert TaskOracle().tasks_done(closed, info_of(0, 0, 0, 0)) == set()
 
 
-def test_the_oracle_judges_as_the_installed_tasks_do(env: CalvinEnv) -> None:
+def test_the_oracle_evaluates_as_the_installed_tasks_do(env: CalvinEnv) -> None:
     """Every pair of states that random actions around the blocks lead to, and of states that were recorded."""
     from calvin_env.envs.tasks import Tasks
 

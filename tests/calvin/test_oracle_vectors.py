@@ -27,11 +27,11 @@ def vectors() -> Any:
         return json.load(file)
 
 
-def test_invented_infos_are_judged_as_calvin_env_judges_them(vectors: Any) -> None:
+def test_invented_infos_are_evaluated_as_calvin_env_evaluates_them(vectors: Any) -> None:
     compare(vectors["random"])
 
 
-def test_recorded_infos_are_judged_as_calvin_env_judges_them(vectors: Any) -> None:
+def test_recorded_infos_are_evaluated_as_calvin_env_evaluates_them(vectors: Any) -> None:
     states = vectors["states"]
     compare([(states[i], states[j], tasks) for i, j, tasks in vectors["state_pairs"]])
 

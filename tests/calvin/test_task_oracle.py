@@ -188,7 +188,7 @@ def test_doors_move_by_more_than_their_threshold(door, task, before, after, shor
     assert ORACLE.tasks_done(start, changed(start, **{door: (after,)})) == {task}
 
 
-def test_a_door_may_be_judged_by_absolute_thresholds():
+def test_a_door_may_be_evaluated_by_absolute_thresholds():
     oracle = TaskOracle({
         "open": ["move_door_abs", "base__drawer", 0.05, 0.15], "close": ["move_door_abs", "base__drawer", 0.15, 0.05],
     })  # fmt: skip
@@ -231,7 +231,7 @@ def test_unstacking_means_leaving_the_other_blocks():
     assert not ORACLE.done("unstack_block", falling, new_info())
 
 
-def test_only_the_asked_tasks_are_judged():
+def test_only_the_given_tasks_are_evaluated():
     start = new_info()
     end = changed(start, led=1, base__drawer=0.2)
     assert ORACLE.tasks_done(start, end) == {"turn_on_led", "open_drawer"}
@@ -259,7 +259,7 @@ def test_a_wrong_row_is_refused_at_construction_naming_the_task(row, message):
         TaskOracle({"my_task": row})
 
 
-def test_an_info_dictionary_without_scene_says_what_to_do():
+def test_an_info_dictionary_without_scene_explains_what_to_do():
     info = {"robot_info": {"uid": 0, "contacts": ()}}
     with pytest.raises(ValueError, match="use_scene_info=True"):
         ORACLE.done("open_drawer", info, info)

@@ -170,7 +170,7 @@ def test_an_expert_that_is_done_stays_where_it_is(desks: dict[str, DeskEnv]) -> 
     assert obs["scene_obs"][5] == 1.0
 
 
-def test_one_expert_goes_on_with_the_next_task(desks: dict[str, DeskEnv]) -> None:
+def test_one_expert_continues_with_the_next_task(desks: dict[str, DeskEnv]) -> None:
     env = desks["A"]
     obs = env.reset(*task_resets("lift_red_block_table", 7, "A"))
     expert = ScriptedExpert(env.layout, "lift_red_block_table")

@@ -26,7 +26,7 @@ def play(player: ChunkPlayer, steps: int) -> list[float]:
     return played
 
 
-def test_a_chunk_is_played_out_before_the_next_is_asked_for():
+def test_a_chunk_is_executed_before_the_next_is_requested():
     assert play(ChunkPlayer(T), 6) == [0, 1, 2, 3, 100, 101]
 
 
@@ -34,7 +34,7 @@ def test_replanning_every_n_steps_drops_the_rest_of_the_chunk():
     assert play(ChunkPlayer(T, replan_every=2), 6) == [0, 1, 100, 101, 200, 201]
 
 
-def test_a_plan_given_early_replaces_the_one_being_played():
+def test_a_plan_given_early_replaces_the_one_in_execution():
     player = ChunkPlayer(T)
     player.add_chunk(numbered(0))
     player.next_action()
@@ -98,7 +98,7 @@ def test_a_chunk_of_another_length_is_refused():
         ChunkPlayer(T).add_chunk(np.zeros((T + 1, 7), dtype=np.float32))
 
 
-def test_a_plan_that_took_its_time_skips_the_actions_that_were_played_meanwhile():
+def test_a_plan_that_took_its_time_skips_the_actions_executed_meanwhile():
     player = ChunkPlayer(T)
     player.add_chunk(numbered(0))
     played = [player.next_action()[0] for _ in range(2)]

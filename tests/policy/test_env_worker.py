@@ -28,7 +28,7 @@ def play(factory: EnvFactory, workers: int = 2, parallel: int = 4, **options: An
     return done
 
 
-def test_a_process_that_breaks_down_is_replaced_and_its_chains_are_played_again(tmp_path: Path) -> None:
+def test_a_process_that_crashes_is_replaced_and_its_chains_are_run_again(tmp_path: Path) -> None:
     recorder = LoggingRecorder({2})
     assert play(Counting(tmp_path, times=1, chains=(2,)), recorder=recorder) == WAYS
     assert [file.name for file in tmp_path.iterdir()] == ["2"], "it did break down"
@@ -36,7 +36,7 @@ def test_a_process_that_breaks_down_is_replaced_and_its_chains_are_played_again(
     assert recorder.calls[2][-1] == "finished with 2"
 
 
-def test_a_chain_that_breaks_its_process_twice_is_named_with_the_last_words(tmp_path: Path) -> None:
+def test_a_chain_that_crashes_its_process_twice_is_named_with_the_output(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"chain 2 \(add 3, add 7\)") as error:
         play(Counting(tmp_path, times=9, chains=(2,)))
     said = str(error.value)
@@ -45,7 +45,7 @@ def test_a_chain_that_breaks_its_process_twice_is_named_with_the_last_words(tmp_
     assert "in step" in said, "where it happened"
 
 
-def test_a_chain_beside_one_that_breaks_down_is_not_blamed(tmp_path: Path) -> None:
+def test_a_chain_with_another_one_that_crashes_is_not_blamed(tmp_path: Path) -> None:
     """All in one process, which three of them break once each: every other chain is lost three times."""
     assert play(Counting(tmp_path, times=1, chains=(0, 1, 2)), workers=1) == WAYS
     assert len(list(tmp_path.iterdir())) == 3

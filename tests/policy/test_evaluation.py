@@ -79,7 +79,7 @@ def test_the_processes_of_torchrun_agree_on_a_folder_also_when_they_are_started_
         ("log_wandb=no", "log_wandb=no: expected true or false"),
     ],
 )
-def test_what_cannot_be_played_is_said_in_one_line(change: str, said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_run_is_reported_in_one_line(change: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said) as error:
         app.evaluate(
             settings("model_config=x", "environment=desk", f"log_dir={tmp_path / 'log'}", change), ProcessRank()
@@ -100,13 +100,13 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_2(monkeypatch
     assert error.count("\n") == 1
 
 
-def test_wandb_that_is_missing_is_told_before_anything_is_loaded(tmp_path: Path, monkeypatch: Any) -> None:
+def test_wandb_that_is_missing_is_reported_before_anything_is_loaded(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"log_wandb=true: the package wandb is not installed \(pip install wandb\)"):
         app.evaluate(settings("model_config=x", "environment=desk", "log_wandb=true"), ProcessRank())
 
 
-def test_wandb_hears_of_every_chain_and_of_the_results(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_wandb_gets_every_chain_and_of_the_results(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
     heard: list[Any] = []
 
     class Run:
@@ -255,7 +255,7 @@ def test_fewer_chains_than_environments_are_shared_by_the_processes(
     assert sorted(records.read(tmp_path)) == list(range(count))
 
 
-def test_a_process_whose_partner_never_comes_plays_all_chains(tmp_path: Path) -> None:
+def test_a_process_whose_partner_never_comes_runs_all_chains(tmp_path: Path) -> None:
     jobs = [job(i, 9) for i in range(5)]
     records.claim(tmp_path, {})
     run_distributed(
@@ -282,7 +282,7 @@ def taken(worker: Worker, count: int = 3, recorded: tuple[int, ...] = ()) -> lis
     return [job.index for job in worker.claim([job(i, 1) for i in range(count)], lambda index: index in recorded)]
 
 
-def test_a_chain_is_taken_once_and_free_when_its_owner_ends(tmp_path: Path) -> None:
+def test_a_chain_is_claimed_once_and_released_when_its_worker_ends(tmp_path: Path) -> None:
     with Worker(tmp_path) as first, Worker(tmp_path) as second:
         assert next(first.claim([job(0, 1)], lambda _: False)).index == 0
         assert taken(second) == [1, 2]
@@ -291,7 +291,7 @@ def test_a_chain_is_taken_once_and_free_when_its_owner_ends(tmp_path: Path) -> N
         assert taken(third, recorded=(1,)) == [0, 2]
 
 
-def test_two_that_find_the_same_dead_owner_do_not_both_take_its_chain(tmp_path: Path) -> None:
+def test_two_that_find_the_same_dead_worker_do_not_both_claim_its_chain(tmp_path: Path) -> None:
     with Worker(tmp_path) as dead:
         assert taken(dead, 1) == [0]
     with Worker(tmp_path) as one, Worker(tmp_path) as other:
@@ -301,7 +301,7 @@ def test_two_that_find_the_same_dead_owner_do_not_both_take_its_chain(tmp_path: 
         assert taken(one, 2) == taken(other, 2) == []
 
 
-def test_an_owner_on_another_machine_is_believed_for_as_long_as_its_lease_lasts(tmp_path: Path) -> None:
+def test_a_worker_on_another_machine_is_alive_for_as_long_as_its_lease_lasts(tmp_path: Path) -> None:
     with Worker(tmp_path) as here, Worker(tmp_path) as away:
         assert taken(away, 1) == [0]
         sign = tmp_path / "owners" / away.name

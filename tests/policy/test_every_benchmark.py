@@ -69,7 +69,7 @@ def test_fewer_chains_are_a_prefix_of_more(found: Benchmark) -> None:
         found.jobs(1001)
 
 
-def test_its_world_can_be_played_in(found: Benchmark) -> None:
+def test_its_world_can_be_run_in(found: Benchmark) -> None:
     env, oracle, job = found.make_env(), found.oracle(), found.jobs(1)[0]
     try:
         env.reset(robot_obs=job.robot_obs, scene_obs=job.scene_obs)

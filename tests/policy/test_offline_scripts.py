@@ -220,7 +220,7 @@ def test_the_summary_is_a_markdown_table_with_a_row_for_each_file(split_dir, tmp
     assert len({line.count("|") for line in lines[:4]}) == 1
 
 
-def test_files_of_the_same_name_are_told_apart_by_their_folder(tmp_path):
+def test_files_of_the_same_name_are_distinguished_by_their_folder(tmp_path):
     assert summarize.names_of([Path("a/out.json"), Path("b/out.json"), Path("c.json")]) == ["a/out", "b/out", "c"]
 
 

@@ -79,7 +79,7 @@ def names(folder: Path) -> list[str]:
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
 
 
-def test_a_film_says_what_was_asked_for_and_what_came_of_it(tmp_path: Path, said: list[tuple[str, str]]) -> None:
+def test_a_video_shows_instruction_and_outcome(tmp_path: Path, said: list[tuple[str, str]]) -> None:
     watch(RolloutVideoRecorder(tmp_path, 9, Clairvoyant()), job(), (10, 20), completed=1)
     assert ("pull it open", "task 1 of 2, step 0") in said
     assert ("pull it open", "task 1 of 2: done in 10 steps") in said
@@ -98,7 +98,7 @@ def test_a_film_says_what_was_asked_for_and_what_came_of_it(tmp_path: Path, said
     assert shown >= 1, "and the last for longest"
 
 
-def test_what_was_expected_stands_beside_what_was_seen_as_many_steps_later(
+def test_what_was_expected_is_shown_with_the_input_as_many_steps_later(
     tmp_path: Path, said: list[tuple[str, str]]
 ) -> None:
     policy = Clairvoyant(off=3)
@@ -112,16 +112,14 @@ def test_what_was_expected_stands_beside_what_was_seen_as_many_steps_later(
         assert said[i + 2] == ("4 steps later", "no motion is off by 8.0")
 
 
-def test_where_the_policy_looked_at_no_such_moment_the_film_knows_it(
-    tmp_path: Path, said: list[tuple[str, str]]
-) -> None:
+def test_where_there_is_no_observation_the_video_frame_is_used(tmp_path: Path, said: list[tuple[str, str]]) -> None:
     """It looks every 3 steps and expects 4 steps ahead: step 0 + 4 is no look, but filmed."""
     watch(RolloutVideoRecorder(tmp_path, 9, Clairvoyant(), frame_interval=1), job(), (9, 1), completed=1, look_every=3)
     assert ("predicted in 4 steps", "off by 0.0 of 255") in said
     assert ("4 steps later", "no motion is off by 8.0") in said
 
 
-def test_two_views_are_shown_beside_each_other(tmp_path: Path) -> None:
+def test_two_views_are_shown_in_one_row(tmp_path: Path) -> None:
     class TwoEyes(Clairvoyant):
         def predict_future(self, observations: Sequence[Observation]) -> Any:
             return np.zeros((len(observations), 2, SIZE, SIZE, 3), np.uint8)
@@ -136,7 +134,7 @@ def test_two_views_are_shown_beside_each_other(tmp_path: Path) -> None:
         assert page.width > 6 * rollout_video.PREDICTION_HEIGHT
 
 
-def test_a_chain_that_is_played_again_leaves_one_film(tmp_path: Path) -> None:
+def test_a_chain_that_is_run_again_leaves_one_video(tmp_path: Path) -> None:
     """A process was killed between its film and its record; another one comes to another end."""
     watch(RolloutVideoRecorder(tmp_path, 9, Clairvoyant()), job(), (10, 20), completed=1)
     (tmp_path / "videos" / "chain_0003_1_done.gif.tmp").touch()
@@ -161,13 +159,13 @@ def test_the_first_chains_are_filmed_and_the_others_are_not_even_watched(tmp_pat
     assert make_recorder({**given, "num_videos": 0}, tmp_path, Clairvoyant()) is None
 
 
-def test_chains_that_were_played_before_without_a_film_are_known(tmp_path: Path) -> None:
+def test_chains_that_were_run_before_without_a_video_are_known(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "chain_0001_2_done.gif").touch()
     assert RolloutVideoRecorder(tmp_path, 3, Clairvoyant()).without_video([0, 1, 2, 3]) == [0, 2]
 
 
-def test_films_are_mp4_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_videos_are_mp4_where_that_is_requested(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     given = {"num_videos": 9, "save_rollout_as_video": True}
     recorder = make_recorder(given, tmp_path, Clairvoyant())
@@ -181,14 +179,16 @@ def test_films_are_mp4_where_that_is_asked_for(tmp_path: Path) -> None:
     assert frames[3][:200].mean() == pytest.approx(2 * 5, abs=3), "the image after step 4"
 
 
-def test_without_the_package_for_mp4_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_for_mp4_it_explains_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("policy_rollout.pictures.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="save_rollout_as_video=true needs the package PyAV: pip install 'av"):
         make_recorder({"num_videos": 1, "save_rollout_as_video": True}, tmp_path, Clairvoyant())
 
 
 @pytest.mark.parametrize("write", [write_gif, write_mp4])
-def test_a_film_that_cannot_be_finished_leaves_the_last_one(
+def test_a_video_that_cannot_be_finished_leaves_the_last_one(
     tmp_path: Path, write: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("av")

@@ -38,13 +38,13 @@ def play(jobs: list[ChainJob], parallel: int = 1, **options: Any) -> tuple[dict[
     return done, policy
 
 
-def test_a_chain_goes_on_in_the_same_world_until_a_task_fails() -> None:
+def test_a_chain_continues_in_the_same_world_until_a_task_fails() -> None:
     done, _ = play([job(0, 3, 7, 11, 2), job(1, 1, 1, 1)])
     assert done[0] == ChainRecord(0, ("add 3", "add 7", "add 11", "add 2"), 2, (3, 7, 10))
     assert done[1] == ChainRecord(1, ("add 1", "add 1", "add 1"), 3, (1, 1, 1))
 
 
-def test_no_action_of_one_sentence_is_played_for_the_next() -> None:
+def test_no_action_of_one_sentence_is_executed_for_the_next() -> None:
     """The chunk has four actions; the first task takes one, so the policy has to look again at once."""
     _, policy = play([job(0, 1, 5)])
     assert policy.instructions == ["please add 1", "please add 5", "please add 5"]

@@ -97,7 +97,7 @@ def test_the_policy_is_asked_about_all_running_episodes_at_once():
     assert len(sizes) < sum(sizes)
 
 
-def test_cameras_are_rendered_only_when_the_policy_looks():
+def test_cameras_are_rendered_only_when_the_policy_needs_an_observation():
     run_episodes(Line, Recorder(forward, T), episodes(("8", "go")), PastTheLine())
     assert Line.made[0].renders == 2  # 8 steps are two chunks of four
 
@@ -119,7 +119,7 @@ def test_only_the_cameras_the_policy_has_are_drawn():
     assert [cameras for cameras in asked if cameras] == [("static", "gripper")]
 
 
-def test_replanning_more_often_looks_more_often():
+def test_replanning_more_often_observes_more_often():
     policy = Recorder(forward, T)
     run_episodes(Line, policy, episodes(("8", "go")), PastTheLine(), replan_every=1)
     assert [int(batch[0].rgb_static[0, 0, 0]) for batch in policy.batches] == list(range(8))

@@ -283,7 +283,7 @@ def test_shuffled_every_image_is_another_one_and_all_are_shown(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("dies_at", [0, 4, 12, 20])
-def test_killed_and_started_again_it_says_what_an_undisturbed_one_says(dies_at: int, tmp_path: Path) -> None:
+def test_killed_and_started_again_it_gives_the_results_of_an_undisturbed_one(dies_at: int, tmp_path: Path) -> None:
     whole = play(tmp_path / "whole", Model())
     with pytest.raises(KeyboardInterrupt):
         play(tmp_path / "cut", Model(dies_at))

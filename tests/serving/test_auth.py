@@ -67,7 +67,7 @@ def test_batching_can_be_changed_within_what_the_server_was_started_with():
         assert json.loads(get(served, "/config")[1])["config"]["max_batch_size"] == 2
 
 
-def test_without_the_token_nothing_but_health_is_told():
+def test_without_the_token_only_health_is_served():
     with serving(token="s3cret") as served:
         for refused in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}):
             status, text = get(served, "/config", **refused)

@@ -148,7 +148,7 @@ def test_after_the_first_plan_every_command_is_for_the_step_of_its_execution(clo
     assert wrong == []
 
 
-def test_a_model_slower_than_its_chunk_is_asked_while_the_robot_stands_still(clock, plans_take):
+def test_a_model_slower_than_its_chunk_plans_while_the_robot_stands_still(clock, plans_take):
     plans_take(T + 3)
     robot = FakeRobot(clock, 40)
     report = drive(robot, clock)
@@ -183,7 +183,7 @@ def test_a_stale_image_stops_the_robot_and_discards_the_plan(clock):
     assert report.safe
 
 
-def test_targets_are_counted_anew_from_where_a_stopped_robot_rests(clock):
+def test_targets_are_counted_from_where_a_stopped_robot_rests(clock):
     robot = FakeRobot(clock, 4)
     robot.stale = {2}
     control_pose = np.array([0.5, 0, 0, 0, 0, 0])
@@ -238,7 +238,7 @@ def test_a_policy_out_of_reach_stops_the_robot_until_it_is_back_or_patience_ends
     assert all(command is None for command in robot.commands)
 
 
-def test_a_robot_that_raises_is_told_to_stop_and_the_error_is_its_owners(clock):
+def test_a_robot_that_raises_is_stopped_and_the_error_is_its_owners(clock):
     robot = FakeRobot(clock)
 
     def broken(command):
@@ -367,7 +367,7 @@ def test_a_video_is_a_recording(tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"), [("none", "no such file"), ("a.txt", "not a supported video"), ("empty", "at least one")]
 )
-def test_a_recording_that_is_none_is_told(tmp_path, name, words):
+def test_a_recording_that_is_none_is_reported(tmp_path, name, words):
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "empty").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=words):

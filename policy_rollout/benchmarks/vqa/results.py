@@ -32,12 +32,12 @@ SHUFFLED = "shuffle_pictures"
 
 
 def figures(
-    benchmark: str, questions: Sequence[Question], asked: Sequence[ShownQuestion], batches: Sequence[Batch]
+    benchmark: str, questions: Sequence[Question], shown_questions: Sequence[ShownQuestion], batches: Sequence[Batch]
 ) -> dict[str, Any]:
     """Return the results without settings. ``records`` are in the order of the questions' files."""
     answers = {answer.index: answer.text for batch in batches for answer in batch.answers}
     texts = [answers[i] for i in range(len(questions))]
-    shown = {row.index: row.image for row in asked}
+    shown = {row.index: row.image for row in shown_questions}
     scores = [score_of(benchmark, question, text) for question, text in zip(questions, texts, strict=True)]
     known = [score for score in scores if score is not None]
     content: dict[str, Any] = {

@@ -8,6 +8,8 @@ from typing import TypeVar
 
 CAMERAS = ("rgb_static", "rgb_gripper")
 """Names of a model's camera views, in the order in which it reads them."""
+ENV_CAMERAS = tuple(name.removeprefix("rgb_") for name in CAMERAS)
+"""Names of the same cameras in CALVIN's environment."""
 CALVIN_MAX_STEPS = 360
 """Control steps per task in CALVIN's evaluation."""
 CODEBOOK_SIZE = 8192

@@ -33,11 +33,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from common.robot import ENV_CAMERAS
 from policy_rollout.calvin.installation import check_assets, check_packages, package_commit
 from policy_rollout.calvin.tasks import BLOCKS
 from policy_rollout.closed_loop.interface import Info, Render
 
-CAMERAS = ("static", "gripper")
 CONFIGURATION = Path(".hydra") / "merged_config.yaml"
 SECTIONS = ("cameras", "env", "robot", "scene")
 """Sections of the configuration that the environment is built from."""
@@ -60,7 +60,7 @@ MODULES = (
 
 
 def read_configuration(split: Path) -> Any:
-    """Return the environment's configuration (an omegaconf ``DictConfig``) of a split's folder, with ``CAMERAS`` only.
+    """Return the environment's configuration (an omegaconf ``DictConfig``) of a split, with ``ENV_CAMERAS`` only.
 
     Raises ``FileNotFoundError`` or ``ValueError`` in one line naming the file.
     """
@@ -78,7 +78,7 @@ def read_configuration(split: Path) -> Any:
         raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     if missing:
         raise ValueError(f"{file} has no {', '.join(missing)}: it does not describe CALVIN's environment")
-    for name in [name for name in config.cameras if name not in CAMERAS]:
+    for name in [name for name in config.cameras if name not in ENV_CAMERAS]:
         del config.cameras[name]  # tactile sensors need more packages and are not used
     if "static" not in config.cameras:
         raise ValueError(f"{file} has no camera static")

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.robot import ENV_CAMERAS
 from policy_rollout.desk import info as I
 from policy_rollout.desk import layout as L
 from policy_rollout.desk.control import Action, HandTarget, apply_action, vector
 from policy_rollout.desk.engine import mujoco
 from policy_rollout.desk.rendering import RENDERERS, make_renderer
 from policy_rollout.desk.rendering.base import RenderedImage
-from policy_rollout.desk.rendering.cameras import CAMERAS, Jitter, checked_jitter, gripper_camera, static_camera
+from policy_rollout.desk.rendering.cameras import Jitter, checked_jitter, gripper_camera, static_camera
 from policy_rollout.desk.rotation import euler_of, quaternion_of
 from policy_rollout.desk.scene import SUBSTEPS, desk_xml
 
@@ -215,7 +216,7 @@ class DeskEnv:
 
     def image(self, camera: str = "static", size: int | None = None) -> RenderedImage:
         """Return colours (size, size, 3) and depth (size, size) in metres of the "static" or "gripper" camera."""
-        if camera not in CAMERAS:
+        if camera not in ENV_CAMERAS:
             raise ValueError(f'camera is {camera!r}; the desk has "static" and "gripper"')
         if self._renderer is None:
             self._renderer = make_renderer(self.renderer, self.model, self.scene)
@@ -344,7 +345,7 @@ def _cameras(render: Render) -> tuple[str, ...]:
         return (render,)
     if isinstance(render, Collection):
         return tuple(render)
-    return CAMERAS if render else ()
+    return ENV_CAMERAS if render else ()
 
 
 def _whole(value: int, name: str, minimum: int) -> int:

@@ -41,4 +41,4 @@ def compare(cases: list[Any]) -> None:
     oracle, wrong = TaskOracle(), Counter[str]()
     for start, end, tasks in cases:
         wrong.update(oracle.tasks_done(start, end) ^ set(tasks))
-    assert not wrong, f"tasks that are judged otherwise, and in how many of {len(cases)} pairs: {dict(wrong)}"
+    assert not wrong, f"tasks with other verdicts, and in how many of {len(cases)} pairs: {dict(wrong)}"

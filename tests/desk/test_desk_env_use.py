@@ -1,4 +1,4 @@
-"""The desk in the hands of somebody in a hurry: nonsense is refused, looking changes nothing, desks do not meet."""
+"""Use of the desk: invalid arguments are refused, rendering has no side effects, desks are independent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command of the closed loop: who takes part, what is refused, and what it leaves."""
+"""The command of the closed loop: processes, refusals, and results."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_an_evaluation_leaves_results_that_say_what_they_depend_on(model: Path, 
     assert report == f"report in {tmp_path / 'report.html'}"
 
 
-def test_whoever_is_left_writes_the_report_where_process_0_died(model: Path, tmp_path: Path) -> None:
+def test_a_remaining_process_writes_the_report_if_process_0_died(model: Path, tmp_path: Path) -> None:
     second = ProcessRank(rank=1, world=2)
     app.evaluate(short(model, tmp_path), second)
     report = tmp_path / "report.html"

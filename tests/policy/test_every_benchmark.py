@@ -37,7 +37,7 @@ def test_the_desk_is_found_by_being_a_module() -> None:
 
 @pytest.mark.parametrize("name", benchmark_names())
 def test_finding_it_loads_neither_a_network_nor_a_simulator(name: str) -> None:
-    """A worker process imports the module, and so does whoever asks which benchmarks there are."""
+    """Worker processes import the module, and the list of benchmarks does."""
     heavy = "[n for n in ('torch', 'mujoco', 'pybullet') if n in sys.modules]"
     code = f"import sys, policy_rollout.benchmarks.{name}; print({heavy})"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

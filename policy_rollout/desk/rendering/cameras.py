@@ -10,8 +10,6 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-CAMERAS = ("static", "gripper")
-
 # CALVIN's static camera: far away with a narrow view.
 STATIC_FROM = (2.871459009488717, -2.166602199425597, 2.555159848480571)
 STATIC_AT = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)

@@ -49,14 +49,16 @@ from benchmarks.harness.timed_desk import ORACLE, PHYSICS, RENDERING, Clock, Tim
 from benchmarks.harness.timing import Spread
 from common.arguments import path_argument, whole
 from common.command import run_command
+from common.constants import CALVIN_MAX_STEPS
 from common.tables import markdown_table
 from config.loading import load_job
 from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit
 from policy_rollout.benchmarks.desk import DeskBenchmark
 from policy_rollout.closed_loop import records
-from policy_rollout.closed_loop.runner import MAX_STEPS, ChainJob, ChainRecord, Finished, run_chains
-from policy_rollout.closed_loop.work_queue import Owner
+from policy_rollout.closed_loop.interface import ChainJob, ChainRecord
+from policy_rollout.closed_loop.runner import OnRecord, run_chains
+from policy_rollout.closed_loop.work_queue import Worker
 from policy_rollout.policies.interface import Observation
 from policy_rollout.policies.upvla import UPVLAPolicy
 from tests.benchmarks.naive_acting import Naive
@@ -93,7 +95,7 @@ class Run:
 class Sizes:
     """Control ``steps`` of a task, environments side by side in a process, processes besides the first."""
 
-    steps: int = MAX_STEPS
+    steps: int = CALVIN_MAX_STEPS
     parallel: int = 8
     workers: int = 1
 
@@ -126,7 +128,7 @@ def _children() -> float:
 
 
 def _run_here(
-    way: str, policy: UPVLAPolicy, jobs: Iterable[ChainJob], sizes: Sizes, folder: Path, finished: Finished
+    way: str, policy: UPVLAPolicy, jobs: Iterable[ChainJob], sizes: Sizes, folder: Path, on_record: OnRecord
 ) -> None:
     naive = Naive(policy.model, policy.vq, policy.prompter)
 
@@ -141,7 +143,7 @@ def _run_here(
         TimedDesk(folder, eager=way in ("original", "eager")),
         timed,
         jobs,
-        finished,
+        on_record,
         max_steps=sizes.steps,
         parallel=1 if one_by_one else sizes.parallel,
         workers=sizes.workers if way == "workers" else 0,
@@ -158,9 +160,9 @@ def _run_in_processes(policy: UPVLAPolicy, jobs: Sequence[ChainJob], sizes: Size
 
     def run() -> None:
         began = time.process_time()
-        with Owner(folder) as owner:
-            taken = owner.take(jobs, lambda index: index in records.read(folder))
-            _run_here("batched", policy, taken, fair, folder, lambda r: records.append(folder, owner.name, r))
+        with Worker(folder) as worker:
+            taken = worker.claim(jobs, lambda index: index in records.read(folder))
+            _run_here("batched", policy, taken, fair, folder, lambda r: records.append(folder, worker.name, r))
         whole_run = {"whole": time.process_time() - began, "process": os.getpid()}
         (folder / f"whole-{os.getpid()}.json").write_text(json.dumps(whole_run), encoding="utf-8")
 
@@ -232,7 +234,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = Parser("closed_loop", __doc__, rounds=3)
     parser.add_argument("--model-config", type=path_argument, help="model yaml (the embedded AR-VLA, random weights)")
     parser.add_argument("--chains", type=whole(0), default=4, help="official chains of each way and round (4)")
-    parser.add_argument("--steps", type=whole(1), default=MAX_STEPS, help=f"control steps of a task ({MAX_STEPS})")
+    parser.add_argument(
+        "--steps", type=whole(1), default=CALVIN_MAX_STEPS, help=f"control steps of a task ({CALVIN_MAX_STEPS})"
+    )
     parser.add_argument("--parallel", type=whole(1), default=8, help="environments side by side (8)")
     parser.add_argument("--workers", type=whole(1), default=1, help="processes besides the policy's (1)")
     parser.add_argument("--ways", default=",".join(WAYS), help=f"which, by commas ({','.join(WAYS)})")

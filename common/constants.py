@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 CAMERAS = ("rgb_static", "rgb_gripper")
-"""Names of a model's views, in the order in which it reads them."""
+"""Names of a model's camera views, in the order in which it reads them."""
+ENV_CAMERAS = tuple(name.removeprefix("rgb_") for name in CAMERAS)
+"""Names of the same cameras in CALVIN's environment."""
+CALVIN_MAX_STEPS = 360
+"""Control steps per task in CALVIN's evaluation."""
+CODEBOOK_SIZE = 8192
+"""Codes of the image tokenizer (MagVIT-v2): 13 bits each."""
 
 Size = TypeVar("Size")
 _GRIPPER = re.compile(r"([+-]?\d+(?:\.\d+)?) (closed|open), ([+-]?\d+(?:\.\d+)?) (closed|open)")

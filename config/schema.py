@@ -10,6 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from common.constants import CODEBOOK_SIZE
+
 Objective = Literal["ar", "mdm", "bd"]
 Framework = Literal["upvla", "arvla", "mdmvla", "bdvla"]
 Tracker = Literal["tensorboard", "wandb", "none"]
@@ -26,7 +28,6 @@ Schedule = Literal[
 
 MISSING: Final = "???"
 """Value of a key that the user has to give; `load_job` refuses a job that still has one."""
-CODEBOOK_SIZE: Final = 8192
 SPECIAL_TOKENS: Final = 10
 VQ_STRIDE: Final = 16
 """Pixels along one side of an image that become one VQ token (four stride-2 convolutions)."""

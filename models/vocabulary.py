@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from common.constants import CODEBOOK_SIZE
+
 SPECIAL_TOKENS: tuple[str, ...] = (
     "[PAD]",
     "<|soi|>",
@@ -38,7 +40,7 @@ class Vocabulary:
     words: int
     bos: int
     eos: int
-    codebook_size: int = 8192
+    codebook_size: int = CODEBOOK_SIZE
 
     def __post_init__(self) -> None:
         if self.words < 1 or self.codebook_size < 1:

@@ -3,9 +3,9 @@
     python -m policy_rollout.calvin_evaluate_upvla model_config=policy_rollout/debug_arvla_model.yaml \
         environment=desk num_sequences=20 device=cpu
 
-Under torchrun, as the tasks of an srun step, or started by hand with the same log_dir, processes take chains from one
-queue (``leases``) and write one evaluation (``records``). In each, the policy answers for environments that worker
-processes hold (``chains``).
+Under torchrun, as tasks of an srun step, or started by hand with the same log_dir, processes claim chains from one
+queue (``closed_loop/work_queue.py``) and write one evaluation (``closed_loop/records.py``). Each process has a policy
+for the environments of its worker processes (``closed_loop/runner.py``).
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from common.command import report_error, run_command
 from common.files import expand_home
-from common.processes import ProcessRank as Place
-from common.processes import process_rank as place_in
+from common.processes import ProcessRank, process_rank
 from config.parsing import ConfigError
 from policy_rollout.benchmarks.base import Benchmark, find_benchmark
 from policy_rollout.closed_loop import records
 from policy_rollout.closed_loop.arguments import CONFIG, hydra_arguments
 from policy_rollout.closed_loop.evaluation import RolloutSettings, run_distributed
+from policy_rollout.closed_loop.interface import ChainJob
 from policy_rollout.closed_loop.progress import Progress, require_wandb
-from policy_rollout.closed_loop.runner import ChainJob
 from policy_rollout.policies.action_chunking import ChunkPlayer
 from policy_rollout.policies.interface import require_same_convention
 from policy_rollout.policies.model_yaml import load_model_yaml
@@ -44,55 +43,59 @@ from policy_rollout.report import write_report
 if TYPE_CHECKING:
     from policy_rollout.policies.upvla import UPVLAPolicy
 
-TIME = "%Y-%m-%d_%H-%M-%S"
+TIME_FORMAT = "%Y-%m-%d_%H-%M-%S"
 
 
-def evaluate(settings: Mapping[str, Any], place: Place) -> Path:
-    """Play, together with whoever else does, until no chain is missing. Returns the folder of the results. Raises
-    ``ValueError`` or ``OSError`` in one line."""
+def evaluate(settings: Mapping[str, Any], process: ProcessRank) -> Path:
+    """Evaluate the policy, together with other processes, until every chain has a record.
+
+    Returns the folder of the results. Raises ``ValueError`` or ``OSError`` in one line.
+    """
     _check(settings)
-    folder = _folder(settings, place)
-    benchmark = find_benchmark({**settings, "local_rank": place.local_rank})
-    workers = worker_count(settings, benchmark, place)
+    folder = _folder(settings, process)
+    benchmark = find_benchmark({**settings, "local_rank": process.local_rank})
+    workers = worker_count(settings, benchmark, process)
     load_model_yaml(settings["model_config"]).require_checkpoint()
-    # Imported here: a mistake on the command line is reported at once, not after torch and transformers are loaded.
+    # Imported here, so that errors on the command line are reported before torch and transformers are loaded.
     from policy_rollout.policies.upvla import UPVLAPolicy
     from policy_rollout.reports.rollout_video import make_recorder
 
-    policy = UPVLAPolicy.from_config(settings["model_config"], device=_device(settings["device"], place))
-    # All that can be refused is refused before the folder is claimed for these settings.
+    policy = UPVLAPolicy.from_config(settings["model_config"], device=_device(settings["device"], process))
+    # All checks come before the folder is claimed for these settings.
     require_same_convention(policy.convention, benchmark.convention, f"environment={settings['environment']}")
     ChunkPlayer(policy.act_step, settings["replan_every"], settings["ensemble"])
     jobs = benchmark.jobs(int(settings["num_sequences"]))
-    cut = _cut_instructions(policy, jobs, place)
+    cut = _cut_instructions(policy, jobs, process)
     recorder = make_recorder(settings, folder, policy)
-    records.claim(folder, what_records_depend_on(policy, benchmark, settings))
-    late = recorder.without_film(records.read(folder)) if recorder is not None and place.rank == 0 else []
-    if late:
+    records.claim(folder, record_settings(policy, benchmark, settings))
+    unrecorded = recorder.without_video(records.read(folder)) if recorder is not None and process.rank == 0 else []
+    if unrecorded:
         print(
-            f"notice: num_videos={settings['num_videos']}: {len(late)} of these chains were played before and get no "
-            "film; another log_dir films them",
+            f"notice: num_videos={settings['num_videos']}: {len(unrecorded)} of these chains have a record already "
+            "and get no video; use another log_dir to record them",
             file=sys.stderr,
         )
-    manner = RolloutSettings(
+    rollout = RolloutSettings(
         max_steps=int(settings["ep_len"]),
         replan_every=settings["replan_every"],
         ensemble=settings["ensemble"],
         parallel=int(settings["parallel"]),
         workers=workers,
     )
-    progress = Progress(folder, jobs, place.rank, settings if settings["log_wandb"] else None)
-    origin = {**_origin(policy), "cut_instructions": cut}
-    run_distributed(folder, benchmark, policy, jobs, manner, progress, recorder, place.world, policy_from=origin)
-    if place.rank == 0:
+    progress = Progress(folder, jobs, process.rank, settings if settings["log_wandb"] else None)
+    policy_from = {**_policy_from(policy), "cut_instructions": cut}
+    run_distributed(
+        folder, benchmark, policy, jobs, rollout, progress, recorder, process.world, policy_from=policy_from
+    )
+    if process.rank == 0:
         print(f"report in {write_report(folder)}")
-    elif not _is_reported(folder):  # process 0 may have died
+    elif not _is_reported(folder):  # process 0 may have been killed
         write_report(folder)
     return folder
 
 
-def what_records_depend_on(policy: UPVLAPolicy, benchmark: Benchmark, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Records that differ in any of this do not mix. How many processes play, and where, changes nothing."""
+def record_settings(policy: UPVLAPolicy, benchmark: Benchmark, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that outcomes depend on: records with different ones are not mixed."""
     assert policy.source is not None
     return {
         "checkpoint_sha256": policy.source.weights_sha256,
@@ -105,19 +108,19 @@ def what_records_depend_on(policy: UPVLAPolicy, benchmark: Benchmark, settings: 
     }
 
 
-def _cut_instructions(policy: UPVLAPolicy, jobs: Sequence[ChainJob], place: Place) -> list[str]:
-    """Return the instructions of these chains that the policy cannot read whole, and print how many there are."""
+def _cut_instructions(policy: UPVLAPolicy, jobs: Sequence[ChainJob], process: ProcessRank) -> list[str]:
+    """Return the instructions of these chains that the policy cuts, and print their number."""
     texts = dict.fromkeys(text for job in jobs for text in job.instructions)
     from models.processing.instruction_length import cut_instructions, describe_cut  # imports torch
 
     cut = cut_instructions(policy.prompter, texts)
-    if cut and place.rank == 0:
+    if cut and process.rank == 0:
         print(f"notice: {describe_cut(policy.prompter, cut, len(texts))}", file=sys.stderr)
     return list(cut)
 
 
-def _origin(policy: UPVLAPolicy) -> dict[str, Any]:
-    """Where the policy came from, for people."""
+def _policy_from(policy: UPVLAPolicy) -> dict[str, Any]:
+    """Return the origin of the policy, for reports."""
     assert policy.source is not None
     return {
         "model_yaml": str(policy.source.model_yaml),
@@ -127,17 +130,17 @@ def _origin(policy: UPVLAPolicy) -> dict[str, Any]:
     }
 
 
-def worker_count(settings: Mapping[str, Any], benchmark: Benchmark, place: Place) -> int:
-    """How many processes hold the environments; 0: this one does."""
-    given, parallel, most = settings["workers"], int(settings["parallel"]), benchmark.envs_per_process
-    needed = 0 if most is None or parallel <= most else -(-parallel // most)
+def worker_count(settings: Mapping[str, Any], benchmark: Benchmark, process: ProcessRank) -> int:
+    """Return the number of worker processes for the environments; 0: none, they run in this process."""
+    given, parallel, limit = settings["workers"], int(settings["parallel"]), benchmark.envs_per_process
+    needed = 0 if limit is None or parallel <= limit else -(-parallel // limit)
     if given is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(needed, min(parallel, cores // place.local_world))
+        return max(needed, min(parallel, cores // process.local_world))
     if given < needed:
         raise ValueError(
-            f"workers={given}: a process holds at most {most} environments of {benchmark.name}; parallel={parallel} "
-            f"needs workers={needed}"
+            f"workers={given}: a process can have at most {limit} environments of {benchmark.name}; "
+            f"parallel={parallel} needs workers={needed}"
         )
     return int(given)
 
@@ -153,32 +156,34 @@ def _check(settings: Mapping[str, Any]) -> None:
     if ensemble is not None and (type(ensemble) not in (int, float) or not 0 <= ensemble < float("inf")):
         raise ValueError(f"ensemble={ensemble}: expected null or a number of at least 0")
     for name in ("save_rollout_as_video", "log_wandb"):
-        if not isinstance(settings[name], bool):  # no is a word here, and a word would count as yes
+        if not isinstance(settings[name], bool):  # YAML's no is a text here, which would be true
             raise ValueError(f"{name}={settings[name]}: expected true or false")
     if settings["log_wandb"]:
         require_wandb()
 
 
-def _folder(settings: Mapping[str, Any], place: Place) -> Path:
-    """The same one for all processes of an evaluation."""
+def _folder(settings: Mapping[str, Any], process: ProcessRank) -> Path:
+    """Return the results folder: the same one for all processes of an evaluation."""
     if settings["log_dir"] is not None:
         return expand_home(str(settings["log_dir"])).resolve()
     root = Path("rollout_outputs").resolve()
-    if "SLURM_JOB_ID" in os.environ and place.world > 1:
+    if "SLURM_JOB_ID" in os.environ and process.world > 1:
         return root / f"job-{os.environ['SLURM_JOB_ID']}"
-    return root / (time.strftime(TIME) if place.world == 1 else agreed_time(os.environ))
+    return root / (time.strftime(TIME_FORMAT) if process.world == 1 else agreed_time(os.environ))
 
 
 def agreed_time(env: Mapping[str, str]) -> str:
-    """The time of the first process of torchrun that asks, for all of them, also when it starts them again: kept in the
-    store of torchrun's own process. Raises ``ValueError`` where there is none."""
+    """Return the start time of torchrun's first process, for all of its processes and restarts.
+
+    It is kept in the store of torchrun's agent. Raises ``ValueError`` without such a store.
+    """
     if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        raise ValueError("log_dir has to be given where several processes write to it")
+        raise ValueError("log_dir has to be given if several processes write to it")
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
     store = TCPStore(host, port, is_master=False, timeout=timedelta(minutes=1))
-    return store.compare_set("blockdiff/log_dir", "", time.strftime(TIME)).decode()
+    return store.compare_set("blockdiff/log_dir", "", time.strftime(TIME_FORMAT)).decode()
 
 
 def _is_reported(folder: Path) -> bool:
@@ -186,13 +191,13 @@ def _is_reported(folder: Path) -> bool:
     return report.exists() and report.stat().st_mtime >= max(written)
 
 
-def _device(wish: Any, place: Place) -> str:
-    """Processes of one machine take turns on its GPUs."""
+def _device(device: Any, process: ProcessRank) -> str:
+    """Return the device: processes of one machine are distributed over its GPUs."""
     import torch
 
-    if place.world > 1 and str(wish) != "cpu" and torch.cuda.is_available():
-        return f"cuda:{place.local_rank % torch.cuda.device_count()}"
-    return str(wish)
+    if process.world > 1 and str(device) != "cpu" and torch.cuda.is_available():
+        return f"cuda:{process.local_rank % torch.cuda.device_count()}"
+    return str(device)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG.parent), config_name=CONFIG.stem)  # type: ignore[untyped-decorator]
@@ -205,19 +210,19 @@ def main(config: DictConfig) -> None:
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
     try:
-        evaluate({str(name): value for name, value in settings.items()}, place_in(os.environ))
+        evaluate({str(name): value for name, value in settings.items()}, process_rank(os.environ))
     except (ValueError, OSError) as error:
         report_error(f"calvin_evaluate_upvla: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
-        print("calvin_evaluate_upvla: interrupted; with the same log_dir it goes on where it was", file=sys.stderr)
+        print("calvin_evaluate_upvla: interrupted; start it again with the same log_dir to continue", file=sys.stderr)
         sys.exit(130)
 
 
 def command(argv: Sequence[str]) -> None:
-    """Run the evaluation that a command line describes. A mistake in it is one line on stderr and exit code 2."""
-    kept = sys.argv
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised here, and not printed as a page by Hydra
+    """Run the evaluation of a command line. An error in it is one line on stderr and exit code 2."""
+    argv_before = sys.argv
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing a page
     try:
         sys.argv = [sys.argv[0], *hydra_arguments(argv)]
         main()
@@ -226,7 +231,7 @@ def command(argv: Sequence[str]) -> None:
         report_error(f"calvin_evaluate_upvla: {text}")
         sys.exit(2)
     finally:
-        sys.argv = kept
+        sys.argv = argv_before
 
 
 if __name__ == "__main__":

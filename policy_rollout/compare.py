@@ -1,4 +1,4 @@
-"""Which of two or three policies is better in closed loop, on the same chains.
+"""Compare two or three policies in closed loop, on the same chains.
 
 python -m policy_rollout.compare rollout_outputs/ar rollout_outputs/bd
 """
@@ -27,15 +27,15 @@ from policy_rollout.reports.results import Results, average_length, names_of, re
 DESCRIPTION = """\
 Compares closed-loop evaluations (results.json of calvin_evaluate_upvla, or its log_dir) chain by chain: the difference
 in tasks per chain with a 95 % bootstrap interval, the probability that one is better, and every task. Results of other
-chains are refused, and those of other settings (environment, renderer, ep_len, ...) unless --anyway is given."""
+chains are refused; results with other settings (environment, renderer, ep_len, ...) need --anyway."""
 EPILOG = """\
 examples:
   python -m policy_rollout.compare rollout_outputs/ar rollout_outputs/mdm rollout_outputs/bd
-  three seeds of each, under names of their own (runs and chains are resampled together):
+  three seeds of each, with names (runs and chains are resampled together):
     python -m policy_rollout.compare ar=ar_0,ar_1,ar_2 bd=bd_0,bd_1,bd_2
-  the chains that both have played, where one evaluation was longer:
+  the common chains, if one evaluation is longer:
     python -m policy_rollout.compare long short --common
-  for another program; for a document:
+  as JSON; as a Markdown file:
     python -m policy_rollout.compare ar bd --json
     python -m policy_rollout.compare ar bd --output results/ar_or_bd.md"""
 OFFICIAL_CHAINS = 1000
@@ -43,7 +43,7 @@ OFFICIAL_CHAINS = 1000
 
 @dataclass(frozen=True)
 class Side:
-    """One of those compared: a policy's evaluation, or several of its seeds."""
+    """One policy of a comparison: its evaluation, or those of several seeds."""
 
     name: str
     runs: tuple[Results, ...]
@@ -51,7 +51,7 @@ class Side:
 
 @dataclass(frozen=True)
 class TaskRow:
-    """(done, tried) of each side, in the order of the sides."""
+    """(successes, attempts) of one task for each side, in the order of the sides."""
 
     task: str
     counts: tuple[tuple[int, int], ...]
@@ -59,8 +59,8 @@ class TaskRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """``lengths``: tasks per chain, each pair; ``rates``: chains with at least i tasks, i - 1 -> each pair; ``notes``:
-    what a reader has to know."""
+    """A comparison. ``lengths``: tasks per chain, each pair; ``rates``: chains with at least i tasks, index i - 1;
+    ``notes``: differences and warnings for the reader."""
 
     sides: tuple[Side, ...]
     lengths: tuple[Pair, ...]
@@ -74,19 +74,21 @@ class Comparison:
 
 
 def compare(sides: Sequence[Side], anyway: bool = False, common: bool = False) -> Comparison:
-    """Raises ``ValueError`` saying in one line what differs, where it may not: never the chains; other settings only
-    ``anyway``. ``common``: take the chains that all have played."""
+    """Compare results. ``anyway``: allow different settings; ``common``: use the chains that all results have.
+
+    Raises ``ValueError`` in one line for other chains and for different settings.
+    """
     if len(sides) < 2:
-        raise ValueError("one result is no comparison; give two or three (seeds of one policy: name=a,b,c)")
-    notes = _differences_of_play(sides, anyway)
+        raise ValueError("a comparison needs two or three results (seeds of one policy: name=a,b,c)")
+    notes = _setting_differences(sides, anyway)
     if common:
         sides = _common(sides)
     _require_same_chains(sides)
-    notes += _same_player(sides)
+    notes += _same_checkpoint(sides)
     notes += [note for run in _all(sides) if (note := run.cut_note()) is not None]
     completed = {side.name: np.stack([run.completed() for run in side.runs]) for side in sides}
     length = sides[0].runs[0].length
-    rates = [pairs_of({name: done >= least for name, done in completed.items()}) for least in range(1, length + 1)]
+    rates = [pairs_of({name: done >= count for name, done in completed.items()}) for count in range(1, length + 1)]
     counts = [task_counts(side.runs) for side in sides]
     tasks = sorted({task for of_side in counts for task in of_side})
     return Comparison(
@@ -98,35 +100,36 @@ def compare(sides: Sequence[Side], anyway: bool = False, common: bool = False) -
     )
 
 
-# --- may they be compared? -------------------------------------------------------------------------------------------
+# --- checks -------------------------------------------------------------------------------------------
 
 
 def _all(sides: Sequence[Side]) -> list[Results]:
     return [run for side in sides for run in side.runs]
 
 
-def _differences_of_play(sides: Sequence[Side], anyway: bool) -> list[str]:
-    """Notes on what was played differently. Versions are told, other settings refused unless ``anyway``."""
+def _setting_differences(sides: Sequence[Side], anyway: bool) -> list[str]:
+    """Return notes on different settings of the benchmark. Raises ``ValueError`` for one that is no version, unless
+    ``anyway``."""
     first, *others = _all(sides)
     notes, refused = [], None
     for other in others:
-        mine, theirs = first.played, other.played
+        mine, theirs = first.benchmark_settings, other.benchmark_settings
         differing = [name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name)]
         if not differing:
             continue
-        told = ", ".join(f"{name} is {mine.get(name)} there and {theirs.get(name)} here" for name in differing)
-        notes.append(f"{other.file} was not played as {first.file}: {told}")
+        values = ", ".join(f"{name} is {mine.get(name)} there and {theirs.get(name)} here" for name in differing)
+        notes.append(f"{other.file} was not evaluated as {first.file}: {values}")
         if refused is None and not all(".versions." in name for name in differing):
             refused = notes[-1]
     if refused is not None and not anyway:
-        raise ValueError(f"{refused}; a difference could come from that (--anyway compares them all the same)")
+        raise ValueError(f"{refused}; this could cause a difference (--anyway compares them nevertheless)")
     return notes
 
 
 def _common(sides: Sequence[Side]) -> list[Side]:
     shared = set.intersection(*[{chain.index for chain in run.chains} for run in _all(sides)])
     if not shared:
-        raise ValueError("--common: no chain was played in all of them")
+        raise ValueError("--common: no chain is in all results")
     return [
         Side(side.name, tuple(replace(r, chains=tuple(c for c in r.chains if c.index in shared)) for r in side.runs))
         for side in sides
@@ -142,8 +145,7 @@ def _require_same_chains(sides: Sequence[Side]) -> None:
             alone = sorted(mine.keys() ^ theirs.keys())
             raise ValueError(
                 f"{other.file} has {len(theirs)} chains and {first.file} {len(mine)}; {len(alone)} of them are in one "
-                f"only, the first is chain {alone[0]}; only the same chains can be compared (--common takes those that "
-                "all have played)"
+                f"only, the first is chain {alone[0]}; only the same chains can be compared (--common selects them)"
             )
         for index, chain in mine.items():
             if chain.tasks != theirs[index].tasks:
@@ -153,8 +155,8 @@ def _require_same_chains(sides: Sequence[Side]) -> None:
                 )
 
 
-def _same_player(sides: Sequence[Side]) -> list[str]:
-    """Two sides of one checkpoint are allowed (other settings of acting), and told."""
+def _same_checkpoint(sides: Sequence[Side]) -> list[str]:
+    """Return notes on sides with the same checkpoint, which is allowed (with other settings of the policy)."""
     notes = []
     for one, other in combinations(sides, 2):
         key = "checkpoint_sha256"
@@ -167,47 +169,51 @@ def _same_player(sides: Sequence[Side]) -> list[str]:
     return notes
 
 
-# --- in words --------------------------------------------------------------------------------------------------------
+# --- text ------------------------------------------------------------------------------------------------------------
 
 
 def verdict(pair: Pair) -> str:
-    """One line about the average length, told from the better one's side."""
+    """Return one line about the average length, from the point of view of the better side."""
     apart, likely = pair.difference.interval, pair.difference.probability
     if pair.better is not None:
         other = pair.second
         if pair.better == pair.second:
             apart, likely, other = Interval(-apart.point, -apart.high, -apart.low), 1 - likely, pair.first
-        sure = likely_words("better", likely)
-        return f"{pair.better} is better than {other} by {apart:.2f} tasks per chain ({pair.items} chains, {sure})"
-    told = f"these chains cannot tell {pair.first} from {pair.second}: {apart:+.2f} tasks per chain "
-    told += f"({pair.items} chains, {likely_words(f'{pair.first} better', likely)}"
+        likely_text = probability_text("better", likely)
+        return (
+            f"{pair.better} is better than {other} by {apart:.2f} tasks per chain ({pair.items} chains, {likely_text})"
+        )
+    text = f"these chains cannot distinguish {pair.first} from {pair.second}: {apart:+.2f} tasks per chain "
+    text += f"({pair.items} chains, {probability_text(f'{pair.first} better', likely)}"
     if pair.difference.clear:
-        return f"{told}; they differ on {pair.apart} of them only)"
+        return f"{text}; they differ on {pair.apart} of them only)"
     needed = pair.needed()
     if needed is None:
-        return f"{told})"
+        return f"{text})"
     enough = f"about {needed} would" if needed <= OFFICIAL_CHAINS else "even the official 1000 would not"
-    return f"{told}; {enough} show a difference of this size)"
+    return f"{text}; {enough} show a difference of this size)"
 
 
-def likely_words(what: str, value: float) -> str:
+def probability_text(event: str, value: float) -> str:
+    """Return a probability as text, such as `P(better) = 0.97`."""
     text = probability(value)
-    return f"P({what}) {text}" if text[0] in "<>" else f"P({what}) = {text}"
+    return f"P({event}) {text}" if text[0] in "<>" else f"P({event}) = {text}"
 
 
 def as_markdown(found: Comparison) -> str:
+    """Return a comparison as Markdown."""
     names = [side.name for side in found.sides]
-    places = range(1, len(found.rates) + 1)
+    counts = range(1, len(found.rates) + 1)
     rows = []
     for side in found.sides:
         rates = success_rates(side.runs)
         seeds = f" ({len(side.runs)} runs)" if len(side.runs) > 1 else ""
         rows.append([side.name + seeds, f"{average_length(side.runs):.2f}", *map(percent, rates)])
-    head = ["", "average length", *(f"{i}/{len(found.rates)}" for i in places)]
+    head = ["", "average length", *(f"{i}/{len(found.rates)}" for i in counts)]
     apart = []
     for number, pair in enumerate(found.lengths):
         cells = [f"{pair.difference.interval:+.2f}", probability(pair.difference.probability)]
-        of_rates = [points(of_place[number].difference.interval) for of_place in found.rates]
+        of_rates = [points(rate[number].difference.interval) for rate in found.rates]
         apart.append([f"{pair.first} − {pair.second}", *cells, *of_rates])
     parts = [
         f"# {' against '.join(names)}: the same {found.chains} chains",
@@ -225,33 +231,34 @@ def as_markdown(found: Comparison) -> str:
 
 def _about_runs(sides: Sequence[Side]) -> str:
     if all(len(side.runs) == 1 for side in sides):
-        return ". One run of each: they speak of other chains, not of another training run"
-    return ". Runs and chains are resampled together; a few runs say little about others"
+        return ". One run of each: they cover other chains, not other training runs"
+    return ". Runs and chains are resampled together; a few runs allow few conclusions about others"
 
 
 def task_difference(row: TaskRow, first: int, second: int) -> Interval:
-    """Not paired: a task is begun only where those before it were done, so each side has tries of its own."""
+    """Return the difference of success rates, not paired: the sides have different numbers of attempts."""
     return rate_difference(row.counts[first], row.counts[second])
 
 
 def _task_section(found: Comparison) -> str:
-    couples = list(combinations(range(len(found.sides)), 2))
+    index_pairs = list(combinations(range(len(found.sides)), 2))
     rows = []
     for row in found.tasks:
         rates = [f"{percent(wilson(*count))} of {count[1]}" if count[1] else "–" for count in row.counts]
-        rows.append([row.task, *rates, *(points(task_difference(row, *couple)) for couple in couples)])
+        rows.append([row.task, *rates, *(points(task_difference(row, *pair)) for pair in index_pairs)])
     names = [side.name for side in found.sides]
-    head = ["task", *names, *(f"{names[i]} − {names[j]}" for i, j in couples)]
+    head = ["task", *names, *(f"{names[i]} − {names[j]}" for i, j in index_pairs)]
     return (
-        "Every task that was begun (a chain goes on only after a success, so the tries differ; Newcombe's interval, "
-        f"not paired). {len(rows) * len(couples)} comparisons at 95 %: about one in twenty would look clear by chance."
+        "Every task that was started (a chain continues only after a success, so the attempts differ; Newcombe's "
+        f"interval, not paired). {len(rows) * len(index_pairs)} comparisons at 95 %: about one in twenty would appear "
+        "clear by chance."
         "\n\n" + markdown_table(head, rows)
     )
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
-    """Rates and differences of rates are shares."""
-    couples = list(combinations(range(len(found.sides)), 2))
+    """Return a comparison as JSON; rates and their differences are fractions."""
+    index_pairs = list(combinations(range(len(found.sides)), 2))
     return {
         "chains": found.chains,
         "notes": list(found.notes),
@@ -270,8 +277,8 @@ def as_json(found: Comparison) -> dict[str, Any]:
                 "first": pair.first,
                 "second": pair.second,
                 "average_length": pair.as_json(),
-                "success_rates": [of_place[number].as_json() for of_place in found.rates],
-                "per_task": {row.task: _task_json(row, *couples[number]) for row in found.tasks},
+                "success_rates": [rate[number].as_json() for rate in found.rates],
+                "per_task": {row.task: _task_json(row, *index_pairs[number]) for row in found.tasks},
                 "answer": verdict(pair),
             }
             for number, pair in enumerate(found.lengths)
@@ -292,7 +299,7 @@ def _task_json(row: TaskRow, first: int, second: int) -> Mapping[str, Any]:
 
 
 def sides_of(given: Sequence[str]) -> list[Side]:
-    """``path``, ``path,path`` or ``name=path,path`` each; names that are not given come from the folders."""
+    """Parse the arguments ``path``, ``path,path`` or ``name=path,path``; default names are those of the folders."""
     names: list[str | None] = []
     runs: list[tuple[Results, ...]] = []
     for text in given:
@@ -308,7 +315,7 @@ def sides_of(given: Sequence[str]) -> list[Side]:
     full = [name or folder for name, folder in zip(names, short, strict=True)]
     for name in full:
         if full.count(name) > 1:
-            raise ValueError(f"two of them are called {name}; name them: one={given[0]} other={given[1]}")
+            raise ValueError(f"two of them have the name {name}; give names: one={given[0]} other={given[1]}")
     return [Side(name, of_side) for name, of_side in zip(full, runs, strict=True)]
 
 
@@ -320,11 +327,11 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("results", nargs="+", help="results.json or its folder; several runs of a policy: name=a,b,c")
-    made.add_argument("--anyway", action="store_true", help="other settings, too (never other chains)")
-    made.add_argument("--common", action="store_true", help="only the chains that all have played")
+    made.add_argument("--anyway", action="store_true", help="allow other settings (never other chains)")
+    made.add_argument("--common", action="store_true", help="compare only the chains that all results have")
     made.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     made.add_argument(
-        "--output", type=path_argument, metavar="FILE", help="write it to this file, too (.json: as JSON)"
+        "--output", type=path_argument, metavar="FILE", help="also write it to this file (.json: as JSON)"
     )
     return made
 

@@ -1,16 +1,16 @@
-"""The reference client for one's own robot: images in, motions out, at a steady rate, within limits.
+"""The reference client for a robot: images in, motions out, at a fixed rate, within safety limits.
 
     python -m policy_rollout.policy_upvla --model-config my_model.yaml                  # dry run on bundled frames
     python -m policy_rollout.policy_upvla --server ws://gpu:8000 --robot my_robot:connect \\
         --instruction "open the drawer"
 
-To be read from top to bottom. `control` is all there is to driving a robot with a model; what it uses is small:
+`control` is the whole control loop. It uses:
 
-    robot/seam.py      Robot: observe(), act(command), stop(); these three are yours to write
-    robot/safety.py    Guard: an action becomes a target, within limits, or the run ends
-    robot/planning.py  Planner: the model thinks while the last chunk is still being played
-    robot/pace.py      Pace: the beat, without drift
-    chunking.py        ChunkPlayer: which action of which chunk comes now
+    robot/interface.py         Robot: observe(), act(command), stop(); these three are for you to write
+    robot/safety.py            SafetyGuard: an action becomes a target within limits, or the run ends
+    robot/async_planner.py     Planner: computes the next chunk while the previous one is executed
+    robot/rate.py              RateLimiter: a fixed rate without drift
+    policies/action_chunking.py   ChunkPlayer: which action of which chunk comes next
 
 Shape letters: T actions per chunk, A action size (7).
 """
@@ -30,15 +30,15 @@ from policy_rollout.policies.action_chunking import ChunkPlayer
 from policy_rollout.policies.interface import Observation, Policy
 from policy_rollout.robot.async_planner import Planner
 from policy_rollout.robot.cli import StepLog, announcement, limits_of, make_policy, make_robot, parser
-from policy_rollout.robot.interface import Command, Robot, Sight
+from policy_rollout.robot.interface import Command, Robot, RobotObservation
 from policy_rollout.robot.rate import Clock, RateLimiter, RealClock
-from policy_rollout.robot.safety import RunGuard, SafetyLimits, Unsafe
+from policy_rollout.robot.safety import SafetyGuard, SafetyLimits, Unsafe
 
 
 @dataclass(frozen=True)
-class Driving:
-    """How to drive. ``rate_hz`` None: as the model's action convention says. ``steps`` None: until the robot has no
-    more images. ``synchronous``: stand still while the model thinks."""
+class ControlSettings:
+    """Settings of a run. ``rate_hz`` None: that of the model's action convention. ``steps`` None: until the robot has
+    no more images. ``synchronous``: stand still while the model computes."""
 
     instruction: str
     rate_hz: float | None = None
@@ -49,7 +49,7 @@ class Driving:
     limits: SafetyLimits = field(default_factory=SafetyLimits)
 
     def require_possible(self, policy: Policy) -> None:
-        """Raises `ValueError` naming what this policy cannot be driven with."""
+        """Raise `ValueError` naming a setting that is impossible with this policy."""
         if self.steps is not None and self.steps < 0:
             raise ValueError(f"steps must be at least 0, got {self.steps}")
         RateLimiter(policy.convention.rate_hz if self.rate_hz is None else self.rate_hz, RealClock())
@@ -58,50 +58,55 @@ class Driving:
 
 @dataclass
 class Report:
-    """What became of a run. ``held``: control steps without an action, by reason. ``hits``: limits that bit."""
+    """Outcome of a run. ``idle``: control steps without an action, by reason. ``hits``: how often limits applied."""
 
     outcome: str = "running"
     safe: bool = True
-    """False where the run ended because nothing safe could be done."""
+    """False if the run ended because no safe action was available."""
     steps: int = 0
     actions: int = 0
     plans: int = 0
     skipped: int = 0
-    """Actions of plans whose moment had passed when the plan was there."""
-    held: Counter[str] = field(default_factory=Counter)
+    """Actions of plans that were outdated when the plan was ready."""
+    idle: Counter[str] = field(default_factory=Counter)
     hits: Counter[str] = field(default_factory=Counter)
     overruns: int = 0
     worst_late_s: float = 0.0
-    thinking_s: list[float] = field(default_factory=list)
+    planning_s: list[float] = field(default_factory=list)
 
     def line(self) -> str:
-        """The last line of a run: everything that was not as it should be."""
-        times = np.percentile(self.thinking_s or [0.0], [50, 95]) * 1000
-        held = ", ".join(f"{count} {reason}" for reason, count in sorted(self.held.items())) or "none"
+        """Return a summary of the run in one line."""
+        times = np.percentile(self.planning_s or [0.0], [50, 95]) * 1000
+        idle = ", ".join(f"{count} {reason}" for reason, count in sorted(self.idle.items())) or "none"
         hits = ", ".join(f"{count} x {name}" for name, count in sorted(self.hits.items()) if count) or "none"
         late = f" (at most {self.worst_late_s * 1000:.0f} ms late)" if self.overruns else ""
         return (
             f"{self.outcome}: {self.steps} steps, {self.actions} actions from {self.plans} plans "
-            f"(thinking {times[0]:.0f} ms median, {times[1]:.0f} ms 95 %; {self.skipped} actions skipped as passed); "
-            f"steps without an action: {held}; limits hit: {hits}; overruns: {self.overruns}{late}"
+            f"(planning {times[0]:.0f} ms median, {times[1]:.0f} ms 95 %; {self.skipped} outdated actions skipped); "
+            f"steps without an action: {idle}; limits hit: {hits}; overruns: {self.overruns}{late}"
         )
 
 
-Listener = Callable[[int, Sight | None, Command | None, str], None]
-"""Hears of every step: its number, what was seen, the command (None: stop), and why no action was played."""
+OnStep = Callable[[int, RobotObservation | None, Command | None, str], None]
+"""Called after every step: its number, the observation, the command (None: stop), and why there was no action."""
 
 
 def control(
-    policy: Policy, robot: Robot, driving: Driving, *, clock: Clock | None = None, listen: Listener | None = None
+    policy: Policy,
+    robot: Robot,
+    settings: ControlSettings,
+    *,
+    clock: Clock | None = None,
+    on_step: OnStep | None = None,
 ) -> Report:
-    """Drives until there are no more images, ``driving.steps`` are done, Ctrl-C (``main``: SIGTERM too), or nothing
-    safe can be done.
+    """Control the robot until there are no more images, ``settings.steps`` are done, Ctrl-C (``main``: SIGTERM too), or
+    no safe action is available.
 
-    However it ends, also by an error of the robot's own methods (which it raises), the last thing the robot hears is
-    `stop`. Raises `ValueError` for impossible settings before anything moves.
+    However the run ends, also by an error of the robot's own methods (which is raised), `stop` is the last call to the
+    robot. Raises `ValueError` for impossible settings before anything moves.
     """
-    driving.require_possible(policy)
-    loop = _Loop(policy, robot, driving, clock or RealClock(), listen or (lambda *_: None))
+    settings.require_possible(policy)
+    loop = _Loop(policy, robot, settings, clock or RealClock(), on_step or (lambda *_: None))
     try:
         loop.run()
     except KeyboardInterrupt:
@@ -112,140 +117,137 @@ def control(
         robot.stop()
         loop.planner.close()
     loop.report.hits.update(loop.guard.hits)
-    loop.report.overruns, loop.report.worst_late_s = loop.pace.overruns, loop.pace.worst
+    loop.report.overruns, loop.report.worst_late_s = loop.rate.overruns, loop.rate.worst
     return loop.report
 
 
 class _Loop:
     """The state of one run."""
 
-    def __init__(self, policy: Policy, robot: Robot, driving: Driving, clock: Clock, listen: Listener) -> None:
-        self.policy, self.robot, self.driving, self.clock, self.listen = policy, robot, driving, clock, listen
-        self.guard = RunGuard(policy.convention, driving.limits)
-        self.pace = RateLimiter(driving.rate_hz or policy.convention.rate_hz, clock)
-        self.planner = Planner(policy, self.pace.period, driving.synchronous)
-        every = ChunkPlayer(policy.act_step, driving.replan_every, driving.ensemble).replan_every  # checked there
-        self.replan_every = every
-        self.player = ChunkPlayer(policy.act_step, ensemble=driving.ensemble)  # when to look again is decided here
+    def __init__(self, policy: Policy, robot: Robot, settings: ControlSettings, clock: Clock, on_step: OnStep) -> None:
+        self.policy, self.robot, self.settings, self.clock, self.on_step = policy, robot, settings, clock, on_step
+        self.guard = SafetyGuard(policy.convention, settings.limits)
+        self.rate = RateLimiter(settings.rate_hz or policy.convention.rate_hz, clock)
+        self.planner = Planner(policy, self.rate.period, settings.synchronous)
+        self.replan_every = ChunkPlayer(policy.act_step, settings.replan_every).replan_every  # with its default
+        self.player = ChunkPlayer(policy.act_step, ensemble=settings.ensemble)  # `should_plan` decides when to replan
         self.report = Report()
-        self.asked_at = 0  # actions played when the newest plan was asked for
-        self.settled = False  # do targets begin where the hand is?
+        self.planned_at = 0  # number of executed actions when the newest plan was started
+        self.has_start = False  # whether targets start at the measured pose
         self.trouble_since: float | None = None
 
     def run(self) -> None:
         report = self.report
         self.policy.reset()
-        self.pace.restart()
-        while report.steps != self.driving.steps:
-            sight = self.robot.observe()
-            if sight is None:
+        self.rate.restart()
+        while report.steps != self.settings.steps:
+            observation = self.robot.observe()
+            if observation is None:
                 report.outcome = "the images ended"
                 return
-            self.step(sight)
+            self.step(observation)
             report.steps += 1
-            self.pace.wait()
+            self.rate.wait()
         report.outcome = "all steps done"
 
-    def step(self, sight: Sight) -> None:
-        """One beat: look, take a plan that is ready, ask for the next, and act or stand still."""
-        # 1. What is seen has to be now. On old images nothing is done, and what was planned on them is forgotten.
-        age = self.clock.now() - sight.taken_at
-        if not age >= -self.driving.limits.max_age_s:  # by another clock no image ever grows old
-            raise Unsafe(f"an image was taken {-age:g} s from now; Sight.taken_at is of time.monotonic()")
-        if age > self.driving.limits.max_age_s:
-            self.stop(sight, "stale image")
+    def step(self, observation: RobotObservation) -> None:
+        """Run one control step: check the images, take a ready plan, start the next one, and act or stand still."""
+        # 1. Images must be recent. On old images nothing is executed, and the plans made on them are discarded.
+        age = self.clock.now() - observation.taken_at
+        if not age >= -self.settings.limits.max_age_s:  # with another clock, images would never become too old
+            raise Unsafe(f"an image was taken {-age:g} s from now; RobotObservation.taken_at is of time.monotonic()")
+        if age > self.settings.limits.max_age_s:
+            self.stop(observation, "stale image")
             return
-        if not self.settled:
-            self.guard.settle(sight.pose)
-            self.settled = True
-        # 2. A plan that is ready is taken, without the actions whose moment has passed.
-        if not self.take_plan(sight):
+        if not self.has_start:
+            self.guard.start_at(observation.pose)
+            self.has_start = True
+        # 2. Take a ready plan, without its outdated actions.
+        if not self.take_plan(observation):
             return
-        # 3. The next plan is asked for early enough to be there when this one is played out.
-        if not self.planner.busy and self.should_ask():
-            self.asked_at = self.report.actions
-            self.planner.ask(self.observation(sight), self.report.actions, sight.taken_at)
+        # 3. Start the next plan early enough to be ready when the current chunk ends.
+        if not self.planner.busy and self.should_plan():
+            self.planned_at = self.report.actions
+            inputs = Observation(observation.rgb_static, self.settings.instruction, observation.rgb_gripper)
+            self.planner.start(inputs, self.report.actions, observation.taken_at)
             if self.planner.synchronous:
-                self.pace.restart()  # standing still to think is no overrun
-                if not self.take_plan(sight):
+                self.rate.restart()  # standing still for planning is no overrun
+                if not self.take_plan(observation):
                     return
-        # 4. Act; or, without an action, stay at the last target.
-        if self.player.wants_plan:
-            self.wait(sight)
+        # 4. Act; without an action, hold the last target.
+        if self.player.needs_chunk:
+            self.hold(observation)
             return
-        command = self.guard.command(self.player.next_action(), sight.pose)
+        command = self.guard.command(self.player.next_action(), observation.pose)
         self.robot.act(command)
         self.report.actions += 1
         self.trouble_since = None
-        self.listen(self.report.steps, sight, command, "")
+        self.on_step(self.report.steps, observation, command, "")
 
-    def observation(self, sight: Sight) -> Observation:
-        return Observation(sight.rgb_static, self.driving.instruction, sight.rgb_gripper)
+    def should_plan(self) -> bool:
+        """Return whether to start the next plan: the chunk has ended, or the plan will be ready when it ends.
 
-    def should_ask(self) -> bool:
-        """When the chunk is played out, or so early that the answer comes just in time. A model that thinks longer than
-        a chunk lasts is asked when the robot stands still: asked before, its whole answer would be about the past."""
-        if self.player.wants_plan:
+        If planning takes longer than a chunk, a plan is started only while the robot stands still: started earlier, all
+        its actions would be outdated.
+        """
+        if self.player.needs_chunk:
             return True
         in_time = self.policy.act_step - self.planner.periods
-        return in_time >= 1 and self.report.actions - self.asked_at >= min(self.replan_every, in_time)
+        return in_time >= 1 and self.report.actions - self.planned_at >= min(self.replan_every, in_time)
 
-    def take_plan(self, sight: Sight) -> bool:
-        """False where the policy is out of reach, and the robot was stopped for it."""
+    def take_plan(self, observation: RobotObservation) -> bool:
+        """Add the plan's chunk if it is ready. Return False if the policy is unreachable; the robot is then stopped."""
         try:
-            plan = self.planner.take()
-        except OSError as error:  # the server: it may come back
-            self.stop(sight, f"policy out of reach ({error})"[:200])
+            plan = self.planner.result()
+        except OSError as error:  # the server may become reachable again
+            self.stop(observation, f"policy out of reach ({error})"[:200])
             return False
         except (ValueError, RuntimeError) as error:
             raise Unsafe(f"the policy refuses: {error}") from None
         if plan is None:
             return True
         self.report.plans += 1
-        self.report.thinking_s.append(plan.seconds)
-        passed = (
-            self.report.actions - plan.played
-        )  # the robot stood still for the rest of the time: nothing passed then
-        if self.clock.now() - plan.taken_at > self.driving.limits.max_plan_age_s:
+        self.report.planning_s.append(plan.seconds)
+        outdated = self.report.actions - plan.executed  # while the robot stood still, no action became outdated
+        if self.clock.now() - plan.taken_at > self.settings.limits.max_plan_age_s:
             self.guard.hits["plan too old"] += 1
-        elif passed >= self.policy.act_step:
+        elif outdated >= self.policy.act_step:
             self.guard.hits["plan too late"] += 1
         else:
-            self.report.skipped += passed
-            self.player.plan(plan.chunk, age=passed)
+            self.report.skipped += outdated
+            self.player.add_chunk(plan.chunk, age=outdated)
         return True
 
-    def wait(self, sight: Sight) -> None:
-        """No action for this moment: the target stays what it is."""
+    def hold(self, observation: RobotObservation) -> None:
+        """Hold the last target, as no action is available."""
         command = self.guard.hold()
         if command is None:
             self.robot.stop()
         else:
             self.robot.act(command)
-        self.report.held["waiting for a plan"] += 1
-        self.listen(self.report.steps, sight, command, "waiting for a plan")
+        self.report.idle["waiting for a plan"] += 1
+        self.on_step(self.report.steps, observation, command, "waiting for a plan")
 
-    def stop(self, sight: Sight, reason: str) -> None:
-        """Stand still, forget every plan; give up when that lasts. Raises `Unsafe` then."""
+    def stop(self, observation: RobotObservation, reason: str) -> None:
+        """Stop the robot and discard all plans. Raises `Unsafe` if this lasts too long."""
         self.robot.stop()
         self.player.reset()
-        self.planner.forget()
-        self.settled = False  # wherever the robot came to rest, the next target is counted from there
-        name = reason.partition(" (")[0]
-        self.report.held[name] += 1
-        self.listen(self.report.steps, sight, None, reason)
+        self.planner.cancel()
+        self.has_start = False  # the next target starts at the pose where the robot has stopped
+        self.report.idle[reason.partition(" (")[0]] += 1
+        self.on_step(self.report.steps, observation, None, reason)
         self.trouble_since = self.clock.now() if self.trouble_since is None else self.trouble_since
-        if self.clock.now() - self.trouble_since > self.driving.limits.patience_s:
-            raise Unsafe(f"{reason} for more than {self.driving.limits.patience_s:g} s")
+        if self.clock.now() - self.trouble_since > self.settings.limits.patience_s:
+            raise Unsafe(f"{reason} for more than {self.settings.limits.patience_s:g} s")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
-        limits = limits_of(options)  # a wrong one shows before a model is loaded
+        limits = limits_of(options)  # raises before a model is loaded
         policy = make_policy(options)
         robot, instruction = make_robot(options, policy)
-        driving = Driving(
+        settings = ControlSettings(
             instruction,
             options.rate,
             options.steps,
@@ -254,9 +256,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.ensemble,
             limits,
         )
-        driving.require_possible(policy)
+        settings.require_possible(policy)
         print(announcement(options, instruction, policy.convention), flush=True)
-        diary = StepLog(options.output)
+        step_log = StepLog(options.output)
     except ImportError as error:
         if error.name not in ("websockets", "msgpack"):
             raise
@@ -265,15 +267,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"policy_upvla: {error}", file=sys.stderr)
         return 2
-    stops = (signal.SIGTERM, signal.SIGHUP)  # a robot is stopped also where its terminal is closed
+    stops = (signal.SIGTERM, signal.SIGHUP)  # also stop the robot when the terminal is closed
     before = {number: signal.signal(number, signal.default_int_handler) for number in stops}
     try:
-        report = control(policy, robot, driving, listen=diary)
+        report = control(policy, robot, settings, on_step=step_log)
     finally:
-        diary.close()
+        step_log.close()
         for number, handler in before.items():
             signal.signal(number, handler)
-    print(report.line() + (f"; every step is in {options.output}" if options.output else ""))
+    print(report.line() + (f"; log of all steps: {options.output}" if options.output else ""))
     return 0 if report.safe else 1
 
 

@@ -1,4 +1,4 @@
-"""Serves a model to simulators and robots: `python -m policy_rollout.serve --model-config my_model.yaml`."""
+"""Serve a model to simulators and robots: `python -m policy_rollout.serve --model-config my_model.yaml`."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ from typing import TYPE_CHECKING
 from common.command import run_command
 from policy_rollout.policies.interface import CAMERAS, Policy
 from policy_rollout.policies.model_yaml import load_model_yaml
-from policy_rollout.policies.warm_up import warm_up
 
-if TYPE_CHECKING:  # websockets and msgpack are looked for when a server is really started
+if TYPE_CHECKING:  # websockets and msgpack are imported only to start a server
     from policy_rollout.serving.server import Settings
 
 TOKEN_VARIABLE = "BLOCKDIFF_SERVE_TOKEN"
 DESCRIPTION = """\
-Answers observations with actions over a WebSocket. Two protocols on one port: that of vla-eval (`vla-eval run`: one
-observation in, one action out, in metres and radians) and that of openpi-client (one observation in, a chunk out, in
-the model's own units). Who asks at about the same time is answered by the same forward."""
+Returns actions for observations over a WebSocket. Two protocols on one port: that of vla-eval (`vla-eval run`: one
+action per observation, in metres and radians) and that of openpi-client (one chunk per observation, in the model's own
+units). Observations of several clients are batched into one forward."""
 EPILOG = f"""\
 examples:
   on this machine, for this machine:
     python -m policy_rollout.serve --model-config my_model.yaml --port 8000
-  for a robot in the same network, with a token (the variable keeps it out of the list of processes):
+  for a robot in the same network, with a token (as a variable it is not in the list of processes):
     {TOKEN_VARIABLE}=... python -m policy_rollout.serve --model-config my_model.yaml --host 0.0.0.0
-  look again after every 5 actions; 8 simulators at once on a GPU:
+  replan after every 5 actions; 8 simulators at once on a GPU:
     python -m policy_rollout.serve --model-config my_model.yaml --replan-every 5 --device cuda --max-batch 8
-  is it there, and how does it batch:
+  check that it runs, and its batching:
     curl http://127.0.0.1:8000/health;  curl http://127.0.0.1:8000/config
 
-addresses: ws://HOST:PORT/vla-eval, ws://HOST:PORT/openpi, and ws://HOST:PORT for either (who says hello first is
-vla-eval). Stop with Ctrl-C or SIGTERM: answers in the making are still sent. More in docs/serving.md."""
+addresses: ws://HOST:PORT/vla-eval, ws://HOST:PORT/openpi, and ws://HOST:PORT for either (a client that sends
+hello first is vla-eval). Stop with Ctrl-C or SIGTERM: answers in progress are still sent. More in docs/serving.md."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,30 +47,28 @@ def parser() -> argparse.ArgumentParser:
     )
     model = made.add_argument_group("the model")
     model.add_argument("--model-config", required=True, help="model yaml, e.g. a copy of policy_rollout/*_model.yaml")
-    model.add_argument("--checkpoint", help="stands in for the yaml's model.showo.tuned_model_path")
+    model.add_argument("--checkpoint", help="overrides the yaml's model.showo.tuned_model_path")
     model.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:<n>")
-    model.add_argument("--precision", choices=("no", "bf16", "fp16"), help="of the network (default: as the yaml says)")
-    model.add_argument(
-        "--action-decoder", choices=("regression", "block_diffusion"), help="(default: as the yaml says)"
-    )
-    playing = made.add_argument_group("playing chunks (vla-eval; openpi's clients play their own)")
-    playing.add_argument("--replan-every", type=int, help="actions of a chunk before looking again (default: all)")
-    playing.add_argument("--ensemble", type=float, help="average overlapping chunks with exp(-m * age) (default: none)")
-    playing.add_argument(
+    model.add_argument("--precision", choices=("no", "bf16", "fp16"), help="of the network (default: as in the yaml)")
+    model.add_argument("--action-decoder", choices=("regression", "block_diffusion"), help="(default: as in the yaml)")
+    chunks = made.add_argument_group("execution of chunks (vla-eval; openpi's clients execute chunks themselves)")
+    chunks.add_argument("--replan-every", type=int, help="actions executed of every chunk (default: all)")
+    chunks.add_argument("--ensemble", type=float, help="average overlapping chunks with exp(-m * age) (default: none)")
+    chunks.add_argument(
         "--camera",
         action="append",
         default=[],
         metavar="OURS=THEIRS",
-        help="what vla-eval's images call a camera, e.g. rgb_static=agentview; may be repeated (default: as we do)",
+        help="name of a camera in vla-eval's images, e.g. rgb_static=agentview; may be repeated (default: our names)",
     )
-    where = made.add_argument_group("where, and for whom")
-    where.add_argument("--host", default="127.0.0.1", help="127.0.0.1 (default): this machine alone; 0.0.0.0: everyone")
-    where.add_argument("--port", type=int, default=8000, help="(default: 8000; 0: any that is free)")
-    where.add_argument("--token", help=f"what clients have to know; better in the variable {TOKEN_VARIABLE}")
-    where.add_argument("--max-sessions", type=int, default=64, help="clients at once (default: 64)")
-    where.add_argument("--max-message-mb", type=float, default=8, help="of one message (default: 8)")
-    where.add_argument("--max-pixels", type=int, default=1 << 22, help="of one image (default: 4194304)")
-    batching = made.add_argument_group("batching and telling")
+    network = made.add_argument_group("network")
+    network.add_argument("--host", default="127.0.0.1", help="127.0.0.1 (default): this machine only; 0.0.0.0: all")
+    network.add_argument("--port", type=int, default=8000, help="(default: 8000; 0: any free port)")
+    network.add_argument("--token", help=f"token that clients must send; better in the variable {TOKEN_VARIABLE}")
+    network.add_argument("--max-sessions", type=int, default=64, help="clients at once (default: 64)")
+    network.add_argument("--max-message-mb", type=float, default=8, help="of one message (default: 8)")
+    network.add_argument("--max-pixels", type=int, default=1 << 22, help="of one image (default: 4194304)")
+    batching = made.add_argument_group("batching and statistics")
     batching.add_argument("--max-batch", type=int, default=16, help="observations in one forward (default: 16)")
     batching.add_argument(
         "--max-wait-ms", type=float, default=5, help="an observation waits this long for others (default: 5)"
@@ -83,11 +80,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def settings(options: argparse.Namespace) -> Settings:
-    """The options, checked. Raises `ValueError` naming the wrong one."""
+    """Return the checked settings. Raises `ValueError` naming the invalid option."""
     from policy_rollout.serving.server import Settings
     from policy_rollout.serving.wire import Limits
 
-    for name, least, most in (
+    for name, low, high in (
         ("port", 0, 65535),
         ("max_batch", 1, 4096),
         ("max_wait_ms", 0, 1000),
@@ -96,9 +93,9 @@ def settings(options: argparse.Namespace) -> Settings:
         ("max_pixels", 1, 1 << 28),
         ("report_every", 0, 86400),
     ):
-        if not least <= getattr(options, name) <= most:
+        if not low <= getattr(options, name) <= high:
             flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} must lie in {least}..{most}, got {getattr(options, name)}")
+            raise ValueError(f"--{flag} must lie in {low}..{high}, got {getattr(options, name)}")
     names = {camera: camera for camera in CAMERAS}
     for pair in options.camera:
         ours, equals, theirs = pair.partition("=")
@@ -107,7 +104,7 @@ def settings(options: argparse.Namespace) -> Settings:
         names[ours] = theirs
     token = options.token if options.token is not None else os.environ.get(TOKEN_VARIABLE)
     if token is not None and not token.strip():
-        raise ValueError("the token is empty; leave --token away, or give one")
+        raise ValueError("the token is empty; omit --token, or give one")
     return Settings(
         host=options.host,
         port=options.port,
@@ -127,6 +124,7 @@ def settings(options: argparse.Namespace) -> Settings:
 
 
 def is_local(host: str) -> bool:
+    """Return whether only this machine can reach a host address."""
     if host == "localhost":
         return True
     try:
@@ -136,13 +134,13 @@ def is_local(host: str) -> bool:
 
 
 def banner(policy: Policy, model: str, chosen: Settings, port: int, device: str) -> str:
-    """What is served, to whom, and where; with a warning where anybody could steer."""
+    """Return the startup message: model, addresses, limits, and a warning if the server is open without a token."""
     convention = policy.convention
     address = f"{chosen.host}:{port}"
     batch, wait = chosen.max_batch, chosen.max_wait * 1000
     lines = [
         f"model     {model}, on {device}",
-        f"cameras   {', '.join(policy.cameras)}; chunks of {policy.act_step} actions, looking again after "
+        f"cameras   {', '.join(policy.cameras)}; chunks of {policy.act_step} actions, replanning after "
         f"{chosen.replan_every or policy.act_step}",
         f"actions   {convention.kind}, 1.0 = {convention.position_m_per_unit:g} m and "
         f"{convention.rotation_rad_per_unit:g} rad in the {convention.frame} frame, gripper {convention.gripper}",
@@ -151,12 +149,12 @@ def banner(policy: Policy, model: str, chosen: Settings, port: int, device: str)
         f"either    ws://{address}            http://{address}/health /healthz /config",
         f"batching  up to {batch} at once, waiting {wait:g} ms at most; {chosen.limits.sessions} sessions, "
         f"{chosen.limits.message_bytes / (1 << 20):g} MB a message",
-        f"token     {'needed' if chosen.token else 'none'}",
+        f"token     {'required' if chosen.token else 'none'}",
     ]
     if not is_local(chosen.host) and not chosen.token:
         lines.append(
-            f"WARNING   {chosen.host} is open to other machines and no token is asked for: anyone there can use this "
-            f"model. Set {TOKEN_VARIABLE}. Nothing is encrypted either: use a tunnel outside your own network."
+            f"WARNING   {chosen.host} is open to other machines and no token is required: anyone there can use this "
+            f"model. Set {TOKEN_VARIABLE}. The connection is not encrypted: use a tunnel outside your own network."
         )
     return "\n".join(lines)
 
@@ -168,15 +166,15 @@ async def serve(
     device: str,
     image_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
-    """Until Ctrl-C or SIGTERM. A second one ends at once."""
+    """Serve until Ctrl-C or SIGTERM. A second signal ends the process immediately."""
     from policy_rollout.serving.server import Server
 
     loop = asyncio.get_running_loop()
-    server = Server(policy, chosen, model=model, image_shapes=image_shapes, say=lambda line: print(line, flush=True))
+    server = Server(policy, chosen, model=model, image_shapes=image_shapes, log=lambda line: print(line, flush=True))
     async with server:
 
         def stop() -> None:
-            print("stopping: answers in the making are still sent", flush=True)
+            print("stopping: answers in progress are still sent", flush=True)
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
             server.stop()
@@ -186,7 +184,7 @@ async def serve(
         print(banner(policy, model, chosen, server.port, device), flush=True)
         print(f"ready on port {server.port}", flush=True)
         await server.run()
-    print(f"stopped: {server.counters.total()}", flush=True)
+    print(f"stopped: {server.stats.total()}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -194,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         chosen = settings(options)
         load_model_yaml(options.model_config, options.checkpoint).require_checkpoint()
-        from policy_rollout.policies.upvla import UPVLAPolicy  # torch, after everything that can be wrong without it
+        from policy_rollout.policies.upvla import UPVLAPolicy  # imports torch, after all checks that need none
 
         policy = UPVLAPolicy.from_config(
             options.model_config,
@@ -204,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             precision=options.precision,
         )
         assert policy.source is not None
-        warm_up(policy, policy.spec.cameras)
+        policy.warm_up()
         asyncio.run(serve(policy, chosen, str(policy.source.checkpoint), str(policy.device), policy.spec.cameras))
     except ImportError as error:
         if error.name not in ("websockets", "msgpack"):

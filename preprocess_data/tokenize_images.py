@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from common.arguments import path_argument, real, whole
 from common.command import run_command
+from common.constants import CODEBOOK_SIZE
 from common.files import reason_of
 from config.loading import load_job
 from models.processing.image import normalise
-from models.vision.magvitv2 import CODEBOOK_SIZE, MagVITv2, load_magvit
+from models.vision.magvitv2 import MagVITv2, load_magvit
 from preprocess_data.jobs.frame_sources import Source, open_source
 from preprocess_data.jobs.shard_writer import (
     Part,

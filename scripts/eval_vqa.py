@@ -29,7 +29,7 @@ from models.decoding import Decoding, Generation, generate
 from models.pretrained.weights_io import files_sha256
 from policy_rollout.benchmarks.vqa import results
 from policy_rollout.benchmarks.vqa.inference import FILE as ANSWERS
-from policy_rollout.benchmarks.vqa.inference import Asked, ask, in_order
+from policy_rollout.benchmarks.vqa.inference import ShownQuestion, answer_questions, order_by_image
 from policy_rollout.benchmarks.vqa.questions import FORMATS, Question, digest, read_questions, require_images
 from policy_rollout.closed_loop.records import claim
 from policy_rollout.policies.upvla import pick_device
@@ -79,7 +79,7 @@ class Task:
 
     format: str
     questions: list[Question]
-    asked: list[Asked]
+    asked: list[ShownQuestion]
     root: Path
     model: AnsweringModel
     objective: str
@@ -129,7 +129,7 @@ def prepare(options: argparse.Namespace) -> Task:
     require_images(questions, root)
     suffix = FORMATS[name].suffix if options.suffix is None else options.suffix
     questions = [phrased(question, suffix, options.benchmark) for question in questions]
-    asked = in_order(questions, options.shuffle_pictures)
+    asked = order_by_image(questions, options.shuffle_pictures)
     device = pick_device(options.device)
     model = load_answering_model(options.checkpoint, options.model_config, options.clip, True, device, options.dtype)
     objective, warning = decoding_objective(model.model.spec.text_objective, options.objective, options.anyway)
@@ -208,7 +208,9 @@ def evaluate(task: Task) -> dict[str, Any]:
 
     with tqdm(total=len(task.asked), unit="question", desc=task.settings["benchmark"]) as bar:
         size = task.settings["batch_size"]
-        batches = ask(task.asked, size, encode, answer, task.folder / ANSWERS, lambda count: bar.update(count))
+        batches = answer_questions(
+            task.asked, size, encode, answer, task.folder / ANSWERS, lambda count: bar.update(count)
+        )
     content = results.figures(task.format, task.questions, task.asked, batches)
     content |= {
         "benchmark": task.settings["benchmark"],

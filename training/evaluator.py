@@ -192,7 +192,7 @@ class Validator:
             return []
         samples = read_samples(flow, spread(len(flow.dataset), SHOWN_IMAGES))
         return [
-            Image(f"picture-{s.index}", s.pixels, [self._first_turn(s), *questions])
+            Image(f"image-{s.index}", s.pixels, [self._first_turn(s), *questions])
             for s in samples
             if s.pixels is not None
         ]

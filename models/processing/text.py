@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from common.constants import CODEBOOK_SIZE
 from models.pretrained.weights_io import resolve_model_dir
 from models.processing.text_encoder import TextEncoder
 from models.vocabulary import SPECIAL_TOKENS, Vocabulary
@@ -77,7 +78,7 @@ def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
     return tokenizer, words
 
 
-def vocabulary_of(tokenizer: Any, words: int, codebook_size: int = 8192) -> Vocabulary:
+def vocabulary_of(tokenizer: Any, words: int, codebook_size: int = CODEBOOK_SIZE) -> Vocabulary:
     """The id space over a tokenizer. A tokenizer without bos (Qwen3) opens its texts with its eos instead."""
     eos = int(tokenizer.eos_token_id)
     bos = eos if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)

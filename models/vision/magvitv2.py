@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.constants import CODEBOOK_SIZE
 from common.files import expand_home, read_object
 from models.pretrained.weights_io import load_strict, read_weights, resolve_model_dir, state_sha256
 
 LATENT_CHANNELS = 13
-CODEBOOK_SIZE = 2**LATENT_CHANNELS
+assert CODEBOOK_SIZE == 2**LATENT_CHANNELS
 NORM_GROUPS = 32
 
 

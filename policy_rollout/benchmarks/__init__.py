@@ -1,1 +1,1 @@
-"""Where a policy is judged: on recorded frames (``offline``), or in closed loop, where each module is one benchmark."""
+"""Evaluation of policies: on recorded frames (``offline``), or in closed loop, with one module per benchmark."""

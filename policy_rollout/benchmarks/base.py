@@ -1,7 +1,7 @@
-"""What a closed loop benchmark is, and how one is found.
+"""Interface and registry of closed-loop benchmarks.
 
 A benchmark is a module of this package with a function ``from_settings(settings) -> Benchmark``; its name is the value
-of ``environment`` in ``policy_conf/calvin_evaluate_upvla.yaml``. There is no list to add it to.
+of ``environment`` in ``policy_conf/calvin_evaluate_upvla.yaml``. No list needs an entry.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import policy_rollout.benchmarks as package
 from policy_rollout.calvin.initial_states import initial_state
 from policy_rollout.calvin.instructions import validation_instruction
 from policy_rollout.calvin.sequences import official_sequences
-from policy_rollout.closed_loop.interface import Env, Oracle
-from policy_rollout.closed_loop.runner import ChainJob
+from policy_rollout.closed_loop.interface import ChainJob, Env, Oracle
 from policy_rollout.policies.interface import ActionConvention
 
 Settings = Mapping[str, Any]
@@ -24,49 +23,51 @@ Settings = Mapping[str, Any]
 
 
 class Benchmark(Protocol):
-    """Chains of tasks, a world to play them in, and a judge. Make it a frozen dataclass of plain values: it is pickled
-    and sent to worker processes, which make the environments. Whatever is heavy is imported where it is used."""
+    """Chains of tasks, their environment and their oracle. Implement it as a frozen dataclass of plain values: it is
+    pickled and sent to worker processes, which make the environments. Import heavy modules where they are used."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def convention(self) -> ActionConvention:
-        """What its environments do with an action; the policy's has to be the same."""
+        """What its environments do with an action; the policy's convention has to be equal."""
         ...
 
     @property
     def envs_per_process(self) -> int | None:
-        """How many of its environments one process can hold; None: as many as wanted."""
+        """Largest number of its environments in one process; None: no limit."""
         ...
 
     def stamp(self) -> dict[str, Any]:
-        """All that its outcomes depend on, as JSON: scene, renderer, sizes, versions. Goes into the results'
-        settings; records of two stamps do not mix."""
+        """Return all that its outcomes depend on, as JSON: scene, renderer, sizes, versions.
+
+        It is part of the results' settings; records of different stamps are not mixed.
+        """
         ...
 
     def jobs(self, count: int) -> list[ChainJob]:
-        """The first ``count`` chains; fewer are a prefix of more. ``ValueError`` where there are not so many."""
+        """Return the first ``count`` chains. Raises ``ValueError`` if there are not so many."""
         ...
 
     def make_env(self) -> Env:
-        """One environment, of its own in whichever process calls this."""
+        """Return a new environment in the calling process."""
         ...
 
     def oracle(self) -> Oracle: ...
 
 
 def find_benchmark(settings: Settings) -> Benchmark:
-    """The one that ``settings["environment"]`` names. Raises ``ValueError`` in one line naming key and value."""
-    wanted = str(settings["environment"])
-    make = _factory(wanted) if wanted.isidentifier() else None
+    """Return the benchmark ``settings["environment"]``. Raises ``ValueError`` in one line naming key and value."""
+    name = str(settings["environment"])
+    make = _factory(name) if name.isidentifier() else None
     if make is None:
-        raise ValueError(f"environment={wanted}: allowed are {', '.join(benchmark_names())}")
+        raise ValueError(f"environment={name}: allowed are {', '.join(benchmark_names())}")
     return make(settings)
 
 
 def benchmark_names() -> tuple[str, ...]:
-    """Every closed loop benchmark there is."""
+    """Return the names of all closed-loop benchmarks."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(package.__path__) if _factory(module.name)))
 
 
@@ -79,7 +80,7 @@ def _factory(name: str) -> Callable[[Settings], Benchmark] | None:
 
 
 def official_jobs(count: int) -> list[ChainJob]:
-    """The first of CALVIN's official chains, with their initial states and held-out sentences."""
+    """Return the first of CALVIN's official chains, with initial states and instructions."""
     jobs = []
     for index, chain in enumerate(official_sequences(count)):
         robot, scene = initial_state(chain.state)

@@ -1,4 +1,4 @@
-"""CALVIN as it is published: the official chains in the real simulator, which the user installs (docs/calvin.md)."""
+"""The published CALVIN: the official chains in the real simulator, which the user installs (docs/calvin.md)."""
 
 from __future__ import annotations
 
@@ -19,42 +19,40 @@ from policy_rollout.calvin.installation import check_packages, find_split, packa
 from policy_rollout.calvin.oracle import VERSION, TaskOracle
 from policy_rollout.calvin.simulator import CONFIGURATION, SECTIONS, WARM_UP_IMAGES, read_configuration
 from policy_rollout.calvin.trial import try_environment
-from policy_rollout.closed_loop.interface import Env
-from policy_rollout.closed_loop.runner import ChainJob
+from policy_rollout.closed_loop.interface import ChainJob, Env
 from policy_rollout.policies.interface import ActionConvention
 
 RENDERERS = ("egl", "tiny")
 OWN = "own"
-"""As `annotations`: this project's sentences instead of CALVIN's."""
+"""Value of `annotations`: this project's instructions instead of CALVIN's."""
 WITHOUT_CALVIN = (
     "environment=calvin: the package calvin_env is not installed; bash scripts/install_calvin_env.sh installs it. "
-    "environment=desk plays the same chains on the embedded desk"
+    "environment=desk runs the same chains on the embedded desk"
 )
 
 
 @dataclass(frozen=True)
 class CalvinBenchmark:
-    """`split`: the folder of a validation split, of which `.hydra/merged_config.yaml` is read. `sentences`: what the
-    policy is told for each task, `told_by` where they come from."""
+    """CALVIN's simulator. `split`: the folder of a validation split, of which `.hydra/merged_config.yaml` is read.
+    `instructions`: by task; None: this project's. `settings`: the stamp."""
 
     split: Path
     graphics: Graphics
-    sentences: Mapping[str, str] | None = None
-    told_by: str = OWN
-    stamped: Mapping[str, Any] = field(default_factory=dict)
+    instructions: Mapping[str, str] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     name = "calvin"
     convention = ActionConvention()
     envs_per_process = 1
 
     def stamp(self) -> dict[str, Any]:
-        return dict(self.stamped)
+        return dict(self.settings)
 
     def jobs(self, count: int) -> list[ChainJob]:
-        jobs, sentences = official_jobs(count), self.sentences
-        if sentences is None:
+        jobs, texts = official_jobs(count), self.instructions
+        if texts is None:
             return jobs
-        return [replace(job, instructions=tuple(sentences[task] for task in job.tasks)) for job in jobs]
+        return [replace(job, instructions=tuple(texts[task] for task in job.tasks)) for job in jobs]
 
     def make_env(self) -> Env:
         from policy_rollout.calvin.simulator import CalvinEnv
@@ -66,26 +64,26 @@ class CalvinBenchmark:
 
 
 def from_settings(settings: Settings) -> CalvinBenchmark:
-    """Raises ``ValueError`` or ``FileNotFoundError`` in one line where something of CALVIN is missing."""
+    """Return the benchmark. Raises ``ValueError`` or ``FileNotFoundError`` if a part of CALVIN is missing."""
     if package_folder() is None:
         raise ValueError(WITHOUT_CALVIN)
     split = _split(settings)
     description = _description(split)
-    sentences, told_by = _sentences(settings.get("annotations"))
+    instructions, annotations = _instructions(settings.get("annotations"))
     check_packages()
     graphics = _graphics(settings)
     try_environment(split, graphics)
-    stamped = {
+    stamp = {
         "name": CalvinBenchmark.name,
         **description,
         "renderer": graphics.name,
-        # Records without it are of first images without shadows.
+        # In records without this key, the first images have no shadows.
         **({"warm_up_images": WARM_UP_IMAGES} if graphics.egl else {}),
-        "annotations": told_by,
+        "annotations": annotations,
         "oracle": VERSION,
         "versions": {"calvin_env": package_commit(), "pybullet": _version("pybullet"), "numpy": _version("numpy")},
     }
-    return CalvinBenchmark(split, graphics, sentences, told_by, stamped)
+    return CalvinBenchmark(split, graphics, instructions, stamp)
 
 
 def _split(settings: Settings) -> Path:
@@ -95,41 +93,41 @@ def _split(settings: Settings) -> Path:
     return find_split(expand_home(str(given)))
 
 
-def _sentences(given: Any) -> tuple[dict[str, str] | None, str]:
-    """CALVIN's sentences and a name for them that differs where they do; None for our own."""
+def _instructions(given: Any) -> tuple[dict[str, str] | None, str]:
+    """Return CALVIN's instructions (None: our own) and a name that identifies them."""
     if given == OWN:
         return None, OWN
     file = expand_home(str(given)) if given else find_annotations()
     if file is None:
         raise ValueError(
-            f"annotations: the installed calvin_env does not lie in a checkout of CALVIN with {IN_CALVIN}; name that "
-            f"file, or give annotations={OWN} for this project's sentences (not comparable to published results)"
+            f"annotations: the installed calvin_env is not in a checkout of CALVIN with {IN_CALVIN}; name that "
+            f"file, or set annotations={OWN} for this project's instructions (not comparable to published results)"
         )
-    sentences = read_annotations(file)
-    digest = hashlib.sha256(json.dumps(sentences, sort_keys=True).encode()).hexdigest()
-    return sentences, f"{file.name} {digest[:12]}"
+    instructions = read_annotations(file)
+    digest = hashlib.sha256(json.dumps(instructions, sort_keys=True).encode()).hexdigest()
+    return instructions, f"{file.name} {digest[:12]}"
 
 
 def _graphics(settings: Settings) -> Graphics:
-    """As `renderer` asks: egl (an error without), tiny, or none named: egl where it works."""
-    wish = settings.get("renderer")
-    if wish not in (None, *RENDERERS):
-        raise ValueError(f"renderer={wish}: calvin has {', '.join(RENDERERS)}")
-    if wish == "tiny":
+    """Return the graphics of `renderer`: egl, tiny, or by default egl if it works."""
+    renderer = settings.get("renderer")
+    if renderer not in (None, *RENDERERS):
+        raise ValueError(f"renderer={renderer}: calvin has {', '.join(RENDERERS)}")
+    if renderer == "tiny":
         return Graphics(False)
-    found, complaint = find_graphics(_cuda_number(settings))
-    if found is None and wish == "egl":
-        raise ValueError(f"renderer=egl: {complaint}; renderer=tiny draws on the CPU")
+    found, problem = find_graphics(_cuda_number(settings))
+    if found is None and renderer == "egl":
+        raise ValueError(f"renderer=egl: {problem}; renderer=tiny draws on the CPU")
     if found is None:
-        told = "images are drawn on the CPU (renderer=tiny), other ones than CALVIN's data was drawn with"
-        print(f"notice: {complaint}; {told}", file=sys.stderr)
-    elif complaint:
-        print(f"notice: {complaint}; images are drawn by {found.vendor} on the first that works", file=sys.stderr)
+        consequence = "images are drawn on the CPU (renderer=tiny) and differ from those of CALVIN's data"
+        print(f"notice: {problem}; {consequence}", file=sys.stderr)
+    elif problem:
+        print(f"notice: {problem}; images are drawn by {found.vendor} on the first that works", file=sys.stderr)
     return found or Graphics(False)
 
 
 def _cuda_number(settings: Settings) -> int | None:
-    """Which of the process's GPUs acts, and so may draw beside it; None on the CPU."""
+    """Return the number of the policy's GPU, which also draws; None on the CPU."""
     device = str(settings.get("device", "auto")).removeprefix("cuda:")
     if device == "cpu":
         return None
@@ -143,7 +141,7 @@ def _cuda_number(settings: Settings) -> int | None:
 
 
 def _description(split: Path) -> dict[str, Any]:
-    """What the outcomes depend on: the table by its name, the images' sizes, a digest of all the rest."""
+    """Return what outcomes depend on: the table's name, the images' sizes, a digest of all other settings."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -152,12 +150,12 @@ def _description(split: Path) -> dict[str, Any]:
         sections: dict[str, Any] = {
             name: OmegaConf.to_container(configuration[name], resolve=True) for name in SECTIONS
         }
-        sections["env"].pop("use_egl", None)  # decided here
+        sections["env"].pop("use_egl", None)  # set by `renderer`
         tables = [Path(str(body["file"])).stem for body in sections["scene"]["objects"]["fixed_objects"].values()]
         sizes = {name: [camera["height"], camera["width"]] for name, camera in sections["cameras"].items()}
     except (OmegaConfBaseException, KeyError, TypeError, AttributeError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"{split / CONFIGURATION} does not describe CALVIN's environment: {said}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{split / CONFIGURATION} does not describe CALVIN's environment: {reason}") from error
     digest = hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
     return {"scene": ", ".join(tables), "pictures": sizes, "configuration_sha256": digest}
 

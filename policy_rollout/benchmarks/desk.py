@@ -1,4 +1,4 @@
-"""CALVIN's chains on the embedded desk: needs nothing but this project."""
+"""CALVIN's chains on the embedded desk; needs no other software."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import Any
 
 from policy_rollout.benchmarks.base import Settings, official_jobs
 from policy_rollout.calvin.oracle import TaskOracle
-from policy_rollout.closed_loop.interface import Env
-from policy_rollout.closed_loop.runner import ChainJob
+from policy_rollout.closed_loop.interface import ChainJob, Env
 from policy_rollout.policies.interface import ActionConvention
 
 DESK_VERSION = 2
 """Version of the desk in the stamp of records: records of different versions do not mix. Increase it with every change
-of what an action does or of when a task counts as done (``tests/desk/test_golden_rollout.py`` fails then)."""
+of the effect of actions or of the oracle's verdicts (``tests/desk/test_golden_rollout.py`` fails then)."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class DeskBenchmark:
 
 
 def from_settings(settings: Settings) -> DeskBenchmark:
+    """Return the benchmark of the settings. Raises ``ValueError`` for an unknown scene or renderer."""
     from policy_rollout.desk.layout import SCENES
     from policy_rollout.desk.rendering import RENDERERS, check_renderer
 

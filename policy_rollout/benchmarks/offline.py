@@ -1,7 +1,7 @@
-"""Offline action evaluation: how far are the policy's actions from the demonstrator's, without a simulator.
+"""Offline action evaluation: errors of the policy's actions on recorded demonstrations, without a simulator.
 
-Definitions are the original's (docs/evaluation.md): a sample is a start frame inside an annotated window, the policy
-sees that frame and the window's instruction, and its first `horizon` actions are compared with those recorded.
+Definitions are the original's (docs/evaluation.md): a sample is a start frame in an annotated window. The policy gets
+that frame and the window's instruction, and its first `horizon` actions are compared with the recorded ones.
 
 Shape letters: B samples, T actions per chunk, h horizon (h <= T), A action size (7: xyz, euler xyz, gripper).
 """
@@ -25,14 +25,14 @@ from training.data.calvin import CalvinSplit
 
 POSITION, ROTATION, GRIPPER = slice(0, 3), slice(3, 6), 6
 NO_TASK = "(no task named)"
-"""Stands for the task in splits whose annotations have sentences only."""
+"""The task in splits whose annotations have instructions only."""
 CPU_BATCH = 16
 CUDA_BATCH = 256
-"""Tried first on a GPU; halved whenever it does not fit."""
+"""Initial batch size on a GPU; halved when memory is not sufficient."""
 
 
 class Window(Protocol):
-    """An annotated window of play; frames `start`..`end`, the end inclusive."""
+    """An annotated window; frames `start`..`end`, the end inclusive."""
 
     @property
     def task(self) -> str | None: ...
@@ -46,7 +46,7 @@ class Window(Protocol):
 
 @dataclass(frozen=True)
 class Sample:
-    """One question to the policy: frame `start`, and the `horizon` recorded actions that follow."""
+    """One sample: frame `start`, and the `horizon` recorded actions that follow."""
 
     task: str
     instruction: str
@@ -57,9 +57,9 @@ class Sample:
 def list_samples(
     windows: Iterable[Window], act_step: int, start_only: bool = False, stride: int = 1, max_samples: int = 0
 ) -> list[Sample]:
-    """Start frames of every window, in order: `start`..`end - 1` in steps of `stride`, or `start` alone.
+    """Return the start frames of every window, in order: `start`..`end - 1` in steps of `stride`, or `start` only.
 
-    `max_samples` keeps the first that many (0: all). A stride below 1 counts as 1, a window of one frame has no sample.
+    `max_samples` keeps the first ones (0: all). A stride below 1 counts as 1, a window of one frame has no sample.
     """
     samples = (
         Sample(window.task or NO_TASK, window.instruction, frame, min(act_step, window.end - frame))
@@ -73,8 +73,8 @@ def list_samples(
 class Errors:
     """Running sums of action errors over samples.
 
-    Errors and each sample's sums are float32, the sums over samples float64: the original's arithmetic, so that its
-    figures are reproduced to the last digit.
+    Errors and each sample's sums are float32, the sums over samples float64: the original's arithmetic, which
+    reproduces its results to the last digit.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Errors:
         self._same_sign = 0
 
     def add(self, predicted: NDArray[np.float32], recorded: NDArray[np.float32]) -> None:
-        """One sample's actions, both [h, A]."""
+        """Add the actions of one sample, both [h, A]."""
         if predicted.shape != recorded.shape or predicted.ndim != 2 or predicted.shape[1] != ACTION_SIZE:
             raise ValueError(f"actions must both be [h, {ACTION_SIZE}], got {predicted.shape} and {recorded.shape}")
         error = predicted.astype(np.float32) - recorded.astype(np.float32)
@@ -97,7 +97,7 @@ class Errors:
         self._steps += len(error)
 
     def summary(self) -> dict[str, float]:
-        """The metrics; with nothing added every one is zero. An RMSE is the mean of its dimensions' RMSEs."""
+        """Return the metrics; all are zero without samples. An RMSE is the mean of its dimensions' RMSEs."""
         steps = max(1, self._steps)
         mae, rmse = self._absolute / steps, np.sqrt(self._squared / steps)
         return {
@@ -117,8 +117,8 @@ class Errors:
 
 @dataclass(frozen=True)
 class Report:
-    """`overall` and `per_task` hold `Errors.summary()`; `batch_size` is the one that fitted; `clipped`: how many
-    predicted numbers were clipped."""
+    """`overall` and `per_task` hold `Errors.summary()`; `batch_size` is the one that fitted; `clipped`: the
+    number of clipped predictions."""
 
     overall: dict[str, float]
     per_task: dict[str, dict[str, float]]
@@ -127,8 +127,8 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A batch read from disk: what the policy sees, and what the demonstrator did."""
+class SampleBatch:
+    """A batch read from disk: observations and recorded actions."""
 
     samples: Sequence[Sample]
     observations: list[Observation]
@@ -136,36 +136,36 @@ class Prepared:
 
 
 class Frames(Protocol):
-    """What frames are read from: a raw split, or a token cache of it."""
+    """Source of frames: a raw split, or a token cache of it."""
 
     def frame(self, index: int, keys: Sequence[str]) -> dict[str, NDArray[Any]]: ...
 
 
 class FrameReader:
-    """Hands out observations and action chunks of samples that come in ascending order of start frame.
+    """Reads observations and action chunks of samples in ascending order of their start frame.
 
-    Every frame file is opened once however many samples share it: at first sight it gives its action, and its
-    images too when some sample starts there. Images are let go once the last of these samples is served.
+    Every frame file is opened once: for its action, and for its images if a sample starts there. Images are freed after
+    the last sample that starts there.
     """
 
     def __init__(self, split: Frames, samples: Sequence[Sample], action_key: str, cameras: Sequence[str]) -> None:
         self._split = split
         self._action_key = action_key
         self._cameras = cameras
-        self._waiting: dict[int, int] = {}  # start frame -> samples not served yet
+        self._pending: dict[int, int] = {}  # start frame -> samples not read yet
         for sample in samples:
-            self._waiting[sample.start] = self._waiting.get(sample.start, 0) + 1
-        self._seen: dict[int, dict[str, NDArray[Any]]] = {}
+            self._pending[sample.start] = self._pending.get(sample.start, 0) + 1
+        self._frames: dict[int, dict[str, NDArray[Any]]] = {}
 
-    def prepare(self, samples: Sequence[Sample]) -> Prepared:
-        return Prepared(samples, [self._observe(s) for s in samples], [self._actions(s) for s in samples])
+    def prepare(self, samples: Sequence[Sample]) -> SampleBatch:
+        return SampleBatch(samples, [self._observe(s) for s in samples], [self._actions(s) for s in samples])
 
     def _frame(self, frame: int) -> dict[str, NDArray[Any]]:
-        if frame not in self._seen:
-            starts_here = self._waiting.get(frame, 0) > 0
+        if frame not in self._frames:
+            starts_here = self._pending.get(frame, 0) > 0
             keys = (*self._cameras, self._action_key) if starts_here else (self._action_key,)
-            self._seen[frame] = dict(self._split.frame(frame, keys))
-        return self._seen[frame]
+            self._frames[frame] = dict(self._split.frame(frame, keys))
+        return self._frames[frame]
 
     def _observe(self, sample: Sample) -> Observation:
         frame = self._frame(sample.start)
@@ -175,9 +175,9 @@ class FrameReader:
             instruction=sample.instruction,
             codes=frame.get(CODES),
         )
-        self._waiting[sample.start] -= 1
-        if self._waiting[sample.start] == 0:
-            self._seen[sample.start] = {self._action_key: frame[self._action_key]}
+        self._pending[sample.start] -= 1
+        if self._pending[sample.start] == 0:
+            self._frames[sample.start] = {self._action_key: frame[self._action_key]}
         return observation
 
     def _actions(self, sample: Sample) -> NDArray[np.float32]:
@@ -197,12 +197,11 @@ def evaluate(
     progress: Callable[[int], None] = lambda done: None,
     coded: CodedFrames | None = None,
 ) -> Report:
-    """Asks the policy about every sample.
+    """Evaluate the policy on every sample.
 
-    `clip` cuts predicted actions to [-1, 1]; `batch_size` samples are tried at once, and with
-    `may_shrink` fewer when the GPU's memory does not hold them; `progress` hears how many
-    samples each batch finished. Files are read one batch ahead while the policy works; with `coded`, a token cache
-    of the split, none is.
+    `clip` clips predicted actions to [-1, 1]; `batch_size` is reduced if GPU memory is not sufficient and `may_shrink`;
+    `progress` is called with the number of samples of each batch. Files are read one batch ahead in a thread; with
+    `coded`, a token cache of the split, no file is read.
     """
     if action_key not in ACTION_KEYS:
         raise ValueError(f"action_key must be one of {', '.join(ACTION_KEYS)}, got {action_key!r}")
@@ -226,25 +225,25 @@ def evaluate(
     return Report(overall.summary(), by_task, batch_size, clipped)
 
 
-def read_ahead(reader: FrameReader, samples: Sequence[Sample], size: int) -> Iterator[Prepared]:
-    """Batches in order, the next one being read in a thread while the caller uses the last."""
+def read_ahead(reader: FrameReader, samples: Sequence[Sample], size: int) -> Iterator[SampleBatch]:
+    """Yield batches in order; a thread reads the next one while the caller uses the previous one."""
     batches = (samples[i : i + size] for i in range(0, len(samples), size))
     with ThreadPoolExecutor(max_workers=1) as pool:
-        coming: Future[Prepared] | None = None
+        pending: Future[SampleBatch] | None = None
         for batch in batches:
-            ready, coming = coming, pool.submit(reader.prepare, batch)
+            ready, pending = pending, pool.submit(reader.prepare, batch)
             if ready is not None:
                 yield ready.result()
-        if coming is not None:
-            yield coming.result()
+        if pending is not None:
+            yield pending.result()
 
 
 def act_in_parts(
     policy: Policy, observations: Sequence[Observation], size: int, may_shrink: bool = True
 ) -> tuple[NDArray[np.float32], int]:
-    """The policy's chunks [B, T, A] for all observations, at most `size` at once, and the size that fitted.
+    """Return the chunks [B, T, A] of all observations, in batches of at most `size`, and the size that fitted.
 
-    With `may_shrink` a GPU that runs out of memory is asked again with half as many.
+    With `may_shrink`, a batch that does not fit into GPU memory is halved.
     """
     chunks: list[NDArray[np.float32]] = []
     done = 0
@@ -263,7 +262,7 @@ def act_in_parts(
 
 
 def mean_action(split: CalvinSplit, samples: Sequence[Sample], action_key: str = "rel_actions") -> NDArray[np.float32]:
-    """Mean action [A] over the frames that the samples start at, each frame counted once: the best constant guess."""
+    """Return the mean action [A] over the start frames, each counted once: the best constant prediction."""
     frames = sorted({sample.start for sample in samples})
     if not frames:
         raise ValueError(f"{split.path} has no annotated frame to take a mean action from")

@@ -1,4 +1,4 @@
-"""What CALVIN asks of a policy: the 34 tasks, their oracle, the chains, their start states and the instructions.
+"""CALVIN: the 34 tasks, their oracle, chains, initial states and instructions, and the real simulator.
 
-Nothing here needs the simulator: the same tables serve the real CALVIN and the embedded desk.
+The real CALVIN and the embedded desk use the same tables, which need no simulator.
 """

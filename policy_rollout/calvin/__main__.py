@@ -1,4 +1,4 @@
-"""Is CALVIN's simulator ready? Says what is installed, what draws, and takes a step if it is given CALVIN's data."""
+"""Check CALVIN's simulator: print what is installed and what renders; with CALVIN's data also run a few steps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check(dataset_path: Path | None) -> str:
-    """Prints what it finds and returns the last line. Raises ``ValueError`` or ``FileNotFoundError``."""
+    """Print the checks and return the last line. Raises ``ValueError`` or ``FileNotFoundError``."""
     folder = package_folder()
     if folder is None:
         raise ValueError("the package calvin_env is not installed: bash scripts/install_calvin_env.sh")
@@ -48,19 +48,19 @@ def check(dataset_path: Path | None) -> str:
     import_simulator()
     check_files(sorted((folder / "data").rglob("*")))
     print(f"pybullet        {_physics()}")
-    print(f"its sentences   {find_annotations() or 'not beside it: give annotations=<new_playtable_validation.yaml>'}")
-    graphics, complaint = find_graphics(None)
-    print(f"images        {graphics.name if graphics else f'tiny, on the CPU: {complaint}'}")
+    print(f"instructions    {find_annotations() or 'not found: set annotations=<new_playtable_validation.yaml>'}")
+    graphics, problem = find_graphics(None)
+    print(f"images          {graphics.name if graphics else f'tiny, on the CPU: {problem}'}")
     if split is None:
-        return "calvin_env is ready; name a data set's folder to build its environment too"
+        return "calvin_env is ready; name the folder of a dataset to also build its environment"
     trial = try_environment(split, graphics or Graphics(False))
-    steps = f"{1e3 * trial.reset:.0f} ms a reset, {1e3 * trial.step:.1f} ms a step without images"
+    steps = f"{1e3 * trial.reset:.0f} ms per reset, {1e3 * trial.step:.1f} ms per step without images"
     print(f"environment     {steps}, {1e3 * trial.draw:.0f} ms for {', '.join(trial.images)}")
-    return f"calvin_env is ready, and plays {dataset_path}"
+    return f"calvin_env is ready and runs {dataset_path}"
 
 
 def _physics() -> str:
-    """pybullet's version, after a step of it."""
+    """Run a step of pybullet and return its version."""
     pybullet = import_module("pybullet")
     client = pybullet.connect(pybullet.DIRECT)
     pybullet.stepSimulation(physicsClientId=client)

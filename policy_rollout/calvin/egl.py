@@ -1,5 +1,6 @@
-"""Which graphics device draws CALVIN's images. EGL counts devices otherwise than CUDA does, and where it does not
-work it ends the process: so a process of its own tries it.
+"""Select the graphics device of CALVIN's images.
+
+EGL and CUDA number devices differently, and a failing EGL ends the process: it is tested in a process of its own.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ os._exit(0)
 
 @dataclass(frozen=True)
 class Graphics:
-    """What draws. `egl` False: TinyRenderer, on the CPU. `device`: EGL's number, None: the first that works."""
+    """The renderer. `egl` False: TinyRenderer, on the CPU. `device`: EGL's number; None: the first that works."""
 
     egl: bool
     vendor: str = ""
@@ -60,17 +61,19 @@ class Graphics:
 
     @property
     def name(self) -> str:
-        """For records: images of two names differ."""
+        """The name in records: images of different names differ."""
         return f"egl ({self.vendor})" if self.egl else "tiny"
 
 
 def find_graphics(cuda: int | None, env: Mapping[str, str] = os.environ) -> tuple[Graphics | None, str]:
-    """EGL on the device that CUDA calls `cuda` (None: on any), as this process numbers it; None where EGL does not
-    work. With it a sentence on what is not as it should be, else an empty one."""
-    wanted = None if cuda is None or "EGL_VISIBLE_DEVICES" in env else _physical(cuda, env)
+    """Return the graphics of CUDA device `cuda` (None: any), and a problem in words (empty without one).
+
+    The graphics are None if EGL does not work.
+    """
+    requested = None if cuda is None or "EGL_VISIBLE_DEVICES" in env else _physical(cuda, env)
     try:
-        tried = subprocess.run(
-            [sys.executable, "-c", PROBE, json.dumps(wanted)],
+        probe = subprocess.run(
+            [sys.executable, "-c", PROBE, json.dumps(requested)],
             capture_output=True,
             text=True,
             timeout=120,
@@ -80,19 +83,19 @@ def find_graphics(cuda: int | None, env: Mapping[str, str] = os.environ) -> tupl
         )
     except subprocess.TimeoutExpired:
         return None, "EGL did not answer within two minutes"
-    lines = tried.stdout.splitlines()
+    lines = probe.stdout.splitlines()
     found = [line.removeprefix("FOUND ") for line in lines if line.startswith("FOUND ")]
     if not found:
-        said = (tried.stderr.strip().splitlines() or lines or ["nothing"])[-1]
-        return None, f"EGL does not work here (exit code {tried.returncode}: {said})"
+        message = (probe.stderr.strip().splitlines() or lines or ["nothing"])[-1]
+        return None, f"EGL does not work here (exit code {probe.returncode}: {message})"
     vendor = next((line.partition("=")[2] for line in lines if line.startswith("GL_VENDOR=")), "unknown")
     device = json.loads(found[0])
-    lost = cuda is not None and device is None and "EGL_VISIBLE_DEVICES" not in env
-    return Graphics(True, vendor, device), f"CUDA device {cuda} has no EGL device" if lost else ""
+    missing = cuda is not None and device is None and "EGL_VISIBLE_DEVICES" not in env
+    return Graphics(True, vendor, device), f"CUDA device {cuda} has no EGL device" if missing else ""
 
 
 def _physical(cuda: int, env: Mapping[str, str]) -> int | None:
-    """The number without CUDA_VISIBLE_DEVICES, which EGL does not heed; None where it names devices otherwise."""
+    """Return the device number without CUDA_VISIBLE_DEVICES, which EGL ignores; None if it has other names."""
     visible = env.get("CUDA_VISIBLE_DEVICES")
     if not visible:
         return cuda

@@ -1,4 +1,4 @@
-"""The start of a chain: from symbols ("the red block is behind the left door") to numbers, exactly as CALVIN does."""
+"""Initial states of chains: from symbols ("the red block is behind the left door") to numbers, exactly as in CALVIN."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ INITIAL_STATES: tuple[Frozen, ...] = _all_initial_states()  # 192, in the order 
 
 
 def hash_input(condition: Mapping[str, Value]) -> str:
-    """The text whose hash seeds the blocks' places: how Python prints the condition's values, in CALVIN's key order."""
+    """Return the text whose hash seeds the blocks' positions: Python's text of the values, in CALVIN's key order."""
     return str(dict(enumerate(freeze(condition))).values())
 
 
 def initial_seed(condition: Mapping[str, Value]) -> int:
-    """32-bit FNV-1 with start value 0 over the UTF-16-LE bytes of `hash_input`.
+    """Return the 32-bit FNV-1 hash with start value 0 of the UTF-16-LE bytes of `hash_input`.
 
     That is what pyhash.fnv1_32 computes for a Python 3 string. Over UTF-8 every block's yaw differs, and in 107 of the
     192 conditions the blocks on the table change places.
@@ -60,9 +60,9 @@ def initial_seed(condition: Mapping[str, Value]) -> int:
 
 
 def initial_state(condition: Mapping[str, Value]) -> tuple[Array, Array]:
-    """`(robot_obs [15], scene_obs [24])` to reset the environment to, equal to CALVIN's for its 192 conditions.
+    """Return `(robot_obs [15], scene_obs [24])` of a condition, equal to CALVIN's for its 192 conditions.
 
-    Blocks stand on the table or in the cabinet; ValueError for a condition that says anything else of a block.
+    Raises ValueError for a block that is neither on the table nor in the cabinet.
     """
     random = np.random.RandomState(initial_seed(condition))
     spots = [np.array(spot) for spot in TABLE_SPOTS]
@@ -72,7 +72,7 @@ def initial_state(condition: Mapping[str, Value]) -> tuple[Array, Array]:
     scene[1] = DRAWER_OPEN if condition["drawer"] == "open" else 0.0
     scene[3] = SWITCH_UP if condition["lightbulb"] == 1 else 0.0
     scene[4], scene[5] = condition["lightbulb"], condition["led"]
-    # Red takes the first spot on the table, pink the second, blue the one that red leaves.
+    # On the table, red takes the first spot, pink the second, blue the one that red does not use.
     spot_of = {"red_block": spots[0], "blue_block": spots[condition["red_block"] == "table"], "pink_block": spots[1]}
     for i, (block, spot) in enumerate(spot_of.items()):
         place = condition[block]

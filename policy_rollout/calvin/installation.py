@@ -1,7 +1,4 @@
-"""What is installed of CALVIN: the package, its commit, the packages it imports, its meshes, and CALVIN's data.
-
-Nothing of the simulator is imported here.
-"""
+"""Check the installation of CALVIN: package, commit, dependencies, meshes and data. Imports no simulator."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ INCOMPLETE = "the checkout of calvin_env is not complete"
 
 
 def package_folder() -> Path | None:
-    """The checkout that holds the package calvin_env, None where it is not installed. Nothing is imported."""
+    """Return the checkout of the package calvin_env, None if it is not installed. Nothing is imported."""
     spec = find_spec("calvin_env")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -134,7 +131,7 @@ def _starts_with(path: Path, prefix: bytes) -> bool:
 
 
 def _missing_meshes(urdf: Path, data: Path) -> Iterator[str]:
-    """Yield the meshes that a body names and that lie neither beside it nor in a folder above it, up to `data`."""
+    """Yield the meshes of a body that are neither in its folder nor in a folder above it, up to `data`."""
     try:
         root = ElementTree.parse(urdf).getroot()
     except ElementTree.ParseError as error:

@@ -1,8 +1,7 @@
-"""What the robot is told: several phrasings of every task, in our own words.
+"""Instructions: several phrasings of every task, in this project's own words.
 
-`TRAINING` is what demonstrations are annotated with; `HELD_OUT` says the same in sentences no demonstration uses, to
-measure how much of a policy's success hangs on the wording. No sentence stands for two tasks.
-CALVIN's own sentences are not here: for the real benchmark they come from its validation annotations.
+Demonstrations are annotated with `TRAINING`; `HELD_OUT` has other phrasings, to measure how success depends on the
+wording. No instruction is of two tasks. CALVIN's own instructions come from its validation annotations.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from policy_rollout.calvin.tasks import COLOURS, TASK_NAMES
 Phrases = tuple[str, ...]
 Pair = tuple[Phrases, Phrases]  # (training, held out)
 
-# {c} is the colour, {s} the side, {t} the way a turn goes round.
+# {c}: colour, {s}: side, {t}: direction of a rotation.
 _ROTATE: Pair = (
     (
         "turn the {c} block to the {s}",
@@ -279,14 +278,14 @@ def _fill(pair: Pair, **words: str) -> Pair:
 
 def _all() -> dict[str, Pair]:
     pairs = dict(_SINGLE)
-    ways_round = {"left": "counterclockwise", "right": "clockwise"}
+    rotations = {"left": "counterclockwise", "right": "clockwise"}
     for colour in COLOURS:
-        for side, way in ways_round.items():
-            pairs[f"rotate_{colour}_block_{side}"] = _fill(_ROTATE, c=colour, s=side, t=way)
+        for side, rotation in rotations.items():
+            pairs[f"rotate_{colour}_block_{side}"] = _fill(_ROTATE, c=colour, s=side, t=rotation)
             pairs[f"push_{colour}_block_{side}"] = _fill(_PUSH, c=colour, s=side)
         for place, pair in (("table", _LIFT_TABLE), ("slider", _LIFT_SLIDER), ("drawer", _LIFT_DRAWER)):
             pairs[f"lift_{colour}_block_{place}"] = _fill(pair, c=colour)
-    for side in ways_round:
+    for side in rotations:
         pairs[f"move_slider_{side}"] = _fill(_SLIDER, s=side)
     for state, lever in (("on", "move the lever up"), ("off", "move the lever down")):
         pairs[f"turn_{state}_lightbulb"] = _fill(
@@ -303,7 +302,7 @@ HELD_OUT: dict[str, Phrases] = {task: pair[1] for task, pair in _all().items()}
 
 
 def validation_instruction(task: str) -> str:
-    """The sentence a benchmark run gives for `task`: the first of its training phrasings."""
+    """Return the instruction of `task` in benchmark runs: the first training phrasing."""
     if task not in TRAINING:
         raise ValueError(f"unknown task {task!r}; allowed are {', '.join(TASK_NAMES)}")
     return TRAINING[task][0]

@@ -1,16 +1,16 @@
-"""The one task oracle: was a task done between two `env.get_info()` dictionaries?
+"""The task oracle: decides whether a task was done between two `env.get_info()` dictionaries.
 
-It serves the real CALVIN and the embedded desk, and decides as calvin_env's `Tasks` does (envs/tasks.py at 797142c),
-quirks included: a published success rate is only comparable if the judge is the same. Revisions of calvin_env before
-37c8abe (February 2022) judge pushes and lifts by other rules. tests/calvin/test_oracle_vectors.py compares verdicts.
+It is used for the real CALVIN and for the embedded desk, and gives the verdicts of calvin_env's `Tasks` (envs/tasks.py
+at 797142c), quirks included: success rates are comparable only with the same oracle. Revisions of calvin_env before
+37c8abe (February 2022) have other rules for pushes and lifts. tests/calvin/test_oracle_vectors.py compares verdicts.
 
-What is read from an info dictionary:
+Entries of an info dictionary that are read:
     robot_info: uid, contacts
     scene_info: fixed_objects[name]: uid, links {link name: id}
                 movable_objects[name]: uid, current_pos [m], current_orn (quaternion xyzw), contacts,
                                        current_lin_vel [m/s], current_ang_vel [rad/s]
                 doors[name]: current_state [m];  lights[name]: logical_state 0 | 1
-A contact is a tuple as pybullet's getContactPoints gives it: [2] is the other body's uid, [4] the other body's link.
+A contact is a tuple of pybullet's getContactPoints: [2] is the other body's uid, [4] the other body's link.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ Info = Mapping[str, Any]
 Criterion = Callable[[Info, Info], bool]
 
 VERSION = 2
-"""Raise it whenever a verdict changes: results that were judged by two versions are not merged."""
+"""Version of the verdicts in the stamp of records. Increase it whenever a verdict changes."""
 
 
 class TaskOracle:
-    """Judges tasks by a table in CALVIN's form.
+    """Evaluates tasks by a table in CALVIN's form.
 
-    Raises ValueError naming the task where the table has an unknown function or arguments that do not fit it.
+    Raises ValueError naming the task for an unknown function or invalid arguments in the table.
     """
 
     def __init__(self, table: Mapping[str, Sequence[Any]] = CALVIN_TASKS) -> None:
         self._criteria: dict[str, Criterion] = {task: _criterion(task, row) for task, row in table.items()}
 
     def tasks_done(self, start_info: Info, end_info: Info, among: Iterable[str] | None = None) -> set[str]:
-        """The tasks (of `among`, or all) that the change from `start_info` to `end_info` accomplishes."""
+        """Return the tasks (of `among`, or all) that were done between `start_info` and `end_info`."""
         names = self._criteria if among is None else among
         return {task for task in names if self.done(task, start_info, end_info)}
 
     def done(self, task: str, start_info: Info, end_info: Info) -> bool:
-        """Whether the change from `start_info` to `end_info` accomplishes `task`; ValueError for an unknown task."""
+        """Return whether `task` was done between `start_info` and `end_info`. Raises ValueError for an unknown task."""
         criterion = self._criteria.get(task)
         if criterion is None:
-            raise ValueError(f"unknown task {task!r}; this oracle judges: {', '.join(self._criteria)}")
+            raise ValueError(f"unknown task {task!r}; this oracle has: {', '.join(self._criteria)}")
         return criterion(start_info, end_info)
 
 
@@ -64,7 +64,7 @@ def _criterion(task: str, row: Sequence[Any]) -> Criterion:
         signature = ", ".join(field.name for field in allowed)
         raise ValueError(f"task {task!r}: {name}({signature}) takes {needed} to {len(allowed)}, got {len(arguments)}")
     try:
-        for field, value in zip(allowed, arguments, strict=False):  # defaults may be left out
+        for field, value in zip(allowed, arguments, strict=False):  # defaults may be omitted
             _check_argument(field.name, str(field.type), value)
         criterion: Criterion = kind(*arguments)
     except ValueError as error:
@@ -73,17 +73,19 @@ def _criterion(task: str, row: Sequence[Any]) -> Criterion:
 
 
 def _check_argument(name: str, annotation: str, value: Any) -> None:
-    """ValueError where `value` is not of the kind that the field's annotation says."""
+    """Raise ValueError if `value` is not of the type of the field's annotation."""
     if annotation in ("int", "float"):
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         _require(number, f"{name} is {value!r}; it must be a finite number")
     elif not (isinstance(value, str) or (value is None and "None" in annotation)):
-        several = "Sequence" in annotation and isinstance(value, Sequence) and bool(value)
-        named = several and all(isinstance(item, str) for item in value)
-        _require(named, f"{name} is {value!r}; it must be a name{' or a list of names' * ('Sequence' in annotation)}")
+        is_list = "Sequence" in annotation and isinstance(value, Sequence) and bool(value)
+        is_named = is_list and all(isinstance(item, str) for item in value)
+        _require(
+            is_named, f"{name} is {value!r}; it must be a name{' or a list of names' * ('Sequence' in annotation)}"
+        )
 
 
-# ---- the functions of the table: one class each, its fields are the arguments in CALVIN's order ----
+# ---- the functions of the table: one class each; its fields are the arguments in CALVIN's order ----
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,9 @@ class RotateObject:
         before, after = _movable(start, self.obj_name), _movable(end, self.obj_name)
         if math.dist(before["current_pos"], after["current_pos"]) > self.movement_threshold:
             return False
-        if not _bodies(after) - {_robot(start)}:  # in the air or in the gripper only
+        if not _bodies(after) - {_robot(start)}:  # in the air, or in contact with the gripper only
             return False
-        x, y, z = _turn_degrees(before["current_orn"], after["current_orn"])
+        x, y, z = _rotation_degrees(before["current_orn"], after["current_orn"])
         towards = z if self.z_degrees > 0 else -z
         upright = abs(x) < self.x_y_threshold and abs(y) < self.x_y_threshold
         return abs(self.z_degrees) < towards < self.z_threshold and upright
@@ -116,10 +118,10 @@ class RotateObject:
 
 @dataclass(frozen=True)
 class PushObject:
-    """Displaced by more than `x_direction` or `y_direction` metres, and still on what it stood on at the start.
+    """Displaced by more than `x_direction` or `y_direction` metres, and still in contact with the same surface.
 
-    Contacts are (body, link) pairs without those of the robot. There must be some at the start, and each of them must
-    be there at the end, where others may have been added (a block that was pushed against another one).
+    Contacts are (body, link) pairs without those of the robot. There must be some at the start, and all of them must
+    exist at the end, possibly with others (a block that was pushed against another one).
     """
 
     obj_name: str
@@ -134,15 +136,15 @@ class PushObject:
         surface = _links(before, without=_robot(start))
         if not surface or not surface <= _links(after, without=_robot(start)):
             return False
-        axis, wanted = (0, self.x_direction) if self.x_direction else (1, self.y_direction)
-        return _beyond(after["current_pos"][axis] - before["current_pos"][axis], wanted)
+        axis, threshold = (0, self.x_direction) if self.x_direction else (1, self.y_direction)
+        return _beyond(after["current_pos"][axis] - before["current_pos"][axis], threshold)
 
 
 @dataclass(frozen=True)
 class LiftObject:
-    """Raised by more than `z_direction` metres, and touched by the robot alone at the end.
+    """Raised by more than `z_direction` metres, and in contact with the robot only at the end.
 
-    With a surface, the block must have touched that body (and link) at the start. The robot may touch it then, too.
+    With a surface, the block must be in contact with that body (and link) at the start, possibly also with the robot.
     """
 
     obj_name: str
@@ -164,16 +166,16 @@ class LiftObject:
 
 @dataclass(frozen=True)
 class PlaceObject:
-    """The block the robot alone held is let go and touches `dest_body` (and its link `dest_link`)."""
+    """A block held by the robot only is released and in contact with `dest_body` (and its link `dest_link`)."""
 
     dest_body: str
     dest_link: str | None = None
 
     def __call__(self, start: Info, end: Info) -> bool:
-        held = _bodies(start["robot_info"])
-        if len(held) != 1 or held & _bodies(end["robot_info"]):
+        grasped = _bodies(start["robot_info"])
+        if len(grasped) != 1 or grasped & _bodies(end["robot_info"]):
             return False
-        names = [name for name, block in _scene(start)["movable_objects"].items() if block["uid"] in held]
+        names = [name for name, block in _scene(start)["movable_objects"].items() if block["uid"] in grasped]
         if len(names) != 1 or _bodies(_movable(start, names[0])) != {_robot(start)}:
             return False
         return _rests_on(_movable(end, names[0]), end, self.dest_body, self.dest_link)
@@ -181,10 +183,10 @@ class PlaceObject:
 
 @dataclass(frozen=True)
 class PushObjectInto:
-    """The block (or one of the blocks) goes from `src_link` alone to touching `dest_link`.
+    """The block (or one of the blocks) moves from `src_link` to `dest_link`.
 
-    Its only contact at the start is the source, so the robot does not hold it then. The original means to ask the same
-    of the end but compares a body's uid with (body, link) pairs, which is never equal: the robot may touch it there.
+    Its only contact at the start is the source, so the robot does not hold it. The original intends the same for the
+    end but compares a body's uid with (body, link) pairs, which are never equal: the robot may be in contact there.
     """
 
     obj_name: str | Sequence[str]
@@ -195,12 +197,12 @@ class PushObjectInto:
 
     def __call__(self, start: Info, end: Info) -> bool:
         names = (self.obj_name,) if isinstance(self.obj_name, str) else self.obj_name
-        return any(self._went_in(name, start, end) for name in names)
+        return any(self._has_moved(name, start, end) for name in names)
 
-    def _went_in(self, name: str, start: Info, end: Info) -> bool:
+    def _has_moved(self, name: str, start: Info, end: Info) -> bool:
         before, after = _movable(start, name), _movable(end, name)
-        came_from, went_to = _link(start, self.src_body, self.src_link), _link(end, self.dest_body, self.dest_link)
-        return _links(before) == {came_from} and went_to in _links(after)
+        source, target = _link(start, self.src_body, self.src_link), _link(end, self.dest_body, self.dest_link)
+        return _links(before) == {source} and target in _links(after)
 
 
 @dataclass(frozen=True)
@@ -254,28 +256,28 @@ class ToggleLight:
 
 @dataclass(frozen=True)
 class StackObjects:
-    """Some block that touched no block comes to rest on blocks alone."""
+    """A block without contact to blocks comes to rest on blocks only."""
 
     max_vel: float = 1  # m/s and rad/s, per component
 
     def __call__(self, start: Info, end: Info) -> bool:
         blocks = _block_uids(start)
         return any(
-            not _bodies(before) & blocks and _on_blocks_alone(after, blocks) and _is_slow(after, self.max_vel)
+            not _bodies(before) & blocks and _on_blocks_only(after, blocks) and _is_slow(after, self.max_vel)
             for before, after in _pairs(start, end)
         )
 
 
 @dataclass(frozen=True)
 class UnstackObjects:
-    """Some block that rested on blocks alone touches no block any more (it may still be in the gripper)."""
+    """A block that rested on blocks only has no contact to blocks (it may be in the gripper)."""
 
     max_vel: float = 1  # m/s and rad/s, per component, at the start
 
     def __call__(self, start: Info, end: Info) -> bool:
         blocks = _block_uids(start)
         return any(
-            _on_blocks_alone(before, blocks) and not _bodies(after) & blocks and _is_slow(before, self.max_vel)
+            _on_blocks_only(before, blocks) and not _bodies(after) & blocks and _is_slow(before, self.max_vel)
             for before, after in _pairs(start, end)
         )
 
@@ -303,7 +305,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _beyond(change: float, threshold: float) -> bool:
-    """Whether `change` goes further than `threshold` in the threshold's direction."""
+    """Return whether `change` exceeds `threshold` in the threshold's direction."""
     return bool(change > threshold if threshold > 0 else change < threshold)
 
 
@@ -337,12 +339,12 @@ def _robot(info: Info) -> int:
 
 
 def _bodies(entry: Info) -> set[int]:
-    """uids of the bodies it touches."""
+    """Return the uids of the bodies in contact with an entry."""
     return {contact[2] for contact in entry["contacts"]}
 
 
 def _links(entry: Info, without: int | None = None) -> set[tuple[int, int]]:
-    """(uid, link) of everything it touches but the body `without`."""
+    """Return (uid, link) of all contacts of an entry, except of body `without`."""
     return {(contact[2], contact[4]) for contact in entry["contacts"] if contact[2] != without}
 
 
@@ -364,11 +366,11 @@ def _block_uids(info: Info) -> set[int]:
 
 
 def _pairs(start: Info, end: Info) -> list[tuple[Info, Info]]:
-    """Each block's entry at the start and at the end."""
+    """Return each block's entries at the start and at the end."""
     return [(block, _movable(end, name)) for name, block in _scene(start)["movable_objects"].items()]
 
 
-def _on_blocks_alone(entry: Info, blocks: set[int]) -> bool:
+def _on_blocks_only(entry: Info, blocks: set[int]) -> bool:
     touched = _bodies(entry)
     return bool(touched) and touched <= blocks
 
@@ -378,10 +380,10 @@ def _is_slow(entry: Info, max_vel: float) -> bool:
     return all(abs(component) < max_vel for component in speeds)
 
 
-def _turn_degrees(start_orn: Sequence[float], end_orn: Sequence[float]) -> tuple[float, float, float]:
-    """Rotation from one orientation (quaternion xyzw) to another as angles about the fixed x, y, z axes, degrees."""
+def _rotation_degrees(start_orn: Sequence[float], end_orn: Sequence[float]) -> tuple[float, float, float]:
+    """Return the rotation between two orientations (quaternions xyzw) as angles about fixed x, y, z axes, degrees."""
     ax, ay, az, aw = end_orn
-    bx, by, bz, bw = -start_orn[0], -start_orn[1], -start_orn[2], start_orn[3]  # the conjugate undoes the start
+    bx, by, bz, bw = -start_orn[0], -start_orn[1], -start_orn[2], start_orn[3]  # the conjugate inverts the start
     w = aw * bw - ax * bx - ay * by - az * bz
     x = aw * bx + ax * bw + ay * bz - az * by
     y = aw * by - ax * bz + ay * bw + az * bx

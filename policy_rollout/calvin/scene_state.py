@@ -1,7 +1,7 @@
-"""Reading the symbolic state off a scene: which tasks are feasible from here, whatever happened before.
+"""Compute the symbolic state of a scene, which determines the feasible tasks.
 
-With an `info` dictionary the contacts say what a block stands on, as they do for the oracle. Without one the positions
-in `scene_obs` must do; then `robot_obs` is needed to see that a block is in the gripper.
+With an `info` dictionary, contacts determine what a block stands on, as in the oracle. Without one, positions in
+`scene_obs` do; `robot_obs` is then needed to detect a block in the gripper.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from policy_rollout.calvin.symbolic import State
 from policy_rollout.calvin.tasks import BLOCKS
 
 Array = NDArray[np.float64]
-KEYS = ("red_block", "blue_block", "pink_block")  # BLOCKS as a state names them, in the order of scene_obs
+KEYS = ("red_block", "blue_block", "pink_block")  # keys of BLOCKS in a state, in the order of scene_obs
 
 GRASP_RADIUS = 0.05  # metres between a block's middle and the tool centre point
-OPEN_WIDTH, SHUT_WIDTH = 0.075, 0.005  # metres between the fingers; in between they hold something
-STACK_HEIGHT = (0.03, 0.05)  # metres between the middles of two blocks of which one stands on the other
-STACK_OFFSET = 0.05  # metres, largest horizontal distance of their middles
-REST = 0.015  # metres from its resting height within which a block counts as standing
+OPEN_WIDTH, SHUT_WIDTH = 0.075, 0.005  # metres between the fingers; in between they hold an object
+STACK_HEIGHT = (0.03, 0.05)  # metres between the centres of two stacked blocks
+STACK_OFFSET = 0.05  # metres, largest horizontal distance of their centres
+REST = 0.015  # metres, largest distance of a resting block from its resting height
 
 
 @dataclass(frozen=True)
 class Regions:
-    """Where table, cabinet and drawer are, metres. The defaults are those of CALVIN's scene D."""
+    """Positions of table, cabinet and drawer in metres. The defaults are those of CALVIN's scene D."""
 
     shelf_y: float = 0.03  # a block further back is in the cabinet
     shelf_split_x: float = -0.085  # ... and behind the left or the right position of the door
@@ -36,7 +36,7 @@ class Regions:
     drawer_z: float = 0.36  # middle of a block in the drawer
     slide_travel: float = 0.28  # joint at "left"; 0 is "right"
     drawer_travel: float = 0.22  # joint at "open"; 0 is "closed"
-    slide_needed: float = 0.16  # movement that surely counts as a task (the oracle wants more than 0.15)
+    slide_needed: float = 0.16  # movement that is certainly a task (the oracle needs more than 0.15)
     drawer_needed: float = 0.13  # (0.12)
 
 
@@ -49,10 +49,10 @@ def symbolic_state(
     info: Mapping[str, Any] | None = None,
     regions: Regions = CALVIN_REGIONS,
 ) -> State:
-    """The state of a scene_obs [24] (blocks red, blue, pink), as `feasible_tasks` takes it.
+    """Return the state of a scene_obs [24] (blocks red, blue, pink) for `feasible_tasks`.
 
-    A door says "partway" where neither of its tasks has enough travel left. A block that is neither held nor at rest
-    where the tasks know it (in the air, over an edge, in a tower of three) is "elsewhere".
+    A door is "partway" if neither of its tasks has enough travel left. A block that is neither held nor at rest at a
+    place of the tasks (in the air, over an edge, in a tower of three) is "elsewhere".
     """
     scene = np.asarray(scene_obs, np.float64)
     if scene.shape != (24,):
@@ -84,7 +84,7 @@ def _places_by_contact(positions: Array, info: Mapping[str, Any], regions: Regio
     uids = [objects[name]["uid"] for name in BLOCKS]
     link = {table["links"][name]: name for name in ("base_link", "plank_link", "drawer_link") if name in table["links"]}
     places: list[str] = []
-    under: dict[int, list[int]] = {}  # block standing on blocks alone -> those lower than it
+    under: dict[int, list[int]] = {}  # block on blocks only -> the blocks below it
     for i, name in enumerate(BLOCKS):
         contacts = objects[name]["contacts"]
         bodies = {contact[2] for contact in contacts}
@@ -134,7 +134,7 @@ def _in_gripper(position: Array, robot_obs: Array | None) -> bool:
 
 
 def _blocks_below(i: int, positions: Array) -> list[int]:
-    """The blocks that block `i` may stand on."""
+    """Return the blocks that block `i` may stand on."""
     low, high = STACK_HEIGHT
     return [
         k
@@ -144,12 +144,12 @@ def _blocks_below(i: int, positions: Array) -> list[int]:
 
 
 def _with_stacks(places: list[str], under: Mapping[int, list[int]]) -> list[str]:
-    """Name the blocks of a stack: the rules know one top on one bottom, any other pile is "elsewhere"."""
+    """Set the places of stacked blocks: one top on one bottom; blocks of any other pile are "elsewhere"."""
     places = list(places)
-    plain = len(under) == 1
+    is_pair = len(under) == 1
     for top, below in under.items():
-        plain = plain and len(below) == 1
-        places[top] = "stacked_top" if plain else "elsewhere"
+        is_pair = is_pair and len(below) == 1
+        places[top] = "stacked_top" if is_pair else "elsewhere"
         for bottom in below:
-            places[bottom] = "stacked_bottom" if plain else "elsewhere"
+            places[bottom] = "stacked_bottom" if is_pair else "elsewhere"
     return places

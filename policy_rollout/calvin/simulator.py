@@ -1,14 +1,14 @@
 """CALVIN's own simulator (calvin_env's ``PlayTableSimEnv``, pybullet) behind
 ``policy_rollout.closed_loop.interface.Env``.
 
-What it does on top of calvin_env, all of it found by running that code (commit 797142c, pybullet 3.2.7):
+Differences to calvin_env, found by running it (commit 797142c, pybullet 3.2.7):
 
-* Physics every step, images only when asked for: calvin_env draws every camera at every step. Drawing changes
-  nothing of the physics.
-* The world is built anew at every reset. calvin_env puts the bodies of the last chain back, and then the order of
-  contacts in the engine, and with it where a pushed block ends (by up to 1 cm), still hangs on the chain before.
-* ``robot_obs[14]``, the last gripper command, comes back on reset; calvin_env leaves that of the last chain.
-* Blocks are red, blue, pink in ``scene_obs``, in whichever order the scene's file lists them.
+* Images are rendered on request only: calvin_env renders every camera at every step. Rendering does not change the
+  physics.
+* The world is rebuilt at every reset. calvin_env moves the bodies of the previous chain; the order of contacts in the
+  engine, and so the final position of a pushed block (by up to 1 cm), then depends on the previous chain.
+* A reset restores ``robot_obs[14]``, the last gripper command; calvin_env keeps that of the previous chain.
+* Blocks are red, blue, pink in ``scene_obs``, for any order in the scene's file.
 * The first two images of a connection that draws with EGL have no shadows. They are drawn and discarded.
 * Memory for meshes is freed when an EGL connection is closed, not when the world is loaded again. The connection is
   renewed after ``WORLDS_PER_CONNECTION`` worlds.
@@ -33,20 +33,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from common.constants import ENV_CAMERAS
 from policy_rollout.calvin.installation import check_assets, check_packages, package_commit
 from policy_rollout.calvin.tasks import BLOCKS
 from policy_rollout.closed_loop.interface import Info, Render
 
-CAMERAS = ("static", "gripper")
 CONFIGURATION = Path(".hydra") / "merged_config.yaml"
 SECTIONS = ("cameras", "env", "robot", "scene")
-"""Of the configuration, what the environment is built from."""
+"""Sections of the configuration that the environment is built from."""
 FIRST_BLOCK, BLOCK_SIZE = 6, 6
-"""Of `scene_obs`: where the blocks begin, and xyz + euler of each."""
+"""Index of the first block in `scene_obs`, and number of values of each block (xyz and Euler angles)."""
 WARM_UP_IMAGES = 2
 """Images that a new EGL connection draws and discards. Those of any camera count."""
 WORLDS_PER_CONNECTION = 10
-"""Chains that are played in one EGL connection before it is renewed. Each loads a world, which leaks about 12 MB until
+"""Chains per EGL connection. Each loads a world, which leaks about 12 MB until
 then. A new connection takes 0.3 to 0.7 s, and a chain takes several seconds. With 10, a process stays within about
 120 MB of its smallest size and spends about 1 % of its time on connections."""
 MODULES = (
@@ -60,15 +60,17 @@ MODULES = (
 
 
 def read_configuration(split: Path) -> Any:
-    """The environment's configuration (an omegaconf ``DictConfig``) of a split's folder, cameras beside ``CAMERAS``
-    left out. Raises ``FileNotFoundError`` or ``ValueError`` in one line naming the file."""
+    """Return the environment's configuration (an omegaconf ``DictConfig``) of a split, with ``ENV_CAMERAS`` only.
+
+    Raises ``FileNotFoundError`` or ``ValueError`` in one line naming the file.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     file = split / CONFIGURATION
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; of CALVIN's data this file alone is needed")
+        raise FileNotFoundError(f"{file} is missing; it is the only needed file of CALVIN's data")
     try:
         config = OmegaConf.load(file)
         missing = [name for name in SECTIONS if name not in config]
@@ -76,20 +78,20 @@ def read_configuration(split: Path) -> Any:
         raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     if missing:
         raise ValueError(f"{file} has no {', '.join(missing)}: it does not describe CALVIN's environment")
-    for name in [name for name in config.cameras if name not in CAMERAS]:
-        del config.cameras[name]  # tactile sensors need packages of their own, and no policy here feels
+    for name in [name for name in config.cameras if name not in ENV_CAMERAS]:
+        del config.cameras[name]  # tactile sensors need more packages and are not used
     if "static" not in config.cameras:
         raise ValueError(f"{file} has no camera static")
     return config
 
 
 class CalvinEnv:
-    """One desk of the real CALVIN. A process holds one at a time: some of calvin_env's calls of pybullet do not say
-    which world they are about.
+    """One environment of the real CALVIN. A process can have one at a time, as some calls of pybullet in calvin_env
+    do not select a connection.
 
-    `split`: the folder with `.hydra/merged_config.yaml`. `egl`: draw with EGL rather than on the CPU; on the EGL
-    device of that number where it is one. Raises ``ValueError`` where the simulator cannot be built, ``RuntimeError``
-    where this process has one already.
+    `split`: the folder with `.hydra/merged_config.yaml`. `egl`: render with EGL instead of the CPU; `egl_device`: its
+    device number. Raises ``ValueError`` if the simulator cannot be built, ``RuntimeError`` if this process already has
+    one.
     """
 
     _in_use = False
@@ -97,7 +99,7 @@ class CalvinEnv:
     def __init__(self, split: Path, egl: bool = False, egl_device: int | None = None) -> None:
         self._config, self._file, self._egl = read_configuration(split), split / CONFIGURATION, egl
         if CalvinEnv._in_use:
-            raise RuntimeError("a process can hold one CALVIN environment at a time: close the first")
+            raise RuntimeError("a process can have one CALVIN environment at a time: close the first")
         if egl_device is not None:
             os.environ["EGL_VISIBLE_DEVICES"] = str(egl_device)  # read when the EGL plugin is loaded
         self._seed = int(self._config.env.seed)
@@ -108,7 +110,7 @@ class CalvinEnv:
         self._sim = _build(self._config, self._egl, self._file)
         self._worlds = 0
         CalvinEnv._in_use = True
-        # Without cameras of its own the simulator draws nothing, whoever asks it for an observation.
+        # Without cameras, the simulator renders nothing in its observations.
         self._cameras = {str(camera.name): camera for camera in self._sim.cameras}
         self._sim.cameras = []
         names = [str(block.name) for block in self._sim.scene.movable_objects]
@@ -122,18 +124,18 @@ class CalvinEnv:
                 self._draw(("static",))
 
     def reset(self, robot_obs: ArrayLike | None = None, scene_obs: ArrayLike | None = None) -> dict[str, Any]:
-        """To the state that the two observations say (CALVIN's start and random blocks without); nothing is drawn."""
+        """Reset to the state of the two observations (default: CALVIN's start, random blocks), without rendering."""
         robot = None if robot_obs is None else _vector(robot_obs, 15, "robot_obs")
         scene = None if scene_obs is None else _vector(scene_obs, 24, "scene_obs")
-        self._build_anew()
+        self._rebuild()
         self._sim.robot.gripper_action = 1 if robot is None or robot[14] >= 0 else -1
         if scene is not None:
             scene = _blocks_ordered(scene, self._to_simulator)
         self._sim.reset(robot_obs=robot, scene_obs=scene)
         return self.get_obs(render=False)
 
-    def _build_anew(self) -> None:
-        """The world as in a fresh process, random numbers included. Takes a fraction of a second."""
+    def _rebuild(self) -> None:
+        """Rebuild the world as in a new process, random numbers included. Takes a fraction of a second."""
         if self._egl and self._worlds >= WORLDS_PER_CONNECTION:
             self.close()
             self._connect()
@@ -147,9 +149,9 @@ class CalvinEnv:
                 camera.robot_uid = self._sim.robot.robot_uid
 
     def step(self, action: ArrayLike, render: Render = True) -> tuple[dict[str, Any], int, bool, Info]:
-        """Act for 1/30 s with a relative action (7,). calvin_env's old four: observation, reward 0, done False, info.
+        """Act for 1/30 s with a relative action (7,). Returns observation, reward 0, done False, info.
 
-        The gripper's number is taken as open above 0, else closed. `render`: see `get_obs`.
+        The gripper opens for values above 0, else it closes. `render`: see `get_obs`.
         """
         vector = _vector(action, 7, "the action")
         vector[6] = 1.0 if vector[6] > 0 else -1.0  # calvin_env asserts that it is one of the two
@@ -157,27 +159,28 @@ class CalvinEnv:
         return self._complete(obs, render), reward, done, info
 
     def get_obs(self, render: Render = True) -> dict[str, Any]:
-        """CALVIN's observation: `robot_obs` (15,), `scene_obs` (24,) with the blocks red, blue, pink; the images
-        (uint8 HWC) and depths (metres) of the cameras that were asked for, None without any."""
+        """Return CALVIN's observation: `robot_obs` (15,), `scene_obs` (24,) with the blocks red, blue, pink; images
+        (uint8 HWC) and depths (metres) of the requested cameras, None without any."""
         return self._complete(self._sim.get_obs(), render)
 
     def _complete(self, obs: Mapping[str, Any], render: Render) -> dict[str, Any]:
-        shots = self._draw(self._wanted(render))
+        images = self._draw(self._selected(render))
         return {
-            "rgb_obs": {f"rgb_{name}": np.ascontiguousarray(rgb, np.uint8) for name, (rgb, _) in shots.items()} or None,
-            "depth_obs": {f"depth_{name}": depth for name, (_, depth) in shots.items()} or None,
+            "rgb_obs": {f"rgb_{name}": np.ascontiguousarray(rgb, np.uint8) for name, (rgb, _) in images.items()}
+            or None,
+            "depth_obs": {f"depth_{name}": depth for name, (_, depth) in images.items()} or None,
             "robot_obs": np.asarray(obs["robot_obs"], dtype=np.float64),
             "scene_obs": _blocks_ordered(np.asarray(obs["scene_obs"], dtype=np.float64), self._from_simulator),
         }
 
     def _draw(self, names: Collection[str]) -> dict[str, tuple[Any, Any]]:
-        """Colours and depth of these cameras."""
+        """Return colours and depth of these cameras."""
         if not names:
             return {}
-        with _silent(errors_too=False):  # some image or other tells what draws it
+        with _silent(errors_too=False):  # the first image prints the name of the renderer
             return {name: self._cameras[name].render() for name in names}
 
-    def _wanted(self, render: Render) -> tuple[str, ...]:
+    def _selected(self, render: Render) -> tuple[str, ...]:
         if isinstance(render, Collection):
             unknown = [name for name in render if name not in self._cameras]
             if unknown:
@@ -190,11 +193,11 @@ class CalvinEnv:
         return info
 
     def close(self) -> None:
-        """Ends the simulation; the process may then hold another. A second time does nothing."""
+        """End the simulation, so that the process can have another. A second call does nothing."""
         if self._sim is None:
             return
         CalvinEnv._in_use = False
-        with _silent():  # it prints that it disconnects, and once more when it is deleted
+        with _silent():  # it prints messages when it disconnects and when it is deleted
             self._sim.close()
             self._sim.ownsPhysicsClient = False
             self._sim = None
@@ -206,7 +209,7 @@ def import_simulator() -> None:
     packages is missing."""
     check_packages()
     _provide_gym()
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # calvin_env imports GitPython, which wants a git program
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # calvin_env imports GitPython, which needs a git program
     excepthook = sys.excepthook  # calvin_env 1431a46 replaces it
     try:
         with _silent():
@@ -221,14 +224,14 @@ def import_simulator() -> None:
 
 
 def _remedy(module: str | None) -> str:
-    """The command that provides a module which could not be imported."""
+    """Return the command that installs a module that could not be imported."""
     package = (module or "").partition(".")[0]
     install = "bash scripts/install_calvin_env.sh"
     return f"pip install {package}, or {install}" if package not in ("", "calvin_env") else install
 
 
 def _build(config: Any, egl: bool, file: Path) -> Any:
-    """calvin_env's environment. Raises ``ValueError`` in one line where it cannot be built."""
+    """Return calvin_env's environment. Raises ``ValueError`` in one line if it cannot be built."""
     from hydra.errors import HydraException
     from hydra.utils import instantiate
     from omegaconf.errors import OmegaConfBaseException
@@ -246,47 +249,47 @@ def _build(config: Any, egl: bool, file: Path) -> Any:
 
 
 def _provide_gym() -> None:
-    """Let ``import gym`` find gymnasium if that is installed. Otherwise it finds gym."""
+    """Make ``import gym`` import gymnasium if that is installed, else gym."""
     if "gym" not in sys.modules and find_spec("gymnasium") is not None:
         for name in ("", ".utils", ".utils.seeding"):
             sys.modules[f"gym{name}"] = import_module(f"gymnasium{name}")
 
 
 def _blocks_ordered(scene: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.float64]:
-    """`scene_obs` with its blocks in another order: the i-th is what was number `order[i]`."""
+    """Return `scene_obs` with its blocks in another order: block i is the former block `order[i]`."""
     blocks = scene[FIRST_BLOCK:].reshape(len(order), BLOCK_SIZE)[order]
     return np.concatenate([scene[:FIRST_BLOCK], blocks.ravel()])
 
 
-def _vector(values: ArrayLike, size: int, what: str) -> NDArray[np.float64]:
+def _vector(values: ArrayLike, size: int, name: str) -> NDArray[np.float64]:
     out = np.array(values, dtype=np.float64)  # a copy, and never of integers: calvin_env computes in place
     if out.shape != (size,) or not np.isfinite(out).all():
-        raise ValueError(f"{what} has to be {size} finite numbers, got {out.tolist()}")
+        raise ValueError(f"{name} has to be {size} finite numbers, got {out.tolist()}")
     return out
 
 
 @contextmanager
 def _silent(errors_too: bool = True) -> Iterator[None]:
-    """What is printed, by C code too, is heard only where something fails: pybullet, its EGL plugin and calvin_env are
-    talkative."""
-    flush = ctypes.CDLL(None).fflush  # C keeps text back, and would print it after all
+    """Capture the output of Python and C code and print it only on an error: pybullet, its EGL plugin and calvin_env
+    print a lot."""
+    flush = ctypes.CDLL(None).fflush  # C buffers output, and would print it later
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = {number: os.dup(number) for number in ((1, 2) if errors_too else (1,))}
-    words = io.StringIO()
-    with tempfile.TemporaryFile() as heard:
+    saved = {number: os.dup(number) for number in ((1, 2) if errors_too else (1,))}
+    python_output = io.StringIO()
+    with tempfile.TemporaryFile() as output:
         try:
-            for number in kept:
-                os.dup2(heard.fileno(), number)
-            with redirect_stdout(words), redirect_stderr(words if errors_too else sys.stderr):
+            for number in saved:
+                os.dup2(output.fileno(), number)
+            with redirect_stdout(python_output), redirect_stderr(python_output if errors_too else sys.stderr):
                 yield
         except BaseException:
             flush(None)
-            heard.seek(0)
-            os.write(kept.get(2, 2), heard.read() + words.getvalue().encode())
+            output.seek(0)
+            os.write(saved.get(2, 2), output.read() + python_output.getvalue().encode())
             raise
         finally:
             flush(None)
-            for number, copy in kept.items():
+            for number, copy in saved.items():
                 os.dup2(copy, number)
                 os.close(copy)

@@ -1,4 +1,4 @@
-"""The desk as symbols: where the blocks, doors and lights are, which tasks that allows and what they change.
+"""Symbolic states of blocks, doors and lights, the tasks that are feasible in them, and the tasks' effects.
 
 A state is a dictionary with the keys and values of CALVIN's chains (calvin_agent's multistep_sequences):
     led, lightbulb      0 | 1
@@ -7,8 +7,8 @@ A state is a dictionary with the keys and values of CALVIN's chains (calvin_agen
     *_block             "table" | "slider_right" | "slider_left" | "drawer" | "grasped" | "stacked_top" |
                         "stacked_bottom"
     grasped             0 | 1, whether some block is "grasped"
-A state read from a scene (`scene_state.symbolic_state`) may also say "partway" for a door, from where no door task has
-enough travel, and "elsewhere" for a block; no rule asks for either, so tasks on them are not feasible.
+A state of a scene (`scene_state.symbolic_state`) may also have "partway" for a door without enough travel for its
+tasks, and "elsewhere" for a block; no rule has these values, so tasks on them are not feasible.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ ON_SHELF = ("slider_right", "slider_left")
 
 @dataclass(frozen=True)
 class Rule:
-    """One way of doing a task: key -> values it may have before, key -> value it has after."""
+    """One rule of a task: key -> allowed values before it, key -> value after it."""
 
     condition: Mapping[str, tuple[Value, ...]]
     effect: Mapping[str, Value]
 
     def after(self, state: Frozen) -> Frozen | None:
-        """The state that the rule leads to, None where its condition does not hold."""
+        """Return the state after the rule, None if its condition does not hold."""
         if any(state[STATE_KEYS.index(key)] not in allowed for key, allowed in self.condition.items()):
             return None
         return tuple(self.effect.get(key, value) for key, value in zip(STATE_KEYS, state, strict=True))
@@ -47,30 +47,30 @@ def _rule(condition: Mapping[str, Value | tuple[Value, ...]], effect: Mapping[st
 
 
 def _block_rules(block: str, others: tuple[str, str]) -> dict[str, list[Rule]]:
-    """Lifting, placing, sweeping into the drawer: what one block contributes to each task (its colour in the name)."""
+    """Return the rules of one block (with its colour in the name) for each task."""
     lifted: dict[str, Value] = {block: "grasped", "grasped": 1}
-    shelf_rules = [  # the door covers the side it stands on
+    shelf_rules = [  # the door covers its side
         _rule({block: "slider_left", "slider": "right"}, lifted),
         _rule({block: "slider_right", "slider": "left"}, lifted),
     ]
-    held: dict[str, Value] = {block: "grasped"}
+    grasped: dict[str, Value] = {block: "grasped"}
     return {
         f"lift_{block}_table": [_rule({block: "table"}, lifted)],
         f"lift_{block}_slider": shelf_rules,
         f"lift_{block}_drawer": [_rule({block: "drawer", "drawer": "open"}, lifted)],
         "place_in_slider": [
-            _rule({**held, "slider": side}, {block: f"slider_{side}", "grasped": 0}, grasped=1)
+            _rule({**grasped, "slider": side}, {block: f"slider_{side}", "grasped": 0}, grasped=1)
             for side in ("right", "left")
         ],
-        "place_in_drawer": [_rule({**held, "drawer": "open"}, {block: "drawer", "grasped": 0}, grasped=1)],
+        "place_in_drawer": [_rule({**grasped, "drawer": "open"}, {block: "drawer", "grasped": 0}, grasped=1)],
         "stack_block": [
-            _rule({**held, other: "table"}, {block: "stacked_top", other: "stacked_bottom", "grasped": 0}, grasped=1)
+            _rule({**grasped, other: "table"}, {block: "stacked_top", other: "stacked_bottom", "grasped": 0}, grasped=1)
             for other in others
         ],
         "unstack_block": [
             _rule({block: "stacked_top", other: "stacked_bottom"}, {block: "table", other: "table"}) for other in others
         ],
-        # which block is meant must be clear from the scene: the other two are in the cabinet
+        # the block must be unambiguous: the other two are in the cabinet
         "push_into_drawer": [
             _rule({block: "table", "drawer": "open", **dict.fromkeys(others, ON_SHELF)}, {block: "drawer"})
         ],
@@ -101,7 +101,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = _rules()
 
 
 def _category(task: str) -> int:
-    """CALVIN's grouping: a chain never has two tasks of one group, which would undo or repeat each other."""
+    """Return CALVIN's task group: a chain never has two tasks of one group, which could undo each other."""
     if task.startswith("lift_"):
         return 4 + ("table", "slider", "drawer").index(task.rsplit("_", 1)[1])
     groups = {
@@ -122,7 +122,7 @@ CATEGORIES: Mapping[str, int] = {task: _category(task) for task in TASK_NAMES}
 
 
 def freeze(state: Mapping[str, Value]) -> Frozen:
-    """A state as a tuple; ValueError naming what is missing or too much."""
+    """Return a state as a tuple. Raises ValueError for missing or additional keys."""
     if set(state) != set(STATE_KEYS):
         raise ValueError(f"a desk state has the keys {', '.join(STATE_KEYS)}; got {', '.join(map(str, state))}")
     values = (state[key] for key in STATE_KEYS)
@@ -130,23 +130,23 @@ def freeze(state: Mapping[str, Value]) -> Frozen:
 
 
 def thaw(state: Frozen) -> State:
-    """The dictionary of a frozen state, keys in CALVIN's order."""
+    """Return the dictionary of a frozen state, keys in CALVIN's order."""
     return dict(zip(STATE_KEYS, state, strict=True))
 
 
 @cache
 def successors(state: Frozen, task: str) -> tuple[Frozen, ...]:
-    """The states that doing `task` in `state` may lead to, one for each rule that applies."""
+    """Return the possible states after `task` in `state`, one for each rule that applies."""
     return tuple(after for rule in RULES[task] if (after := rule.after(state)) is not None)
 
 
 def feasible_tasks(
     state: Mapping[str, Value], tasks: Iterable[str] = TASK_NAMES, unique: bool = True
 ) -> tuple[str, ...]:
-    """Those of `tasks` that can be done in `state`, in their order.
+    """Return those of `tasks` that are feasible in `state`, in their order.
 
-    With `unique` only tasks of one outcome, as CALVIN demands of its chains: stacking the held block is left out while
-    both others lie on the table. Without, one way of doing the task is enough.
+    With `unique` only tasks with one outcome, as in CALVIN's chains: stacking the held block is excluded while both
+    other blocks are on the table. Otherwise one applicable rule is sufficient.
     """
     frozen = freeze(state)
     ways = {task: len(successors(frozen, task)) for task in check_tasks(tasks)}
@@ -154,7 +154,7 @@ def feasible_tasks(
 
 
 def check_tasks(tasks: Iterable[str]) -> tuple[str, ...]:
-    """`tasks` as a tuple; ValueError naming one that CALVIN does not have."""
+    """Return `tasks` as a tuple. Raises ValueError naming a task that CALVIN does not have."""
     names = tuple(tasks)
     for task in names:
         if task not in RULES:

@@ -1,6 +1,6 @@
 """CALVIN's 34 tasks as a table: `task: (function, *arguments)`, the form of `tasks:` in CALVIN's merged_config.yaml.
 
-The order is CALVIN's own and must stay: the chain generator draws tasks by their index in it.
+The order is CALVIN's and must not change: the chain generator draws tasks by their index.
 Units: degrees for rotations, metres for pushes, lifts and doors. Positive x is right when facing the desk,
 a positive rotation about z is counter-clockwise ("left"), the slider joint grows to the left.
 """
@@ -8,10 +8,7 @@ a positive rotation about z is counter-clockwise ("left"), the slider joint grow
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 TaskRow = tuple[Any, ...]  # (function name, *arguments)
 TaskTable = Mapping[str, TaskRow]
@@ -64,23 +61,3 @@ DOORS_AND_LIGHTS: tuple[str, ...] = (
     "turn_off_lightbulb",
 )
 """The tasks of four kinds that need no grasping of blocks."""
-
-
-def read_task_table(path: str | Path) -> dict[str, TaskRow]:
-    """The task table of a YAML file in CALVIN's form: a merged_config.yaml, its `tasks:` part, or the bare table.
-
-    Raises FileNotFoundError where there is no such file, ValueError where it holds no task table. Whether the
-    functions exist and take these arguments is checked by `TaskOracle`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such task table; give a YAML file in the form of CALVIN's `tasks:`")
-    table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    while isinstance(table, dict) and isinstance(table.get("tasks"), dict):
-        table = table["tasks"]
-    if not isinstance(table, dict) or not table:
-        raise ValueError(f"{path}: no task table found; expected rows such as `open_drawer: [move_door_rel, ...]`")
-    for task, row in table.items():
-        if not isinstance(row, list) or not row:
-            raise ValueError(f"{path}: task {task!r} is {row!r}; expected a list [function, *arguments]")
-    return {str(task): tuple(row) for task, row in table.items()}

@@ -1,4 +1,4 @@
-"""Build CALVIN's environment once in a process of its own, before a model is loaded.
+"""Build CALVIN's environment once in a separate process, before a model is loaded.
 
 Worker processes would report a missing package, a missing mesh or a driver that ends the process only after the model
 was loaded, and with a traceback.
@@ -19,13 +19,13 @@ import numpy as np
 from policy_rollout.calvin.egl import Graphics
 
 TIMEOUT = 300.0
-"""Seconds after which the environment counts as one that cannot be built."""
+"""Seconds after which building the environment has failed."""
 RESULT = "TRIAL "
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trial measured, in seconds: a reset, one control step without images, the first images."""
+    """Durations in seconds: a reset, one control step without images, the first images."""
 
     reset: float
     step: float

@@ -1,4 +1,4 @@
-"""The command line of the evaluation: the grammar of training (`config.command_line`), handed to Hydra."""
+"""The command line of the evaluation: the grammar of training (`config.command_line`), translated for Hydra."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUMBERS = frozenset(
     {"num_sequences", "ep_len", "replan_every", "ensemble", "parallel", "workers", "num_videos"}
     | {"save_rollout_as_video", "log_wandb"}
 )
-"""Keys whose value is a number, true or false, or null. Every other value is text, or null."""
+"""Keys whose value is a number, true or false, or null. All other values are text or null."""
 SWEEPS = frozenset({"-m", "--multirun"})
 FLAGS = SWEEPS | {"-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run"}
 FLAGS_WITH_VALUE = frozenset({"-c", "--cfg", "-p", "--package", "-i", "--info"})

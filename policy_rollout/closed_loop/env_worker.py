@@ -1,10 +1,10 @@
-"""Seats in worker processes, for simulators that are slow, crash, or allow one environment in a process.
+"""Environment slots in worker processes, for simulators that are slow, crash, or allow one environment per process.
 
-The policy stays in the process that started them. Observations come through pipes: 0.6 ms of CPU where the look itself
-takes 40, so shared memory would save a hundredth (docs/log.md).
+The policy stays in the parent process. Observations are sent through pipes: 0.6 ms of CPU, where rendering takes 40, so
+shared memory would save 1 % (docs/log.md).
 
-A worker is a fresh interpreter that loads no network. It ends when its pipe does, so that none outlives a parent that
-was killed. When it breaks down itself, its seats are lost, and a new worker takes its place.
+A worker is a fresh interpreter that loads no network. It exits when its pipe closes, so that no worker outlives its
+parent. If a worker crashes, its chains are lost and a new worker replaces it.
 """
 
 from __future__ import annotations
@@ -21,50 +21,51 @@ from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
-from policy_rollout.closed_loop.env_slot import ChainFinished, ChainJob, EnvSlot, Rules, SlotEvent, WorkerCrashed, World
+from policy_rollout.closed_loop.env_slot import ChainFinished, EnvSlot, SlotEvent, SlotSettings, WorkerCrashed
+from policy_rollout.closed_loop.interface import ChainJob, EnvFactory
 from policy_rollout.policies.action_chunking import Actions
 
-LAST_WORDS = 2000
-"""Characters of a broken worker's output that are told."""
-PATIENCE = 5.0
-"""Seconds that a worker has to close its environments."""
+OUTPUT_CHARS = 2000
+"""Characters from the end of a crashed worker's output that the error message shows."""
+CLOSE_SECONDS = 5.0
+"""Time that a worker has to close its environments."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
-class WorkerSeats:
-    """Seat s is in worker s modulo their number. Workers start with the first chain that is begun in them."""
+class WorkerSlots:
+    """Slots in worker processes: slot s is in worker s modulo their number. A worker starts with its first chain."""
 
-    def __init__(self, world: World, rules: Rules, count: int, workers: int) -> None:
-        if type(world).__module__ == "__main__":
+    def __init__(self, factory: EnvFactory, settings: SlotSettings, count: int, workers: int) -> None:
+        if type(factory).__module__ == "__main__":
             raise ValueError(
-                f"{type(world).__name__} is defined in the script that runs, which worker processes cannot import: "
-                "put it in a module, or take workers=0"
+                f"{type(factory).__name__} is defined in the script that runs, which worker processes cannot import: "
+                "move it to a module, or set workers=0"
             )
         self.count = count
-        self._workers = [_Worker(world, rules) for _ in range(min(workers, count))]
+        self._workers = [_Worker(factory, settings) for _ in range(min(workers, count))]
 
-    def begin(self, seat: int, job: ChainJob, film: bool) -> None:
-        self._of(seat).tell("begin", seat, job, film)
+    def start(self, slot: int, job: ChainJob, record_video: bool) -> None:
+        self._worker(slot).call("start", slot, job, record_video)
 
-    def plan(self, seat: int, chunk: Actions) -> None:
-        self._of(seat).tell("plan", seat, chunk)
+    def execute(self, slot: int, chunk: Actions) -> None:
+        self._worker(slot).call("execute", slot, chunk)
 
-    def ready(self, wait: bool) -> list[tuple[int, SlotEvent]]:
-        moments: list[tuple[int, SlotEvent]] = []
-        talking = {worker.pipe: worker for worker in self._workers if worker.pipe is not None and worker.busy}
-        for pipe in _readable(list(talking), None if wait else 0):
-            moments += talking[pipe].hear()
-        return moments
+    def events(self, wait: bool) -> list[tuple[int, SlotEvent]]:
+        found: list[tuple[int, SlotEvent]] = []
+        workers = {worker.pipe: worker for worker in self._workers if worker.pipe is not None and worker.busy}
+        for pipe in _readable(list(workers), None if wait else 0):
+            found += workers[pipe].receive()
+        return found
 
-    def _of(self, seat: int) -> _Worker:
-        return self._workers[seat % len(self._workers)]
+    def _worker(self, slot: int) -> _Worker:
+        return self._workers[slot % len(self._workers)]
 
     def close(self) -> None:
         for worker in self._workers:
-            worker.dismiss()
-        deadline = time.monotonic() + PATIENCE
+            worker.close_pipe()
+        deadline = time.monotonic() + CLOSE_SECONDS
         for worker in self._workers:
-            worker.end(deadline)
+            worker.join(deadline)
 
 
 def _readable(pipes: Sequence[Connection], timeout: float | None) -> list[Connection]:
@@ -74,88 +75,89 @@ def _readable(pipes: Sequence[Connection], timeout: float | None) -> list[Connec
 class _Worker:
     """The parent's side of a worker process."""
 
-    def __init__(self, world: World, rules: Rules) -> None:
-        self._setup = world, rules
+    def __init__(self, factory: EnvFactory, settings: SlotSettings) -> None:
+        self._setup = factory, settings
         self._process: subprocess.Popen[bytes] | None = None
         self.pipe: Connection | None = None
-        self._asked: deque[int] = deque()
-        """Seats that owe an answer, in the order in which they will be served."""
-        self._seated: set[int] = set()
-        """Seats with a chain that is not over."""
+        self._pending: deque[int] = deque()
+        """Slots with a call that has no result yet, in the order in which the worker handles them."""
+        self._active: set[int] = set()
+        """Slots with an unfinished chain."""
 
     @property
     def busy(self) -> bool:
-        return bool(self._seated)
+        return bool(self._active)
 
-    def tell(self, what: str, seat: int, *arguments: object) -> None:
+    def call(self, method: str, slot: int, *arguments: object) -> None:
+        """Call a method of ``EnvSlot`` in the worker; ``receive`` returns the result."""
         if self.pipe is None:
             self._start()
         assert self.pipe is not None
-        self._asked.append(seat)
-        self._seated.add(seat)
-        self._send((what, seat, arguments))
+        self._pending.append(slot)
+        self._active.add(slot)
+        self._send((method, slot, arguments))
 
-    def hear(self) -> list[tuple[int, SlotEvent]]:
+    def receive(self) -> list[tuple[int, SlotEvent]]:
+        """Return the next event, or ``WorkerCrashed`` of all active slots."""
         assert self.pipe is not None
         try:
-            seat, moment = self.pipe.recv()
-        except (EOFError, OSError):  # it ended before a message, or in the midst of one
-            return self._bury()
-        self._asked.remove(seat)
-        if isinstance(moment, ChainFinished):
-            self._seated.discard(seat)
-        return [(seat, moment)]
+            slot, event = self.pipe.recv()
+        except (EOFError, OSError):  # the worker ended before or within a message
+            return self._crashed()
+        self._pending.remove(slot)
+        if isinstance(event, ChainFinished):
+            self._active.discard(slot)
+        return [(slot, event)]
 
     def _start(self) -> None:
-        self.pipe, theirs = Pipe()
-        # Simulators talk a lot; what they say is shown when one breaks down.
+        self.pipe, child_pipe = Pipe()
+        # Simulators print a lot; their output is shown only after a crash.
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", "-m", "policy_rollout.closed_loop.env_worker", str(theirs.fileno())],
+            [sys.executable, "-X", "faulthandler", "-m", __name__, str(child_pipe.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[child_pipe.fileno()],
             env={**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
         )
-        theirs.close()
+        child_pipe.close()
         self._send(self._setup)
 
     def _send(self, message: object) -> None:
         assert self.pipe is not None
-        with suppress(OSError):  # reading tells the same, and there it is dealt with
+        with suppress(OSError):  # `receive` fails likewise and handles the error
             self.pipe.send(message)
 
-    def _bury(self) -> list[tuple[int, SlotEvent]]:
-        """All chains of the worker are lost; it broke down over what it was asked first."""
-        code = self._await(time.monotonic() + PATIENCE)
-        words = f"({_ending(code)}) {self._words()}"
-        lost: list[tuple[int, SlotEvent]]
-        lost = [
-            (seat, WorkerCrashed(words, by_it=bool(self._asked) and seat == self._asked[0])) for seat in self._seated
-        ]
-        self._seated.clear()
-        self._asked.clear()
-        self.end(deadline=0.0)
-        return lost
+    def _crashed(self) -> list[tuple[int, SlotEvent]]:
+        """Return ``WorkerCrashed`` of all active slots. The worker crashed in the first pending call."""
+        code = self._wait(time.monotonic() + CLOSE_SECONDS)
+        output = f"({_describe_exit(code)}) {self._output_tail()}"
+        first = self._pending[0] if self._pending else None
+        events: list[tuple[int, SlotEvent]] = [(slot, WorkerCrashed(output, slot == first)) for slot in self._active]
+        self._active.clear()
+        self._pending.clear()
+        self.join(deadline=0.0)
+        return events
 
-    def _words(self) -> str:
+    def _output_tail(self) -> str:
         self._output.seek(0)
-        return self._output.read().decode(errors="replace").strip()[-LAST_WORDS:] or "none"
+        return self._output.read().decode(errors="replace").strip()[-OUTPUT_CHARS:] or "none"
 
-    def dismiss(self) -> None:
+    def close_pipe(self) -> None:
         if self.pipe is not None:
             self.pipe.close()
             self.pipe = None
 
-    def end(self, deadline: float) -> None:
-        self.dismiss()
+    def join(self, deadline: float) -> None:
+        """Wait for the process until ``deadline`` (of ``time.monotonic``), then kill it."""
+        self.close_pipe()
         if self._process is not None:
-            self._await(deadline)
+            self._wait(deadline)
             self._output.close()
             self._process = None
 
-    def _await(self, deadline: float) -> int:
+    def _wait(self, deadline: float) -> int:
         assert self._process is not None
         try:
             return self._process.wait(max(deadline - time.monotonic(), 0.01))
@@ -164,30 +166,30 @@ class _Worker:
             return self._process.wait()
 
 
-def _ending(code: int) -> str:
+def _describe_exit(code: int) -> str:
     return f"signal {-code}, {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def serve(pipe: Connection) -> None:
-    """What a worker does: each message in turn is answered by the moment that its seat has come to."""
-    seats: dict[int, EnvSlot] = {}
-    world, rules = pipe.recv()
+    """Run in a worker: handle the calls in order and send the event of each, until the pipe closes."""
+    slots: dict[int, EnvSlot] = {}
+    factory, settings = pipe.recv()
     while True:
         try:
-            what, number, arguments = pipe.recv()
+            method, number, arguments = pipe.recv()
         except (EOFError, OSError):
-            break  # the parent has closed the pipe, or is no more
-        if number not in seats:
-            seats[number] = EnvSlot.make(world, rules)
-        moment = getattr(seats[number], what)(*arguments)
+            break  # the parent has closed the pipe or ended
+        if number not in slots:
+            slots[number] = EnvSlot.make(factory, settings)
+        event = getattr(slots[number], method)(*arguments)
         try:
-            pipe.send((number, moment))
+            pipe.send((number, event))
         except OSError:
             break
-    for seat in seats.values():
-        seat.env.close()
+    for slot in slots.values():
+        slot.env.close()
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's, who ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles an interrupt and closes its workers
     serve(Connection(int(sys.argv[1])))

@@ -1,4 +1,4 @@
-"""The chains of a benchmark, played by whoever takes part until none is missing. Loads no network."""
+"""The chains of a benchmark, run by any number of processes until every chain has a record. Loads no network."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from common.constants import CALVIN_MAX_STEPS
 from policy_rollout.closed_loop import records
+from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, EnvFactory, Recorder
 from policy_rollout.closed_loop.progress import Progress
-from policy_rollout.closed_loop.recorder import Recorder
-from policy_rollout.closed_loop.runner import MAX_STEPS, Arena, ChainJob, ChainRecord, run_chains
-from policy_rollout.closed_loop.work_queue import Owner
+from policy_rollout.closed_loop.runner import run_chains
+from policy_rollout.closed_loop.work_queue import Worker
 from policy_rollout.policies.interface import Policy
 
-PAUSE = 1.0
-"""Seconds between two looks at whether the chains that others play are recorded."""
+POLL_SECONDS = 1.0
+"""Seconds between two checks for the records of other processes."""
 
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """How chains are played; see ``run_chains``. The first three decide outcomes."""
+    """How chains are run; see ``run_chains``. The first three change outcomes."""
 
-    max_steps: int = MAX_STEPS
+    max_steps: int = CALVIN_MAX_STEPS
     replan_every: int | None = None
     ensemble: float | None = None
     parallel: int = 8
@@ -32,45 +33,47 @@ class RolloutSettings:
 
 def run_distributed(
     folder: Path,
-    world: Arena,
+    factory: EnvFactory,
     policy: Policy,
     jobs: Sequence[ChainJob],
-    manner: RolloutSettings,
+    settings: RolloutSettings,
     progress: Progress,
     recorder: Recorder | None = None,
     processes: int = 1,
-    **more: Mapping[str, Any],
+    **extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Play chains that nobody else in ``folder`` has taken, wait for those that others have, take over from the dead,
-    and write the results, with ``more`` in them. Returns them. ``folder`` has been claimed for these settings
-    (``records.claim``). ``processes``: how many take part; none of them has more than its share of the missing chains
-    at a time, so that the others get some where there are fewer chains than environments."""
-    _recorded(folder, jobs)
-    with progress, Owner(folder) as owner:
+    """Run the chains of ``jobs`` that no other process of ``folder`` has claimed, and wait for the others.
 
-        def finished(record: ChainRecord) -> None:
-            records.append(folder, owner.name, record)
-            progress.heard(record)
+    Claims the chains of processes that died. Writes the results, with ``extra`` in them, and returns them. ``folder``
+    has to be claimed for the settings (``records.claim``). ``processes``: number of processes that take part; none runs
+    more than its share of the missing chains at a time, so that all have work if there are few chains.
+    """
+    _recorded(folder, jobs)
+    with progress, Worker(folder) as worker:
+
+        def on_record(record: ChainRecord) -> None:
+            records.append(folder, worker.name, record)
+            progress.add(record)
 
         while missing := progress.missing():
             share = -(-len(missing) // processes)
             run_chains(
-                world,
+                factory,
                 policy,
-                owner.take(missing, lambda index: index in records.read(folder)),
-                finished,
+                worker.claim(missing, lambda index: index in records.read(folder)),
+                on_record,
                 recorder=recorder,
-                **vars(replace(manner, parallel=min(manner.parallel, share))),
+                **vars(replace(settings, parallel=min(settings.parallel, share))),
             )
             if progress.missing():
-                time.sleep(PAUSE)  # others still play
-        results = records.write_results(folder, _recorded(folder, jobs), records.settings_of(folder), **more)
-        progress.tell(results)
+                time.sleep(POLL_SECONDS)
+        results = records.write_results(folder, _recorded(folder, jobs), records.settings_of(folder), **extra)
+        progress.report(results)
     return results
 
 
 def _recorded(folder: Path, jobs: Sequence[ChainJob]) -> list[ChainRecord]:
-    """What became of the chains so far. Raises ``ValueError`` where a record is of another chain than these."""
+    """Return the records so far. Raises ``ValueError`` if a record has other tasks than the job of its index."""
     done = records.read(folder)
     for job in jobs:
         if job.index in done and done[job.index].tasks != job.tasks:

@@ -1,11 +1,11 @@
-"""Records of an evaluation that several processes write and any of them may be killed in.
+"""Records of an evaluation that several processes write and any of which may be killed.
 
-    <folder>/settings.json        what the records depend on; a folder holds the records of one such thing only
-    <folder>/records/<name>.jsonl one line for each finished chain, flushed; each process has a file of its own, so that
-                                  nobody writes behind a line that a kill cut off
-    <folder>/results.json         written when nothing is missing any more
+    <folder>/settings.json        what the records depend on; all records of a folder have the same
+    <folder>/records/<name>.jsonl one line for each finished chain, flushed; each process has its own file, so that no
+                                  process appends to a line that a kill truncated
+    <folder>/results.json         written when every chain has a record
 
-Started again, an evaluation plays what is missing, with as many processes as it likes.
+An evaluation that is started again runs the missing chains, with any number of processes.
 """
 
 from __future__ import annotations
@@ -18,33 +18,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.files import remove, write_json
+from common.files import read_object, remove, write_json
 from policy_rollout.calvin.sequences import success_rates
-from policy_rollout.closed_loop.env_slot import ChainRecord
+from policy_rollout.closed_loop.interface import ChainRecord
 from policy_rollout.intervals import Interval, average_length, wilson
+
+RESULTS_FILE = "results.json"
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make ``folder`` that of these settings. Raises ``ValueError`` where it has records of others."""
+    """Make ``folder`` with these settings. Raises ``ValueError`` if it has records made with others."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "settings.json"
-    mine = folder / f".settings-{_own_name()}.tmp"
+    mine = folder / f".settings-{os.getpid()}-{secrets.token_hex(4)}.tmp"  # process ids of two containers may be equal
     mine.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     try:
-        os.link(mine, file)  # of several processes exactly one succeeds, and the file is never half there
+        os.link(mine, file)  # exactly one of several processes succeeds, and the file is never incomplete
     except FileExistsError:
         require_same(folder, settings_of(folder), json.loads(json.dumps(settings)))
     finally:
         remove(mine)
 
 
-def _own_name() -> str:
-    """Of no other process: the numbers of processes on two machines, or in two containers, may be the same."""
-    return f"{os.getpid()}-{secrets.token_hex(4)}"
-
-
 def settings_of(folder: Path) -> dict[str, Any]:
-    """What the records of ``folder`` were made with. Raises ``FileNotFoundError`` where it has none."""
+    """Return the settings of a folder's records. Raises ``FileNotFoundError`` if it has none."""
     file = folder / "settings.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} is no folder of an evaluation: it has no settings.json")
@@ -52,10 +49,10 @@ def settings_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def require_same(folder: Path, theirs: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> None:
-    """Raises ``ValueError`` naming the first setting in which ``wanted`` differs from those of ``folder``."""
-    for name in sorted({*theirs, *wanted}):
-        old, new = theirs.get(name), wanted.get(name)
+def require_same(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], path: str = "") -> None:
+    """Raise ``ValueError`` naming the first setting in which ``ours`` differ from those of ``folder``."""
+    for name in sorted({*theirs, *ours}):
+        old, new = theirs.get(name), ours.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             require_same(folder, old, new, f"{path}{name}.")
         elif old != new:
@@ -66,7 +63,7 @@ def require_same(folder: Path, theirs: Mapping[str, Any], wanted: Mapping[str, A
 
 
 def append(folder: Path, name: str, record: ChainRecord) -> None:
-    """One more line in the file of the process that is called ``name``; on the disk when this returns."""
+    """Append a record to the file of process ``name``; it is on disk when this returns."""
     file = folder / "records" / f"{name}.jsonl"
     file.parent.mkdir(exist_ok=True)
     with file.open("a", encoding="utf-8") as stream:
@@ -76,10 +73,12 @@ def append(folder: Path, name: str, record: ChainRecord) -> None:
 
 
 def read(folder: Path) -> dict[int, ChainRecord]:
-    """All records by the chain's index. A last line without its end, which a kill cut off, is left out; a chain that
-    was played twice counts once, as the lesser of the two where they differ (docs/evaluation.md).
+    """Return all records by the chain's index.
 
-    Raises ``ValueError`` naming file and line where anything else cannot be read."""
+    A last line without a newline, which a kill truncated, is skipped. A chain that was run twice counts once, with the
+    lower of two different outcomes (docs/evaluation.md). Raises ``ValueError`` naming file and line for any other line
+    that cannot be read.
+    """
     found: dict[int, ChainRecord] = {}
     for file in sorted((folder / "records").glob("*.jsonl")):
         whole, _, _ = file.read_text(encoding="utf-8", errors="replace").rpartition("\n")
@@ -93,30 +92,34 @@ def read(folder: Path) -> dict[int, ChainRecord]:
 
 
 def chain_of(row: Mapping[str, Any]) -> ChainRecord:
-    """A record as it was written. Raises ``KeyError``, ``TypeError`` or ``ValueError`` where it is none, or one that no
-    chain can have."""
+    """Return a record from its JSON. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for an impossible one."""
     chain = ChainRecord(
         int(row["index"]), tuple(map(str, row["tasks"])), int(row["completed"]), tuple(map(int, row["steps"]))
     )
     if chain.index < 0 or not 0 <= chain.completed <= len(chain.steps) <= len(chain.tasks):
-        raise ValueError(f"chain {chain.index} says {chain.completed} of {len(chain.tasks)} tasks in {chain.steps}")
+        raise ValueError(f"chain {chain.index} has {chain.completed} of {len(chain.tasks)} tasks done in {chain.steps}")
     return chain
+
+
+def attempts(chain: ChainRecord) -> list[tuple[str, bool, int]]:
+    """Return (task, done, control steps) of every task that was started."""
+    return [(chain.tasks[i], i < chain.completed, steps) for i, steps in enumerate(chain.steps)]
 
 
 def _parse(line: str, file: Path, number: int) -> ChainRecord:
     try:
-        record = chain_of(json.loads(line))
+        return chain_of(json.loads(line))
     except (json.JSONDecodeError, KeyError, TypeError, ValueError):
         raise ValueError(
-            f"{file}, line {number} is no record of a chain: {line[:80]!r}; remove the line, and the chain is played "
-            "again"
+            f"{file}, line {number} is no record of a chain: {line[:80]!r}; remove the line, and the chain is run again"
         ) from None
-    return record
 
 
 def merge(folders: Sequence[Path], into: Path) -> dict[int, ChainRecord]:
-    """The records of several folders in one, which counts every chain once however often it is done. Raises
-    ``ValueError`` naming the setting in which two of them differ."""
+    """Copy the records of several folders into one and return them. Merging twice gives the same records.
+
+    Raises ``ValueError`` naming the setting in which two folders differ.
+    """
     for folder in folders:
         require_same(folders[0], settings_of(folders[0]), settings_of(folder))
     claim(into, settings_of(folders[0]))
@@ -129,10 +132,39 @@ def merge(folders: Sequence[Path], into: Path) -> dict[int, ChainRecord]:
     return known
 
 
+def merge_results(folders: Sequence[Path], into: Path) -> str:
+    """Merge the records of several folders, write the results if no chain is missing, and return a summary."""
+    found = merge(folders, into)
+    if not found:
+        raise ValueError(f"no record of a chain in {', '.join(map(str, folders))}")
+    missing = sorted(set(range(max(found) + 1)) - set(found))
+    if missing:
+        some = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        return (
+            f"{len(found)} chains in {into}; {len(missing)} before the last are missing ({some}): an evaluation with "
+            f"log_dir={into} runs them"
+        )
+    chains = [found[index] for index in sorted(found)]
+    results = write_results(into, chains, settings_of(into), **_policy_from([*folders, into]))
+    mean = results["average_length"]
+    return (
+        f"average length {mean['value']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}] over {len(found)} chains; "
+        f"results in {into / RESULTS_FILE}"
+    )
+
+
+def _policy_from(folders: Sequence[Path]) -> dict[str, Any]:
+    """Return ``policy_from`` of the folders' first results, with the cut instructions of all of them."""
+    contents = [read_object(file) for folder in folders if (file := folder / RESULTS_FILE).is_file()]
+    found = [policy for content in contents if isinstance(policy := content.get("policy_from"), Mapping)]
+    cut = dict.fromkeys(text for policy in found for text in policy.get("cut_instructions", ()))
+    return {"policy_from": {**found[0], "cut_instructions": list(cut)}} if found else {}
+
+
 def write_results(
-    folder: Path, records: Sequence[ChainRecord], settings: Mapping[str, Any], **more: Any
+    folder: Path, records: Sequence[ChainRecord], settings: Mapping[str, Any], **extra: Any
 ) -> dict[str, Any]:
-    """``results.json``, whole or not at all: average chain length, success of 1/5 .. 5/5, every task, every chain."""
+    """Write ``results.json`` and return it: average length, success of 1/5 .. 5/5, every task, every chain."""
     completed = [record.completed for record in records]
     length = max(len(record.tasks) for record in records)
     results: dict[str, Any] = {
@@ -144,20 +176,20 @@ def write_results(
         ],
         "per_task": _per_task(records),
         "settings": dict(settings),
-        **more,
+        **extra,
         "records": [asdict(record) for record in records],
     }
     assert abs(sum(success_rates(completed, length)) - results["average_length"]["value"]) < 1e-9
-    write_json(folder / "results.json", results)
+    write_json(folder / RESULTS_FILE, results)
     return results
 
 
 def _per_task(records: Sequence[ChainRecord]) -> dict[str, dict[str, float]]:
-    """Of every task that was begun: how often, and how often it was done."""
+    """Return for every task that was started how often it was tried, and its success rate."""
     outcomes: dict[str, list[bool]] = {}
     for record in records:
-        for place in range(len(record.steps)):
-            outcomes.setdefault(record.tasks[place], []).append(place < record.completed)
+        for task, done, _ in attempts(record):
+            outcomes.setdefault(task, []).append(done)
     return {
         task: {"tried": len(done), **_interval(wilson(sum(done), len(done)))} for task, done in sorted(outcomes.items())
     }

@@ -1,150 +1,141 @@
-"""CALVIN's long-horizon evaluation: tasks one after the other, the world never put back, until one of them fails.
+"""CALVIN's long-horizon evaluation: tasks in sequence, without a reset in between, until one of them fails.
 
-Several environments run side by side, in this process or in worker processes, and the policy is asked in this one about
-all that wait for it at once, so that one forward serves many chains. Which environment plays a chain, and beside which
-others, does not change its outcome. An environment renders only when the policy looks at it, and only what the policy
-sees.
+Several environments run in parallel, in this process or in worker processes. The policy runs in this process, with one
+forward for all environments that need a chunk. The outcome of a chain depends neither on its slot nor on the chains of
+other slots. An environment renders only the policy's cameras, and only when the policy needs an observation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
-from policy_rollout.closed_loop.env_slot import MAX_STEPS as MAX_STEPS
-from policy_rollout.closed_loop.env_slot import ChainJob as ChainJob
-from policy_rollout.closed_loop.env_slot import ChainRecord as ChainRecord
-from policy_rollout.closed_loop.env_slot import LocalSeats, NeedsChunk, Rules, Seats, SlotEvent, WorkerCrashed, World
-from policy_rollout.closed_loop.env_worker import WorkerSeats
-from policy_rollout.closed_loop.recorder import Recorder
-from policy_rollout.policies.interface import ActionConvention, Policy, require_same_convention
+from common.constants import CALVIN_MAX_STEPS
+from policy_rollout.closed_loop.env_slot import EnvSlots, LocalSlots, NeedsChunk, SlotEvent, SlotSettings, WorkerCrashed
+from policy_rollout.closed_loop.env_worker import WorkerSlots
+from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, EnvFactory, Recorder
+from policy_rollout.policies.interface import Policy, require_same_convention
 
-TRIES = 2
-"""How often a chain is begun whose process breaks down in its midst."""
+MAX_ATTEMPTS = 2
+"""How often a chain is started whose worker process crashes in it."""
 
-Finished = Callable[[ChainRecord], None]
-
-
-class Arena(World, Protocol):
-    """A world that says what it does with an action. Every ``policy_rollout.benchmarks.base.Benchmark`` is one."""
-
-    @property
-    def convention(self) -> ActionConvention: ...
+OnRecord = Callable[[ChainRecord], None]
 
 
 def run_chains(
-    world: Arena,
+    factory: EnvFactory,
     policy: Policy,
     jobs: Iterable[ChainJob],
-    finished: Finished,
+    on_record: OnRecord,
     *,
-    max_steps: int = MAX_STEPS,
+    max_steps: int = CALVIN_MAX_STEPS,
     replan_every: int | None = None,
     ensemble: float | None = None,
     parallel: int = 8,
     workers: int = 0,
     recorder: Recorder | None = None,
 ) -> None:
-    """Plays every chain once. ``finished`` hears each record as it is made.
+    """Run every chain once and call ``on_record`` with each record.
 
-    ``jobs``       taken one by one, when an environment is free for it.
-    ``parallel``   environments side by side; ``workers`` processes hold them, or this one for 0.
-    ``recorder``   watches; ``replan_every``, ``ensemble``: see ``ChunkPlayer``.
+    ``jobs``       are read one by one, when a slot is free.
+    ``parallel``   number of environments; in ``workers`` processes, or in this one if 0.
+    ``recorder``   receives frames and outcomes; ``replan_every``, ``ensemble``: see ``ChunkPlayer``.
 
-    Raises ``ValueError`` where the policy's actions mean something else than the world's, and where a chain's worker
-    process has broken down twice in its midst.
+    Raises ``ValueError`` if the action conventions of policy and environment differ, and if a worker process crashed
+    twice in the same chain.
     """
-    require_same_convention(policy.convention, world.convention, "the environment")
+    require_same_convention(policy.convention, factory.convention, "the environment")
     policy.reset()
     cameras = tuple(name.removeprefix("rgb_") for name in policy.cameras)
-    film_every = recorder.film_every if recorder is not None else 1
-    rules = Rules(policy.act_step, cameras, max_steps, replan_every, ensemble, film_every)
-    rules.player()  # refuses wrong numbers before anything is started
-    seats: Seats = WorkerSeats(world, rules, parallel, workers) if workers else LocalSeats(world, rules, parallel)
+    frame_interval = recorder.frame_interval if recorder is not None else 1
+    settings = SlotSettings(policy.act_step, cameras, max_steps, replan_every, ensemble, frame_interval)
+    settings.make_player()  # raises before any environment is made
+    slots: EnvSlots
+    slots = WorkerSlots(factory, settings, parallel, workers) if workers else LocalSlots(factory, settings, parallel)
     try:
-        _Round(seats, policy, iter(jobs), finished, recorder).play()
+        _ChainRunner(slots, policy, iter(jobs), on_record, recorder).run()
     finally:
-        seats.close()
+        slots.close()
 
 
 @dataclass
 class _Chain:
-    """A chain in a seat."""
+    """A chain in a slot. ``recorder``: None if the chain is not recorded."""
 
     job: ChainJob
-    watched: bool
-    breakdowns: int = 0
+    recorder: Recorder | None
+    crashes: int = 0
 
 
-class _Round:
-    """The loop: who waits for a chunk is asked about, who is done gets the next chain."""
+class _ChainRunner:
+    """The loop: one forward for all slots that need a chunk, and the next chain for every slot that is free."""
 
     def __init__(
-        self, seats: Seats, policy: Policy, jobs: Iterator[ChainJob], finished: Finished, recorder: Recorder | None
+        self, slots: EnvSlots, policy: Policy, jobs: Iterator[ChainJob], on_record: OnRecord, recorder: Recorder | None
     ) -> None:
-        self.seats, self.policy, self.jobs, self.finished, self.recorder = seats, policy, jobs, finished, recorder
-        self.playing: dict[int, _Chain] = {}
+        self.slots, self.policy, self.jobs, self.on_record, self.recorder = slots, policy, jobs, on_record, recorder
+        self.chains: dict[int, _Chain] = {}
         self.waiting: dict[int, NeedsChunk] = {}
 
-    def play(self) -> None:
-        for seat in range(self.seats.count):
-            self._next(seat)
-        while self.playing:
-            # All that is ready is asked about together, but nobody waits for those that still act.
-            while moments := self.seats.ready(wait=not self.waiting):
-                for seat, moment in moments:
-                    self._hear(seat, moment)
-            self._answer()
+    def run(self) -> None:
+        for slot in range(self.slots.count):
+            self._start_next(slot)
+        while self.chains:
+            # One forward for all slots that are ready; slots that still act are not waited for.
+            while events := self.slots.events(wait=not self.waiting):
+                for slot, event in events:
+                    self._handle(slot, event)
+            self._run_policy()
 
-    def _next(self, seat: int) -> None:
+    def _start_next(self, slot: int) -> None:
         job = next(self.jobs, None)
         if job is not None:
-            self.playing[seat] = _Chain(job, self.recorder is not None and self.recorder.wants(job))
-            self._begin(seat)
+            selected = self.recorder is not None and self.recorder.selects(job)
+            self.chains[slot] = _Chain(job, self.recorder if selected else None)
+            self._start(slot)
 
-    def _begin(self, seat: int) -> None:
-        chain = self.playing[seat]
-        if self.recorder is not None and chain.watched:
-            self.recorder.began(chain.job)
-        self.seats.begin(seat, chain.job, chain.watched)
+    def _start(self, slot: int) -> None:
+        chain = self.chains[slot]
+        if chain.recorder is not None:
+            chain.recorder.start_chain(chain.job)
+        self.slots.start(slot, chain.job, chain.recorder is not None)
 
-    def _hear(self, seat: int, moment: SlotEvent) -> None:
-        chain = self.playing[seat]
-        if isinstance(moment, WorkerCrashed):
-            self.waiting.pop(seat, None)
-            self._again(seat, moment)
+    def _handle(self, slot: int, event: SlotEvent) -> None:
+        chain = self.chains[slot]
+        if isinstance(event, WorkerCrashed):
+            self.waiting.pop(slot, None)
+            self._retry(slot, event)
             return
-        if self.recorder is not None and chain.watched:
-            for shot in moment.shots:
-                self.recorder.filmed(chain.job, shot.place, shot.step, shot.image)
-        if isinstance(moment, NeedsChunk):
-            self.waiting[seat] = moment
+        if chain.recorder is not None:
+            for frame in event.frames:
+                chain.recorder.add_frame(chain.job, frame.task_index, frame.step, frame.image)
+        if isinstance(event, NeedsChunk):
+            self.waiting[slot] = event
             return
-        if self.recorder is not None and chain.watched:
-            self.recorder.ended(chain.job, moment.record)
-        self.finished(moment.record)
-        del self.playing[seat]
-        self._next(seat)
+        if chain.recorder is not None:
+            chain.recorder.finish_chain(chain.job, event.record)
+        self.on_record(event.record)
+        del self.chains[slot]
+        self._start_next(slot)
 
-    def _again(self, seat: int, lost: WorkerCrashed) -> None:
-        chain = self.playing[seat]
-        chain.breakdowns += lost.by_it
-        if chain.breakdowns >= TRIES:
+    def _retry(self, slot: int, crash: WorkerCrashed) -> None:
+        chain = self.chains[slot]
+        chain.crashes += crash.in_this_chain
+        if chain.crashes >= MAX_ATTEMPTS:
             raise ValueError(
-                f"chain {chain.job.index} ({', '.join(chain.job.tasks)}): the process of its environment broke down "
-                f"{chain.breakdowns} times in its midst; its last words: {lost.last_words}"
+                f"chain {chain.job.index} ({', '.join(chain.job.tasks)}): its worker process crashed {chain.crashes} "
+                f"times in this chain; end of its output: {crash.output}"
             )
-        self._begin(seat)
+        self._start(slot)
 
-    def _answer(self) -> None:
-        """One forward for all that wait."""
+    def _run_policy(self) -> None:
+        """Run one forward for all waiting slots."""
         if not self.waiting:
             return
-        asked, self.waiting = self.waiting, {}
-        chunks = self.policy.act([look.observation for look in asked.values()])
-        for (seat, look), chunk in zip(asked.items(), chunks, strict=True):
-            chain = self.playing[seat]
-            if self.recorder is not None and chain.watched:
-                self.recorder.looked(chain.job, look.place, look.step, look.observation, chunk)
-            self.seats.plan(seat, chunk)
+        waiting, self.waiting = self.waiting, {}
+        chunks = self.policy.act([event.observation for event in waiting.values()])
+        for (slot, event), chunk in zip(waiting.items(), chunks, strict=True):
+            chain = self.chains[slot]
+            if chain.recorder is not None:
+                chain.recorder.add_observation(chain.job, event.task_index, event.step, event.observation, chunk)
+            self.slots.execute(slot, chunk)

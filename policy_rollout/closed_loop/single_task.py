@@ -1,5 +1,4 @@
-"""Single tasks in closed loop: each is a chain of one (``policy_rollout/closed_loop/runner.py``), judged by success
-alone."""
+"""Success rates of single tasks in closed loop: each is a chain of one (``closed_loop/runner.py``)."""
 
 from __future__ import annotations
 
@@ -9,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.closed_loop.interface import Env, Oracle
-from policy_rollout.closed_loop.runner import MAX_STEPS, ChainJob, ChainRecord, run_chains
+from common.constants import CALVIN_MAX_STEPS
+from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, Env, Oracle
+from policy_rollout.closed_loop.runner import run_chains
 from policy_rollout.intervals import Interval, wilson
 from policy_rollout.policies.action_chunking import Actions
 from policy_rollout.policies.interface import ActionConvention, Observation, Policy
@@ -18,7 +18,7 @@ from policy_rollout.policies.interface import ActionConvention, Observation, Pol
 
 @dataclass(frozen=True)
 class Episode:
-    """One task to be tried from one initial state."""
+    """One attempt at one task, from one initial state."""
 
     index: int
     task: str
@@ -29,7 +29,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class EpisodeRecord:
-    """What became of an episode; `steps` are control steps taken until success or the limit."""
+    """Outcome of an episode; `steps` are control steps until success or the limit."""
 
     index: int
     task: str
@@ -40,15 +40,17 @@ class EpisodeRecord:
 
 @dataclass(frozen=True)
 class Rollout:
-    """All records in the order of the episodes, and the frames (uint8 HWC) of those that were filmed."""
+    """All records in the order of the episodes, and the frames (uint8 HWC) of the recorded episodes."""
 
     records: list[EpisodeRecord]
     frames: dict[int, list[NDArray[np.uint8]]]
 
     def success(self) -> Interval:
+        """Return the success rate with its interval."""
         return wilson(sum(record.success for record in self.records), len(self.records))
 
     def per_task(self) -> dict[str, Interval]:
+        """Return the success rate of every task."""
         tasks = sorted({record.task for record in self.records})
         outcomes = {task: [r.success for r in self.records if r.task == task] for task in tasks}
         return {task: wilson(sum(done), len(done)) for task, done in outcomes.items()}
@@ -61,71 +63,73 @@ def run_episodes(
     oracle: Oracle,
     *,
     convention: ActionConvention | None = None,
-    max_steps: int = MAX_STEPS,
+    max_steps: int = CALVIN_MAX_STEPS,
     replan_every: int | None = None,
     ensemble: float | None = None,
     parallel: int = 8,
-    film: Collection[int] = (),
-    film_every: int = 2,
+    record: Collection[int] = (),
+    frame_interval: int = 2,
     progress: Callable[[EpisodeRecord], None] = lambda record: None,
 ) -> Rollout:
-    """Tries every episode once.
+    """Run every episode once.
 
-    `convention`  what the environment does with an action; compared with the policy's (default: CALVIN's).
-    `parallel`    environments side by side; which one runs an episode does not change its outcome.
-    `film`        indices of episodes whose static camera is kept, one frame every `film_every` steps.
-    `progress`    hears each record as it is made.
+    `convention`      what the environment does with an action; compared with the policy's (default: CALVIN's).
+    `parallel`        number of environments; outcomes do not depend on it.
+    `record`          indices of the episodes to record: one static camera frame every `frame_interval` steps.
+    `progress`        called with each record.
     """
     by_index = {episode.index: episode for episode in episodes}
     records: dict[int, EpisodeRecord] = {}
-    watching = _Film(frozenset(film), film_every)
+    recorder = _FrameRecorder(frozenset(record), frame_interval)
 
-    def finished(chain: ChainRecord) -> None:
+    def on_record(chain: ChainRecord) -> None:
         episode = by_index[chain.index]
-        record = EpisodeRecord(episode.index, episode.task, episode.instruction, chain.completed == 1, chain.steps[0])
-        records[chain.index] = record
-        progress(record)
+        found = EpisodeRecord(episode.index, episode.task, episode.instruction, chain.completed == 1, chain.steps[0])
+        records[chain.index] = found
+        progress(found)
 
     run_chains(
-        _World(make_env, lambda: oracle, convention or ActionConvention()),
+        _Environment(make_env, lambda: oracle, convention or ActionConvention()),
         policy,
         [ChainJob(e.index, (e.task,), (e.instruction,), e.robot_obs, e.scene_obs) for e in episodes],
-        finished,
+        on_record,
         max_steps=max_steps,
         replan_every=replan_every,
         ensemble=ensemble,
         parallel=parallel,
-        recorder=watching if film else None,
+        recorder=recorder if record else None,
     )
-    return Rollout([records[episode.index] for episode in episodes], watching.frames)
+    return Rollout([records[episode.index] for episode in episodes], recorder.frames)
 
 
 @dataclass(frozen=True)
-class _World:
+class _Environment:
     make_env: Callable[[], Env]
     oracle: Callable[[], Oracle]
     convention: ActionConvention
 
 
 @dataclass
-class _Film:
-    """Keeps the frames of some episodes."""
+class _FrameRecorder:
+    """A ``Recorder`` of the frames of some episodes."""
 
-    wanted: frozenset[int]
-    film_every: int
+    indices: frozenset[int]
+    frame_interval: int
     frames: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
 
-    def wants(self, job: ChainJob) -> bool:
-        return job.index in self.wanted
+    def selects(self, job: ChainJob) -> bool:
+        return job.index in self.indices
 
-    def began(self, job: ChainJob) -> None:
+    def start_chain(self, job: ChainJob) -> None:
         self.frames[job.index] = []
 
-    def filmed(self, job: ChainJob, place: int, step: int, image: NDArray[np.uint8]) -> None:
+    def add_frame(self, job: ChainJob, task_index: int, step: int, image: NDArray[np.uint8]) -> None:
         self.frames[job.index].append(image)
 
-    def looked(self, job: ChainJob, place: int, step: int, observation: Observation, chunk: Actions) -> None:
-        """Not filmed."""
+    def add_observation(
+        self, job: ChainJob, task_index: int, step: int, observation: Observation, chunk: Actions
+    ) -> None:
+        """Record nothing."""
 
-    def ended(self, job: ChainJob, record: ChainRecord) -> None:
-        """The frames tell all."""
+    def finish_chain(self, job: ChainJob, record: ChainRecord) -> None:
+        """Record nothing."""

@@ -1,10 +1,10 @@
-"""Who plays which chain, agreed through files: no process hands out work, and any of them may be killed.
+"""A queue of chains, shared by processes through files: no process distributes work, and any of them may be killed.
 
-    <folder>/owners/<owner>        a process that takes chains; touched every few seconds as long as it lives
-    <folder>/leases/<chain>.<n>    who has taken the chain, the first time (n = 0), or after that one died (n = 1 ...):
-                                   a symbolic link to the owner
+    <folder>/owners/<worker>       a process that runs chains; its modification time is the heartbeat
+    <folder>/leases/<chain>.<n>    the claim of a chain, the first (n = 0) or one after the previous worker died
+                                   (n = 1 ...): a symbolic link to the worker's file
 
-Links are made, never changed or removed: of several processes that want the same one exactly one succeeds.
+Links are created, never changed or removed: of several processes that create the same link, exactly one succeeds.
 """
 
 from __future__ import annotations
@@ -20,74 +20,76 @@ from types import TracebackType
 
 from common.files import remove, write_json
 from common.processes import machine, process_stamp
-from policy_rollout.closed_loop.env_slot import ChainJob
+from policy_rollout.closed_loop.interface import ChainJob
 
-BEAT = 5.0
-"""Seconds between two signs of life."""
-LEASE = 60.0
-"""Seconds without one after which an owner on another machine counts as dead."""
+HEARTBEAT = 5.0
+"""Seconds between two heartbeats."""
+EXPIRY = 60.0
+"""Seconds without a heartbeat after which a worker on another machine is considered dead."""
 
 
-class Owner:
-    """This process, as one of those that play the chains of ``folder``. Use it in a ``with`` statement."""
+class Worker:
+    """This process as a worker of ``folder``. Use it in a ``with`` statement."""
 
     def __init__(self, folder: Path) -> None:
         self._owners, self._leases = folder / "owners", folder / "leases"
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        self._sign = self._owners / self.name
+        self._file = self._owners / self.name
         self._ended = threading.Event()
 
-    def __enter__(self) -> Owner:
-        for place in (self._owners, self._leases):
-            place.mkdir(parents=True, exist_ok=True)
-        write_json(self._sign, {"machine": machine(), "process": process_stamp(os.getpid())}, indent=None)
-        threading.Thread(target=self._beat, daemon=True).start()
+    def __enter__(self) -> Worker:
+        self._leases.mkdir(parents=True, exist_ok=True)
+        write_json(self._file, {"machine": machine(), "process": process_stamp(os.getpid())}, indent=None)
+        threading.Thread(target=self._heartbeat, daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """What it took and did not finish is free at once."""
+        """Release the chains that were claimed and not finished."""
         self._ended.set()
-        remove(self._sign)  # one that stays is an ended process's, and so blocks nobody
+        remove(self._file)  # if that fails: the file of an ended process blocks no chain
 
-    def _beat(self) -> None:
-        while not self._ended.wait(BEAT):
+    def _heartbeat(self) -> None:
+        while not self._ended.wait(HEARTBEAT):
             try:
-                os.utime(self._sign)
+                os.utime(self._file)
             except FileNotFoundError:
-                return  # the folder has been removed, or the process is just ending
+                return  # the folder was removed, or the process is ending
             except OSError:
-                continue  # a network file system that stumbles: the next sign may come through
+                continue  # a temporary failure of a network file system
 
-    def take(self, jobs: Iterable[ChainJob], recorded: Callable[[int], bool]) -> Iterator[ChainJob]:
-        """Those of ``jobs`` that nobody has, or that a dead process had, each taken when it is asked for. ``recorded``
-        says whether a chain has been finished meanwhile."""
-        times: dict[int, int] = {}
+    def claim(self, jobs: Iterable[ChainJob], recorded: Callable[[int], bool]) -> Iterator[ChainJob]:
+        """Yield the jobs that no live worker has claimed; each is claimed when it is yielded.
+
+        ``recorded`` returns whether a chain has a record by now.
+        """
+        claims: dict[int, int] = {}
         for link in os.listdir(self._leases):
-            index, before = map(int, link.split("."))
-            times[index] = max(times.get(index, 0), before + 1)
+            index, number = map(int, link.split("."))
+            claims[index] = max(claims.get(index, 0), number + 1)
         for job in jobs:
-            number = times.get(job.index, 0)
-            if number and (self._lives(job.index, number - 1) or recorded(job.index)):
+            number = claims.get(job.index, 0)
+            if number and (self._is_alive(job.index, number - 1) or recorded(job.index)):
                 continue
             if self._link(job.index, number):
                 yield job
 
     def _link(self, index: int, number: int) -> bool:
-        link, mine = self._leases / f"{index}.{number}", os.path.join("..", "owners", self.name)
+        link, target = self._leases / f"{index}.{number}", os.path.join("..", "owners", self.name)
         try:
-            os.symlink(mine, link)
+            os.symlink(target, link)
         except FileExistsError:
-            return os.readlink(link) == mine  # a network file system may have asked twice
+            return os.readlink(link) == target  # a network file system may have sent the request twice
         return True
 
-    def _lives(self, index: int, number: int) -> bool:
+    def _is_alive(self, index: int, number: int) -> bool:
+        """Return whether the worker of a claim is alive."""
         link = self._leases / f"{index}.{number}"
         try:
-            said, seen = json.loads(link.read_text(encoding="utf-8")), link.stat().st_mtime
+            owner, heartbeat = json.loads(link.read_text(encoding="utf-8")), link.stat().st_mtime
         except FileNotFoundError:
-            return False  # it has ended
-        if said["machine"] == machine():
-            pid = int(said["process"].split()[0])
-            return bool(said["process"] == process_stamp(pid))
-        os.utime(self._sign)  # the file system's clock tells how old the other's sign is, not this machine's
-        return self._sign.stat().st_mtime - seen < LEASE
+            return False
+        if owner["machine"] == machine():
+            pid = int(owner["process"].split()[0])
+            return bool(owner["process"] == process_stamp(pid))
+        os.utime(self._file)  # compare times of the file system's clock, not of this machine's
+        return self._file.stat().st_mtime - heartbeat < EXPIRY

@@ -1,6 +1,6 @@
 """An embedded desk with CALVIN's interface: MuJoCo physics, ray-cast images, no OpenGL.
 
-`DeskEnv` is the environment; `LAYOUTS` says where everything is in the four scenes A, B, C and D.
+`DeskEnv` is the environment; `LAYOUTS` has the layouts of the four scenes A, B, C and D.
 """
 
 from __future__ import annotations

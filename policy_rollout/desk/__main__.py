@@ -1,4 +1,4 @@
-"""`python -m policy_rollout.desk`: look at the desk, let the experts play, measure what it costs."""
+"""`python -m policy_rollout.desk`: draw the desk, run the experts, measure its speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the desk costs on this machine, in milliseconds of CPU (waiting for other programs does not count)."""
+"""Measure the CPU time of the desk on this machine, in milliseconds (waiting for other programs does not count)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from policy_rollout.desk.env import DeskEnv
 from policy_rollout.desk.experts.policy import PLAY, ScriptedExpert, task_resets
 
 SIZES = (("static", 64), ("static", 128), ("static", 200), ("static", 336), ("gripper", 64), ("gripper", 84))
-SECONDS = 0.6  # of CPU for each figure
+SECONDS = 0.6  # of CPU for each measurement
 
 
 def bench(env: DeskEnv) -> str:
-    """A Markdown table: one control step, the parts around it, and images by size."""
+    """Return a Markdown table: one control step, its parts, and images by size."""
     task = "open_drawer"
     rows = [("a control step: physics, observation, info", _step(env))]
     oracle, start = TaskOracle(), env.get_info()
-    rows.append(("the oracle's verdict on all 34 tasks", _ms(lambda: oracle.tasks_done(start, start))))
+    rows.append(("the oracle on all 34 tasks", _ms(lambda: oracle.tasks_done(start, start))))
     obs = env.reset(*task_resets(task, 0, env.scene))
     expert = ScriptedExpert(env.layout, task, np.random.default_rng(0), PLAY)
     rows.append(("an expert's action", _ms(lambda: expert.act(obs))))
@@ -36,7 +36,7 @@ def bench(env: DeskEnv) -> str:
 
 
 def _step(env: DeskEnv) -> float:
-    """With an expert at work, so that things touch and move."""
+    """Measure a control step with the actions of an expert, so that there are contacts."""
     env.reset(*task_resets("open_drawer", 0, env.scene))
     expert = ScriptedExpert(env.layout, "open_drawer", np.random.default_rng(0), PLAY)
     actions, obs = [], env.get_obs(render=False)
@@ -53,17 +53,17 @@ def _step(env: DeskEnv) -> float:
 
 
 def _ms(work: Callable[[], object]) -> float:
-    """Milliseconds of CPU of one call."""
-    work()  # what is made once is not counted
-    calls, began = 0, time.process_time()
-    while (spent := time.process_time() - began) < SECONDS:
+    """Return milliseconds of CPU per call."""
+    work()  # exclude one-time work
+    calls, started = 0, time.process_time()
+    while (spent := time.process_time() - started) < SECONDS:
         work()
         calls += 1
     return spent / calls * 1000
 
 
 def _processor() -> str:
-    """The processor's name where Linux tells it."""
+    """Return the processor's name from Linux, else the architecture."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]

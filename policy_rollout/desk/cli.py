@@ -1,4 +1,4 @@
-"""The desk on the command line. Every option is one function below; `main` only reads the options."""
+"""The command line of the desk. Each option has one function; `main` parses the options."""
 
 from __future__ import annotations
 
@@ -19,81 +19,82 @@ from policy_rollout.calvin.sequences import desk_sequences
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.desk import DeskEnv
 from policy_rollout.desk.benchmark import bench
-from policy_rollout.desk.experts.policy import EXPERT_TASKS, PLAY, QUIET, task_resets
+from policy_rollout.desk.experts.policy import EXPERT_TASKS, PLAY, QUIET, ScriptedExpert, task_resets
 from policy_rollout.desk.layout import SCENES
-from policy_rollout.desk.play import Film, expert_hand, play_task, random_hand
+from policy_rollout.desk.play import Actor, Video, play_task, random_actor
 from policy_rollout.desk.rendering import RENDERERS, check_renderer
 
 DESCRIPTION = """\
 The desk: CALVIN's tasks on a table of our own, in MuJoCo, with no OpenGL and no download.
-Four scenes (A, B, C, D), 34 tasks, two cameras, the same actions, observations and judge as the real CALVIN."""
+Four scenes (A, B, C, D), 34 tasks, two cameras, the same actions, observations and oracle as the real CALVIN."""
 
 EPILOG = """\
 examples:
   python -m policy_rollout.desk --list
-      the 34 tasks, each with a sentence that asks for it
+      the 34 tasks, each with an instruction
   python -m policy_rollout.desk --draw state.png --scene B --seed 3
-      what both cameras see of a random start
+      both cameras' images of a random start
   python -m policy_rollout.desk --draw scenes.png --scene all
       the four scenes
-  python -m policy_rollout.desk --sheet tasks.png
-      every task before and after, done by its expert
+  python -m policy_rollout.desk --image_grid tasks.png
+      every task before and after its expert
   python -m policy_rollout.desk --task open_drawer --expert --save clip.gif
-      an expert does it; the clip shows both cameras, the instruction and the outcome
+      run the expert; the clip shows both cameras, the instruction and the outcome
   python -m policy_rollout.desk --chain 5 --save chain.gif
-      five tasks one after the other, as CALVIN evaluates
+      five tasks in sequence, as in CALVIN's evaluation
   python -m policy_rollout.desk --bench
       milliseconds of CPU per step and per image, on this machine
 
 more:
-  python -m policy_rollout.desk.experts --table --chains 100      success of the experts, in numbers
+  python -m policy_rollout.desk.experts --table --chains 100      success rates of the experts
   python preprocess_data/make_desk_demos.py --help                record demonstrations in CALVIN's format"""
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         prog="python -m policy_rollout.desk",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = made.add_argument_group("what to do (one of them)").add_mutually_exclusive_group(required=True)
-    what.add_argument("--list", action="store_true", help="print the tasks")
-    what.add_argument("--task", metavar="NAME", help="play one task from a random start in which it can be done")
-    what.add_argument(
-        "--chain", type=whole(1), metavar="N", help="play N tasks in a row (1 to 8; CALVIN's chains have 5)"
+    command = made.add_argument_group("command (one of them)").add_mutually_exclusive_group(required=True)
+    command.add_argument("--list", action="store_true", help="print the tasks")
+    command.add_argument("--task", metavar="NAME", help="run one task from a random state in which it is feasible")
+    command.add_argument(
+        "--chain", type=whole(1), metavar="N", help="run N tasks in sequence (1 to 8; CALVIN's chains have 5)"
     )
-    what.add_argument("--draw", type=path_argument, metavar="FILE.png", help="draw a start as both cameras see it")
-    what.add_argument(
-        "--sheet", type=path_argument, metavar="FILE.png", help="draw every task before and after (a minute)"
+    command.add_argument("--draw", type=path_argument, metavar="FILE.png", help="draw a random start with both cameras")
+    command.add_argument(
+        "--image_grid", type=path_argument, metavar="FILE.png", help="draw every task before and after (a minute)"
     )
-    what.add_argument("--bench", action="store_true", help="measure physics, expert and cameras (a few seconds)")
-    who = made.add_mutually_exclusive_group()
-    who.add_argument("--expert", action="store_true", help="the scripted expert acts (default)")
-    who.add_argument("--random", action="store_true", help="random actions instead")
-    made.add_argument("--noise", action="store_true", help="disturb the expert, as demonstrations are recorded")
-    made.add_argument("--save", type=path_argument, metavar="FILE.gif", help="the clip of --task or --chain")
-    made.add_argument("--scene", choices=(*SCENES, "all"), default="D", help="default D; all goes with --draw")
-    made.add_argument("--seed", type=whole(0), default=0, help="which random start (default 0)")
+    command.add_argument("--bench", action="store_true", help="measure physics, expert and cameras (a few seconds)")
+    actor = made.add_mutually_exclusive_group()
+    actor.add_argument("--expert", action="store_true", help="use the scripted expert (default)")
+    actor.add_argument("--random", action="store_true", help="use random actions")
+    made.add_argument("--noise", action="store_true", help="disturb the expert, as in demonstrations")
+    made.add_argument("--save", type=path_argument, metavar="FILE.gif", help="save a clip of --task or --chain")
+    made.add_argument("--scene", choices=(*SCENES, "all"), default="D", help="default D; all needs --draw")
+    made.add_argument("--seed", type=whole(0), default=0, help="seed of the random start (default 0)")
     made.add_argument("--size", type=whole(1), default=200, metavar="PX", help="edge of the static image (default 200)")
     made.add_argument("--renderer", choices=RENDERERS, default="raycast", help="gl needs OpenGL (default raycast)")
     return made
 
 
 def list_tasks() -> int:
-    """Print every task with a sentence, and whether there is an expert for it."""
+    """Print every task with an instruction, and whether it has an expert."""
     width = max(map(len, TASK_NAMES))
     print(f"{'task':{width}}  expert  for example")
     for task in TASK_NAMES:
         expert = "yes" if task in EXPERT_TASKS else "no"
         print(f"{task:{width}}  {expert:6}  {TRAINING[task][0]}")
     phrasings = sum(map(len, TRAINING.values())), sum(map(len, HELD_OUT.values()))
-    print(f"{len(TASK_NAMES)} tasks, {phrasings[0]} sentences for training and {phrasings[1]} held out")
+    print(f"{len(TASK_NAMES)} tasks, {phrasings[0]} instructions for training and {phrasings[1]} held out")
     return 0
 
 
 def draw(path: Path, options: argparse.Namespace) -> int:
-    """A random start, static and wrist camera side by side; of one scene or of all."""
+    """Draw a random start, static and wrist camera side by side, of one scene or of all."""
     size, cells = options.size, []
     for scene in SCENES if options.scene == "all" else (options.scene,):
         env = DeskEnv(scene, options.renderer, size, size, seed=options.seed)
@@ -106,12 +107,13 @@ def draw(path: Path, options: argparse.Namespace) -> int:
 
 
 def draw_tasks(env: DeskEnv, path: Path, seed: int) -> int:
-    """Every task before and after its expert."""
+    """Draw every task before and after its expert."""
     oracle, cells, failed = TaskOracle(), [], []
     for task in EXPERT_TASKS:
         obs = env.reset(*task_resets(task, seed, env.scene), seed=seed)
         before = env.render("static")
-        success, _ = play_task(env, oracle, task, obs, expert_hand(env, task, np.random.default_rng(seed), QUIET))
+        expert = ScriptedExpert(env.layout, task, np.random.default_rng(seed), QUIET)
+        success, _ = play_task(env, oracle, task, obs, expert.act)
         failed += [] if success else [task]
         pair = side_by_side([before, env.render("static")], env.static_size)
         cells.append(add_caption(pair, TRAINING[task][seed % len(TRAINING[task])], task))
@@ -121,55 +123,57 @@ def draw_tasks(env: DeskEnv, path: Path, seed: int) -> int:
 
 
 def play_one(env: DeskEnv, task: str, options: argparse.Namespace) -> int:
-    """One task; prints how it went. Returns 0 if it was done, 1 if not."""
-    film = _film(options)
+    """Run one task and print the outcome. Returns 0 if it was done, 1 if not."""
+    video = None if options.save is None else Video()
     obs = env.reset(*task_resets(task, options.seed, env.scene), seed=options.seed)
     rng = np.random.default_rng(options.seed)
-    hand = random_hand(rng) if options.random else expert_hand(env, task, rng, PLAY if options.noise else QUIET)
     instruction = TRAINING[task][options.seed % len(TRAINING[task])]
-    success, steps = play_task(env, TaskOracle(), task, obs, hand, film, instruction)
+    actor = _actor(env, task, rng, options)
+    success, steps = play_task(env, TaskOracle(), task, obs, actor, video=video, instruction=instruction)
     print(f'{task}, scene {env.scene}, seed {options.seed}: "{instruction}"')
     print(f"{'done' if success else 'NOT done'} after {steps} steps ({steps / env.control_freq:.1f} s)")
-    _save(film, options.save)
+    _save(video, options.save)
     return 0 if success else 1
 
 
 def play_chain(env: DeskEnv, length: int, options: argparse.Namespace) -> int:
-    """Tasks one after the other until one fails. Returns 0 if all were done, 1 if not."""
-    film, oracle = _film(options), TaskOracle()
+    """Run tasks in sequence until one fails. Returns 0 if all were done, 1 if not."""
+    video, oracle = None if options.save is None else Video(), TaskOracle()
     chain = desk_sequences(1, EXPERT_TASKS, options.seed, length)[0]
     obs = env.reset(*initial_state(chain.state), seed=options.seed)
     rng = np.random.default_rng(options.seed)
     done = 0
     for number, task in enumerate(chain.tasks, 1):
-        hand = random_hand(rng) if options.random else expert_hand(env, task, rng, PLAY if options.noise else QUIET)
         instruction = TRAINING[task][options.seed % len(TRAINING[task])]
-        success, steps = play_task(env, oracle, task, obs, hand, film, f"{number}. {instruction}")
+        actor, text = _actor(env, task, rng, options), f"{number}. {instruction}"
+        success, steps = play_task(env, oracle, task, obs, actor, video=video, instruction=text)
         print(f'{number}. {task}: "{instruction}": {"done" if success else "NOT done"} after {steps} steps')
         if not success:
             break
         done += 1
         obs = env.get_obs(render=False)
     print(f"{done} of {len(chain.tasks)} in a row")
-    _save(film, options.save)
+    _save(video, options.save)
     return 0 if done == len(chain.tasks) else 1
 
 
-def _film(options: argparse.Namespace) -> Film | None:
-    return None if options.save is None else Film()
+def _actor(env: DeskEnv, task: str, rng: np.random.Generator, options: argparse.Namespace) -> Actor:
+    if options.random:
+        return random_actor(rng)
+    return ScriptedExpert(env.layout, task, rng, PLAY if options.noise else QUIET).act
 
 
-def _save(film: Film | None, path: Path | None) -> None:
-    if film is not None and path is not None:
-        write_gif(path, film.frames)
-        print(f"{path}: {len(film.frames)} frames, {path.stat().st_size / 1e6:.1f} MB")
+def _save(video: Video | None, path: Path | None) -> None:
+    if video is not None and path is not None:
+        write_gif(path, video.frames)
+        print(f"{path}: {len(video.frames)} frames, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _check(options: argparse.Namespace) -> None:
-    """ValueError naming the option, its value and what is allowed."""
+    """Raise ValueError naming the option, its value and what is allowed."""
     if options.task is not None and options.task not in EXPERT_TASKS:
         near = [task for task in EXPERT_TASKS if options.task.replace(" ", "_") in task][:4]
-        hint = f"did you mean {', '.join(near)}?" if options.task and near else "--list shows them all"
+        hint = f"did you mean {', '.join(near)}?" if options.task and near else "--list shows all"
         raise ValueError(f"--task {options.task!r} is not a task; {hint}")
     if options.chain is not None and not 1 <= options.chain <= 8:
         raise ValueError(f"--chain is {options.chain}; it must be from 1 to 8")
@@ -177,18 +181,18 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--size is {options.size}; it must be from 16 to 2000 pixels")
     if options.seed < 0:
         raise ValueError(f"--seed is {options.seed}; it must not be negative")
-    files = ("--save", options.save, ".gif"), ("--draw", options.draw, ".png"), ("--sheet", options.sheet, ".png")
+    files = ("--save", options.save, ".gif"), ("--draw", options.draw, ".png"), ("--image_grid", options.sheet, ".png")
     for option, path, suffix in files:
         if path is not None and path.suffix.lower() != suffix:
             raise ValueError(f"{option} {path}: the file must end in {suffix}")
     if options.scene == "all" and options.draw is None:
-        raise ValueError(f"--scene all goes with --draw only; give one of {', '.join(SCENES)}")
+        raise ValueError(f"--scene all needs --draw; give one of {', '.join(SCENES)}")
     if options.save is not None and options.task is None and options.chain is None:
-        raise ValueError("--save goes with --task or --chain; an image is drawn with --draw")
+        raise ValueError("--save needs --task or --chain; --draw draws an image")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what the options say; returns the exit status."""
+    """Run the command of the options; returns the exit status."""
     _check(options)
     if options.list:
         return list_tasks()
@@ -210,7 +214,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. 0: all well; 1: a task was not done; 2: the options are wrong or a file cannot be written."""
+    """Run the command line. Returns 0; 1 if a task was not done; 2 for invalid options or an unwritable file."""
     options = parser().parse_args(argv)
     try:
         return run(options)

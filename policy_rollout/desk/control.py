@@ -1,4 +1,4 @@
-"""Actions: CALVIN's relative and absolute commands, turned into a target for the hand's servos."""
+"""Convert CALVIN's relative and absolute actions to targets of the hand's servos."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 import numpy.typing as npt
 
 from policy_rollout.desk.layout import WORKSPACE
-from policy_rollout.desk.rotation import nearest_turn
+from policy_rollout.desk.rotation import nearest_angle
 
 Array = npt.NDArray[np.float64]
 Action = npt.ArrayLike | Mapping[str, Any]
 
 MAX_REL_POS = 0.02  # metres per unit of a relative action
 MAX_REL_ORN = 0.05  # rad per unit
-WINDUP_POS = 0.04  # the target may be this far from the tcp, metres per axis
+WINDUP_POS = 0.04  # largest distance of the target from the tcp, metres per axis
 WINDUP_ORN = 0.30  # rad per axis
 _LOW, _HIGH = np.array(WORKSPACE[0]), np.array(WORKSPACE[1])
 
 
 @dataclass
 class HandTarget:
-    """Where the hand is asked to be: position (3,), Euler angles (3,), gripper width in metres, last command +-1."""
+    """Target of the hand: position (3,), Euler angles (3,), gripper width in metres, last command +-1."""
 
     pos: Array
     orn: Array
@@ -33,7 +33,7 @@ class HandTarget:
 
 
 def vector(values: npt.ArrayLike, size: int, what: str) -> Array:
-    """A copy of `values` as float64 (size,). Raises ValueError that begins with `what` for anything else."""
+    """Return a copy of `values` as float64 (size,). Raises ValueError, starting with `what`, for anything else."""
     try:
         out = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -57,7 +57,7 @@ def _gripper(value: float) -> float:
 
 
 def _split(action: Action) -> tuple[bool, Array]:
-    """(is it absolute, the seven numbers)."""
+    """Return (is it absolute, the seven numbers)."""
     if isinstance(action, Mapping):
         kind = action.get("type")
         if kind not in ("cartesian_rel", "cartesian_abs") or "action" not in action:
@@ -71,17 +71,17 @@ def _split(action: Action) -> tuple[bool, Array]:
 
 
 def apply_action(target: HandTarget, action: Action, tcp_pos: Array, angles: Array) -> HandTarget:
-    """The next target after one action.
+    """Return the target after one action.
 
-    `tcp_pos` (3,) and `angles` (3,) are where the hand is now, angles as the hinges count them (not wrapped).
+    `tcp_pos` (3,) and `angles` (3,) are the current pose of the hand, with the hinges' angles (not wrapped).
     A relative action moves the target, not the hand, as in CALVIN. Unlike CALVIN's, the target stays in the workspace
-    and close to the hand, so that pushing against the table for a while does not have to be undone.
+    and close to the hand, so that no error accumulates while the hand pushes against the table.
     Raises ValueError for a wrong size, a number that is not finite, or a gripper command other than +-1.
     """
     absolute, values = _split(action)
     gripper = _gripper(values[6])
     if absolute:
-        pos, orn = values[:3], nearest_turn(values[3:6], angles)
+        pos, orn = values[:3], nearest_angle(values[3:6], angles)
     else:
         pos = target.pos + values[:3] * MAX_REL_POS
         orn = target.orn + values[3:6] * MAX_REL_ORN

@@ -10,7 +10,8 @@ from policy_rollout.calvin.initial_states import initial_state
 from policy_rollout.calvin.instructions import validation_instruction
 from policy_rollout.calvin.sequences import desk_sequences
 from policy_rollout.calvin.tasks import DOORS_AND_LIGHTS
-from policy_rollout.closed_loop.runner import ChainJob, ChainRecord, run_chains
+from policy_rollout.closed_loop.interface import ChainJob, ChainRecord
+from policy_rollout.closed_loop.runner import run_chains
 from policy_rollout.closed_loop.single_task import Episode, Rollout, run_episodes
 from policy_rollout.desk.env import DeskEnv
 from policy_rollout.desk.experts.evaluate import run_chain, run_episode
@@ -80,7 +81,7 @@ def run_policy_episodes(
         max_steps=MAX_STEPS,
         replan_every=REPLAN_EVERY,
         parallel=16,
-        film=film,
+        record=film,
         progress=progress,
     )
 

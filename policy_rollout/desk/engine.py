@@ -1,32 +1,17 @@
-"""MuJoCo, imported without OpenGL: `from policy_rollout.desk.engine import mujoco`.
+"""Import MuJoCo without OpenGL: `from policy_rollout.desk.engine import mujoco`.
 
-`import mujoco` loads the OpenGL library that MUJOCO_GL names, and fails where there is none. The desk casts rays; only
+`import mujoco` loads the OpenGL library that MUJOCO_GL names, and fails without one. The desk casts rays; only
 the renderer "gl" needs OpenGL and loads it itself (`gl.load_opengl`). ruff refuses a direct import (TID251).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from common.processes import environment
 
 VARIABLE = "MUJOCO_GL"
 
 
-@contextmanager
-def _without_opengl() -> Iterator[None]:
-    """Set MUJOCO_GL to "off", and back afterwards."""
-    asked = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = "off"
-    try:
-        yield
-    finally:
-        del os.environ[VARIABLE]
-        if asked is not None:
-            os.environ[VARIABLE] = asked
-
-
-with _without_opengl():
+with environment({VARIABLE: "off"}):
     import mujoco
 
 __all__ = ["VARIABLE", "mujoco"]

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.constants import ENV_CAMERAS
 from policy_rollout.desk import info as I
 from policy_rollout.desk import layout as L
 from policy_rollout.desk.control import Action, HandTarget, apply_action, vector
 from policy_rollout.desk.engine import mujoco
 from policy_rollout.desk.rendering import RENDERERS, make_renderer
 from policy_rollout.desk.rendering.base import RenderedImage
-from policy_rollout.desk.rendering.cameras import CAMERAS, Jitter, checked_jitter, gripper_camera, static_camera
+from policy_rollout.desk.rendering.cameras import Jitter, checked_jitter, gripper_camera, static_camera
 from policy_rollout.desk.rotation import euler_of, quaternion_of
 from policy_rollout.desk.scene import SUBSTEPS, desk_xml
 
@@ -28,12 +29,12 @@ _DOORS = ("base__slide", "base__drawer")
 _JOINTS = (*_DOORS, "base__button", "base__switch")  # the order of scene_obs
 _HAND = ("hand_x", "hand_y", "hand_z", "hand_roll", "hand_pitch", "hand_yaw")
 HOME = np.array([*L.HOME_TCP, *L.HOME_EULER, 0.08, *([0.0] * 7), 1.0])
-FARTHEST = 100.0  # metres or rad; a state with a number beyond is a mistake, and MuJoCo would give up on it in silence
+FARTHEST = 100.0  # metres or rad; MuJoCo would silently fail on larger values
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that decides the future of a desk; taken by `save`, given back by `load`."""
+    """The complete state of a desk; returned by `save`, restored by `load`."""
 
     scene: str
     physics: Array
@@ -45,16 +46,16 @@ class Snapshot:
 
 
 class DeskEnv:
-    """One desk. Actions at 30 Hz, observations and `info` as CALVIN's; several may live in one process.
+    """One desk. Actions at 30 Hz, observations and `info` as in CALVIN; a process can have several.
 
     Args:
-        scene: "A", "B", "C" or "D"; they differ in where things are, in block sizes and in looks.
+        scene: "A", "B", "C" or "D"; they differ in layout, block sizes and materials.
         renderer: "raycast" (needs no OpenGL, the same bytes everywhere) or "gl" (mujoco.Renderer).
         static_size, gripper_size: image edge lengths in pixels.
-        camera_jitter, light_jitter: 0 is none, 1 is a clearly visible change drawn anew at every reset.
-        seed: of the places that `reset()` draws and of the jitter.
+        camera_jitter, light_jitter: 0 is none, 1 is a clearly visible change, drawn at every reset.
+        seed: of the random initial states and of the jitter.
 
-    Raises ValueError naming the argument where one of them is not what it must be.
+    Raises ValueError naming an invalid argument.
     """
 
     control_freq = 30
@@ -81,7 +82,7 @@ class DeskEnv:
         self._camera_jitter = checked_jitter(camera_jitter, "camera_jitter")
         self._light_jitter = checked_jitter(light_jitter, "light_jitter")
         self._jitter = Jitter()
-        self._images: Any = None
+        self._renderer: Any = None
         self._find_addresses()
         self.seed(seed)
         self.reset()
@@ -98,10 +99,10 @@ class DeskEnv:
         owner = I.owners([model.body(b).name for b in range(model.nbody)])
         self._geom_owner = [owner[int(b)] for b in model.geom_bodyid]
 
-    # Starting
+    # Reset
 
     def seed(self, seed: int) -> list[int]:
-        """Start the random places and the jitter anew."""
+        """Restart the random numbers of initial states and jitter."""
         seed = _whole(seed, "seed", 0)
         self.np_random = np.random.default_rng(seed)
         self._jitter_random = np.random.default_rng([seed, 1])
@@ -114,12 +115,12 @@ class DeskEnv:
         seed: int | None = None,
         render: Render = False,
     ) -> Observation:
-        """Put everything where the two observations say and return the observation.
+        """Set the state of the two observations and return the observation.
 
-        Nothing is simulated, so a recorded state comes back exactly (the joint angles, which a hand without an arm
-        does not have, come back as zeros). Without `robot_obs` (15,) the hand goes to CALVIN's start; without
-        `scene_obs` (24,) doors, drawer and lights start closed and off and the blocks are placed at random.
-        Raises ValueError, with the desk as it was, where they are not that many numbers of at most 100 metres or rad.
+        Nothing is simulated, so a recorded state is restored exactly (the arm's joint angles are zeros, as there is no
+        arm). Without `robot_obs` (15,) the hand is at CALVIN's initial pose; without `scene_obs` (24,) doors, drawer
+        and lights are closed and off and the blocks are at random places. Raises ValueError, without changing the
+        state, for another number of values or values above 100 metres or rad.
         """
         if seed is not None:
             self.seed(seed)
@@ -151,7 +152,7 @@ class DeskEnv:
         self._send_target()
 
     def _random_scene(self) -> Array:
-        """Closed, off, and the blocks on random surfaces with no two near each other."""
+        """Return a state: closed, off, and the blocks on random surfaces, not near each other."""
         rng = self.np_random
         surfaces = self.layout.surfaces()
         names = list(surfaces)
@@ -161,12 +162,12 @@ class DeskEnv:
                 low, high = surfaces[names[int(rng.integers(len(names)))]]
                 places.append([*rng.uniform(low, high), 0.0, 0.0, _any_yaw(rng, low)])
             spots = np.array(places)[:, :2]
-            gaps = np.linalg.norm(spots[:, None] - spots[None], axis=-1)[np.triu_indices(3, 1)]
-            if gaps.min() > 0.11:
+            distances = np.linalg.norm(spots[:, None] - spots[None], axis=-1)[np.triu_indices(3, 1)]
+            if distances.min() > 0.11:
                 return np.concatenate([np.zeros(6), *places])
         raise AssertionError("three blocks always fit on the desk")
 
-    # Acting
+    # Step
 
     def step(self, action: Action, render: Render = False) -> tuple[Observation, int, bool, Info]:
         """Act for 1/30 s. `action`: relative (7,), or {"type": "cartesian_rel" | "cartesian_abs", "action": (7,)}.
@@ -177,7 +178,7 @@ class DeskEnv:
         tcp = np.array(self.data.xpos[self._hand])
         self._target = apply_action(self._target, action, tcp, self.data.qpos[self._hand_qpos[3:]])
         self._send_target()
-        # Positions are refreshed after the last substep rather than before the first, so that what is observed is now.
+        # Positions are updated after the last substep, not before the first, so that observations are current.
         for _ in range(SUBSTEPS):
             mujoco.mj_step2(self.model, self.data)
             mujoco.mj_step1(self.model, self.data)
@@ -196,39 +197,40 @@ class DeskEnv:
         self._pressed = pressed
         self._bulb = int(self.data.qpos[self._qpos["base__switch"]] > L.SWITCH_THRESHOLD)
 
-    # Looking
+    # Observations
 
     def get_obs(self, render: Render = True) -> Observation:
-        """CALVIN's observation. `render`: True draws both cameras, ("static",) only that one; what was not drawn is
-        not in `rgb_obs` and `depth_obs`, and without any they are None. Drawing changes nothing of the desk.
+        """Return CALVIN's observation. `render`: True draws both cameras, ("static",) only that one.
+
+        `rgb_obs` and `depth_obs` have the drawn cameras only; they are None without any. Drawing has no side effects.
         """
         obs: Observation = {"rgb_obs": None, "depth_obs": None}
         cameras = _cameras(render)
         if cameras:
-            shots = {name: self.image(name) for name in cameras}
-            obs["rgb_obs"] = {f"rgb_{name}": shot.rgb for name, shot in shots.items()}
-            obs["depth_obs"] = {f"depth_{name}": shot.depth for name, shot in shots.items()}
+            images = {name: self.image(name) for name in cameras}
+            obs["rgb_obs"] = {f"rgb_{name}": image.rgb for name, image in images.items()}
+            obs["depth_obs"] = {f"depth_{name}": image.depth for name, image in images.items()}
         obs["robot_obs"] = self._robot_obs()
         obs["scene_obs"] = self._scene_obs()
         return obs
 
     def image(self, camera: str = "static", size: int | None = None) -> RenderedImage:
-        """Colours (size, size, 3) and depth (size, size) in metres of the "static" or "gripper" camera."""
-        if camera not in CAMERAS:
+        """Return colours (size, size, 3) and depth (size, size) in metres of the "static" or "gripper" camera."""
+        if camera not in ENV_CAMERAS:
             raise ValueError(f'camera is {camera!r}; the desk has "static" and "gripper"')
-        if self._images is None:
-            self._images = make_renderer(self.renderer, self.model, self.scene)
+        if self._renderer is None:
+            self._renderer = make_renderer(self.renderer, self.model, self.scene)
         if camera == "static":
-            view, usual = static_camera(self._jitter), self.static_size
+            view, default = static_camera(self._jitter), self.static_size
         else:
             pose = self.data.xpos[self._hand], self.data.xmat[self._hand].reshape(3, 3)
-            view, usual = gripper_camera(*pose), self.gripper_size
-        size = usual if size is None else _whole(size, "size", 1)
-        shot: RenderedImage = self._images.shoot(self.data, view, size, self._led, self._bulb, self._jitter)
-        return shot
+            view, default = gripper_camera(*pose), self.gripper_size
+        size = default if size is None else _whole(size, "size", 1)
+        image: RenderedImage = self._renderer.render(self.data, view, size, self._led, self._bulb, self._jitter)
+        return image
 
     def render(self, camera: str = "static", size: int | None = None) -> npt.NDArray[np.uint8]:
-        """Colours (size, size, 3) uint8 of one camera."""
+        """Return colours (size, size, 3) uint8 of one camera."""
         return self.image(camera, size).rgb
 
     def _width(self) -> float:
@@ -247,8 +249,8 @@ class DeskEnv:
         return np.array(values)
 
     def get_info(self) -> Info:
-        """CALVIN's info with `use_scene_info=True`; see `policy_rollout.desk.info`."""
-        touching = I.contacts_by_uid(self._settled() if self.data.time == 0.0 else self.data, self._geom_owner)
+        """Return CALVIN's info with `use_scene_info=True`; see `policy_rollout.desk.info`."""
+        contacts = I.contacts_by_uid(self._lowered() if self.data.time == 0.0 else self.data, self._geom_owner)
         robot = self._robot_obs()
         return {
             "robot_info": {
@@ -258,31 +260,31 @@ class DeskEnv:
                 "arm_joint_states": [0.0] * 7,
                 "gripper_action": self._target.gripper,
                 "uid": I.ROBOT_UID,
-                "contacts": touching.get(I.ROBOT_UID, ()),
+                "contacts": contacts.get(I.ROBOT_UID, ()),
             },
-            "scene_info": self._scene_info(touching),
+            "scene_info": self._scene_info(contacts),
         }
 
-    def _settled(self) -> Any:
-        """The desk with the blocks sunk by half a millimetre.
+    def _lowered(self) -> Any:
+        """Return the MuJoCo data with the blocks lowered by half a millimetre.
 
-        Nothing has moved since the reset, so a block that was put exactly on a surface, or a hair above it, does not
-        press on it yet. It must count as lying there all the same.
+        Directly after a reset, a block exactly on or slightly above a surface has no contact with it yet, but must
+        count as resting on it.
         """
-        sunk = mujoco.MjData(self.model)
-        sunk.qpos[:] = self.data.qpos
-        sunk.qpos[[self._qpos[name] + 2 for name in L.BLOCKS]] -= 0.0005
-        mujoco.mj_fwdPosition(self.model, sunk)
-        return sunk
+        data = mujoco.MjData(self.model)
+        data.qpos[:] = self.data.qpos
+        data.qpos[[self._qpos[name] + 2 for name in L.BLOCKS]] -= 0.0005
+        mujoco.mj_fwdPosition(self.model, data)
+        return data
 
-    def _scene_info(self, touching: dict[int, tuple[I.Contact, ...]]) -> Info:
+    def _scene_info(self, contacts: dict[int, tuple[I.Contact, ...]]) -> Info:
         joint = {name: float(self.data.qpos[self._qpos[name]]) for name in _JOINTS}
-        table = {"uid": I.TABLE_UID, "contacts": touching.get(I.TABLE_UID, ()), "links": dict(I.TABLE_LINKS)}
+        table = {"uid": I.TABLE_UID, "contacts": contacts.get(I.TABLE_UID, ()), "links": dict(I.TABLE_LINKS)}
         lights = {"lightbulb": {"logical_state": self._bulb}, "led": {"logical_state": self._led}}
         return {
             "fixed_objects": {"table": table},
             "movable_objects": {
-                n: self._block_info(n, b, touching) for n, b in zip(L.BLOCKS, self._block_bodies, strict=True)
+                n: self._block_info(n, b, contacts) for n, b in zip(L.BLOCKS, self._block_bodies, strict=True)
             },
             "doors": {name: {"current_state": joint[name]} for name in _DOORS},
             "buttons": {"base__button": {"joint_state": joint["base__button"], "logical_state": self._led}},
@@ -290,25 +292,25 @@ class DeskEnv:
             "lights": lights,
         }
 
-    def _block_info(self, name: str, body: int, touching: dict[int, tuple[I.Contact, ...]]) -> Info:
+    def _block_info(self, name: str, body: int, contacts: dict[int, tuple[I.Contact, ...]]) -> Info:
         data = self.data
         w, x, y, z = data.xquat[body].tolist()
         at = self._qvel[name]
-        spin = data.xmat[body].reshape(3, 3) @ data.qvel[at + 3 : at + 6]  # a free joint turns in its body's frame
+        spin = data.xmat[body].reshape(3, 3) @ data.qvel[at + 3 : at + 6]  # a free joint rotates in its body's frame
         uid = I.BLOCK_UIDS[name]
         return {
             "current_pos": tuple(data.xpos[body].tolist()),
             "current_orn": (x, y, z, w),
             "current_lin_vel": tuple(data.qvel[at : at + 3].tolist()),
             "current_ang_vel": tuple(spin.tolist()),
-            "contacts": touching.get(uid, ()),
+            "contacts": contacts.get(uid, ()),
             "uid": uid,
         }
 
-    # Branching
+    # Snapshots
 
     def save(self) -> Snapshot:
-        """The desk as it is, to come back to with `load`."""
+        """Return the current state, for `load`."""
         spec = int(mujoco.mjtState.mjSTATE_INTEGRATION)
         physics = np.empty(mujoco.mj_stateSize(self.model, spec))
         mujoco.mj_getState(self.model, self.data, physics, spec)
@@ -317,9 +319,9 @@ class DeskEnv:
         return Snapshot(self.scene, physics, target, self._led, self._bulb, self._pressed, self._jitter)
 
     def load(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot of this scene, taken here or elsewhere; the future is then the same to the last bit.
+        """Restore a snapshot of this scene, from this desk or another one; further steps are bit-exact.
 
-        What is drawn at random by later resets is not part of it.
+        The random numbers of later resets are not part of it.
         """
         if snapshot.scene != self.scene:
             raise ValueError(f"the snapshot is of scene {snapshot.scene}; this desk is scene {self.scene}")
@@ -332,10 +334,10 @@ class DeskEnv:
         mujoco.mj_forward(self.model, self.data)
 
     def close(self) -> None:
-        """Free what the renderer holds. The desk itself needs no closing."""
-        if self._images is not None:
-            self._images.close()
-            self._images = None
+        """Free the renderer's resources."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
 
 
 def _cameras(render: Render) -> tuple[str, ...]:
@@ -343,12 +345,12 @@ def _cameras(render: Render) -> tuple[str, ...]:
         return (render,)
     if isinstance(render, Collection):
         return tuple(render)
-    return CAMERAS if render else ()
+    return ENV_CAMERAS if render else ()
 
 
-def _whole(value: int, what: str, least: int) -> int:
-    if not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{what} is {value!r}; it must be a whole number of at least {least}")
+def _whole(value: int, name: str, minimum: int) -> int:
+    if not isinstance(value, int | np.integer) or value < minimum:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {minimum}")
     return int(value)
 
 
@@ -360,5 +362,5 @@ def _state(values: npt.ArrayLike, size: int, what: str) -> Array:
 
 
 def _any_yaw(rng: np.random.Generator, low: Array) -> float:
-    """On the table any yaw; in the cabinet near pi / 2, as CALVIN's initial states, so that a block fits."""
+    """Return a random yaw; in the cabinet near pi / 2, as in CALVIN's initial states, so that a block fits."""
     return float(rng.uniform(-np.pi, np.pi) if low[1] < 0 else rng.uniform(-np.pi / 8, np.pi / 8) + np.pi / 2)

@@ -1,7 +1,7 @@
-"""`info` as CALVIN's `env.get_info()` gives it: poses, states and contacts that the task oracle reads.
+"""`info` as returned by CALVIN's `env.get_info()`: poses, states and contacts that the task oracle reads.
 
-Ids as pybullet hands them out in CALVIN: the robot first, then red, blue, pink, the table, the floor. A contact is
-pybullet's tuple: [1] this body, [2] the other body, [3] and [4] their links, [5] and [6] the place in the world on
+Ids as assigned by pybullet in CALVIN: the robot first, then red, blue, pink, the table, the floor. A contact is
+pybullet's tuple: [1] this body, [2] the other body, [3] and [4] their links, [5] and [6] the position in the world on
 each, [7] the normal, [8] the distance in metres (negative when they overlap), [9] the normal force, left at 0.
 """
 
@@ -35,7 +35,7 @@ _ROBOT_LINKS = {"hand": 8, "finger_left": 9, "finger_right": 11}
 
 
 def owners(body_names: list[str]) -> list[tuple[int, int]]:
-    """(uid, link) of every MuJoCo body, by body id."""
+    """Return (uid, link) of every MuJoCo body, by body id."""
     table: list[tuple[int, int]] = []
     for name in body_names:
         if name in BLOCK_UIDS:
@@ -53,7 +53,7 @@ def owners(body_names: list[str]) -> list[tuple[int, int]]:
 
 
 def contacts_by_uid(data: Any, geom_owner: list[tuple[int, int]]) -> dict[int, tuple[Contact, ...]]:
-    """All contacts, listed under each of the two bodies that touch."""
+    """Return all contacts, listed under each of the two bodies."""
     found: dict[int, list[Contact]] = {}
     contact = data.contact
     frames = contact.frame.reshape(-1, 9)[:, :3]
@@ -65,9 +65,9 @@ def contacts_by_uid(data: Any, geom_owner: list[tuple[int, int]]) -> dict[int, t
         (-frames).tolist(),
         strict=True,
     )
-    for (first, second), distance, place, out, back in rows:
+    for (first, second), distance, position, out, back in rows:
         (uid_a, link_a), (uid_b, link_b) = geom_owner[first], geom_owner[second]
-        spot = tuple(place)
+        spot = tuple(position)
         found.setdefault(uid_a, []).append((0, uid_a, uid_b, link_a, link_b, spot, spot, tuple(back), distance, 0.0))
         found.setdefault(uid_b, []).append((0, uid_b, uid_a, link_b, link_a, spot, spot, tuple(out), distance, 0.0))
     return {uid: tuple(items) for uid, items in found.items()}

@@ -1,7 +1,7 @@
-"""Where everything on the desk is: the constants of the four scenes.
+"""The layouts of the four scenes.
 
-World frame as CALVIN's: metres, x to the right and y away from somebody who stands in front of the desk, z up, table
-surface at z = 0.44. The sizes and places were chosen so that CALVIN's thresholds and its 192 official initial states
+World frame as in CALVIN: metres, x to the right and y away from a viewer in front of the desk, z up, table surface at
+z = 0.44. The sizes and places were chosen so that CALVIN's thresholds and its 192 official initial states
 make sense here; the furniture itself is our own.
 
 The cabinet's front leans back by 30 degrees, so that a hand that comes straight down reaches handles and compartments.
@@ -85,14 +85,14 @@ BIG: Size = (0.08, 0.04, BLOCK_HEIGHT)
 MIDDLE: Size = (0.056, 0.04, BLOCK_HEIGHT)
 SMALL: Size = (0.04, 0.04, BLOCK_HEIGHT)
 
-# The tcp's target is kept in here. The lowest z lets the finger tips touch the drawer's floor.
+# Limits of the tcp's target. At the lowest z the finger tips touch the drawer's floor.
 WORKSPACE = ((-0.44, -0.56, 0.335), (0.44, 0.16, 0.76))
 HOME_TCP = (0.02586, -0.23131, 0.57128)
 HOME_EULER = (3.09045, -0.02909, 1.50012)
 
 
 def front_point(x: float, t: float, n: float) -> Array:
-    """World position (3,) of a point `t` up along the cabinet's leaning front and `n` out of it."""
+    """Return the world position (3,) of a point `t` up along the cabinet's leaning front and `n` out of it."""
     y = FRONT_ORIGIN[0] + t * FRONT_UP[0] + n * FRONT_OUT[0]
     z = FRONT_ORIGIN[1] + t * FRONT_UP[1] + n * FRONT_OUT[1]
     return np.array([x, y, z])
@@ -116,19 +116,19 @@ class Layout:
         return np.array([self.button_x, BUTTON_Y, BUTTON_TOP_Z])
 
     def door_handle_at(self, slide: float) -> Array:
-        """Centre of the sliding door's bar, which is 0.104 long and runs up along the leaning front."""
+        """Return the centre of the sliding door's bar, which is 0.104 long and runs up along the leaning front."""
         return front_point(self.door_x - slide, DOOR_BAR_T, DOOR_BAR_N)
 
     def switch_handle_at(self, switch: float) -> Array:
-        """Centre of the switch's bar, which is 0.08 long along x."""
+        """Return the centre of the switch's bar, which is 0.08 long along x."""
         return front_point(self.switch_x, SWITCH_T0 + switch, SWITCH_BAR_N)
 
     def drawer_handle_at(self, drawer: float) -> Array:
-        """Centre of the drawer's bar, which is 0.17 long along x; fingers fit between it and the drawer's front."""
+        """Return the centre of the drawer's bar, which is 0.17 long along x; fingers fit behind it."""
         return np.array([self.drawer_x, DRAWER_BAR_Y - drawer, DRAWER_BAR_Z])
 
     def drawer_space_at(self, drawer: float) -> tuple[Array, Array]:
-        """Lower and upper corner of the drawer's inside that is not under the table."""
+        """Return lower and upper corner of the drawer's inside that is not under the table."""
         low = [self.drawer_x - DRAWER_HALF_WIDTH + 2 * DRAWER_WALL, DRAWER_Y[0] - drawer, DRAWER_FLOOR_Z]
         high = [self.drawer_x + DRAWER_HALF_WIDTH - 2 * DRAWER_WALL, TABLE_FRONT_Y, DRAWER_RIM_Z]
         return np.array(low), np.array(high)
@@ -143,7 +143,7 @@ class Layout:
 
     @property
     def compartments(self) -> dict[str, tuple[Array, Array]]:
-        """Where the middle of a block may be put in the cabinet, lower and upper corner, z of a resting block.
+        """Ranges of a block's centre in the cabinet: lower and upper corner, z of a resting block.
 
         `slider_right` is behind the door at joint 0, `slider_left` at joint 0.28. The palm of a hand that grasps a
         block there fits between the door and the fixed fronts.
@@ -154,7 +154,7 @@ class Layout:
 
     @property
     def table_space(self) -> tuple[Array, Array]:
-        """Where the middle of a block is put on the table at random (CALVIN's ranges, clear of the button)."""
+        """Range of random block centres on the table (CALVIN's ranges, clear of the button)."""
         z = TABLE_Z + BLOCK_HEIGHT / 2
         low, high = 0.0, 0.35
         if self.button_x > 0.15:
@@ -178,6 +178,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def layout_of(scene: str) -> Layout:
+    """Return the layout of a scene. Raises ValueError for an unknown name."""
     if scene not in LAYOUTS:
         raise ValueError(f"scene is {scene!r}; the desk has the scenes {', '.join(SCENES)}")
     return LAYOUTS[scene]

@@ -11,16 +11,16 @@ Array = npt.NDArray[np.float64]
 
 
 def euler_of(matrix: Array) -> tuple[float, float, float]:
-    """Euler angles (roll, pitch, yaw) in rad of a rotation matrix (3, 3); roll and yaw in [-pi, pi]."""
+    """Return Euler angles (roll, pitch, yaw) in rad of a rotation matrix (3, 3); roll and yaw in [-pi, pi]."""
     pitch = -math.asin(min(1.0, max(-1.0, float(matrix[2, 0]))))
-    if abs(matrix[2, 0]) > 1.0 - 1e-9:  # looking along the middle axis: only a sum of the other two is defined
+    if abs(matrix[2, 0]) > 1.0 - 1e-9:  # gimbal lock: only the sum of the other two is defined
         return 0.0, pitch, math.atan2(-float(matrix[0, 1]), float(matrix[1, 1]))
     roll = math.atan2(float(matrix[2, 1]), float(matrix[2, 2]))
     return roll, pitch, math.atan2(float(matrix[1, 0]), float(matrix[0, 0]))
 
 
 def matrix_of(euler: Array) -> Array:
-    """Rotation matrix (3, 3) = Rz(yaw) Ry(pitch) Rx(roll)."""
+    """Return the rotation matrix (3, 3) = Rz(yaw) Ry(pitch) Rx(roll)."""
     (cx, sx), (cy, sy), (cz, sz) = ((math.cos(a), math.sin(a)) for a in euler)
     return np.array(
         [
@@ -32,7 +32,7 @@ def matrix_of(euler: Array) -> Array:
 
 
 def quaternion_of(euler: Array) -> tuple[float, float, float, float]:
-    """Quaternion (w, x, y, z), MuJoCo's order, of Euler angles."""
+    """Return the quaternion (w, x, y, z), MuJoCo's order, of Euler angles."""
     (cx, sx), (cy, sy), (cz, sz) = ((math.cos(a / 2), math.sin(a / 2)) for a in euler)
     return (
         cx * cy * cz + sx * sy * sz,
@@ -42,6 +42,6 @@ def quaternion_of(euler: Array) -> tuple[float, float, float, float]:
     )
 
 
-def nearest_turn(angle: Array, reference: Array) -> Array:
-    """`angle` plus the multiples of 2 pi that bring it within pi of `reference`, elementwise."""
+def nearest_angle(angle: Array, reference: Array) -> Array:
+    """Return `angle` plus multiples of 2 pi, within pi of `reference`, elementwise."""
     return reference + (angle - reference + math.pi) % (2 * math.pi) - math.pi

@@ -1,6 +1,6 @@
 """The desk as a MuJoCo model: one XML string per scene, written from the layout's numbers.
 
-Who may touch whom is set by bits, so that no pair of furniture is ever tested: furniture has contype 1 and no affinity,
+Collision bits exclude contacts between furniture: furniture has contype 1 and no affinity,
 blocks have contype 2 and affinity 1 | 2 | 4, the hand has contype 4 and affinity 1. Decoration has neither.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from policy_rollout.desk import layout as L
 from policy_rollout.desk.layout import Layout, layout_of
-from policy_rollout.desk.rendering.materials import looks_of
+from policy_rollout.desk.rendering.materials import materials_of
 
 SUBSTEPS = 8
 TIMESTEP = 1.0 / 30 / SUBSTEPS
@@ -28,7 +28,7 @@ def _numbers(values: Iterable[float]) -> str:
 
 
 def box(name: str, low: Sequence[float], high: Sequence[float], material: str, extra: str = "") -> str:
-    """A box from its two corners in the frame of its body."""
+    """Return a box from its two corners in the frame of its body."""
     pos = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
     half = [(b - a) / 2 for a, b in zip(low, high, strict=True)]
     return _box(name, pos, half, material, extra)
@@ -49,7 +49,7 @@ def _table(scene: Layout) -> str:
         box("apron_left", (x0, front + 0.01, 0.32), (x0 + 0.02, 0.2, z0), "frame", 'class="decor"'),
         box("apron_right", (x1 - 0.02, front + 0.01, 0.32), (x1, 0.2, z0), "frame", 'class="decor"'),
     ]
-    # Closes the gap above an open drawer, through which the floor would shine.
+    # Closes the gap above an open drawer, through which the floor would be visible.
     parts.append(box("apron_back", (x0 + 0.005, -0.150, 0.345), (x1 - 0.005, -0.145, z0), "dark", 'class="decor"'))
     left, right = scene.drawer_x - L.DRAWER_HALF_WIDTH - 0.01, scene.drawer_x + L.DRAWER_HALF_WIDTH + 0.01
     parts.append(box("apron_front_left", (x0, front + 0.005, 0.325), (left, front + 0.02, z0), "frame"))
@@ -78,7 +78,7 @@ def _cabinet(scene: Layout) -> str:
         box("cabinet_left", (x0, 0.10, L.TABLE_Z), (x0 + 0.015, L.PLANK_Y[1], top - 0.02), "cabinet"),
         box("cabinet_right", (x1 - 0.015, 0.10, L.TABLE_Z), (x1, L.PLANK_Y[1], top - 0.02), "cabinet"),
     ]
-    # Open above the door as well: a hand that reaches for a block in the cabinet has its wrist there.
+    # Open above the door as well, for the wrist of a hand that reaches into the cabinet.
     parts.append(box("lintel", (x0, L.SHELF_Y[0] + 0.002, 0.602), (x1, L.SHELF_Y[0] + 0.010, top - 0.02), "frame"))
     leaning = [
         box("front_left", (x0, -0.106, -0.004), (o0 - 0.004, 0.106, 0.014), "cabinet"),
@@ -245,14 +245,13 @@ def _actuators() -> str:
 
 
 def desk_xml(scene: str) -> str:
-    """The MuJoCo model of one scene ("A", "B", "C" or "D") as an XML string."""
-    place = layout_of(scene)
-    looks = looks_of(scene)
+    """Return the MuJoCo model of one scene ("A", "B", "C" or "D") as an XML string."""
+    layout = layout_of(scene)
     materials = "\n".join(
-        f'<material name="{name}" rgba="{_numbers((*look.colour, 1.0))}" specular="0.2" shininess="0.3"/>'
-        for name, look in looks.items()
+        f'<material name="{name}" rgba="{_numbers((*material.colour, 1.0))}" specular="0.2" shininess="0.3"/>'
+        for name, material in materials_of(scene).items()
     )
-    blocks = "".join(_block(name, place.blocks[name], 0.0 + 0.12 * i) for i, name in enumerate(L.BLOCKS))
+    blocks = "".join(_block(name, layout.blocks[name], 0.0 + 0.12 * i) for i, name in enumerate(L.BLOCKS))
     return f"""
 <mujoco model="desk_{scene}">
   <compiler angle="degree" autolimits="true"/>
@@ -277,10 +276,10 @@ def desk_xml(scene: str) -> str:
     <light name="sun" pos="1.2 -1.6 3.2" dir="-0.3 0.4 -0.8" diffuse="0.55 0.55 0.55" castshadow="true"/>
     <geom name="floor" type="plane" size="6 6 0.1" material="floor"/>
     <body name="base_link">
-{_table(place)}
-{_cabinet(place)}
+{_table(layout)}
+{_cabinet(layout)}
     </body>
-{_plank()}{_door(place)}{_switch(place)}{_button(place)}{_drawer(place)}{_lights(place)}
+{_plank()}{_door(layout)}{_switch(layout)}{_button(layout)}{_drawer(layout)}{_lights(layout)}
 {blocks}
 {_hand()}
   </worldbody>

@@ -1,8 +1,8 @@
-"""Plays a policy's action chunks one control step at a time.
+"""Execute action chunks one control step at a time.
 
-A policy answers an observation with T actions. How many of them are executed before it looks again
-(`replan_every`), and whether older plans still have a say (temporal ensembling), is decided here and nowhere else:
-rollout, serving and one's own robot all play chunks through `ChunkPlayer`.
+A policy returns T actions for an observation. `ChunkPlayer` decides how many of them are executed before the policy
+gets a new observation (`replan_every`), and whether overlapping chunks are averaged (temporal ensembling). Evaluation,
+serving and the robot client all execute chunks through it.
 
 Shape letters: T actions per chunk, A action size (7).
 """
@@ -16,12 +16,12 @@ Actions = NDArray[np.float32]
 
 
 class ChunkPlayer:
-    """One robot's playback state.
+    """The chunks of one robot, and which of their actions comes next.
 
-    `replan_every`  actions executed before `wants_plan` asks for a new chunk, 1..T (default T: play each chunk out).
-    `ensemble`      None: the newest chunk alone is played. A number m >= 0: the action for a step is the weighted
-                    mean of what every chunk that covers the step proposes for it, with weight exp(-m * i) for the
-                    i-th oldest (ACT's rule, Zhao et al. 2023; m = 0 is the plain mean).
+    `replan_every`  actions executed before `needs_chunk` is true again, 1..T (default T: execute each chunk fully).
+    `ensemble`      None: only the newest chunk is executed. A number m >= 0: the action for a step is the weighted mean
+                    of the actions of all chunks that cover the step, with weight exp(-m * i) for the i-th oldest (ACT's
+                    temporal ensembling, Zhao et al. 2023; m = 0 is the plain mean).
     """
 
     def __init__(self, act_step: int, replan_every: int | None = None, ensemble: float | None = None) -> None:
@@ -38,38 +38,37 @@ class ChunkPlayer:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets every plan. Call it when the episode restarts or the instruction changes: no action of an old
-        instruction may be played for a new one."""
+        """Discard all chunks. Call it when the episode restarts or the instruction changes, so that no action for the
+        previous instruction is executed for the next one."""
         self._step = 0
-        self._planned_at: int | None = None  # the step whose observation the newest plan answers
-        self._plans: list[tuple[int, Actions]] = []  # (step of its first action, chunk), oldest first
+        self._observed_at: int | None = None  # the step whose observation the newest chunk is for
+        self._chunks: list[tuple[int, Actions]] = []  # (step of its first action, chunk), oldest first
 
     @property
-    def wants_plan(self) -> bool:
-        """True when the next action must come from a chunk that has not been given yet."""
-        return self._planned_at is None or self._step - self._planned_at >= self.replan_every
+    def needs_chunk(self) -> bool:
+        """True if a new chunk has to be added before the next action."""
+        return self._observed_at is None or self._step - self._observed_at >= self.replan_every
 
-    def plan(self, chunk: Actions, age: int = 0) -> None:
-        """Takes the policy's answer to what the robot sees now; `chunk` is [T, A].
+    def add_chunk(self, chunk: Actions, age: int = 0) -> None:
+        """Add the policy's chunk [T, A] for the current observation.
 
-        `age`: how many actions were played while the policy was thinking. That many of the chunk's first ones are for
-        moments that have passed, and are skipped.
+        `age`: number of actions executed since that observation. The first `age` actions of the chunk are skipped.
         """
         if chunk.ndim != 2 or chunk.shape[0] != self.act_step:
             raise ValueError(f"a chunk must be [{self.act_step}, A], got {list(chunk.shape)}")
         if not 0 <= age < self.act_step:
-            raise ValueError(f"age must lie in 0..{self.act_step - 1}: of an older chunk nothing is left; got {age}")
+            raise ValueError(f"age must lie in 0..{self.act_step - 1}: an older chunk has no action left; got {age}")
         if self.ensemble is None:
-            self._plans.clear()
-        self._plans.append((self._step - age, np.asarray(chunk, dtype=np.float32)))
-        self._planned_at = self._step - age
+            self._chunks.clear()
+        self._chunks.append((self._step - age, np.asarray(chunk, dtype=np.float32)))
+        self._observed_at = self._step - age
 
     def next_action(self) -> Actions:
-        """The action [A] for the coming control step."""
-        if self.wants_plan:
-            raise RuntimeError("the chunk is played out: give plan() a new one before next_action()")
-        self._plans = [(start, chunk) for start, chunk in self._plans if self._step - start < self.act_step]
-        proposals = np.stack([chunk[self._step - start] for start, chunk in self._plans])  # [plans, A], oldest first
+        """Return the action [A] for the next control step."""
+        if self.needs_chunk:
+            raise RuntimeError("no action is left: call add_chunk() before next_action()")
+        self._chunks = [(start, chunk) for start, chunk in self._chunks if self._step - start < self.act_step]
+        proposals = np.stack([chunk[self._step - start] for start, chunk in self._chunks])  # [chunks, A], oldest first
         self._step += 1
         if self.ensemble is None:
             return np.array(proposals[-1])

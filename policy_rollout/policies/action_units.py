@@ -1,4 +1,4 @@
-"""From a policy's numbers to what a body executes: metres, radians, and a gripper that is open or closed."""
+"""Convert a policy's actions to metres, radians, and a gripper that is open or closed."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from common import constants
 from policy_rollout.policies.interface import ACTION_SIZE, ActionConvention
 
 OPEN, CLOSED = 1.0, -1.0
-"""The gripper of a command, whatever sign the policy was trained with."""
+"""Gripper values of a command, for any sign convention of the policy."""
 
 
 def gripper_values(convention: ActionConvention) -> tuple[float, float]:
-    """The numbers that mean closed and open. Raises `ValueError` where the convention's words are not understood."""
+    """Return the values of closed and open. Raises `ValueError` if the convention's text cannot be parsed."""
     values = constants.gripper_values(convention.gripper)
     if values is None:
         raise ValueError(
-            f"the action convention says gripper: {convention.gripper!r}; understood are two different numbers, such "
+            f"the action convention has gripper: {convention.gripper!r}; expected are two different numbers, such "
             "as '-1 closed, +1 open'"
         )
     return values
 
 
 def in_metres(actions: NDArray[Any], convention: ActionConvention) -> NDArray[np.float32]:
-    """Actions [..., 7] of the convention as metres, radians, and a gripper of exactly `OPEN` or `CLOSED`.
+    """Return actions [..., 7] of the convention in metres and radians, with a gripper of exactly `OPEN` or `CLOSED`.
 
-    The gripper goes to the value that is nearer; half way is closed, as in CALVIN's wrapper.
+    The gripper takes the nearer value; half way is closed, as in CALVIN's wrapper.
     """
     if actions.shape[-1:] != (ACTION_SIZE,):
         raise ValueError(f"an action has {ACTION_SIZE} numbers, got shape {list(actions.shape)}")
@@ -36,6 +36,6 @@ def in_metres(actions: NDArray[Any], convention: ActionConvention) -> NDArray[np
     out = np.array(actions, dtype=np.float32)
     out[..., :3] *= np.float32(convention.position_m_per_unit)
     out[..., 3:6] *= np.float32(convention.rotation_rad_per_unit)
-    wish = actions[..., 6]
-    out[..., 6] = np.where(np.abs(wish - opened) < np.abs(wish - closed), OPEN, CLOSED)
+    gripper = actions[..., 6]
+    out[..., 6] = np.where(np.abs(gripper - opened) < np.abs(gripper - closed), OPEN, CLOSED)
     return out

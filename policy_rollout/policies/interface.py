@@ -1,4 +1,4 @@
-"""What acts and what it sees. No network is needed to know this: simulators in processes of their own import it too.
+"""Interface of a policy: observations, action conventions, actions. Imports no torch: simulator processes import it.
 
 Shape letters: B observations, T actions per chunk, A action size (7).
 """
@@ -16,19 +16,18 @@ from common.constants import CAMERAS as CAMERAS
 
 ACTION_SIZE = 7
 ACTION_KEYS = ("rel_actions", "actions")
-"""Recorded actions that can be compared with."""
+"""Recorded actions that offline evaluation compares with."""
 ACTION_DECODERS = ("regression", "block_diffusion")
-"""What can make actions: the regression head, or the decoding of action tokens."""
+"""Sources of actions: the regression head, or decoded action tokens."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What a robot sees at one moment.
+    """Observation of one control step.
 
-    `rgb_static`, `rgb_gripper`: uint8 HWC of any size (the gripper's is needed by two-view models only);
-    `robot_obs`: CALVIN's 15 proprioceptive numbers, for policies that want them (UP-VLA does not);
-    `codes`: int16 [V, n], what the image tokenizer once made of the images (a token cache); the images are then
-    not looked at, and may be empty.
+    `rgb_static`, `rgb_gripper`: uint8 HWC of any size (two-view models alone need the gripper's);
+    `robot_obs`: CALVIN's 15 proprioceptive numbers (UP-VLA does not read them);
+    `codes`: int16 [V, n] from a token cache; the images are then not read and may be empty.
     """
 
     rgb_static: NDArray[np.uint8]
@@ -40,11 +39,11 @@ class Observation:
 
 @dataclass(frozen=True)
 class ActionConvention:
-    """What the seven numbers of an action mean. The defaults are CALVIN's `rel_actions`; a saved model carries its own
+    """Meaning of the seven numbers of an action. The defaults are CALVIN's `rel_actions`; a saved model has its own
     (`ModelSpec.action_convention` has these fields)."""
 
     kind: str = "relative"
-    """relative: added to the last target; relative_to_measured: to where the hand is; absolute: the pose itself."""
+    """relative: added to the last target; relative_to_measured: to the measured pose; absolute: the pose itself."""
     frame: str = "world"
     position_m_per_unit: float = 0.02
     rotation_rad_per_unit: float = 0.05
@@ -54,19 +53,19 @@ class ActionConvention:
     """Actions per second."""
 
 
-def require_same_convention(policy: ActionConvention, benchmark: ActionConvention, judge: str) -> None:
-    """Raises `ValueError` naming every field in which the policy's actions mean something else than `judge` executes.
+def require_same_convention(policy: ActionConvention, benchmark: ActionConvention, name: str) -> None:
+    """Raise `ValueError` naming every field in which the conventions of the policy and of benchmark `name` differ.
 
-    Compared at start, because a wrong scale or gripper sign looks exactly like a bad policy.
+    Checked before a run, because the effect of a wrong scale or gripper sign looks like a bad policy.
     """
     ours, theirs = asdict(policy), asdict(benchmark)
-    differing = [f"{name} {ours[name]} (policy) vs {theirs[name]}" for name in ours if ours[name] != theirs[name]]
+    differing = [f"{key} {ours[key]} (policy) vs {theirs[key]}" for key in ours if ours[key] != theirs[key]]
     if differing:
-        raise ValueError(f"{judge} means other actions than the policy produces: {'; '.join(differing)}")
+        raise ValueError(f"{name} executes another kind of action than the policy returns: {'; '.join(differing)}")
 
 
 class Policy(Protocol):
-    """Anything that acts. A batch of observations, so that one forward can serve many robots."""
+    """Anything that returns actions. Takes a batch of observations, so that one forward serves many robots."""
 
     @property
     def convention(self) -> ActionConvention: ...
@@ -78,13 +77,13 @@ class Policy(Protocol):
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Which of `CAMERAS` it looks at; nobody needs to read or render the others."""
+        """The ones of `CAMERAS` that the policy reads; the others need not be rendered."""
         ...
 
     def reset(self) -> None:
-        """Forget everything seen so far. Called before a run starts."""
+        """Clear all state. Called before a run starts."""
         ...
 
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:
-        """Chunks [B, T, A] for B >= 1 observations, independent of each other and of their order."""
+        """Return chunks [B, T, A] for B >= 1 observations, independent of each other and of their order."""
         ...

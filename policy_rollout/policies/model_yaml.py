@@ -1,8 +1,7 @@
-"""The model yaml: which checkpoint acts, and with which frozen networks around it.
+"""The model yaml: which checkpoint a policy uses, and with which frozen networks.
 
-It is written with the keys of a training configuration (a run's own `config.yaml` serves) and one more,
-`model.showo.tuned_model_path`. What the checkpoint's folder says about itself need not be repeated; where it is
-repeated it has to agree.
+It has the keys of a training configuration (a run's own `config.yaml` can be used) and one more,
+`model.showo.tuned_model_path`. What the checkpoint's folder declares need not be repeated; repeated values must agree.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ from config.parsing import ConfigError, build, get, new_tree, shown
 from config.schema import MISSING, VQ_STRIDE, Job, Objective
 from policy_rollout.policies.interface import ACTION_DECODERS
 
-if TYPE_CHECKING:  # a mistake in the file is found without torch
+if TYPE_CHECKING:  # errors in the file are found without torch
     from models.decoding import ActionDecoding
     from models.pretrained.model_config import ModelSpec
     from models.pretrained.model_io import UpstreamSettings
 
 CHECKPOINT_KEY = "model.showo.tuned_model_path"
 DECODING_KEYS = ("action_conf_threshold", "action_infer_steps")
-"""Of the section `block_diffusion` and of a checkpoint's description: how action tokens are decoded."""
+"""Keys of section `block_diffusion`, and fields of a checkpoint's description: how action tokens are decoded."""
 _FROM_TOKENIZER = ("model.showo.llm_vocab_size", "model.showo.vocab_size")
 _TRAINING_ONLY = "dataset.params.train_pre_shards_path_or_url"
 
 
 @dataclass(frozen=True)
 class ModelYaml:
-    """`checkpoint`: a path (absolute) or hub id. `given`: the dotted keys that the file sets; the rest of `job` is
-    the schema's defaults."""
+    """A parsed model yaml. `checkpoint`: an absolute path or a hub id. `given`: the dotted keys that the file sets; all
+    other values of `job` are the schema's defaults."""
 
     path: Path
     checkpoint: str
@@ -44,7 +43,7 @@ class ModelYaml:
     given: frozenset[str]
 
     def require_checkpoint(self) -> None:
-        """Raise `ConfigError` if the checkpoint or a frozen network is certainly not there. Needs no torch."""
+        """Raise `ConfigError` if the checkpoint or a frozen network is missing locally. Needs no torch."""
         vq = self.job.model.vq_model
         require_model(CHECKPOINT_KEY, self.checkpoint, display(self.path))
         if vq.pretrained_model_path is None:
@@ -52,7 +51,7 @@ class ModelYaml:
 
     @property
     def upstream(self) -> UpstreamSettings:
-        """What an original checkpoint's folder leaves open, answered by this file."""
+        """Settings from this file that the folder of an original checkpoint does not declare."""
         from models.pretrained.model_io import UpstreamSettings
 
         showo, text = self.job.model.showo, self.job.dataset.preprocessing
@@ -71,31 +70,30 @@ class ModelYaml:
 
     @property
     def _text_objective(self) -> Objective | None:
-        """What the file says of the text objective: the key itself, else by the framework; None if it has neither."""
+        """The file's text objective: the key itself, else that of the framework; None without either."""
         if "training.text_objective" in self.given:
             return self.job.training.text_objective
         return OBJECTIVE_OF[self.job.model.framework] if "model.framework" in self.given else None
 
-    def decoding(self, spec: ModelSpec, folder: Path, wish: str | None = None) -> ActionDecoding | None:
-        """How action tokens are decoded, None where the regression head acts. ``wish`` (one of ``ACTION_DECODERS``)
-        stands in for the file's ``block_diffusion.action_infer_enabled``. What neither says is as the training run had
-        it.
+    def decoding(self, spec: ModelSpec, folder: Path, decoder: str | None = None) -> ActionDecoding | None:
+        """Return how action tokens are decoded; None if the regression head is used.
 
-        Raises `ConfigError` for a checkpoint that never learned action tokens.
+        ``decoder`` (one of ``ACTION_DECODERS``) overrides the file's ``block_diffusion.action_infer_enabled``; the
+        default is that of the training run. Raises `ConfigError` for a checkpoint without action tokens.
         """
         settings = self.job.block_diffusion
-        if wish not in (None, *ACTION_DECODERS):
-            raise ConfigError(f"action decoder {wish!r} is unknown; allowed: {', '.join(ACTION_DECODERS)}")
-        decoder = spec.action_decoder
+        if decoder not in (None, *ACTION_DECODERS):
+            raise ConfigError(f"action decoder {decoder!r} is unknown; allowed: {', '.join(ACTION_DECODERS)}")
+        default = spec.action_decoder
         if "block_diffusion.action_infer_enabled" in self.given:
-            decoder = ACTION_DECODERS[int(settings.action_infer_enabled)]
-        if (wish or decoder) == ACTION_DECODERS[0]:
+            default = ACTION_DECODERS[int(settings.action_infer_enabled)]
+        if (decoder or default) == ACTION_DECODERS[0]:
             return None
         if spec.action_bins is None:
-            asked = f"block_diffusion.action_infer_enabled=true ({display(self.path)})"
+            setting = f"block_diffusion.action_infer_enabled=true ({display(self.path)})"
             raise ConfigError(
-                f"{asked if wish is None else f'action decoder {wish}'}: the checkpoint {folder} was not trained with "
-                "block_diffusion.action_enabled=true; it acts by its regression head alone"
+                f"{setting if decoder is None else f'action decoder {decoder}'}: the checkpoint {folder} was not "
+                "trained with block_diffusion.action_enabled=true; it has the regression head only"
             )
         from models.decoding import ActionDecoding
 
@@ -104,7 +102,7 @@ class ModelYaml:
         return ActionDecoding(threshold, forwards)
 
     def require_agreement(self, spec: ModelSpec, folder: Path) -> None:
-        """Raises `ConfigError` at the first key of this file that contradicts what the checkpoint says of itself."""
+        """Raise `ConfigError` at the first key of this file that contradicts the checkpoint's description."""
         self._require_framework(spec, folder)
         from_tokenizer = _FROM_TOKENIZER if self.job.model.showo.auto_set_llm_vocab_size else ()
         for key, declared in _declared(spec).items():
@@ -125,18 +123,18 @@ class ModelYaml:
         if "model.framework" not in self.given or framework == spec.framework:
             return
         if "training.text_objective" in self.given and not spec.framework:
-            return  # of an older version or the original: the objective decides, and is compared itself
+            return  # a checkpoint of an older version or of the original: the objective is compared instead
         if OBJECTIVE_OF[framework] != spec.text_objective:
-            fitting = " or ".join(name for name, its in OBJECTIVE_OF.items() if its == spec.text_objective)
+            allowed = " or ".join(name for name, its in OBJECTIVE_OF.items() if its == spec.text_objective)
             raise ConfigError(
                 f"model.framework={framework} ({display(self.path)}), but the checkpoint {folder} was trained with "
-                f"training.text_objective={spec.text_objective} ({fitting}); remove the key, or name another "
+                f"training.text_objective={spec.text_objective} ({allowed}); remove the key, or name another "
                 f"checkpoint in {CHECKPOINT_KEY}"
             )
 
 
 def _declared(spec: ModelSpec) -> dict[str, Any]:
-    """Dotted config keys and the values that a checkpoint's description gives them."""
+    """Return dotted config keys and their values in a checkpoint's description."""
     return {
         "act_step": spec.act_step,
         "model.vla.num_view": spec.num_view,
@@ -154,7 +152,7 @@ def _declared(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _declared_of_answers(spec: ModelSpec) -> dict[str, Any]:
-    """Of how answers are decoded, as far as the objective reads it."""
+    """Return the keys of answer decoding that the text objective uses."""
     read = {
         "ar": (),
         "mdm": ("text_diffusion.prediction", "text_mdm.canvas_multiple"),
@@ -169,21 +167,21 @@ def _declared_of_answers(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _declared_of_tokens(spec: ModelSpec) -> dict[str, Any]:
-    """Of block-diffusion actions; a checkpoint without has nothing to say of them but that."""
-    learned = {"block_diffusion.action_enabled": spec.action_bins is not None}
+    """Return the keys of block-diffusion actions."""
+    enabled = {"block_diffusion.action_enabled": spec.action_bins is not None}
     if spec.action_bins is None:
-        return learned
-    return learned | {
+        return enabled
+    return enabled | {
         "block_diffusion.action_num_bins": spec.action_bins,
         "block_diffusion.action_block_size": spec.action_block_size,
     }
 
 
 def load_model_yaml(path: str | Path, checkpoint: str | Path | None = None) -> ModelYaml:
-    """Read a model yaml; `checkpoint` stands in for its `model.showo.tuned_model_path`.
+    """Read a model yaml; `checkpoint` overrides its `model.showo.tuned_model_path`.
 
-    Raises `ConfigError` in one line: no such file, unknown key, impossible value, no checkpoint named, or one that is
-    not there yet (with the command that makes it).
+    Raises `ConfigError` in one line: no such file, unknown key, impossible value, no checkpoint named, or one that does
+    not exist yet (with the command that makes it).
     """
     file = Path(located(path))
     if file.is_dir():
@@ -195,7 +193,7 @@ def load_model_yaml(path: str | Path, checkpoint: str | Path | None = None) -> M
     named = tree.values.pop(CHECKPOINT_KEY, None)
     given = frozenset(tree.values)
     if _TRAINING_ONLY not in given:
-        tree.set(_TRAINING_ONLY, "(not read when acting)", "default")
+        tree.set(_TRAINING_ONLY, "(not read by a policy)", "default")
     job = build(tree, also=(CHECKPOINT_KEY,))  # first: a mistyped key may be the one that is missing
     if checkpoint is None:
         if named in (None, "", MISSING) or not isinstance(named, str):
@@ -228,7 +226,7 @@ def _require_made(checkpoint: str, job: Job, file: Path) -> None:
 
 
 def located(path: str | Path) -> str:
-    """A path seen from the current folder, else from the project's, made absolute; a hub id as it is."""
+    """Return the absolute path of a file in the current folder, else in the project's; a hub id unchanged."""
     for folder in (Path.cwd(), PROJECT_DIR):
         candidate = folder / os.path.expanduser(path)
         if candidate.exists():

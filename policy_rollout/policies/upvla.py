@@ -1,6 +1,6 @@
-"""From an observation to actions: the one path that evaluation, serving and one's own robot use.
+"""UP-VLA as a policy: the one path from observations to actions, for evaluation, serving and the robot client.
 
-    images --images.fit--> [3,R,R] --MagVIT--> codes --robot_sequence--> RobotReader.predict --> chunk of T actions
+    images --image.fit--> [3,R,R] --MagVIT--> codes --robot_sequence--> RobotReader.predict --> chunk of T actions
                                                                          or decode_actions
 
 Shape letters: B observations, T actions per chunk, A action size (7), V views, R resolution.
@@ -41,14 +41,16 @@ from policy_rollout.policies.model_yaml import CHECKPOINT_KEY, load_model_yaml, 
 logger = logging.getLogger(__name__)
 
 ASPECT_TOLERANCE = 0.02
-"""By which the shape of images may differ from the training data's."""
-KEPT_SENTENCES = 4096
-"""Instructions whose ids are kept."""
+"""Largest relative difference of the aspect ratio of images from that of the training images."""
+INSTRUCTION_CACHE_SIZE = 4096
+"""Instructions whose token ids are cached."""
+WARM_UP_SIZE = (200, 200)
+"""Height and width of warm-up images of models that declare none."""
 
 
 @dataclass(frozen=True)
 class PolicySource:
-    """Where a policy came from, for records: two results are comparable only if this says so."""
+    """The files that a policy was loaded from, for records and comparisons of results."""
 
     model_yaml: Path
     checkpoint: Path
@@ -56,27 +58,27 @@ class PolicySource:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """The identity of the checkpoint."""
+        """The SHA-256 of the checkpoint's weights."""
         return files_sha256(self.checkpoint)
 
 
-def pick_device(wish: str | int = "auto") -> torch.device:
-    """The device for `auto`, `cpu`, `cuda`, `cuda:1`, or a GPU's number.
+def pick_device(name: str | int = "auto") -> torch.device:
+    """Return the device for `auto`, `cpu`, `cuda`, `cuda:1`, or a GPU's number.
 
-    Where CUDA is asked for and there is none, the CPU is taken and stderr is told. Raises `ValueError` for other words.
+    Without CUDA, a CUDA device is replaced by the CPU with a notice on stderr. Raises `ValueError` for other names.
     """
-    text = str(wish)
+    text = str(name)
     text = f"cuda:{text}" if text.isdecimal() else text
     if text == "auto":
         text = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(text)
     except RuntimeError:
-        device = torch.device("meta")  # nobody computes there
+        device = torch.device("meta")  # refused below
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device {text!r} is unknown; give auto, cpu, cuda or cuda:<number>")
     if device.type == "cuda" and not torch.cuda.is_available():
-        print(f"notice: {text} was asked for, but CUDA is not available here; running on the CPU", file=sys.stderr)
+        print(f"notice: CUDA is not available; {text} is replaced by the CPU", file=sys.stderr)
         return torch.device("cpu")
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
         raise ValueError(f"device {text} does not exist; this machine has {torch.cuda.device_count()} GPUs")
@@ -84,10 +86,10 @@ def pick_device(wish: str | int = "auto") -> torch.device:
 
 
 class UPVLAPolicy:
-    """UP-VLA acting: a saved model, its prompter, and the frozen image tokenizer.
+    """UP-VLA as a policy: a saved model, its prompter, and the frozen image tokenizer.
 
-    Holds no episode state: a chunk depends on the observation alone. ``action_decoder`` says what makes actions: the
-    ``regression`` head, or ``block_diffusion``.
+    Has no episode state: a chunk depends on the observation alone. ``action_decoder`` is ``regression`` (the regression
+    head) or ``block_diffusion`` (decoded action tokens).
     """
 
     def __init__(
@@ -101,11 +103,13 @@ class UPVLAPolicy:
         decoding: ActionDecoding | None = None,
         compiled: bool = False,
     ) -> None:
-        """`precision` "bf16"/"fp16" runs the network (not the tokenizer, whose codes would change) in autocast; its
-        matrices are then held in that type, unless they can still learn: a learner's weights are its own.
+        """Move the networks to `device` and set them to evaluation mode.
 
-        `decoding`: act by decoding action tokens, like this; None: the regression head acts. `compiled`: its forward
-        is compiled at the first call of each shape.
+        Args:
+            precision: "bf16" or "fp16" runs the network in autocast, but not the image tokenizer, whose codes would
+                change. Frozen linear layers are then stored in that type.
+            decoding: how action tokens are decoded; None: use the regression head.
+            compiled: compile the regression head's forward at the first call of each shape.
         """
         self.device = torch.device(device)
         self.model = built.model.to(self.device).eval()
@@ -119,11 +123,11 @@ class UPVLAPolicy:
         self.precision = precision
         self._precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         if self._precision is not None and not any(p.requires_grad for p in self.model.parameters()):
-            _hold_matrices(self.model.backbone.lm.base_model, self._precision)
+            _cast_linear_layers(self.model.backbone.lm.base_model, self._precision)
         if self.device.type == "cpu":
             keep_freed_memory()
         self._reader = RobotReader(self.model, compiled=compiled)
-        self._ids = lru_cache(KEPT_SENTENCES)(self._instruction)
+        self._ids = lru_cache(INSTRUCTION_CACHE_SIZE)(self._instruction)
         self._cut_is_logged = False
         self.reset()
 
@@ -136,35 +140,35 @@ class UPVLAPolicy:
         action_decoder: str | None = None,
         precision: str | None = None,
     ) -> UPVLAPolicy:
-        """The policy that a model yaml describes. `checkpoint` stands in for its `model.showo.tuned_model_path`,
-        `action_decoder` (one of `ACTION_DECODERS`) for its `block_diffusion.action_infer_enabled`, `precision` for its
-        `training.mixed_precision`.
+        """Load the policy of a model yaml.
 
-        Raises `ValueError` or `FileNotFoundError` in one line naming the key or the file.
+        `checkpoint` overrides its `model.showo.tuned_model_path`, `action_decoder` (one of `ACTION_DECODERS`) its
+        `block_diffusion.action_infer_enabled`, `precision` its `training.mixed_precision`. Raises `ValueError` or
+        `FileNotFoundError` in one line naming the key or the file.
         """
         config = load_model_yaml(model_yaml, checkpoint)
         path = resolve_model_dir(config.checkpoint, key=CHECKPOINT_KEY)
-        folder = model_folder(path)  # once: a run that is training may write a newer one in between
+        folder = model_folder(path)  # resolved once: a training run may write a newer one meanwhile
         path = path if path.is_file() else folder
         built = load_folder(path, upstream=config.upstream, trust_remote_code=config.job.model.showo.trust_remote_code)
         config.require_agreement(built.spec, folder)
         vq = config.job.model.vq_model
         bare = vq.pretrained_model_path
         tokenizer = load_magvit(located(vq.vq_model_name), None if bare is None else located(bare))
-        learned = built.spec.image_tokenizer
-        if learned and learned != (now := tokenizer.weights_hash):
+        trained_with = built.spec.image_tokenizer
+        if trained_with and trained_with != (now := tokenizer.weights_hash):
             raise ValueError(
                 f"{config.path}: model.vq_model.vq_model_name={vq.vq_model_name} has the weights {now[:12]}, but "
-                f"{folder} learned the codes of {learned[:12]}; name the image tokenizer that it was trained with"
+                f"{folder} was trained with {trained_with[:12]}; name that image tokenizer"
             )
-        training, where = config.job.training, pick_device(device)
+        training, target = config.job.training, pick_device(device)
         if precision is None:
             precision = training.mixed_precision if "training.mixed_precision" in config.given else "no"
         return cls(
             built,
             tokenizer,
-            device=where,
-            compiled=training.compile and where.type == "cuda",
+            device=target,
+            compiled=training.compile and target.type == "cuda",
             precision=precision,
             source=PolicySource(config.path, path),
             decoding=config.decoding(built.spec, folder, action_decoder),
@@ -180,22 +184,29 @@ class UPVLAPolicy:
 
     @property
     def action_decoder(self) -> str:
-        """Which of `ACTION_DECODERS` acts."""
+        """The one of `ACTION_DECODERS` in use."""
         return ACTION_DECODERS[0 if self.decoding is None else 1]
 
     @property
     def forwards_per_chunk(self) -> float:
-        """Forwards of the backbone that a chunk took on average since `reset`; 0 before the first."""
+        """Mean number of backbone forwards per chunk since `reset`; 0 before the first chunk."""
         return self._forwards / max(self._chunks, 1)
 
     def reset(self) -> None:
-        """Nothing to forget (see the class) but what it cost."""
+        """Reset the counters of `forwards_per_chunk`; there is no episode state."""
         self._chunks = self._forwards = 0
+
+    def warm_up(self) -> None:
+        """Run one forward on black images, so that the first observation is fast and an unusable model fails early."""
+        sizes = self.spec.cameras
+        black = {name: np.zeros((*sizes.get(name, WARM_UP_SIZE)[:2], 3), np.uint8) for name in self.cameras}
+        self.act([Observation(black["rgb_static"], "warm up", black.get("rgb_gripper"))])
+        self.reset()
 
     @torch.inference_mode()
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:
-        codes, instructions = self._read(observations)
-        with self._arithmetic():
+        codes, instructions = self._inputs(observations)
+        with self._autocast():
             if self.decoding is None:
                 actions, forwards = self._reader.predict(instructions, codes).actions, len(observations)
             else:
@@ -209,9 +220,9 @@ class UPVLAPolicy:
 
     @torch.inference_mode()
     def predict_codes(self, observations: Sequence[Observation]) -> NDArray[np.int64]:
-        """Image codes [B, N] of the frames T steps ahead, views one after the other."""
-        codes, instructions = self._read(observations)
-        with self._arithmetic():
+        """Return the predicted image codes [B, N] of the frames T steps ahead, camera views in sequence."""
+        codes, instructions = self._inputs(observations)
+        with self._autocast():
             expected = self._reader.predict(instructions, codes, want_codes=True).codes
         assert expected is not None
         found: NDArray[np.int64] = expected.cpu().numpy()
@@ -219,7 +230,7 @@ class UPVLAPolicy:
 
     @torch.inference_mode()
     def predict_future(self, observations: Sequence[Observation]) -> NDArray[np.uint8]:
-        """The frames T steps ahead as the model expects them, uint8 [B, V, R, R, 3]."""
+        """Return the predicted frames T steps ahead, uint8 [B, V, R, R, 3]."""
         codes = torch.from_numpy(self.predict_codes(observations)).to(self.device)
         pixels = self.vq.decode(codes.reshape(-1, self.spec.num_vq_tokens))  # [B * V, 3, R, R]
         size = self.spec.resolution
@@ -227,74 +238,74 @@ class UPVLAPolicy:
         images: NDArray[np.uint8] = frames.cpu().numpy()
         return images
 
-    def _arithmetic(self) -> torch.autocast:
+    def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self._precision, enabled=self._precision is not None)
 
-    def _read(self, observations: Sequence[Observation]) -> tuple[Tensor, list[list[int]]]:
-        """The one path from what is seen to what the network reads: codes [B, N] and ids of the instructions."""
+    def _inputs(self, observations: Sequence[Observation]) -> tuple[Tensor, list[list[int]]]:
+        """Return the network's inputs: image codes [B, N] and the token ids of the instructions."""
         if not observations:
-            raise ValueError("a policy is asked about at least one observation")
+            raise ValueError("a policy needs at least one observation")
         return self._codes(observations), [self._ids(observation.instruction) for observation in observations]
 
     def _instruction(self, text: str) -> list[int]:
-        """Encode an instruction, and log the first that is cut."""
+        """Return the token ids of an instruction; log a warning for the first one that is cut."""
         if not self._cut_is_logged and (cut := cut_instructions(self.prompter, [text])):
             self._cut_is_logged = True
             logger.warning("an instruction is cut, and others may be: %s", describe_cut(self.prompter, cut, 1))
         return self.prompter.instruction(text)
 
     def _codes(self, observations: Sequence[Observation]) -> Tensor:
-        """Images -> image codes [B, N], views one after the other. An image that several observations share (the
-        same array) is read once; where codes were made before, no image is."""
+        """Return image codes [B, N], camera views in sequence.
+
+        Given codes are used as they are. An image array that several observations share is encoded once.
+        """
         if observations[0].codes is not None:
-            return self._held_codes(observations)
+            return self._given_codes(observations)
         views = [self._views(observation) for observation in observations]
         images = {id(image): image for pair in views for image in pair}
         frames = np.stack([fit(image, self.spec.resolution) for image in images.values()])  # uint8 [P, 3, R, R]
         codes = self.vq.encode(normalise(torch.from_numpy(frames).to(self.device)))  # [P, N / V]
         if len(images) < len(views) * len(views[0]):
-            place = {image: number for number, image in enumerate(images)}
-            codes = codes[[place[id(image)] for pair in views for image in pair]]
+            index = {image: number for number, image in enumerate(images)}
+            codes = codes[[index[id(image)] for pair in views for image in pair]]
         return codes.reshape(len(observations), -1)
 
-    def _held_codes(self, observations: Sequence[Observation]) -> Tensor:
-        held = [o.codes[: self.spec.num_view] for o in observations if o.codes is not None]  # each [V, n]
-        shapes = {codes.shape for codes in held}
-        if len(held) < len(observations) or shapes != {(self.spec.num_view, self.spec.num_vq_tokens)}:
+    def _given_codes(self, observations: Sequence[Observation]) -> Tensor:
+        given = [o.codes[: self.spec.num_view] for o in observations if o.codes is not None]  # each [V, n]
+        shapes = {codes.shape for codes in given}
+        if len(given) < len(observations) or shapes != {(self.spec.num_view, self.spec.num_vq_tokens)}:
             raise ValueError(
                 f"this model reads {self.spec.num_view} x {self.spec.num_vq_tokens} codes of every observation of a "
-                f"batch, found {' and '.join(map(str, sorted(shapes)))} in {len(held)} of {len(observations)}"
+                f"batch, found {' and '.join(map(str, sorted(shapes)))} in {len(given)} of {len(observations)}"
             )
-        return torch.from_numpy(np.stack(held)).to(self.device).long().flatten(1)
+        return torch.from_numpy(np.stack(given)).to(self.device).long().flatten(1)
 
     def _views(self, observation: Observation) -> list[NDArray[np.uint8]]:
         views = [getattr(observation, camera) for camera in self.cameras]
         missing = [camera for camera, view in zip(self.cameras, views, strict=True) if view is None]
         if missing:
-            raise ValueError(
-                f"this model looks through {self.spec.num_view} cameras, but the observation has no {missing[0]}"
-            )
+            raise ValueError(f"this model reads {self.spec.num_view} cameras, but the observation has no {missing[0]}")
         for camera, view in zip(self.cameras, views, strict=True):
             height, width = view.shape[:2]
             trained = self.spec.cameras.get(camera, (height, width))  # not declared: nothing to compare with
             if abs(height * trained[1] - width * trained[0]) > ASPECT_TOLERANCE * height * trained[1]:
                 raise ValueError(
                     f"this model was trained on {camera} images of {trained[0]} x {trained[1]} (height x width), "
-                    f"this one is {height} x {width}: the centre crop would show it another part of the scene"
+                    f"this one is {height} x {width}: the centre crop would show another part of the scene"
                 )
         return views
 
 
-def _hold_matrices(network: nn.Module, dtype: torch.dtype) -> None:
-    """Linear layers in the type that autocast computes them in, cast once and not in every forward: the same numbers,
-    half the memory. Norms and embeddings stay as they are."""
+def _cast_linear_layers(network: nn.Module, dtype: torch.dtype) -> None:
+    """Cast linear layers to the type of autocast once, not in every forward: the same numbers, half the memory.
+    Norms and embeddings keep their type."""
     for module in network.modules():
         if isinstance(module, nn.Linear):
             module.to(dtype)
 
 
 class ConstantPolicy:
-    """Always the same action. With the mean of the training actions it is the baseline that any learner must beat."""
+    """Always returns one action. With the mean of the training actions it is a baseline for every trained policy."""
 
     cameras = CAMERAS[:1]
 
@@ -306,14 +317,14 @@ class ConstantPolicy:
         self.convention = convention or ActionConvention()
 
     def reset(self) -> None:
-        """Nothing to forget."""
+        """Do nothing: there is no state."""
 
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:
         return np.tile(self.action, (len(observations), self.act_step, 1))
 
 
 class RandomPolicy:
-    """Uniform actions in [-1, 1] with a gripper that opens or closes at random: what chance alone achieves."""
+    """Returns uniform actions in [-1, 1] with a gripper that opens or closes at random: a baseline."""
 
     cameras = CAMERAS[:1]
 
@@ -324,7 +335,7 @@ class RandomPolicy:
         self.reset()
 
     def reset(self) -> None:
-        """Starts the random numbers again, so that a run can be repeated."""
+        """Restart the random numbers, so that a run is reproducible."""
         self._rng = np.random.default_rng(self._seed)
 
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:

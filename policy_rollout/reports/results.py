@@ -1,10 +1,8 @@
-"""What a closed-loop evaluation left behind (``results.json``, written by ``records.py``), read for people: reports and
-comparisons. Imports no torch, so that looking at results takes no time.
-"""
+"""Read the results of closed-loop evaluations (``results.json``) for reports and comparisons. Imports no torch."""
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,29 +12,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.files import read_json
 from common.text import shortened
 from policy_rollout import intervals
-from policy_rollout.closed_loop.env_slot import ChainRecord
-from policy_rollout.closed_loop.records import chain_of
+from policy_rollout.closed_loop.interface import ChainRecord
+from policy_rollout.closed_loop.records import RESULTS_FILE, chain_of
+from policy_rollout.closed_loop.records import attempts as attempts
 from policy_rollout.intervals import Interval, bootstrap_runs, wilson
 
-FILE = "results.json"
 PLAYER = ("checkpoint", "model", "weights", "image_tokenizer", "policy", "action_decoder", "precision", "num_sequences")
-"""How the names of settings begin that say who played, and how many chains; all others say what was played."""
-
-
-def attempts(chain: ChainRecord) -> list[tuple[str, bool, int]]:
-    """(task, was it done, its control steps) of every task that was begun."""
-    return [(chain.tasks[place], place < chain.completed, steps) for place, steps in enumerate(chain.steps)]
-
-
+"""Prefixes of the settings of the policy, and the number of chains; all other settings are of the benchmark."""
 FIGURES = ("num_sequences", "average_length", "success_rates", "per_task", "records")
-"""What a file tells beside settings and the like."""
+"""The keys of a results file that are no settings."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """One evaluation. ``content``: the file, whole; ``chains`` by their index."""
+    """One evaluation. ``content``: the whole file; ``chains``: in the order of their index."""
 
     file: Path
     content: Mapping[str, Any]
@@ -52,18 +44,18 @@ class Results:
         return found if isinstance(found, Mapping) else {}
 
     @property
-    def played(self) -> dict[str, Any]:
-        """The settings that say what was played, without those that say who did: dotted name -> value."""
+    def benchmark_settings(self) -> dict[str, Any]:
+        """The settings of the benchmark, without those of the policy: dotted name -> value."""
         return {name: value for name, value in dotted(self.settings).items() if not name.startswith(PLAYER)}
 
     @property
     def cut_instructions(self) -> list[str]:
-        """Instructions that were longer than the policy reads."""
+        """Instructions that the policy cut because of their length."""
         found = self.content.get("policy_from")
         return list(found.get("cut_instructions", ())) if isinstance(found, Mapping) else []
 
     def cut_note(self) -> str | None:
-        """Return a sentence about the instructions that were cut; None if none was."""
+        """Return a note about the cut instructions; None if there are none."""
         if not (cut := self.cut_instructions):
             return None
         return (
@@ -73,24 +65,22 @@ class Results:
 
     @property
     def length(self) -> int:
+        """Tasks per chain."""
         return max(len(chain.tasks) for chain in self.chains)
 
     def completed(self) -> NDArray[np.float64]:
-        """[chains]: tasks done in each."""
+        """Return the number of tasks done in each chain, [chains]."""
         return np.array([chain.completed for chain in self.chains], dtype=np.float64)
 
     def per_task(self) -> dict[str, tuple[int, int]]:
-        """Of every task that was begun: (how often it was done, how often it was begun)."""
-        counts: dict[str, tuple[int, int]] = {}
-        for chain in self.chains:
-            for task, done, _ in attempts(chain):
-                before = counts.get(task, (0, 0))
-                counts[task] = (before[0] + done, before[1] + 1)
-        return dict(sorted(counts.items()))
+        """Return (number of successes, number of attempts) of every task that was started."""
+        outcomes = sorted((task, done) for chain in self.chains for task, done, _ in attempts(chain))
+        tried, succeeded = Counter(task for task, _ in outcomes), Counter(task for task, done in outcomes if done)
+        return {task: (succeeded[task], count) for task, count in tried.items()}
 
 
 def dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level: benchmark.renderer -> its value."""
+    """Return nested settings as one level: benchmark.renderer -> its value."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
@@ -101,22 +91,17 @@ def dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_results(path: Path) -> Results:
-    """Of ``results.json`` or the folder that holds it. Raises ``ValueError`` or ``FileNotFoundError`` in one line."""
-    file = path / FILE if path.is_dir() else path
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        unfinished = (path / "records").is_dir()
-        hint = "its evaluation has not finished; start it again, it goes on where it was" if unfinished else (
-            "give a results.json of calvin_evaluate_upvla, or its log_dir"
-        )  # fmt: skip
-        raise FileNotFoundError(f"{file} does not exist: {hint}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not readable JSON: {error}") from None
+    """Read ``results.json``, or that of a folder. Raises ``ValueError`` or ``FileNotFoundError`` in one line."""
+    file = path / RESULTS_FILE if path.is_dir() else path
+    incomplete = (path / "records").is_dir()
+    hint = "its evaluation has not finished; start it again to continue" if incomplete else (
+        "give a results.json of calvin_evaluate_upvla, or its log_dir"
+    )  # fmt: skip
+    content = read_json(file, hint)
     try:
         chains = tuple(sorted((chain_of(row) for row in content["records"]), key=lambda chain: chain.index))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is no result of a closed loop: {_told(error)}") from None
+        raise ValueError(f"{file} is no result of a closed-loop evaluation: {_describe(error)}") from None
     if not chains:
         raise ValueError(f"{file} has no chain")
     for one, other in pairwise(chains):
@@ -125,7 +110,7 @@ def read_results(path: Path) -> Results:
     return Results(file, content, chains)
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
@@ -133,7 +118,7 @@ def _told(error: Exception) -> str:
 
 
 def average_length(runs: Sequence[Results]) -> Interval:
-    """Tasks done per chain, of one evaluation or of several (seeds) on the same chains."""
+    """Return the tasks done per chain, of one evaluation or of several (seeds) on the same chains."""
     done = np.stack([run.completed() for run in runs])
     if len(runs) == 1 or (done == done[0, 0]).all():
         return intervals.average_length(done[0], runs[0].length)
@@ -141,28 +126,25 @@ def average_length(runs: Sequence[Results]) -> Interval:
 
 
 def success_rates(runs: Sequence[Results]) -> list[Interval]:
-    """Share of chains with at least 1, 2, ... tasks done."""
+    """Return the fraction of chains with at least 1, 2, ... tasks done."""
     found = []
-    for least in range(1, runs[0].length + 1):
-        done = np.stack([run.completed() >= least for run in runs])
+    for count in range(1, runs[0].length + 1):
+        done = np.stack([run.completed() >= count for run in runs])
         found.append(wilson(int(done.sum()), done.size) if len(runs) == 1 else bootstrap_runs(done))
     return found
 
 
 def task_counts(runs: Sequence[Results]) -> dict[str, tuple[int, int]]:
-    """``Results.per_task`` of several evaluations together."""
-    total: dict[str, tuple[int, int]] = {}
-    for run in runs:
-        for task, (done, tried) in run.per_task().items():
-            before = total.get(task, (0, 0))
-            total[task] = (before[0] + done, before[1] + tried)
-    return dict(sorted(total.items()))
+    """Return the sums of ``Results.per_task`` over several evaluations."""
+    counts = [run.per_task() for run in runs]
+    tasks = sorted({task for of_run in counts for task in of_run})
+    pairs = {task: [of_run.get(task, (0, 0)) for of_run in counts] for task in tasks}
+    return {task: (sum(done for done, _ in found), sum(tried for _, tried in found)) for task, found in pairs.items()}
 
 
 def names_of(files: Sequence[Path]) -> list[str]:
-    """Short names that tell results apart: the folder's; with as many of its parents as it takes; numbered where even
-    whole paths agree."""
-    folders = [(file.parent if file.name == FILE else file.with_suffix("")).resolve().parts for file in files]
+    """Return short distinct names: the folder's, with parents as necessary; numbered if whole paths are equal."""
+    folders = [(file.parent if file.name == RESULTS_FILE else file.with_suffix("")).resolve().parts for file in files]
     for depth in range(1, max(map(len, folders)) + 1):
         names = ["/".join(parts[-depth:]) for parts in folders]
         if len(set(names)) == len(names):

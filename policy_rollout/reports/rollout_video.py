@@ -1,10 +1,10 @@
-"""Films of chains, and what the policy expected to see beside what it then saw.
+"""Videos of chains, and images of the policy's future prediction beside the true frames.
 
-    <folder>/videos/chain_0007_2_done.gif                a chain, with what was asked for and what came of it (or .mp4)
-    <folder>/input_predict_truth/chain_0007_task_1.png   moments of its first task: seen | expected | T steps later
+    <folder>/videos/chain_0007_2_done.gif                a chain, with instructions and outcome (or .mp4)
+    <folder>/input_predict_truth/chain_0007_task_1.png   steps of its first task: input | prediction | T steps later
 
-Written when a chain is over, before its record: a chain whose record is there was filmed, and one that is played again
-because a process was killed gets the same files anew.
+Written when a chain is finished, before its record: every recorded chain has its files, and a chain that is run again
+after a kill overwrites them.
 """
 
 from __future__ import annotations
@@ -32,113 +32,118 @@ from common.image_grid import (
 )
 from common.video import require_mp4, write_gif, write_mp4
 from models.processing.image import fit
-from policy_rollout.closed_loop.env_slot import ChainJob, ChainRecord
+from policy_rollout.closed_loop.interface import ChainJob, ChainRecord
 from policy_rollout.policies.action_chunking import Actions
 from policy_rollout.policies.interface import Observation
 
 RATE = 30.0
-"""Control steps per second: films play at the robot's own speed."""
-HOLD = 10
-"""Frames for which a task's outcome is shown."""
-MOMENTS = 4
-"""Of a task, at most so many are pictured."""
-FILM_HEIGHT, MOMENT_HEIGHT = 256, 192
+"""Control steps per second: videos have the robot's own speed."""
+OUTCOME_FRAMES = 10
+"""Frames that show a task's outcome."""
+MAX_PREDICTIONS = 4
+"""Largest number of predictions shown of one task."""
+VIDEO_HEIGHT, PREDICTION_HEIGHT = 256, 192
 
 
 class FuturePredictor(Protocol):
-    """A policy that can tell which images it expects."""
+    """A policy that predicts future images."""
 
     @property
     def act_step(self) -> int: ...
 
     def predict_future(self, observations: Sequence[Observation]) -> NDArray[np.uint8]:
-        """The views `act_step` control steps later, uint8 [B, V, R, R, 3]."""
+        """Return the predicted camera views `act_step` control steps later, uint8 [B, V, R, R, 3]."""
         ...
 
 
 @dataclass
 class _Task:
-    """What was seen while one task was tried: images of the static camera by their step (that before the first is
-    -1), and every observation by the step before which the policy looked."""
+    """Frames of one task: images of the static camera by step (-1: before the first), and observations by step."""
 
     images: dict[int, RgbImage] = field(default_factory=dict)
-    looks: dict[int, Observation] = field(default_factory=dict)
+    observations: dict[int, Observation] = field(default_factory=dict)
 
 
 @dataclass
 class RolloutVideoRecorder:
-    """A ``Recorder`` of the first ``count`` chains, whoever plays them."""
+    """A ``Recorder`` of the first ``count`` chains."""
 
     folder: Path
     count: int
     policy: FuturePredictor
-    write_film: Callable[[Path, Sequence[RgbImage], float], None] = write_gif
+    write_video: Callable[[Path, Sequence[RgbImage], float], None] = write_gif
     suffix: str = "gif"
-    film_every: int = 2
+    frame_interval: int = 2
     _tasks: dict[int, list[_Task]] = field(default_factory=dict)
 
-    def wants(self, job: ChainJob) -> bool:
+    def selects(self, job: ChainJob) -> bool:
         return job.index < self.count
 
-    def without_film(self, recorded: Iterable[int]) -> list[int]:
-        """The chains that are to be filmed, but were played before without."""
+    def without_video(self, recorded: Iterable[int]) -> list[int]:
+        """Return the chains of ``recorded`` that this recorder selects but that have no video."""
         videos = self.folder / "videos"
         return [i for i in sorted(recorded) if i < self.count and not any(videos.glob(f"chain_{i:04d}_*"))]
 
-    def began(self, job: ChainJob) -> None:
+    def start_chain(self, job: ChainJob) -> None:
         self._tasks[job.index] = []
 
-    def looked(self, job: ChainJob, place: int, step: int, observation: Observation, chunk: Actions) -> None:
-        task = self._task(job, place)
-        task.looks[step] = observation
+    def add_observation(
+        self, job: ChainJob, task_index: int, step: int, observation: Observation, chunk: Actions
+    ) -> None:
+        task = self._task(job, task_index)
+        task.observations[step] = observation
         if step == 0:
             task.images[-1] = observation.rgb_static
 
-    def filmed(self, job: ChainJob, place: int, step: int, image: NDArray[np.uint8]) -> None:
-        self._task(job, place).images[step] = image
+    def add_frame(self, job: ChainJob, task_index: int, step: int, image: NDArray[np.uint8]) -> None:
+        self._task(job, task_index).images[step] = image
 
-    def ended(self, job: ChainJob, record: ChainRecord) -> None:
+    def finish_chain(self, job: ChainJob, record: ChainRecord) -> None:
         tasks = self._tasks.pop(job.index)
         name = f"chain_{job.index:04d}"
-        for kind in ("videos", "input_predict_truth"):  # whatever is left of it being played before
+        for kind in ("videos", "input_predict_truth"):  # files of an earlier run of the chain
             for old in (self.folder / kind).glob(f"{name}_*"):
                 if (why := remove(old)) is not None:
-                    print(f"warning: {old}, of the chain as it was played before, stays ({why})", file=sys.stderr)
-        film = [frame for place, task in enumerate(tasks) for frame in _scenes(job, record, place, task)]
+                    print(
+                        f"warning: {old}, of an earlier run of the chain, could not be deleted ({why})", file=sys.stderr
+                    )
+        video = [frame for i, task in enumerate(tasks) for frame in _task_frames(job, record, i, task)]
         file = self.folder / "videos" / f"{name}_{record.completed}_done.{self.suffix}"
-        self.write_film(file, film, RATE / self.film_every)
-        for place, task in enumerate(tasks):
-            rows = self._moments(task)
+        self.write_video(file, video, RATE / self.frame_interval)
+        for i, task in enumerate(tasks):
+            rows = self._prediction_rows(task)
             if rows:
                 page = image_grid(rows, columns=1, gap=0)
-                heading = add_caption(page[:0], job.instructions[place], *_outcome(record, place))
-                file = self.folder / "input_predict_truth" / f"{name}_task_{place + 1}.png"
+                heading = add_caption(page[:0], job.instructions[i], *_outcome(record, i))
+                file = self.folder / "input_predict_truth" / f"{name}_task_{i + 1}.png"
                 write_png(file, np.concatenate([heading, page]))
 
-    def _task(self, job: ChainJob, place: int) -> _Task:
+    def _task(self, job: ChainJob, task_index: int) -> _Task:
         tasks = self._tasks[job.index]
-        while len(tasks) <= place:
+        while len(tasks) <= task_index:
             tasks.append(_Task())
-        return tasks[place]
+        return tasks[task_index]
 
-    def _moments(self, task: _Task) -> list[RgbImage]:
-        """Rows of saw | expected | showed, of moments spread over the task after which it went on for T steps."""
+    def _prediction_rows(self, task: _Task) -> list[RgbImage]:
+        """Return rows of input | prediction | truth, for steps spread over the task with frames T steps later."""
         later = self.policy.act_step
-        known = [(step, after) for step in task.looks if (after := _views_at(task, step + later)) is not None]
+        known = [(step, after) for step in task.observations if (after := _views_at(task, step + later)) is not None]
         chosen = (
-            [known[i] for i in sorted({round(x) for x in np.linspace(0, len(known) - 1, MOMENTS)})] if known else []
+            [known[i] for i in sorted({round(x) for x in np.linspace(0, len(known) - 1, MAX_PREDICTIONS)})]
+            if known
+            else []
         )
         if not chosen:
             return []
-        expected = self.policy.predict_future([task.looks[step] for step, _ in chosen])  # [B, V, R, R, 3]
+        predicted = self.policy.predict_future([task.observations[step] for step, _ in chosen])  # [B, V, R, R, 3]
         return [
-            _row(step, later, task.looks[step], views, after)
-            for (step, after), views in zip(chosen, expected, strict=True)
+            _row(step, later, task.observations[step], views, after)
+            for (step, after), views in zip(chosen, predicted, strict=True)
         ]
 
 
 def make_recorder(settings: Mapping[str, Any], folder: Path, policy: FuturePredictor) -> RolloutVideoRecorder | None:
-    """As `num_videos` and `save_rollout_as_video` ask. Raises ``ValueError`` where mp4 needs a package."""
+    """Return the recorder of the settings, None without videos. Raises ``ValueError`` if mp4 needs a package."""
     count = int(settings["num_videos"])
     if not count:
         return None
@@ -148,31 +153,31 @@ def make_recorder(settings: Mapping[str, Any], folder: Path, policy: FuturePredi
     return RolloutVideoRecorder(folder, count, policy, write_mp4, "mp4")
 
 
-def _scenes(job: ChainJob, record: ChainRecord, place: int, task: _Task) -> list[RgbImage]:
-    """One task's frames, and its outcome for a moment."""
+def _task_frames(job: ChainJob, record: ChainRecord, task_index: int, task: _Task) -> list[RgbImage]:
+    """Return the frames of one task, and of its outcome."""
     frames = []
-    told = job.instructions[place]
+    instruction = job.instructions[task_index]
     for step, image in sorted(task.images.items()):
-        note = f"task {place + 1} of {len(job.tasks)}, step {step + 1}"
-        frames.append(add_caption(resize_to_height(image, FILM_HEIGHT), told, note))
+        note = f"task {task_index + 1} of {len(job.tasks)}, step {step + 1}"
+        frames.append(add_caption(resize_to_height(image, VIDEO_HEIGHT), instruction, note))
     if frames:
-        last = resize_to_height(task.images[max(task.images)], FILM_HEIGHT)
-        frames += [add_caption(last, told, *_outcome(record, place))] * HOLD
+        last = resize_to_height(task.images[max(task.images)], VIDEO_HEIGHT)
+        frames += [add_caption(last, instruction, *_outcome(record, task_index))] * OUTCOME_FRAMES
     return frames
 
 
-def _outcome(record: ChainRecord, place: int) -> tuple[str, tuple[int, int, int]]:
-    done = place < record.completed
-    told = f"task {place + 1} of {len(record.tasks)}: {'done' if done else 'not done'} in {record.steps[place]} steps"
-    return told, GREEN if done else RED
+def _outcome(record: ChainRecord, i: int) -> tuple[str, tuple[int, int, int]]:
+    done = i < record.completed
+    text = f"task {i + 1} of {len(record.tasks)}: {'done' if done else 'not done'} in {record.steps[i]} steps"
+    return text, GREEN if done else RED
 
 
 def _views_at(task: _Task, step: int) -> list[RgbImage] | None:
-    """What the cameras showed before that step, the static one first; None where nobody looked and nobody filmed."""
-    if step in task.looks:
-        return _views(task.looks[step])
-    filmed = task.images.get(step - 1)
-    return None if filmed is None else [filmed]
+    """Return the camera views before that step, the static one first; None if none was recorded."""
+    if step in task.observations:
+        return _views(task.observations[step])
+    image = task.images.get(step - 1)
+    return None if image is None else [image]
 
 
 def _views(observation: Observation) -> list[RgbImage]:
@@ -180,24 +185,24 @@ def _views(observation: Observation) -> list[RgbImage]:
     return [observation.rgb_static] if gripper is None else [observation.rgb_static, gripper]
 
 
-def _row(step: int, later: int, seen: Observation, expected: NDArray[np.uint8], after: list[RgbImage]) -> RgbImage:
-    """Three images as the model sees them (its crop, its resolution), told apart below.
+def _row(step: int, later: int, seen: Observation, predicted: NDArray[np.uint8], after: list[RgbImage]) -> RgbImage:
+    """Return input, prediction and truth as the model's images (its crop, its resolution), with captions.
 
-    The static view's mean difference of expected and true is told beside that of seen and true: who expects the world
-    to stand still is off by the latter.
+    The captions have two mean differences of the static view: of prediction and truth, and of input and truth, which is
+    the error of predicting no motion.
     """
-    resolution = expected.shape[1]
-    saw, showed = ([_as_model(view, resolution) for view in views] for views in (_views(seen), after))
-    off, still = (_difference(image, showed[0]) for image in (expected[0], saw[0]))
-    views = len(expected)
-    told = (
-        (saw[:views], f"step {step}: it saw", ""),
-        (list(expected), f"it expected in {later} steps", f"off by {off:.1f} of 255"),
-        (showed[:views], f"{later} steps later it was", f"standing still is off by {still:.1f}"),
+    resolution = predicted.shape[1]
+    before, truth = ([_as_model(view, resolution) for view in views] for views in (_views(seen), after))
+    error, no_motion = (_difference(image, truth[0]) for image in (predicted[0], before[0]))
+    views = len(predicted)
+    columns = (
+        (before[:views], f"step {step}: input", ""),
+        (list(predicted), f"predicted in {later} steps", f"off by {error:.1f} of 255"),
+        (truth[:views], f"{later} steps later", f"no motion is off by {no_motion:.1f}"),
     )
-    height = max(MOMENT_HEIGHT, resolution)
+    height = max(PREDICTION_HEIGHT, resolution)
     return image_grid(
-        [add_caption(side_by_side(images, height), text, note or " ", FAINT) for images, text, note in told], 3
+        [add_caption(side_by_side(images, height), text, note or " ", FAINT) for images, text, note in columns], 3
     )
 
 

@@ -1,1 +1,1 @@
-"""One's own robot: what has to be written for it, and what keeps it safe (`docs/serving.md`)."""
+"""Client for a real robot: its interface, a control loop, and safety limits (`docs/serving.md`)."""

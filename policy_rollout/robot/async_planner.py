@@ -1,4 +1,4 @@
-"""Asking the policy while the robot goes on playing the chunk it has."""
+"""Run the policy in a thread while the robot executes the previous chunk."""
 
 from __future__ import annotations
 
@@ -13,30 +13,33 @@ from numpy.typing import NDArray
 
 from policy_rollout.policies.interface import Observation, Policy
 
-_REMEMBERED = 5
-"""Plans whose time is the estimate for the next one (the longest of them counts)."""
+_LATENCY_WINDOW = 5
+"""Number of latest plans whose longest time is the estimate for the next one."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A chunk [T, A], the number of actions that had been played when its observation was made, when that was
-    (`time.monotonic`), and the seconds of thinking."""
+    """A chunk [T, A] for one observation.
+
+    `executed`: actions that had been executed when the observation was made; `taken_at`: time of the observation
+    (`time.monotonic`); `seconds`: duration of the policy's forward.
+    """
 
     chunk: NDArray[np.float32]
-    played: int
+    executed: int
     taken_at: float
     seconds: float
 
 
 class Planner:
-    """One question at a time. `synchronous`: `ask` waits for the answer, and the robot with it."""
+    """Runs the policy on one observation at a time. `synchronous`: `start` blocks until the plan is ready."""
 
     def __init__(self, policy: Policy, period: float, synchronous: bool = False) -> None:
         self._policy, self._period = policy, period
         self._thread = None if synchronous else ThreadPoolExecutor(1, thread_name_prefix="planner")
         self._pending: Future[Plan] | None = None
-        self._forgotten = False
-        self._recent: deque[float] = deque(maxlen=_REMEMBERED)
+        self._cancelled = False
+        self._recent: deque[float] = deque(maxlen=_LATENCY_WINDOW)
 
     @property
     def busy(self) -> bool:
@@ -48,40 +51,40 @@ class Planner:
 
     @property
     def periods(self) -> int:
-        """How many control steps a plan is expected to take; 0 where nothing moves meanwhile."""
+        """Expected duration of a plan in control steps; 0 if the robot stands still meanwhile."""
         return 0 if self.synchronous else math.ceil(max(self._recent, default=0.0) / self._period)
 
-    def ask(self, observation: Observation, played: int, taken_at: float) -> None:
-        """Begins to think about what is seen now."""
-        assert not self.busy, "one question at a time"
-        self._forgotten = False
+    def start(self, observation: Observation, executed: int, taken_at: float) -> None:
+        """Start planning for an observation."""
+        assert not self.busy, "one plan at a time"
+        self._cancelled = False
         if self._thread is not None:
-            self._pending = self._thread.submit(self._think, observation, played, taken_at)
+            self._pending = self._thread.submit(self._plan, observation, executed, taken_at)
             return
         self._pending = Future()
         try:
-            self._pending.set_result(self._think(observation, played, taken_at))
-        except (OSError, ValueError, RuntimeError) as error:  # `take` raises it, as it does when thinking aside
+            self._pending.set_result(self._plan(observation, executed, taken_at))
+        except (OSError, ValueError, RuntimeError) as error:  # `result` raises it, as for a plan in the thread
             self._pending.set_exception(error)
 
-    def take(self) -> Plan | None:
-        """The plan, once there is one. Raises what the policy raised."""
+    def result(self) -> Plan | None:
+        """Return the plan if it is ready, else None. Raises what the policy raised."""
         if self._pending is None or not self._pending.done():
             return None
         finished, self._pending = self._pending, None
         plan = finished.result()
         self._recent.append(plan.seconds)
-        return None if self._forgotten else plan
+        return None if self._cancelled else plan
 
-    def forget(self) -> None:
-        """The plan in the making is not wanted any more."""
-        self._forgotten = True
+    def cancel(self) -> None:
+        """Discard the pending plan when it is ready."""
+        self._cancelled = True
 
     def close(self) -> None:
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _think(self, observation: Observation, played: int, taken_at: float) -> Plan:
+    def _plan(self, observation: Observation, executed: int, taken_at: float) -> Plan:
         started = time.perf_counter()
         chunk = self._policy.act([observation])[0]
-        return Plan(chunk, played, taken_at, time.perf_counter() - started)
+        return Plan(chunk, executed, taken_at, time.perf_counter() - started)

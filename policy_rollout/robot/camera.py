@@ -1,4 +1,4 @@
-"""A camera whose `read` waits for the next image, as most do, for a control loop that must not wait."""
+"""Read a camera in a thread, for a control loop that must not block on the next image."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ Pixels = NDArray[np.uint8]
 
 
 class LatestImage:
-    """Reads in a thread; `get` gives the newest image and when it came, at once. A camera that hangs is thereby an
-    image that grows old, which stops the robot, and not a loop that hangs too."""
+    """Reads images in a thread; `get` returns the newest one and its time without blocking.
 
-    def __init__(self, read: Callable[[], Pixels], first_within: float = 10.0) -> None:
-        """`read() -> uint8 [H, W, 3]`, red first. Raises `TimeoutError` where no first image comes."""
+    If the camera hangs, the image becomes too old, which stops the robot; the control loop does not hang.
+    """
+
+    def __init__(self, read: Callable[[], Pixels], timeout: float = 10.0) -> None:
+        """Start reading. `read() -> uint8 [H, W, 3]`, RGB. Raises `TimeoutError` without a first image in time."""
         self._read = read
         self._newest: tuple[Pixels, float] | None = None
         self._error: BaseException | None = None
         self._first = threading.Event()
         threading.Thread(target=self._keep_reading, name="camera", daemon=True).start()
-        if not self._first.wait(first_within):
-            raise TimeoutError(f"the camera gave no image within {first_within:g} s")
+        if not self._first.wait(timeout):
+            raise TimeoutError(f"the camera returned no image within {timeout:g} s")
         if self._newest is None:
             self.get()
 
     def get(self) -> tuple[Pixels, float]:
-        """Return the newest image and its time, for `Sight`. Raise ``OSError`` if reading has failed since."""
+        """Return the newest image and its time, for `RobotObservation`. Raise ``OSError`` if reading has failed."""
         if self._error is not None:
             raise OSError(f"the camera failed: {self._error!r}") from self._error
         assert self._newest is not None

@@ -1,4 +1,4 @@
-"""The three methods to write for one's own robot, and what goes through them."""
+"""The interface of a robot: three methods, observations and commands."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What the robot sees and feels at one moment.
+class RobotObservation:
+    """Images and measured pose at one time.
 
-    `rgb_static`, `rgb_gripper`: uint8 [H, W, 3], red first (OpenCV's images are blue first). `taken_at`: when the
-    older of them was taken, in seconds of `time.monotonic()`; without it nothing can tell a camera that hangs. `pose`:
-    the measured hand, x y z in metres and roll pitch yaw in radians, in the frame that actions are in; None where it is
-    not measured (then there is no workspace to stay in).
+    `rgb_static`, `rgb_gripper`: uint8 [H, W, 3], RGB (OpenCV's images are BGR). `taken_at`: time of the older image, in
+    seconds of `time.monotonic()`; needed to detect a camera that hangs. `pose`: the measured pose of the hand, x y z in
+    metres and roll pitch yaw in radians, in the frame of the actions; None if it is not measured (then there is no
+    workspace limit).
     """
 
     rgb_static: NDArray[np.uint8]
@@ -28,10 +28,10 @@ class Sight:
 
 @dataclass(frozen=True)
 class Command:
-    """Where the hand shall be by the next control step: an absolute target, after every safety limit.
+    """Target of the hand for the next control step: an absolute pose, after all safety limits.
 
-    `pose`: x y z in metres, roll pitch yaw in radians (counted from the start where `Sight.pose` is None). `step`: how
-    far that is from the last target, for robots that are driven by velocity. `gripper`: +1 open, -1 closed.
+    `pose`: x y z in metres, roll pitch yaw in radians (relative to the start if `RobotObservation.pose` is None).
+    `step`: difference to the last target, for robots with velocity control. `gripper`: +1 open, -1 closed.
     """
 
     pose: NDArray[np.float64]
@@ -40,32 +40,34 @@ class Command:
 
 
 class Robot(Protocol):
-    """One's own robot. All three are called from the control loop's thread, `act` or `stop` once per control step; they
-    should return quickly (hand the target to the controller, do not wait until it is reached)."""
+    """A robot. All methods are called from the thread of the control loop, `act` or `stop` once per control step.
 
-    def observe(self) -> Sight | None:
-        """The newest images. None: there will be no more, the run ends."""
+    They should return quickly (pass the target to the controller, do not wait until it is reached).
+    """
+
+    def observe(self) -> RobotObservation | None:
+        """Return the newest images; None ends the run."""
         ...
 
     def act(self, command: Command) -> None:
-        """Go there."""
+        """Move to the target."""
         ...
 
     def stop(self) -> None:
-        """Stand still where you are, and stay there. Called whenever nothing safe is to be done, again and again, and
-        at the end of every run."""
+        """Stop and hold the current pose. Called repeatedly while no safe action is available, and at the end of every
+        run."""
         ...
 
 
 @dataclass(frozen=True)
 class Callbacks:
-    """A robot from three functions that exist already."""
+    """A robot made of three existing functions."""
 
-    camera: Callable[[], Sight | None]
+    camera: Callable[[], RobotObservation | None]
     move: Callable[[Command], Any]
     halt: Callable[[], Any]
 
-    def observe(self) -> Sight | None:
+    def observe(self) -> RobotObservation | None:
         return self.camera()
 
     def act(self, command: Command) -> None:

@@ -1,4 +1,4 @@
-"""A control loop's beat."""
+"""The rate of a control loop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Time, so that tests need not wait for it."""
+    """A clock, replaceable in tests."""
 
     def now(self) -> float: ...
     def sleep(self, seconds: float) -> None: ...
@@ -22,10 +22,10 @@ class RealClock:
 
 
 class RateLimiter:
-    """Beats at start, start + period, start + 2 periods, ...: what a step takes does not add up (no drift).
+    """Ticks at start + period, start + 2 periods, ...: independent of the duration of a step (no drift).
 
-    A step that is not done by the next beat is an overrun: the beats that have passed are left out, never made up for
-    by faster ones. `overruns`, `worst` (seconds too late) count them.
+    A step that is not done by the next tick is an overrun: missed ticks are skipped, not caught up. `overruns` counts
+    them, `worst` is the longest delay in seconds.
     """
 
     def __init__(self, rate_hz: float, clock: Clock) -> None:
@@ -38,11 +38,11 @@ class RateLimiter:
         self.restart()
 
     def restart(self) -> None:
-        """The next beat is one period from now; what was waited for on purpose is no overrun."""
+        """Set the next tick to one period from now, so that an intended pause is no overrun."""
         self._next = self._clock.now() + self.period
 
     def wait(self) -> None:
-        """Until the next beat."""
+        """Wait for the next tick."""
         late = self._clock.now() - self._next
         if late > 0:
             self.overruns += 1

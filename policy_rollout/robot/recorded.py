@@ -1,4 +1,4 @@
-"""A robot that is a recording: for dry runs. It shows frames in real time and only notes what it is told to do."""
+"""A robot that replays a recording in real time and executes nothing: for dry runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_rollout.policies.interface import CAMERAS
-from policy_rollout.robot.interface import Command, Sight
+from policy_rollout.robot.interface import Command, RobotObservation
 from policy_rollout.robot.rate import Clock
 from training.data.calvin import CalvinSplit, is_split, splits_in
 from training.data.readers import read_image
@@ -21,13 +21,13 @@ VIDEOS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".gif")
 
 
 class Recording(Protocol):
-    """Frames that were recorded before. ``instruction``: what was said to the demonstrator, where that is known."""
+    """Recorded frames. ``instruction``: that of the demonstration, if known."""
 
     instruction: str | None
 
     def __len__(self) -> int: ...
     def frame(self, index: int) -> dict[str, NDArray[Any]]:
-        """`rgb_static`, and where there are `rgb_gripper` and `pose`."""
+        """Return `rgb_static`, and `rgb_gripper` and `pose` if recorded."""
         ...
 
 
@@ -40,9 +40,7 @@ class RecordedSplit:
         if not 0 <= window < len(found):
             raise ValueError(f"--window {window}: {path} has {len(found)} annotated windows, from 0")
         if self._split.crossing([found[window]]):
-            raise ValueError(
-                f"--window {window}: it goes from one recording of {path} into another; give another window"
-            )
+            raise ValueError(f"--window {window}: it spans two recordings of {path}; give another window")
         self.instruction: str | None = found[window].instruction
         self._frames = found[window].frames
         self._keys = (*cameras, "robot_obs")
@@ -57,7 +55,7 @@ class RecordedSplit:
 
 
 class RecordedImages:
-    """A folder of images in the order of their names; or one folder for each camera (`rgb_static`, ...) in it."""
+    """A folder of images in the order of their names, or with one folder per camera (`rgb_static`, ...)."""
 
     instruction: str | None = None
 
@@ -71,8 +69,8 @@ class RecordedImages:
         }
         counts = {len(files) for files in self._files.values()}
         if len(counts) != 1 or not counts.pop():
-            held = ", ".join(f"{len(files)} in {folders[camera]}" for camera, files in self._files.items())
-            raise ValueError(f"{path}: as many images of each camera are needed, at least one; found {held}")
+            counted = ", ".join(f"{len(files)} in {folders[camera]}" for camera, files in self._files.items())
+            raise ValueError(f"{path}: as many images of each camera are needed, at least one; found {counted}")
 
     def __len__(self) -> int:
         return len(self._files["rgb_static"])
@@ -82,11 +80,11 @@ class RecordedImages:
 
 
 class RecordedVideo:
-    """The static camera's video, decoded once at the start."""
+    """A video of the static camera, decoded once at the start."""
 
     instruction: str | None = None
 
-    def __init__(self, path: Path, most: int) -> None:
+    def __init__(self, path: Path, max_frames: int) -> None:
         try:
             import av
         except ImportError:
@@ -94,11 +92,11 @@ class RecordedVideo:
         try:
             with av.open(str(path)) as video:
                 frames = (frame.to_ndarray(format="rgb24") for frame in video.decode(video=0))
-                self._frames = [frame for frame, _ in zip(frames, range(most), strict=False)]
+                self._frames = [frame for frame, _ in zip(frames, range(max_frames), strict=False)]
         except (av.FFmpegError, IndexError) as error:
             raise ValueError(f"{path} cannot be read as a video: {error}") from None
         if not self._frames:
-            raise ValueError(f"{path} holds no frame")
+            raise ValueError(f"{path} has no frame")
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -107,56 +105,61 @@ class RecordedVideo:
         return {"rgb_static": self._frames[index]}
 
 
-def open_recording(path: Path, cameras: Sequence[str] = CAMERAS, window: int = 0, most: int = 10_000) -> Recording:
-    """A raw CALVIN split, a folder of images or a video, by what lies there. ``most``: frames of a video that are
-    kept. Raises `ValueError` or `FileNotFoundError` in one line."""
+def open_recording(
+    path: Path, cameras: Sequence[str] = CAMERAS, window: int = 0, max_frames: int = 10_000
+) -> Recording:
+    """Open a raw CALVIN split, a folder of images or a video. ``max_frames``: number of frames read from a video.
+
+    Raises `ValueError` or `FileNotFoundError` in one line.
+    """
     if path.is_file() and path.suffix.lower() in VIDEOS:
-        return RecordedVideo(path, most)
+        return RecordedVideo(path, max_frames)
     if path.is_file():
-        raise ValueError(f"{path} is no video that is known ({', '.join(VIDEOS)})")
+        raise ValueError(f"{path} is not a supported video ({', '.join(VIDEOS)})")
     if is_split(path):
         return RecordedSplit(path, window, cameras)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or folder; give a CALVIN split, a folder of images or a video")
-    below = splits_in(path)
-    if below:
-        raise ValueError(f"{path} holds splits: give {' or '.join(str(path / name) for name in below)}")
+    splits = splits_in(path)
+    if splits:
+        raise ValueError(f"{path} is a folder of splits: give {' or '.join(str(path / name) for name in splits)}")
     return RecordedImages(path, cameras)
 
 
 @dataclass
 class RecordedRobot:
-    """Plays a recording at ``rate_hz`` from the first look on. ``told``, ``stops``: what it would have done."""
+    """Replays a recording at ``rate_hz``, starting with the first call of ``observe``."""
 
     recording: Recording
     rate_hz: float
     clock: Clock
-    note: Callable[[Command | None], None] = lambda command: None
-    """Hears of every command; None: a stop."""
+    on_command: Callable[[Command | None], None] = lambda command: None
+    """Called with every command; None: a stop."""
 
     def __post_init__(self) -> None:
         self._start: float | None = None
-        self._shown = -1
-        self._sight: Sight | None = None
+        self._index = -1
+        self._observation: RobotObservation | None = None
 
-    def observe(self) -> Sight | None:
+    def observe(self) -> RobotObservation | None:
         now = self.clock.now()
         self._start = now if self._start is None else self._start
         index = int((now - self._start) * self.rate_hz + 1e-6)
         if index >= len(self.recording):
             return None
-        if self._sight is None or index != self._shown:
+        if self._observation is None or index != self._index:
             found = self.recording.frame(index)
-            taken = self._start + index / self.rate_hz
-            self._sight = Sight(found["rgb_static"], taken, found.get("rgb_gripper"), found.get("pose"))
-            self._shown = index
-        return self._sight
+            taken_at = self._start + index / self.rate_hz
+            gripper, pose = found.get("rgb_gripper"), found.get("pose")
+            self._observation = RobotObservation(found["rgb_static"], taken_at, gripper, pose)
+            self._index = index
+        return self._observation
 
     def act(self, command: Command) -> None:
-        self.note(command)
+        self.on_command(command)
 
     def stop(self) -> None:
-        self.note(None)
+        self.on_command(None)
 
 
 def _read(file: Path) -> NDArray[np.uint8]:

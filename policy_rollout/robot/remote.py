@@ -1,4 +1,4 @@
-"""A policy that runs elsewhere (`policy_rollout/serve.py`), seen from the robot's side. No torch is needed here."""
+"""Client of a policy server (`policy_rollout/serve.py`). Needs no torch."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contract:
-    """What the actions of a server mean and what it needs to see. `image_shapes`: (height, width) of the frames that
-    the model was trained on, by camera, as far as the server declares them."""
+    """The action convention of a server and the cameras that it reads. `image_shapes`: (height, width) of the training
+    frames by camera, if the server declares them."""
 
     convention: ActionConvention
     cameras: tuple[str, ...]
@@ -30,18 +30,18 @@ class Contract:
     image_shapes: Mapping[str, tuple[int, ...]]
 
     @classmethod
-    def of(cls, about: Any, url: str) -> Contract:
+    def of(cls, metadata: Any, url: str) -> Contract:
         """Return the contract in a server's metadata. Raises `ValueError`."""
         try:
             contract = cls(
-                ActionConvention(**about["action_convention"]),
-                tuple(about["cameras"]),
-                int(about["act_step"]),
-                int(about.get("action_size", ACTION_SIZE)),
-                {str(name): tuple(map(int, shape)) for name, shape in about.get("image_shapes", {}).items()},
+                ActionConvention(**metadata["action_convention"]),
+                tuple(metadata["cameras"]),
+                int(metadata["act_step"]),
+                int(metadata.get("action_size", ACTION_SIZE)),
+                {str(name): tuple(map(int, shape)) for name, shape in metadata.get("image_shapes", {}).items()},
             )
         except (AttributeError, KeyError, TypeError, ValueError):
-            raise ValueError(f"{url} does not say what its actions mean; it is no policy_rollout.serve") from None
+            raise ValueError(f"{url} declares no action convention; it is no policy_rollout.serve") from None
         if contract.act_step < 1 or any(camera not in CAMERAS for camera in contract.cameras):
             raise ValueError(f"{url} declares cameras {contract.cameras} and chunks of {contract.act_step}")
         if contract.action_size != ACTION_SIZE:
@@ -63,14 +63,14 @@ def _fields(contract: Contract) -> dict[str, Any]:
 
 
 class RemotePolicy:
-    """Asks a server that speaks openpi's protocol and declares its action convention, as ours does.
+    """A policy on a server with openpi's protocol that declares its action convention, as `policy_rollout.serve` does.
 
-    A connection that broke is made anew by the next question. The server then has to declare the contract that it
-    declared at first: after a restart with another model the same numbers may mean other motions.
+    A broken connection is opened again at the next call. The server then has to declare the same contract as before:
+    after a restart with another model, the same numbers may mean other motions.
 
-    Raises `OSError` (`ConnectionError`, `TimeoutError`) where the server cannot be reached or does not answer in time,
-    `RuntimeError` with the server's words where it refuses, `ValueError` for an address or a server that is not one of
-    these, or whose contract has changed.
+    Raises `OSError` (`ConnectionError`, `TimeoutError`) if the server cannot be reached or does not answer in time,
+    `RuntimeError` with the server's message if it refuses an observation, `ValueError` for an invalid address, another
+    kind of server, or a changed contract.
     """
 
     def __init__(self, url: str, token: str | None = None, timeout: float = 10.0) -> None:
@@ -87,7 +87,7 @@ class RemotePolicy:
 
     @property
     def contract(self) -> Contract:
-        """What the server declared at the first connection, and at every later one."""
+        """The contract that the server declared at every connection."""
         assert self._contract is not None
         return self._contract
 
@@ -104,27 +104,27 @@ class RemotePolicy:
         return self.contract.cameras
 
     def reset(self) -> None:
-        """The server keeps nothing of what was shown to it."""
+        """Do nothing: the server keeps no state."""
 
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:
-        return np.stack([self._ask(observation) for observation in observations])
+        return np.stack([self._infer(observation) for observation in observations])
 
     def close(self) -> None:
         if self._socket is not None:
             self._open.close()
             self._socket = None
 
-    def _ask(self, observation: Observation) -> NDArray[np.float32]:
+    def _infer(self, observation: Observation) -> NDArray[np.float32]:
         from policy_rollout.serving import openpi
 
-        look = {camera: getattr(observation, camera) for camera in self.cameras}
-        missing = [camera for camera, image in look.items() if image is None]
+        images = {camera: getattr(observation, camera) for camera in self.cameras}
+        missing = [camera for camera, image in images.items() if image is None]
         if missing:
-            raise ValueError(f"the model looks through {', '.join(self.cameras)}; the robot gives no {missing[0]}")
-        answer = self._exchange(openpi.observation(look, observation.instruction))
+            raise ValueError(f"the model reads {', '.join(self.cameras)}; the robot has no {missing[0]}")
+        answer = self._exchange(openpi.observation(images, observation.instruction))
         chunk = answer.get("actions") if isinstance(answer, dict) else None
         if not isinstance(chunk, np.ndarray) or chunk.shape != (self.act_step, ACTION_SIZE):
-            raise RuntimeError(f"{self.url} answered with something that is no chunk of {self.act_step} actions")
+            raise RuntimeError(f"{self.url} returned something other than a chunk of {self.act_step} actions")
         return np.asarray(chunk, dtype=np.float32)
 
     def _exchange(self, message: bytes) -> Any:
@@ -137,7 +137,7 @@ class RemotePolicy:
             self._socket.send(message)
             answer = self._socket.recv(self._timeout)
         except (ConnectionClosed, OSError) as error:
-            self.close()  # an answer that comes late must not be taken for the next one
+            self.close()  # a late answer must not be read as the next one
             raise ConnectionError(f"{self.url}: {type(error).__name__} while waiting for actions") from None
         if isinstance(answer, str):
             self.close()
@@ -145,7 +145,7 @@ class RemotePolicy:
         return self._unpacked(answer)
 
     def _connect(self) -> None:
-        """Open the connection, and check what the server declares."""
+        """Open the connection and check the contract."""
         from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
         from websockets.sync.client import connect
 
@@ -159,20 +159,20 @@ class RemotePolicy:
                 close_timeout=1,
             )
             self._socket = self._open.enter_context(connection)
-            about = self._socket.recv(self._timeout)
+            data = self._socket.recv(self._timeout)
         except InvalidStatus as refusal:
             body = (refusal.response.body or b"").decode("utf-8", "replace").strip()
             code = refusal.response.status_code
-            raise ConnectionError(f"{self.url} answers {code}: {body[:200]}") from None
+            raise ConnectionError(f"{self.url} returns status {code}: {body[:200]}") from None
         except (InvalidHandshake, ConnectionClosed, OSError) as error:
             self.close()
             raise ConnectionError(f"{self.url} cannot be reached: {error or type(error).__name__}") from None
         try:
-            declared = Contract.of(self._unpacked(about.encode() if isinstance(about, str) else about), self.url)
+            declared = Contract.of(self._unpacked(data.encode() if isinstance(data, str) else data), self.url)
             if self._contract is not None:
                 self._contract.require_same(declared, self.url)
         except ValueError:
-            self.close()  # the next question has to check again
+            self.close()  # the next call has to check again
             raise
         self._contract = declared
 

@@ -1,4 +1,4 @@
-"""A policy behind a WebSocket: two protocols on one port, one forward for everyone who waits (`docs/serving.md`).
+"""Serve a policy over WebSockets: two protocols on one port, batched forwards (`docs/serving.md`).
 
-bytes --wire--> map --vla_eval | openpi--> Look --session--> Observation --batching--> chunk --session--> action
+bytes --wire--> map --vla_eval | openpi--> Request --session--> Observation --batching--> chunk --session--> action
 """

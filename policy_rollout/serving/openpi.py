@@ -1,7 +1,7 @@
-"""The wire protocol of openpi's client (PyPI `openpi-client`): metadata first, then an observation in, a chunk out.
+"""The wire protocol of openpi's client (PyPI `openpi-client`): metadata first, then one chunk per observation.
 
-Messages are flat maps. The chunk [T, 7] leaves in the units of the policy's own action convention, which is part of the
-metadata: whoever plays chunks scales them too (`policy_rollout/policies/action_units.py`).
+Messages are flat maps. The chunk [T, 7] has the units of the policy's own action convention, which is part of the
+metadata: a client that executes chunks converts them (`policy_rollout/policies/action_units.py`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_rollout.policies.interface import ACTION_SIZE, ActionConvention
-from policy_rollout.serving.request import NeedsChunk, look
+from policy_rollout.serving.request import Request, parse_request
 from policy_rollout.serving.wire import Limits, WireError, pack, unpack
 
 NAMES = {"rgb_static": "observation/image", "rgb_gripper": "observation/wrist_image"}
 PROMPT = "prompt"
 BROKEN = 1011
-"""The close code that follows an error's text frame."""
+"""The close code after an error's text frame."""
 
 
 def metadata(
@@ -32,8 +32,8 @@ def metadata(
     replan_every: int,
     image_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> bytes:
-    """What the server says as soon as a client has connected. image_shapes: (height, width) of the training frames."""
-    about = {
+    """Return the message that the server sends on connection. image_shapes: (height, width) of the training frames."""
+    content = {
         "server": server,
         "model": model,
         "cameras": {camera: NAMES[camera] for camera in cameras},
@@ -43,34 +43,35 @@ def metadata(
         "replan_every": replan_every,
         "action_convention": asdict(convention),
     }
-    return pack(about, bytes_keys=True)
+    return pack(content, bytes_keys=True)
 
 
-def observed(data: bytes | str, cameras: Sequence[str], limits: Limits) -> NeedsChunk:
-    """What a message shows; what it carries beyond images and prompt (`observation/state`) is not looked at.
+def parse_message(data: bytes | str, cameras: Sequence[str], limits: Limits) -> Request:
+    """Return the request in a message; entries other than images and prompt (`observation/state`) are ignored.
 
     Raises `WireError`.
     """
     if isinstance(data, str):
         raise WireError("observations are binary frames, got a text frame")
-    return observed_map(unpack(data, limits), cameras, limits)
+    return parse_map(unpack(data, limits), cameras, limits)
 
 
-def observed_map(value: object, cameras: Sequence[str], limits: Limits) -> NeedsChunk:
-    """A decoded observation, checked. Raises `WireError`."""
+def parse_map(value: object, cameras: Sequence[str], limits: Limits) -> Request:
+    """Return the request in a decoded message. Raises `WireError`."""
     if not isinstance(value, dict):
         raise WireError(f"an observation is a map with {', '.join(NAMES[c] for c in cameras)} and {PROMPT}")
     kind = value.get("type")
     if isinstance(kind, str) and kind == "hello":
-        raise WireError("this is vla-eval's hello, and it came late; connect to the path /vla-eval")
-    return look(value.get(PROMPT), value, NAMES, cameras, limits)
+        raise WireError("this is vla-eval's hello, received too late; connect to the path /vla-eval")
+    return parse_request(value.get(PROMPT), value, NAMES, cameras, limits)
 
 
 def answer(chunk: NDArray[np.float32], infer_ms: float, prev_total_ms: float | None) -> bytes:
+    """Return the server's answer to an observation."""
     timing = {"infer_ms": infer_ms} | ({} if prev_total_ms is None else {"prev_total_ms": prev_total_ms})
     return pack({"actions": chunk, "server_timing": timing}, bytes_keys=True)
 
 
-def observation(look_at: Mapping[str, Any], prompt: str) -> bytes:
-    """The client's side: images uint8 [H, W, 3] by camera, as a message."""
-    return pack({NAMES[camera]: image for camera, image in look_at.items()} | {PROMPT: prompt}, bytes_keys=True)
+def observation(images: Mapping[str, Any], prompt: str) -> bytes:
+    """Return a client's message with images uint8 [H, W, 3] by camera."""
+    return pack({NAMES[camera]: image for camera, image in images.items()} | {PROMPT: prompt}, bytes_keys=True)

@@ -1,4 +1,4 @@
-"""What a client shows and asks, whichever protocol it speaks."""
+"""An observation as a client sends it, in either protocol."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from policy_rollout.serving.wire import Limits, WireError, WireImage, check_imag
 
 
 @dataclass(frozen=True)
-class NeedsChunk:
-    """One observation as it came, its images not decoded yet. ``restart``: the client says that a new task begins."""
+class Request:
+    """One observation, its images not decoded yet. ``restart``: the client declares that a new episode starts."""
 
     instruction: str
     images: Mapping[str, WireImage]
     restart: bool = False
 
     def observation(self, limits: Limits) -> Observation:
-        """With decoded images, ready for a policy. Raises `WireError` for a damaged one."""
-        seen = {camera: pixels(image, camera, limits) for camera, image in self.images.items()}
-        return Observation(seen["rgb_static"], self.instruction, seen.get("rgb_gripper"))
+        """Decode the images and return the policy's observation. Raises `WireError` for a damaged image."""
+        decoded = {camera: pixels(image, camera, limits) for camera, image in self.images.items()}
+        return Observation(decoded["rgb_static"], self.instruction, decoded.get("rgb_gripper"))
 
 
-def look(
+def parse_request(
     instruction: object,
     found: Mapping[str, object],
     names: Mapping[str, str],
     cameras: Sequence[str],
     limits: Limits,
     restart: bool = False,
-) -> NeedsChunk:
-    """Checks everything that can be checked without decoding. ``names``: what the client calls each camera.
+) -> Request:
+    """Check everything that can be checked without decoding. ``names``: the client's name of each camera.
 
     Raises `WireError` naming what is missing or wrong.
     """
@@ -48,10 +48,10 @@ def look(
     missing = [names[camera] for camera in cameras if found.get(names[camera]) is None]
     if missing:
         sent = ", ".join(str(name)[:40] for name in list(found)[:8]) or "none"
-        raise WireError(f"this model looks through {', '.join(cameras)}; {missing[0]} is missing, sent: {sent}")
+        raise WireError(f"this model reads {', '.join(cameras)}; {missing[0]} is missing, sent: {sent}")
     images: dict[str, WireImage] = {}
     for camera in cameras:
         image = found[names[camera]]
         check_image(image, names[camera], limits)
         images[camera] = image  # type: ignore[assignment]  # check_image refuses all else
-    return NeedsChunk(instruction, images, restart)
+    return Request(instruction, images, restart)

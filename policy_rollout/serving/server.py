@@ -1,4 +1,4 @@
-"""The server: connections, protocols, and stopping without losing an answer."""
+"""The server: connections, protocols, and a shutdown that loses no answer."""
 
 from __future__ import annotations
 
@@ -23,33 +23,32 @@ from policy_rollout.policies.action_units import gripper_values, in_metres
 from policy_rollout.policies.interface import CAMERAS, Policy
 from policy_rollout.serving import openpi, vla_eval
 from policy_rollout.serving.auth import CONFIG_PATH, HEALTH_PATHS, WS_PATHS, configure, has_token, is_browser_request
-from policy_rollout.serving.batching import Batcher, PolicyError
-from policy_rollout.serving.session import Session
-from policy_rollout.serving.stats import Counters
+from policy_rollout.serving.batching import Batcher, PolicyError, Session
+from policy_rollout.serving.stats import ServerStats
 from policy_rollout.serving.wire import Limits, WireError, unpack
 
 NAME = "blockdiff-vla"
 HELLO_SLICES, HELLO_SLICE = 5, 0.05
-"""A client of unknown protocol that says nothing for a quarter of a second waits for openpi's metadata. In slices: a
-moment in which the server itself is held up costs one of them, not the client's turn."""
-STOPPING_SECONDS = 10.0
-"""For answers that are being made when the server is asked to stop."""
+"""A client of unknown protocol that sends nothing within 5 x 0.05 s is an openpi client, which waits for metadata. In
+slices, so that a delay of the server itself uses up one of them only."""
+STOP_SECONDS = 10.0
+"""Time at shutdown for answers in progress."""
 CLOSE_SECONDS = 2.0
-"""For a client to say goodbye too."""
-UNFINISHED_FRAMES = 2
-"""Messages of one session that are read ahead; the rest waits in the client."""
+"""Time for a client to close its side of the connection."""
+MAX_QUEUED_FRAMES = 2
+"""Messages of one session that are read ahead; the rest stays in the client."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to serve. `names`: what vla-eval's `images` calls each camera."""
+    """Settings of a server. `names`: the name of each camera in vla-eval's `images`."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     token: str | None = None
     max_batch: int = 16
     max_wait: float = 0.005
-    """Seconds that a question waits for others."""
+    """Seconds that an observation waits for others of its batch."""
     replan_every: int | None = None
     ensemble: float | None = None
     limits: Limits = field(default_factory=Limits)
@@ -59,14 +58,14 @@ class Settings:
 
 
 def _no_handshake_noise(record: logging.LogRecord) -> bool:
-    """A port scan is not worth a traceback each; mistakes of ours are."""
+    """Drop the tracebacks of failed handshakes, such as port scans."""
     return "handshake" not in record.getMessage()
 
 
 class Server:
-    """Serves one policy until told to stop.
+    """Serves one policy.
 
-    `async with` binds the port, so that a taken one is an error at once; `port` is then the real one (0 asks for any).
+    `async with` binds the port and raises if it is in use; `port` is then the actual one (0 selects a free port).
     """
 
     def __init__(
@@ -76,13 +75,13 @@ class Server:
         *,
         model: str = "policy",
         image_shapes: Mapping[str, Sequence[int]] | None = None,
-        say: Callable[[str], None] = print,
+        log: Callable[[str], None] = print,
     ) -> None:
         self.policy, self.settings, self.model, self.image_shapes = policy, settings, model, image_shapes
-        gripper_values(policy.convention)  # raises before anybody connects
-        self._new_player()  # the same for replan_every and ensemble
-        self.counters = Counters()
-        self._say = say
+        gripper_values(policy.convention)  # raises before the server starts
+        self._new_player()  # likewise for replan_every and ensemble
+        self.stats = ServerStats()
+        self._log = log
         self._sessions = 0
         self._busy = 0
         self._stopping = asyncio.Event()
@@ -91,7 +90,7 @@ class Server:
             max_batch=settings.max_batch,
             max_wait=settings.max_wait,
             sessions=lambda: self._sessions,
-            ran=self.counters.ran,
+            on_forward=self.stats.add_forward,
         )
         self._listener: Listener | None = None
         self._worker: asyncio.Task[None] | None = None
@@ -112,11 +111,11 @@ class Server:
             self.settings.host,
             self.settings.port,
             process_request=self._http,
-            origins=[None],  # pages in a browser send an origin: none of them may drive a robot
-            compression=None,  # images are compressed already, and a bomb would be unpacked before its size is known
+            origins=[None],  # browsers send an origin; no web page may control a robot
+            compression=None,  # images are compressed; a zip bomb would be unpacked before its size is known
             max_size=self.settings.limits.message_bytes,
-            max_queue=UNFINISHED_FRAMES,
-            ping_interval=None,  # a busy simulator answers none; TCP's keepalive finds the dead
+            max_queue=MAX_QUEUED_FRAMES,
+            ping_interval=None,  # a busy simulator does not answer; TCP's keepalive detects dead clients
             close_timeout=CLOSE_SECONDS,
             logger=logger,
         )
@@ -126,11 +125,11 @@ class Server:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Waits for answers in the making, then says goodbye to everyone (close code 1001)."""
+        """Wait for answers in progress, then close all connections (close code 1001)."""
         assert self._listener is not None
         assert self._worker is not None
         self._stopping.set()
-        until = time.monotonic() + STOPPING_SECONDS
+        until = time.monotonic() + STOP_SECONDS
         while self._busy and time.monotonic() < until and not self._worker.done():
             await asyncio.sleep(0.01)
         self._listener.close()
@@ -139,20 +138,19 @@ class Server:
         await self._listener.wait_closed()
 
     def stop(self) -> None:
-        """Asks `run` to end."""
+        """Make `run` return."""
         self._stopping.set()
 
     async def run(self) -> None:
-        """Serves until `stop`, with a line of statistics now and then. Raises what the batching raised, if it ever
-        does."""
+        """Serve until `stop`, and log statistics periodically. Raises an error of the batching task."""
         assert self._worker is not None
         stopping = asyncio.create_task(self._stopping.wait())
         pause = self.settings.report_every or None
         while not stopping.done():
             await asyncio.wait({stopping, self._worker}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-            line = self.counters.line(self._sessions) if pause else None
+            line = self.stats.line(self._sessions) if pause else None
             if line is not None:
-                self._say(line)
+                self._log(line)
             if self._worker.done():
                 stopping.cancel()
                 self._worker.result()
@@ -160,20 +158,20 @@ class Server:
     # -- HTTP --------------------------------------------------------------------------------------------------------
 
     def _http(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Answers plain HTTP, and refuses WebSockets that may not be; None lets a handshake go on."""
+        """Return the response to plain HTTP or to a refused WebSocket; None to continue the handshake."""
         url = urlsplit(request.path)
         if url.path in HEALTH_PATHS:
             return _json(connection, HTTPStatus.OK, '{"status": "ok"}\n')
         token = self.settings.token
         if token is not None and not has_token(token, request.path, request.headers.get("Authorization")):
-            self.counters.refused["wrong token"] += 1
+            self.stats.refused["wrong token"] += 1
             text = "a token is needed: 'Authorization: Bearer <token>', 'Api-Key <token>', or ?token=<token>\n"
             refusal = connection.respond(HTTPStatus.UNAUTHORIZED, text)
             refusal.headers["WWW-Authenticate"] = "Bearer"
             return refusal
         if url.path == CONFIG_PATH:
             if is_browser_request(request.headers):
-                return connection.respond(HTTPStatus.FORBIDDEN, "not for pages in a browser\n")
+                return connection.respond(HTTPStatus.FORBIDDEN, "not available to web pages\n")
             status, content = configure(self._batcher, self.settings.max_batch, url.query)
             return _json(connection, HTTPStatus(status), content)
         if url.path not in WS_PATHS:
@@ -182,24 +180,24 @@ class Server:
         if self._stopping.is_set():
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "the server stops\n")
         if self._sessions >= self.settings.limits.sessions:
-            self.counters.refused["session too many"] += 1
+            self.stats.refused["session too many"] += 1
             return connection.respond(
-                HTTPStatus.SERVICE_UNAVAILABLE, f"all {self.settings.limits.sessions} sessions are taken\n"
+                HTTPStatus.SERVICE_UNAVAILABLE, f"all {self.settings.limits.sessions} sessions are in use\n"
             )
         return None
 
     # -- WebSockets --------------------------------------------------------------------------------------------------
 
     async def _connected(self, client: ServerConnection) -> None:
-        """One client from its handshake to its end. Nothing it sends ends more than its own connection."""
+        """Serve one client. Nothing that it sends can end another connection."""
         self._sessions += 1
-        self.counters.sessions += 1
+        self.stats.sessions += 1
         try:
             assert client.request is not None
             path = urlsplit(client.request.path).path
             first: asyncio.Future[bytes | str] = asyncio.ensure_future(client.recv())
             try:
-                if path == "/vla-eval" or (path == "/" and await self._speaks_vla_eval(first)):
+                if path == "/vla-eval" or (path == "/" and await self._is_vla_eval(first)):
                     await self._vla_eval(client, _messages(client, first))
                 else:
                     await self._openpi(client, _messages(client, first))
@@ -208,12 +206,12 @@ class Server:
                 with suppress(asyncio.CancelledError, ConnectionClosed):
                     await first
         except ConnectionClosed:
-            pass  # how every session ends
+            pass  # the usual end of a session
         finally:
             self._sessions -= 1
 
-    async def _speaks_vla_eval(self, first: asyncio.Future[bytes | str]) -> bool:
-        """Who speaks first? vla-eval's client says hello, openpi's waits for the server."""
+    async def _is_vla_eval(self, first: asyncio.Future[bytes | str]) -> bool:
+        """Detect the protocol: vla-eval's client sends hello, openpi's waits for the server."""
         for _ in range(HELLO_SLICES):
             done, _ = await asyncio.wait({first}, timeout=HELLO_SLICE)
             if done:
@@ -227,7 +225,7 @@ class Server:
             return False
 
     async def _vla_eval(self, client: ServerConnection, messages: AsyncIterator[bytes | str]) -> None:
-        """Answers until the client goes. Errors are messages, and the connection stays; only a failed hello ends it."""
+        """Answer until the client disconnects. Errors are answers; only a failed hello closes the connection."""
         session = Session(self._batcher, self._new_player(), self.settings.limits)
         greeted = False
         async for data in messages:
@@ -244,14 +242,14 @@ class Server:
                         vla_eval.hello(seq, NAME, self.model, self.policy.convention, self.policy.cameras)
                     )
                 elif not greeted:
-                    raise WireError(f"say hello before {message.type}")
+                    raise WireError(f"send hello before {message.type}")
                 elif message.type in ("episode_start", "episode_end"):
                     session.restart()
                 elif message.type == "observation":
                     await client.send(vla_eval.action(await self._action(session, message), seq))
-                    self.counters.answered(time.perf_counter() - started)
+                    self.stats.add_answer(time.perf_counter() - started)
                 elif message.type == "action":
-                    raise WireError("actions are the server's to send")
+                    raise WireError("only the server sends actions")
             except (ValueError, PolicyError) as error:  # a WireError, or an observation that the policy refuses
                 await client.send(vla_eval.error(self._refusal(error), seq))
                 if not greeted:
@@ -262,12 +260,13 @@ class Server:
                 return
 
     async def _action(self, session: Session, message: vla_eval.Message) -> Any:
-        seen = vla_eval.observed(message.payload, self.settings.names, self.policy.cameras, self.settings.limits)
-        return in_metres(await session.act(seen), self.policy.convention)
+        settings = self.settings
+        request = vla_eval.parse_observation(message.payload, settings.names, self.policy.cameras, settings.limits)
+        return in_metres(await session.act(request), self.policy.convention)
 
     async def _openpi(self, client: ServerConnection, messages: AsyncIterator[bytes | str]) -> None:
-        """Answers observations with chunks. An error is a text frame, and ends the connection, as openpi's does."""
-        policy, limits, before = self.policy, self.settings.limits, None
+        """Answer observations with chunks. An error is a text frame and closes the connection, as in openpi."""
+        policy, limits, previous_ms = self.policy, self.settings.limits, None
         replan_every = self.settings.replan_every or policy.act_step
         await client.send(
             openpi.metadata(
@@ -278,13 +277,13 @@ class Server:
             started = time.perf_counter()
             self._busy += 1
             try:
-                seen = openpi.observed(data, policy.cameras, limits)
-                observation = await asyncio.to_thread(seen.observation, limits)
-                asked = time.perf_counter()
+                request = openpi.parse_message(data, policy.cameras, limits)
+                observation = await asyncio.to_thread(request.observation, limits)
+                decoded = time.perf_counter()
                 chunk = await self._batcher.act(observation)
-                await client.send(openpi.answer(chunk, (time.perf_counter() - asked) * 1000, before))
-                before = (time.perf_counter() - started) * 1000
-                self.counters.answered(before / 1000)
+                await client.send(openpi.answer(chunk, (time.perf_counter() - decoded) * 1000, previous_ms))
+                previous_ms = (time.perf_counter() - started) * 1000
+                self.stats.add_answer(previous_ms / 1000)
             except (ValueError, PolicyError) as error:
                 await client.send(self._refusal(error))
                 await client.close(openpi.BROKEN, "error, see the text before")
@@ -294,17 +293,17 @@ class Server:
                 return
 
     def _refusal(self, error: Exception) -> str:
-        """The client's words for a mistake; failures of the policy are the operator's too."""
+        """Return the error text for the client, and log failures of the policy."""
         if isinstance(error, PolicyError):
-            self.counters.refused["failed policy"] += 1
-            self._say(f"error: {error}")
+            self.stats.refused["failed policy"] += 1
+            self._log(f"error: {error}")
             return str(error)
-        self.counters.refused["bad message"] += 1
+        self.stats.refused["bad message"] += 1
         return f"{type(error).__name__}: {error}"
 
 
 async def _messages(client: ServerConnection, first: asyncio.Future[bytes | str]) -> AsyncIterator[bytes | str]:
-    """The first message, which somebody already waits for, and those after it; ends with the connection."""
+    """Yield the first message, which is already being received, and those after it, until the connection closes."""
     yield await first
     async for data in client:
         yield data

@@ -1,4 +1,4 @@
-"""What a server has done: totals for its last line, and one line for every period in which something happened."""
+"""Statistics of a server: totals, and one line for every period with answers."""
 
 from __future__ import annotations
 
@@ -9,40 +9,42 @@ from dataclasses import dataclass, field
 import numpy as np
 
 _RECENT = 10_000
-"""Answer times that are kept for percentiles."""
+"""Number of latest answer times used for percentiles."""
 
 
 @dataclass
-class Counters:
-    """Plain counting; one thread (the server's) does it."""
+class ServerStats:
+    """Counters of one server; used from its thread only."""
 
     sessions: int = 0
     answers: int = 0
     forwards: int = 0
-    planned: int = 0
+    chunks: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     """By reason: bad message, failed policy, wrong token, full."""
     _milliseconds: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
-    _told: tuple[float, int, int, int] = field(default_factory=lambda: (time.monotonic(), 0, 0, 0))
+    _reported: tuple[float, int, int, int] = field(default_factory=lambda: (time.monotonic(), 0, 0, 0))
 
-    def answered(self, seconds: float) -> None:
+    def add_answer(self, seconds: float) -> None:
+        """Count an answer that took `seconds`."""
         self.answers += 1
         self._milliseconds.append(seconds * 1000)
 
-    def ran(self, batch: int, seconds: float) -> None:
+    def add_forward(self, batch: int, seconds: float) -> None:
+        """Count a forward of `batch` observations."""
         self.forwards += 1
-        self.planned += batch
+        self.chunks += batch
 
     def line(self, open_sessions: int) -> str | None:
-        """What happened since the last line; None where nothing did."""
-        before, answers, forwards, planned = self._told
+        """Return the statistics since the last call; None if there was no answer."""
+        before, answers, forwards, chunks = self._reported
         now = time.monotonic()
-        self._told = (now, self.answers, self.forwards, self.planned)
+        self._reported = (now, self.answers, self.forwards, self.chunks)
         if self.answers == answers:
             return None
         seconds = max(now - before, 1e-9)
-        ran = self.forwards - forwards
-        batch = f", {ran / seconds:.1f} forwards/s of {(self.planned - planned) / ran:.1f}" if ran else ""
+        count = self.forwards - forwards
+        batch = f", {count / seconds:.1f} forwards/s of {(self.chunks - chunks) / count:.1f}" if count else ""
         times = np.percentile(np.array(self._milliseconds), [50, 95])
         self._milliseconds.clear()
         return (
@@ -51,7 +53,7 @@ class Counters:
         )
 
     def total(self) -> str:
-        """The last line of a run."""
+        """Return the totals of the whole run."""
         return f"{self.sessions} sessions, {self.answers} answers by {self.forwards} forwards{self._refusals()}"
 
     def _refusals(self) -> str:

@@ -1,6 +1,6 @@
-"""The wire protocol of vla-eval (PyPI `vla-eval`, protocol version 1): one observation in, one action out.
+"""The wire protocol of vla-eval (PyPI `vla-eval`, protocol version 1): one action per observation.
 
-A message is a map of `type`, `payload`, `seq`, `timestamp`. The client executes actions as they come, so they leave in
+A message is a map of `type`, `payload`, `seq`, `timestamp`. The client executes actions as received, so they are in
 metres and radians, and the gripper opens for positive numbers (vla-eval's `binary_close_negative`).
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_rollout.policies.interface import ActionConvention
-from policy_rollout.serving.request import NeedsChunk, look
+from policy_rollout.serving.request import Request, parse_request
 from policy_rollout.serving.wire import Limits, WireError, pack, unpack
 
 PROTOCOL_VERSION = 1
@@ -24,7 +24,7 @@ TYPES = ("hello", "observation", "action", "episode_start", "episode_end", "erro
 
 @dataclass(frozen=True)
 class Message:
-    """As received; ``seq`` is the client's number for it, which the answer carries too."""
+    """A received message; ``seq`` is the client's number of it, which the answer repeats."""
 
     type: str
     payload: Mapping[Any, Any]
@@ -32,23 +32,23 @@ class Message:
 
 
 def is_message(value: object) -> bool:
-    """Does this look like vla-eval at all? Openpi's observations have no `type` among their keys."""
+    """Return whether a map can be a vla-eval message. Openpi's observations have no key `type`."""
     return isinstance(value, dict) and _is_type(value.get("type")) and "payload" in value
 
 
 def _is_type(value: object) -> bool:
-    return isinstance(value, str) and value in TYPES  # an array compares with a text, too: element by element
+    return isinstance(value, str) and value in TYPES  # comparing an array with a text is elementwise
 
 
 def read(data: bytes | str, limits: Limits) -> Message:
-    """Raises `WireError` for whatever is no message of this protocol."""
+    """Parse a frame. Raises `WireError` if it is not a message of this protocol."""
     if isinstance(data, str):
         raise WireError("vla-eval messages are binary frames, got a text frame")
     return message(unpack(data, limits))
 
 
 def message(value: object) -> Message:
-    """A decoded message, checked. Raises `WireError`."""
+    """Check a decoded message. Raises `WireError`."""
     if not isinstance(value, dict) or not {"type", "payload", "seq", "timestamp"} <= value.keys():
         raise WireError("a message is a map with type, payload, seq and timestamp")
     if not _is_type(value["type"]):
@@ -60,26 +60,28 @@ def message(value: object) -> Message:
 
 
 def write(kind: str, payload: Mapping[str, Any], seq: int) -> bytes:
+    """Return a message as bytes."""
     return pack({"type": kind, "payload": payload, "seq": seq, "timestamp": time.time()})
 
 
 def error(text: str, seq: int) -> bytes:
-    """Errors answer the message they are about; the connection stays open."""
+    """Return the error answer to message `seq`; the connection stays open."""
     return write("error", {"error": text}, seq)
 
 
 def action(values: NDArray[np.float32], seq: int) -> bytes:
+    """Return the action [7] that answers observation `seq`."""
     return write("action", {"actions": values}, seq)
 
 
 def require_hello(payload: Mapping[Any, Any], convention: ActionConvention) -> None:
-    """Raises `WireError` for another protocol version, and for a benchmark that executes other actions.
+    """Raise `WireError` for another protocol version, and for a benchmark with incompatible actions.
 
-    CALVIN's scale, gripper sign and rate may differ from the policy's: they are converted, or the simulator's own.
+    CALVIN's scale, gripper sign and rate may differ from the policy's: they are converted, or set by the simulator.
     """
     version = payload.get("protocol_version")
     if version != PROTOCOL_VERSION:
-        raise WireError(f"protocol version {str(version)[:20]} is not served; this server speaks {PROTOCOL_VERSION}")
+        raise WireError(f"protocol version {str(version)[:20]} is not served; this server supports {PROTOCOL_VERSION}")
     benchmark = payload.get("benchmark")
     if isinstance(benchmark, str) and "calvin" in benchmark.lower():
         theirs = ActionConvention()
@@ -92,7 +94,7 @@ def require_hello(payload: Mapping[Any, Any], convention: ActionConvention) -> N
 
 
 def hello(seq: int, server: str, model: str, convention: ActionConvention, cameras: Sequence[str]) -> bytes:
-    """The server's answer: what it needs to see, and what its actions mean."""
+    """Return the server's answer to hello: the observations it needs, and the meaning of its actions."""
     position = "absolute_xyz" if convention.kind == "absolute" else "delta_xyz"
     meaning = f"{convention.kind} in the {convention.frame} frame"
     image = {"name": "image", "dims": 0, "format": "rgb_hwc_uint8"}
@@ -113,12 +115,12 @@ def hello(seq: int, server: str, model: str, convention: ActionConvention, camer
     return write("hello", payload, seq)
 
 
-def observed(
+def parse_observation(
     payload: Mapping[Any, Any], names: Mapping[str, str], cameras: Sequence[str], limits: Limits
-) -> NeedsChunk:
-    """What an observation's payload shows. Raises `WireError`."""
+) -> Request:
+    """Return the request in an observation's payload. Raises `WireError`."""
     images = payload.get("images")
     if not isinstance(images, dict):
         raise WireError("an observation's payload needs images: a map from camera names to images")
     restart = bool(payload.get("episode_restart", False))
-    return look(payload.get("task_description"), images, names, cameras, limits, restart)
+    return parse_request(payload.get("task_description"), images, names, cameras, limits, restart)

@@ -1,7 +1,7 @@
-"""msgpack with arrays and images, read as if the sender were an enemy.
+"""msgpack with arrays and images, parsed defensively: a message may come from an attacker.
 
-Nothing here can run code: no pickle, no extension types, numeric dtypes only. What a message claims of itself (dtype,
-shape, image size) is compared with what it holds before anything is allocated for it.
+No message can run code: no pickle, no extension types, numeric dtypes only. Declared dtypes, shapes and image sizes are
+compared with the data before anything is allocated for them.
 
 Arrays are maps with the keys `__ndarray__`, `data`, `dtype`, `shape` (vla-eval: texts, openpi: bytes); images of
 vla-eval are maps with `__image__`, `format` (raw, jpeg, png), `data`, `shape`, and `dtype` where raw.
@@ -27,7 +27,7 @@ from models.processing.image_file import as_shown
 _DTYPE = re.compile(r"[<>|=]?[biuf][1248]")
 _MAX_DIMENSIONS = 8
 _MAX_ELEMENTS = 4096
-"""Of one msgpack list or map. Longer ones are arrays, or an attempt to make the reader allocate."""
+"""Of one msgpack list or map. Longer data are sent as arrays; larger counts could make the parser allocate."""
 _ENCODED = {"png": "PNG", "jpeg": "JPEG"}
 _BROKEN_IMAGE = (
     OSError,
@@ -44,16 +44,16 @@ _BROKEN_IMAGE = (
     UnidentifiedImageError,
     Image.DecompressionBombError,
 )
-"""All that PIL was seen to raise for damaged files."""
+"""Exceptions that PIL raises for damaged files."""
 
 
 class WireError(ValueError):
-    """The sender's mistake, in one line that may be sent back."""
+    """An invalid message; its text is one line and can be sent to the client."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client may ask of the server."""
+    """Limits of a client's messages and of the number of clients."""
 
     message_bytes: int = 8 << 20
     """Of one message; two 200 x 200 images take 0.2 MB."""
@@ -66,19 +66,19 @@ class Limits:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """A png or jpeg that nobody has looked at yet: most observations arrive while a chunk is still being played."""
+    """A png or jpeg that is not decoded yet: most observations arrive while a chunk is being executed."""
 
     format: str
     data: bytes
     shape: tuple[int, ...]
 
     def decoded(self) -> NDArray[np.uint8]:
-        """uint8 [H, W, 3]; raises `WireError` where it is damaged or not what its shape says."""
+        """Return uint8 [H, W, 3]. Raises `WireError` if the image is damaged or has another shape than declared."""
         try:
             with Image.open(io.BytesIO(self.data), formats=[_ENCODED[self.format]]) as image:
                 if (image.height, image.width) != self.shape[:2] or image.mode != "RGB":
                     raise WireError(
-                        f"a {self.format} says it is {list(self.shape)}, but is {image.height} x {image.width} "
+                        f"a {self.format} declares {list(self.shape)}, but is {image.height} x {image.width} "
                         f"{image.mode}"
                     )
                 pixels: NDArray[np.uint8] = np.asarray(as_shown(image), dtype=np.uint8)
@@ -87,7 +87,7 @@ class EncodedImage:
         except _BROKEN_IMAGE as error:
             raise WireError(f"a {self.format} cannot be decoded ({type(error).__name__})") from None
         if pixels.shape != self.shape:
-            raise WireError(f"a {self.format} says it is {list(self.shape)}, but is shown as {list(pixels.shape)}")
+            raise WireError(f"a {self.format} declares {list(self.shape)}, but is shown as {list(pixels.shape)}")
         return pixels
 
 
@@ -95,7 +95,7 @@ WireImage = EncodedImage | NDArray[np.uint8]
 
 
 def unpack(data: bytes, limits: Limits) -> Any:
-    """The value in a message, arrays and images in their places. Raises `WireError`."""
+    """Return the value of a message, with arrays and images decoded to objects. Raises `WireError`."""
 
     def read(found: dict[Any, Any]) -> Any:
         if "__image__" in found:
@@ -125,7 +125,7 @@ def unpack(data: bytes, limits: Limits) -> Any:
 
 
 def pack(value: Any, *, bytes_keys: bool = False) -> bytes:
-    """A message; `bytes_keys`: arrays as openpi writes them, else as vla-eval does."""
+    """Return a message; `bytes_keys`: encode arrays as openpi does, else as vla-eval does."""
 
     def write(array: object) -> Any:
         if not isinstance(array, np.ndarray):
@@ -138,7 +138,7 @@ def pack(value: Any, *, bytes_keys: bool = False) -> bytes:
 
 
 def pixels(image: object, name: str, limits: Limits) -> NDArray[np.uint8]:
-    """An image as uint8 [H, W, 3]. Raises `WireError` naming it where it is none."""
+    """Return an image as uint8 [H, W, 3]. Raises `WireError` naming it if it is invalid."""
     if isinstance(image, EncodedImage):
         return image.decoded()
     check_image(image, name, limits)
@@ -147,7 +147,7 @@ def pixels(image: object, name: str, limits: Limits) -> NDArray[np.uint8]:
 
 
 def check_image(image: object, name: str, limits: Limits) -> None:
-    """What can be said of an image without decoding it. Raises `WireError`."""
+    """Check an image without decoding it. Raises `WireError`."""
     if isinstance(image, EncodedImage):
         return
     if not isinstance(image, np.ndarray):
@@ -183,8 +183,8 @@ def _array(entry: Mapping[str, Any]) -> NDArray[Any]:
     for size in shape:
         count *= size
     if not isinstance(data, bytes) or count * dtype.itemsize != len(data):
-        held = len(data) if isinstance(data, bytes) else "no"
-        raise WireError(f"an array says it is {name} {list(shape)}, which is not the {held} bytes it holds")
+        length = len(data) if isinstance(data, bytes) else "no"
+        raise WireError(f"an array declares {name} {list(shape)}, which does not match its {length} bytes of data")
     return np.frombuffer(data, dtype=dtype).reshape(shape)
 
 

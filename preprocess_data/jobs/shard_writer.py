@@ -170,7 +170,7 @@ def process_device(device: str, number: int, processes: int) -> str:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device != "cuda":
         return device
-    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))  # of this machine's
+    rank = process_rank(os.environ).local_rank
     return f"cuda:{(rank * processes + number) % torch.cuda.device_count()}"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.closed_loop import PARTS, WAYS, Run, check_records, main
-from policy_rollout.closed_loop.runner import ChainRecord
+from policy_rollout.closed_loop.interface import ChainRecord
 
 
 def test_every_way_runs_the_same_chains_and_its_cost_is_recorded(tmp_path: Path) -> None:

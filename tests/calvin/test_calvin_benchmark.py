@@ -18,7 +18,8 @@ from policy_rollout.calvin.egl import Graphics, _physical, find_graphics
 from policy_rollout.calvin.instructions import validation_instruction
 from policy_rollout.calvin.oracle import VERSION
 from policy_rollout.calvin.tasks import TASK_NAMES
-from policy_rollout.closed_loop.runner import ChainRecord, run_chains
+from policy_rollout.closed_loop.interface import ChainRecord
+from policy_rollout.closed_loop.runner import run_chains
 from policy_rollout.policies.interface import Observation
 from policy_rollout.policies.upvla import ConstantPolicy
 
@@ -38,9 +39,9 @@ def sentences(folder: Path, **changes: Any) -> Path:
     return file
 
 
-def test_without_the_simulator_it_says_how_to_install_it_and_what_works_without(monkeypatch: Any, data: Data) -> None:
+def test_without_the_simulator_it_explains_how_to_install_it(monkeypatch: Any, data: Data) -> None:
     monkeypatch.setattr(calvin, "package_folder", lambda: None)
-    with pytest.raises(ValueError, match=r"install_calvin_env.sh.*environment=desk plays"):
+    with pytest.raises(ValueError, match=r"install_calvin_env.sh.*environment=desk runs"):
         find_benchmark(settings(data("D")))
 
 
@@ -65,7 +66,7 @@ def test_records_of_another_scene_or_other_sentences_do_not_mix(
     assert {key for key in one if one[key] != told[key]} == {"annotations"}
 
 
-def test_records_that_another_version_of_the_oracle_judged_do_not_mix(
+def test_records_that_another_version_of_the_oracle_evaluated_do_not_mix(
     fake_calvin_env: None, data: Data, monkeypatch: Any
 ) -> None:
     folder = data("D")
@@ -81,11 +82,11 @@ def test_records_that_another_version_of_the_oracle_judged_do_not_mix(
         ({"dataset_path": None}, "dataset_path has to be given"),
         ({"dataset_path": "/nowhere"}, "dataset_path=/nowhere: no such folder"),
         ({"renderer": "gl"}, "renderer=gl: calvin has egl, tiny"),
-        ({"annotations": None}, "annotations=own for this project's sentences"),
+        ({"annotations": None}, "annotations=own for this project's instructions"),
         ({"annotations": "/nowhere.yaml"}, "annotations=/nowhere.yaml: no such file"),
     ],
 )
-def test_what_is_missing_is_said_in_one_line(
+def test_what_is_missing_is_reported_in_one_line(
     fake_calvin_env: None, data: Data, change: dict[str, Any], said: str
 ) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=said) as caught:
@@ -93,7 +94,7 @@ def test_what_is_missing_is_said_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_the_folder_above_the_tasks_is_told_from_the_task(fake_calvin_env: None, data: Data) -> None:
+def test_the_folder_above_the_tasks_is_distinguished_from_the_task(fake_calvin_env: None, data: Data) -> None:
     folder = data("D")
     with pytest.raises(FileNotFoundError, match=r"has no folder validation; it has task_D_D: did you mean"):
         find_benchmark(settings(folder.parent))
@@ -102,7 +103,7 @@ def test_the_folder_above_the_tasks_is_told_from_the_task(fake_calvin_env: None,
         find_benchmark(settings(folder))
 
 
-def test_the_official_chains_are_told_in_calvins_words(fake_calvin_env: None, data: Data, tmp_path: Path) -> None:
+def test_the_official_chains_have_calvins_instructions(fake_calvin_env: None, data: Data, tmp_path: Path) -> None:
     job = find_benchmark(settings(data("D"), annotations=sentences(tmp_path))).jobs(3)[2]
     assert job.instructions == tuple(f"please {task}" for task in job.tasks)
     own = find_benchmark(settings(tmp_path / "task_D_D")).jobs(3)[2]
@@ -121,13 +122,13 @@ def test_sentences_are_found_in_the_checkout_of_calvin(monkeypatch: Any, tmp_pat
 
 @pytest.mark.parametrize("sentence", [None, [], [""], 3])
 def test_a_task_without_a_sentence_is_named(tmp_path: Path, sentence: Any) -> None:
-    with pytest.raises(ValueError, match="no sentence for the task stack_block"):
+    with pytest.raises(ValueError, match="no instruction for the task stack_block"):
         read_annotations(sentences(tmp_path, stack_block=sentence))
     assert read_annotations(sentences(tmp_path, stack_block="stack them"))["stack_block"] == "stack them"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_chains_are_played_in_the_simulator(fake_calvin_env: None, data: Data, workers: int) -> None:
+def test_chains_are_run_in_the_simulator(fake_calvin_env: None, data: Data, workers: int) -> None:
     """Pulling back opens the drawer, and that alone, whether in this process or in two others."""
     benchmark = find_benchmark(settings(data("D")))
     jobs = [job for job in benchmark.jobs(60) if job.tasks[0] in ("open_drawer", "turn_on_led")][:4]
@@ -170,7 +171,7 @@ def test_egl_that_works_is_taken_and_named(tmp_path: Path) -> None:
     assert Graphics(False).name == "tiny"
 
 
-def test_egl_that_ends_the_process_is_told_and_the_cpu_draws(
+def test_egl_that_ends_the_process_is_reported_and_the_cpu_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     env = prober(tmp_path, "    import os, sys\n    print('no EGL', file=sys.stderr, flush=True)\n    os._exit(1)\n")

@@ -16,7 +16,8 @@ from policy_rollout.calvin.egl import Graphics
 from policy_rollout.calvin.initial_states import initial_state
 from policy_rollout.calvin.sequences import official_sequences
 from policy_rollout.calvin.simulator import WORLDS_PER_CONNECTION, CalvinEnv
-from policy_rollout.closed_loop.runner import ChainJob, ChainRecord, run_chains
+from policy_rollout.closed_loop.interface import ChainJob, ChainRecord
+from policy_rollout.closed_loop.runner import run_chains
 from policy_rollout.policies.interface import Observation
 from policy_rollout.policies.upvla import ConstantPolicy
 

@@ -89,11 +89,13 @@ def test_the_oracle_reads_every_task_from_the_simulators_info(env: CalvinEnv) ->
     assert TaskOracle().tasks_done(closed, info_of(0, 0, 0, 0)) == set()
 
 
-def test_the_oracle_judges_as_the_installed_tasks_do(env: CalvinEnv) -> None:
+def test_the_oracle_evaluates_as_the_installed_tasks_do(env: CalvinEnv) -> None:
     """Every pair of states that random actions around the blocks lead to, and of states that were recorded."""
     from calvin_env.envs.tasks import Tasks
 
-    judge = Tasks({task: [list(a) if isinstance(a, tuple) else a for a in row] for task, row in CALVIN_TASKS.items()})
+    original = Tasks(
+        {task: [list(a) if isinstance(a, tuple) else a for a in row] for task, row in CALVIN_TASKS.items()}
+    )
     infos = []
     for number, chain in enumerate(official_sequences(6)):
         random = np.random.default_rng(number)
@@ -113,7 +115,7 @@ def test_the_oracle_judges_as_the_installed_tasks_do(env: CalvinEnv) -> None:
     done = set()
     for start in infos:
         for end in infos:
-            expected = judge.get_task_info(start, end)
+            expected = original.get_task_info(start, end)
             assert TaskOracle().tasks_done(start, end) == expected
             done |= expected
     assert any(task.startswith(("push_", "lift_")) for task in done), "no push and no lift was among them"

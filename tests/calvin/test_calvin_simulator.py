@@ -40,7 +40,7 @@ def drawn(env: CalvinEnv) -> dict[str, int]:
     return {name: camera.drawn for name, camera in env._cameras.items()}
 
 
-def test_only_what_is_asked_for_is_drawn(make: Any, data: Data) -> None:
+def test_only_what_is_requested_is_drawn(make: Any, data: Data) -> None:
     env = make(data("D"))
     before = drawn(env)
     env.reset(*start())
@@ -132,7 +132,7 @@ def test_a_process_holds_one_world_at_a_time(make: Any, data: Data, capfd: pytes
     assert capfd.readouterr() == ("", ""), "the simulator prints; nobody wants to read it"
 
 
-def test_where_egl_draws_is_said_before_the_simulator_starts(
+def test_where_egl_draws_is_reported_before_the_simulator_starts(
     make: Any, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EGL_VISIBLE_DEVICES", "7")
@@ -166,11 +166,11 @@ def test_a_broken_configuration_is_named_in_one_line(data: Data, text: str, said
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
     file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"merged_config.yaml is missing; of CALVIN's data this file alone"):
+    with pytest.raises(FileNotFoundError, match=r"merged_config.yaml is missing; it is the only needed file"):
         read_configuration(split)
 
 
-def test_what_calvin_env_trips_over_is_said_in_one_line(make: Any, data: Data) -> None:
+def test_what_calvin_env_trips_over_is_reported_in_one_line(make: Any, data: Data) -> None:
     folder = data("D")
     file = folder / "validation" / ".hydra" / "merged_config.yaml"
     file.write_text(file.read_text().replace("filename: panda.urdf", "other: 1"))

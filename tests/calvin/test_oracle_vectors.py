@@ -27,11 +27,11 @@ def vectors() -> Any:
         return json.load(file)
 
 
-def test_invented_infos_are_judged_as_calvin_env_judges_them(vectors: Any) -> None:
+def test_invented_infos_are_evaluated_as_calvin_env_evaluates_them(vectors: Any) -> None:
     compare(vectors["random"])
 
 
-def test_recorded_infos_are_judged_as_calvin_env_judges_them(vectors: Any) -> None:
+def test_recorded_infos_are_evaluated_as_calvin_env_evaluates_them(vectors: Any) -> None:
     states = vectors["states"]
     compare([(states[i], states[j], tasks) for i, j, tasks in vectors["state_pairs"]])
 
@@ -41,4 +41,4 @@ def compare(cases: list[Any]) -> None:
     oracle, wrong = TaskOracle(), Counter[str]()
     for start, end, tasks in cases:
         wrong.update(oracle.tasks_done(start, end) ^ set(tasks))
-    assert not wrong, f"tasks that are judged otherwise, and in how many of {len(cases)} pairs: {dict(wrong)}"
+    assert not wrong, f"tasks with other verdicts, and in how many of {len(cases)} pairs: {dict(wrong)}"

@@ -126,7 +126,7 @@ def test_contacts_say_where_a_block_is(contacts, x, z, place):
     assert state["blue_block"] == state["pink_block"] == "table"
 
 
-def test_contacts_tell_the_top_of_a_stack_from_its_bottom():
+def test_contacts_distinguish_top_and_bottom_of_a_stack():
     info = standing_on(moved(new_info(), "block_red", dz=0.04), "block_red", (BLUE, -1))
     info = standing_on(info, "block_blue", (RED, -1), (TABLE, BASE))
     state = read_by_contact(info)

@@ -55,12 +55,12 @@ def test_an_expert_opens_the_drawer_and_the_clip_shows_both_cameras_and_the_word
     assert ((strip[..., 1] - strip[..., 0] > 40) & (strip[..., 1] - strip[..., 2] > 30)).sum() > 20
 
 
-def test_random_actions_do_not_open_the_drawer_and_the_status_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_random_actions_do_not_open_the_drawer_and_the_status_reports_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--task", "open_drawer", "--random"]) == 1
     assert "NOT done after 360 steps" in capsys.readouterr().out
 
 
-def test_a_chain_is_played_task_by_task(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_chain_is_run_task_by_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--chain", "2", "--seed", "1"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "2 of 2 in a row"
 
@@ -108,8 +108,8 @@ def test_the_bench_measures_steps_and_images(
         ("--draw state.jpg", "must end in .png"),
         ("--chain 9", "--chain is 9"),
         ("--list --size 4", "--size is 4"),
-        ("--bench --scene all", "--scene all goes with --draw"),
-        ("--list --save a.gif", "--save goes with --task or --chain"),
+        ("--bench --scene all", "--scene all needs --draw"),
+        ("--list --save a.gif", "--save needs --task or --chain"),
         ("--draw /proc/none/state.png", "/proc/none"),
     ],
 )

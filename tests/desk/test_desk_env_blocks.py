@@ -71,7 +71,7 @@ def test_a_block_stays_on_the_block_it_was_put_on(scene: str) -> None:
 
 
 @pytest.mark.parametrize("scene", SCENES)
-def test_rough_play_breaks_nothing(scene: str) -> None:
+def test_rough_actions_break_nothing(scene: str) -> None:
     env = DeskEnv(scene)
     rng = np.random.default_rng(4)
     obs = env.reset(seed=4)

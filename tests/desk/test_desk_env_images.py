@@ -39,7 +39,7 @@ def reference(env: DeskEnv, camera: str, size: int) -> tuple[np.ndarray, np.ndar
 
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("camera", ["static", "gripper"])
-def test_every_pixel_lies_where_mujocos_own_ray_caster_says(scene: str, camera: str):
+def test_every_pixel_is_where_mujocos_own_ray_caster_has_it(scene: str, camera: str):
     env = DeskEnv(scene)
     env.reset(scene_obs=OPEN)
     for _ in range(8):
@@ -91,7 +91,7 @@ def test_the_kept_background_gives_the_same_image_as_a_fresh_desk():
 
 
 @pytest.mark.parametrize("size", [32, 84, 256])
-def test_images_have_the_size_that_was_asked_for(size: int):
+def test_images_have_the_size_that_was_requested(size: int):
     env = DeskEnv(static_size=size, gripper_size=size // 2)
     obs = env.get_obs()
     assert obs["rgb_obs"]["rgb_static"].shape == (size, size, 3)
@@ -120,7 +120,7 @@ def test_a_lit_led_is_green_and_a_lit_bulb_yellow():
     assert 50 < changed.sum() < 400, "nothing but the lamps changes"
 
 
-def test_scenes_look_different():
+def test_images_of_scenes_differ():
     images = []
     for scene in SCENES:
         env = DeskEnv(scene)
@@ -167,7 +167,7 @@ def with_opengl(kind: str, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("kind", UNUSABLE)
-def test_ray_casting_and_recording_need_no_opengl_whatever_is_asked_for(kind: str, tmp_path: Path):
+def test_ray_casting_and_recording_need_no_opengl_whatever_is_requested(kind: str, tmp_path: Path):
     code = f"""
 import os, sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The desk in the hands of somebody in a hurry: nonsense is refused, looking changes nothing, desks do not meet."""
+"""Use of the desk: invalid arguments are refused, rendering has no side effects, desks are independent."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_drawing_images_changes_nothing_but_the_images() -> None:
     assert blind == seeing
 
 
-def test_only_the_cameras_that_are_asked_for_are_drawn() -> None:
+def test_only_the_cameras_that_are_requested_are_drawn() -> None:
     env = DeskEnv(static_size=40, gripper_size=24)
     both = env.get_obs()
     assert list(both["rgb_obs"]) == ["rgb_static", "rgb_gripper"]
@@ -106,7 +106,7 @@ def future(env: DeskEnv) -> list[tuple[Any, ...]]:
     return [*seen, (env.render("static").tobytes(), env.render("gripper").tobytes())]
 
 
-def test_a_snapshot_goes_on_alike_on_another_desk_and_in_another_process() -> None:
+def test_a_snapshot_continues_alike_on_another_desk_and_in_another_process() -> None:
     env = DeskEnv("A", static_size=24, gripper_size=24, camera_jitter=1.0, light_jitter=1.0, seed=3)
     for action in actions(7, 40):
         env.step(action)

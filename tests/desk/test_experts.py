@@ -15,7 +15,7 @@ from policy_rollout.calvin.symbolic import feasible_tasks
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.desk import SCENES, DeskEnv
 from policy_rollout.desk.experts.evaluate import main, run_chain, run_episode
-from policy_rollout.desk.experts.motion import Sight, funnel, hand_turn, reach_of
+from policy_rollout.desk.experts.motion import DeskState, approach, finger_direction, hand_euler
 from policy_rollout.desk.experts.policy import EXPERT_TASKS, PLAY, QUIET, Noise, ScriptedExpert, task_resets
 from policy_rollout.desk.rotation import matrix_of
 
@@ -102,10 +102,10 @@ def test_a_block_that_is_snatched_away_is_fetched_again(desks: dict[str, DeskEnv
     expert = ScriptedExpert(env.layout, task)
     while not start["scene_info"]["movable_objects"]["block_blue"]["current_pos"][2] + 0.03 < obs["scene_obs"][14]:
         obs = env.step(expert.act(obs))[0]  # until it is in the air
-    moved = obs["scene_obs"].copy()
-    moved[12:18] = start["scene_info"]["movable_objects"]["block_blue"]["current_pos"] + (0.0, 0.0, 0.3)
-    moved[12] += 0.05 if moved[12] < 0.15 else -0.05
-    obs = env.reset(obs["robot_obs"], moved)
+    shifted = obs["scene_obs"].copy()
+    shifted[12:18] = start["scene_info"]["movable_objects"]["block_blue"]["current_pos"] + (0.0, 0.0, 0.3)
+    shifted[12] += 0.05 if shifted[12] < 0.15 else -0.05
+    obs = env.reset(obs["robot_obs"], shifted)
     for _ in range(150):
         obs, _, _, info = env.step(expert.act(obs))
         if ORACLE.done(task, start, info):
@@ -170,7 +170,7 @@ def test_an_expert_that_is_done_stays_where_it_is(desks: dict[str, DeskEnv]) -> 
     assert obs["scene_obs"][5] == 1.0
 
 
-def test_one_expert_goes_on_with_the_next_task(desks: dict[str, DeskEnv]) -> None:
+def test_one_expert_continues_with_the_next_task(desks: dict[str, DeskEnv]) -> None:
     env = desks["A"]
     obs = env.reset(*task_resets("lift_red_block_table", 7, "A"))
     expert = ScriptedExpert(env.layout, "lift_red_block_table")
@@ -224,18 +224,18 @@ def test_the_command_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture
 def test_a_leaning_hand_reaches_away_from_the_viewer() -> None:
     for yaw in (0.3, math.pi / 2, 2.5):
         for tilt in (0.0, 0.5, 0.9):
-            hand = matrix_of(hand_turn(yaw, tilt))
-            assert np.allclose(hand[:, 2], reach_of(tilt))
+            hand = matrix_of(hand_euler(yaw, tilt))
+            assert np.allclose(hand[:, 2], finger_direction(tilt))
             if tilt == 0.0:
                 assert np.allclose(hand[:2, 1], [math.sin(yaw), -math.cos(yaw)])
 
 
 def test_a_funnel_comes_down_only_above_its_point(desks: dict[str, DeskEnv]) -> None:
     env = desks["D"]
-    sight = Sight.of(env.reset(seed=0), env.layout)
-    move = funnel(sight.tcp - [0.0, 0.0, 0.1], sight.euler, 1.0)
-    assert move.place(sight)[2] == pytest.approx(sight.tcp[2] - 0.1)  # straight above: all the way down
-    aside = funnel(sight.tcp - [-0.2, 0.0, 0.1], sight.euler, 1.0)
-    assert aside.place(sight)[2] == pytest.approx(sight.tcp[2] - 0.1 + 0.075)
-    turned = funnel(sight.tcp - [0.0, 0.0, 0.1], sight.euler - [0.0, 0.0, 1.0], 1.0)
-    assert turned.place(sight)[2] == pytest.approx(sight.tcp[2] - 0.1 + 0.075)
+    state = DeskState.of(env.reset(seed=0), env.layout)
+    move = approach(state.tcp - [0.0, 0.0, 0.1], state.euler, 1.0)
+    assert move.target(state)[2] == pytest.approx(state.tcp[2] - 0.1)  # straight above: all the way down
+    lateral = approach(state.tcp - [-0.2, 0.0, 0.1], state.euler, 1.0)
+    assert lateral.target(state)[2] == pytest.approx(state.tcp[2] - 0.1 + 0.075)
+    turned = approach(state.tcp - [0.0, 0.0, 0.1], state.euler - [0.0, 0.0, 1.0], 1.0)
+    assert turned.target(state)[2] == pytest.approx(state.tcp[2] - 0.1 + 0.075)

@@ -22,7 +22,7 @@ import yaml
 from common.folder_lock import hold
 from policy_rollout.calvin.instructions import HELD_OUT, TRAINING
 from policy_rollout.calvin.oracle import TaskOracle
-from policy_rollout.calvin.tasks import TASK_NAMES, read_task_table
+from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.desk import DeskEnv
 from preprocess_data import make_desk_demos
 from preprocess_data.desk_demos.play import WINDOW, Settings
@@ -116,8 +116,9 @@ def test_the_configuration_says_which_renderer_and_gives_the_task_table(desk: Pa
     config = yaml.safe_load(path.read_text())
     assert config["env"]["renderer"] == config["recording"]["renderer"] == "raycast"
     assert config["cameras"]["static"]["width"] == 32
-    assert tuple(read_task_table(path)) == TASK_NAMES
-    TaskOracle(read_task_table(path))
+    table = config["tasks"]["tasks"]
+    assert tuple(table) == TASK_NAMES
+    TaskOracle(table)
 
 
 # ---- CALVIN's format ----
@@ -171,7 +172,7 @@ def test_the_real_recording_and_the_desk_go_through_one_reader_and_one_preproces
             assert index.task(number) == window.task
 
 
-def test_depth_is_recorded_when_asked_for(tmp_path: Path) -> None:
+def test_depth_is_recorded_when_requested(tmp_path: Path) -> None:
     settings = replace(SMALL, episodes=1, tasks_per_episode=1, scenes=("D",), depth=True)
     make_demos(tmp_path, settings, progress=False, preview=False)
     held = CalvinSplit(tmp_path / "training").frame(0, ["depth_static", "depth_gripper"])
@@ -223,7 +224,7 @@ def test_a_recording_that_was_interrupted_anywhere_ends_with_the_same_bytes(
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks for processes in Linux's /proc")
-def test_a_recording_that_was_killed_goes_on_and_its_workers_die_with_it(desk: Path, tmp_path: Path) -> None:
+def test_a_recording_that_was_killed_continues_and_its_workers_die_with_it(desk: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "preprocess_data" / "make_desk_demos.py"), "--out", str(tmp_path), *OPTIONS]
     killed = subprocess.Popen(
         [*command, "--workers", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True

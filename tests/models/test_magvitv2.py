@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.constants import CODEBOOK_SIZE
 from models.pretrained.weights_io import write_safetensors
 from models.vision.lfq_loss import codebook_losses, straight_through
 from models.vision.magvitv2 import (
-    CODEBOOK_SIZE,
     RELEASED_DECODER,
     RELEASED_ENCODER,
     MagVITv2,

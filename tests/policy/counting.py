@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.closed_loop.runner import ChainJob, ChainRecord
+from policy_rollout.closed_loop.interface import ChainJob, ChainRecord
 from policy_rollout.policies.interface import ActionConvention, Observation
 
 
@@ -120,25 +120,25 @@ class Still:
 
 
 @dataclass
-class StepLog:
-    """A recorder that writes down what it hears of some chains."""
+class LoggingRecorder:
+    """A recorder that lists its calls for some chains."""
 
     wanted: set[int]
-    film_every: int = 2
-    heard: dict[int, list[str]] = field(default_factory=dict)
+    frame_interval: int = 2
+    calls: dict[int, list[str]] = field(default_factory=dict)
 
-    def wants(self, job: ChainJob) -> bool:
+    def selects(self, job: ChainJob) -> bool:
         return job.index in self.wanted
 
-    def began(self, job: ChainJob) -> None:
-        self.heard[job.index] = ["began"]
+    def start_chain(self, job: ChainJob) -> None:
+        self.calls[job.index] = ["start"]
 
-    def looked(self, job: ChainJob, place: int, step: int, observation: Any, chunk: Any) -> None:
+    def add_observation(self, job: ChainJob, task_index: int, step: int, observation: Any, chunk: Any) -> None:
         assert chunk.shape == (4, 7)
-        self.heard[job.index].append(f"looked {place}:{step} sees {observation.rgb_static[0, 0, 0]}")
+        self.calls[job.index].append(f"observation {task_index}:{step} shows {observation.rgb_static[0, 0, 0]}")
 
-    def filmed(self, job: ChainJob, place: int, step: int, image: Any) -> None:
-        self.heard[job.index].append(f"filmed {place}:{step} shows {image[0, 0, 0]}")
+    def add_frame(self, job: ChainJob, task_index: int, step: int, image: Any) -> None:
+        self.calls[job.index].append(f"frame {task_index}:{step} shows {image[0, 0, 0]}")
 
-    def ended(self, job: ChainJob, record: ChainRecord) -> None:
-        self.heard[job.index].append(f"ended with {record.completed}")
+    def finish_chain(self, job: ChainJob, record: ChainRecord) -> None:
+        self.calls[job.index].append(f"finished with {record.completed}")

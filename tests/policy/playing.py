@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from policy_rollout.benchmarks.desk import DeskBenchmark
 from policy_rollout.closed_loop import records
 from policy_rollout.closed_loop.evaluation import RolloutSettings, run_distributed
+from policy_rollout.closed_loop.interface import ChainJob
 from policy_rollout.closed_loop.progress import Progress
-from policy_rollout.closed_loop.runner import ChainJob
 from policy_rollout.policies.interface import Observation
 from tests.policy.counting import Counting, Still, job
 from tests.policy.wandering import Wander, Wandering

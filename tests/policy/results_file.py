@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from policy_rollout.closed_loop.interface import ChainRecord
 from policy_rollout.closed_loop.records import write_results
-from policy_rollout.closed_loop.runner import ChainRecord
 
 TASKS = ("open_drawer", "lift_red_block_table", "turn_on_led", "push_blue_block_left", "close_drawer")
 BENCHMARK = {"name": "desk", "scene": "D", "renderer": "raycast", "versions": {"mujoco": "3.2"}}

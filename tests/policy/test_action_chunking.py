@@ -19,14 +19,14 @@ def play(player: ChunkPlayer, steps: int) -> list[float]:
     """First component of `steps` actions; the n-th plan is numbered 100 n."""
     played, plans = [], 0
     for _ in range(steps):
-        if player.wants_plan:
-            player.plan(numbered(100 * plans))
+        if player.needs_chunk:
+            player.add_chunk(numbered(100 * plans))
             plans += 1
         played.append(float(player.next_action()[0]))
     return played
 
 
-def test_a_chunk_is_played_out_before_the_next_is_asked_for():
+def test_a_chunk_is_executed_before_the_next_is_requested():
     assert play(ChunkPlayer(T), 6) == [0, 1, 2, 3, 100, 101]
 
 
@@ -34,11 +34,11 @@ def test_replanning_every_n_steps_drops_the_rest_of_the_chunk():
     assert play(ChunkPlayer(T, replan_every=2), 6) == [0, 1, 100, 101, 200, 201]
 
 
-def test_a_plan_given_early_replaces_the_one_being_played():
+def test_a_plan_given_early_replaces_the_one_in_execution():
     player = ChunkPlayer(T)
-    player.plan(numbered(0))
+    player.add_chunk(numbered(0))
     player.next_action()
-    player.plan(numbered(50))
+    player.add_chunk(numbered(50))
     assert player.next_action()[0] == 50
 
 
@@ -57,27 +57,27 @@ def test_ensembling_weighs_the_oldest_plan_most_and_forgets_plans_that_ended():
 
 def test_reset_forgets_the_plan_of_the_last_instruction():
     player = ChunkPlayer(T, ensemble=0.0)
-    player.plan(numbered(0))
+    player.add_chunk(numbered(0))
     player.next_action()
     player.reset()
-    assert player.wants_plan
-    player.plan(numbered(70))
+    assert player.needs_chunk
+    player.add_chunk(numbered(70))
     assert player.next_action()[0] == 70
 
 
 def test_an_action_given_out_can_be_changed_without_changing_the_plan():
     player = ChunkPlayer(T)
     chunk = numbered(0)
-    player.plan(chunk)
+    player.add_chunk(chunk)
     player.next_action()[:] = -1
     assert chunk[0, 0] == 0
 
 
 def test_playing_past_the_end_of_a_chunk_is_refused():
     player = ChunkPlayer(T, replan_every=1)
-    player.plan(numbered(0))
+    player.add_chunk(numbered(0))
     player.next_action()
-    with pytest.raises(RuntimeError, match="played out"):
+    with pytest.raises(RuntimeError, match="no action is left"):
         player.next_action()
 
 
@@ -95,26 +95,26 @@ def test_weights_that_are_no_numbers_are_refused(ensemble):
 
 def test_a_chunk_of_another_length_is_refused():
     with pytest.raises(ValueError, match=r"\[4, A\]"):
-        ChunkPlayer(T).plan(np.zeros((T + 1, 7), dtype=np.float32))
+        ChunkPlayer(T).add_chunk(np.zeros((T + 1, 7), dtype=np.float32))
 
 
-def test_a_plan_that_took_its_time_skips_the_actions_that_were_played_meanwhile():
+def test_a_plan_that_took_its_time_skips_the_actions_executed_meanwhile():
     player = ChunkPlayer(T)
-    player.plan(numbered(0))
+    player.add_chunk(numbered(0))
     played = [player.next_action()[0] for _ in range(2)]
-    player.plan(numbered(100), age=2)  # asked for before the first of them
-    while not player.wants_plan:
+    player.add_chunk(numbered(100), age=2)  # asked for before the first of them
+    while not player.needs_chunk:
         played.append(player.next_action()[0])
     assert played == [0, 1, 102, 103]
 
 
 def test_a_plan_may_be_older_than_the_player():
     player = ChunkPlayer(T)
-    player.plan(numbered(100), age=T - 1)
+    player.add_chunk(numbered(100), age=T - 1)
     assert player.next_action()[0] == 100 + T - 1
-    assert player.wants_plan
+    assert player.needs_chunk
 
 
 def test_a_plan_of_which_nothing_is_left_is_refused():
     with pytest.raises(ValueError, match="age must lie in"):
-        ChunkPlayer(T).plan(numbered(0), age=T)
+        ChunkPlayer(T).add_chunk(numbered(0), age=T)

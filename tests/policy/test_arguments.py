@@ -85,7 +85,7 @@ def test_flags_of_hydra_are_passed_on() -> None:
         ("training.seed=1", "no such key"),
     ],
 )
-def test_a_mistyped_key_is_refused_in_one_line_before_anything_is_played(
+def test_a_mistyped_key_is_refused_in_one_line_before_anything_is_run(
     typed: str, said: str, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.setattr(app, "main", lambda: pytest.fail("the evaluation was started"))

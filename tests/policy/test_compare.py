@@ -55,13 +55,13 @@ def test_the_better_one_is_named_and_the_figures_are_those_of_the_files(
     assert last.startswith("bd is better than ar by ")
 
 
-def test_policies_that_differ_by_luck_cannot_be_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_random_differences_are_not_clear(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "a", drawn(0, 0.6)), write(tmp_path / "b", drawn(2, 0.6))
     last = run(capsys, tmp_path / "a", tmp_path / "b").splitlines()[-1]
-    assert last.startswith("these chains cannot tell a from b: ")
+    assert last.startswith("these chains cannot distinguish a from b: ")
     write(tmp_path / "same", drawn(0, 0.6))
     last = run(capsys, tmp_path / "a", tmp_path / "same").splitlines()[-1]
-    assert "cannot tell a from same: +0.00 [+0.00, +0.00]" in last
+    assert "cannot distinguish a from same: +0.00 [+0.00, +0.00]" in last
     assert "P(a better) = 0.50" in last
 
 
@@ -106,13 +106,13 @@ def test_results_of_other_settings_are_compared_only_anyway(
     assert words[0] in out
 
 
-def test_other_versions_are_told_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_versions_are_reported_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     newer = {**BENCHMARK, "versions": {"mujoco": "9.9"}}
     write(tmp_path / "a", drawn(0, 0.6)), write(tmp_path / "b", drawn(1, 0.6), benchmark=newer)
     assert "benchmark.versions.mujoco is 3.2 there and 9.9 here" in run(capsys, tmp_path / "a", tmp_path / "b")
 
 
-def test_another_checkpoint_is_no_other_setting_and_the_same_is_told(
+def test_another_checkpoint_is_no_other_setting_and_the_same_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "a", drawn(0, 0.6)), write(tmp_path / "b", drawn(1, 0.6), checkpoint_sha256="b" * 64)
@@ -121,7 +121,7 @@ def test_another_checkpoint_is_no_other_setting_and_the_same_is_told(
     assert "a and c are the same checkpoint (aaaaaaaaaaaa)" in run(capsys, tmp_path / "a", tmp_path / "c")
 
 
-def test_other_chains_are_refused_even_anyway_and_common_ones_can_be_asked_for(
+def test_other_chains_are_refused_even_anyway_and_common_ones_can_be_requested(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "a", drawn(0, 0.6)), write(tmp_path / "b", drawn(1, 0.6, 30))
@@ -155,15 +155,15 @@ def test_seeds_of_a_policy_are_one_side_and_need_not_be_as_many(
     assert "twice" in refusal(capsys, f"slow={a},{tmp_path / 'a0'}", f"fast={b}")
 
 
-def test_what_is_no_result_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_result_is_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "a", drawn(0, 0.6))
-    assert "no comparison" in refusal(capsys, tmp_path / "a")
+    assert "needs two or three" in refusal(capsys, tmp_path / "a")
     assert "nothing/here" in refusal(capsys, tmp_path / "a", "nothing/here")
     (tmp_path / "b" / "records").mkdir(parents=True)
     assert "has not finished" in refusal(capsys, tmp_path / "a", tmp_path / "b")
     for content, word in (
         ("{", "JSON"),
-        ("[]", "no result"),
+        ("[]", "no result of a closed-loop"),
         ('{"records": []}', "no chain"),
         ('{"records": [{"index": 0}]}', "'tasks' is missing"),
         ('{"records": [{"index": 0, "tasks": ["x"], "completed": 2, "steps": [1]}]}', "chain 0"),
@@ -172,7 +172,7 @@ def test_what_is_no_result_is_told_in_one_line(tmp_path: Path, capsys: pytest.Ca
         assert word in refusal(capsys, tmp_path / "a", tmp_path / "b")
 
 
-def test_a_document_is_written_beside_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_document_is_written_in_addition_to_the_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "a|x", drawn(0, 0.6)), write(tmp_path / "b", drawn(1, 0.6))
     out = run(capsys, tmp_path / "a|x", tmp_path / "b", "--output", tmp_path / "new" / "it.md")
     text = (tmp_path / "new" / "it.md").read_text()
@@ -184,7 +184,7 @@ def test_a_document_is_written_beside_what_is_printed(tmp_path: Path, capsys: py
     assert json.loads((tmp_path / "it.json").read_text())["chains"] == 40
 
 
-def test_short_names_tell_results_apart(tmp_path: Path) -> None:
+def test_short_names_distinguish_results(tmp_path: Path) -> None:
     files = [tmp_path / "x" / "one" / "results.json", tmp_path / "y" / "one" / "results.json"]
     assert names_of(files) == ["x/one", "y/one"]
     assert names_of([files[0], tmp_path / "two.json"]) == ["one", "two"]
@@ -198,7 +198,7 @@ def test_a_reader_finds_what_the_writer_wrote(tmp_path: Path) -> None:
     begun = [done for chain in results.chains for _, done, _ in attempts(chain)]
     assert sum(begun) == sum(completed)
     assert len(begun) == sum(min(5, done + 1) for done in completed)
-    assert set(results.played) == {
+    assert set(results.benchmark_settings) == {
         *(f"benchmark.{name}" for name in ("name", "scene", "renderer", "versions.mujoco")),
         "ep_len",
         "replan_every",

@@ -12,28 +12,31 @@ from typing import Any
 
 import pytest
 
-from policy_rollout.closed_loop.runner import Arena, ChainRecord, run_chains
-from tests.policy.counting import Counting, StepLog, Still, Unmakeable, job
+from policy_rollout.closed_loop.interface import ChainRecord, EnvFactory
+from policy_rollout.closed_loop.runner import run_chains
+from tests.policy.counting import Counting, LoggingRecorder, Still, Unmakeable, job
 
 JOBS = [job(i, 3, 7) for i in range(6)]
 WAYS = {i: ChainRecord(i, ("add 3", "add 7"), 2, (3, 7)) for i in range(6)}
 
 
-def play(world: Arena, workers: int = 2, parallel: int = 4, **options: Any) -> dict[int, ChainRecord]:
+def play(factory: EnvFactory, workers: int = 2, parallel: int = 4, **options: Any) -> dict[int, ChainRecord]:
     done: dict[int, ChainRecord] = {}
-    run_chains(world, Still(), JOBS, lambda r: done.update({r.index: r}), workers=workers, parallel=parallel, **options)
+    run_chains(
+        factory, Still(), JOBS, lambda r: done.update({r.index: r}), workers=workers, parallel=parallel, **options
+    )
     return done
 
 
-def test_a_process_that_breaks_down_is_replaced_and_its_chains_are_played_again(tmp_path: Path) -> None:
-    diary = StepLog({2})
-    assert play(Counting(tmp_path, times=1, chains=(2,)), recorder=diary) == WAYS
+def test_a_process_that_crashes_is_replaced_and_its_chains_are_run_again(tmp_path: Path) -> None:
+    recorder = LoggingRecorder({2})
+    assert play(Counting(tmp_path, times=1, chains=(2,)), recorder=recorder) == WAYS
     assert [file.name for file in tmp_path.iterdir()] == ["2"], "it did break down"
-    assert diary.heard[2].count("began") == 1
-    assert diary.heard[2][-1] == "ended with 2"
+    assert recorder.calls[2].count("start") == 1
+    assert recorder.calls[2][-1] == "finished with 2"
 
 
-def test_a_chain_that_breaks_its_process_twice_is_named_with_the_last_words(tmp_path: Path) -> None:
+def test_a_chain_that_crashes_its_process_twice_is_named_with_the_output(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"chain 2 \(add 3, add 7\)") as error:
         play(Counting(tmp_path, times=9, chains=(2,)))
     said = str(error.value)
@@ -42,13 +45,13 @@ def test_a_chain_that_breaks_its_process_twice_is_named_with_the_last_words(tmp_
     assert "in step" in said, "where it happened"
 
 
-def test_a_chain_beside_one_that_breaks_down_is_not_blamed(tmp_path: Path) -> None:
-    """All in one process, which three of them break once each: whoever sits beside them is lost three times."""
+def test_a_chain_with_another_one_that_crashes_is_not_blamed(tmp_path: Path) -> None:
+    """All in one process, which three of them break once each: every other chain is lost three times."""
     assert play(Counting(tmp_path, times=1, chains=(0, 1, 2)), workers=1) == WAYS
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_an_environment_that_cannot_be_made_is_told_of(tmp_path: Path) -> None:
+def test_an_environment_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"FileNotFoundError.*nowhere"):
         play(Unmakeable(tmp_path / "nowhere"))
 

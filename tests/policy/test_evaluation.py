@@ -1,4 +1,4 @@
-"""The command of the closed loop: who takes part, what is refused, and what it leaves."""
+"""The command of the closed loop: processes, refusals, and results."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from policy_rollout import calvin_evaluate_upvla as app
 from policy_rollout.benchmarks import desk
 from policy_rollout.benchmarks.desk import DeskBenchmark
 from policy_rollout.closed_loop import records
-from policy_rollout.closed_loop.env_slot import ChainRecord
 from policy_rollout.closed_loop.evaluation import RolloutSettings, run_distributed
+from policy_rollout.closed_loop.interface import ChainRecord
 from policy_rollout.closed_loop.progress import Progress
-from policy_rollout.closed_loop.work_queue import LEASE, Owner
+from policy_rollout.closed_loop.work_queue import EXPIRY, Worker
 from policy_rollout.policies.interface import Observation
 from tests.policy.counting import Counting, Still, job
 from tests.policy.saved_model import write_model
@@ -79,7 +79,7 @@ def test_the_processes_of_torchrun_agree_on_a_folder_also_when_they_are_started_
         ("log_wandb=no", "log_wandb=no: expected true or false"),
     ],
 )
-def test_what_cannot_be_played_is_said_in_one_line(change: str, said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_run_is_reported_in_one_line(change: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said) as error:
         app.evaluate(
             settings("model_config=x", "environment=desk", f"log_dir={tmp_path / 'log'}", change), ProcessRank()
@@ -100,13 +100,13 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_2(monkeypatch
     assert error.count("\n") == 1
 
 
-def test_wandb_that_is_missing_is_told_before_anything_is_loaded(tmp_path: Path, monkeypatch: Any) -> None:
+def test_wandb_that_is_missing_is_reported_before_anything_is_loaded(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"log_wandb=true: the package wandb is not installed \(pip install wandb\)"):
         app.evaluate(settings("model_config=x", "environment=desk", "log_wandb=true"), ProcessRank())
 
 
-def test_wandb_hears_of_every_chain_and_of_the_results(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_wandb_gets_every_chain_and_of_the_results(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
     heard: list[Any] = []
 
     class Run:
@@ -135,7 +135,7 @@ def test_environments_get_as_many_processes_as_they_need(monkeypatch: Any) -> No
     assert app.worker_count({"workers": 0, "parallel": 8}, desk, ProcessRank()) == 0
     assert app.worker_count({"workers": None, "parallel": 8}, alone, ProcessRank()) == 8
     assert app.worker_count({"workers": 0, "parallel": 1}, alone, ProcessRank()) == 0
-    with pytest.raises(ValueError, match="workers=2: a process holds at most 1 environments of alone"):
+    with pytest.raises(ValueError, match="workers=2: a process can have at most 1 environments of alone"):
         app.worker_count({"workers": 2, "parallel": 8}, alone, ProcessRank())
 
 
@@ -172,7 +172,7 @@ def test_an_evaluation_leaves_results_that_say_what_they_depend_on(model: Path, 
     assert report == f"report in {tmp_path / 'report.html'}"
 
 
-def test_whoever_is_left_writes_the_report_where_process_0_died(model: Path, tmp_path: Path) -> None:
+def test_a_remaining_process_writes_the_report_if_process_0_died(model: Path, tmp_path: Path) -> None:
     second = ProcessRank(rank=1, world=2)
     app.evaluate(short(model, tmp_path), second)
     report = tmp_path / "report.html"
@@ -255,7 +255,7 @@ def test_fewer_chains_than_environments_are_shared_by_the_processes(
     assert sorted(records.read(tmp_path)) == list(range(count))
 
 
-def test_a_process_whose_partner_never_comes_plays_all_chains(tmp_path: Path) -> None:
+def test_a_process_whose_partner_never_comes_runs_all_chains(tmp_path: Path) -> None:
     jobs = [job(i, 9) for i in range(5)]
     records.claim(tmp_path, {})
     run_distributed(
@@ -278,35 +278,35 @@ def test_the_command_shares_the_chains_by_the_number_of_its_processes(
     assert given == [3]
 
 
-def taken(owner: Owner, count: int = 3, recorded: tuple[int, ...] = ()) -> list[int]:
-    return [job.index for job in owner.take([job(i, 1) for i in range(count)], lambda index: index in recorded)]
+def taken(worker: Worker, count: int = 3, recorded: tuple[int, ...] = ()) -> list[int]:
+    return [job.index for job in worker.claim([job(i, 1) for i in range(count)], lambda index: index in recorded)]
 
 
-def test_a_chain_is_taken_once_and_free_when_its_owner_ends(tmp_path: Path) -> None:
-    with Owner(tmp_path) as first, Owner(tmp_path) as second:
-        assert next(first.take([job(0, 1)], lambda _: False)).index == 0
+def test_a_chain_is_claimed_once_and_released_when_its_worker_ends(tmp_path: Path) -> None:
+    with Worker(tmp_path) as first, Worker(tmp_path) as second:
+        assert next(first.claim([job(0, 1)], lambda _: False)).index == 0
         assert taken(second) == [1, 2]
         assert taken(first) == []
-    with Owner(tmp_path) as third:
+    with Worker(tmp_path) as third:
         assert taken(third, recorded=(1,)) == [0, 2]
 
 
-def test_two_that_find_the_same_dead_owner_do_not_both_take_its_chain(tmp_path: Path) -> None:
-    with Owner(tmp_path) as dead:
+def test_two_that_find_the_same_dead_worker_do_not_both_claim_its_chain(tmp_path: Path) -> None:
+    with Worker(tmp_path) as dead:
         assert taken(dead, 1) == [0]
-    with Owner(tmp_path) as one, Owner(tmp_path) as other:
+    with Worker(tmp_path) as one, Worker(tmp_path) as other:
         # Both have looked before either takes.
-        of_one, of_other = (o.take([job(0, 1), job(1, 1)], lambda _: False) for o in (one, other))
+        of_one, of_other = (o.claim([job(0, 1), job(1, 1)], lambda _: False) for o in (one, other))
         assert [next(of_one).index, next(of_other).index] == [0, 1]
         assert taken(one, 2) == taken(other, 2) == []
 
 
-def test_an_owner_on_another_machine_is_believed_for_as_long_as_its_lease_lasts(tmp_path: Path) -> None:
-    with Owner(tmp_path) as here, Owner(tmp_path) as away:
+def test_a_worker_on_another_machine_is_alive_for_as_long_as_its_lease_lasts(tmp_path: Path) -> None:
+    with Worker(tmp_path) as here, Worker(tmp_path) as away:
         assert taken(away, 1) == [0]
         sign = tmp_path / "owners" / away.name
         sign.write_text(json.dumps({"machine": "elsewhere", "process": "1 1"}))
         assert taken(here, 1) == []
         now = sign.stat().st_mtime
-        os.utime(sign, (now, now - LEASE - 5))
+        os.utime(sign, (now, now - EXPIRY - 5))
         assert taken(here, 1) == [0]

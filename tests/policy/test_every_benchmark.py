@@ -37,7 +37,7 @@ def test_the_desk_is_found_by_being_a_module() -> None:
 
 @pytest.mark.parametrize("name", benchmark_names())
 def test_finding_it_loads_neither_a_network_nor_a_simulator(name: str) -> None:
-    """A worker process imports the module, and so does whoever asks which benchmarks there are."""
+    """Worker processes import the module, and the list of benchmarks does."""
     heavy = "[n for n in ('torch', 'mujoco', 'pybullet') if n in sys.modules]"
     code = f"import sys, policy_rollout.benchmarks.{name}; print({heavy})"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -69,7 +69,7 @@ def test_fewer_chains_are_a_prefix_of_more(found: Benchmark) -> None:
         found.jobs(1001)
 
 
-def test_its_world_can_be_played_in(found: Benchmark) -> None:
+def test_its_world_can_be_run_in(found: Benchmark) -> None:
     env, oracle, job = found.make_env(), found.oracle(), found.jobs(1)[0]
     try:
         env.reset(robot_obs=job.robot_obs, scene_obs=job.scene_obs)

@@ -68,7 +68,7 @@ def test_killing_the_evaluation_on_the_desk_twenty_times_changes_no_number(tmp_p
     kill_many_times(tmp_path, "desk", chains=100, kills=20, most=0.6)
 
 
-def test_the_chains_of_a_killed_process_are_taken_over_while_others_play(tmp_path: Path) -> None:
+def test_the_chains_of_a_killed_process_are_claimed_while_others_run(tmp_path: Path) -> None:
     play_in_peace(str(tmp_path / "peace"), "counting", "60", "0")
     folder = tmp_path / "together"
     victim, others = start(folder, "counting", 60), [start(folder, "counting", 60) for _ in range(2)]
@@ -79,7 +79,7 @@ def test_the_chains_of_a_killed_process_are_taken_over_while_others_play(tmp_pat
     assert recorded(folder) <= 60 + 4, "each chain was played once, but for those that the victim had not recorded"
 
 
-def test_processes_share_the_chains_and_play_none_twice(tmp_path: Path) -> None:
+def test_processes_share_the_chains_and_run_none_twice(tmp_path: Path) -> None:
     together = [start(tmp_path, "counting", 60) for _ in range(3)]
     for one in together:
         end(one)

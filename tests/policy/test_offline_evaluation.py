@@ -171,7 +171,7 @@ def test_actions_of_unequal_length_are_refused():
         Errors().add(np.zeros((3, 7), np.float32), np.zeros((2, 7), np.float32))
 
 
-def test_progress_hears_of_every_sample(split):
+def test_progress_gets_every_sample(split):
     heard: list[int] = []
     evaluate(split, Recorder(perfect), list_samples(split.annotations, T), batch_size=5, progress=heard.append)
     assert sum(heard) == 28

@@ -143,7 +143,7 @@ def test_start_only_and_max_samples_choose_the_samples(split_dir, model, tmp_pat
 def test_a_missing_gpu_is_announced_and_the_cpu_used(split_dir, model, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert evaluate(split_dir, "--model-config", str(model), "--device", "cuda:0", "--start-only") == 0
-    assert "running on the CPU" in capsys.readouterr().err
+    assert "replaced by the CPU" in capsys.readouterr().err
 
 
 def test_the_mean_action_is_the_best_constant_in_squared_error_on_its_own_split(split_dir, tmp_path):
@@ -220,7 +220,7 @@ def test_the_summary_is_a_markdown_table_with_a_row_for_each_file(split_dir, tmp
     assert len({line.count("|") for line in lines[:4]}) == 1
 
 
-def test_files_of_the_same_name_are_told_apart_by_their_folder(tmp_path):
+def test_files_of_the_same_name_are_distinguished_by_their_folder(tmp_path):
     assert summarize.names_of([Path("a/out.json"), Path("b/out.json"), Path("c.json")]) == ["a/out", "b/out", "c"]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from policy_rollout import merge
 from policy_rollout.closed_loop import records
-from policy_rollout.closed_loop.runner import ChainRecord
+from policy_rollout.closed_loop.interface import ChainRecord
 
 
 def written(folder: Path, chains: list[ChainRecord]) -> None:
@@ -87,7 +87,7 @@ def test_a_line_that_is_no_record_is_an_error_that_names_it(tmp_path: Path, dama
     assert "\n" not in str(error.value)
 
 
-def test_a_chain_counts_once_and_as_the_lesser_whoever_wrote_first(tmp_path: Path) -> None:
+def test_a_chain_counts_once_and_as_the_lesser_independent_of_the_order(tmp_path: Path) -> None:
     better, worse = ChainRecord(0, ("a", "b"), 2, (3, 4)), ChainRecord(0, ("a", "b"), 1, (3, 9))
     for folder, order in (("one", (better, worse)), ("two", (worse, better))):
         (tmp_path / folder).mkdir()
@@ -118,7 +118,7 @@ def test_folders_of_two_checkpoints_are_not_merged(tmp_path: Path) -> None:
         records.merge([tmp_path / "a", tmp_path / "nowhere"], tmp_path / "both")
 
 
-def test_the_command_that_merges_says_what_is_missing_and_sums_up_when_nothing_is(tmp_path: Path, capsys: Any) -> None:
+def test_the_merge_command_reports_missing_chains_or_a_summary(tmp_path: Path, capsys: Any) -> None:
     for name, chains in (("one", (0, 3)), ("two", (1, 3))):
         records.claim(tmp_path / name, {"checkpoint_sha256": "a"})
         written(tmp_path / name, [ChainRecord(i, ("a", "b"), i % 3, (2, 2)) for i in chains])

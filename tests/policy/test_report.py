@@ -15,8 +15,8 @@ from common.image_grid import write_png
 from common.video import write_gif
 from policy_rollout import report
 from policy_rollout.closed_loop import records
+from policy_rollout.closed_loop.records import merge_results
 from policy_rollout.intervals import Interval
-from policy_rollout.merge import merged
 from policy_rollout.reports.html_report import BOTTOM, HEIGHT, TOP, rate_chart, steps_histogram
 from tests.policy.results_file import TASKS, drawn, write
 
@@ -226,5 +226,5 @@ def test_instructions_that_were_cut_are_shown_in_report_comparison_and_merged_re
         records.claim(folder, json.loads(file.read_text())["settings"])
         for row in json.loads((folder / "results.json").read_text())["records"][:3] if folder is mine else ():
             records.append(folder, "one", records.chain_of(row))
-    merged([mine, other], tmp_path / "all")
+    merge_results([mine, other], tmp_path / "all")
     assert json.loads((tmp_path / "all" / "results.json").read_text())["policy_from"] == told

@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.image_grid import RgbImage, add_caption
 from common.video import write_gif, write_mp4
-from policy_rollout.closed_loop.env_slot import ChainJob, ChainRecord
+from policy_rollout.closed_loop.interface import ChainJob, ChainRecord
 from policy_rollout.policies.interface import Observation
 from policy_rollout.reports import rollout_video
 from policy_rollout.reports.rollout_video import RolloutVideoRecorder, make_recorder
@@ -48,18 +48,18 @@ def watch(
     recorder: RolloutVideoRecorder, job: ChainJob, steps: Sequence[int], completed: int, look_every: int = 4
 ) -> None:
     """Plays a chain whose world gets brighter at every step, before a recorder."""
-    recorder.began(job)
+    recorder.start_chain(job)
     taken = 0
     for place, count in enumerate(steps):
         for step in range(count):
             if step % look_every == 0:
-                recorder.looked(
+                recorder.add_observation(
                     job, place, step, Observation(image(taken), job.instructions[place]), np.zeros((4, 7), np.float32)
                 )
             taken += 1
-            if step % recorder.film_every == 0:
-                recorder.filmed(job, place, step, image(taken))
-    recorder.ended(job, ChainRecord(job.index, job.tasks, completed, tuple(steps)))
+            if step % recorder.frame_interval == 0:
+                recorder.add_frame(job, place, step, image(taken))
+    recorder.finish_chain(job, ChainRecord(job.index, job.tasks, completed, tuple(steps)))
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def names(folder: Path) -> list[str]:
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
 
 
-def test_a_film_says_what_was_asked_for_and_what_came_of_it(tmp_path: Path, said: list[tuple[str, str]]) -> None:
+def test_a_video_shows_instruction_and_outcome(tmp_path: Path, said: list[tuple[str, str]]) -> None:
     watch(RolloutVideoRecorder(tmp_path, 9, Clairvoyant()), job(), (10, 20), completed=1)
     assert ("pull it open", "task 1 of 2, step 0") in said
     assert ("pull it open", "task 1 of 2: done in 10 steps") in said
@@ -98,45 +98,43 @@ def test_a_film_says_what_was_asked_for_and_what_came_of_it(tmp_path: Path, said
     assert shown >= 1, "and the last for longest"
 
 
-def test_what_was_expected_stands_beside_what_was_seen_as_many_steps_later(
+def test_what_was_expected_is_shown_with_the_input_as_many_steps_later(
     tmp_path: Path, said: list[tuple[str, str]]
 ) -> None:
     policy = Clairvoyant(off=3)
     watch(RolloutVideoRecorder(tmp_path, 9, policy), job(), (30, 3), completed=1)
     assert names(tmp_path) == ["input_predict_truth/chain_0003_task_1.png", "videos/chain_0003_1_done.gif"]
-    rows = [i for i, (text, _) in enumerate(said) if text.endswith("it saw")]
-    assert [said[i][0] for i in rows] == [f"step {step}: it saw" for step in (0, 8, 16, 24)]
+    rows = [i for i, (text, _) in enumerate(said) if text.endswith("input")]
+    assert [said[i][0] for i in rows] == [f"step {step}: input" for step in (0, 8, 16, 24)]
     assert policy.asked == 4, "only moments that are pictured are predicted"
     for i in rows:
-        assert said[i + 1] == ("it expected in 4 steps", "off by 3.0 of 255")
-        assert said[i + 2] == ("4 steps later it was", "standing still is off by 8.0")
+        assert said[i + 1] == ("predicted in 4 steps", "off by 3.0 of 255")
+        assert said[i + 2] == ("4 steps later", "no motion is off by 8.0")
 
 
-def test_where_the_policy_looked_at_no_such_moment_the_film_knows_it(
-    tmp_path: Path, said: list[tuple[str, str]]
-) -> None:
+def test_where_there_is_no_observation_the_video_frame_is_used(tmp_path: Path, said: list[tuple[str, str]]) -> None:
     """It looks every 3 steps and expects 4 steps ahead: step 0 + 4 is no look, but filmed."""
-    watch(RolloutVideoRecorder(tmp_path, 9, Clairvoyant(), film_every=1), job(), (9, 1), completed=1, look_every=3)
-    assert ("it expected in 4 steps", "off by 0.0 of 255") in said
-    assert ("4 steps later it was", "standing still is off by 8.0") in said
+    watch(RolloutVideoRecorder(tmp_path, 9, Clairvoyant(), frame_interval=1), job(), (9, 1), completed=1, look_every=3)
+    assert ("predicted in 4 steps", "off by 0.0 of 255") in said
+    assert ("4 steps later", "no motion is off by 8.0") in said
 
 
-def test_two_views_are_shown_beside_each_other(tmp_path: Path) -> None:
+def test_two_views_are_shown_in_one_row(tmp_path: Path) -> None:
     class TwoEyes(Clairvoyant):
         def predict_future(self, observations: Sequence[Observation]) -> Any:
             return np.zeros((len(observations), 2, SIZE, SIZE, 3), np.uint8)
 
     recorder, chain = RolloutVideoRecorder(tmp_path, 9, TwoEyes()), job()
-    recorder.began(chain)
+    recorder.start_chain(chain)
     for step in (0, 4):
         seen = Observation(image(step), "pull it open", np.zeros((10, 10, 3), np.uint8))
-        recorder.looked(chain, 0, step, seen, np.zeros((4, 7), np.float32))
-    recorder.ended(chain, ChainRecord(3, TASKS, 0, (8,)))
+        recorder.add_observation(chain, 0, step, seen, np.zeros((4, 7), np.float32))
+    recorder.finish_chain(chain, ChainRecord(3, TASKS, 0, (8,)))
     with Image.open(tmp_path / "input_predict_truth" / "chain_0003_task_1.png") as page:
-        assert page.width > 6 * rollout_video.MOMENT_HEIGHT
+        assert page.width > 6 * rollout_video.PREDICTION_HEIGHT
 
 
-def test_a_chain_that_is_played_again_leaves_one_film(tmp_path: Path) -> None:
+def test_a_chain_that_is_run_again_leaves_one_video(tmp_path: Path) -> None:
     """A process was killed between its film and its record; another one comes to another end."""
     watch(RolloutVideoRecorder(tmp_path, 9, Clairvoyant()), job(), (10, 20), completed=1)
     (tmp_path / "videos" / "chain_0003_1_done.gif.tmp").touch()
@@ -147,8 +145,8 @@ def test_a_chain_that_is_played_again_leaves_one_film(tmp_path: Path) -> None:
 
 def test_a_chain_that_begins_again_forgets_what_was_seen_of_the_first(tmp_path: Path, said: Any) -> None:
     recorder = RolloutVideoRecorder(tmp_path, 9, Clairvoyant())
-    recorder.began(job())
-    recorder.looked(job(), 1, 300, Observation(image(99), "press the button"), np.zeros((4, 7), np.float32))
+    recorder.start_chain(job())
+    recorder.add_observation(job(), 1, 300, Observation(image(99), "press the button"), np.zeros((4, 7), np.float32))
     watch(recorder, job(), (6,), completed=0)
     assert {text for text, _ in said if "button" in text} == set()
 
@@ -157,17 +155,17 @@ def test_the_first_chains_are_filmed_and_the_others_are_not_even_watched(tmp_pat
     given = {"num_videos": 2, "save_rollout_as_video": False}
     recorder = make_recorder(given, tmp_path, Clairvoyant())
     assert recorder is not None
-    assert [recorder.wants(job(index)) for index in range(4)] == [True, True, False, False]
+    assert [recorder.selects(job(index)) for index in range(4)] == [True, True, False, False]
     assert make_recorder({**given, "num_videos": 0}, tmp_path, Clairvoyant()) is None
 
 
-def test_chains_that_were_played_before_without_a_film_are_known(tmp_path: Path) -> None:
+def test_chains_that_were_run_before_without_a_video_are_known(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "chain_0001_2_done.gif").touch()
-    assert RolloutVideoRecorder(tmp_path, 3, Clairvoyant()).without_film([0, 1, 2, 3]) == [0, 2]
+    assert RolloutVideoRecorder(tmp_path, 3, Clairvoyant()).without_video([0, 1, 2, 3]) == [0, 2]
 
 
-def test_films_are_mp4_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_videos_are_mp4_where_that_is_requested(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     given = {"num_videos": 9, "save_rollout_as_video": True}
     recorder = make_recorder(given, tmp_path, Clairvoyant())
@@ -188,7 +186,7 @@ def test_without_the_package_for_mp4_it_says_what_to_install(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("write", [write_gif, write_mp4])
-def test_a_film_that_cannot_be_finished_leaves_the_last_one(
+def test_a_video_that_cannot_be_finished_leaves_the_last_one(
     tmp_path: Path, write: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("av")

@@ -97,7 +97,7 @@ def test_the_policy_is_asked_about_all_running_episodes_at_once():
     assert len(sizes) < sum(sizes)
 
 
-def test_cameras_are_rendered_only_when_the_policy_looks():
+def test_cameras_are_rendered_only_when_the_policy_needs_an_observation():
     run_episodes(Line, Recorder(forward, T), episodes(("8", "go")), PastTheLine())
     assert Line.made[0].renders == 2  # 8 steps are two chunks of four
 
@@ -110,7 +110,7 @@ def test_only_the_cameras_the_policy_has_are_drawn():
             asked.append(render)
             return super().get_obs(render)
 
-    run_episodes(Noting, Recorder(forward, T, cameras=CAMERAS[:1]), episodes(("6", "go")), PastTheLine(), film={0})
+    run_episodes(Noting, Recorder(forward, T, cameras=CAMERAS[:1]), episodes(("6", "go")), PastTheLine(), record={0})
     assert [cameras for cameras in asked if cameras] == [
         ("static",)
     ] * 6  # looks twice, films three of six steps and the last
@@ -119,7 +119,7 @@ def test_only_the_cameras_the_policy_has_are_drawn():
     assert [cameras for cameras in asked if cameras] == [("static", "gripper")]
 
 
-def test_replanning_more_often_looks_more_often():
+def test_replanning_more_often_observes_more_often():
     policy = Recorder(forward, T)
     run_episodes(Line, policy, episodes(("8", "go")), PastTheLine(), replan_every=1)
     assert [int(batch[0].rgb_static[0, 0, 0]) for batch in policy.batches] == list(range(8))
@@ -140,7 +140,7 @@ def test_success_is_counted_with_its_interval_overall_and_per_task():
 
 
 def test_only_filmed_episodes_keep_frames_and_they_make_an_animation(tmp_path):
-    result = run_episodes(Line, Recorder(forward, T), MIXED, PastTheLine(), max_steps=10, film={2}, film_every=2)
+    result = run_episodes(Line, Recorder(forward, T), MIXED, PastTheLine(), max_steps=10, record={2}, frame_interval=2)
     assert list(result.frames) == [2]
     assert [int(frame[0, 0, 0]) for frame in result.frames[2]] == [21, 23, 25, 26], "the last one is filmed in any case"
     # Far enough apart for one palette: frames that become the same are merged into one.
@@ -187,7 +187,7 @@ def test_the_embedded_desk_and_the_task_oracle_fit_the_loop():
     tasks = ("open_drawer", "turn_on_led")
     todo = [Episode(index, task, task.replace("_", " ")) for index, task in enumerate(tasks)]
     result = run_episodes(
-        lambda: DeskEnv(static_size=24, gripper_size=16), RandomPolicy(5), todo, TaskOracle(), max_steps=10, film={1}
+        lambda: DeskEnv(static_size=24, gripper_size=16), RandomPolicy(5), todo, TaskOracle(), max_steps=10, record={1}
     )
     assert [(record.task, record.steps) for record in result.records] == [(task, 10) for task in tasks]
     assert [frame.shape for frame in result.frames[1]] == [(24, 24, 3)] * 6

@@ -132,7 +132,7 @@ def test_in_bf16_matrices_are_held_as_autocast_would_cast_them(folder):
     assert held.model.backbone.lm.get_input_embeddings().weight.dtype == torch.float32
 
 
-def test_a_precision_that_is_asked_for_stands_above_the_yamls(folder, tmp_path):
+def test_a_precision_that_is_requested_stands_above_the_yamls(folder, tmp_path):
     file = write_yaml(tmp_path / "bf16.yaml", folder, training__mixed_precision="bf16")
     assert UPVLAPolicy.from_config(file, "cpu").precision == "bf16"
     assert UPVLAPolicy.from_config(file, "cpu", precision="no").precision == "no"
@@ -449,9 +449,7 @@ def test_steps_from_the_measured_hand_are_not_executed_as_steps_from_the_last_ta
         "kind": "relative_to_measured",
     }  # as process_bridge.py declares
     policy = UPVLAPolicy.from_config(write_model(tmp_path, action_convention=measured), "cpu")
-    said = (
-        r"environment means other actions than the policy produces: kind relative_to_measured \(policy\) vs relative$"
-    )
+    said = r"executes another kind of action than the policy returns: kind relative_to_measured \(policy\) vs relative$"
 
     def never():
         pytest.fail("the environment was made before the actions were compared")
@@ -460,10 +458,10 @@ def test_steps_from_the_measured_hand_are_not_executed_as_steps_from_the_last_ta
         run_episodes(never, policy, [Episode(0, "open_drawer", "open the drawer", None, None)], never)
 
 
-def test_asking_for_cuda_without_one_falls_back_and_says_so(monkeypatch, capsys):
+def test_asking_for_cuda_without_one_falls_back_and_reports_it(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("cuda:0") == pick_device(0) == torch.device("cpu")
-    assert "cuda:0 was asked for" in capsys.readouterr().err
+    assert "cuda:0 is replaced by the CPU" in capsys.readouterr().err
     assert pick_device("auto") == torch.device("cpu")
     assert capsys.readouterr().err == ""
 

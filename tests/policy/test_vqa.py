@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.decoding import DecodingStats, Generation
-from policy_rollout.benchmarks.vqa.inference import Answer, Batch, ask, in_order
+from policy_rollout.benchmarks.vqa.inference import Answer, Batch, answer_questions, order_by_image
 from policy_rollout.benchmarks.vqa.questions import Question, digest, read_questions, require_images
 from policy_rollout.benchmarks.vqa.results import Scored, compare, figures, verdict
 from policy_rollout.benchmarks.vqa.scores import (
@@ -189,7 +189,7 @@ def test_every_benchmarks_files_are_read(tmp_path: Path) -> None:
     )
     llava = lines(tmp_path / "llava.jsonl", {"question_id": 3, "image": "b.png", "text": "<image>\nDescribe."})
     assert read_questions("llava", [llava])[0] == Question("3", "b.png", "Describe.", (), "all")
-    assert len(read_questions("pope", [random, popular], most=1)) == 1
+    assert len(read_questions("pope", [random, popular], limit=1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_what_is_wrong_in_a_file_is_named_with_its_place(
 def test_missing_images_are_counted_and_named_before_anything_is_asked(tmp_path: Path) -> None:
     (tmp_path / "0.png").touch()
     rows = [question(i, f"{i % 5}.png", "x") for i in range(10)]
-    with pytest.raises(FileNotFoundError, match=r"4 of 5 images are not there: 1\.png, 2\.png, 3\.png, \.\.\."):
+    with pytest.raises(FileNotFoundError, match=r"4 of 5 images are missing: 1\.png, 2\.png, 3\.png, \.\.\."):
         require_images(rows, tmp_path)
     require_images(rows[:1], tmp_path)
 
@@ -258,7 +258,7 @@ ROWS = [question(i, f"{(i * 7) % 5}.png", "x") for i in range(23)]
 
 
 def play(file: Path, model: Model, size: int = 4, shuffle: bool = False) -> list[Batch]:
-    return ask(in_order(ROWS, shuffle), size, model.look, model.say, file, lambda count: None)
+    return answer_questions(order_by_image(ROWS, shuffle), size, model.look, model.say, file, lambda count: None)
 
 
 def texts(batches: Sequence[Batch]) -> dict[int, str]:
@@ -278,12 +278,12 @@ def test_shuffled_every_image_is_another_one_and_all_are_shown(tmp_path: Path) -
     assert all(shown[i] != str((i * 7) % 5) for i in shown)
     assert set(shown.values()) == set("01234")
     assert len({(row.image, shown[i]) for i, row in enumerate(ROWS)}) == 5  # one other for all of an image
-    with pytest.raises(ValueError, match="no other to show"):
-        in_order(ROWS[:1], shuffle=True)
+    with pytest.raises(ValueError, match="only one image"):
+        order_by_image(ROWS[:1], shuffle=True)
 
 
 @pytest.mark.parametrize("dies_at", [0, 4, 12, 20])
-def test_killed_and_started_again_it_says_what_an_undisturbed_one_says(dies_at: int, tmp_path: Path) -> None:
+def test_killed_and_started_again_it_gives_the_results_of_an_undisturbed_one(dies_at: int, tmp_path: Path) -> None:
     whole = play(tmp_path / "whole", Model())
     with pytest.raises(KeyboardInterrupt):
         play(tmp_path / "cut", Model(dies_at))
@@ -322,7 +322,7 @@ def test_a_broken_line_in_the_midst_and_other_questions_are_refused(tmp_path: Pa
 
 
 def scored(name: str, say: Callable[[int], str], **settings: Any) -> Scored:
-    asked = in_order(ROWS, False)
+    asked = order_by_image(ROWS, False)
     batches = [Batch(0, tuple(Answer(row.index, say(row.index), 2) for row in asked), 23, 1.0, 0.1, 5, 0.2)]
     told = {"benchmark": "gqa", "questions_sha256": "q", "suffix": "", "max_new_tokens": 16, "batch_size": 23}
     told |= {"objective": "ar", "shuffle_pictures": False, **settings}
@@ -330,7 +330,7 @@ def scored(name: str, say: Callable[[int], str], **settings: Any) -> Scored:
 
 
 def test_cut_answers_are_counted_and_marked() -> None:
-    asked = in_order(ROWS, False)
+    asked = order_by_image(ROWS, False)
     answers = tuple(Answer(row.index, "x", 16, cut=row.index in (2, 5)) for row in asked)
     found = figures("gqa", ROWS, asked, [Batch(0, answers, 23, 1.0, 0.1, 5, 0.2)])
     assert found["cut_answers"] == 2
@@ -344,7 +344,7 @@ def test_two_results_are_compared_question_by_question() -> None:
     assert pair.difference.interval.point == pytest.approx(12 / 23)
     assert notes == []
     same, _ = compare([right, scored("c", lambda i: "X.")])
-    assert verdict(same[0]).startswith("these questions cannot tell a from c")
+    assert verdict(same[0]).startswith("these questions cannot distinguish a from c")
 
 
 def test_results_of_other_questions_are_refused_and_shuffled_images_told() -> None:

@@ -1,4 +1,4 @@
-"""The desk with a policy that any image sends elsewhere, judged by how far the hand gets. Loads no network."""
+"""The desk with a policy that any image sends elsewhere, evaluated by how far the hand gets. Loads no network."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Travelled:
 
 @dataclass(frozen=True)
 class Wandering:
-    """The real desk, judged by how far the hand gets."""
+    """The real desk, evaluated by how far the hand gets."""
 
     desk = DeskBenchmark(static_size=48)
     convention = ActionConvention()

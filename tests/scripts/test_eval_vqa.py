@@ -168,7 +168,7 @@ def test_shuffled_images_change_what_is_shown_and_both_are_compared(
     assert eval_vqa.main(["--compare", str(tmp_path / "seeing"), str(tmp_path / "blind")]) == 0
     out = capsys.readouterr().out
     assert "blind was shown other images" in out
-    assert out.splitlines()[-1].startswith("these questions cannot tell seeing from blind")  # 3 images
+    assert out.splitlines()[-1].startswith("these questions cannot distinguish seeing from blind")  # 3 images
 
 
 def test_without_data_the_bundled_questions_are_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,5 +203,5 @@ def test_missing_images_are_named_at_the_start(
     runs: dict[str, Path], pope: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = arguments(runs["ar"], pope, tmp_path / "log", "--image-root", tmp_path)
-    assert "3 of 3 images are not there: red.png, green.png, blue.png" in refusal(capsys, argv)
+    assert "3 of 3 images are missing: red.png, green.png, blue.png" in refusal(capsys, argv)
     assert not (tmp_path / "log").exists()

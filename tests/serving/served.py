@@ -72,7 +72,7 @@ class Served:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.server = Server(self.policy, self._settings, image_shapes=self._image_shapes, say=self.lines.append)
+        self.server = Server(self.policy, self._settings, image_shapes=self._image_shapes, log=self.lines.append)
         async with self.server:
             self.port = self.server.port
             self._ready.set()

@@ -1,4 +1,4 @@
-"""Driving a robot: the beat, plans that take time, and every reason to stand still."""
+"""ControlSettings a robot: the beat, plans that take time, and every reason to stand still."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from PIL import Image
 
 import policy_rollout.policy_upvla as client
 from policy_rollout.policies.interface import Observation
-from policy_rollout.policy_upvla import Driving, control
+from policy_rollout.policy_upvla import ControlSettings, control
 from policy_rollout.robot.async_planner import Plan, Planner
 from policy_rollout.robot.camera import LatestImage
-from policy_rollout.robot.interface import Callbacks, Command, Sight
+from policy_rollout.robot.interface import Callbacks, Command, RobotObservation
 from policy_rollout.robot.rate import RateLimiter
 from policy_rollout.robot.recorded import RecordedRobot, open_recording
 from policy_rollout.robot.remote import RemotePolicy
@@ -29,7 +29,7 @@ RATE = 10.0
 
 
 class FakeClock:
-    """Time passes when somebody sleeps."""
+    """Time passes in `sleep` only."""
 
     def __init__(self) -> None:
         self.time = 0.0
@@ -45,26 +45,26 @@ class FakeRobot:
     """Its images are as bright as the step is late; ``stale_from``: from that step on the camera hangs."""
 
     def __init__(self, clock: FakeClock, steps: int = 1000) -> None:
-        self.clock, self.left, self.looks = clock, steps, 0
+        self.clock, self.left, self.observations = clock, steps, 0
         self.stale: set[int] = set()
-        self.told: list[Command | None] = []
+        self.commands: list[Command | None] = []
         self.pose: np.ndarray | None = np.zeros(6)
         self.slow = 0.0
 
-    def observe(self) -> Sight | None:
-        if self.looks == self.left:
+    def observe(self) -> RobotObservation | None:
+        if self.observations == self.left:
             return None
-        age = 5.0 if self.looks in self.stale else 0.0
+        age = 5.0 if self.observations in self.stale else 0.0
         self.clock.sleep(self.slow)
-        sight = Sight(image(self.looks % 256), self.clock.now() - age, pose=self.pose)
-        self.looks += 1
-        return sight
+        observation = RobotObservation(image(self.observations % 256), self.clock.now() - age, pose=self.pose)
+        self.observations += 1
+        return observation
 
     def act(self, command: Command) -> None:
-        self.told.append(command)
+        self.commands.append(command)
 
     def stop(self) -> None:
-        self.told.append(None)
+        self.commands.append(None)
 
 
 class CountingPolicy(EchoPolicy):
@@ -83,25 +83,25 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def thinks_for(monkeypatch, clock):
+def plans_take(monkeypatch, clock):
     """Makes plans take that many control steps of the fake clock."""
 
     def set_delay(steps: float, error: Exception | None = None) -> None:
         class Slow(Planner):
-            def ask(self, observation, played, taken_at):
-                self._answer = Plan(self._policy.act([observation])[0], played, taken_at, steps / RATE)
+            def start(self, observation, executed, taken_at):
+                self._answer = Plan(self._policy.act([observation])[0], executed, taken_at, steps / RATE)
                 self._ready = clock.now() + steps / RATE - 1e-6
                 self._pending = object()
-                self._forgotten = False
+                self._cancelled = False
 
-            def take(self):
+            def result(self):
                 if self._pending is None or clock.now() < self._ready:
                     return None
                 self._pending = None
                 if error is not None:
                     raise error
                 self._recent.append(self._answer.seconds)
-                return None if self._forgotten else self._answer
+                return None if self._cancelled else self._answer
 
         monkeypatch.setattr(client, "Planner", Slow)
 
@@ -110,94 +110,94 @@ def thinks_for(monkeypatch, clock):
 
 def drive(robot: FakeRobot, clock: FakeClock, policy=None, **driving):
     limits = driving.pop("limits", SafetyLimits(max_plan_age_s=100))
-    settings = Driving("go", rate_hz=RATE, limits=limits, **driving)
+    settings = ControlSettings("go", rate_hz=RATE, limits=limits, **driving)
     return control(policy or CountingPolicy(), robot, settings, clock=clock)
 
 
 def moments(robot: FakeRobot) -> list[int | None]:
     """For each command the moment (step) it was planned for; None: a stop, -1: standing at the last target."""
     return [
-        None if told is None else -1 if not told.step.any() else round(float(told.step[0]) / 0.02 * 100)
-        for told in robot.told
+        None if command is None else -1 if not command.step.any() else round(float(command.step[0]) / 0.02 * 100)
+        for command in robot.commands
     ]
 
 
-def test_a_synchronous_model_acts_at_every_step_for_the_moment_it_planned(clock):
+def test_a_synchronous_model_acts_at_every_step_for_the_step_it_was_planned_for(clock):
     robot = FakeRobot(clock, 9)
     report = drive(robot, clock, synchronous=True)
     assert moments(robot)[1:] == [1, 2, 3, 4, 5, 6, 7, 8, None]
     assert (report.actions, report.plans, report.steps) == (9, 3, 9)
 
 
-def test_while_a_model_thinks_the_old_chunk_is_played_and_passed_actions_are_skipped(clock, thinks_for):
-    thinks_for(2)
+def test_while_a_model_plans_the_old_chunk_is_executed_and_outdated_actions_are_skipped(clock, plans_take):
+    plans_take(2)
     robot = FakeRobot(clock, 14)
     report = drive(robot, clock)
     played = moments(robot)[:-1]
-    assert played[:2] == [None, None], "the first plan is waited for"
-    assert -1 not in played[3:], "every other one is there before the chunk is played out"
-    assert report.held == {"waiting for a plan": 2}
+    assert played[:2] == [None, None], "no plan is ready yet"
+    assert -1 not in played[3:], "every later plan is ready before the chunk ends"
+    assert report.idle == {"waiting for a plan": 2}
     assert report.skipped > 0
     assert report.hits["plan too late"] == 0
 
 
-def test_after_the_first_plan_every_command_is_for_the_moment_it_is_played_at(clock, thinks_for):
-    thinks_for(2)
+def test_after_the_first_plan_every_command_is_for_the_step_of_its_execution(clock, plans_take):
+    plans_take(2)
     robot = FakeRobot(clock, 30)
     drive(robot, clock)
     wrong = [(step, moment) for step, moment in enumerate(moments(robot)[:-1]) if step > 6 and moment != step]
     assert wrong == []
 
 
-def test_a_model_slower_than_its_chunk_is_asked_while_the_robot_stands_still(clock, thinks_for):
-    thinks_for(T + 3)
+def test_a_model_slower_than_its_chunk_plans_while_the_robot_stands_still(clock, plans_take):
+    plans_take(T + 3)
     robot = FakeRobot(clock, 40)
     report = drive(robot, clock)
     assert report.hits["plan too late"] <= 1
     assert report.actions >= 3 * T
     assert report.skipped == 0
-    assert report.held["waiting for a plan"] == 40 - report.actions
+    assert report.idle["waiting for a plan"] == 40 - report.actions
 
 
-def test_replanning_early_takes_over_from_the_chunk_being_played(clock, thinks_for):
-    thinks_for(1)
+def test_replanning_early_takes_over_from_the_chunk_in_execution(clock, plans_take):
+    plans_take(1)
     robot = FakeRobot(clock, 20)
     report = drive(robot, clock, replan_every=2)
     assert report.plans >= 8
 
 
-def test_old_plans_are_thrown_away(clock, thinks_for):
-    thinks_for(15)
+def test_old_plans_are_thrown_away(clock, plans_take):
+    plans_take(15)
     robot = FakeRobot(clock, 40)
     report = drive(robot, clock, limits=SafetyLimits(max_plan_age_s=1.0))
     assert report.actions == 0
     assert report.hits["plan too old"] == 2
-    assert all(told is None for told in robot.told)
+    assert all(command is None for command in robot.commands)
 
 
-def test_a_stale_image_stops_the_robot_and_forgets_the_plan(clock):
+def test_a_stale_image_stops_the_robot_and_discards_the_plan(clock):
     robot = FakeRobot(clock, 12)
     robot.stale = {2, 3}
     report = drive(robot, clock, synchronous=True)
     assert moments(robot)[1:-1] == [1, None, None, 4, 5, 6, 7, 8, 9, 10, 11], "a new plan is made on the fresh image"
-    assert report.held == {"stale image": 2}
+    assert report.idle == {"stale image": 2}
     assert report.safe
 
 
-def test_targets_are_counted_anew_from_where_a_stopped_robot_rests(clock):
+def test_targets_are_counted_from_where_a_stopped_robot_rests(clock):
     robot = FakeRobot(clock, 4)
     robot.stale = {2}
     control_pose = np.array([0.5, 0, 0, 0, 0, 0])
     observe = robot.observe
 
     def moved_by_hand():
-        if robot.looks == 3:
+        if robot.observations == 3:
             robot.pose = control_pose
         return observe()
 
     robot.observe = moved_by_hand
     drive(robot, clock, synchronous=True)
-    assert robot.told[3].pose[0] == pytest.approx(0.5 + robot.told[3].step[0])
+    assert robot.commands[3].pose[0] == pytest.approx(0.5 + robot.commands[3].step[0])
 
 
 def test_a_camera_that_hangs_ends_the_run_with_a_stop(clock):
@@ -206,18 +206,18 @@ def test_a_camera_that_hangs_ends_the_run_with_a_stop(clock):
     report = drive(robot, clock, synchronous=True, limits=SafetyLimits(patience_s=1.0))
     assert not report.safe
     assert "stale image for more than 1 s" in report.outcome
-    assert robot.told[-1] is None
+    assert robot.commands[-1] is None
     assert report.steps < 20
 
 
 @pytest.mark.parametrize("taken_at", [1.7e9, float("nan")])
 def test_an_image_of_another_clock_is_refused_as_it_would_never_grow_old(clock, taken_at):
     robot = FakeRobot(clock)
-    robot.observe = lambda: Sight(image(0), taken_at)
+    robot.observe = lambda: RobotObservation(image(0), taken_at)
     report = drive(robot, clock, synchronous=True)
     assert not report.safe
     assert "time.monotonic()" in report.outcome
-    assert robot.told == [None]
+    assert robot.commands == [None]
 
 
 def test_numbers_that_are_not_finite_stop_the_robot_at_once(clock):
@@ -226,20 +226,20 @@ def test_numbers_that_are_not_finite_stop_the_robot_at_once(clock):
     policy.act = lambda seen: np.full((1, T, 7), np.nan, dtype=np.float32)
     report = drive(robot, clock, policy, synchronous=True)
     assert not report.safe
-    assert robot.told == [None]
+    assert robot.commands == [None]
     assert "not finite: 1" in report.line() or "1 x not finite" in report.line()
 
 
-def test_a_policy_out_of_reach_stops_the_robot_until_it_is_back_or_patience_ends(clock, thinks_for):
-    thinks_for(1, ConnectionError("gone"))
+def test_a_policy_out_of_reach_stops_the_robot_until_it_is_back_or_patience_ends(clock, plans_take):
+    plans_take(1, ConnectionError("gone"))
     robot = FakeRobot(clock)
     report = drive(robot, clock, limits=SafetyLimits(patience_s=1.0))
     assert not report.safe
     assert "out of reach (gone)" in report.outcome
-    assert all(told is None for told in robot.told)
+    assert all(command is None for command in robot.commands)
 
 
-def test_a_robot_that_raises_is_told_to_stop_and_the_error_is_its_owners(clock):
+def test_a_robot_that_raises_is_stopped_and_the_error_is_its_owners(clock):
     robot = FakeRobot(clock)
 
     def broken(command):
@@ -248,7 +248,7 @@ def test_a_robot_that_raises_is_told_to_stop_and_the_error_is_its_owners(clock):
     robot.act = broken
     with pytest.raises(RuntimeError, match="motor 3"):
         drive(robot, clock, synchronous=True)
-    assert robot.told == [None]
+    assert robot.commands == [None]
 
 
 def test_ctrl_c_stops_the_robot(clock):
@@ -259,7 +259,7 @@ def test_ctrl_c_stops_the_robot(clock):
 
     robot.observe = interrupted
     assert "from outside" in drive(robot, clock).outcome
-    assert robot.told == [None]
+    assert robot.commands == [None]
 
 
 def test_the_last_line_counts_every_limit_that_was_hit(clock):
@@ -293,7 +293,7 @@ def test_three_functions_are_a_robot(clock):
     inner = FakeRobot(clock, 3)
     report = drive(Callbacks(inner.observe, inner.act, inner.stop), clock, synchronous=True)
     assert report.actions == 3
-    assert inner.told[-1] is None
+    assert inner.commands[-1] is None
 
 
 def test_a_camera_is_read_aside_and_its_image_grows_old_when_it_hangs():
@@ -329,7 +329,7 @@ def test_a_recording_is_shown_in_real_time(clock, tmp_path):
     for number in range(6):
         Image.fromarray(image(number * 10)).save(tmp_path / f"{number:03}.png")
     told: list[Command | None] = []
-    robot = RecordedRobot(open_recording(tmp_path), RATE, clock, note=told.append)
+    robot = RecordedRobot(open_recording(tmp_path), RATE, clock, on_command=told.append)
     report = drive(robot, clock, synchronous=True)
     assert report.steps == 6
     assert len(told) == 7
@@ -366,9 +366,9 @@ def test_a_video_is_a_recording(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("none", "no such file"), ("a.txt", "no video"), ("empty", "at least one")]
+    ("name", "words"), [("none", "no such file"), ("a.txt", "not a supported video"), ("empty", "at least one")]
 )
-def test_a_recording_that_is_none_is_told(tmp_path, name, words):
+def test_a_recording_that_is_none_is_reported(tmp_path, name, words):
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "empty").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=words):
@@ -446,11 +446,11 @@ def test_a_dry_run_against_a_server_writes_every_step_down(tmp_path, capsys):
 
 ROBOT = """
 import time, numpy as np
-from policy_rollout.robot.interface import Sight
+from policy_rollout.robot.interface import RobotObservation
 
 class Robot:
     def observe(self):
-        return Sight(np.zeros((24, 24, 3), np.uint8), time.monotonic())
+        return RobotObservation(np.zeros((24, 24, 3), np.uint8), time.monotonic())
     def act(self, command):
         pass
     def stop(self):

@@ -26,7 +26,7 @@ def look(value: int = 5, prompt: str = "open the drawer", **more: Any) -> dict[s
 
 
 @pytest.mark.parametrize("path", ["", "/openpi"])
-def test_metadata_tells_who_acts_and_what_actions_mean(path):
+def test_metadata_declares_the_model_and_what_actions_mean(path):
     with serving(EchoPolicy(cameras=("rgb_static", "rgb_gripper")), replan_every=2) as served:
         metadata = WebsocketClientPolicy(served.url(path)).get_server_metadata()
     assert metadata["act_step"] == T
@@ -48,7 +48,7 @@ def test_an_observation_is_answered_with_a_whole_chunk_in_the_models_units():
     assert second["server_timing"]["prev_total_ms"] >= first["server_timing"]["infer_ms"]
 
 
-def test_both_protocols_are_told_apart_on_one_port_at_the_same_time():
+def test_both_protocols_are_distinguished_on_one_port_at_the_same_time():
     with serving() as served:
         openpi = WebsocketClientPolicy(served.url())
         with connect(served.url()) as ws:
@@ -88,7 +88,7 @@ def test_an_error_is_a_text_and_the_end_of_the_connection_with_code_1011(observa
         assert WebsocketClientPolicy(served.url("/openpi")).infer(look())["actions"].shape == (T, 7)
 
 
-def test_a_late_hello_is_told_which_path_to_take():
+def test_a_late_hello_gets_the_right_path():
     with serving() as served, connect(served.url("/openpi")) as ws:
         ws.recv(5)
         ws.send(pack_message(Message(MessageType.HELLO, make_hello_payload(), seq=3)))

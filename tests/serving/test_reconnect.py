@@ -15,7 +15,7 @@ from websockets.sync.server import serve
 
 import policy_rollout.policy_upvla as client
 from policy_rollout.policies.interface import ActionConvention, Observation
-from policy_rollout.robot.interface import Sight
+from policy_rollout.robot.interface import RobotObservation
 from policy_rollout.robot.remote import RemotePolicy
 from policy_rollout.serving import openpi
 from tests.serving.served import T, image, serving
@@ -74,31 +74,31 @@ def test_a_server_that_comes_back_with_another_contract_is_not_driven_by(named):
 def test_a_robot_stops_when_the_server_comes_back_with_another_model():
     class Table:
         def __init__(self) -> None:
-            self.told: list[str] = []
+            self.calls: list[str] = []
 
         def observe(self):
-            return Sight(image(1), time.monotonic())
+            return RobotObservation(image(1), time.monotonic())
 
         def act(self, command):
-            self.told.append("act")
+            self.calls.append("act")
 
         def stop(self):
-            self.told.append("stop")
+            self.calls.append("stop")
 
     robot = Table()
     with declaring() as port:
         policy = RemotePolicy(f"ws://127.0.0.1:{port}")
-        driving = client.Driving("go", rate_hz=100, steps=8, synchronous=True)
+        driving = client.ControlSettings("go", rate_hz=100, steps=8, synchronous=True)
         assert client.control(policy, robot, driving).outcome == "all steps done"
     policy.close()
-    robot.told.clear()
+    robot.calls.clear()
     with declaring(port, convention=ActionConvention(position_m_per_unit=0.2)):
         report = client.control(policy, robot, driving)
     assert not report.safe
     assert "stopped, the policy refuses: " in report.outcome
     assert "position_m_per_unit 0.02 is now 0.2" in report.outcome
     assert "\n" not in report.outcome
-    assert set(robot.told) == {"stop"}
+    assert set(robot.calls) == {"stop"}
 
 
 def test_a_served_model_declares_the_shapes_of_its_frames():

@@ -9,16 +9,16 @@ import pytest
 
 from policy_rollout.policies.action_units import gripper_values, in_metres
 from policy_rollout.policies.interface import ActionConvention
-from policy_rollout.robot.safety import RunGuard, SafetyLimits, Unsafe
+from policy_rollout.robot.safety import SafetyGuard, SafetyLimits, Unsafe
 
 CALVIN = ActionConvention()
 X = np.array([1.0, 0, 0, 0, 0, 0])
 HOME = np.array([0.4, 0.0, 0.2, 3.1, 0.0, 1.5])
 
 
-def guard(limits: SafetyLimits | None = None, convention: ActionConvention = CALVIN, pose=HOME) -> RunGuard:
-    made = RunGuard(convention, limits or SafetyLimits())
-    made.settle(pose)
+def guard(limits: SafetyLimits | None = None, convention: ActionConvention = CALVIN, pose=HOME) -> SafetyGuard:
+    made = SafetyGuard(convention, limits or SafetyLimits())
+    made.start_at(pose)
     return made
 
 
@@ -155,7 +155,7 @@ def test_impossible_limits_are_refused(wrong):
 @pytest.mark.parametrize("change", [{"frame": "tool"}, {"rotation": "axis_angle"}, {"gripper": "suction"}])
 def test_a_convention_that_cannot_be_executed_is_refused(change):
     with pytest.raises(ValueError, match=next(iter(change.values()))):
-        RunGuard(replace(CALVIN, **change), SafetyLimits())
+        SafetyGuard(replace(CALVIN, **change), SafetyLimits())
 
 
 def test_grippers_are_understood_in_both_orders_and_numbers():

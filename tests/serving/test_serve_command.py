@@ -85,7 +85,7 @@ def test_the_command_serves_a_model_says_where_and_ends_at_sigterm(model, starte
         "cameras   rgb_static; chunks of 4",
         "1.0 = 0.02 m",
         f"ws://127.0.0.1:{server.port}/vla-eval",
-        "needed",
+        "required",
     ):
         assert part in banner, part
     assert "s3cret" not in banner
@@ -100,7 +100,7 @@ def test_the_command_serves_a_model_says_where_and_ends_at_sigterm(model, starte
 
 
 @pytest.mark.slow
-def test_a_client_goes_on_after_the_server_was_killed_and_started_again(model, started):
+def test_a_client_continues_after_the_server_was_killed_and_started_again(model, started):
     first = Process("--model-config", str(model), "--port", "0", "--device", "cpu")
     started.append(first)
     policy = RemotePolicy(f"ws://127.0.0.1:{first.port}", token="s3cret")

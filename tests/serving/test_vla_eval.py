@@ -62,7 +62,7 @@ async def played(served: Any, *looks: dict[str, Any], path: str = "") -> list[np
 
 
 @pytest.mark.parametrize("path", ["", "/vla-eval"])
-def test_hello_tells_version_needs_and_specs_that_vla_evals_calvin_accepts(path):
+def test_hello_declares_version_needs_and_specs_that_vla_evals_calvin_accepts(path):
     async def hello(served):
         connection = client(served, path)
         await connection.connect(benchmark="calvin")
@@ -147,14 +147,14 @@ def test_the_gripper_opens_for_plus_one_whatever_the_model_was_trained_with(word
     assert action[6] == sent
 
 
-def test_a_gripper_that_nobody_understands_is_refused_at_start():
+def test_a_gripper_that_cannot_be_parsed_is_refused_at_start():
     from policy_rollout.serving.server import Server, Settings
 
     with pytest.raises(ValueError, match="suction"):
         Server(EchoPolicy(convention=ActionConvention(gripper="suction")), Settings())
 
 
-def test_a_chunk_is_played_out_before_the_model_looks_again():
+def test_a_chunk_is_executed_before_the_next_observation():
     with serving() as served:
         actions = run(played(served, *(look(value) for value in range(10, 10 + T + 2))))
         assert served.policy.batches == [1, 1]
@@ -216,7 +216,7 @@ def test_two_interleaved_sessions_never_share_a_chunk():
         assert round(float(a[1]) / 0.02) == round(float(b[1]) / 0.02) == step % T
 
 
-def test_clients_who_ask_together_are_answered_by_one_forward():
+def test_clients_that_ask_together_are_answered_by_one_forward():
     async def crowd(served, count):
         connections = [client(served, "/vla-eval") for _ in range(count)]
         for connection in connections:
@@ -257,7 +257,7 @@ def test_a_client_alone_does_not_wait_for_others():
         (look(task="nan"), "not finite"),
     ],
 )
-def test_an_error_answers_its_question_and_the_session_goes_on(payload, words):
+def test_an_error_answers_its_question_and_the_session_continues(payload, words):
     async def wrong_then_right(served):
         async with client(served) as connection:
             with pytest.raises(RuntimeError) as caught:
@@ -270,7 +270,7 @@ def test_an_error_answers_its_question_and_the_session_goes_on(payload, words):
     assert action[0] == pytest.approx(0.05 * 0.02)
 
 
-def test_one_refused_observation_of_a_batch_harms_nobody_else():
+def test_one_refused_observation_of_a_batch_affects_no_other():
     async def together(served):
         async with client(served, "/vla-eval") as good, client(served, "/vla-eval") as bad:
             return await asyncio.gather(good.act(look(50)), bad.act(look(task="refuse me")), return_exceptions=True)
@@ -282,7 +282,7 @@ def test_one_refused_observation_of_a_batch_harms_nobody_else():
     assert "refused" in str(refused)
 
 
-def test_a_policy_that_fails_is_told_to_client_and_operator_and_the_server_lives():
+def test_a_policy_that_fails_is_reported_to_client_and_operator_and_the_server_lives():
     async def fails_then_not(served):
         async with client(served) as connection:
             served.policy.broken = RuntimeError("CUDA out of memory")
@@ -308,7 +308,7 @@ def test_nothing_is_answered_before_hello():
         assert "hello" in unpack_message(ws.recv(5)).payload["error"]
 
 
-def test_a_client_whose_server_was_killed_goes_on_with_the_next_one():
+def test_a_client_whose_server_was_killed_continues_with_the_next_one():
     async def over_a_restart():
         with serving() as served:
             connection = client(served)

@@ -16,7 +16,6 @@ from models.pretrained.model_config import ModelSpec
 from models.pretrained.model_io import load_folder
 from policy_rollout.policies.interface import Observation
 from policy_rollout.policies.upvla import UPVLAPolicy
-from policy_rollout.policies.warm_up import warm_up
 from tests.training.runs import Outcome, train
 from training.data.dataset_spec import Statistics, read_contract, write_contract
 from training.data.episode_index import read_index
@@ -164,7 +163,7 @@ def test_each_camera_is_compared_with_its_own_images(
     policy = UPVLAPolicy.from_config(yaml, device="cpu")
     static, gripper = (np.zeros((*size, 3), np.uint8) for size in sizes.values())
     assert policy.act([Observation(static, "open the drawer", gripper)]).shape == (1, 4, 7)
-    warm_up(policy, policy.spec.cameras)
+    policy.warm_up()
     with pytest.raises(ValueError, match="rgb_static"):
         policy.act([Observation(gripper, "open the drawer", static)])
 

@@ -1,1 +1,1 @@
-"""Questions about images with known answers: reading them, asking them, scoring what was said."""
+"""Visual question answering benchmarks: questions, inference, scores, results."""

@@ -1,8 +1,7 @@
-"""Asking a model all questions, in batches whose answers are on the disk before the next batch begins.
+"""Answer all questions in batches; the answers of a batch are on disk before the next batch starts.
 
-A batch is the unit of everything that is kept: one that a kill cut off is asked again whole, so that an evaluation that
-was killed says what an undisturbed one says. Questions about one image stand beside each other and CLIP looks at each
-image once.
+A batch that a kill interrupted is answered again as a whole, so that a killed and continued evaluation gives the same
+answers. Questions about one image are neighbours, and CLIP encodes each image once.
 
 Shape letters: B questions of a batch, P patches, C channels.
 """
@@ -24,15 +23,15 @@ from models.decoding import Generation
 from policy_rollout.benchmarks.vqa.questions import Question
 
 FILE = "answers.jsonl"
-NeedsChunk = Callable[[Sequence[str]], Tensor]
+EncodeImages = Callable[[Sequence[str]], Tensor]
 """Names of images -> their features [n, P, C]."""
-Say = Callable[[Sequence[str], Tensor, int], Generation]
+Generate = Callable[[Sequence[str], Tensor, int], Generation]
 """(questions, features [B, P, C], number of the batch) -> answers."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question, its place among all of them, and the image that is shown with it."""
+class ShownQuestion:
+    """A question, its index among all of them, and the image that is shown with it."""
 
     index: int
     question: Question
@@ -41,7 +40,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """``index``: of the question; ``tokens`` said; ``cut``: it ended at ``max_new_tokens``, not by itself."""
+    """An answer. ``index``: that of the question; ``tokens``: its length; ``cut``: it ended at ``max_new_tokens``."""
 
     index: int
     text: str
@@ -51,8 +50,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one batch said and cost: forwards of the backbone, seconds in all and to the first word, seconds that CLIP
-    took for ``looked`` new images."""
+    """Answers and cost of a batch: forwards of the backbone, seconds in total and to the first word, and seconds
+    (``look_seconds``) of CLIP for ``looked`` new images. The fields are keys of the answers file."""
 
     number: int
     answers: tuple[Answer, ...]
@@ -63,85 +62,90 @@ class Batch:
     look_seconds: float
 
 
-def in_order(questions: Sequence[Question], shuffle: bool) -> list[Asked]:
-    """Questions by image, images in the order of their first question. ``shuffle``: every image's questions are
-    asked about another one. Raises ``ValueError`` where there is no other."""
+def order_by_image(questions: Sequence[Question], shuffle: bool) -> list[ShownQuestion]:
+    """Return the questions sorted by image, images in the order of their first question. ``shuffle``: show another
+    image with each question. Raises ``ValueError`` if there is no other."""
     images = list(dict.fromkeys(question.image for question in questions))
     shown = dict(zip(images, _others(images) if shuffle else images, strict=True))
-    place = {image: number for number, image in enumerate(images)}
-    asked = [Asked(i, question, shown[question.image]) for i, question in enumerate(questions)]
-    return sorted(asked, key=lambda row: place[row.question.image])  # stable: an image's questions keep their order
+    position = {image: number for number, image in enumerate(images)}
+    rows = [ShownQuestion(i, question, shown[question.image]) for i, question in enumerate(questions)]
+    return sorted(rows, key=lambda row: position[row.question.image])  # stable: an image's questions keep their order
 
 
 def _others(images: Sequence[str]) -> list[str]:
-    """The images in one big circle, each in the place of another: always the same one."""
+    """Return a fixed cyclic permutation of the images without a fixed point."""
     if len(images) < 2:
-        raise ValueError("--shuffle-pictures: there is only one image, and no other to show")
+        raise ValueError("--shuffle-pictures: there is only one image")
     order = np.random.default_rng(0).permutation(len(images))
     others = list(images)
-    for here, there in zip(order, np.roll(order, 1), strict=True):
-        others[here] = images[there]
+    for target, source in zip(order, np.roll(order, 1), strict=True):
+        others[target] = images[source]
     return others
 
 
-def ask(
-    asked: Sequence[Asked], size: int, look: NeedsChunk, say: Say, file: Path, progress: Callable[[int], object]
+def answer_questions(
+    questions: Sequence[ShownQuestion],
+    size: int,
+    encode: EncodeImages,
+    generate: Generate,
+    file: Path,
+    progress: Callable[[int], object],
 ) -> list[Batch]:
-    """All batches, those in ``file`` and new ones, which are appended to it. ``progress`` hears of questions done.
+    """Return all batches: those in ``file``, and new ones, which are appended to it.
 
-    Raises ``ValueError`` where the file holds something else than answers to these questions.
+    ``progress`` is called with the number of questions of each batch. Raises ``ValueError`` if the file has answers to
+    other questions.
     """
     done = read_batches(file)
-    features = _Features(look)
+    features = _Features(encode)
     found = []
-    for number, rows in _batches(asked, size):
+    for number, rows in _batches(questions, size):
         batch = done.get(number)
         if batch is not None and [a.index for a in batch.answers] != [row.index for row in rows]:
             raise ValueError(f"{file}: batch {number} answers other questions; choose another folder")
         if batch is None:
-            batch = _ask_batch(number, rows, features, say)
+            batch = _answer_batch(number, rows, features, generate)
             append(file, batch)
         found.append(batch)
         progress(len(rows))
     return found
 
 
-def _batches(asked: Sequence[Asked], size: int) -> Iterator[tuple[int, Sequence[Asked]]]:
-    for number, start in enumerate(range(0, len(asked), size)):
-        yield number, asked[start : start + size]
+def _batches(questions: Sequence[ShownQuestion], size: int) -> Iterator[tuple[int, Sequence[ShownQuestion]]]:
+    for number, start in enumerate(range(0, len(questions), size)):
+        yield number, questions[start : start + size]
 
 
-def _ask_batch(number: int, rows: Sequence[Asked], features: _Features, say: Say) -> Batch:
-    shown, looked, look_seconds = features.of([row.image for row in rows])
-    said = say([row.question.text for row in rows], shown, number)
-    cut = said.cut or [False] * len(rows)
-    told = zip(rows, said.texts, said.ids, cut, strict=True)
-    answers = [Answer(row.index, text, len(ids), is_cut) for row, text, ids, is_cut in told]
-    stats = said.stats
-    return Batch(number, tuple(answers), stats.forwards, stats.seconds, stats.first_token_seconds, looked, look_seconds)
+def _answer_batch(number: int, rows: Sequence[ShownQuestion], features: _Features, generate: Generate) -> Batch:
+    patches, encoded, encode_seconds = features.of([row.image for row in rows])
+    found = generate([row.question.text for row in rows], patches, number)
+    parts = zip(rows, found.texts, found.ids, found.cut or [False] * len(rows), strict=True)
+    answers = tuple(Answer(row.index, text, len(ids), is_cut) for row, text, ids, is_cut in parts)
+    stats = found.stats
+    return Batch(number, answers, stats.forwards, stats.seconds, stats.first_token_seconds, encoded, encode_seconds)
 
 
 class _Features:
-    """Keeps the features of the last batch's images: the next one may begin with the same."""
+    """Encodes images; caches the features of the last batch, as the next one may start with the same image."""
 
-    def __init__(self, look: NeedsChunk) -> None:
-        self._look = look
-        self._kept: dict[str, Tensor] = {}
+    def __init__(self, encode: EncodeImages) -> None:
+        self._encode = encode
+        self._cache: dict[str, Tensor] = {}
 
     def of(self, images: Sequence[str]) -> tuple[Tensor, int, float]:
-        """([B, P, C], how many were looked at anew, the seconds that took)."""
+        """Return (features [B, P, C], number of newly encoded images, seconds)."""
         started = time.perf_counter()
-        new = [name for name in dict.fromkeys(images) if name not in self._kept]
-        found = dict(zip(new, self._look(new), strict=True)) if new else {}
-        self._kept = {name: found[name] if name in found else self._kept[name] for name in dict.fromkeys(images)}
-        return torch.stack([self._kept[name] for name in images]), len(new), time.perf_counter() - started
+        new = [name for name in dict.fromkeys(images) if name not in self._cache]
+        found = dict(zip(new, self._encode(new), strict=True)) if new else {}
+        self._cache = {name: found[name] if name in found else self._cache[name] for name in dict.fromkeys(images)}
+        return torch.stack([self._cache[name] for name in images]), len(new), time.perf_counter() - started
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
 
 
 def append(file: Path, batch: Batch) -> None:
-    """One more line, on the disk when this returns."""
+    """Append a batch as one line; it is on disk when this returns."""
     with file.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(asdict(batch), ensure_ascii=False) + "\n")
         stream.flush()
@@ -149,9 +153,9 @@ def append(file: Path, batch: Batch) -> None:
 
 
 def read_batches(file: Path) -> dict[int, Batch]:
-    """By their number. A last line without its end, which a kill cut off, is taken off the file.
+    """Return the batches of a file by number. A last line that a kill truncated is removed from the file.
 
-    Raises ``ValueError`` naming file and line where anything else cannot be read."""
+    Raises ``ValueError`` naming file and line for any other line that cannot be read."""
     if not file.is_file():
         return {}
     content = file.read_bytes()

@@ -1,9 +1,9 @@
-"""What is asked: the question files of public benchmarks, and our own format of conversations.
+"""Read the question files of public benchmarks, and our own format of conversations.
 
 pope           jsonl {question_id, image, text, label yes|no}; the category is in the file's name
 textvqa        the official json {data: [{question_id, image_id, question, answers: [ten]}]}
 gqa            jsonl {question, image, answer}, or the official json {id: {question, imageId, answer}}
-llava          jsonl {question_id, image, text}; without answers, so that nothing is scored
+llava          jsonl {question_id, image, text}; without answers, so not scored
 conversations  the json of conversations that training reads; the first question of each, and its answer
 """
 
@@ -21,13 +21,13 @@ from common.text import check_text
 from models.processing.text import ASSISTANT, HUMAN, IMAGE_MARK
 
 SHORT = "Answer the question using a single word or phrase."
-"""What LLaVA's evaluations put behind questions of benchmarks with short answers."""
+"""Suffix of questions in LLaVA's evaluations of benchmarks with short answers."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """``image``: name of a file below the image root; ``truths``: every annotator's answer (none: it cannot be
-    scored); ``kind``: under what it is counted, too."""
+    """One question. ``image``: name of a file in the image root; ``truths``: every annotator's answer (none: not
+    scored); ``kind``: its category."""
 
     id: str
     image: str
@@ -38,19 +38,21 @@ class Question:
 
 @dataclass(frozen=True)
 class Format:
-    """How a benchmark's files are read, what stands behind each question, how long an answer may be."""
+    """Format of a benchmark: reader of its files, suffix of each question, limit of answer tokens."""
 
     read: Callable[[Path], Iterator[Question]]
     suffix: str
     max_new_tokens: int
 
 
-def read_questions(benchmark: str, files: Sequence[Path], most: int = 0) -> list[Question]:
-    """Of all files in their order, the first ``most`` (0: all). Raises ``ValueError`` or ``FileNotFoundError`` naming
-    the file and where in it."""
-    twice = [file for i, file in enumerate(files) if file.resolve() in [other.resolve() for other in files[:i]]]
-    if twice:
-        raise ValueError(f"--questions {twice[0]} is given twice: its questions would count double")
+def read_questions(benchmark: str, files: Sequence[Path], limit: int = 0) -> list[Question]:
+    """Read all files in order and return the first ``limit`` questions (0: all).
+
+    Raises ``ValueError`` or ``FileNotFoundError`` naming the file and the position in it.
+    """
+    repeated = [file for i, file in enumerate(files) if file.resolve() in [other.resolve() for other in files[:i]]]
+    if repeated:
+        raise ValueError(f"--questions {repeated[0]} is given twice: its questions would count double")
     found = [question for file in files for question in FORMATS[benchmark].read(file)]
     if not found:
         raise ValueError(f"--questions {', '.join(map(str, files))}: there is no question in it")
@@ -60,16 +62,16 @@ def read_questions(benchmark: str, files: Sequence[Path], most: int = 0) -> list
                 check_text(text)
         except ValueError as error:
             raise ValueError(f"--questions: question {question.id!a}: {error}") from None
-    return found[:most] if most else found
+    return found[:limit] if limit else found
 
 
 def require_images(questions: Sequence[Question], root: Path) -> None:
-    """Before anything is asked. Raises ``FileNotFoundError`` naming the first that are missing."""
+    """Raise ``FileNotFoundError`` naming the first missing images."""
     names = list(dict.fromkeys(question.image for question in questions))
     missing = [name for name in names if not (root / name).is_file()]
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise FileNotFoundError(f"--image-root {root}: {len(missing)} of {len(names)} images are not there: {shown}")
+        raise FileNotFoundError(f"--image-root {root}: {len(missing)} of {len(names)} images are missing: {shown}")
 
 
 def digest(questions: Sequence[Question]) -> str:
@@ -82,7 +84,7 @@ def digest(questions: Sequence[Question]) -> str:
 
 
 def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
-    """The first of the fields that is there, as text."""
+    """Return the first present field as text."""
     for name in names:
         value = row.get(name)
         if isinstance(value, str | int) and not isinstance(value, bool):
@@ -91,7 +93,7 @@ def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
 
 
 def _lines(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(where, the object) of every line of a jsonl file."""
+    """Yield (position, object) of every line of a jsonl file."""
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -186,11 +188,11 @@ def _conversations(file: Path) -> Iterator[Question]:
         where = f"{file}, [{number}]"
         try:
             turns = [(turn["from"], turn["value"]) for turn in row["conversations"]]
-            said = [(who, text.replace(IMAGE_MARK, "").strip()) for who, text in turns if who in (HUMAN, ASSISTANT)]
-            (asker, text), (answerer, truth) = said[:2]
+            texts = [(role, text.replace(IMAGE_MARK, "").strip()) for role, text in turns if role in (HUMAN, ASSISTANT)]
+            (first, text), (second, truth) = texts[:2]
         except (KeyError, TypeError, ValueError, AttributeError):
             raise ValueError(f"{where} does not begin with a question and its answer") from None
-        if (asker, answerer) != (HUMAN, ASSISTANT):
+        if (first, second) != (HUMAN, ASSISTANT):
             raise ValueError(f"{where} does not begin with a question and its answer")
         image = row.get("image")
         one = image[0] if isinstance(image, list) and len(image) == 1 else image  # as in training

@@ -1,4 +1,4 @@
-"""The results of a benchmark of questions: a file to compute with, a row to read, and which of two is better."""
+"""Results of a question benchmark: as JSON, as Markdown, and as a comparison of two."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from common.files import read_object
 from common.tables import interval_json, markdown_table, percent, points, probability
-from policy_rollout.benchmarks.vqa.inference import Asked, Batch
+from policy_rollout.benchmarks.vqa.inference import Batch, ShownQuestion
 from policy_rollout.benchmarks.vqa.questions import Question
 from policy_rollout.benchmarks.vqa.scores import (
     MEANS,
@@ -28,41 +28,45 @@ from policy_rollout.reports.results import dotted
 
 FILE = "results.json"
 WHAT = ("benchmark", "questions_sha256", "suffix", "max_new_tokens")
-"""Settings that have to agree where two are compared; all others say who answered, and how."""
+"""Settings that must agree in a comparison; all others describe the model and its decoding."""
 SHUFFLED = "shuffle_pictures"
 
 
 def figures(
-    benchmark: str, questions: Sequence[Question], asked: Sequence[Asked], batches: Sequence[Batch]
+    benchmark: str, questions: Sequence[Question], shown_questions: Sequence[ShownQuestion], batches: Sequence[Batch]
 ) -> dict[str, Any]:
-    """Everything but settings. ``records`` are in the order of the questions' files."""
-    said = {answer.index: answer.text for batch in batches for answer in batch.answers}
-    texts = [said[i] for i in range(len(questions))]
-    shown = {row.index: row.image for row in asked}
+    """Return the results without settings. ``records`` are in the order of the questions' files."""
+    answers = {answer.index: answer.text for batch in batches for answer in batch.answers}
+    texts = [answers[i] for i in range(len(questions))]
+    shown = {row.index: row.image for row in shown_questions}
     scores = [score_of(benchmark, question, text) for question, text in zip(questions, texts, strict=True)]
     known = [score for score in scores if score is not None]
-    told: dict[str, Any] = {"benchmark": benchmark, "questions": len(questions), "pictures": len(set(shown.values()))}
+    content: dict[str, Any] = {
+        "benchmark": benchmark,
+        "questions": len(questions),
+        "pictures": len(set(shown.values())),
+    }
     if len(known) == len(questions):
         values = np.array(known)
         interval, how = accuracy(values, [question.image for question in questions])
-        told["accuracy"] = {**interval_json(interval), "interval": how, "means": MEANS[benchmark]}
-        told["best_blind_guess"] = blind_guess(benchmark, questions)
-        told["by_kind"] = by_kind(values, questions)
+        content["accuracy"] = {**interval_json(interval), "interval": how, "means": MEANS[benchmark]}
+        content["best_blind_guess"] = blind_guess(benchmark, questions)
+        content["by_kind"] = by_kind(values, questions)
         if benchmark == "pope":
-            told["pope"] = pope_figures(questions, texts)
+            content["pope"] = pope_figures(questions, texts)
     cut = {answer.index for batch in batches for answer in batch.answers if answer.cut}
-    told["cut_answers"] = len(cut)
-    told["cost"] = cost(batches)
-    told["records"] = [
+    content["cut_answers"] = len(cut)
+    content["cost"] = cost(batches)
+    content["records"] = [
         {"id": q.id, "picture": q.image, "shown": shown[i], "question": q.text, "answer": text, "score": score}
         | ({"cut": True} if i in cut else {})
         for i, (q, text, score) in enumerate(zip(questions, texts, scores, strict=True))
     ]
-    return told
+    return content
 
 
 def cost(batches: Sequence[Batch]) -> dict[str, float]:
-    """``tokens_per_forward`` counts all rows of a batch; seconds are of decoding, CLIP's beside them."""
+    """Return the cost of all batches; ``tokens_per_forward`` counts all rows of a batch, seconds exclude CLIP."""
     answers = sum(len(batch.answers) for batch in batches)
     tokens = sum(answer.tokens for batch in batches for answer in batch.answers)
     forwards, seconds = sum(b.forwards for b in batches), sum(b.seconds for b in batches)
@@ -80,27 +84,27 @@ def cost(batches: Sequence[Batch]) -> dict[str, float]:
     }
 
 
-# --- to read ---------------------------------------------------------------------------------------------------------
+# --- text ------------------------------------------------------------------------------------------------------------
 
 
-def _interval(told: Mapping[str, float]) -> Interval:
-    return Interval(told["value"], told["low"], told["high"])
+def _interval(row: Mapping[str, float]) -> Interval:
+    return Interval(row["value"], row["low"], row["high"])
 
 
 def markdown(name: str, content: Mapping[str, Any]) -> str:
-    """One row, and the benchmark's own figures and kinds below it."""
+    """Return one row, and tables of the benchmark's own metrics and kinds."""
     spent, settings = content["cost"], content["settings"]
-    told = content.get("accuracy")
+    score = content.get("accuracy")
     head = ["", "benchmark", "decoded", "questions", "accuracy", "best blind guess", "tokens per forward"]
     head += ["ms per answer", "batch"]
-    asked = str(content["benchmark"]) + (", shuffled images" if settings[SHUFFLED] else "")
+    benchmark = str(content["benchmark"]) + (", shuffled images" if settings[SHUFFLED] else "")
     row = [
         name,
-        asked,
+        benchmark,
         str(settings["objective"]),
         str(content["questions"]),
-        percent(_interval(told)) if told else "not scored",
-        f"{100 * content['best_blind_guess']:.0f} %" if told else "–",
+        percent(_interval(score)) if score else "not scored",
+        f"{100 * content['best_blind_guess']:.0f} %" if score else "–",
         f"{spent['tokens_per_forward']:.2f}",
         f"{1000 * spent['seconds_per_answer']:.0f}",
         str(settings["batch_size"]),
@@ -120,18 +124,19 @@ def markdown(name: str, content: Mapping[str, Any]) -> str:
 
 
 def last_line(content: Mapping[str, Any]) -> str:
-    told = content.get("accuracy")
-    asked = f"{content['questions']} questions about {content['pictures']} images"
+    """Return a summary in one line."""
+    score = content.get("accuracy")
+    counts = f"{content['questions']} questions about {content['pictures']} images"
     if cut := content.get("cut_answers", 0):
-        asked += f" ({cut} answers were cut at max_new_tokens={content['settings']['max_new_tokens']})"
-    if told is None:
-        return f"{asked} answered; they come without answers and are not scored"
+        counts += f" ({cut} answers were cut at max_new_tokens={content['settings']['max_new_tokens']})"
+    if score is None:
+        return f"{counts} answered; the questions have no known answers and are not scored"
     blind = content["best_blind_guess"]
-    line = f"accuracy {percent(_interval(told))} over {asked} (best blind guess {100 * blind:.0f} %)"
+    line = f"accuracy {percent(_interval(score))} over {counts} (best blind guess {100 * blind:.0f} %)"
     if content["settings"][SHUFFLED]:
         return f"{line}; with another image each"
-    if told["low"] <= blind:
-        return f"{line}: not clearly above who does not look"
+    if score["low"] <= blind:
+        return f"{line}: not clearly above a guess without the image"
     return line
 
 
@@ -152,20 +157,22 @@ class Scored:
 
 
 def read_scored(path: Path, name: str) -> Scored:
-    """Of ``results.json`` or its folder. Raises ``ValueError`` or ``FileNotFoundError`` in one line."""
+    """Read ``results.json`` or that of a folder. Raises ``ValueError`` or ``FileNotFoundError`` in one line."""
     file = path / FILE if path.is_dir() else path
     content = read_object(file, "give a results.json of eval_vqa.py, or its folder")
     records = content.get("records")
     if not isinstance(records, list) or not isinstance(content.get("cost"), dict):
         raise ValueError(f"{file} is no result of eval_vqa.py")
     if "accuracy" not in content:
-        raise ValueError(f"{file} is not scored: its questions come without answers")
+        raise ValueError(f"{file} is not scored: its questions have no known answers")
     return Scored(name, file, content)
 
 
 def compare(found: Sequence[Scored], anyway: bool = False) -> tuple[list[Pair], list[str]]:
-    """(every pair in accuracy, question by question; notes). Raises ``ValueError`` where other questions were asked,
-    or in another way (unless ``anyway``)."""
+    """Return (comparisons of accuracy of every pair; notes).
+
+    Raises ``ValueError`` for other questions, and for other settings unless ``anyway``.
+    """
     first, *others = found
     notes = []
     for other in others:
@@ -174,10 +181,10 @@ def compare(found: Sequence[Scored], anyway: bool = False) -> tuple[list[Pair], 
             raise ValueError(f"{other.file} has answers to other questions than {first.file}")
         for key in WHAT:
             if mine.get(key) != theirs.get(key):
-                told = f"{key} is {mine.get(key)!r} in {first.file} and {theirs.get(key)!r} in {other.file}"
+                note = f"{key} is {mine.get(key)!r} in {first.file} and {theirs.get(key)!r} in {other.file}"
                 if not anyway:
-                    raise ValueError(f"{told} (--anyway compares them all the same)")
-                notes.append(told)
+                    raise ValueError(f"{note} (--anyway compares them nevertheless)")
+                notes.append(note)
         if mine.get(SHUFFLED) != theirs.get(SHUFFLED):
             notes.append(f"{(first if mine.get(SHUFFLED) else other).name} was shown other images")
     images = [record["picture"] for record in first.content["records"]]
@@ -187,15 +194,17 @@ def compare(found: Sequence[Scored], anyway: bool = False) -> tuple[list[Pair], 
 
 
 def verdict(pair: Pair) -> str:
+    """Return one line that names the better result, if there is one."""
     likely = probability(pair.difference.probability)
-    told = f"{pair.first} − {pair.second} is {points(pair.difference.interval)} points over {pair.items} images"
-    told += f", P({pair.first} better) {likely if likely[0] in '<>' else '= ' + likely}"
+    text = f"{pair.first} − {pair.second} is {points(pair.difference.interval)} points over {pair.items} images"
+    text += f", P({pair.first} better) {likely if likely[0] in '<>' else '= ' + likely}"
     if pair.better is None:
-        return f"these questions cannot tell {pair.first} from {pair.second}: {told}"
-    return f"{pair.better} is better: {told}"
+        return f"these questions cannot distinguish {pair.first} from {pair.second}: {text}"
+    return f"{pair.better} is better: {text}"
 
 
 def comparison(found: Sequence[Scored], pairs: Sequence[Pair], notes: Sequence[str]) -> str:
+    """Return a comparison as Markdown."""
     rows = []
     for one in found:
         spent = one.content["cost"]

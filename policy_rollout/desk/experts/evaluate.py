@@ -1,10 +1,10 @@
-"""How good the scripted experts are: success per task and scene, and the length of their chains.
+"""Evaluate the scripted experts: success rates per task and scene, and average chain lengths.
 
     python -m policy_rollout.desk.experts --table --scenes D --resets 50
     python -m policy_rollout.desk.experts --chains 100
     python -m policy_rollout.desk.experts --table --chains 100 --markdown docs/desk_experts.md
 
-Success is the task oracle's verdict on `info` before and after; an episode ends with it, or after 360 steps.
+Success is the task oracle's verdict; an episode ends with it, or after 360 steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from common.arguments import path_argument, whole
 from common.files import write_text
@@ -31,12 +30,7 @@ from policy_rollout.calvin.sequences import Chain, desk_sequences
 from policy_rollout.desk.env import DeskEnv
 from policy_rollout.desk.experts.policy import EXPERT_TASKS, PLAY, QUIET, Noise, ScriptedExpert, task_resets
 from policy_rollout.desk.layout import SCENES
-
-Array = npt.NDArray[np.float64]
-Actor = Callable[[dict[str, Any]], Array]
-
-LIMIT = 360  # steps per task, as CALVIN's evaluation
-PATIENCE = 30  # steps that an expert which believes it is done may still wait for the oracle
+from policy_rollout.desk.play import play_task, random_actor
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class ChainResult:
-    """One chain of five: how many tasks were done in a row, and which one ended it."""
+    """Outcome of one chain of five: the number of tasks done in sequence."""
 
     scene: str
     index: int
@@ -65,45 +59,24 @@ class ChainResult:
 
 
 def run_episode(env: DeskEnv, oracle: TaskOracle, task: str, seed: int, noise: Noise = QUIET) -> Episode:
-    """Reset to a feasible state and let the expert try."""
+    """Run the expert once, from a state in which the task is feasible."""
     obs = env.reset(*task_resets(task, seed, env.scene))
     began = time.process_time()
     expert = ScriptedExpert(env.layout, task, np.random.default_rng(seed), noise)
-    success, steps = _attempt(env, oracle, task, obs, expert.act, lambda: expert.done)
+    success, steps = play_task(env, oracle, task, obs, expert.act, is_done=lambda: expert.done)
     return Episode(task, env.scene, seed, success, steps, expert.attempts, time.process_time() - began)
 
 
-def _attempt(
-    env: DeskEnv,
-    oracle: TaskOracle,
-    task: str,
-    obs: dict[str, Any],
-    act: Actor,
-    done: Callable[[], bool] = lambda: False,
-) -> tuple[bool, int]:
-    """(success, steps) of one task from where the desk is."""
-    start = env.get_info()
-    patience = PATIENCE
-    for step in range(1, LIMIT + 1):
-        obs, _, _, info = env.step(act(obs), render=False)
-        if oracle.done(task, start, info):
-            return True, step
-        patience -= done()
-        if patience <= 0:
-            break
-    return False, step
-
-
 def run_chain(env: DeskEnv, oracle: TaskOracle, chain: Chain, index: int, noise: Noise | None) -> ChainResult:
-    """Do the tasks of a chain until one fails; `noise` None stands for random actions instead of an expert."""
+    """Run the tasks of a chain until one fails. `noise` None: random actions instead of an expert."""
     env.reset(*initial_state(chain.state))
     began, steps, count = time.process_time(), 0, 0
     rng = np.random.default_rng([index, 7])
     expert = ScriptedExpert(env.layout, chain.tasks[0], rng, noise or QUIET)
     for task in chain.tasks:
         expert.reset(task)
-        act: Actor = expert.act if noise is not None else lambda _obs: random_action(rng)
-        success, used = _attempt(env, oracle, task, env.get_obs(render=False), act)
+        actor = expert.act if noise is not None else random_actor(rng)
+        success, used = play_task(env, oracle, task, env.get_obs(render=False), actor)
         steps += used
         if not success:
             break
@@ -111,23 +84,18 @@ def run_chain(env: DeskEnv, oracle: TaskOracle, chain: Chain, index: int, noise:
     return ChainResult(env.scene, index, chain.tasks, count, steps, time.process_time() - began)
 
 
-def random_action(rng: np.random.Generator) -> Array:
-    """Uniform in [-1, 1]; the gripper opens or closes."""
-    return np.append(rng.uniform(-1, 1, 6), rng.choice((-1.0, 1.0)))
-
-
-# ---- many of them, in worker processes ----
+# ---- in worker processes ----
 
 
 def table_job(job: tuple[str, str, range, Noise]) -> list[Episode]:
-    """All resets of one task in one scene."""
+    """Run all episodes of one task in one scene."""
     scene, task, seeds, noise = job
     env, oracle = DeskEnv(scene), TaskOracle()
     return [run_episode(env, oracle, task, seed, noise) for seed in seeds]
 
 
 def chain_job(job: tuple[str, tuple[tuple[int, Chain], ...], Noise | None]) -> list[ChainResult]:
-    """Some chains in one scene."""
+    """Run some chains in one scene."""
     scene, chains, noise = job
     env, oracle = DeskEnv(scene), TaskOracle()
     return [run_chain(env, oracle, chain, index, noise) for index, chain in chains]
@@ -144,7 +112,7 @@ def _map(function: Callable[[Any], list[Any]], jobs: Sequence[Any], workers: int
 def success_table(
     scenes: Sequence[str], tasks: Sequence[str], seeds: range, noise: Noise = QUIET, workers: int = 1
 ) -> list[Episode]:
-    """Every task from every seed's reset in every scene, printed as it goes."""
+    """Run every task with every seed in every scene, and print each result."""
     jobs = [(scene, task, seeds, noise) for scene in scenes for task in tasks]
     episodes: list[Episode] = []
     for (scene, task, _, _), some in zip(jobs, _map(table_job, jobs, workers), strict=True):
@@ -154,14 +122,14 @@ def success_table(
 
 
 def _summary(episodes: Sequence[Episode]) -> str:
-    won = [e.steps for e in episodes if e.success]
-    lost = ", ".join(f"seed {e.seed} after {e.steps} steps" for e in episodes if not e.success)
-    steps = f"median {statistics.median(won):3.0f}  longest {max(won):3d}" if won else " " * 24
-    return f"{len(won):3d}/{len(episodes)}  steps {steps}" + (f"  failed: {lost}" if lost else "")
+    succeeded = [e.steps for e in episodes if e.success]
+    failed = ", ".join(f"seed {e.seed} after {e.steps} steps" for e in episodes if not e.success)
+    steps = f"median {statistics.median(succeeded):3.0f}  longest {max(succeeded):3d}" if succeeded else " " * 24
+    return f"{len(succeeded):3d}/{len(episodes)}  steps {steps}" + (f"  failed: {failed}" if failed else "")
 
 
 def chain_lengths(scene: str, chains: int, noise: Noise | None, workers: int = 1, seed: int = 0) -> list[ChainResult]:
-    """Results of `chains` chains of five of all tasks, in one scene."""
+    """Run `chains` chains of five of all tasks in one scene."""
     numbered = tuple(enumerate(desk_sequences(chains, EXPERT_TASKS, seed)))
     share = max(1, len(numbered) // (4 * max(1, workers)))
     jobs = [(scene, numbered[i : i + share], noise) for i in range(0, len(numbered), share)]
@@ -169,13 +137,14 @@ def chain_lengths(scene: str, chains: int, noise: Noise | None, workers: int = 1
 
 
 def average(results: Sequence[ChainResult]) -> float:
+    """Return the average chain length."""
     return sum(r.done for r in results) / len(results)
 
 
-def _print_chains(who: str, results: Sequence[ChainResult]) -> None:
+def _print_chains(name: str, results: Sequence[ChainResult]) -> None:
     rates = [sum(r.done > k for r in results) / len(results) for k in range(len(results[0].tasks))]
     shares = " ".join(f"{rate:.2f}" for rate in rates)
-    print(f"{who}: average chain length {average(results):.2f} over {len(results)} chains ({shares})")
+    print(f"{name}: average chain length {average(results):.2f} over {len(results)} chains ({shares})")
     for r in results if average(results) > 1 else ():
         if r.done < len(r.tasks):
             failed = f"{r.tasks[r.done]} failed after {', '.join(r.tasks[: r.done]) or 'the start'}"
@@ -188,29 +157,29 @@ def _print_chains(who: str, results: Sequence[ChainResult]) -> None:
 def markdown(
     episodes: Sequence[Episode], chains: dict[str, list[ChainResult]], command: str, noise: Noise = QUIET
 ) -> str:
-    """The results as a page of docs/."""
+    """Return the results as a Markdown page."""
     lines = [
         "# Experts on the desk",
         "",
         f"Written by `{command}` on {time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPU cores; "
-        f"{'no noise' if noise == QUIET else _words(noise)} unless stated.",
+        f"{'no noise' if noise == QUIET else _describe(noise)} unless stated.",
         "",
-        "The experts are scripted controllers (`policy_rollout/desk/experts*.py`). They see `robot_obs`, `scene_obs`",
-        "and the layout's constants, and act through the 7-d relative action alone. An episode is won when the task",
-        "oracle says so within 360 steps of 1/30 s; single tasks start from random states in which they can be done,",
+        "The experts are scripted controllers (`policy_rollout/desk/experts/`). They read `robot_obs`, `scene_obs`",
+        "and the layout's constants, and act through the 7-d relative action only. An episode succeeds if the task",
+        "oracle agrees within 360 steps of 1/30 s; single tasks start from random states in which they can be done,",
         "chains from CALVIN's initial states. Random actions are uniform in [-1, 1].",
     ]
     if chains:
-        lines += ["", "## Chains of five", "", "| who, scene | chains | average length | 1 | 2 | 3 | 4 | 5 |"]
+        lines += ["", "## Chains of five", "", "| actor, scene | chains | average length | 1 | 2 | 3 | 4 | 5 |"]
         lines += ["|---|---|---|---|---|---|---|---|"]
-        for who, results in chains.items():
+        for name, results in chains.items():
             rates = " | ".join(f"{sum(r.done > k for r in results) / len(results):.2f}" for k in range(5))
-            lines.append(f"| {who} | {len(results)} | {average(results):.2f} | {rates} |")
-        ended = [(who, r) for who, rs in chains.items() if average(rs) > 1 for r in rs if r.done < len(r.tasks)]
+            lines.append(f"| {name} | {len(results)} | {average(results):.2f} | {rates} |")
+        ended = [(name, r) for name, rs in chains.items() if average(rs) > 1 for r in rs if r.done < len(r.tasks)]
         lines += ["", "Chains that ended early:", ""] if ended else []
         lines += [
-            f"* {who}, chain {r.index}: {r.tasks[r.done]} (after {', '.join(r.tasks[: r.done]) or 'the start'})"
-            for who, r in ended
+            f"* {name}, chain {r.index}: {r.tasks[r.done]} (after {', '.join(r.tasks[: r.done]) or 'the start'})"
+            for name, r in ended
         ]
     if episodes:
         lines += ["", "## Single tasks", "", *_task_rows(episodes)]
@@ -222,7 +191,7 @@ def markdown(
     return "\n".join(lines) + "\n"
 
 
-def _words(noise: Noise) -> str:
+def _describe(noise: Noise) -> str:
     low, high = noise.burst_steps
     return f"noise {noise.sigma:g} and pushes of {low} to {high} steps at {noise.burst_rate:g} a step"
 
@@ -239,8 +208,8 @@ def _task_rows(episodes: Sequence[Episode]) -> list[str]:
         for scene in scenes:
             some = [e.success for e in episodes if e.task == task and e.scene == scene]
             cells.append(f"{sum(some)}/{len(some)}")
-        won = [e.steps for e in episodes if e.task == task and e.scene == last and e.success]
-        times = f"{statistics.median(won):.0f} | {max(won)}" if won else "- | -"
+        steps = [e.steps for e in episodes if e.task == task and e.scene == last and e.success]
+        times = f"{statistics.median(steps):.0f} | {max(steps)}" if steps else "- | -"
         rows.append(f"| {task} | {' | '.join(cells)} | {times} |")
     totals = [sum(e.success for e in episodes if e.scene == s) for s in scenes]
     counts = [sum(e.scene == s for e in episodes) for s in scenes]
@@ -249,17 +218,17 @@ def _task_rows(episodes: Sequence[Episode]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m policy_rollout.desk.experts", description=__doc__)
-    parser.add_argument("--table", action="store_true", help="success of every task from random feasible states")
+    parser.add_argument("--table", action="store_true", help="success rate of every task from random feasible states")
     parser.add_argument("--chains", type=whole(0), default=0, metavar="N", help="average length of N chains of five")
     parser.add_argument("--tasks", nargs="*", default=list(EXPERT_TASKS), metavar="TASK", choices=EXPERT_TASKS)
     parser.add_argument("--scenes", default="D", help="of A,B,C,D, separated by commas")
     parser.add_argument("--resets", type=whole(1), default=50, help="episodes per task and scene")
     parser.add_argument("--seed", type=whole(0), default=0, help="of the first reset and of the chains")
-    parser.add_argument("--noise", action="store_true", help="disturb the experts as the recorder does")
+    parser.add_argument("--noise", action="store_true", help="disturb the experts as in recordings")
     parser.add_argument("--workers", type=whole(1), default=2, help="processes")
-    parser.add_argument("--markdown", type=path_argument, metavar="FILE", help="write the results there, too")
+    parser.add_argument("--markdown", type=path_argument, metavar="FILE", help="also write the results to this file")
     args = parser.parse_args(argv)
     scenes = [scene for scene in args.scenes.split(",") if scene]
     if unknown := [scene for scene in scenes if scene not in SCENES]:
@@ -274,12 +243,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         chains[f"experts, {scene}"] = chain_lengths(scene, args.chains, noise, args.workers, args.seed)
     if args.chains:
         scene = scenes[-1]
-        chains[f"experts with {_words(PLAY)}, {scene}"] = chain_lengths(
+        chains[f"experts with {_describe(PLAY)}, {scene}"] = chain_lengths(
             scene, args.chains, PLAY, args.workers, args.seed
         )
         chains[f"random actions, {scene}"] = chain_lengths(scene, args.chains, None, args.workers, args.seed)
-    for who, results in chains.items():
-        _print_chains(who, results)
+    for name, results in chains.items():
+        _print_chains(name, results)
     if args.markdown is not None:
         shown = " ".join(argv) if argv is not None else " ".join(sys.argv[1:])
         write_text(args.markdown, markdown(episodes, chains, f"python -m policy_rollout.desk.experts {shown}", noise))

@@ -1,6 +1,6 @@
-"""Scripted experts: honest controllers for all 34 tasks, through the 7-d action interface alone.
+"""Scripted experts: controllers for all 34 tasks that use the 7-d action interface only.
 
-`python -m policy_rollout.desk.experts --table` measures them, see `policy_rollout.desk.experts.evaluate`.
+`python -m policy_rollout.desk.experts --table` evaluates them, see `policy_rollout.desk.experts.evaluate`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from policy_rollout.desk.experts.motion import (
     QUIET,
     Block,
     Desk,
+    DeskState,
     Disturber,
     Move,
     Noise,
     Plan,
-    Sight,
 )
 from policy_rollout.desk.experts.resets import task_resets
 from policy_rollout.desk.layout import Layout
@@ -37,47 +37,48 @@ __all__ = ["EXPERT_TASKS", "PLAY", "QUIET", "Noise", "ScriptedExpert", "task_res
 
 Array = npt.NDArray[np.float64]
 Planner = Callable[[Desk], Plan]
-Achieved = Callable[[Sight, Sight], bool]  # (at the start, now)
+SuccessCheck = Callable[[DeskState, DeskState], bool]  # (at the start, now)
 
 
-def _lifted(name: str, start: Sight, now: Sight) -> bool:
-    held = now.held
-    return held is not None and held.name == name and bool(held.pos[2] - start.blocks[name].pos[2] > 0.075)
+def _is_lifted(name: str, start: DeskState, now: DeskState) -> bool:
+    block = now.held_block
+    return block is not None and block.name == name and bool(block.pos[2] - start.blocks[name].pos[2] > 0.075)
 
 
-def _shifted(name: str, sign: float, start: Sight, now: Sight) -> bool:
+def _is_pushed(name: str, sign: float, start: DeskState, now: DeskState) -> bool:
     block = now.blocks[name]
-    return bool((block.pos[0] - start.blocks[name].pos[0]) * sign > 0.105 and now.held is None and block.pos[2] < 0.475)
+    is_released = now.held_block is None and block.pos[2] < 0.475
+    return bool((block.pos[0] - start.blocks[name].pos[0]) * sign > 0.105 and is_released)
 
 
-def _turned(name: str, sign: float, start: Sight, now: Sight) -> bool:
-    turn = now.blocks[name].matrix @ start.blocks[name].matrix.T
-    angle = float(np.degrees(np.arctan2(turn[1, 0], turn[0, 0])))
-    return sign * angle > 64 and now.held is None and not now.closing
+def _is_rotated(name: str, sign: float, start: DeskState, now: DeskState) -> bool:
+    rotation = now.blocks[name].matrix @ start.blocks[name].matrix.T
+    angle = float(np.degrees(np.arctan2(rotation[1, 0], rotation[0, 0])))
+    return sign * angle > 64 and now.held_block is None and not now.closing
 
 
-def _let_go(where: Callable[[Block], bool], start: Sight, now: Sight) -> bool:
-    held = start.held
-    return held is not None and not now.closing and now.width > 0.07 and where(now.blocks[held.name])
+def _is_released(where: Callable[[Block], bool], start: DeskState, now: DeskState) -> bool:
+    block = start.held_block
+    return block is not None and not now.closing and now.width > 0.07 and where(now.blocks[block.name])
 
 
-def _stacked(start: Sight, now: Sight) -> bool:
-    return now.held is None and blocks.find_stack(now) is not None and float(now.tcp[2]) > 0.58
+def _is_stacked(start: DeskState, now: DeskState) -> bool:
+    return now.held_block is None and blocks.find_stack(now) is not None and float(now.tcp[2]) > 0.58
 
 
-def _unstacked(start: Sight, now: Sight) -> bool:
+def _is_unstacked(start: DeskState, now: DeskState) -> bool:
     return blocks.find_stack(start) is not None and blocks.find_stack(now) is None
 
 
-def _swept(start: Sight, now: Sight) -> bool:
+def _is_swept(start: DeskState, now: DeskState) -> bool:
     return any(
-        now.blocks[name].pos[2] < 0.385 and not in_drawer(block) and now.held is None
+        now.blocks[name].pos[2] < 0.385 and not in_drawer(block) and now.held_block is None
         for name, block in start.blocks.items()
     )
 
 
-def _tasks() -> dict[str, tuple[Planner, Achieved]]:
-    table: dict[str, tuple[Planner, Achieved]] = {
+def _tasks() -> dict[str, tuple[Planner, SuccessCheck]]:
+    table: dict[str, tuple[Planner, SuccessCheck]] = {
         "move_slider_left": (furniture.slide_left, lambda a, b: b.slide - a.slide > 0.16),
         "move_slider_right": (furniture.slide_right, lambda a, b: b.slide - a.slide < -0.16),
         "open_drawer": (furniture.open_drawer, lambda a, b: b.drawer - a.drawer > 0.13),
@@ -86,25 +87,25 @@ def _tasks() -> dict[str, tuple[Planner, Achieved]]:
         "turn_off_lightbulb": (furniture.switch_down, lambda a, b: not b.bulb),
         "turn_on_led": (furniture.press_button, lambda a, b: b.led),
         "turn_off_led": (furniture.press_button, lambda a, b: not b.led),
-        "place_in_slider": (blocks.place_in_slider, partial(_let_go, in_cabinet)),
-        "place_in_drawer": (blocks.place_in_drawer, partial(_let_go, in_drawer)),
-        "stack_block": (blocks.stack, _stacked),
-        "unstack_block": (blocks.unstack, _unstacked),
-        "push_into_drawer": (table_blocks.push_into_drawer, _swept),
+        "place_in_slider": (blocks.place_in_slider, partial(_is_released, in_cabinet)),
+        "place_in_drawer": (blocks.place_in_drawer, partial(_is_released, in_drawer)),
+        "stack_block": (blocks.stack, _is_stacked),
+        "unstack_block": (blocks.unstack, _is_unstacked),
+        "push_into_drawer": (table_blocks.push_into_drawer, _is_swept),
     }
     for colour in COLOURS:
         name = f"block_{colour}"
         for surface in ("table", "slider", "drawer"):
-            table[f"lift_{colour}_block_{surface}"] = (partial(blocks.lift, name=name), partial(_lifted, name))
+            table[f"lift_{colour}_block_{surface}"] = (partial(blocks.lift, name=name), partial(_is_lifted, name))
         for side, sign in (("left", -1.0), ("right", 1.0)):
             left = side == "left"
             table[f"push_{colour}_block_{side}"] = (
                 partial(table_blocks.push, name=name, left=left),
-                partial(_shifted, name, sign),
+                partial(_is_pushed, name, sign),
             )
             table[f"rotate_{colour}_block_{side}"] = (
                 partial(table_blocks.rotate, name=name, left=left),
-                partial(_turned, name, -sign),  # left is counter-clockwise
+                partial(_is_rotated, name, -sign),  # left is counter-clockwise
             )
     return {task: table[task] for task in TASK_NAMES}
 
@@ -114,16 +115,16 @@ EXPERT_TASKS: tuple[str, ...] = tuple(_TABLE)
 
 
 class ScriptedExpert:
-    """Does one task after the other; knows of the desk what its observations and the layout tell.
+    """A controller for one task at a time that reads only observations and the layout.
 
     `act(obs)` takes the observation (only robot_obs and scene_obs are read) and returns the action (7,) in [-1, 1].
-    `done` is its own opinion that the task is finished; it then stays where it is.
+    `done` is its own opinion that the task is finished; it then does not move.
 
     Args:
-        layout: of the desk it acts on (`env.layout`).
+        layout: that of the desk (`env.layout`).
         task: one of the 34 names.
-        rng: of the noise; the same generator state gives the same actions.
-        noise: disturbances that are added to the actions (QUIET, PLAY, or your own `Noise`).
+        rng: random generator of the noise.
+        noise: disturbances of the actions (QUIET, PLAY, or your own `Noise`).
     """
 
     def __init__(self, layout: Layout, task: str, rng: np.random.Generator | None = None, noise: Noise = QUIET) -> None:
@@ -136,46 +137,46 @@ class ScriptedExpert:
         if task not in _TABLE:
             raise ValueError(f"there is no expert for {task!r}; there are: {', '.join(_TABLE)}")
         self.task = task
-        self._planner, self._achieved = _TABLE[task]
+        self._planner, self._succeeded = _TABLE[task]
         self._desk: Desk | None = None
         self._plan: Plan = iter(())
         self._move: Move | None = None
-        self._steps, self._turn = 0, np.zeros(3)
+        self._steps, self._euler = 0, np.zeros(3)
         self.done = False
 
     def reset(self, task: str, obs: Mapping[str, Any] | None = None) -> None:
-        """Begin `task`; the next observation (or `obs`) is its start."""
+        """Start `task`; the next observation (or `obs`) is its initial state."""
         self._set_task(task)
         if obs is not None:
-            self._begin(Sight.of(obs, self.layout))
+            self._start(DeskState.of(obs, self.layout))
 
     @property
     def attempts(self) -> int:
-        """How often it had to plan anew."""
+        """Number of restarts of the plan."""
         return 0 if self._desk is None else self._desk.attempt
 
-    def _begin(self, sight: Sight) -> Desk:
-        self._desk = Desk(self.layout, sight, sight, self.rng)
+    def _start(self, state: DeskState) -> Desk:
+        self._desk = Desk(self.layout, state, state, self.rng)
         self._plan = self._planner(self._desk)
         return self._desk
 
     def act(self, obs: Mapping[str, Any]) -> Array:
-        """The next action (7,) float64."""
-        sight = Sight.of(obs, self.layout)
-        desk = self._desk or self._begin(sight)
-        desk.sight = sight
-        self.done = self._achieved(desk.start, sight)
+        """Return the next action (7,) float64."""
+        state = DeskState.of(obs, self.layout)
+        desk = self._desk or self._start(state)
+        desk.state = state
+        self.done = self._succeeded(desk.start, state)
         if self.done:
-            return np.array([0.0, 0, 0, 0, 0, 0, CLOSED if sight.closing else OPEN])
-        move = self._current(desk)
+            return np.array([0.0, 0, 0, 0, 0, 0, CLOSED if state.closing else OPEN])
+        move = self._current_move(desk)
         self._steps += 1
-        return self._disturber.disturb(move.action(sight, self._turn))
+        return self._disturber.disturb(move.action(state, self._euler))
 
-    def _current(self, desk: Desk) -> Move:
-        """The move to make now; a plan that has come to its end without success is made anew."""
+    def _current_move(self, desk: Desk) -> Move:
+        """Return the current move; a plan that ended without success is restarted."""
         for _ in range(20):
             move = self._move
-            if move is not None and self._steps < move.limit and not move.over(desk.sight, self._turn):
+            if move is not None and self._steps < move.limit and not move.is_over(desk.state, self._euler):
                 return move
             self._move = next(self._plan, None)
             self._steps = 0
@@ -183,5 +184,5 @@ class ScriptedExpert:
                 desk.attempt += 1
                 self._plan = self._planner(desk)
             else:
-                self._turn = desk.sight.euler if self._move.turn is None else self._move.turn
-        return Move(desk.sight.tcp, CLOSED if desk.sight.closing else OPEN)  # nothing to do here: wait
+                self._euler = desk.state.euler if self._move.euler is None else self._move.euler
+        return Move(desk.state.tcp, CLOSED if desk.state.closing else OPEN)  # no move is possible: wait

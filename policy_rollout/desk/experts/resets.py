@@ -1,4 +1,4 @@
-"""Start states for single tasks: random desks on which a task is feasible."""
+"""Random initial states in which a task is feasible."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy.typing as npt
 
 from policy_rollout.calvin.tasks import BLOCKS
 from policy_rollout.desk import layout as L
-from policy_rollout.desk.experts.motion import hand_turn
+from policy_rollout.desk.experts.motion import hand_euler
 from policy_rollout.desk.layout import Layout, layout_of
 
 Array = npt.NDArray[np.float64]
 
-TOUCH = 1e-5  # metres that things overlap, so that they touch from the first moment (CALVIN's states do so, too)
-CLEAR = 0.10  # metres between the middles of two blocks
+TOUCH = 1e-5  # metres of overlap, so that bodies are in contact from the start, as in CALVIN's states
+CLEAR = 0.10  # metres between the centres of two blocks
 
 
 def task_resets(task: str, seed: int, scene: str) -> tuple[Array, Array]:
-    """`(robot_obs [15], scene_obs [24])` from which `task` can be done; the same arguments give the same state."""
+    """Return `(robot_obs [15], scene_obs [24])` in which `task` is feasible; deterministic."""
     rng = np.random.default_rng([seed, *task.encode()])
     layout = layout_of(scene)
     fixed = _furniture(task, rng)
     places = _places(task, rng, fixed[0] > 0.14)
     poses = _poses(layout, places, float(fixed[1]), rng)
-    if task.startswith("push_") and task.endswith(("_left", "_right")):  # there must be room to push
-        while not _has_room(task, layout, poses):
+    if task.startswith("push_") and task.endswith(("_left", "_right")):
+        while not _has_push_room(task, layout, poses):
             poses = _poses(layout, places, float(fixed[1]), rng)
     robot = _robot(rng)
     held = next((name for name, place in places.items() if place == "held"), None)
@@ -36,7 +36,7 @@ def task_resets(task: str, seed: int, scene: str) -> tuple[Array, Array]:
 
 
 def _furniture(task: str, rng: np.random.Generator) -> Array:
-    """slider, drawer, button, switch, lightbulb, led: as the task needs them, the rest at random."""
+    """Return slider, drawer, button, switch, lightbulb, led: as the task needs them, the rest at random."""
     slide, drawer, bulb, led = (int(v) for v in rng.integers(0, 2, 4))
     slide = {"move_slider_left": 0, "move_slider_right": 1}.get(task, slide)
     needs_drawer = {"open_drawer": 0, "close_drawer": 1, "place_in_drawer": 1, "push_into_drawer": 1}
@@ -47,17 +47,17 @@ def _furniture(task: str, rng: np.random.Generator) -> Array:
 
 
 def _places(task: str, rng: np.random.Generator, slide_left: bool) -> dict[str, str]:
-    """Where each block is: "table", "open" or "hidden" compartment, "drawer", "held", "on <block>"."""
+    """Return the place of each block: "table", a compartment, "drawer", "held", or "on <block>"."""
     open_side, hidden = ("slider_right", "slider_left") if slide_left else ("slider_left", "slider_right")
-    anywhere = ["table", "table", open_side, hidden]
-    rng.shuffle(anywhere)
+    common = ["table", "table", open_side, hidden]
+    rng.shuffle(common)
     names = [BLOCKS[i] for i in rng.permutation(len(BLOCKS))]
-    places = dict(zip(names, anywhere, strict=False))
+    places = dict(zip(names, common, strict=False))
     named = next((name for name in BLOCKS if name.removeprefix("block_") in task), None)
     if named is not None:
         surface = task.rsplit("_", 1)[1]
-        wanted = {"slider": open_side, "drawer": "drawer"}.get(surface, "table")
-        _swap(places, named, wanted)
+        place = {"slider": open_side, "drawer": "drawer"}.get(surface, "table")
+        _swap(places, named, place)
     elif task in ("place_in_slider", "place_in_drawer", "stack_block", "unstack_block"):
         others = names[1:]
         if task in ("stack_block", "unstack_block"):
@@ -69,22 +69,22 @@ def _places(task: str, rng: np.random.Generator, slide_left: bool) -> dict[str, 
     return places
 
 
-def _swap(places: dict[str, str], name: str, wanted: str) -> None:
-    """Let `name` be at `wanted`; whoever was in that compartment takes its place."""
-    for other, place in places.items():
-        if place == wanted and wanted not in ("table", "drawer"):
+def _swap(places: dict[str, str], name: str, place: str) -> None:
+    """Move `name` to `place`; a block that is in that compartment takes its former place."""
+    for other, occupied in places.items():
+        if occupied == place and place not in ("table", "drawer"):
             places[other] = places[name]
-    places[name] = wanted
+    places[name] = place
 
 
 def _poses(layout: Layout, places: dict[str, str], drawer: float, rng: np.random.Generator) -> dict[str, Array]:
-    """xyz and Euler angles (6,) of every block, no two near each other."""
+    """Return xyz and Euler angles (6,) of every block, with a minimum distance between blocks."""
     loose = [name for name, place in places.items() if not place.startswith("on ")]
     for _ in range(2000):
         poses = {name: _pose(layout, places[name], drawer, rng) for name in loose}
         spots = np.array([pose[:2] for pose in poses.values()])
-        gaps = np.linalg.norm(spots[:, None] - spots[None], axis=-1)[np.triu_indices(len(spots), 1)]
-        if gaps.min() > CLEAR:
+        distances = np.linalg.norm(spots[:, None] - spots[None], axis=-1)[np.triu_indices(len(spots), 1)]
+        if distances.min() > CLEAR:
             break
     else:
         raise AssertionError("there is room for three blocks")
@@ -96,7 +96,7 @@ def _poses(layout: Layout, places: dict[str, str], drawer: float, rng: np.random
     return poses
 
 
-def _has_room(task: str, layout: Layout, poses: dict[str, Array]) -> bool:
+def _has_push_room(task: str, layout: Layout, poses: dict[str, Array]) -> bool:
     _, colour, _, side = task.split("_")
     low, high = layout.table_space[0][0], L.TABLE_X[1] - 0.18
     x = poses[f"block_{colour}"][0]
@@ -119,15 +119,15 @@ def _pose(layout: Layout, place: str, drawer: float, rng: np.random.Generator) -
 
 
 def _robot(rng: np.random.Generator) -> Array:
-    """An open hand somewhere above the table, about as CALVIN's at the start."""
+    """Return an open hand above the table, near CALVIN's initial pose."""
     pos = np.array(L.HOME_TCP) + rng.uniform((-0.12, -0.05, -0.02), (0.15, 0.10, 0.05))
-    euler = hand_turn(math.pi / 2 + rng.uniform(-0.3, 0.3))
+    euler = hand_euler(math.pi / 2 + rng.uniform(-0.3, 0.3))
     return np.array([*pos, *euler, L.GRIPPER_RANGE[1], *([0.0] * 7), 1.0])
 
 
 def _holding(layout: Layout, name: str, poses: dict[str, Array], rng: np.random.Generator) -> Array:
-    """A closed hand around a block in the air."""
+    """Return a closed hand around a block in the air."""
     pose = poses[name]
     slip = np.array([0.0, 0.0, rng.uniform(-0.004, 0.006)])
     width = 0.04 - 2 * TOUCH
-    return np.array([*(pose[:3] + slip), *hand_turn(float(pose[5])), width, *([0.0] * 7), -1.0])
+    return np.array([*(pose[:3] + slip), *hand_euler(float(pose[5])), width, *([0.0] * 7), -1.0])

@@ -1,4 +1,4 @@
-"""Renderers of the desk by name. Each is imported only when it is made."""
+"""Renderers of the desk by name. A renderer's module is imported only when it is made."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ RENDERERS = ("raycast", "gl")
 
 
 def make_renderer(name: str, model: Any, scene: str) -> Renderer:
-    """ "raycast" or "gl". Raises ValueError for another name and, for "gl", when there is no OpenGL."""
+    """Return the renderer of a model. Raises ValueError for an unknown name and, for "gl", without OpenGL."""
     if name == "raycast":
         from policy_rollout.desk.rendering.raycast import RayCaster
 
@@ -23,7 +23,7 @@ def make_renderer(name: str, model: Any, scene: str) -> Renderer:
 
 
 def check_renderer(name: str) -> None:
-    """Raise ValueError in one line where no image can be drawn by this renderer; "raycast" needs nothing."""
+    """Raise ValueError in one line if this renderer cannot draw here."""
     if name == "gl":
         from policy_rollout.desk.engine import mujoco
         from policy_rollout.desk.rendering.opengl import make_offscreen

@@ -20,6 +20,8 @@ class RenderedImage:
 
 
 class Renderer(Protocol):
-    def shoot(self, data: Any, view: View, size: int, led: int, bulb: int, jitter: Jitter) -> RenderedImage: ...
+    """Draws images of one model. `led`, `bulb`: 1 if the light is on."""
+
+    def render(self, data: Any, view: View, size: int, led: int, bulb: int, jitter: Jitter) -> RenderedImage: ...
 
     def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""Where the two cameras are: CALVIN's static camera, and one on the wrist."""
+"""The two cameras: CALVIN's static camera, and one on the wrist."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
-
-CAMERAS = ("static", "gripper")
 
 # CALVIN's static camera: far away with a narrow view.
 STATIC_FROM = (2.871459009488717, -2.166602199425597, 2.555159848480571)
@@ -23,19 +21,19 @@ GRIPPER_TILT = math.pi / 2 - 1.3
 GRIPPER_FOV = 75.0
 
 
-MAX_JITTER = 3.0  # beyond, the desk leaves the image or lies in the dark
+MAX_JITTER = 3.0  # beyond this, the desk leaves the image or is dark
 
 
-def checked_jitter(value: float, what: str) -> float:
-    """`value` if it is a size of jitter; ValueError that begins with `what` otherwise."""
+def checked_jitter(value: float, name: str) -> float:
+    """Return `value`. Raises ValueError naming the argument if it is out of range."""
     if not 0.0 <= value <= MAX_JITTER:
-        raise ValueError(f"{what} is {value:g}; it must be from 0 (none) to {MAX_JITTER:g} (1 is clearly visible)")
+        raise ValueError(f"{name} is {value:g}; it must be from 0 (none) to {MAX_JITTER:g} (1 is clearly visible)")
     return value
 
 
 @dataclass(frozen=True)
 class Jitter:
-    """What a reset changed about the static camera (metres) and the light (direction and strength)."""
+    """Random change of the static camera (metres) and of the light (direction and strength)."""
 
     look_from: tuple[float, float, float] = (0.0, 0.0, 0.0)
     look_at: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -44,11 +42,11 @@ class Jitter:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, camera: float, light: float) -> Jitter:
-        moved = rng.uniform(-1.0, 1.0, (3, 3))
+        noise = rng.uniform(-1.0, 1.0, (3, 3))
         bright = 1.0 + 0.25 * light * float(rng.uniform(-1.0, 1.0))
 
         def scaled(row: int, size: float) -> tuple[float, float, float]:
-            x, y, z = (moved[row] * size).tolist()
+            x, y, z = (noise[row] * size).tolist()
             return x, y, z
 
         return cls(scaled(0, 0.15 * camera), scaled(1, 0.008 * camera), scaled(2, 0.6 * light), bright)
@@ -66,13 +64,14 @@ class View:
     fixed: bool
 
     def project(self, point: npt.ArrayLike, size: int) -> tuple[float, float]:
-        """Column and row, in pixels, of a world position (3,)."""
+        """Return column and row, in pixels, of a world position (3,)."""
         ray = np.asarray(point, dtype=np.float64) - self.pos
         depth = float(ray @ self.forward) * self.tan_half
         return (float(ray @ self.right) / depth + 1) * size / 2, (1 - float(ray @ self.up) / depth) * size / 2
 
 
 def static_camera(jitter: Jitter | None = None) -> View:
+    """Return the static camera."""
     change = jitter or Jitter()
     pos = np.add(STATIC_FROM, change.look_from)
     forward = np.add(STATIC_AT, change.look_at) - pos
@@ -83,7 +82,7 @@ def static_camera(jitter: Jitter | None = None) -> View:
 
 
 def gripper_camera(tcp: Array, axes: Array) -> View:
-    """The wrist camera for a hand at `tcp` (3,) with the rotation matrix `axes` (3, 3)."""
+    """Return the wrist camera for a hand at `tcp` (3,) with the rotation matrix `axes` (3, 3)."""
     forward = axes @ np.array([math.sin(GRIPPER_TILT), 0.0, math.cos(GRIPPER_TILT)])
     up = axes @ np.array([math.cos(GRIPPER_TILT), 0.0, -math.sin(GRIPPER_TILT)])
     tan_half = math.tan(math.radians(GRIPPER_FOV / 2))

@@ -1,4 +1,4 @@
-"""Images by OpenGL (`mujoco.Renderer`): shadows and plain colours, not the same bytes everywhere."""
+"""Rendering by OpenGL (`mujoco.Renderer`): shadows and plain colours; images differ between machines."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from policy_rollout.desk.rendering.materials import BULB_ON, LED_ON, LIGHT_OFF
 
 
 def make_offscreen(model: Any, size: int) -> Any:
-    """A `mujoco.Renderer` on the OpenGL that MUJOCO_GL names; ValueError in one line where it cannot be had."""
+    """Return a `mujoco.Renderer` with the OpenGL of MUJOCO_GL. Raises ValueError in one line if that fails."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # GLFW warns of what is raised below
+            warnings.simplefilter("ignore")  # GLFW warns of errors that are raised below
             _load_opengl()
             return mujoco.Renderer(model, size, size)
     except (ImportError, AttributeError, OSError, RuntimeError, mujoco.FatalError) as error:
-        asked = os.environ.get(VARIABLE)
+        value = os.environ.get(VARIABLE)
         raise ValueError(
             f"renderer=gl needs OpenGL, which MuJoCo could not start with {VARIABLE}"
-            f"{' not set' if asked is None else f'={asked}'} ({' '.join(str(error).split())}); "
+            f"{' not set' if value is None else f'={value}'} ({' '.join(str(error).split())}); "
             f"set {VARIABLE} to egl or osmesa, whichever is installed, or use renderer=raycast"
         ) from error
 
 
 def _load_opengl() -> None:
-    """Make up for what `engine` left out when it imported MuJoCo."""
+    """Load OpenGL, which `engine` disabled when it imported MuJoCo."""
     contexts = sys.modules[mujoco.Renderer.__module__].gl_context
     if getattr(contexts, "GLContext", None) is None:
         reload(contexts)
@@ -42,29 +42,29 @@ def _load_opengl() -> None:
 
 
 class GLRenderer:
-    """Renderer "gl". Raises ValueError when MuJoCo finds no OpenGL (choose one with MUJOCO_GL=egl or osmesa)."""
+    """Renderer "gl". Raises ValueError without OpenGL (select one with MUJOCO_GL=egl or osmesa)."""
 
     def __init__(self, model: Any, scene: str) -> None:
         self.model = model
         self.scene = scene
-        self._made: dict[int, Any] = {}
+        self._renderers: dict[int, Any] = {}
         self._materials = {name: model.mat(name).id for name in ("led", "lightbulb")}
         self._sun = np.array(model.light_diffuse[0])
-        self._everything = mujoco.MjvOption()
-        self._everything.geomgroup[:] = 1
+        self._options = mujoco.MjvOption()
+        self._options.geomgroup[:] = 1
 
     def _renderer(self, size: int) -> Any:
-        if size not in self._made:
-            self._made[size] = make_offscreen(self.model, size)
-        return self._made[size]
+        if size not in self._renderers:
+            self._renderers[size] = make_offscreen(self.model, size)
+        return self._renderers[size]
 
-    def shoot(self, data: Any, view: View, size: int, led: int, bulb: int, jitter: Jitter) -> RenderedImage:
+    def render(self, data: Any, view: View, size: int, led: int, bulb: int, jitter: Jitter) -> RenderedImage:
         renderer = self._renderer(size)
         for name, on, lit in (("led", led, LED_ON), ("lightbulb", bulb, BULB_ON)):
             self.model.mat_rgba[self._materials[name], :3] = lit if on else LIGHT_OFF
             self.model.mat_emission[self._materials[name]] = 0.6 if on else 0.0
         self.model.light_diffuse[0] = self._sun * jitter.brightness
-        renderer.update_scene(data, self._camera(view), self._everything)
+        renderer.update_scene(data, self._camera(view), self._options)
         self._aim(renderer.scene, view)
         rgb = renderer.render().copy()
         renderer.enable_depth_rendering()
@@ -80,7 +80,7 @@ class GLRenderer:
         return camera
 
     def _aim(self, scene: Any, view: View) -> None:
-        """A free camera has no roll, so the pose and the frustum are written over."""
+        """Set pose and frustum, as a free camera has no roll."""
         # As mujoco.Renderer assumes when it turns the depth buffer into metres.
         near, far = (float(self.model.stat.extent * v) for v in (self.model.vis.map.znear, self.model.vis.map.zfar))
         for camera in scene.camera:
@@ -90,6 +90,6 @@ class GLRenderer:
             camera.frustum_center, camera.frustum_width = 0.0, near * view.tan_half
 
     def close(self) -> None:
-        for renderer in self._made.values():
+        for renderer in self._renderers.values():
             renderer.close()
-        self._made.clear()
+        self._renderers.clear()

@@ -1,9 +1,9 @@
-"""Images by casting one ray per pixel, in numpy: no OpenGL, the same bytes in every process.
+"""Rendering by one ray per pixel, in numpy: no OpenGL, identical bytes in every process.
 
-MuJoCo's own `mj_multiRay` asks every body about every ray (27 ms an image where this takes 5), has other arguments in
-every other version and overlooks shapes in some. Here a shape is only asked about the pixels of the rectangle that it
-projects to, and what the fixed camera sees of what never moves is kept. Tests compare the distances with `mj_ray`'s.
-All pairs of a pixel and a shape go through numpy together, because its calls cost more than its sums.
+MuJoCo's own `mj_multiRay` intersects every ray with every body (27 ms an image; here 5), changes its arguments between
+versions and misses shapes in some. Here a shape is intersected only with the pixels of its projected rectangle, and the
+immovable background of the fixed camera is cached. Tests compare the distances with `mj_ray`'s. All pairs of a pixel
+and a shape are computed in one array, because calls of numpy cost more than its arithmetic.
 
 Shape letters: G geoms of the model, S image size, N pairs of a pixel and a shape, H pixels that are drawn.
 """
@@ -18,23 +18,23 @@ import numpy.typing as npt
 
 from policy_rollout.desk.rendering.base import RenderedImage
 from policy_rollout.desk.rendering.cameras import Jitter, View
-from policy_rollout.desk.rendering.materials import BULB_ON, LED_ON, NeedsChunk, looks_of
+from policy_rollout.desk.rendering.materials import BULB_ON, LED_ON, Material, materials_of
 from policy_rollout.desk.rendering.shapes import BOX, INTERSECTIONS, PLANE, Triple, half_extent, normals
 from policy_rollout.desk.rendering.textures import make_sheet
 
 Array = npt.NDArray[Any]  # float32 where pixels are concerned
 Ints = npt.NDArray[np.int64]
 
-SUN = (0.40, -0.80, 1.55)  # where the light comes from
+SUN = (0.40, -0.80, 1.55)  # direction of the light
 AMBIENT, DIFFUSE, SKY, SHINE = 0.58, 0.45, 0.05, 0.25
-GLOW = (0.80, 0.25)  # brightness of a lit lamp: a part that ignores the light, and a part that follows it
+GLOW = (0.80, 0.25)  # brightness of a lit lamp: emitted part, and reflected part
 _CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=np.float64)
-_KEPT_BACKGROUNDS = 4
+_MAX_BACKGROUNDS = 4
 
 
 @dataclass
 class Canvas:
-    """Distance along the optical axis (S * S,), +inf where nothing is drawn; red, green and blue (S * S,) each."""
+    """Distance along the optical axis (S * S,), +inf without a hit; red, green and blue (S * S,) each."""
 
     depth: npt.NDArray[np.float32]
     rgb: tuple[npt.NDArray[np.uint8], ...]
@@ -66,7 +66,7 @@ class Light:
 
 @dataclass(frozen=True)
 class Poses:
-    """The camera and the light in the own frame of each of G shapes; every triple is x, y, z, float32 (G,) each."""
+    """Camera and light in the frame of each of G shapes; every triple is x, y, z, float32 (G,) each."""
 
     origin: Triple
     forward: Triple
@@ -77,19 +77,19 @@ class Poses:
     vertical: Triple
 
     @classmethod
-    def make(cls, places: Array, frames: Array, view: View, light: Light) -> Poses:
-        """From the places (G, 3) and frames (G, 3, 3) of the shapes in the world."""
+    def make(cls, positions: Array, frames: Array, view: View, light: Light) -> Poses:
+        """Return the poses for positions (G, 3) and frames (G, 3, 3) of the shapes in the world."""
         half = light.sun - view.forward
         world = np.stack([view.forward, view.right, view.up, half / np.sqrt((half * half).sum()), light.sun])
         own = np.einsum("vi,nij->vjn", world, frames).astype(np.float32)
-        origin = np.einsum("ni,nij->jn", view.pos - places, frames).astype(np.float32)
+        origin = np.einsum("ni,nij->jn", view.pos - positions, frames).astype(np.float32)
         vertical = np.ascontiguousarray(frames[:, 2].T.astype(np.float32))
         return cls(*(_triple(rows) for rows in (origin, *own, vertical)))
 
 
 @dataclass(frozen=True)
 class Hits:
-    """Pixels where a shape may be the nearest, (H,) each: flat index, distance, which shape, where on it."""
+    """Candidate hits, (H,) each: flat pixel index, distance, shape, position on the shape."""
 
     pixel: Ints
     t: Array
@@ -105,15 +105,15 @@ class RayCaster:
     """Renderer "raycast" of one model."""
 
     def __init__(self, model: Any, scene: str) -> None:
-        looks = looks_of(scene) | {"led on": NeedsChunk(LED_ON), "lightbulb on": NeedsChunk(BULB_ON)}
-        names = list(looks)
+        materials = materials_of(scene) | {"led on": Material(LED_ON), "lightbulb on": Material(BULB_ON)}
+        names = list(materials)
         owners = [str(model.mat(int(m)).name) for m in model.geom_matid]
         self._kind = np.array(model.geom_type, np.int64)
         self._size = np.maximum(np.array(model.geom_size, np.float32), 1e-9)  # a plane's may be 0
         self._extent = np.array(
             [half_extent(k, tuple(s)) for k, s in zip(self._kind.tolist(), model.geom_size.tolist(), strict=True)]
         )
-        self._sheet = make_sheet(looks)
+        self._sheet = make_sheet(materials)
         self._material = np.array([names.index(name) for name in owners])
         self._lamps = {name: (owners.index(name), names.index(f"{name} on")) for name in ("led", "lightbulb")}
         self._along, self._across = _grain(self._size)
@@ -128,8 +128,8 @@ class RayCaster:
     def close(self) -> None:
         self._backgrounds.clear()
 
-    def shoot(self, data: Any, view: View, size: int, led: int, bulb: int, jitter: Jitter) -> RenderedImage:
-        """One image of `size` by `size` pixels."""
+    def render(self, data: Any, view: View, size: int, led: int, bulb: int, jitter: Jitter) -> RenderedImage:
+        """Return an image of `size` by `size` pixels."""
         light = Light.make(jitter, led, bulb)
         if view.fixed:
             canvas = self._background(data, view, size, light, jitter).copy()
@@ -142,18 +142,18 @@ class RayCaster:
     def _background(self, data: Any, view: View, size: int, light: Light, jitter: Jitter) -> Canvas:
         key = (size, jitter, tuple(view.pos.tolist()), tuple(view.forward.tolist()))
         if key not in self._backgrounds:
-            while len(self._backgrounds) >= _KEPT_BACKGROUNDS:
+            while len(self._backgrounds) >= _MAX_BACKGROUNDS:
                 self._backgrounds.pop(next(iter(self._backgrounds)))
             self._backgrounds[key] = Canvas.blank(size)
             self._draw(self._backgrounds[key], self._fixed, data, view, size, replace(light, lit=()))
         return self._backgrounds[key]
 
     def _draw(self, canvas: Canvas, geoms: Ints, data: Any, view: View, size: int, light: Light) -> None:
-        """Draw the geoms where they are nearer than what is on the canvas."""
+        """Draw the geoms where they are nearer than the canvas."""
         frames = np.array(data.geom_xmat[geoms]).reshape(-1, 3, 3)
-        places = np.array(data.geom_xpos[geoms])
-        poses = Poses.make(places, frames, view, light)
-        regions = _regions(places, frames, self._extent[geoms], view, size)
+        positions = np.array(data.geom_xpos[geoms])
+        poses = Poses.make(positions, frames, view, light)
+        regions = _regions(positions, frames, self._extent[geoms], view, size)
         found = []
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             for kind in INTERSECTIONS:
@@ -168,7 +168,7 @@ class RayCaster:
     def _hits(
         self, canvas: Canvas, kind: int, members: Ints, geoms: Ints, poses: Poses, regions: Ints, view: View, size: int
     ) -> Hits:
-        """Where the shapes of one kind are nearer than the canvas."""
+        """Return the hits of shapes of one kind that are nearer than the canvas."""
         area, column, row = _pairs(regions)
 
         def spread(values: Array) -> Array:  # (G,) -> (N,): the pairs of one shape are neighbours
@@ -188,11 +188,11 @@ class RayCaster:
         return Hits(pixel[at], t, np.repeat(members, area)[at], spot)
 
     def _colours(self, hits: Hits, geoms: Ints, poses: Poses, light: Light) -> list[Array]:
-        """Red, green and blue (H,), about 0 to 1."""
+        """Return red, green and blue (H,), about 0 to 1."""
         geom = geoms[hits.shape]
         kind = self._kind[geom]
         (x, y, z), size = hits.spot, self._size.T
-        # A box shows the faces that are turned to the camera, the floor its upper side.
+        # Visible are a box's faces towards the camera, and the floor's upper side.
         ax, ay, az = (np.abs(s) / h[geom] for s, h in ((x, size[0]), (y, size[1]), (z, size[2])))
         face = np.where((ax > ay) & (ax > az), 0, np.where(ay > az, 1, 2))
         face[kind == PLANE] = 2
@@ -209,7 +209,7 @@ class RayCaster:
         return [(channel * bright + shine) * light.brightness for channel in paint]
 
     def _paint(self, geom: Ints, face: Ints, spot: Triple, light: Light) -> tuple[Array, ...]:
-        """Red, green and blue (H,) before lighting."""
+        """Return red, green and blue (H,) before lighting."""
         material = self._material.copy()
         for name in light.lit:
             where, tile = self._lamps[name]
@@ -217,23 +217,23 @@ class RayCaster:
         side = geom * 3 + face
         u = np.choose(self._along.take(side), spot) + self._shift[0][geom]
         v = np.choose(self._across.take(side), spot) + self._shift[1][geom]
-        return self._sheet.look_up(material[geom], u, v)
+        return self._sheet.sample(material[geom], u, v)
 
 
 def _triple(rows: Array) -> Triple:
     return rows[0], rows[1], rows[2]
 
 
-def _regions(places: Array, frames: Array, extents: Array, view: View, size: int) -> Ints:
-    """First and last + 1 column and row (G, 4) that each shape may cover, a pixel wider on every side."""
+def _regions(positions: Array, frames: Array, extents: Array, view: View, size: int) -> Ints:
+    """Return first and last + 1 column and row (G, 4) of each shape's projection, with a margin of one pixel."""
     offsets = np.nan_to_num(extents, posinf=0.0)[:, None, :] * _CORNERS  # (G, 8, 3)
-    corners = places[:, None, :] + np.einsum("nij,nkj->nki", frames, offsets) - view.pos
+    corners = positions[:, None, :] + np.einsum("nij,nkj->nki", frames, offsets) - view.pos
     depth = corners @ view.forward
     scale = 1 / (np.maximum(depth, 1e-6) * view.tan_half)
     columns = ((corners @ view.right) * scale + 1) * (size / 2)
     rows = (1 - (corners @ view.up) * scale) * (size / 2)
     out = np.stack([columns.min(1) - 1, columns.max(1) + 2, rows.min(1) - 1, rows.max(1) + 2], 1)
-    # A corner behind the camera projects to nowhere, and a plane has no corners: look at every pixel.
+    # A corner behind the camera has no projection, and a plane has no corners: use every pixel.
     everywhere = (depth.min(1) < 0.01) & (depth.max(1) > 0) | np.isinf(extents[:, 0])
     out[everywhere] = [0, size, 0, size]
     out[depth.max(1) <= 0] = 0
@@ -243,7 +243,7 @@ def _regions(places: Array, frames: Array, extents: Array, view: View, size: int
 
 
 def _pairs(regions: Ints) -> tuple[Ints, Ints, Ints]:
-    """How many pixels each region has, and for every pixel of every region in turn its column and row, (N,) each."""
+    """Return the number of pixels of each region, and column and row of every pixel, (N,) each."""
     width, height = regions[:, 1] - regions[:, 0], regions[:, 3] - regions[:, 2]
     area = width * height
     number = np.arange(area.sum(), dtype=np.int32) - np.repeat((np.cumsum(area) - area).astype(np.int32), area)
@@ -252,28 +252,28 @@ def _pairs(regions: Ints) -> tuple[Ints, Ints, Ints]:
 
 
 def _nearest(found: list[Hits], depth: Array) -> Hits:
-    """One hit per pixel, the nearest; of equals the last."""
+    """Return the nearest hit of each pixel; of equal ones the last."""
     x, y, z = (np.concatenate([h.spot[k] for h in found]) for k in range(3))
     pixel, t = np.concatenate([h.pixel for h in found]), np.concatenate([h.t for h in found])
-    everything = Hits(pixel, t, np.concatenate([h.shape for h in found]), (x, y, z))
+    hits = Hits(pixel, t, np.concatenate([h.shape for h in found]), (x, y, z))
     least = np.full_like(depth, np.inf)
     np.minimum.at(least, pixel, t)
     best = np.flatnonzero(t == least[pixel])
     winner = np.full(len(depth), -1)
     winner[pixel[best]] = best
-    return everything.pick(winner[winner >= 0])
+    return hits.pick(winner[winner >= 0])
 
 
 def _grain(sizes: Array) -> tuple[Ints, Ints]:
-    """Axes (G * 3,) of each face of a box: of its longer edge, along which the grain runs, and of its shorter one."""
+    """Return axes (G * 3,) of each face of a box: of its longer edge, along the grain, and of its shorter edge."""
     pairs = np.array([[1, 2], [0, 2], [0, 1]])
-    turned = sizes[:, pairs[:, 0]] < sizes[:, pairs[:, 1]]  # (G, 3)
-    along, across = np.where(turned, pairs[:, 1], pairs[:, 0]), np.where(turned, pairs[:, 0], pairs[:, 1])
+    swapped = sizes[:, pairs[:, 0]] < sizes[:, pairs[:, 1]]  # (G, 3)
+    along, across = np.where(swapped, pairs[:, 1], pairs[:, 0]), np.where(swapped, pairs[:, 0], pairs[:, 1])
     return along.reshape(-1), across.reshape(-1)
 
 
 def _flat_light(kind: Ints, poses: Poses) -> Array:
-    """Brightness (G, 3) of the visible face across each axis."""
+    """Return the brightness (G, 3) of the visible face across each axis."""
     columns = []
     for origin, sun, vertical in zip(poses.origin, poses.sun, poses.vertical, strict=True):
         side = np.where((kind == PLANE) | (origin > 0), np.float32(1), np.float32(-1))
@@ -284,7 +284,7 @@ def _flat_light(kind: Ints, poses: Poses) -> Array:
 
 
 def _round_light(kind: Ints, size: Triple, hits: Hits, poses: Poses) -> tuple[Array, Array]:
-    """Brightness (H,) of places on round shapes, and the highlight on them (H,)."""
+    """Return brightness (H,) and highlight (H,) at positions on round shapes."""
     normal = normals(kind, size, hits.spot)
 
     def along(direction: Triple) -> Array:

@@ -1,7 +1,7 @@
-"""Where rays meet the desk's shapes, in plain numpy: planes, boxes, spheres, cylinders and capsules.
+"""Intersections of rays with planes, boxes, spheres, cylinders and capsules, in numpy.
 
-Everything is a flat array (n,), one entry for every pair of a pixel and a shape that may be seen there. The ray of pair
-i is `origin[i] + t * ray[i]` in the shape's own frame. Every function returns `t` (n,), +inf where the shape is missed.
+All arrays are flat (n,), with one entry per pair of a pixel and a shape. The ray of pair i is `origin[i] + t * ray[i]`
+in the shape's own frame. Every function returns `t` (n,), +inf without a hit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]  # float32; numpy's types lose track of it in mixed arithmetic
+Array = npt.NDArray[Any]  # float32; numpy's type hints lose it in mixed arithmetic
 Triple = tuple[Array, Array, Array]
 
 # MuJoCo's mjtGeom numbers, as ints: comparing its enums changed between versions.
@@ -21,17 +21,17 @@ _MISS = np.float32(np.inf)
 _NEAR = 0.004  # metres; nothing nearer to the camera is drawn
 
 
-def _seen(t: Array, hit: npt.NDArray[np.bool_]) -> Array:
+def _visible(t: Array, hit: npt.NDArray[np.bool_]) -> Array:
     return np.where(hit & (t > _NEAR), t, _MISS)
 
 
 def plane(origin: Triple, ray: Triple, size: Triple) -> Array:
-    """The plane z = 0, seen from above."""
-    return _seen(-origin[2] / ray[2], ray[2] < 0)
+    """Intersect the plane z = 0 from above."""
+    return _visible(-origin[2] / ray[2], ray[2] < 0)
 
 
 def box(origin: Triple, ray: Triple, size: Triple) -> Array:
-    """The box |x|, |y|, |z| <= size, from outside: the last of three slabs to be entered."""
+    """Intersect the box |x|, |y|, |z| <= size from outside: the last of three slabs to be entered."""
     enters, leaves = [], []
     for o, r, h in zip(origin, ray, size, strict=True):
         inverse = 1.0 / r
@@ -40,7 +40,7 @@ def box(origin: Triple, ray: Triple, size: Triple) -> Array:
         leaves.append(middle + half)
     enter = np.maximum(np.maximum(enters[0], enters[1]), enters[2])
     leave = np.minimum(np.minimum(leaves[0], leaves[1]), leaves[2])
-    return _seen(enter, enter <= leave)
+    return _visible(enter, enter <= leave)
 
 
 def _ball(origin: Triple, ray: Triple, radius: Array) -> Array:
@@ -48,32 +48,35 @@ def _ball(origin: Triple, ray: Triple, radius: Array) -> Array:
     a = rx * rx + ry * ry + rz * rz
     b = x * rx + y * ry + z * rz
     inside = b * b - a * (x * x + y * y + z * z - radius * radius)
-    return _seen((-b - np.sqrt(np.maximum(inside, 0.0))) / a, inside > 0)
+    return _visible((-b - np.sqrt(np.maximum(inside, 0.0))) / a, inside > 0)
 
 
 def sphere(origin: Triple, ray: Triple, size: Triple) -> Array:
+    """Intersect a sphere of radius size[0]."""
     return _ball(origin, ray, size[0])
 
 
 def _tube(origin: Triple, ray: Triple, radius: Array, half: Array) -> Array:
-    """The curved side of a cylinder along z."""
+    """Intersect the curved side of a cylinder along z."""
     (x, y, z), (rx, ry, rz) = origin, ray
     a = rx * rx + ry * ry
     b = x * rx + y * ry
     inside = b * b - a * (x * x + y * y - radius * radius)
     t = (-b - np.sqrt(np.maximum(inside, 0.0))) / a
-    return _seen(t, (inside > 0) & (np.abs(z + t * rz) <= half))
+    return _visible(t, (inside > 0) & (np.abs(z + t * rz) <= half))
 
 
 def cylinder(origin: Triple, ray: Triple, size: Triple) -> Array:
+    """Intersect a cylinder along z of radius size[0] and half height size[1]."""
     (x, y, z), (rx, ry, rz), (radius, half, _) = origin, ray, size
-    # Only the cap on the camera's side can be seen from outside.
+    # Only the cap on the camera's side is visible from outside.
     t = (np.where(z > 0, half, -half) - z) / rz
     px, py = x + t * rx, y + t * ry
-    return np.minimum(_tube(origin, ray, radius, half), _seen(t, px * px + py * py <= radius * radius))
+    return np.minimum(_tube(origin, ray, radius, half), _visible(t, px * px + py * py <= radius * radius))
 
 
 def capsule(origin: Triple, ray: Triple, size: Triple) -> Array:
+    """Intersect a capsule along z of radius size[0] and half cylinder height size[1]."""
     (x, y, z), (radius, half, _) = origin, size
     ends = np.minimum(_ball((x, y, z - half), ray, radius), _ball((x, y, z + half), ray, radius))
     return np.minimum(_tube(origin, ray, radius, half), ends)
@@ -89,7 +92,7 @@ INTERSECTIONS: dict[int, Callable[[Triple, Triple, Triple], Array]] = {
 
 
 def half_extent(kind: int, size: tuple[float, float, float]) -> tuple[float, float, float]:
-    """Half edge lengths of the box around a shape (a plane has none: +inf)."""
+    """Return half edge lengths of the bounding box of a shape (+inf for a plane)."""
     if kind == BOX:
         return size
     if kind == PLANE:
@@ -99,7 +102,7 @@ def half_extent(kind: int, size: tuple[float, float, float]) -> tuple[float, flo
 
 
 def normals(kind: Array, size: Triple, spot: Triple) -> Triple:
-    """Outward unit normals at the places `spot` of spheres, cylinders and capsules."""
+    """Return outward unit normals at positions `spot` on spheres, cylinders and capsules."""
     (x, y, z), half = spot, size[1]
     cap = (kind == CYLINDER) & (np.abs(z) >= half * 0.9999)
     nx, ny = np.where(cap, 0.0, x), np.where(cap, 0.0, y)

@@ -1,4 +1,4 @@
-"""Patterns: a small tile of colours per material, made from numbers drawn with a fixed seed, all in one sheet."""
+"""Textures: one small tile of colours per material, from fixed random numbers, all in one sheet."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from policy_rollout.desk.rendering.materials import NeedsChunk
+from policy_rollout.desk.rendering.materials import Material
 
 Array = npt.NDArray[Any]
-_FAR = 2048.0  # texels; a cast to int rounds towards zero, so places are shifted into the positive
+_FAR = 2048.0  # texels; shifts positions to positive values, as a cast to int rounds towards zero
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """The tiles of all materials, one after the other, and where each of M tiles is.
+    """The tiles of M materials in one array.
 
-    A tile has `rows[m]` by `columns[m]` texels, both powers of two, and `per_metre[:, m]` texels a metre along u, which
-    runs along the longer edge of a face, and v, which runs across.
+    A tile has `rows[m]` by `columns[m]` texels, both powers of two, and `per_metre[:, m]` texels per metre along u (the
+    longer edge of a face) and v (the shorter edge).
     """
 
     colours: npt.NDArray[np.float32]  # (3, texels), in [0, 1]
@@ -29,8 +29,8 @@ class Sheet:
     columns: npt.NDArray[np.int32]
     per_metre: npt.NDArray[np.float32]  # (2, M)
 
-    def look_up(self, material: Array, u: Array, v: Array) -> tuple[Array, Array, Array]:
-        """Red, green and blue (n,) of materials (n,) at places u, v (n,) in metres; tiles repeat."""
+    def sample(self, material: Array, u: Array, v: Array) -> tuple[Array, Array, Array]:
+        """Return red, green and blue (n,) of materials (n,) at u, v (n,) in metres; tiles repeat."""
         columns = self.columns[material]
         i = (u * self.per_metre[0][material] + _FAR).astype(np.int32) & (columns - 1)
         j = (v * self.per_metre[1][material] + _FAR).astype(np.int32) & (self.rows[material] - 1)
@@ -39,9 +39,9 @@ class Sheet:
         return red[at], green[at], blue[at]
 
 
-def make_sheet(looks: dict[str, NeedsChunk]) -> Sheet:
-    """The sheet with tile m for the m-th look."""
-    tiles, scales = zip(*(_tile(name, look) for name, look in looks.items()), strict=True)
+def make_sheet(materials: dict[str, Material]) -> Sheet:
+    """Return the sheet with tile m for the m-th material."""
+    tiles, scales = zip(*(_tile(name, material) for name, material in materials.items()), strict=True)
     shapes = np.array([tile.shape[:2] for tile in tiles], np.int32)
     first = np.concatenate([[0], np.cumsum(shapes.prod(1))[:-1]]).astype(np.int32)
     colours = np.concatenate([tile.reshape(-1, 3) for tile in tiles])
@@ -49,26 +49,26 @@ def make_sheet(looks: dict[str, NeedsChunk]) -> Sheet:
     return Sheet(np.ascontiguousarray(colours.T), first, shapes[:, 0], shapes[:, 1], per_metre)
 
 
-def _tile(name: str, look: NeedsChunk) -> tuple[Array, tuple[float, float]]:
-    """One material's tile (V, U, 3) and its texels a metre along u and v."""
+def _tile(name: str, material: Material) -> tuple[Array, tuple[float, float]]:
+    """Return a material's tile (V, U, 3) and its texels per metre along u and v."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    first, second = np.array(look.colour, np.float32), np.array(look.second, np.float32)
-    if look.pattern == "plain":
+    first, second = np.array(material.colour, np.float32), np.array(material.second, np.float32)
+    if material.pattern == "plain":
         shade, per_metre = np.zeros((1, 1), np.float32), (1.0, 1.0)
-    elif look.pattern == "wood":
-        shade, per_metre = _wood(rng), (128 / (look.scale * 20), 64 / (look.scale * 7))
-    elif look.pattern == "check":
-        shade, per_metre = np.array([[0, 1], [1, 0]], np.float32), (1 / look.scale, 1 / look.scale)
-    elif look.pattern == "stripe":
-        shade, per_metre = np.array([[0], [1]], np.float32), (1.0, 1 / look.scale)
+    elif material.pattern == "wood":
+        shade, per_metre = _wood(rng), (128 / (material.scale * 20), 64 / (material.scale * 7))
+    elif material.pattern == "check":
+        shade, per_metre = np.array([[0, 1], [1, 0]], np.float32), (1 / material.scale, 1 / material.scale)
+    elif material.pattern == "stripe":
+        shade, per_metre = np.array([[0], [1]], np.float32), (1.0, 1 / material.scale)
     else:
-        assert look.pattern == "speckle", look.pattern
-        shade, per_metre = rng.random((64, 64), np.float32), (1 / look.scale, 1 / look.scale)
+        assert material.pattern == "speckle", material.pattern
+        shade, per_metre = rng.random((64, 64), np.float32), (1 / material.scale, 1 / material.scale)
     return first + (second - first) * shade[..., None], per_metre
 
 
 def _wood(rng: np.random.Generator) -> Array:
-    """Shades (64, 128) in [0, 1]: rings that wander slowly along the grain, with fine fibres."""
+    """Return shades (64, 128) in [0, 1]: wood rings along the grain, with fine fibres."""
     rows, columns = 64, 128
     wander = _stretch(_smooth(_smooth(rng.random((rows, columns), np.float32), 60, 1), 12, 0))
     across = np.arange(rows, dtype=np.float32)[:, None] / np.float32(rows)

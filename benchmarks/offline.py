@@ -34,7 +34,7 @@ from policy_rollout.policies.upvla import UPVLAPolicy
 from preprocess_data import tokenize_images
 from tests.benchmarks.naive_acting import Naive
 from tests.benchmarks.naive_step import slow_model
-from training.data.caches.token_cache import Wanted, find, raw_digest
+from training.data.caches.token_cache import CacheKey, find, raw_digest
 from training.data.calvin import CalvinSplit
 
 NAME = "offline"
@@ -102,7 +102,7 @@ def token_cache(folder: Path, split: CalvinSplit, policy: UPVLAPolicy, args: arg
     where = folder / "caches"
     given = ["--data", split.path, "--tokenizer", tokenizer, "--resolution", spec.resolution, "--output", where]
     tokenize_images.main([str(word) for word in given])
-    wanted = Wanted(raw_digest(split), policy.vq.weights_hash, spec.resolution, spec.num_view)
+    wanted = CacheKey(raw_digest(split), policy.vq.weights_hash, spec.resolution, spec.num_view)
     return CodedFrames(find([where], wanted, "(made by this benchmark)", split.path))
 
 

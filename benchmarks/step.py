@@ -12,6 +12,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ from training.batch_to_tasks import (
     future_task,
     text_task,
 )
-from training.build import Parts, setup
+from training.build import Components, setup
 from training.data.batch import CoBatch
 from training.run import open_run
 
@@ -82,7 +83,7 @@ class Stepper:
 
     def __init__(
         self,
-        parts: Parts,
+        parts: Components,
         batches: Iterator[CoBatch],
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
@@ -136,7 +137,7 @@ def steppers(objectives: Sequence[str], configs: str, overrides: Sequence[str]) 
         folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         jobs = {name: job_of(name, configs, overrides, folder) for name in objectives}
         run = stack.enter_context(open_run(jobs[objectives[0]]))
-        made = {name: setup(job, run) for name, job in jobs.items()}
+        made = {name: setup(replace(run, job=job)) for name, job in jobs.items()}
         yield {name: Stepper(parts, iter(parts.data), run.accelerator.autocast) for name, parts in made.items()}
 
 

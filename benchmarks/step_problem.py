@@ -22,7 +22,7 @@ from models.processing.image import normalise
 from models.rng import SampleRng
 from models.vision.clip_encoder import ClipTower
 from training.batch_to_tasks import coefficients, encode_image, encode_views, future_task, text_task
-from training.build import Parts
+from training.build import Components
 from training.data.batch import CoBatch, RobotBatch, RobotSample, TextBatch, collate_robot
 from training.data.dataloader import CotrainLoader, Flow
 from training.optim.optimizer import Schedule, build_optimizer
@@ -54,7 +54,7 @@ class Problem:
     """Parts of a run, and the batch that every step takes."""
 
     size: Size
-    parts: Parts
+    parts: Components
     batch: CoBatch
 
     @property
@@ -118,7 +118,7 @@ def problem(
         model.backbone.enable_gradient_checkpointing()
     clip = clip_tower(size, device)
     nothing: Flow[RobotBatch] = Flow(_Nothing(), collate_robot, rows, seed=0)
-    parts = Parts(
+    parts = Components(
         job=job,
         device=device,
         model=model,

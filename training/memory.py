@@ -31,7 +31,7 @@ from models.rng import SampleRng
 from models.sequence import TextTurn
 from models.upvla import UPVLA
 from training.batch_to_tasks import COUNTED, RobotCodes, Tasks, bundle, future_task, text_task
-from training.build import Parts
+from training.build import Components
 from training.data.batch import RobotBatch
 from training.data.dataloader import conversation_budget
 from training.optim.optimizer import BLOCK, SMALLEST_IN_8_BITS
@@ -105,14 +105,14 @@ def said(size: int) -> str:
     return f"{size / GIB:.1f} GB" if size >= GIB else f"{size / (1 << 20):.0f} MB"
 
 
-def tell(run: Run, parts: Parts) -> None:
+def tell(run: Run, parts: Components) -> None:
     """Print the estimate of a run before anything is wrapped or moved."""
-    if run.writes:
+    if run.is_main_process:
         for line in lines(parts, Sharing.of(run.accelerator)):
-            run.say(line)
+            run.log(line)
 
 
-def lines(parts: Parts, sharing: Sharing) -> list[str]:
+def lines(parts: Components, sharing: Sharing) -> list[str]:
     """What to tell the user: the estimate, and what helps if it does not fit."""
     room, device = room_on(parts.device), str(parts.device)
     stays = staying(parts, sharing)
@@ -150,13 +150,13 @@ def room_on(device: torch.device) -> int | None:
     return int(free.split()[1]) * 1024
 
 
-def estimate(parts: Parts, sharing: Sharing | None = None) -> Estimate:
+def estimate(parts: Components, sharing: Sharing | None = None) -> Estimate:
     """The memory of one step of a run. Nothing is computed; it takes some seconds at real size."""
     sharing = sharing or Sharing()
     return replace(staying(parts, sharing), activations=max(_step(parts, sharing), _looking(parts)))
 
 
-def staying(parts: Parts, sharing: Sharing) -> Estimate:
+def staying(parts: Components, sharing: Sharing) -> Estimate:
     """What does not come and go, counted."""
     trained = [p for p in parts.model.parameters() if p.requires_grad]
     return Estimate(
@@ -195,7 +195,7 @@ def _gradients(trained: list[nn.Parameter], sharing: Sharing) -> int:
     return size * (2 if sharing.world > 1 else 1)  # DDP exchanges a copy
 
 
-def _optimizer(parts: Parts, trained: list[nn.Parameter], sharing: Sharing) -> int:
+def _optimizer(parts: Components, trained: list[nn.Parameter], sharing: Sharing) -> int:
     tables = {id(p) for m in parts.model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     size = 0
     for p in trained:
@@ -251,7 +251,7 @@ class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= size
 
 
-def _step(parts: Parts, sharing: Sharing) -> int:
+def _step(parts: Components, sharing: Sharing) -> int:
     """The most that forward and backward of one micro-batch of the longest rows hold beside gradients.
 
     Looked at with one and with two layers, from which the others follow: at the start of the backward every layer
@@ -268,7 +268,7 @@ def _step(parts: Parts, sharing: Sharing) -> int:
     return max(most, kept + _numbers(shared) * (2 if sharing.rounded else 4))
 
 
-def _with_layers(parts: Parts, sharing: Sharing, tasks: Tasks, layers: int) -> tuple[int, int]:
+def _with_layers(parts: Components, sharing: Sharing, tasks: Tasks, layers: int) -> tuple[int, int]:
     """With so many layers: (the most there ever is, what the robot flow's forward leaves for its backward)."""
     living, settings = Living(), parts.job.training
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.mixed_precision)
@@ -300,7 +300,7 @@ def layers_of(model: UPVLA) -> nn.ModuleList:
     return next(found for found in lists if len(found) == int(model.backbone.config.num_hidden_layers))
 
 
-def _looking(parts: Parts) -> int:
+def _looking(parts: Components) -> int:
     """The most that the frozen networks hold while they look at a micro-batch."""
     job, size = parts.job, parts.job.dataset.preprocessing.resolution
     frames = job.training.batch_size_pre * job.model.vla.num_view * (2 if job.training.pre_coeff > 0 else 1)
@@ -338,7 +338,7 @@ def _device(tensor: Tensor) -> torch.device:
     return torch.device("cpu") if tensor.device.type == "meta" else tensor.device
 
 
-def longest(parts: Parts) -> Tasks:
+def longest(parts: Components) -> Tasks:
     """One micro-batch of rows as long as the configuration lets them be."""
     job, spec = parts.job, parts.model.spec
     rows, turns = job.training.batch_size_pre, job.training.batch_size_mmu

@@ -198,7 +198,7 @@ def test_an_image_that_does_not_decode_is_replaced_by_the_next_record_and_said_o
     data = dataset(root, records)
     samples, told = [data[1], data[1]], LeftOut()
     with caplog.at_level(logging.WARNING):
-        told.tell(collate_text(samples).left_out)
+        told.report(collate_text(samples).left_out)
     assert len(told) == 1
     assert [index for index, _ in samples[0].left_out] == [1]
     assert data[0].left_out == ()

@@ -43,11 +43,11 @@ from models.vision.clip_encoder import ClipTower
 from models.vision.magvitv2 import MagVITv2
 from training.data.batch import CoBatch, RobotBatch, Samples, TextBatch, collate_robot, collate_text
 from training.data.caches.clip_cache import clip_cache
-from training.data.caches.token_cache_choice import token_cache
+from training.data.caches.token_cache import token_cache
 from training.data.llava import TEXT_ALONE, LeftOut, LlavaDataset
 from training.data.mixture import Mixture
 from training.data.sampling_order import START, FlowProgress, Order, Position, StepSampler, Timetable, flow_seed
-from training.data.worker_processes import PREFETCH, fail, received
+from training.data.worker_processes import PREFETCH, fail, receive
 from training.future_view_prediction_w_action_dataset import DataProvider
 
 Batch = TypeVar("Batch", RobotBatch, TextBatch)
@@ -134,11 +134,11 @@ class Flow(Generic[Batch]):
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or else making the iterator would draw from the global one
         )
-        for batch in received(loader):
+        for batch in receive(loader):
             if isinstance(batch, _Failure):
                 raise batch.kind(batch.message)
             if isinstance(batch, TextBatch):
-                self.left_out.tell(batch.left_out)
+                self.left_out.report(batch.left_out)
                 self.left_out.report_cut(batch.cut)
             yield batch
 
@@ -283,13 +283,13 @@ def training_conversations(
     return Mixture(sources, params.train_mmu_weights) if params.train_mmu_sources else sources[0]
 
 
-def conversations_in(flow: Flow[TextBatch] | None) -> list[str]:
+def describe_conversations(flow: Flow[TextBatch] | None) -> list[str]:
     """What the data of an mmu flow holds and what of it is left out, line by line."""
     data = None if flow is None else flow.dataset
     return data.summary() if isinstance(data, LlavaDataset | Mixture) else []
 
 
-def codes_in(flow: Flow[RobotBatch] | None) -> list[str]:
+def describe_token_cache(flow: Flow[RobotBatch] | None) -> list[str]:
     """Which token cache a robot flow reads, in a line."""
     data = None if flow is None else flow.dataset
     return [data.tokens.describe()] if isinstance(data, DataProvider) and data.tokens is not None else []

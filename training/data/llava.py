@@ -91,7 +91,7 @@ class LeftOut:
         self._seen: set[int] = set()
         self._cut: set[int] = set()
 
-    def tell(self, found: Iterable[tuple[int, str]]) -> None:
+    def report(self, found: Iterable[tuple[int, str]]) -> None:
         """``found``: (index of the sample, why it cannot be used)."""
         for index, why in found:
             if index not in self._seen:

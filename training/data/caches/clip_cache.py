@@ -20,7 +20,7 @@ from common.paths import expand_home
 from config.schema import Job
 from models.processing.image_file import READING
 from models.vision.clip_encoder import ClipTower
-from training.data.caches.token_cache import replaced
+from training.data.caches.token_cache import find_replaced
 from training.data.formats.column_file import IndexFile
 from training.data.formats.shards import FRAMES, WHOLE, Plan, Rows, is_whole, read_plan
 
@@ -98,7 +98,7 @@ def find(places: Sequence[Path], tower: ClipTower, remake: str, json: str, image
         if plan is None or plan.about.get("kind") != KIND:
             continue
         why = _other(plan.about, wanted) if is_whole(folder, plan) else "not finished"
-        if why is None and (other := replaced(plan.about.get("probes", {}), image_root)) is not None:
+        if why is None and (other := find_replaced(plan.about.get("probes", {}), image_root)) is not None:
             why = f"made of other images than lie there now (such as {other})"
         if why is None:
             return ImageFeatures(folder, plan, remake)

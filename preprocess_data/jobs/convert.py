@@ -21,7 +21,7 @@ from common.atomic_file import replace_bytes
 from preprocess_data.jobs.resume import is_current, output_folder, plan_folder, remove_parts
 from preprocess_data.jobs.workers import in_processes
 from training.data.checks.dataset import ENOUGH
-from training.data.episode_index import INDEX_NAME, WORTH_AN_INDEX, Episode, Frame, build_index, write_index
+from training.data.episode_index import INDEX_NAME, MIN_INDEXED, Episode, Frame, build_index, write_index
 
 PARTS = ".parts"
 MOST_CLIPPED = 0.5  # share of actions that may pass the units: beyond it they are of other units, or poses
@@ -255,7 +255,7 @@ def _write(
         raise ValueError(f"no episode is left to write; the first: {next(iter(left_out), 'there is none')}")
     # The contract is there first: a folder without one is taken for CALVIN's, which this is not.
     frames = write_index(output, counted(), before=declare)
-    if (output / INDEX_NAME).stat().st_size >= WORTH_AN_INDEX:
+    if (output / INDEX_NAME).stat().st_size >= MIN_INDEXED:
         build_index(output, progress)
     return Made(output / INDEX_NAME, episodes, frames, len(instructions), clipped, tuple(left_out))
 

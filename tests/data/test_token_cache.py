@@ -56,7 +56,7 @@ def make(data: Path, magvit: Path, *words: str) -> int:
 
 
 def cache_of(root: Path, magvit: Path, views: int = 2, caches: Path | None = None) -> TokenCache:
-    digest = processed_digest(read_index(root, pictures=False))
+    digest = processed_digest(read_index(root, images=False))
     wanted = CacheKey(digest, load_magvit(magvit).weights_hash, 32, views)
     return find([caches or root / "token_cache"], wanted, "MAKE", root)
 
@@ -248,7 +248,7 @@ def test_a_cache_of_something_else_is_refused_in_one_line_with_the_command(
 def test_images_that_were_replaced_are_noticed(root: Path, magvit: Path) -> None:
     assert make(root, magvit) == 0
     write_frame(root / "frame_0.npz", 0, more=np.zeros(9))
-    with pytest.raises(ValueError, match=r"made of other images than lie there now.*frame_0\.npz"):
+    with pytest.raises(ValueError, match=r"made of other images than those there now.*frame_0\.npz"):
         cache_of(root, magvit)
 
 
@@ -261,7 +261,7 @@ def test_a_copy_whose_images_were_replaced_by_some_of_the_same_size_is_noticed(
     other = bytearray((copy / "frame_0.npz").read_bytes())
     other[100] ^= 1
     (copy / "frame_0.npz").write_bytes(other)
-    with pytest.raises(ValueError, match=r"made of other images than lie there now.*copy/frame_0\.npz"):
+    with pytest.raises(ValueError, match=r"made of other images than those there now.*copy/frame_0\.npz"):
         cache_of(copy, magvit)
     assert cache_of(root, magvit).plan.rows == 18
 

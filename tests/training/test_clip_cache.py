@@ -130,7 +130,7 @@ def test_of_several_sources_all_have_patches_or_none(world: Path, tmp_path: Path
     shutil.copytree(world / "chat", world / "more")
     assert make(world, "--yes") == 0
     sources = {"dataset__params__train_mmu_sources": f"[{world / 'chat'}, {world / 'more'}]"}
-    with pytest.raises(ConfigError, match=r"more.*patches of its images were not made before.*clip_cache=false"):
+    with pytest.raises(ConfigError, match=r"more.*has no cached CLIP patches.*clip_cache=false"):
         run(world, tmp_path / "refused", **sources)
     run(world, tmp_path / "seen", **sources, dataset__params__clip_cache="false")
     path = world / "more" / "llava_v1_5_mix665k.json"
@@ -142,7 +142,7 @@ def test_of_several_sources_all_have_patches_or_none(world: Path, tmp_path: Path
 def test_an_image_that_was_replaced_is_noticed(world: Path, tmp_path: Path) -> None:
     assert make(world, "--yes") == 0
     shutil.copy(world / "chat" / "red.png", world / "chat" / "pink.png")
-    with pytest.raises(ConfigError, match=r"made of other images than lie there now \(such as .*pink\.png"):
+    with pytest.raises(ConfigError, match=r"made of other images than those there now \(such as .*pink\.png"):
         run(world, tmp_path / "refused")
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -137,14 +137,9 @@ def token_cache(job: Job, root: str, vq: MagVITv2) -> TokenCache | None:
     and resolution, or if images are augmented, which codes cannot be.
     """
     choice = job.dataset.params.token_cache
-    inside = Path(root) / FOLDER
-    if choice is False or (choice == "auto" and not inside.is_dir()):
+    places, given = select_places(KEY, choice, Path(root) / FOLDER)
+    if not places:
         return None
-    given = None if choice == "auto" else expand_home(choice)
-    if given is not None and not given.is_dir():
-        raise ValueError(f"{KEY}={choice}: there is no such folder; allowed: auto, false, or a folder of token caches")
-    # A named folder may hold the cache of the training data only, and validation data have theirs inside them.
-    places = [place for place in (given, inside) if place is not None and place.is_dir()]
     if job.dataset.augment != Augment():
         raise ValueError(
             f"dataset.augment changes images, and {KEY}={choice} reads the codes of unchanged ones; "
@@ -172,27 +167,56 @@ def find(places: Sequence[Path], key: CacheKey, remake: str, data: Path) -> Toke
 
     Raises ValueError with the mismatch of each cache and the command ``remake``.
     """
+    found = first_fit(((folder, read_plan(folder)) for folder in candidates(places)), "tokens", key.mismatch, data)
+    if isinstance(found, str):
+        names = " and ".join(map(str, places))
+        raise ValueError(f"{names}: no token cache for this data and tokenizer ({found}). Make it: {remake}")
+    return TokenCache(*found)
+
+
+def select_places(key: str, choice: bool | str, inside: Path) -> tuple[list[Path], Path | None]:
+    """Return the folders that a cache setting selects, none if images are read, and the folder that it names.
+
+    ``inside``: folder of caches in the data set. Raises ValueError if the named folder does not exist.
+    """
+    if choice is False or (choice == "auto" and not inside.is_dir()):
+        return [], None
+    given = None if choice == "auto" else expand_home(str(choice))
+    if given is not None and not given.is_dir():
+        raise ValueError(f"{key}={choice}: there is no such folder; allowed: auto, false, or a folder of caches")
+    # A named folder may hold the cache of the training data only, and validation data have theirs inside them.
+    return [place for place in (given, inside) if place is not None and place.is_dir()], given
+
+
+def candidates(places: Sequence[Path]) -> Iterator[Path]:
+    """Yield the folders that may be a cache: each place and its subfolders."""
+    for place in places:
+        yield place
+        if place.is_dir():
+            yield from sorted(folder for folder in place.iterdir() if folder.is_dir())
+
+
+def first_fit(
+    plans: Iterable[tuple[Path, Plan | None]],
+    kind: str,
+    mismatch: Callable[[Mapping[str, Any]], str | None],
+    root: Path,
+) -> tuple[Path, Plan] | str:
+    """Return the first complete cache of ``kind`` without a mismatch, or the mismatches of all.
+
+    ``root``: folder of the images, which must not have been replaced since (``probes``).
+    """
     mismatches: list[str] = []
-    for folder in (folder for place in places for folder in _candidates(place)):
-        plan = read_plan(folder)
-        if plan is None or plan.about.get("kind") != "tokens":
+    for folder, plan in plans:
+        if plan is None or plan.about.get("kind") != kind:
             continue
-        reason = key.mismatch(plan.about) if is_whole(folder, plan) else "not finished"
-        if reason is None and (other := find_replaced(plan.about["probes"], data)) is not None:
+        reason = mismatch(plan.about) if is_whole(folder, plan) else "not finished"
+        if reason is None and (other := find_replaced(plan.about.get("probes", {}), root)) is not None:
             reason = f"made of other images than those there now (such as {other})"
         if reason is None:
-            return TokenCache(folder, plan)
+            return folder, plan
         mismatches.append(f"{folder.name} is {reason}")
-    found = "; ".join(mismatches) or "it is empty"
-    raise ValueError(
-        f"{' and '.join(map(str, places))}: no token cache for this data and tokenizer ({found}). Make it: {remake}"
-    )
-
-
-def _candidates(caches: Path) -> Iterator[Path]:
-    yield caches
-    if caches.is_dir():
-        yield from sorted(folder for folder in caches.iterdir() if folder.is_dir())
+    return "; ".join(mismatches) or "it is empty"
 
 
 def remake_command(

@@ -92,7 +92,7 @@ def test_another_tower_or_a_new_image_is_refused_with_the_command_that_mends_it(
     save_file({**weights, name: weights[name] + 1}, str(world / "clip" / "model.safetensors"))
     with pytest.raises(ConfigError, match="made by other weights") as error:
         run(world, tmp_path / "refused")
-    command = shlex.split(str(error.value).partition("Make them: ")[2].partition(" (or see")[0])
+    command = shlex.split(str(error.value).partition("Make them: ")[2].partition(" (or encode")[0])
     assert command[:2] == ["python", "preprocess_data/clip_features.py"]
     assert clip_features.main([*command[2:], "--yes"]) == 0
     run(world, tmp_path / "mended")

@@ -2,7 +2,7 @@
 
     python train_mdm_vla.py config=./config/debug_mdmvla_1step.yaml
 
-Image and action losses are those of the other objectives; only what is learned from conversations changes.
+Only the text loss differs from the other objectives; image and action losses are the same.
 """
 
 from __future__ import annotations

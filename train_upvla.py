@@ -1,9 +1,9 @@
-"""Train a vision-language-action model: what will be seen (frames), what to do (actions), what to say (words).
+"""Train a vision-language-action model to predict frames, actions and text.
 
     python train_upvla.py config=./config/tiny_arvla.yaml training.max_train_steps=100
 
 This script trains text objective ``ar`` (UP-VLA, AR-VLA). ``train_mdm_vla.py`` and ``train_blockdiff_vla.py`` run the
-same loop for the others: ``training.text_objective`` alone changes, the image and action losses stay as they are.
+same loop with the others. Only ``training.text_objective`` differs; the image and action losses are the same.
 """
 
 from __future__ import annotations
@@ -26,27 +26,31 @@ def main(objective: Objective = "ar", argv: Sequence[str] | None = None) -> None
 
 def train(job: Job) -> None:
     require_start(job)
-    # Imported here: a mistake on the command line is told at once, not after torch and transformers are loaded.
+    # Imported here, so that a mistake on the command line is reported before torch and transformers are loaded.
     from training.distributed.launch_environment import check_environment
 
     check_environment(job)
-    from training.batch_to_tasks import bundle, encode_image, encode_views, future_task, text_task
+    from training.batch_to_tasks import bundle, encode_image, encode_views, fill_patches, future_task, lay_out
     from training.build import setup
     from training.run import open_run
     from training.trainer import Trainer
 
     with open_run(job) as run:
-        parts = setup(job, run)
-        trainer = Trainer(job, run, parts)
-        for micro_batches in trainer.steps():  # one optimizer step after another
-            tasks = []
-            for batch in micro_batches:
-                codes = encode_views(parts, batch.robot, trainer.step)  # frames now and act_step later -> image codes
-                future = future_task(parts, codes, trainer.step)  # see now; learn later and the actions between
-                turn = encode_image(parts, batch.text)  # image -> CLIP patches, beside the words
-                text = text_task(parts, turn, trainer.draws())  # the objective decides what is hidden of the answer
-                tasks.append(bundle(parts, future, text))
-            for task in trainer.share(tasks):  # counts over micro-batches and ranks, which the losses are divided by
+        components = setup(run)
+        trainer = Trainer(run, components)
+        for batches in trainer.steps():  # one optimizer step after another
+            micro_batches = [
+                lay_out(components, batch, trainer.step) for batch in batches
+            ]  # the objective draws its masks
+            for batch in trainer.normalized_microbatches(
+                micro_batches
+            ):  # losses are divided by counts over all of them
+                codes = encode_views(
+                    components, batch.data.robot, trainer.step
+                )  # frames now and act_step later -> codes
+                future = future_task(components, codes, trainer.step, tokens=batch.action_tokens)  # and actions between
+                text = fill_patches(batch.text, encode_image(components, batch.data.text))  # image -> CLIP patches
+                task = bundle(components, future, text)
                 losses = trainer.model(task.future, task.text)  # one forward: image, action and text losses
                 trainer.backward(losses)  # pre_coeff * image + act_coeff * action + mmu_coeff * text
             trainer.update()

@@ -39,7 +39,7 @@ from policy_rollout.benchmarks.coded import CodedFrames
 from policy_rollout.benchmarks.offline import Errors, FrameReader, Report, Sample, evaluate, list_samples
 from policy_rollout.policies.upvla import UPVLAPolicy
 from preprocess_data import tokenize_images
-from training.data.caches.token_cache import Wanted, find, raw_digest
+from training.data.caches.token_cache import CacheKey, find, raw_digest
 from training.data.calvin import CalvinSplit
 
 SAME = 1e-3
@@ -56,7 +56,7 @@ def token_cache(folder: Path, split: CalvinSplit, policy: UPVLAPolicy, size: Siz
     (tokenizer / "config.json").write_text(json.dumps(sizes), encoding="utf-8")
     given = ["--data", split.path, "--tokenizer", tokenizer, "--resolution", spec.resolution, "--output", caches]
     tokenize_images.main([str(word) for word in given])
-    wanted = Wanted(raw_digest(split), policy.vq.weights_hash, spec.resolution, spec.num_view)
+    wanted = CacheKey(raw_digest(split), policy.vq.weights_hash, spec.resolution, spec.num_view)
     return CodedFrames(find([caches], wanted, "(made by this benchmark)", split.path))
 
 

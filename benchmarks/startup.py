@@ -46,7 +46,7 @@ from training.batch_to_tasks import bundle
 stage("import the rest")
 job = load_job(sys.argv[1:], None)
 with open_run(job) as run:
-    parts = setup(job, run)
+    parts = setup(run)
     stage("networks and data")
     next(iter(parts.data))
     stage("first batch")

@@ -26,7 +26,7 @@ from preprocess_data.jobs.verify_cli import summarise
 from training.data.calvin import Annotation, CalvinSplit
 from training.data.checks.dataset import ActionChecks, Finding, require
 from training.data.dataset_spec import read_contract, write_contract
-from training.data.episode_index import INDEX_NAME, WORTH_AN_INDEX, Episode, Frame, build_index, write_index
+from training.data.episode_index import INDEX_NAME, MIN_INDEXED, Episode, Frame, build_index, write_index
 from training.future_view_prediction_w_action_dataset import CAMERAS
 
 Placement = Literal["relative", "absolute", "copy"]
@@ -138,7 +138,7 @@ def _write_processed(
 
     notes = tuple(require(_checked(split, ids, read, action)))
     frames = write_index(output_dir, episodes(), before=declare)
-    if (output_dir / INDEX_NAME).stat().st_size >= WORTH_AN_INDEX:
+    if (output_dir / INDEX_NAME).stat().st_size >= MIN_INDEXED:
         build_index(output_dir, progress)
     finish(output_dir)
     return Summary(

@@ -1,8 +1,8 @@
-"""Random crops, shifts and colours of robot images: a sample's frames now and later get the very same change.
+"""Random crops, shifts and colours of robot images, the same for a sample's frames now and later.
 
-Off unless asked for (``dataset.augment``). Applied to the whole batch on the training device, after loading, so that
-data workers stay as they are; drawn by (seed, step, sample), so that it is the same change after a resume and on
-whichever process the sample lies. Images that are measured or acted on are never changed.
+Off by default (``dataset.augment``). Applied to the whole batch on the training device, after loading. Drawn by (seed,
+step, sample), so that it does not depend on the process and is the same after a resume. Images for evaluation and
+inference are never augmented.
 
 Shape letters: M moments (now, later), B batch, V views, R resolution.
 """
@@ -26,9 +26,9 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to each sample. ``zoom``, ``move`` per camera, the colours per sample: light is shared.
+    """Parameters of the augmentation: geometry per camera, colours per sample (all cameras share the light).
 
-    ``zoom`` [B, V]: share of the side that is kept; ``move`` [B, V, 2]: how far the window's centre moves to the right
+    ``zoom`` [B, V]: fraction of the side that is kept; ``move`` [B, V, 2]: shift of the window's centre to the right
     and down, where 2 is the whole side; ``brightness``, ``contrast``, ``saturation`` [B]: factors.
     """
 
@@ -40,11 +40,12 @@ class Change:
 
 
 def is_off(settings: Augment) -> bool:
+    """Return True if the settings change no image."""
     return settings == Augment()
 
 
 def draw(settings: Augment, seed: int, step: int, indices: Sequence[int], views: int) -> Change:
-    """The changes of the samples ``indices`` in a step. Lies on the host."""
+    """Draw the parameters of the samples ``indices`` in a step, on the host."""
     rows = [torch.rand(views * 5 + 3, generator=generator(seed, "augment", step, index)) for index in indices]
     drawn = torch.stack(rows)  # [B, 5 V + 3], in [0, 1)
     geometry = drawn[:, : views * 5].view(len(rows), views, 5)
@@ -58,19 +59,19 @@ def draw(settings: Augment, seed: int, step: int, indices: Sequence[int], views:
 
 
 def apply(frames: Tensor, change: Change) -> Tensor:
-    """uint8 [M, B, V, 3, R, R] -> the same shape, changed, on the same device. All moments of a sample alike."""
+    """Augment frames, uint8 [M, B, V, 3, R, R], on their device; all moments of a sample in the same way."""
     device = frames.device
     batch = frames.shape[1]
     pixels = frames.float()
     if not (bool((change.zoom == 1).all()) and not bool(change.move.any())):
-        pixels = _moved(pixels, send(change.zoom, device), send(change.move, device))
+        pixels = _crop_and_shift(pixels, send(change.zoom, device), send(change.move, device))
     factors = [
         send(factor, device).view(1, batch, 1, 1, 1, 1)
         for factor in (change.brightness, change.contrast, change.saturation)
     ]
     brightness, contrast, saturation = factors
     pixels = pixels * brightness
-    # The grey that contrast turns about is that of the first moment, or else the moments would be changed differently.
+    # The pivot of contrast is the mean grey of the first moment, so that all moments are changed in the same way.
     pivot = _grey(pixels[:1]).mean(dim=(3, 4, 5), keepdim=True)  # [1, B, V, 1, 1, 1]
     pixels = pivot + contrast * (pixels - pivot)
     grey = _grey(pixels)
@@ -78,21 +79,21 @@ def apply(frames: Tensor, change: Change) -> Tensor:
     return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
-def _moved(pixels: Tensor, zoom: Tensor, move: Tensor) -> Tensor:
-    """Each camera's window resized back to the whole image; beyond the border its last pixel is repeated."""
+def _crop_and_shift(pixels: Tensor, zoom: Tensor, move: Tensor) -> Tensor:
+    """Resize each camera's window to the whole image; pixels at the border are repeated outside of it."""
     moments, batch, views, channels, size, _ = pixels.shape
     theta = torch.zeros(batch, views, 2, 3, device=pixels.device)
     theta[..., 0, 0] = theta[..., 1, 1] = zoom
     theta[..., 2] = move
     theta = theta.expand(moments, batch, views, 2, 3).reshape(-1, 2, 3)
     grid = F.affine_grid(theta, [len(theta), channels, size, size], align_corners=False)
-    moved = F.grid_sample(
+    resampled = F.grid_sample(
         pixels.reshape(-1, channels, size, size), grid, mode="bilinear", padding_mode="border", align_corners=False
     )
-    return moved.view_as(pixels)
+    return resampled.view_as(pixels)
 
 
 def _grey(pixels: Tensor) -> Tensor:
-    """[..., 3, R, R] -> [..., 1, R, R]."""
+    """Convert colours [..., 3, R, R] to grey [..., 1, R, R]."""
     weights = send(torch.tensor(LUMA), pixels.device).view(3, 1, 1)
     return (pixels * weights).sum(dim=-3, keepdim=True)

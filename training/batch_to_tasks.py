@@ -1,7 +1,8 @@
-"""What one micro-batch asks of the model: frames to codes, images to patches, and the tasks built from them.
+"""Turn a micro-batch into the model's inputs: frames to codes, images to patches, and the tasks built from them.
 
-Everything before the model's one call happens here, frozen networks included, without gradients. A flow that a
-micro-batch does not have is None all the way through.
+Tasks are laid out on the host first (``lay_out``), because the losses of a step are divided by counts over all of its
+micro-batches. Images are encoded later, one micro-batch at a time, so that device memory does not grow with
+``training.gradient_accumulation_steps``. A flow that a micro-batch does not have is None throughout.
 
 Shape letters: B batch, V views, R resolution, M moments (now, later), N codes of all views, P patches, C CLIP width.
 """
@@ -9,7 +10,7 @@ Shape letters: B batch, V views, R resolution, M moments (now, later), N codes o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,15 +24,15 @@ from models.rng import SampleRng, generator
 from models.sequence import TextTurn, future_targets, robot_sequence
 from models.upvla import FutureTask
 from training import augmentation
-from training.build import Parts
-from training.data.batch import RobotBatch, TextBatch
+from training.build.components import Components
+from training.data.batch import CoBatch, RobotBatch, TextBatch
 
 COUNTED = ("image", "action", "text", "action_bd")
-"""The losses, in the order of every row of counts."""
+"""Names of the losses, in the order of every row of counts."""
 
 
 def coefficients(job: Job) -> list[float]:
-    """The weights of ``COUNTED`` in the total. Block-diffusion actions are a second action loss, and weighed as one."""
+    """Return the weights of ``COUNTED`` in the total loss. Block-diffusion actions share the weight of actions."""
     training = job.training
     action_bd = training.act_coeff * job.block_diffusion.action_coeff
     return [training.pre_coeff, training.act_coeff, training.mmu_coeff, action_bd]
@@ -39,8 +40,8 @@ def coefficients(job: Job) -> list[float]:
 
 @dataclass(frozen=True)
 class RobotCodes:
-    """A robot batch whose frames are codes: ``now`` and ``later`` [B, N], on the device. ``later`` is None where
-    nobody learns the future frame (``training.pre_coeff: 0``)."""
+    """A robot batch and the codes of its frames: ``now`` and ``later`` [B, N], on the device. ``later`` is None if the
+    future frame is not trained on (``training.pre_coeff: 0``)."""
 
     now: Tensor
     later: Tensor | None
@@ -49,106 +50,161 @@ class RobotCodes:
 
 @dataclass(frozen=True)
 class Tasks:
-    """One micro-batch, prepared, on the device. ``counts`` [4], on the host: how much each of ``COUNTED`` sums over."""
+    """One micro-batch of tasks on the device. ``counts`` [4], on the host: the divisor of each loss in ``COUNTED``."""
 
     future: FutureTask | None
     text: TextTask | None
     counts: Tensor
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """A micro-batch whose tokens are laid out and whose images are not encoded yet.
+
+    ``data``: samples; ``action_tokens``, ``text``: tasks on the host, without image codes and patches; ``counts`` [4]:
+    as in ``Tasks``.
+    """
+
+    data: CoBatch
+    action_tokens: TextTask | None
+    text: TextTask | None
+    counts: Tensor
+
+
+def lay_out(components: Components, data: CoBatch, step: int) -> MicroBatch:
+    """Choose the masks of a micro-batch in optimizer step ``step`` and count its targets, on the host.
+
+    Placeholders on the meta device (shapes without content) stand for codes and patches.
+    """
+    codes = None
+    if data.robot is not None:
+        empty = torch.empty(len(data.robot), components.model.spec.num_image_tokens, dtype=torch.long, device="meta")
+        codes = RobotCodes(empty, empty if components.job.training.pre_coeff > 0 else None, data.robot)
+    future = future_task(components, codes, step)
+    turn = None
+    if data.text is not None:
+        clip = components.clip
+        shape = None if clip is None else (len(data.text), clip.num_patches, clip.width)
+        turn = _text_turn(components, data.text, None if shape is None else torch.empty(shape, device="meta"))
+    text = text_task(components, turn, SampleRng(components.job.training.seed, step))
+    return MicroBatch(data, None if future is None else future.action_tokens, text, target_counts(future, text))
+
+
 @torch.no_grad()
 def encode_views(
-    parts: Parts, batch: RobotBatch | None, step: int | None = None, with_later: bool | None = None
+    components: Components, batch: RobotBatch | None, step: int | None = None, with_later: bool | None = None
 ) -> RobotCodes | None:
-    """Camera frames now, and T steps later -> codes, views one after the other. One call of the tokenizer; none where
-    the batch brings codes.
+    """Encode camera frames of now and of T steps later as codes, all views of a row side by side.
 
-    ``step``: the optimizer step, from which augmentation is drawn; None is for measuring and changes no image.
-    ``with_later``: encode the later frames too (default: if the image loss has a weight).
+    The image tokenizer is called once, or not at all if the batch holds codes already.
+
+    Args:
+        step: optimizer step that seeds augmentation; None (evaluation) augments nothing.
+        with_later: encode the later frames too. By default they are encoded if the image loss has a weight.
     """
     if batch is None:
         return None
-    with_later = parts.job.training.pre_coeff > 0 if with_later is None else with_later
+    with_later = components.job.training.pre_coeff > 0 if with_later is None else with_later
     moments = [batch.views, batch.future_views] if with_later else [batch.views]
-    frames = torch.stack(moments)[:, :, : parts.job.model.vla.num_view]  # [M, B, V, 3, R, R] or, coded, [M, B, V, n]
-    frames = send(frames, parts.device)
+    num_view = components.job.model.vla.num_view
+    frames = torch.stack(moments)[:, :, :num_view]  # [M, B, V, 3, R, R], or codes [M, B, V, n]
+    frames = send(frames, components.device)
     if batch.coded:
         codes = frames.flatten(2).long()  # [M, B, N]
         return RobotCodes(now=codes[0], later=codes[1] if with_later else None, batch=batch)
-    settings = parts.job.dataset.augment
+    settings = components.job.dataset.augment
     if step is not None and not augmentation.is_off(settings):
-        change = augmentation.draw(settings, parts.job.training.seed, step, batch.indices.tolist(), frames.shape[2])
+        seed = components.job.training.seed
+        change = augmentation.draw(settings, seed, step, batch.indices.tolist(), frames.shape[2])
         frames = augmentation.apply(frames, change)
     pixels = normalise(frames.flatten(0, 2))
-    codes = parts.vq.encode(pixels).view(len(moments), len(batch), -1)  # [M, B, N]
+    codes = components.vq.encode(pixels).view(len(moments), len(batch), -1)  # [M, B, N]
     return RobotCodes(now=codes[0], later=codes[1] if with_later else None, batch=batch)
 
 
 @torch.no_grad()
-def encode_image(parts: Parts, batch: TextBatch | None) -> TextTurn | None:
-    """Conversations, padded on the right, with the CLIP patches [B, P, C] of their images; zeros, which nobody
-    attends, for those without one.
+def encode_image(components: Components, batch: TextBatch | None) -> TextTurn | None:
+    """Return conversations, padded on the right, with the CLIP patches [B, P, C] of their images.
 
-    Ids and answers stay on the host, where the text objective looks for the answers' slots.
+    The patches of a row without an image are zeros that no token attends to. Ids and answers stay on the host, where
+    the text objective searches the answers' slots.
     """
     if batch is None:
         return None
-    patches = pictured = None
-    if parts.clip is not None and len(batch.pixels) == len(batch):
-        patches = parts.clip.features(send(batch.pixels, parts.device))
-    elif parts.clip is not None:
-        pictured = batch.pictured
-        patches = torch.zeros(len(batch), parts.clip.num_patches, parts.clip.width, device=parts.device)
+    patches = None
+    if components.clip is not None and len(batch.pixels) == len(batch):
+        patches = components.clip.features(send(batch.pixels, components.device))
+    elif components.clip is not None:
+        clip = components.clip
+        patches = torch.zeros(len(batch), clip.num_patches, clip.width, device=components.device)
         if len(batch.pixels) > 0:
-            features = parts.clip.features(send(batch.pixels, parts.device))
-            patches = patches.to(features.dtype).index_copy(0, send(pictured.nonzero()[:, 0], parts.device), features)
-    pad = parts.prompter.vocab.pad
+            features = clip.features(send(batch.pixels, components.device))
+            rows = send(batch.pictured.nonzero()[:, 0], components.device)
+            patches = patches.to(features.dtype).index_copy(0, rows, features)
+    return _text_turn(components, batch, patches)
+
+
+def _text_turn(components: Components, batch: TextBatch, patches: Tensor | None) -> TextTurn:
+    all_pictured = len(batch.pixels) == len(batch)
+    pictured = None if patches is None or all_pictured else batch.pictured
+    pad = components.prompter.vocab.pad
     return TextTurn.of_rows(batch.ids, batch.answers, pad, patches, batch.indices, pictured)
 
 
 def future_task(
-    parts: Parts, codes: RobotCodes | None, step: int | None = None, measured_draws: int = 1
+    components: Components,
+    codes: RobotCodes | None,
+    step: int | None = None,
+    measured_draws: int = 1,
+    tokens: TextTask | None = None,
 ) -> FutureTask | None:
-    """The robot flow: see the frames now, tell the frames T steps later and the T actions between.
+    """Return the robot flow's task: read the frames of now; predict the frames T steps later and the T actions between.
 
-    ``step``: the optimizer step, from which it is drawn which instructions are left out, and which action tokens are
-    hidden. None leaves out none and is for measuring: tokens are hidden the same way at every evaluation,
-    ``measured_draws`` times, over all mask ratios.
+    Args:
+        step: optimizer step that seeds the dropped instructions and the masks of action tokens. None (evaluation) drops
+            no instruction and masks the same tokens at every evaluation, over all mask ratios.
+        measured_draws: independent masks of a chunk in an evaluation.
+        tokens: the action tokens, if ``lay_out`` has prepared them already.
     """
     if codes is None:
         return None
-    job, prompter, batch = parts.job, parts.prompter, codes.batch
+    job, prompter, batch = components.job, components.prompter, codes.batch
     instructions = [prompter.instruction(text) for text in batch.instructions]
     if step is not None and job.training.cond_dropout_prob > 0:
         dropped = drop_conditions(batch.indices.tolist(), job.training.cond_dropout_prob, job.training.seed, step)
         instructions = [prompter.no_instruction() if d else i for i, d in zip(instructions, dropped, strict=True)]
     with_actions = job.training.act_coeff > 0
     masked = with_actions and job.dataset.params.mask_action_padding
+    if tokens is None and with_actions:
+        tokens = action_tokens(components, batch, instructions, step, measured_draws)
     return FutureTask(
         sequence=robot_sequence(prompter.vocab, instructions, codes.now, batch.actions.shape[1]),
         targets=None if codes.later is None else future_targets(prompter.vocab, codes.later),
-        actions=parts.normalised(batch.actions) if with_actions else None,
+        actions=components.normalize_actions(batch.actions) if with_actions else None,
         action_weight=(~batch.action_is_pad).float() if masked else None,
         label_smoothing=job.training.label_smoothing,
-        action_tokens=action_tokens(parts, batch, instructions, step, measured_draws) if with_actions else None,
+        action_tokens=tokens,
     )
 
 
 def action_tokens(
-    parts: Parts, batch: RobotBatch, instructions: Sequence[Sequence[int]], step: int | None, measured_draws: int
+    components: Components, batch: RobotBatch, instructions: Sequence[Sequence[int]], step: int | None, draws: int
 ) -> TextTask | None:
-    """Block-diffusion actions behind the robot flow, if the job has them. Laid out on the host: the codes, which are on
-    the device, play no part in where something stands (``FutureTask.whole`` puts them in)."""
-    job, vocab = parts.job, parts.prompter.vocab
+    """Return the task of block-diffusion actions behind the robot flow; None if the job has none.
+
+    It is laid out on the host. The layout does not depend on the image codes, which are on the device and are filled in
+    later (``FutureTask.whole``).
+    """
+    job, vocab = components.job, components.prompter.vocab
     objective = action_diffusion(job)
     if objective is None:
         return None
-    without_codes = torch.zeros(len(batch), parts.model.spec.num_image_tokens, dtype=torch.long)
+    without_codes = torch.zeros(len(batch), components.model.spec.num_image_tokens, dtype=torch.long)
     return action_task(
-        objective if step is not None else objective.measuring(measured_draws),
+        objective if step is not None else objective.measuring(draws),
         ActionBins(vocab, job.block_diffusion.action_num_bins),
         robot_sequence(vocab, instructions, without_codes, batch.actions.shape[1]),
-        parts.normalised(batch.actions),
+        components.normalize_actions(batch.actions),
         ~batch.action_is_pad if job.dataset.params.mask_action_padding else None,
         batch.indices.tolist(),
         SampleRng(job.training.seed, step or 0, "action"),
@@ -156,38 +212,46 @@ def action_tokens(
 
 
 def drop_conditions(indices: Sequence[int], probability: float, seed: int, step: int) -> list[bool]:
-    """For each sample: is its instruction left out in this step? The same answer on whichever rank it lies."""
+    """Return for each sample whether this step drops its instruction. The rank of the sample does not matter."""
     return [bool(torch.rand((), generator=generator(seed, "condition", step, i)) < probability) for i in indices]
 
 
 def text_task(
-    parts: Parts, turn: TextTurn | None, draws: SampleRng | None = None, objective: TextObjective | None = None
+    components: Components,
+    turn: TextTurn | None,
+    draws: SampleRng | None = None,
+    objective: TextObjective | None = None,
 ) -> TextTask | None:
-    """The text problem of the run's objective (or of ``objective``); ``draws`` gives masks, ratios and block sizes."""
+    """Return the text task of the run's objective (or of ``objective``); ``draws`` gives masks, ratios, block sizes."""
     if turn is None:
         return None
-    objective = objective or parts.objective
-    return objective.prepare(parts.prompter.vocab, parts.prompter.system_ids, turn, draws)
+    objective = objective or components.objective
+    return objective.prepare(components.prompter.vocab, components.prompter.system_ids, turn, draws)
 
 
-def bundle(parts: Parts, future: FutureTask | None, text: TextTask | None) -> Tasks:
-    """Both tasks on the device. Their counts are taken first, where nobody has to wait for the device."""
-    action_bd = None if future is None else future.action_tokens
-    counts = torch.tensor([*_robot_counts(future), *(float(t.counted) if t else 0.0 for t in (text, action_bd))])
+def fill_patches(task: TextTask | None, turn: TextTurn | None) -> TextTask | None:
+    """Return a task of ``lay_out`` with the CLIP patches of its conversations."""
+    if task is None or turn is None:
+        return None
+    return replace(task, sequence=replace(task.sequence, patches=turn.patches))
+
+
+def bundle(components: Components, future: FutureTask | None, text: TextTask | None) -> Tasks:
+    """Move both tasks to the device. Their counts are read before that, so that the host does not wait."""
     return Tasks(
-        future=None if future is None else future.to(parts.device),
-        text=None if text is None else text.to(parts.device),
-        counts=counts,
+        counts=target_counts(future, text),
+        future=None if future is None else future.to(components.device),
+        text=None if text is None else text.to(components.device),
     )
 
 
-def _robot_counts(task: FutureTask | None) -> tuple[float, float]:
-    """(image span slots, action numbers) that the losses of this task are summed over."""
-    if task is None:
-        return 0.0, 0.0
-    image = 0.0 if task.targets is None else float(task.targets.numel())
-    if task.actions is None:
-        return image, 0.0
-    if task.action_weight is None:
-        return image, float(task.actions.numel())
-    return image, float(task.action_weight.sum()) * task.actions.shape[-1]
+def target_counts(future: FutureTask | None, text: TextTask | None) -> Tensor:
+    """Return how much each loss in ``COUNTED`` sums over, [4] on the host."""
+    image, action, tokens = 0.0, 0.0, None
+    if future is not None:
+        tokens = future.action_tokens
+        image = 0.0 if future.targets is None else float(future.targets.numel())
+        if future.actions is not None:
+            steps = future.actions[..., 0].numel() if future.action_weight is None else future.action_weight.sum()
+            action = float(steps) * future.actions.shape[-1]
+    return torch.tensor([image, action, *(0.0 if task is None else float(task.counted) for task in (text, tokens))])

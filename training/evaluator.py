@@ -1,6 +1,6 @@
-"""Looking at the model between steps: losses on held-out data, answers to questions, predicted future frames.
+"""Evaluate the model between steps: losses on validation data, answers to questions, predicted future frames.
 
-All ranks do the same work on their share (losses) or the same work (answers, frames); rank 0 writes.
+All ranks do the same work on their part of the data (losses) or the same work (answers, frames); rank 0 writes.
 """
 
 from __future__ import annotations
@@ -15,50 +15,52 @@ import torch
 from torch import Tensor
 
 from config.loading import ConfigError
-from config.schema import Job
 from models.decoding import ActionDecoding, decode_actions, generate
 from models.losses import SumAndCount
 from models.measure import DRAWS, VARIANCE, evaluate_text_likelihood, text_figures
-from models.measure import MEASURES as TEXT_MEASURES
+from models.measure import MEASURES as TEXT_METRICS
 from models.processing.image import clip_pixels, to_uint8
 from models.processing.text import questions_in
 from models.sequence import robot_sequence
 from models.text_metrics import ACTION_DETAILS
 from training.batch_to_tasks import bundle, encode_image, encode_views, future_task
-from training.build import Parts
+from training.build import Components
 from training.data.batch import CoBatch, RobotBatch, TextSample, collate_robot
 from training.data.dataloader import Batch, Flow
 from training.data.readers import images_in, read_image
-from training.distributed.full_state import Whole
+from training.distributed.full_state import FullModel
 from training.metrics_logger import Meter, means
 from training.run import Run
 
-MEASURED_SAMPLES = 64
-"""Samples of each held-out data set that an evaluation looks at, spread evenly over it."""
-SHOWN_FRAMES = 4
-SHOWN_IMAGES = 4
-ACTION_MEASURES = ("action_bd/loss", "action_bd/mae", "action_bd/forwards_per_chunk", *ACTION_DETAILS)
-"""Of block-diffusion actions: their loss, and how far decoding them is from what was recorded."""
-MEASURES = ("image/loss", "action/loss", "action/mae", *ACTION_MEASURES, *TEXT_MEASURES)
+EVAL_SAMPLES = 64
+"""Samples of each validation data set that an evaluation uses, spread evenly over it."""
+LOGGED_FRAMES = 4
+"""Samples whose predicted future frames are logged."""
+LOGGED_IMAGES = 4
+"""Images about which answers are logged."""
+ACTION_METRICS = ("action_bd/loss", "action_bd/mae", "action_bd/forwards_per_chunk", *ACTION_DETAILS)
+"""Metrics of block-diffusion actions: loss, error of the decoded chunk, forwards to decode it."""
+METRICS = ("image/loss", "action/loss", "action/mae", *ACTION_METRICS, *TEXT_METRICS)
 
 
 @dataclass(frozen=True)
-class Image:
-    """Something to ask about: ``pixels`` as CLIP wants them [3, S, S]; ``questions`` with the true answer, if known."""
+class ImageQuestions:
+    """An image with questions: ``pixels`` [3, S, S] for CLIP; ``questions`` with the true answer, if known."""
 
     name: str
     pixels: Tensor
     questions: Sequence[tuple[str, str | None]]
 
 
-class Validator:
-    """Measures and shows one run's model."""
+class Evaluator:
+    """Evaluates the model of one run."""
 
-    def __init__(self, job: Job, run: Run, parts: Parts, whole: Whole) -> None:
-        self.job, self.run, self.parts, self.model, self.whole = job, run, parts, parts.model, whole
+    def __init__(self, run: Run, components: Components, full_model: FullModel) -> None:
+        self.job, self.run, self.components, self.model = run.job, run, components, components.model
+        self._full_model, job = full_model, run.job
         if job.experiment.eval_every and not self._has_data:
-            run.say(
-                "no held-out data (dataset.params.validation_pre_shards_path_or_url, ...mmu...): nothing to evaluate on"
+            run.log(
+                "no validation data (dataset.params.validation_pre_shards_path_or_url, ...mmu...): nothing to evaluate"
             )
         if job.experiment.generate_every and job.mmu_image_root is not None:
             try:
@@ -68,37 +70,37 @@ class Validator:
 
     @property
     def _has_data(self) -> bool:
-        return self.parts.heldout_robot is not None or self.parts.heldout_text is not None
+        return self.components.validation_robot is not None or self.components.validation_text is not None
 
-    # --- losses ------------------------------------------------------------------------------------------------
-
-    def measure(self) -> dict[str, float]:
-        """Losses and the mean absolute action error on held-out data, as ``validation/...``; empty without any."""
+    def evaluate(self) -> dict[str, float]:
+        """Return losses and the mean absolute action error as ``validation/...``; empty without validation data."""
         if not self._has_data:
             return {}
         meter = Meter()
-        meter.add({name: SumAndCount.zero(self.run.device) for name in MEASURES})  # the same names on every rank
-        stopped: SystemExit | None = None
-        with self._looking():
+        meter.add({name: SumAndCount.zero(self.run.device) for name in METRICS})  # the same names on every rank
+        failure: SystemExit | None = None
+        with self._eval_mode():
             try:
-                for batch in self._heldout():
-                    self._measure(batch, meter)
-            except SystemExit as error:  # a bad file; the other ranks wait for this one's sums all the same
-                stopped = error
+                for batch in self._batches():
+                    self._add(batch, meter)
+            except SystemExit as error:  # a bad file; the other ranks still wait for the sums of this one
+                failure = error
         totals = meter.totals(self.run.sum)
-        if stopped is not None:
-            raise stopped
+        if failure is not None:
+            raise failure
         found = {**means(totals), **text_figures(totals)}
-        found.pop(VARIANCE, None)  # told as an error
+        found.pop(VARIANCE, None)  # reported as a standard error
         return {f"validation/{name}": value for name, value in sorted(found.items())}
 
-    def _measure(self, batch: CoBatch, meter: Meter) -> None:
-        turn = encode_image(self.parts, batch.text)
+    def _add(self, batch: CoBatch, meter: Meter) -> None:
+        turn = encode_image(self.components, batch.text)
         if turn is not None:
             seed = self.job.training.seed  # the same draws at every evaluation and on every split over ranks
-            meter.add(evaluate_text_likelihood(self.model, self.parts.prompter, self.parts.objective, turn, seed))
-        codes = encode_views(self.parts, batch.robot)
-        task = bundle(self.parts, future_task(self.parts, codes, measured_draws=DRAWS), None).future
+            meter.add(
+                evaluate_text_likelihood(self.model, self.components.prompter, self.components.objective, turn, seed)
+            )
+        codes = encode_views(self.components, batch.robot)
+        task = bundle(self.components, future_task(self.components, codes, measured_draws=DRAWS), None).future
         if task is None:
             return
         losses = self.model(task)
@@ -106,138 +108,134 @@ class Validator:
         meter.add({name: losses.details[name] for name in ACTION_DETAILS})
         if task.actions is None or codes is None:
             return
-        true = codes.batch.actions.to(self.run.device)  # errors are told in the robot's units, however it learns
-        predicted = self.parts.denormalize_actions(self.model.predict(task.sequence).actions)
-        meter.add({"action/mae": _absolute(predicted - true)})
+        true = codes.batch.actions.to(self.run.device)  # errors are in the robot's units, not in normalized ones
+        predicted = self.components.denormalize_actions(self.model.predict(task.sequence).actions)
+        meter.add({"action/mae": _sum_of_absolutes(predicted - true)})
         if task.action_tokens is not None:
             decoded = decode_actions(self.model, task.sequence, ActionDecoding.of(self.job.block_diffusion))
-            meter.add({"action_bd/mae": _absolute(self.parts.denormalize_actions(decoded.actions) - true)})
-            meter.add({"action_bd/forwards_per_chunk": _absolute(decoded.forwards.float())})
+            meter.add({"action_bd/mae": _sum_of_absolutes(self.components.denormalize_actions(decoded.actions) - true)})
+            meter.add({"action_bd/forwards_per_chunk": _sum_of_absolutes(decoded.forwards.float())})
 
-    def _heldout(self) -> Iterator[CoBatch]:
-        """Batches of this rank's share, evenly spread over each data set: robot flow first, then the mmu flow."""
-        if self.parts.heldout_robot is not None:
-            yield from (CoBatch(robot=batch, text=None) for batch in self._share_of(self.parts.heldout_robot))
-        if self.parts.heldout_text is not None:
-            yield from (CoBatch(robot=None, text=batch) for batch in self._share_of(self.parts.heldout_text))
+    def _batches(self) -> Iterator[CoBatch]:
+        """Yield this rank's batches, evenly spread over each data set: robot flow first, then the mmu flow."""
+        if self.components.validation_robot is not None:
+            yield from (CoBatch(robot=batch, text=None) for batch in self._part_of(self.components.validation_robot))
+        if self.components.validation_text is not None:
+            yield from (CoBatch(robot=None, text=batch) for batch in self._part_of(self.components.validation_text))
 
-    def _share_of(self, flow: Flow[Batch]) -> Iterator[Batch]:
-        mine = spread(len(flow.dataset), MEASURED_SAMPLES)[self.run.rank :: self.run.world]
-        for start in range(0, len(mine), flow.batch_size):
-            yield flow.collate(read_samples(flow, mine[start : start + flow.batch_size]))
+    def _part_of(self, flow: Flow[Batch]) -> Iterator[Batch]:
+        indices = evenly_spaced(len(flow.dataset), EVAL_SAMPLES)[self.run.rank :: self.run.world]
+        for start in range(0, len(indices), flow.batch_size):
+            yield flow.collate(read_samples(flow, indices[start : start + flow.batch_size]))
 
-    # --- images and words ------------------------------------------------------------------------------------
-
-    def show(self, step: int) -> None:
-        """Log predicted future frames beside the true ones, and answers to ``question``."""
-        with self._looking():
-            flow = self.parts.heldout_robot or self.parts.data.robot
+    def log_samples(self, step: int) -> None:
+        """Log predicted and true future frames, and answers to ``question``."""
+        with self._eval_mode():
+            flow = self.components.validation_robot or self.components.data.robot
             if flow is not None:
-                batch = collate_robot(read_samples(flow, spread(len(flow.dataset), SHOWN_FRAMES)))
-                self.run.board.image("future/now_true_predicted", self.frames(batch), step)
-            for name, said in self.answers():
-                self.run.board.text(f"answers/{name}", said, step)
+                batch = collate_robot(read_samples(flow, evenly_spaced(len(flow.dataset), LOGGED_FRAMES)))
+                self.run.metrics_logger.image("future/now_true_predicted", self.frames(batch), step)
+            for name, text in self.answers():
+                self.run.metrics_logger.text(f"answers/{name}", text, step)
 
     def frames(self, batch: RobotBatch) -> Tensor:
-        """uint8 [3, H, W]: one row a sample and view; the frame now, the true later one, the predicted one."""
+        """Return uint8 [3, H, W], a row for each sample and view: frame now, true later, predicted later."""
         views = self.job.model.vla.num_view
-        codes = encode_views(self.parts, batch, with_later=False)
+        codes = encode_views(self.components, batch, with_later=False)
         assert codes is not None
-        instructions = [self.parts.prompter.instruction(text) for text in batch.instructions]
-        sequence = robot_sequence(self.parts.prompter.vocab, instructions, codes.now, self.job.act_step)
+        instructions = [self.components.prompter.instruction(text) for text in batch.instructions]
+        sequence = robot_sequence(self.components.prompter.vocab, instructions, codes.now, self.job.act_step)
         predicted = self.model.predict(sequence, want_codes=True).codes
         assert predicted is not None
-        pixels = self._decoded(predicted.view(len(batch) * views, -1))  # [B * V, 3, R, R]
+        pixels = self._decode(predicted.view(len(batch) * views, -1))  # [B * V, 3, R, R]
         now, true = batch.views[:, :views].flatten(0, 1), batch.future_views[:, :views].flatten(0, 1)
         if batch.coded:  # the images themselves are not opened
-            now, true = self._decoded(now), self._decoded(true)
+            now, true = self._decode(now), self._decode(true)
         columns = torch.cat([now, true, pixels], dim=3)  # [B * V, 3, R, 3 R]
         return torch.cat(list(columns), dim=1)
 
-    def _decoded(self, codes: Tensor) -> Tensor:
-        """[B, n] -> uint8 [B, 3, R, R], on the host."""
-        return to_uint8(self.parts.vq.decode(codes.long().to(self.run.device))).cpu()
+    def _decode(self, codes: Tensor) -> Tensor:
+        """Decode codes [B, n] to images, uint8 [B, 3, R, R], on the host."""
+        return to_uint8(self.components.vq.decode(codes.long().to(self.run.device))).cpu()
 
     def answers(self) -> list[tuple[str, str]]:
-        """(image's name, what it was asked and what the model said)."""
+        """Return (name of an image, questions and answers about it)."""
         images = self._images()
-        asked = [(row, question, truth) for row, p in enumerate(images) for question, truth in p.questions]
-        if not asked:
+        questions = [(row, question, truth) for row, p in enumerate(images) for question, truth in p.questions]
+        if not questions:
             return []
         patches = None
-        if self.parts.clip is not None:
+        if self.components.clip is not None:
             pixels = torch.stack([image.pixels for image in images])
-            patches = self.parts.clip.features(pixels.to(self.run.device))[[row for row, _, _ in asked]]
-        questions = [question for _, question, _ in asked]
-        made = generate(self.model, self.parts.prompter, questions, patches, self.job.max_new_tokens)
-        ends = [f" *(cut at max_new_tokens={self.job.max_new_tokens})*" if cut else "" for cut in made.cut]
-        said = [text + end for text, end in zip(made.texts, ends, strict=True)]
+            patches = self.components.clip.features(pixels.to(self.run.device))[[row for row, _, _ in questions]]
+        limit, texts = self.job.max_new_tokens, [question for _, question, _ in questions]
+        generated = generate(self.model, self.components.prompter, texts, patches, limit)
         lines: list[list[str]] = [[] for _ in images]
-        for (row, question, truth), answer in zip(asked, said, strict=True):
-            lines[row].append(f"**{question}** {answer}" + (f" *(in the data: {truth})*" if truth else ""))
-        return [(image.name, "\n\n".join(told)) for image, told in zip(images, lines, strict=True)]
+        for (row, question, truth), answer, cut in zip(questions, generated.texts, generated.cut, strict=True):
+            end = f" *(cut at max_new_tokens={limit})*" if cut else ""
+            lines[row].append(f"**{question}** {answer}{end}" + (f" *(in the data: {truth})*" if truth else ""))
+        return [(image.name, "\n\n".join(paragraphs)) for image, paragraphs in zip(images, lines, strict=True)]
 
-    def _images(self) -> list[Image]:
-        """The images of ``mmu_image_root``, or some of the conversations' own with their question and answer."""
+    def _images(self) -> list[ImageQuestions]:
+        """Return images of ``mmu_image_root``, or of conversations in the data with their first question and answer."""
         questions = [(question, None) for question in questions_in(self.job.question)]
-        clip, root = self.parts.clip, self.job.mmu_image_root
+        clip, root = self.components.clip, self.job.mmu_image_root
         if root is not None:
             spec = None if clip is None else clip.image_spec
             return [
-                Image(f.stem, torch.empty(0) if spec is None else clip_pixels(read_image(f), spec), questions)
-                for f in images_in(Path(root))[:SHOWN_IMAGES]
+                ImageQuestions(f.stem, torch.empty(0) if spec is None else clip_pixels(read_image(f), spec), questions)
+                for f in images_in(Path(root))[:LOGGED_IMAGES]
             ]
-        flow = self.parts.heldout_text or self.parts.data.text
+        flow = self.components.validation_text or self.components.data.text
         if flow is None:
             return []
-        samples = read_samples(flow, spread(len(flow.dataset), SHOWN_IMAGES))
+        samples = read_samples(flow, evenly_spaced(len(flow.dataset), LOGGED_IMAGES))
         return [
-            Image(f"image-{s.index}", s.pixels, [self._first_turn(s), *questions])
+            ImageQuestions(f"image-{s.index}", s.pixels, [self._first_turn(s), *questions])
             for s in samples
             if s.pixels is not None
         ]
 
     def _first_turn(self, sample: TextSample) -> tuple[str, str]:
-        """The first question of a conversation, and its answer."""
+        """Return the first question of a conversation and its answer."""
         learned = [*sample.answer, False]
         start = learned.index(True) if True in learned else len(sample.ids)  # a cut conversation may lack its answer
         stop = learned.index(False, start)
-        prompter = self.parts.prompter
-        asked = prompter.decode(sample.ids[:start]).removeprefix("USER:").removesuffix("ASSISTANT:").strip()
-        return asked, prompter.decode(sample.ids[start:stop])
+        prompter = self.components.prompter
+        question = prompter.decode(sample.ids[:start]).removeprefix("USER:").removesuffix("ASSISTANT:").strip()
+        return question, prompter.decode(sample.ids[start:stop])
 
     @contextmanager
-    def _looking(self) -> Iterator[None]:
-        """The whole network (its average, where one is kept), no gradients, no dropout, the run's arithmetic; then back
-        to training."""
-        was_training, average = self.parts.model.training, self.parts.average
-        self.parts.model.eval()
-        averaged = nullcontext() if average is None else average.applied()
-        with torch.no_grad(), self.run.accelerator.autocast(), averaged, self.whole.at_hand() as self.model:
+    def _eval_mode(self) -> Iterator[None]:
+        """Evaluate inside the context: all weights (of the EMA, if there is one), no gradients, no dropout."""
+        was_training, ema = self.components.model.training, self.components.ema
+        self.components.model.eval()
+        averaged = nullcontext() if ema is None else ema.applied()
+        with torch.no_grad(), self.run.accelerator.autocast(), averaged, self._full_model.materialize() as self.model:
             yield
-        self.model = self.parts.model.train(was_training)
+        self.model = self.components.model.train(was_training)
 
 
-def _absolute(errors: Tensor) -> SumAndCount:
-    """Of numbers: the sum of their sizes, and how many there are."""
+def _sum_of_absolutes(errors: Tensor) -> SumAndCount:
+    """Return the sum of absolute values and their number."""
     total = errors.abs().sum()
     return SumAndCount(total, torch.full_like(total, errors.numel()))
 
 
 def read_samples(flow: Flow[Any], indices: Sequence[int]) -> list[Any]:
-    """Samples to look at. A bad file among them ends the run with its name, as it does in training."""
+    """Read samples of a flow. Raises SystemExit that names the file if one is bad."""
     try:
         samples = [flow.dataset[i] for i in indices]
     except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"stopped while looking at data: {error}") from error
+        raise SystemExit(f"stopped while reading samples: {error}") from error
     for sample in samples:
         if isinstance(sample, TextSample):
-            flow.left_out.tell(sample.left_out)
+            flow.left_out.report(sample.left_out)
             flow.left_out.report_cut([(sample.index, sample.cut)] if sample.cut else [])
     return samples
 
 
-def spread(length: int, wanted: int) -> list[int]:
-    """At most ``wanted`` indices, evenly over ``range(length)``."""
-    count = min(length, wanted)
+def evenly_spaced(length: int, limit: int) -> list[int]:
+    """Return at most ``limit`` indices, evenly spaced in ``range(length)``."""
+    count = min(length, limit)
     return [i * length // count for i in range(count)]

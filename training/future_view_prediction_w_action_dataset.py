@@ -1,7 +1,7 @@
 """DataProvider: robot demonstrations as training samples. The class to re-implement for your own robot's data.
 
-Training asks three things of a provider: ``len(provider)``, ``provider[i] -> RobotSample`` for every i below it, and
-that both are the same in every process. A complete one, for episodes that are folders of your own making with
+A provider has ``len(provider)`` and ``provider[i] -> RobotSample`` for every i below it, the same in every process. A
+complete example, for episodes that are folders with
 ``frames.npy`` (uint8 [n, height, width, 3]), ``actions.npy`` ([n, 7]) and ``instruction.txt``:
 
     class MyRobot(Dataset[RobotSample]):
@@ -21,9 +21,9 @@ that both are the same in every process. A complete one, for episodes that are f
             now = index - self.starts[episode]
             future, actions, is_pad = action_chunk(self.actions[episode], now, self.act_step)
             images = np.load(self.episodes[episode] / "frames.npy", mmap_mode="r")    # reads two frames, not all
-            seen, later = (fit(np.asarray(images[frame]), self.resolution) for frame in (now, future))
+            now_view, later = (fit(np.asarray(images[frame]), self.resolution) for frame in (now, future))
             return RobotSample(
-                views=torch.from_numpy(seen[None]),    # [1, 3, R, R]: one camera
+                views=torch.from_numpy(now_view[None]),    # [1, 3, R, R]: one camera
                 future_views=torch.from_numpy(later[None]),
                 instruction=self.texts[episode],
                 actions=torch.from_numpy(actions),
@@ -31,10 +31,10 @@ that both are the same in every process. A complete one, for episodes that are f
                 index=index,
             )
 
-Name it in ``robot_dataset`` of ``training/data/dataloader.py``, the one place where training makes its provider.
+Name it in ``robot_dataset`` of ``training/data/dataloader.py``, the only place where training creates its provider.
 Actions are relative: three of position, three of rotation (scaled so that 1.0 is the largest step of your robot), and
-the gripper command, +1 open, -1 closed. Often it is easier still to write ``dataset_info.json`` beside your images
-(``training/data/episode_index.py`` shows the format) and to use the class below as it is.
+the gripper command, +1 open, -1 closed. It is often easier to write ``dataset_info.json`` next to your images
+(``training/data/episode_index.py`` shows the format) and to use the class below unchanged.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class DataProvider(Dataset[RobotSample]):
         root: the folder.
         act_step: T, actions per chunk and distance in frames of the future view.
         resolution: R, side of the square images in pixels.
-        num_view: V, cameras: 1 static, 2 static and gripper. Cameras that are not asked for are not read.
+        num_view: V, cameras: 1 static, 2 static and gripper. Other cameras are not read.
         tokens: the token cache of this data set. With it samples hold codes in place of images, and no image is
-            opened, nor has to be there.
+            opened or has to exist.
 
     The index is mapped from disk (for a small data set: in memory), shared by data workers, and finds a sample in
     constant time. A sample opens the file of its frame and the file of the future frame, once each.
@@ -93,7 +93,7 @@ class DataProvider(Dataset[RobotSample]):
         self.tokens = tokens
         self._texts: dict[int, str] = {}
         self.data = read_index(root, images=tokens is None)
-        self.views(0)  # a missing camera is better said now than by a worker
+        self.views(0)  # raises for a missing camera before workers start
 
     def __len__(self) -> int:
         return len(self.data)
@@ -113,7 +113,7 @@ class DataProvider(Dataset[RobotSample]):
         )
 
     def batch(self, indices: Sequence[int]) -> RobotBatch:
-        """What ``collate_robot`` makes of these samples, gathered at once. Needs a token cache."""
+        """Return what ``collate_robot`` makes of these samples, gathered at once. Needs a token cache."""
         assert self.tokens is not None
         now = np.asarray(indices, dtype=np.int64)
         episodes = self.data.episode_of[now]
@@ -121,35 +121,35 @@ class DataProvider(Dataset[RobotSample]):
         actions = self.data.actions[rows]  # [B, T, A]
         actions[is_pad, :-1] = 0
         codes = self.tokens.codes(np.concatenate([now, future]), self.num_view)  # [2 B, V, n]
-        seen, later = torch.from_numpy(codes).chunk(2)
+        views, later = torch.from_numpy(codes).chunk(2)
         return RobotBatch(
-            views=seen,
+            views=views,
             future_views=later,
-            instructions=[self._said(int(number)) for number in self.data.instruction_of[episodes]],
+            instructions=[self._text(int(number)) for number in self.data.instruction_of[episodes]],
             actions=torch.from_numpy(actions),
             action_is_pad=torch.from_numpy(is_pad),
             indices=torch.from_numpy(now),
         )
 
-    def _said(self, number: int) -> str:
-        """A text of the index, decoded once."""
+    def _text(self, number: int) -> str:
+        """Return a text of the index, decoded once."""
         if number not in self._texts:
             self._texts[number] = self.data.texts[number]
         return self._texts[number]
 
     def chunk(self, index: int) -> tuple[int, npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """(index of the future frame, actions [T, A], is_pad [T]) of a sample; opens no file."""
+        """Return (index of the future frame, actions [T, A], is_pad [T]) of a sample; opens no file."""
         start, end = self.bounds(index)
         future, actions, is_pad = action_chunk(self.data.actions[start:end], index - start, self.act_step)
         return start + future, actions, is_pad
 
     def bounds(self, index: int) -> tuple[int, int]:
-        """First frame of the episode that frame ``index`` is in, and one past its last."""
+        """Return the first frame of the episode of frame ``index``, and one past its last."""
         episode = self.data.episode_of[index]
         return int(self.data.starts[episode]), int(self.data.starts[episode + 1])
 
     def views(self, frame: int) -> torch.Tensor:
-        """uint8 [V, 3, R, R]: the images of one frame; with a token cache int16 [V, n], their codes."""
+        """Return the images of one frame, uint8 [V, 3, R, R]; with a token cache their codes, int16 [V, n]."""
         if self.tokens is not None:
             return torch.from_numpy(self.tokens.codes(np.asarray([frame]), self.num_view)[0])
         fitted = [fit(image, self.resolution) for image in self._images(frame)]
@@ -165,7 +165,7 @@ class DataProvider(Dataset[RobotSample]):
                         f"{path}: {name} must be uint8 [height, width, 3], found {array.dtype} {list(array.shape)}"
                     )
             return list(arrays.values())
-        images = [_decoded(path)]
+        images = [_decode(path)]
         if self.num_view == 2:
             second = self.data.gripper_path(frame)
             if second is None:
@@ -173,11 +173,11 @@ class DataProvider(Dataset[RobotSample]):
                     f"{self.data.path} names one image a frame; for two views add 'gripper_dir' to each frame "
                     "(the same path again if the robot has one camera), or set model.vla.num_view=1"
                 )
-            images.append(images[0] if second == path else _decoded(second))
+            images.append(images[0] if second == path else _decode(second))
         return images
 
 
-def _decoded(path: Path) -> npt.NDArray[np.uint8]:
+def _decode(path: Path) -> npt.NDArray[np.uint8]:
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(f"{path} is neither an .npz nor an image ({', '.join(IMAGE_SUFFIXES)})")
     return np.asarray(read_image(path))

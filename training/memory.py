@@ -30,7 +30,9 @@ from models.sequence import TextTurn
 from models.vision.clip_encoder import load_clip
 from models.vision.magvitv2 import load_magvit
 from training.batch_to_tasks import COUNTED, RobotCodes, Tasks, bundle, future_task, text_task
-from training.build import Parts, freeze_what_learns_nothing, needs_clip
+from training.build import Components
+from training.build.network import freeze_modules_without_loss
+from training.build.setup import needs_clip
 from training.data.batch import RobotBatch
 from training.data.dataloader import conversation_budget
 from training.optim import lora
@@ -90,13 +92,13 @@ class Estimate:
         return sum(asdict(self).values())
 
 
-def estimate(parts: Parts, sharding: Sharding | None = None) -> Estimate:
+def estimate(parts: Components, sharding: Sharding | None = None) -> Estimate:
     """Return the memory of one training step. Nothing is computed."""
     counted = count_state(parts, sharding or Sharding())
     return replace(counted, activations=max(_step_peak(parts, sharding or Sharding()), _encoding_peak(parts)))
 
 
-def count_state(parts: Parts, sharding: Sharding) -> Estimate:
+def count_state(parts: Components, sharding: Sharding) -> Estimate:
     """Return the estimate without activations."""
     trained = [p for p in parts.model.parameters() if p.requires_grad]
     return Estimate(
@@ -131,7 +133,7 @@ def _gradients(trained: list[nn.Parameter], sharding: Sharding) -> int:
     return size * (2 if sharding.world > 1 else 1)  # DDP exchanges a copy
 
 
-def _optimizer(parts: Parts, trained: list[nn.Parameter], sharding: Sharding) -> int:
+def _optimizer(parts: Components, trained: list[nn.Parameter], sharding: Sharding) -> int:
     tables = {id(p) for m in parts.model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     size = 0
     for p in trained:
@@ -174,7 +176,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= size
 
 
-def _step_peak(parts: Parts, sharding: Sharding) -> int:
+def _step_peak(parts: Components, sharding: Sharding) -> int:
     """Return the peak of forward and backward of one micro-batch of the longest rows, without stored gradients.
 
     With accumulation it is a later micro-batch: the gradients exist, and those of both flows come on top of them.
@@ -202,7 +204,7 @@ def _step_peak(parts: Parts, sharding: Sharding) -> int:
     return live.peak
 
 
-def _encoding_peak(parts: Parts) -> int:
+def _encoding_peak(parts: Components) -> int:
     """Return the peak of the frozen networks while they encode the images of one micro-batch."""
     job, size = parts.job, parts.job.dataset.preprocessing.resolution
     frames = job.training.batch_size_pre * job.model.vla.num_view * (2 if job.training.pre_coeff > 0 else 1)
@@ -233,7 +235,7 @@ def _without_content(module: Any, dtype: torch.dtype | None = None) -> Any:
     return copy.deepcopy(module, memo)
 
 
-def longest_rows(parts: Parts) -> Tasks:
+def longest_rows(parts: Components) -> Tasks:
     """Return one micro-batch of rows as long as the configuration allows."""
     job, spec = parts.job, parts.model.spec
     rows, turns = job.training.batch_size_pre, job.training.batch_size_mmu
@@ -256,11 +258,11 @@ def longest_rows(parts: Parts) -> Tasks:
     return bundle(parts, future, text_task(parts, turn, SampleRng(job.training.seed, 0)))
 
 
-def build_shapes(job: Job) -> Parts:
+def build_shapes(job: Job) -> Components:
     """Return the networks of a job, the trained one on the meta device. Raise ValueError naming key or file."""
     built = build(job, device="meta")
     lora.attach(built.model, job)
-    freeze_what_learns_nothing(job, built.model)
+    freeze_modules_without_loss(job, built.model)
     freeze(built.model, job.training.freeze)
     if job.model.gradient_checkpointing:
         built.model.backbone.enable_gradient_checkpointing()
@@ -268,4 +270,4 @@ def build_shapes(job: Job) -> Parts:
     clip = load_clip(job.model.showo.clip_model_path) if needs_clip(job) else None
     unused: Any = None
     cpu, objective = torch.device("cpu"), text_objective(job)
-    return Parts(job, cpu, built.model, built.prompter, vq, clip, objective, unused, unused, unused)
+    return Components(job, cpu, built.model, built.prompter, vq, clip, objective, unused, unused, unused)

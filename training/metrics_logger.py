@@ -1,4 +1,4 @@
-"""What a run says about itself: sums on the device, read seldom, written to TensorBoard, wandb and JSON lines."""
+"""Log metrics: sums on the device, read seldom, written to TensorBoard, wandb and JSON lines."""
 
 from __future__ import annotations
 
@@ -21,51 +21,52 @@ WANDB_ID_FILE = "wandb_id.txt"
 
 
 class Meter:
-    """Tallies since the last reading. They stay on the device, so that adding never waits for it.
+    """Sums and counts since the last ``read``. They stay on the device, so that adding never waits for it.
 
     Every rank adds the same names in the same steps; ``read`` is a collective call.
     """
 
     def __init__(self) -> None:
-        self._tallies: dict[str, SumAndCount] = {}
+        self._sums: dict[str, SumAndCount] = {}
 
-    def add(self, tallies: Mapping[str, SumAndCount]) -> None:
-        for name, tally in tallies.items():
-            kept = SumAndCount(tally.sum.detach().double(), tally.count.detach().double())
-            self._tallies[name] = self._tallies[name] + kept if name in self._tallies else kept
+    def add(self, values: Mapping[str, SumAndCount]) -> None:
+        """Add sums and counts by name."""
+        for name, value in values.items():
+            added = SumAndCount(value.sum.detach().double(), value.count.detach().double())
+            self._sums[name] = self._sums[name] + added if name in self._sums else added
 
     def state(self) -> dict[str, list[float]]:
-        """Name -> [sum, count] of this rank, for a checkpoint. Waits for the device."""
-        return {name: [float(tally.sum), float(tally.count)] for name, tally in self._tallies.items()}
+        """Return name -> [sum, count] of this rank, for a checkpoint. Waits for the device."""
+        return {name: [float(value.sum), float(value.count)] for name, value in self._sums.items()}
 
     def restore(self, state: Mapping[str, Sequence[float]], device: torch.device) -> None:
-        """Go on counting from ``state``."""
+        """Add the sums and counts of ``state``."""
         pairs = {name: torch.tensor(pair, dtype=torch.float64, device=device) for name, pair in state.items()}
         self.add({name: SumAndCount(pair[0], pair[1]) for name, pair in pairs.items()})
 
     def read(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means over everything counted on all ranks since the last reading; names that counted nothing are left out.
+        """Return means over all ranks since the last ``read``; names with count 0 are left out.
 
         ``reduce`` sums a tensor over ranks. One transfer from the device, whatever the number of names.
         """
         return means(self.totals(reduce))
 
     def totals(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, tuple[float, float]]:
-        """As ``read``, but (sum, count) of every name."""
-        names, self._tallies, tallies = sorted(self._tallies), {}, self._tallies
+        """Return (sum, count) of every name; otherwise as ``read``."""
+        names, self._sums, sums = sorted(self._sums), {}, self._sums
         if not names:
             return {}
-        table = torch.stack([torch.stack([tallies[n].sum, tallies[n].count]) for n in names])  # [names, 2]
+        table = torch.stack([torch.stack([sums[n].sum, sums[n].count]) for n in names])  # [names, 2]
         return {name: (pair[0], pair[1]) for name, pair in zip(names, reduce(table).tolist(), strict=True)}
 
 
 def means(totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """Of everything that counted something."""
+    """Return sum / count of every name whose count is not 0."""
     return {name: sum_ / count for name, (sum_, count) in totals.items() if count > 0}
 
 
 class Writer(Protocol):
-    """Where metrics go. ``image`` is uint8 [3, H, W]. What cannot be written is an ``OSError``."""
+    """A backend for metrics. ``image`` is uint8 [3, H, W]. Methods raise OSError if the disk cannot be written."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None: ...
     def text(self, tag: str, text: str, step: int) -> None: ...
@@ -74,12 +75,12 @@ class Writer(Protocol):
 
 
 class TensorBoardWriter:
-    """Event files under ``folder``. A resumed run hides what a killed one had written beyond ``step``."""
+    """Writes event files under ``folder``. A resumed run hides what a killed run had written after ``step``."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._restore_hook = _leave_disk_errors_to_the_caller()
+        self._restore_hook = _silence_writer_thread()
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -100,40 +101,42 @@ class TensorBoardWriter:
             self._restore_hook()
 
 
-def _leave_disk_errors_to_the_caller() -> Callable[[], None]:
-    """TensorBoard writes in a thread of its own, which prints a traceback and then raises the same error at the next
-    call: one of the two is enough. Return a function that restores the hook of before."""
-    told = threading.excepthook
+def _silence_writer_thread() -> Callable[[], None]:
+    """Stop TensorBoard's writer thread from printing a traceback of disk errors; the next call raises them anyway.
 
-    def tell(args: threading.ExceptHookArgs) -> None:
+    Returns a function that restores the previous hook.
+    """
+    previous = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
         if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
-            told(args)
+            previous(args)
 
     def restore() -> None:
-        if threading.excepthook is tell:
-            threading.excepthook = told
+        if threading.excepthook is hook:
+            threading.excepthook = previous
 
-    threading.excepthook = tell
+    threading.excepthook = hook
     return restore
 
 
 class WandbWriter:
-    """Weights & Biases, where it is installed. Its files go to the run's own folder, and so does its name for the run,
-    by which a resumed one goes on in the same curves."""
+    """Writes to Weights & Biases. Its files and its run id are stored in ``folder``; a resumed run uses the same id and
+    so continues the same curves."""
 
     def __init__(self, project: str, name: str, folder: Path, config: dict[str, Any]) -> None:
         import wandb
 
-        kept = folder / WANDB_ID_FILE
-        if not kept.exists():
-            kept.write_text(uuid.uuid4().hex, encoding="utf-8")
+        id_file = folder / WANDB_ID_FILE
+        if not id_file.exists():
+            id_file.write_text(uuid.uuid4().hex, encoding="utf-8")
         self._wandb = wandb
         self._run = wandb.init(
             project=project,
             name=name,
             dir=str(folder),
             config=config,
-            id=kept.read_text(encoding="utf-8"),
+            id=id_file.read_text(encoding="utf-8"),
             resume="allow",
         )
 
@@ -151,21 +154,21 @@ class WandbWriter:
 
 
 class JsonLinesWriter:
-    """One JSON object a line: ``{"step": ..., tag: value, ...}``; texts too, images not.
+    """Writes one JSON object a line: ``{"step": ..., tag: value, ...}``; texts too, but no images.
 
-    A resumed run drops the lines that a killed one had written beyond ``step``, so that no step is told twice. A line
-    is written whole or not at all.
+    A resumed run drops the lines that a killed run had written after ``step``, so that no step is logged twice. A line
+    is written completely or not at all.
     """
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         if path.exists():
-            kept = [
+            lines = [
                 line
                 for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
                 if _step_of(line) <= step
             ]
-            write_text(path, "".join(line + "\n" for line in kept), sync=True)
+            write_text(path, "".join(line + "\n" for line in lines), sync=True)
         self._file = path.open("ab", buffering=0)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -177,8 +180,8 @@ class JsonLinesWriter:
     def image(self, tag: str, image: Tensor, step: int) -> None:
         pass
 
-    def on_disk(self) -> None:
-        """Nothing that was written so far can get lost any more."""
+    def flush_to_disk(self) -> None:
+        """Flush all lines to the disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -197,12 +200,12 @@ class JsonLinesWriter:
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):  # the half line of a killed run
+    except (json.JSONDecodeError, KeyError, TypeError):  # an incomplete line of a killed run
         return float("inf")
 
 
-class Board:
-    """All writers of a run behind one; a rank that does not write has none."""
+class MetricsLogger:
+    """Writes to all writers of a run; only the main process has any."""
 
     def __init__(self) -> None:
         self._writers: list[Writer] = []
@@ -222,14 +225,14 @@ class Board:
         for writer in self._writers:
             writer.image(tag, image, step)
 
-    def on_disk(self) -> None:
-        """What was told so far has to be there at least as long as a checkpoint that is written now."""
+    def flush_to_disk(self) -> None:
+        """Flush JSON lines to the disk, so that a checkpoint written now never has steps that are not logged."""
         for writer in self._writers:
             if isinstance(writer, JsonLinesWriter):
-                writer.on_disk()
+                writer.flush_to_disk()
 
     def close(self) -> list[str]:
-        """Returns what could not be written any more."""
+        """Close all writers. Returns a warning for each that could not write its last values."""
         warnings = []
         for writer in self._writers:
             try:

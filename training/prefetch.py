@@ -1,13 +1,14 @@
-"""Images on their way to the device while it still computes the step before.
+"""Copy images to the device while it still computes the micro-batch before.
 
-The host is ahead of a GPU (a step never waits for it: ``tests/training/test_no_waiting.py``), so when it asks for a
-batch, the device is busy with the last one. Copied on a stream of their own, from the loader's page-locked memory, its
-images arrive meanwhile.
+The host runs ahead of a GPU (a step never waits for it: ``tests/training/test_no_waiting.py``), so the device is busy
+when the host requests the next micro-batch. Its images are copied from the loader's page-locked memory on a stream of
+their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,25 +18,41 @@ from models.device import send
 from training.data.batch import CoBatch
 
 
-def prefetch_to_device(batches: Iterator[CoBatch], device: torch.device) -> Iterator[CoBatch]:
-    """The batches with their images (or codes) on a GPU; as they are where there is none. What is small, and what the
-    host still reads (words, actions, names), stays with the host."""
-    return batches if device.type != "cuda" else _on_their_way(batches, device)
+class DevicePrefetcher:
+    """Copies micro-batches to a device, one micro-batch ahead of the one in use. Without a GPU it copies nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def start(self, batches: Sequence[CoBatch]) -> Iterator[CoBatch]:
+        """Start the first copy and return an iterator over the batches with images (or codes) on the device.
+
+        Ids, actions and names stay on the host.
+        """
+        if self._stream is None:
+            return iter(batches)
+        return self._wait_for(itertools.chain([self._copy(batches[0])], map(self._copy, batches[1:])))
+
+    def _copy(self, batch: CoBatch) -> tuple[CoBatch, torch.cuda.Event]:
+        assert self._stream is not None
+        with torch.cuda.stream(self._stream):
+            return to_device(batch, self._device), self._stream.record_event()
+
+    def _wait_for(self, copies: Iterator[tuple[CoBatch, torch.cuda.Event]]) -> Iterator[CoBatch]:
+        compute = torch.cuda.current_stream(self._device)
+        following = next(copies, None)
+        while following is not None:
+            moved, copied = following
+            following = next(copies, None)
+            compute.wait_event(copied)
+            for tensor in images(moved):
+                tensor.record_stream(compute)  # its memory was allocated on the other stream
+            yield moved
 
 
-def _on_their_way(batches: Iterator[CoBatch], device: torch.device) -> Iterator[CoBatch]:
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    for batch in batches:
-        with torch.cuda.stream(stream):
-            moved = sent(batch, device)
-        computing = torch.cuda.current_stream(device)
-        computing.wait_stream(stream)
-        for tensor in images(moved):
-            tensor.record_stream(computing)  # its memory was taken on the other stream
-        yield moved
-
-
-def sent(batch: CoBatch, device: torch.device) -> CoBatch:
+def to_device(batch: CoBatch, device: torch.device) -> CoBatch:
+    """Return the batch with its images on the device."""
     robot, text = batch.robot, batch.text
     if robot is not None:
         robot = replace(robot, views=send(robot.views, device), future_views=send(robot.future_views, device))
@@ -45,6 +62,6 @@ def sent(batch: CoBatch, device: torch.device) -> CoBatch:
 
 
 def images(batch: CoBatch) -> list[Tensor]:
-    """The tensors that ``sent`` moves."""
+    """Return the tensors that ``to_device`` moves."""
     found = [] if batch.robot is None else [batch.robot.views, batch.robot.future_views]
     return found if batch.text is None else [*found, batch.text.pixels]

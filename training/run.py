@@ -1,7 +1,7 @@
-"""One training run: its processes, its folder, its voice.
+"""One training run: its processes, its output folder and its log.
 
-``open_run`` makes the accelerator, finds the checkpoint to continue from, and closes everything however the run ends;
-``Run.begin`` takes the output folder and opens the writers. All ranks do the same; only writing is rank 0's.
+``open_run`` starts the processes, finds the checkpoint to resume, and closes everything at the end of the run.
+``Run.prepare_output_dir`` opens the metric writers. All ranks do the same work; only rank 0 writes.
 """
 
 from __future__ import annotations
@@ -25,28 +25,32 @@ from common.processes import environment
 from config.loading import ConfigError, to_yaml
 from config.schema import Job
 from models.objectives import text_objective
-from training.checkpointing.checkpoint import find_checkpoint, set_aside
+from training.checkpointing.checkpoint import archive_previous_run, find_checkpoint
 from training.checkpointing.manifest import Checkpoint
 from training.data.worker_processes import LostWorker
-from training.distributed.host_sync import HostComm, is_lost_process
+from training.distributed.host_sync import HostComm
 from training.distributed.launch import start_processes
-from training.failure.preemption import StopRequest, listening
+from training.failure.known_errors import is_lost_process
+from training.failure.preemption import StopRequest, handle_stop_signals
 from training.failure.status import write_status
-from training.metrics_logger import METRICS_FILE, Board, JsonLinesWriter, TensorBoardWriter, WandbWriter, Writer
+from training.metrics_logger import METRICS_FILE, JsonLinesWriter, MetricsLogger, TensorBoardWriter, WandbWriter, Writer
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the parts of a training run share. ``resumed`` is the checkpoint it continues from, if any; ``ranks``: the
-    processes, talking on the host; ``asked``: whether this one was asked to stop."""
+    """What the components of a training run share.
+
+    ``resumed``: the checkpoint that it resumes, if any; ``comm``: communication between the processes on the host;
+    ``stop_request``: a request to stop that this process has received.
+    """
 
     job: Job
     accelerator: Accelerator
     output_dir: Path
-    board: Board
+    metrics_logger: MetricsLogger
     resumed: Checkpoint | None
-    ranks: HostComm
-    asked: StopRequest
+    comm: HostComm
+    stop_request: StopRequest
 
     @property
     def device(self) -> torch.device:
@@ -61,39 +65,39 @@ class Run:
         return self.accelerator.num_processes
 
     @property
-    def writes(self) -> bool:
-        """Is this the rank that writes?"""
+    def is_main_process(self) -> bool:
+        """True on the rank that writes files and logs."""
         return self.accelerator.is_main_process
 
     @property
     def start_step(self) -> int:
-        """Optimizer steps already done when the run begins."""
+        """Return the number of optimizer steps done before this run."""
         return self.resumed.step if self.resumed else 0
 
-    def say(self, text: str) -> None:
-        """Print a line once, above the progress bar."""
-        if self.writes:
+    def log(self, text: str) -> None:
+        """Print a line above the progress bar, on the main process only."""
+        if self.is_main_process:
             tqdm.write(text)
 
-    def begin(self) -> None:
-        """Take possession of the output folder: called once everything that can be wrong at start was found right.
+    def prepare_output_dir(self) -> None:
+        """Open the output folder for writing. Called after all checks of the configuration have passed.
 
-        What an earlier run left there is moved aside, unless it is continued.
+        Files of an earlier run are moved to a subfolder, unless this run resumes it.
         """
         try:
-            self.ranks.from_main(self._open_folder)
+            self.comm.broadcast_from_main(self._open_folder)
         except OSError as error:  # a full or a read-only disk
-            if not self.writes:
+            if not self.is_main_process:
                 raise SystemExit(2) from None
             raise _unwritable(self.output_dir, error) from error
 
     def _open_folder(self) -> None:
-        for note in set_aside(self.output_dir, self.resumed):
-            self.say(note)
+        for note in archive_previous_run(self.output_dir, self.resumed):
+            self.log(note)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         write_text(self.output_dir / "config.yaml", to_yaml(self.job))
         for writer in _writers(self.job, self.output_dir, self.start_step):
-            self.board.add(writer)
+            self.metrics_logger.add(writer)
         write_status(self.output_dir, "running", self.start_step, self.resumed.path if self.resumed else None)
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -103,7 +107,7 @@ class Run:
 
 @contextmanager
 def open_run(job: Job) -> Iterator[Run]:
-    """The run that ``job`` describes. What the user got wrong comes out as ``ConfigError``; nothing is written yet."""
+    """Open the run that ``job`` describes; nothing is written yet. Raises ConfigError for a mistake in the job."""
     try:
         text_objective(job.training.text_objective)
     except ValueError as error:
@@ -118,14 +122,14 @@ def open_run(job: Job) -> Iterator[Run]:
 
 @contextmanager
 def _process_settings(job: Job) -> Iterator[None]:
-    """Set what a run changes for its whole process, and restore it at the end."""
+    """Set the process-wide settings of a run, and restore them at the end."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = (matmul.allow_tf32, cudnn.allow_tf32)
-    # Data workers are forked after the tokenizer was used, which it would otherwise complain of in each of them.
-    quiet = {"TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false")}
+    # Data workers are forked after the tokenizer was used; without this it prints a warning in each of them.
+    variables = {"TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false")}
     matmul.allow_tf32 = cudnn.allow_tf32 = job.training.enable_tf32
     try:
-        with environment(quiet):
+        with environment(variables):
             yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
@@ -135,41 +139,45 @@ def _open(job: Job) -> Iterator[Run]:
     accelerator = start_processes(job)
     set_seed(job.training.seed)
     output_dir = Path(job.experiment.output_dir)
-    ranks = HostComm(accelerator)
-    with ExitStack() as held, listening() as asked:
-        resumed, notes = _take_folder(job, output_dir, ranks, held)
-        run = Run(job, accelerator, output_dir, Board(), resumed, ranks, asked)
+    comm = HostComm(accelerator)
+    with ExitStack() as locks, handle_stop_signals() as stop_request:
+        resumed, notes = _lock_output_dir(job, output_dir, comm, locks)
+        run = Run(job, accelerator, output_dir, MetricsLogger(), resumed, comm, stop_request)
         for note in notes:
-            run.say(note)
+            run.log(note)
         try:
             yield run
-            # Ranks that leave at different times have been seen to abort the process group of the others.
+            # Ranks that exit at different times can abort the process group of the others.
             accelerator.wait_for_everyone()
         except KeyboardInterrupt:
-            run.say("stopped by hand; experiment.resume_from_checkpoint=latest goes on from the last checkpoint")
+            run.log("stopped by Ctrl-C; experiment.resume_from_checkpoint=latest resumes from the last checkpoint")
             raise SystemExit(130) from None
         except RuntimeError as error:
-            raise _in_one_line(error) from error
+            raise _describe_error(error) from error
         finally:
-            for warning in run.board.close():
-                run.say(warning)
+            for warning in run.metrics_logger.close():
+                run.log(warning)
     accelerator.end_training()
 
 
-def _take_folder(job: Job, output_dir: Path, ranks: HostComm, held: ExitStack) -> tuple[Checkpoint | None, list[str]]:
-    """Hold the output folder on the main rank, for all ranks and as long as ``held`` is open; find the checkpoint to
-    resume from, and the notes on it."""
+def _lock_output_dir(
+    job: Job, output_dir: Path, comm: HostComm, locks: ExitStack
+) -> tuple[Checkpoint | None, list[str]]:
+    """Lock the output folder on the main process until ``locks`` is closed.
+
+    Returns the checkpoint to resume and notes on it.
+    """
     purpose = f"a training run, {job.experiment.name}"
     try:
-        ranks.from_main(lambda: held.enter_context(hold(output_dir, purpose, "experiment.output_dir=")))
+        comm.broadcast_from_main(lambda: locks.enter_context(hold(output_dir, purpose, "experiment.output_dir=")))
     except (ValueError, OSError) as error:
-        if not ranks.is_main:
+        if not comm.is_main:
             raise SystemExit(2) from None
         raise (_unwritable(output_dir, error) if isinstance(error, OSError) else ConfigError(str(error))) from error
     try:
-        return ranks.from_main(lambda: find_checkpoint(output_dir, job.experiment.resume_from_checkpoint))
+        return comm.broadcast_from_main(lambda: find_checkpoint(output_dir, job.experiment.resume_from_checkpoint))
     except (ValueError, OSError) as error:
-        if not ranks.is_main:
+        if not comm.is_main:
             raise SystemExit(2) from None
         raise ConfigError(str(error)) from error
 
@@ -179,9 +187,9 @@ def _unwritable(output_dir: Path, error: OSError) -> ConfigError:
     return ConfigError(f"experiment.output_dir={output_dir}: cannot be written to ({reason_of(error)}{where})")
 
 
-def _in_one_line(error: RuntimeError) -> BaseException:
-    """What ends a run from outside, in the user's words; any other error as it is."""
-    again = "the same command goes on from the last checkpoint"
+def _describe_error(error: RuntimeError) -> BaseException:
+    """Return a one-line exit for a lost process or data worker; any other error unchanged."""
+    again = "the same command resumes from the last checkpoint"
     if is_lost_process(error):
         return SystemExit(
             f"stopped: another process of this run has ended (its own message is in the same output); {again}"

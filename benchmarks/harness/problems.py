@@ -35,7 +35,7 @@ from models.upvla import UPVLA
 from models.vision.clip_encoder import ClipTower
 from models.vision.magvitv2 import RELEASED_DECODER, RELEASED_ENCODER, MagVITv2, Tower
 from training.batch_to_tasks import coefficients, encode_image, encode_views, future_task, text_task
-from training.build import Parts
+from training.build import Components
 from training.data.batch import CoBatch, RobotBatch, RobotSample, TextBatch, collate_robot
 from training.data.dataloader import CotrainLoader, Flow
 from training.optim.optimizer import Schedule, build_optimizer
@@ -232,7 +232,7 @@ class Problem:
     """Components of a run, and the batch of every step."""
 
     size: Size
-    parts: Parts
+    parts: Components
     batch: CoBatch
 
     @property
@@ -299,7 +299,7 @@ def problem(
         model.backbone.enable_gradient_checkpointing()
     clip = clip_tower(size, device)
     no_data: Flow[RobotBatch] = Flow(_NoData(), collate_robot, rows, seed=0)
-    parts = Parts(
+    parts = Components(
         job=job,
         device=device,
         model=model,

@@ -28,7 +28,7 @@ from training.batch_to_tasks import (
     future_task,
     text_task,
 )
-from training.build import Parts
+from training.build import Components
 from training.data.batch import CoBatch
 
 READ, FRAMES, IMAGES, PREPARE, FORWARD, BACKWARD, UPDATE = PARTS = (
@@ -72,7 +72,7 @@ class TimedStep:
 class PackageStep(TimedStep):
     """The package's step on an endless iterator of batches."""
 
-    def __init__(self, parts: Parts, batches: Iterator[CoBatch], autocast: Autocast = nullcontext) -> None:
+    def __init__(self, parts: Components, batches: Iterator[CoBatch], autocast: Autocast = nullcontext) -> None:
         super().__init__(parts.device)
         self.parts = parts
         self._autocast, self._batches = autocast, batches

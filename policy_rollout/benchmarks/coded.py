@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from policy_rollout.policies.model_yaml import load_model_yaml, located
 from policy_rollout.policies.upvla import UPVLAPolicy
-from training.data.caches.token_cache import TokenCache, Wanted, find, raw_digest, remake_command
+from training.data.caches.token_cache import CacheKey, TokenCache, find, raw_digest, remake_command
 from training.data.calvin import CalvinSplit
 
 CODES = "codes"
@@ -35,7 +35,7 @@ def coded_frames(caches: Path, split: CalvinSplit, policy: UPVLAPolicy) -> Coded
     Raises ValueError where there are none, with the command that makes them.
     """
     spec = policy.spec
-    wanted = Wanted(raw_digest(split), policy.vq.weights_hash, spec.resolution, spec.num_view)
+    wanted = CacheKey(raw_digest(split), policy.vq.weights_hash, spec.resolution, spec.num_view)
     source = policy.source
     assert source is not None, "a policy that was read from a yaml"
     vq = load_model_yaml(source.model_yaml, str(source.checkpoint)).job.model.vq_model

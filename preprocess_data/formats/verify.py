@@ -15,7 +15,7 @@ from tqdm import tqdm
 from common.constants import CAMERAS
 from common.files import write_json
 from preprocess_data.jobs.workers import in_processes
-from training.data.caches.token_cache import FOLDER, processed_digest, replaced
+from training.data.caches.token_cache import FOLDER, find_replaced, processed_digest
 from training.data.calvin import CalvinSplit, is_split, is_within, splits_in
 from training.data.checks.dataset import TOLERANCE, row_faults
 from training.data.episode_index import INDEX_NAME, ProcessedIndex, read_index
@@ -226,7 +226,7 @@ def _token_caches(root: Path, index: ProcessedIndex, report: Report) -> None:
         plan = read_plan(folder)
         if plan is None or plan.about.get("kind") != "tokens":
             continue
-        other = replaced(plan.about["probes"], root)
+        other = find_replaced(plan.about["probes"], root)
         if plan.about["data"] != processed_digest(index):
             report.add("token cache", folder, "was made of another dataset_info.json; make it again")
         elif other is not None:

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from common.files import write_bytes
 from preprocess_data.jobs.resume import is_current, output_folder, plan_folder, remove_parts
 from preprocess_data.jobs.workers import in_processes
-from training.data.checks.dataset import ENOUGH
-from training.data.episode_index import INDEX_NAME, WORTH_AN_INDEX, Episode, Frame, build_index, write_index
+from training.data.checks.dataset import MIN_FRAMES
+from training.data.episode_index import INDEX_NAME, MIN_INDEXED, Episode, Frame, build_index, write_index
 
 PARTS = ".parts"
 MOST_CLIPPED = 0.5  # share of actions that may pass the units: beyond it they are of other units, or poses
@@ -240,7 +240,7 @@ def _write(
 
     def declare() -> None:
         total = sum(map(len, actions))
-        if total >= ENOUGH and clipped > MOST_CLIPPED * total:
+        if total >= MIN_FRAMES and clipped > MOST_CLIPPED * total:
             raise ValueError(
                 f"{clipped} of {total} actions pass the units of {units.position:g} m and {units.rotation:g} rad, so "
                 "that they would be learned clipped; are they poses, or of other units (see --help)?"
@@ -255,7 +255,7 @@ def _write(
         raise ValueError(f"no episode is left to write; the first: {next(iter(left_out), 'there is none')}")
     # The contract is there first: a folder without one is taken for CALVIN's, which this is not.
     frames = write_index(output, counted(), before=declare)
-    if (output / INDEX_NAME).stat().st_size >= WORTH_AN_INDEX:
+    if (output / INDEX_NAME).stat().st_size >= MIN_INDEXED:
         build_index(output, progress)
     return Made(output / INDEX_NAME, episodes, frames, len(instructions), clipped, tuple(left_out))
 

@@ -44,7 +44,7 @@ def test_the_index_says_what_the_json_says(root: Path) -> None:
 
 
 def test_a_large_json_gets_its_index_by_itself_and_only_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(episode_index, "WORTH_AN_INDEX", 100)
+    monkeypatch.setattr(episode_index, "MIN_INDEXED", 100)
     read_index(root)
     made = (root / BINARY_NAME).stat().st_mtime_ns
     monkeypatch.setattr(episode_index, "gather", None)  # making it again would fail
@@ -55,7 +55,7 @@ def test_a_large_json_gets_its_index_by_itself_and_only_once(root: Path, monkeyp
 def test_an_index_of_another_json_is_made_again_and_a_copied_one_is_not(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(episode_index, "WORTH_AN_INDEX", 100)
+    monkeypatch.setattr(episode_index, "MIN_INDEXED", 100)
     read_index(root)
     edit_index(root, lambda episodes: episodes[:2])  # other size
     assert len(read_index(root)) == 6
@@ -70,7 +70,7 @@ def test_an_index_of_another_json_is_made_again_and_a_copied_one_is_not(
 
 
 def test_an_index_of_another_version_is_made_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(episode_index, "WORTH_AN_INDEX", 100)
+    monkeypatch.setattr(episode_index, "MIN_INDEXED", 100)
     with monkeypatch.context() as patch:
         patch.setattr(column_file, "VERSION", 99)
         build_index(root)
@@ -81,7 +81,7 @@ def test_an_index_of_another_version_is_made_again(root: Path, monkeypatch: pyte
 def test_where_nothing_can_be_written_the_index_is_made_in_memory_and_that_is_said(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(episode_index, "WORTH_AN_INDEX", 100)
+    monkeypatch.setattr(episode_index, "MIN_INDEXED", 100)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with caplog.at_level(logging.WARNING):
         assert len(read_index(root)) == 18

@@ -15,7 +15,7 @@ from PIL import Image
 from models.processing.image import ClipImageSpec, clip_pixels
 from models.processing.text import Conversation
 from training.data.batch import collate_text
-from training.data.llava import INDEX_NAME, NO_IMAGE, NO_OBJECT, LeftOut, LlavaDataset
+from training.data.llava import INDEX_NAME, NO_IMAGE, NOT_AN_OBJECT, LeftOut, LlavaDataset
 
 SPEC = ClipImageSpec(resize=8, crop=(8, 8), resample=3, scale=1 / 255, mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -198,7 +198,7 @@ def test_an_image_that_does_not_decode_is_replaced_by_the_next_record_and_said_o
     data = dataset(root, records)
     samples, told = [data[1], data[1]], LeftOut()
     with caplog.at_level(logging.WARNING):
-        told.tell(collate_text(samples).left_out)
+        told.report(collate_text(samples).left_out)
     assert len(told) == 1
     assert [index for index, _ in samples[0].left_out] == [1]
     assert data[0].left_out == ()
@@ -221,7 +221,7 @@ def test_a_data_set_in_which_nothing_decodes_ends_with_an_error(root: Path) -> N
 def test_where_nothing_can_be_read_any_more_not_every_record_is_tried(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.data.llava.IN_A_ROW", 2)
+    monkeypatch.setattr("training.data.llava.MAX_SKIPPED", 2)
     (root / "coco/3.png").write_bytes(b"no image")
     data = dataset(root, [record("coco/3.png", "q", "a")] * 3 + [record("coco/0.png", "q", "a")])
     with pytest.raises(ValueError, match="2 records in a row"):
@@ -269,8 +269,8 @@ def test_elements_that_are_no_objects_obey_on_bad_record(root: Path) -> None:
     records = [record("coco/0.png", "q", "a"), *STRAYS, record("coco/1.png", "q", "b")]
     data = dataset(root, records)
     assert len(data) == 2
-    assert data.skipped.counts == {NO_OBJECT: len(STRAYS)}
-    assert data.skipped.names[NO_OBJECT][0] == "record 1"
+    assert data.skipped.counts == {NOT_AN_OBJECT: len(STRAYS)}
+    assert data.skipped.names[NOT_AN_OBJECT][0] == "record 1"
     with pytest.raises(ValueError, match="record 1 is unusable"):
         dataset(root, records, on_bad_record="error")
 

@@ -18,7 +18,7 @@ from PIL import Image
 from config.schema import Job
 from tests.data.builders import processed_split
 from tests.data.test_dataloader import PROMPTER, SPEC, changed, seen
-from training.data.dataloader import CotrainLoader, Flow, conversations_in, cotrain_loader
+from training.data.dataloader import CotrainLoader, Flow, cotrain_loader, describe_conversations
 from training.data.llava import INDEX_NAME
 from training.data.mixture import Mixture, quotas
 from training.data.sampling_order import Position, StepSampler
@@ -188,11 +188,11 @@ def test_a_runs_mmu_flow_is_the_mixture_that_its_keys_name(job: Job) -> None:
     weighted = cotrain_loader(changed(job, text_only="use", train_mmu_weights=[3.0, 1.0]), PROMPTER, SPEC)
     came = Counter(text.rstrip("0123456789") for text in said_in(weighted, 4))
     assert came == {"small": 6, "large": 2}
-    told = conversations_in(weighted.text)
+    told = describe_conversations(weighted.text)
     assert told[0] == "2 sources, an epoch is 8 conversations"
     assert told[1].startswith("6 of an epoch (75.0 %, 2.00 passes) from ")
     assert told[2].endswith("large.json: 5 records, 5 usable [. 4, no image 1]")
-    left_out = conversations_in(cotrain_loader(job, PROMPTER, SPEC).text)
+    left_out = describe_conversations(cotrain_loader(job, PROMPTER, SPEC).text)
     assert left_out[-1].endswith("[no image 1]: record 4")
 
 

@@ -293,7 +293,7 @@ def test_a_run_killed_at_the_end_does_not_leave_data_that_would_be_taken_for_cal
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, "WORTH_AN_INDEX", 0)
+    monkeypatch.setattr(convert, "MIN_INDEXED", 0)
     monkeypatch.setattr(convert, "build_index", killed)
     with pytest.raises(KeyboardInterrupt):
         process(raw, tmp_path / "out")

@@ -14,7 +14,7 @@ from models.processing.image import fit
 from preprocess_data import process_calvin, repack
 from tests.data.builders import frame_arrays, opened_files, raw_split, write_frame
 from training.data.calvin import CalvinSplit
-from training.data.formats import packed_frames, shards
+from training.data.formats import packed_frames, shards, zip_reader
 from training.data.formats.shards import ShardWriter
 from training.future_view_prediction_w_action_dataset import DataProvider
 
@@ -53,6 +53,8 @@ def test_a_packed_split_is_read_like_the_one_it_was_made_of(split: Path, tmp_pat
     assert ours.frame_ids.tolist() == list(range(14))
     assert ours.annotations == CalvinSplit(split).annotations
     assert ours.ranges.tolist() == [[0, 13]]
+    assert zip_reader.is_file(ours.frame_path(13))
+    assert not zip_reader.is_file(ours.frame_path(14))
     for number in (0, 7, 13):
         arrays = ours.frame(number, repack.KEYS)
         for key, expected in frame_arrays(number).items():

@@ -21,7 +21,7 @@ from preprocess_data import tokenize_images
 from tests.data.builders import edit_index, forget, frame_arrays, opened_files, processed_split, raw_split, write_frame
 from tests.training.world import write_magvit
 from training.data.batch import collate_robot
-from training.data.caches.token_cache import TokenCache, Wanted, find, processed_digest, raw_digest, reading_version
+from training.data.caches.token_cache import CacheKey, TokenCache, find, processed_digest, raw_digest, reading_version
 from training.data.calvin import CalvinSplit
 from training.data.episode_index import read_index
 from training.data.formats import shards
@@ -57,7 +57,7 @@ def make(data: Path, magvit: Path, *words: str) -> int:
 
 def cache_of(root: Path, magvit: Path, views: int = 2, caches: Path | None = None) -> TokenCache:
     digest = processed_digest(read_index(root, images=False))
-    wanted = Wanted(digest, load_magvit(magvit).weights_hash, 32, views)
+    wanted = CacheKey(digest, load_magvit(magvit).weights_hash, 32, views)
     return find([caches or root / "token_cache"], wanted, "MAKE", root)
 
 
@@ -232,23 +232,23 @@ def test_a_cache_of_something_else_is_refused_in_one_line_with_the_command(
     assert make(root, magvit) == 0
     digest, weights = processed_digest(read_index(root)), load_magvit(magvit).weights_hash
     place = [root / "token_cache"]
-    assert find(place, Wanted(digest, weights, 32, 2), "MAKE", root).views == 2
+    assert find(place, CacheKey(digest, weights, 32, 2), "MAKE", root).views == 2
     for wanted, why in (
-        (Wanted("other", weights, 32, 2), "made of other data"),
-        (Wanted(digest, "other", 32, 2), r"by a tokenizer of other weights \(magvit\)"),
-        (Wanted(digest, weights, 64, 2), "of images of 32 pixels .* not 64"),
-        (Wanted(digest, weights, 32, 3), "of 2 view, not 3"),
+        (CacheKey("other", weights, 32, 2), "made of other data"),
+        (CacheKey(digest, "other", 32, 2), r"by a tokenizer of other weights \(magvit\)"),
+        (CacheKey(digest, weights, 64, 2), "of images of 32 pixels .* not 64"),
+        (CacheKey(digest, weights, 32, 3), "of 2 view, not 3"),
     ):
         with pytest.raises(ValueError, match=rf"^[^\n]*{why}[^\n]*Make it: MAKE$"):
             find(place, wanted, "MAKE", root)
     with pytest.raises(ValueError, match="it is empty"):
-        find([tmp_path / "split" / "nothing"], Wanted(digest, weights, 32, 2), "MAKE", root)
+        find([tmp_path / "split" / "nothing"], CacheKey(digest, weights, 32, 2), "MAKE", root)
 
 
 def test_images_that_were_replaced_are_noticed(root: Path, magvit: Path) -> None:
     assert make(root, magvit) == 0
     write_frame(root / "frame_0.npz", 0, more=np.zeros(9))
-    with pytest.raises(ValueError, match=r"made of other images than lie there now.*frame_0\.npz"):
+    with pytest.raises(ValueError, match=r"made of other images than those there now.*frame_0\.npz"):
         cache_of(root, magvit)
 
 
@@ -261,7 +261,7 @@ def test_a_copy_whose_images_were_replaced_by_some_of_the_same_size_is_noticed(
     other = bytearray((copy / "frame_0.npz").read_bytes())
     other[100] ^= 1
     (copy / "frame_0.npz").write_bytes(other)
-    with pytest.raises(ValueError, match=r"made of other images than lie there now.*copy/frame_0\.npz"):
+    with pytest.raises(ValueError, match=r"made of other images than those there now.*copy/frame_0\.npz"):
         cache_of(copy, magvit)
     assert cache_of(root, magvit).plan.rows == 18
 
@@ -305,7 +305,7 @@ def test_a_raw_split_gives_codes_and_actions_of_its_windows(tmp_path: Path, magv
         shutil.rmtree(tmp_path / "calvin")
         split = tmp_path / "calvin.zip" / "calvin" / "validation"
     assert make(split, magvit, "--output", str(tmp_path / "caches")) == 0
-    wanted = Wanted(raw_digest(CalvinSplit(split)), load_magvit(magvit).weights_hash, 32, 2)
+    wanted = CacheKey(raw_digest(CalvinSplit(split)), load_magvit(magvit).weights_hash, 32, 2)
     cache = find([tmp_path / "caches"], wanted, "MAKE", split)
     assert cache.plan.rows == 11  # 0..8, 10, 11
     for number in (0, 8, 11):
@@ -359,7 +359,7 @@ def test_a_cache_of_image_files_that_were_read_otherwise_is_refused_and_one_of_a
         assert make(data, magvit, "--views", "1") == 0
         index = read_index(data)
         weights = load_magvit(magvit).weights_hash
-        wanted = Wanted(processed_digest(index), weights, 32, 1, reading_version(index))
+        wanted = CacheKey(processed_digest(index), weights, 32, 1, reading_version(index))
         assert find([data / "token_cache"], wanted, "MAKE", data)
         assert forget(data / "token_cache", "reading") == (READING if data is images else None)
         if data is root:

@@ -40,6 +40,8 @@ def test_a_split_in_a_zip_is_the_split(raw: Path, tmp_path: Path, method: int) -
     assert there.frame_ids.tolist() == here.frame_ids.tolist()
     assert there.annotations == here.annotations
     assert there.ranges.tolist() == here.ranges.tolist()
+    assert zip_reader.is_file(there.frame_path(12))
+    assert not zip_reader.is_file(there.frame_path(16))
     for key in ("rgb_static", "rel_actions"):
         np.testing.assert_array_equal(there.frame(12, [key])[key], here.frame(12, [key])[key])
     with pytest.raises(FileNotFoundError, match=r"task_D_D\.zip/task_D_D/training/episode_0000099\.npz does not exist"):

@@ -15,7 +15,7 @@ from models.processing.text import Prompter
 from models.upvla import UPVLA
 from tests.data.builders import edit_index, processed_split
 from tests.tiny import tiny_model
-from training.build import _instruction_notes
+from training.build.summary import instruction_notes
 from training.data.episode_index import read_index
 
 LEFT, RIGHT = (f"push the red block to the far {side} side of the table" for side in ("left", "right"))
@@ -69,13 +69,13 @@ def test_an_instruction_that_the_cut_makes_another_whole_one_is_refused(short: P
 def test_the_instructions_of_a_split_are_checked_at_the_start_of_a_run(tmp_path: Path, short: Prompter) -> None:
     short = Prompter(short.tokenizer, short.vocab, short.instruction_length("do thing 0"))
     processed_split(tmp_path / "split", [2, 2, 3])
-    assert _instruction_notes(short, read_index(tmp_path / "split")) == []
+    assert instruction_notes(short, read_index(tmp_path / "split")) == []
     edit_index(tmp_path / "split", lambda episodes: episodes[0].update(instruction=LEFT))
-    (line,) = _instruction_notes(short, read_index(tmp_path / "split"))
+    (line,) = instruction_notes(short, read_index(tmp_path / "split"))
     assert "1 of 3 instructions" in line
     edit_index(tmp_path / "split", lambda episodes: episodes[2].update(instruction=RIGHT))
     with pytest.raises(ValueError, match=r"dataset_info\.json: the instructions .*max_seq_length"):
-        _instruction_notes(short, read_index(tmp_path / "split"))
+        instruction_notes(short, read_index(tmp_path / "split"))
 
 
 def test_answers_that_end_at_the_limit_are_marked(built: tuple[UPVLA, Prompter]) -> None:

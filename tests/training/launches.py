@@ -37,8 +37,10 @@ def start(
     script: str = "train_upvla.py",
     port: str = "0",
 ) -> subprocess.CompletedProcess[str]:
-    """``accelerate launch`` the entry point on the CPU and wait for its end, whatever that is."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options, "--main_process_port", port, script]
+    """Run the entry point on the CPU by ``accelerate launch`` and wait for its end. FSDP gets the helper it needs."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options, "--main_process_port", port]
+    launcher += ["tests/training/fsdp_on_cpu.py"] if any("fsdp" in option for option in options) else []
+    launcher.append(script)
     given = argv(world, folder, "optimizer.params.epsilon=1e-3", *overrides)
     settings = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "SLURM_"))}
     settings |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(env or {})}

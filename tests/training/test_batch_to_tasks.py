@@ -25,17 +25,17 @@ from training.batch_to_tasks import (
     future_task,
     text_task,
 )
-from training.build import Parts
+from training.build import Components
 from training.data.batch import CoBatch
 from training.data.dataloader import cotrain_loader
 from training.optim.optimizer import Schedule, build_optimizer
 
 
 @pytest.fixture
-def parts(world: Path, tmp_path: Path) -> Parts:
+def parts(world: Path, tmp_path: Path) -> Components:
     job = load(world, tmp_path)
     built, clip = build(job), load_clip(job.model.showo.clip_model_path)
-    return Parts(
+    return Components(
         job=job,
         device=torch.device("cpu"),
         model=built.model,
@@ -50,16 +50,16 @@ def parts(world: Path, tmp_path: Path) -> Parts:
 
 
 @pytest.fixture
-def batch(parts: Parts) -> CoBatch:
+def batch(parts: Components) -> CoBatch:
     return next(iter(parts.data))
 
 
-def changed(parts: Parts, **training: object) -> Parts:
+def changed(parts: Components, **training: object) -> Components:
     job: Job = replace(parts.job, training=replace(parts.job.training, **training))
     return replace(parts, job=job)
 
 
-def test_codes_are_those_of_each_frame_alone(parts: Parts, batch: CoBatch) -> None:
+def test_codes_are_those_of_each_frame_alone(parts: Components, batch: CoBatch) -> None:
     codes = encode_views(parts, batch.robot)
     assert codes is not None
     assert codes.later is not None
@@ -71,7 +71,7 @@ def test_codes_are_those_of_each_frame_alone(parts: Parts, batch: CoBatch) -> No
     assert torch.equal(swapped.later, codes.now)
 
 
-def test_images_are_changed_in_training_and_never_in_measuring(parts: Parts, batch: CoBatch) -> None:
+def test_images_are_changed_in_training_and_never_in_measuring(parts: Components, batch: CoBatch) -> None:
     data = replace(parts.job.dataset, augment=Augment(crop=0.3, shift=0.2, brightness=0.5))
     changing = replace(parts, job=replace(parts.job, dataset=data))
     plain, measured = encode_views(parts, batch.robot), encode_views(changing, batch.robot)
@@ -82,7 +82,7 @@ def test_images_are_changed_in_training_and_never_in_measuring(parts: Parts, bat
     assert torch.equal(trained.now, again.now)
 
 
-def test_later_frames_are_not_encoded_where_nobody_learns_them(parts: Parts, batch: CoBatch) -> None:
+def test_later_frames_are_not_encoded_where_nobody_learns_them(parts: Components, batch: CoBatch) -> None:
     blind = changed(parts, pre_coeff=0.0)
     codes = encode_views(blind, batch.robot)
     assert codes is not None
@@ -92,7 +92,7 @@ def test_later_frames_are_not_encoded_where_nobody_learns_them(parts: Parts, bat
     assert task.targets is None
 
 
-def test_counts_known_beforehand_are_what_the_losses_sum_over(parts: Parts, batch: CoBatch) -> None:
+def test_counts_known_beforehand_are_what_the_losses_sum_over(parts: Components, batch: CoBatch) -> None:
     future = future_task(parts, encode_views(parts, batch.robot))
     text = text_task(parts, encode_image(parts, batch.text))
     tasks = bundle(parts, future, text)
@@ -104,7 +104,7 @@ def test_counts_known_beforehand_are_what_the_losses_sum_over(parts: Parts, batc
     assert found[2] == sum(map(sum, batch.text.answers))
 
 
-def test_padded_actions_are_left_out_only_when_asked(parts: Parts, batch: CoBatch) -> None:
+def test_padded_actions_are_left_out_only_when_asked(parts: Components, batch: CoBatch) -> None:
     assert batch.robot is not None
     is_pad = torch.tensor([[False] * T, [False, False, True, True]])
     robot = replace(batch.robot, action_is_pad=is_pad)
@@ -117,7 +117,7 @@ def test_padded_actions_are_left_out_only_when_asked(parts: Parts, batch: CoBatc
     assert float(parts.model(tasks.future).action.count) == (2 * T - 2) * 7
 
 
-def in_tokens(parts: Parts, **params: object) -> Parts:
+def in_tokens(parts: Components, **params: object) -> Components:
     """The same parts, with block-diffusion actions."""
     job = parts.job
     blocks = replace(job.block_diffusion, action_enabled=True, action_num_bins=16, action_coeff=0.5)
@@ -125,7 +125,7 @@ def in_tokens(parts: Parts, **params: object) -> Parts:
     return replace(parts, job=replace(job, block_diffusion=blocks, dataset=dataset))
 
 
-def test_action_tokens_ride_on_the_robot_flows_forward(parts: Parts, batch: CoBatch) -> None:
+def test_action_tokens_ride_on_the_robot_flows_forward(parts: Components, batch: CoBatch) -> None:
     acting, codes = in_tokens(parts), encode_views(parts, batch.robot)
     with_tokens, without = (bundle(p, future_task(p, codes, step=3), None) for p in (acting, parts))
     assert with_tokens.future is not None
@@ -146,7 +146,7 @@ def test_action_tokens_ride_on_the_robot_flows_forward(parts: Parts, batch: CoBa
     assert coefficients(acting.job) == [*coefficients(parts.job)[:3], 0.5 * parts.job.training.act_coeff]
 
 
-def test_laying_out_action_tokens_does_not_wait_for_the_device(parts: Parts, batch: CoBatch) -> None:
+def test_laying_out_action_tokens_does_not_wait_for_the_device(parts: Components, batch: CoBatch) -> None:
     """Codes on the meta device have no values that anybody could wait for."""
     acting, codes = in_tokens(parts), encode_views(parts, batch.robot)
     assert codes is not None
@@ -159,7 +159,7 @@ def test_laying_out_action_tokens_does_not_wait_for_the_device(parts: Parts, bat
 
 
 def test_action_tokens_are_hidden_by_step_and_sample_and_always_alike_when_measured(
-    parts: Parts, batch: CoBatch
+    parts: Components, batch: CoBatch
 ) -> None:
     acting, codes = in_tokens(parts), encode_views(parts, batch.robot)
 
@@ -175,7 +175,7 @@ def test_action_tokens_are_hidden_by_step_and_sample_and_always_alike_when_measu
     assert ids(None, 3).shape[1] - ids(None).shape[1] == 4 * T * 7  # two more pairs of views
 
 
-def test_padded_action_tokens_are_left_out_only_when_asked(parts: Parts, batch: CoBatch) -> None:
+def test_padded_action_tokens_are_left_out_only_when_asked(parts: Components, batch: CoBatch) -> None:
     assert batch.robot is not None
     robot = replace(batch.robot, action_is_pad=torch.tensor([[False] * T, [False, False, True, True]]))
     codes = encode_views(parts, robot)
@@ -186,7 +186,7 @@ def test_padded_action_tokens_are_left_out_only_when_asked(parts: Parts, batch: 
     assert float(parts.model(tasks.future).action_bd.count) == (2 * T - 2) * 7
 
 
-def test_a_missing_flow_is_none_all_the_way(parts: Parts) -> None:
+def test_a_missing_flow_is_none_all_the_way(parts: Components) -> None:
     assert encode_views(parts, None) is None
     assert encode_image(parts, None) is None
     tasks = bundle(parts, future_task(parts, None), text_task(parts, None, None))
@@ -201,7 +201,7 @@ def test_instructions_are_dropped_by_sample_and_step_not_by_batch() -> None:
     assert drop_conditions(range(40), 0.5, seed=2, step=3) != together
 
 
-def test_a_dropped_instruction_leaves_only_its_frame_of_special_tokens(parts: Parts, batch: CoBatch) -> None:
+def test_a_dropped_instruction_leaves_only_its_frame_of_special_tokens(parts: Components, batch: CoBatch) -> None:
     always = changed(parts, cond_dropout_prob=1.0)
     codes = encode_views(always, batch.robot)
     dropped, kept = future_task(always, codes, step=0), future_task(always, codes)
@@ -218,7 +218,7 @@ def test_draws_of_a_key_do_not_depend_on_other_draws() -> None:
     assert not torch.equal(torch.rand(3, generator=generator(0, "text", 5, 2)), first)
 
 
-def test_images_go_to_the_rows_that_have_one(parts: Parts, batch: CoBatch) -> None:
+def test_images_go_to_the_rows_that_have_one(parts: Components, batch: CoBatch) -> None:
     text = batch.text
     assert text is not None
     assert len(text) == 2

@@ -92,7 +92,7 @@ def test_another_tower_or_a_new_image_is_refused_with_the_command_that_mends_it(
     save_file({**weights, name: weights[name] + 1}, str(world / "clip" / "model.safetensors"))
     with pytest.raises(ConfigError, match="made by other weights") as error:
         run(world, tmp_path / "refused")
-    command = shlex.split(str(error.value).partition("Make them: ")[2].partition(" (or see")[0])
+    command = shlex.split(str(error.value).partition("Make them: ")[2].partition(" (or encode")[0])
     assert command[:2] == ["python", "preprocess_data/clip_features.py"]
     assert clip_features.main([*command[2:], "--yes"]) == 0
     run(world, tmp_path / "mended")
@@ -130,7 +130,7 @@ def test_of_several_sources_all_have_patches_or_none(world: Path, tmp_path: Path
     shutil.copytree(world / "chat", world / "more")
     assert make(world, "--yes") == 0
     sources = {"dataset__params__train_mmu_sources": f"[{world / 'chat'}, {world / 'more'}]"}
-    with pytest.raises(ConfigError, match=r"more.*patches of its images were not made before.*clip_cache=false"):
+    with pytest.raises(ConfigError, match=r"more.*has no cached CLIP patches.*clip_cache=false"):
         run(world, tmp_path / "refused", **sources)
     run(world, tmp_path / "seen", **sources, dataset__params__clip_cache="false")
     path = world / "more" / "llava_v1_5_mix665k.json"
@@ -142,7 +142,7 @@ def test_of_several_sources_all_have_patches_or_none(world: Path, tmp_path: Path
 def test_an_image_that_was_replaced_is_noticed(world: Path, tmp_path: Path) -> None:
     assert make(world, "--yes") == 0
     shutil.copy(world / "chat" / "red.png", world / "chat" / "pink.png")
-    with pytest.raises(ConfigError, match=r"made of other images than lie there now \(such as .*pink\.png"):
+    with pytest.raises(ConfigError, match=r"made of other images than those there now \(such as .*pink\.png"):
         run(world, tmp_path / "refused")
 
 

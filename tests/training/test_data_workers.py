@@ -175,6 +175,6 @@ def test_a_full_dev_shm_ends_the_run_with_its_sentence(world: Path, tmp_path: Pa
     assert done.returncode == 1
     assert "warning: data workers keep up to 2 MB" in done.stdout
     said = done.stderr.strip().splitlines()[-1]
-    assert said.startswith("stopped before step 1: a data worker could not hand over a batch")
+    assert said.startswith("stopped before step 1: a data worker could not send a batch")
     assert "/dev/shm has" in said
     assert "Traceback" not in done.stderr

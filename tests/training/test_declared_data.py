@@ -17,9 +17,9 @@ from models.pretrained.model_io import load_folder
 from policy_rollout.policies.interface import Observation
 from policy_rollout.policies.upvla import UPVLAPolicy
 from tests.training.runs import Outcome, train
+from training.build.robot_data import drop_unusable_validation
 from training.data.dataset_spec import Statistics, read_contract, write_contract
 from training.data.episode_index import read_index
-from training.robot_data_spec import leave_out_validation
 
 Start = Callable[..., Outcome]
 DATA = "dataset__params__train_pre_shards_path_or_url"
@@ -197,17 +197,17 @@ def test_validation_data_that_were_not_chosen_follow_the_training_data(robot: Pa
     assert debug_job(robot, tmp_path, f"{key}={robot}").default_validation == []
     job = debug_job(robot, tmp_path)
     assert job.default_validation == [key]
-    (line,) = leave_out_validation(job)
+    (line,) = drop_unusable_validation(job)
     assert "calvin_processed_validation" in line
     assert "nothing is evaluated" in line
     assert job.dataset.params.validation_pre_shards_path_or_url is None
 
     other = debug_job(robot, tmp_path, "experiment.eval_every=1")  # 5 Hz, not 30
-    (line,) = leave_out_validation(other)
+    (line,) = drop_unusable_validation(other)
     assert "rate_hz" in line
     assert other.dataset.params.validation_pre_shards_path_or_url is None
 
     (robot / "dataset_contract.json").unlink()
     same = debug_job(robot, tmp_path, "experiment.eval_every=1")
-    assert leave_out_validation(same) == []
+    assert drop_unusable_validation(same) == []
     assert "calvin_processed_validation" in str(same.dataset.params.validation_pre_shards_path_or_url)

@@ -25,7 +25,7 @@ from tests.tiny import llm_config, write_language_model
 from tests.training.runs import forget_processes
 from tests.training.world import argv, load
 from training.batch_to_tasks import COUNTED
-from training.build import Parts, setup
+from training.build import Components, setup
 from training.memory import Sharding, build_shapes, count_state, estimate, longest_rows
 from training.optim import lora
 from training.run import open_run
@@ -33,7 +33,7 @@ from training.run import open_run
 TOLERANCE = 0.1
 
 
-def parts_of(world: Path, tmp_path: Path, **overrides: Any) -> Parts:
+def parts_of(world: Path, tmp_path: Path, **overrides: Any) -> Components:
     """A network large enough that its activations are more than the small change around them."""
     llm = write_language_model(tmp_path / "phi")
     llm_config("phi", hidden=128, layers=4).save_pretrained(str(llm))
@@ -41,10 +41,10 @@ def parts_of(world: Path, tmp_path: Path, **overrides: Any) -> Parts:
     sizes = {"model__showo__llm_model_path": llm, "training__batch_size_pre": 4, "training__batch_size_mmu": 4}
     job = load(world, tmp_path / "out", **{**sizes, **overrides})
     with open_run(job) as run:
-        return setup(job, run)
+        return setup(run)
 
 
-def measured(parts: Parts) -> int:
+def measured(parts: Components) -> int:
     """Bytes that torch's allocator hands out, at most at once, in two real steps of the longest rows, beyond what was
     there before (weights, frozen networks): gradients, optimizer, activations."""
     tasks = longest_rows(parts)
@@ -66,7 +66,7 @@ def measured(parts: Parts) -> int:
     return most
 
 
-def coming(parts: Parts) -> int:
+def coming(parts: Components) -> int:
     found = estimate(parts)
     return found.gradients + found.optimizer + found.activations
 
@@ -169,7 +169,7 @@ def test_a_preset_fits_its_card_at_real_size(preset: str, real_sizes: Path) -> N
     assert 0.5 * card < found.total < USABLE * card, found
 
 
-def at_real_size(preset: str, config: str, root: Path) -> Parts:
+def at_real_size(preset: str, config: str, root: Path) -> Components:
     folders = {"showo.llm_model_path": "phi", "showo.clip_model_path": "clip", "showo.pretrained_model_path": "showo"}
     job = load_job(
         [
@@ -191,6 +191,6 @@ def at_real_size(preset: str, config: str, root: Path) -> Parts:
     with torch.device("meta"):
         vq, clip = MagVITv2(RELEASED_ENCODER, RELEASED_DECODER), ClipTower(tower, pixels)
     nothing: Any = None
-    return Parts(
+    return Components(
         job, torch.device("cpu"), built.model, built.prompter, vq, clip, text_objective(job), nothing, nothing, nothing
     )

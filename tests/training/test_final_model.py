@@ -13,8 +13,8 @@ import pytest
 from models.pretrained.model_io import load_folder, model_folder
 from models.pretrained.weights_io import files_sha256
 from tests.training.runs import Outcome
-from training.checkpointing import checkpoint
-from training.checkpointing.checkpoint import list_checkpoints, save_final_model, set_aside
+from training.checkpointing.checkpoint import archive_previous_run, list_checkpoints
+from training.checkpointing.checkpointer import Checkpointer, save_final_model
 from training.checkpointing.manifest import Checkpoint, open_checkpoint
 
 Start = Callable[..., Outcome]
@@ -31,15 +31,15 @@ def newest_sha256(folder: Path) -> str:
 
 def stop_after_saving(step: int, patch: pytest.MonkeyPatch) -> None:
     """Let the process die when the checkpoint of this step is complete."""
-    save = checkpoint.Saver.save
+    save = Checkpointer.save
 
-    def saving(self: checkpoint.Saver, now: int, *args: Any) -> Any:
+    def saving(self: Checkpointer, now: int, *args: Any) -> Any:
         saved = save(self, now, *args)
         if now == step:
             raise Killed
         return saved
 
-    patch.setattr(checkpoint.Saver, "save", saving)
+    patch.setattr(Checkpointer, "save", saving)
 
 
 @pytest.mark.parametrize("resume", ["false", "latest", "1"])
@@ -115,7 +115,7 @@ def test_wherever_the_start_of_a_run_is_killed_the_folders_model_is_its_newest_c
         with pytest.MonkeyPatch.context() as patch:
             killing(patch, at)
             try:
-                set_aside(folder, resumed)
+                archive_previous_run(folder, resumed)
                 ended = True
             except Killed:
                 ended = False
@@ -126,7 +126,7 @@ def test_wherever_the_start_of_a_run_is_killed_the_folders_model_is_its_newest_c
             assert files_sha256(model_folder(folder)) == newest_sha256(folder)
         moved = {files_sha256(path.parent) for path in folder.rglob("model.safetensors")}
         assert moved >= (known if copy else {before})  # nothing is lost
-        set_aside(folder, resumed)  # the next start
+        archive_previous_run(folder, resumed)  # the next start
         assert not any((folder / name).exists() for name in FINAL)
         if ended:
             assert at > 0
@@ -140,7 +140,7 @@ def test_wherever_the_end_of_a_run_is_killed_the_folders_model_is_whole(run: Sta
     for at in range(100):
         folder = tmp_path / f"killed-{at}"
         shutil.copytree(whole.folder, folder)
-        set_aside(folder, open_checkpoint(folder / "checkpoint-2"))
+        archive_previous_run(folder, open_checkpoint(folder / "checkpoint-2"))
 
         def save_model(path: Path) -> None:
             shutil.copytree(whole.folder / "checkpoint-2" / "unwrapped_model", path)
@@ -169,7 +169,7 @@ def test_every_part_of_an_earlier_runs_final_model_is_moved_aside(tmp_path: Path
         (tmp_path / folder / "config.json").write_text("{}", encoding="utf-8")
     for file in ("model.safetensors", "config.json", "pytorch_model.bin"):
         (tmp_path / file).write_bytes(b"of the earlier run")
-    set_aside(tmp_path, None)
+    archive_previous_run(tmp_path, None)
     assert not (tmp_path / name).exists()
     assert (tmp_path / "earlier-1" / name).exists()
 
@@ -179,7 +179,7 @@ def test_a_linked_checkpoint_that_is_moved_aside_still_leads_to_its_folder(tmp_p
     for path in (store / "step 5", folder / "checkpoint-1"):
         path.mkdir(parents=True)
     (folder / "checkpoint-5").symlink_to(Path("../store/step 5"))
-    set_aside(folder, Checkpoint(folder / "checkpoint-1", 1))
+    archive_previous_run(folder, Checkpoint(folder / "checkpoint-1", 1))
     assert not (folder / "checkpoint-5").is_symlink()
     assert (folder / "earlier-1" / "checkpoint-5").resolve() == (store / "step 5").resolve()
 
@@ -196,8 +196,8 @@ def test_a_copy_that_cannot_be_deleted_blocks_no_start(tmp_path: Path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", busy)
-        set_aside(tmp_path, Checkpoint(tmp_path / "checkpoint-1", 1))
+        archive_previous_run(tmp_path, Checkpoint(tmp_path / "checkpoint-1", 1))
     assert not any((tmp_path / name).exists() for name in FINAL)
     assert list(tmp_path.glob(".checkpoint-*"))
-    set_aside(tmp_path, Checkpoint(tmp_path / "checkpoint-1", 1))
+    archive_previous_run(tmp_path, Checkpoint(tmp_path / "checkpoint-1", 1))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1"]

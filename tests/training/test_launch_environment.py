@@ -217,8 +217,8 @@ def test_a_leftover_is_one_line_before_torch_is_loaded(world: Path, tmp_path: Pa
 def test_processes_that_never_come_end_the_wait_with_one_line(world: Path, tmp_path: Path, rank: str) -> None:
     patched = (
         "-c",
-        "import sys; sys.path.insert(0, '.'); import training.distributed.launch as p; p.MEETING_S['here'] = 3.0;"
-        "import train_upvla; from config.loading import main_or_exit; main_or_exit(train_upvla.main)",
+        "import sys; sys.path.insert(0, '.'); import training.distributed.launch as p; p.RENDEZVOUS_S['local'] = 3.0;"
+        "import train_upvla; from config.load import main_or_exit; main_or_exit(train_upvla.main)",
     )
     started = time.monotonic()
     done = command(world, tmp_path, {**TORCHRUN, "RANK": rank, "ACCELERATE_USE_CPU": "true"}, *patched)

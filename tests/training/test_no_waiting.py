@@ -92,7 +92,7 @@ def step(made: Problem, weights: Tensor) -> Mapping[str, SumAndCount]:
     noted = {"total": SumAndCount(shares.sum(), torch.ones_like(sums[0])), **losses.details}
     meter.add(noted)
     meter.add(noted)
-    watch.saw(3, shares.sum(), norm)
+    watch.update(3, shares.sum(), norm)
     return noted
 
 

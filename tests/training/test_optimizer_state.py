@@ -16,7 +16,7 @@ from config.loading import ConfigError
 from tests.training.launches import launch, sharded, start
 from tests.training.runs import Outcome, same
 from training.checkpointing.manifest import METADATA, write_manifest
-from training.checkpointing.optimizer_state import in_order
+from training.checkpointing.optimizer_state import reorder
 from training.optim.optimizer import group_names, parameter_groups
 
 Start = Callable[..., Outcome]
@@ -112,7 +112,7 @@ def test_moments_follow_the_names() -> None:
     other = [names[1][::-1], names[0]]
     named = dict(model.named_parameters())
     again = AdamW([{"params": [named[name] for name in group], "weight_decay": 0.2} for group in other])
-    again.load_state_dict(in_order(saved, names, other, again.state_dict()["param_groups"]))
+    again.load_state_dict(reorder(saved, names, other, again.state_dict()["param_groups"]))
     for parameter in model.parameters():
         assert torch.equal(again.state[parameter]["exp_avg"], optimizer.state[parameter]["exp_avg"])
     assert [group["weight_decay"] for group in again.param_groups] == [0.2, 0.2]

@@ -34,7 +34,7 @@ def optimizers(monkeypatch: pytest.MonkeyPatch) -> list[torch.optim.Optimizer]:
     finish = Trainer._finish
 
     def keeping(self: Trainer) -> None:
-        kept.append(self.parts.optimizer)
+        kept.append(self.components.optimizer)
         finish(self)
 
     monkeypatch.setattr(Trainer, "_finish", keeping)

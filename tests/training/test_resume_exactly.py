@@ -16,7 +16,7 @@ import pytest
 from tests.tiny import llm_config, write_language_model
 from tests.training.runs import Outcome, same
 from tests.training.test_resume import interrupted
-from training.checkpointing.checkpoint import ORDER, changes
+from training.checkpointing.conditions import ORDER, changes
 from training.checkpointing.manifest import Checkpoint
 from training.data.sampling_order import ORDER_VERSION, StepSampler, flow_seed
 from training.failure.preemption import PREEMPTED

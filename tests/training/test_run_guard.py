@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from common.files import retire
 from tests.training.runs import Outcome, same
-from training.build import Parts
-from training.checkpointing import checkpoint as checkpoints
+from training.build import Components
+from training.checkpointing import checkpointer
 from training.checkpointing.checkpoint import list_checkpoints
 from training.checkpointing.manifest import open_checkpoint
-from training.failure.loss_monitor import EARLY, HISTORY, LASTING, LossMonitor, has_only_numbers
+from training.failure.loss_monitor import EARLY, HISTORY, LASTING, LossMonitor, has_finite_weights
 from training.failure.run_guard import RunGuard
 from training.metrics_logger import JsonLinesWriter
 from training.trainer import Trainer
@@ -31,66 +30,66 @@ Start = Callable[..., Outcome]
 def watched(losses: list[float], factor: float | None = 10.0, norms: list[float] | None = None) -> LossMonitor:
     watch = LossMonitor(factor, torch.device("cpu"))
     for number, loss in enumerate(losses):
-        watch.saw(number + 1, torch.tensor(loss), None if norms is None else torch.tensor(norms[number]))
+        watch.update(number + 1, torch.tensor(loss), None if norms is None else torch.tensor(norms[number]))
     return watch
 
 
 def test_a_loss_that_falls_and_jitters_is_fine() -> None:
-    assert watched([10 / (1 + step) + step % 3 for step in range(300)]).verdict() is None
+    assert watched([10 / (1 + step) + step % 3 for step in range(300)]).failure() is None
 
 
 def test_a_single_outlier_is_fine_and_a_lasting_one_is_an_explosion_since_its_first_step() -> None:
     calm = [1.0] * 30
-    assert watched([*calm, 100.0, 100.0, 1.0, 100.0, 1.0]).verdict() is None
-    verdict = watched([*calm, *[100.0] * LASTING]).verdict()
+    assert watched([*calm, 100.0, 100.0, 1.0, 100.0, 1.0]).failure() is None
+    verdict = watched([*calm, *[100.0] * LASTING]).failure()
     assert verdict is not None
     assert verdict.step == len(calm) + 1
     assert "more than 10 times its running median" in verdict.reason
 
 
 def test_what_the_run_began_with_is_no_explosion() -> None:
-    assert watched([5.0] * EARLY + [0.01] * 50 + [4.0] * 5).verdict() is None
-    assert watched([5.0] * EARLY + [0.01] * 50 + [6.0] * 5).verdict() is not None
+    assert watched([5.0] * EARLY + [0.01] * 50 + [4.0] * 5).failure() is None
+    assert watched([5.0] * EARLY + [0.01] * 50 + [6.0] * 5).failure() is not None
 
 
 def test_without_a_factor_only_numbers_that_are_none_stop_a_run() -> None:
-    assert watched([1.0] * 30 + [1e30] * 9, factor=None).verdict() is None
-    verdict = watched([1.0, float("nan"), 1.0, float("inf")], factor=None).verdict()
+    assert watched([1.0] * 30 + [1e30] * 9, factor=None).failure() is None
+    verdict = watched([1.0, float("nan"), 1.0, float("inf")], factor=None).failure()
     assert verdict is not None
     assert (verdict.step, verdict.reason) == (2, "the loss of step 2 is not finite")
 
 
 def test_the_gradient_is_watched_too() -> None:
-    verdict = watched([1.0] * 3, norms=[1.0, float("inf"), 1.0]).verdict()
+    verdict = watched([1.0] * 3, norms=[1.0, float("inf"), 1.0]).failure()
     assert verdict is not None
     assert verdict.reason == "the gradient of step 2 is not finite"
-    exploding = watched([1.0] * 40, norms=[1.0] * 30 + [50.0] * 10).verdict()
+    exploding = watched([1.0] * 40, norms=[1.0] * 30 + [50.0] * 10).failure()
     assert exploding is not None
     assert exploding.reason.startswith("the gradient has exploded: from step 31 on")
     scaled = LossMonitor(10.0, torch.device("cpu"), scaled=True)
-    scaled.saw(1, torch.tensor(1.0), torch.tensor(float("inf")))
-    assert scaled.verdict() is None
+    scaled.update(1, torch.tensor(1.0), torch.tensor(float("inf")))
+    assert scaled.failure() is None
 
 
 @pytest.mark.parametrize("stop", [5, EARLY, HISTORY + 7])
 def test_a_resumed_watch_sees_what_the_uninterrupted_one_sees(stop: int) -> None:
     losses = [1.0 + step % 7 for step in range(HISTORY + 20)] + [200.0] * 3
-    whole = watched(losses).verdict()
+    whole = watched(losses).failure()
     first, second = watched(losses[:stop]), LossMonitor(10.0, torch.device("cpu"))
     second.restore(json.loads(json.dumps(first.state())))
     for number, loss in enumerate(losses[stop:], start=stop + 1):
-        second.saw(number, torch.tensor(loss), None)
+        second.update(number, torch.tensor(loss), None)
     assert whole is not None
-    assert second.verdict() == whole
+    assert second.failure() == whole
 
 
 def test_weights_are_numbers_or_not() -> None:
     model = torch.nn.Linear(2, 2)
-    assert has_only_numbers(model)
+    assert has_finite_weights(model)
     with torch.no_grad():
         model.weight[0, 1] = float("nan")
-    assert not has_only_numbers(model)
-    assert has_only_numbers(torch.nn.Identity())
+    assert not has_finite_weights(model)
+    assert has_finite_weights(torch.nn.Identity())
 
 
 def test_an_exploding_run_names_the_last_good_checkpoint_and_its_samples(
@@ -131,7 +130,7 @@ def test_no_checkpoint_of_weights_that_are_not_numbers_is_written(
         original(self)
         if self.step == 2:
             with torch.no_grad():
-                next(self.parts.model.parameters()).fill_(float("nan"))
+                next(self.components.model.parameters()).fill_(float("nan"))
 
     monkeypatch.setattr(Trainer, "update", update)
     with pytest.raises(SystemExit, match=r"the weights are not finite after step 2.*checkpoint-1;.*bad_batch-2\.json"):
@@ -147,23 +146,23 @@ def test_a_checkpoint_that_cannot_be_written_leaves_those_before_it(
     run: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     expected = run("whole", training__max_train_steps=3)
-    save = Parts.save_model
+    save = Components.save_model
 
-    def saving(self: Parts, path: Path, **more: Any) -> None:
+    def saving(self: Components, path: Path, **more: Any) -> None:
         if "checkpoint-2" in str(path):
             (path.parent / "half").write_text("written")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save(self, path, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Parts, "save_model", saving)
+        patch.setattr(Components, "save_model", saving)
         with pytest.raises(SystemExit) as stop:
             run(training__max_train_steps=3, experiment__save_every=1)
     message = str(stop.value)
     assert "\n" not in message
     assert "checkpoint-2 cannot be written" in message
     assert "No space left on device" in message
-    assert f"{tmp_path / 'run' / 'checkpoint-1'} is as it was" in message
+    assert f"{tmp_path / 'run' / 'checkpoint-1'} is unchanged" in message
     assert [p.name for p in list_checkpoints(tmp_path / "run")] == ["checkpoint-1"]
     assert not list((tmp_path / "run").glob(".checkpoint-*"))
     assert open_checkpoint(tmp_path / "run" / "checkpoint-1").step == 1
@@ -217,12 +216,13 @@ def test_old_checkpoints_go_only_when_the_new_one_is_in_place(
     run: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[list[str]] = []
+    from common.files import retire
 
     def retiring(path: Path) -> str | None:
         seen.append(sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")))
         return retire(path)
 
-    monkeypatch.setattr(checkpoints, "retire", retiring)
+    monkeypatch.setattr(checkpointer, "retire", retiring)
     run(training__max_train_steps=3, experiment__save_every=1, experiment__checkpoints_total_limit=1)
     assert seen == [["checkpoint-1", "checkpoint-2"], ["checkpoint-2", "checkpoint-3"]]
 
@@ -284,8 +284,8 @@ def test_workers_leave_a_signal_to_the_job_to_the_run(run: Start, monkeypatch: p
 def test_late_data_is_said_with_the_remedy(
     run: Start, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("training.trainer.LONG_ENOUGH", 0.0)
-    monkeypatch.setattr("training.trainer.LATE", 0.0)
+    monkeypatch.setattr("training.metrics_reporter.MIN_WINDOW_S", 0.0)
+    monkeypatch.setattr("training.metrics_reporter.MAX_DATA_WAIT", 0.0)
     run(training__max_train_steps=3)
     said = capfd.readouterr().out
     assert said.count("of the time is spent waiting for data: raise dataset.params.num_workers (now 0)") == 1

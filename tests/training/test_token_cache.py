@@ -17,7 +17,7 @@ from models.vision.magvitv2 import load_magvit
 from preprocess_data import tokenize_images
 from tests.training.runs import Outcome, same, train
 from tests.training.world import build_world, load, write_robot_data
-from training.data.caches.token_cache_choice import token_cache
+from training.data.caches.token_cache import token_cache
 from training.data.dataloader import robot_dataset
 
 Start = Callable[..., Outcome]
@@ -78,10 +78,10 @@ def test_held_out_data_may_have_none(coded: Path, tmp_path: Path) -> None:
 def test_the_image_of_a_run_shows_what_the_tokenizer_keeps(
     coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.metrics_logger import Board
+    from training.metrics_logger import MetricsLogger
 
     shown: list[torch.Tensor] = []
-    monkeypatch.setattr(Board, "image", lambda self, tag, image, step: shown.append(image))
+    monkeypatch.setattr(MetricsLogger, "image", lambda self, tag, image, step: shown.append(image))
     monkeypatch.setattr(Image, "open", lambda *given: pytest.fail("an image was opened"))
     train(coded, tmp_path / "run", **{**SETTINGS, **held_out(coded)}, dataset__und_type="null")
     assert shown[-1].shape == (3, 4 * 2 * 32, 3 * 32)  # now, true, predicted; 4 samples of 2 views

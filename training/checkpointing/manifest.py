@@ -1,9 +1,9 @@
-"""What a checkpoint says of itself (``metadata.json``), and whether its files are what it says.
+"""Write and check the manifest of a checkpoint (``metadata.json``).
 
-    {"global_step": 300, "data": {...}, "config": {...}, "processes": 2, "files": {name: [bytes, crc32]}, "crc32": ...}
+    {"global_step": 300, "data": {...}, "conditions": {...}, "files": {name: [bytes, crc32]}, "crc32": ...}
 
-``data``: where the run stands in its data. ``config``: the settings that the numbers of later steps depend on. The last
-``crc32`` is over everything before it, so that a flipped bit in here is found too.
+``data``: position of the run in its data. ``conditions``: the settings that the numbers of later steps depend on. The
+last ``crc32`` covers everything before it, so that a flipped bit in the manifest is found too.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from training.data.sampling_order import FlowProgress, Position
 METADATA = "metadata.json"
 CHUNK = 8 << 20
 THREADS = 4
-"""Files that are read at the same time; zlib lets other threads run."""
+"""Files that are read at the same time; zlib releases the interpreter lock."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A folder with the state after ``step`` optimizer steps.
 
-    ``position``: where the run stood in its data; None in checkpoints older than this entry. ``record``: all of
+    ``position``: position of the run in its data; None in checkpoints older than this entry. ``record``: content of
     ``metadata.json``.
     """
 
@@ -48,12 +48,12 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint's metadata and see that every file it lists is there, unchanged; ``ValueError`` if not."""
+    """Read a checkpoint's manifest and check every file it lists. Raises ValueError if one is missing or changed."""
     metadata = path / METADATA
     try:
         record = json.loads(metadata.read_text(encoding="utf-8"))
-        told = record.pop("crc32", None)
-        if told is not None and told != _checksum_of(record):
+        checksum = record.pop("crc32", None)
+        if checksum is not None and checksum != _checksum_of(record):
             raise ValueError("its checksum is wrong")
         step, files, position = int(record["global_step"]), dict(record.get("files", {})), _position(record.get("data"))
     except FileNotFoundError:
@@ -73,7 +73,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _check_files(path: Path, files: Mapping[str, Any]) -> None:
-    """``files``: name -> [bytes, crc32], or bytes alone as early checkpoints have it. Sizes first, they are cheap."""
+    """Check sizes, which is cheap, then checksums. ``files``: name -> [bytes, crc32], or bytes in early checkpoints."""
     sizes = {name: entry[0] if isinstance(entry, list) else entry for name, entry in files.items()}
     for name, size in sizes.items():
         file = path / name
@@ -88,7 +88,7 @@ def _check_files(path: Path, files: Mapping[str, Any]) -> None:
 
 
 def measure(file: Path) -> tuple[int, str]:
-    """(bytes, crc32 as eight hexadecimal digits) of a file."""
+    """Return (bytes, crc32 as eight hexadecimal digits) of a file."""
     size, value = 0, 0
     try:
         with file.open("rb") as stream:
@@ -101,7 +101,7 @@ def measure(file: Path) -> tuple[int, str]:
 
 
 def write_manifest(path: Path, step: int, data: Mapping[str, Any], more: Mapping[str, Any]) -> None:
-    """Write ``metadata.json`` over the files that lie in the folder, and see to it that all of them are on the disk."""
+    """Write ``metadata.json`` for the files in the folder, and flush all of them to the disk."""
     files = sorted(file for file in path.rglob("*") if file.is_file())
     with ThreadPoolExecutor(THREADS) as pool:
         measured = pool.map(measure, files)
@@ -116,8 +116,8 @@ def write_manifest(path: Path, step: int, data: Mapping[str, Any], more: Mapping
         flush(folder)
 
 
-def told_position(position: Position) -> dict[str, Any]:
-    """For ``metadata.json``."""
+def position_to_json(position: Position) -> dict[str, Any]:
+    """Return the position as ``metadata.json`` stores it."""
     return asdict(position)
 
 

@@ -1,6 +1,6 @@
-"""Give every parameter its own optimizer state when a run is resumed: matched by name, not by position.
+"""Restore the optimizer state of a resumed run parameter by parameter, matched by name.
 
-Torch and DeepSpeed keep an optimizer's state by position. A checkpoint therefore records the names of the trained
+Torch and DeepSpeed store an optimizer's state by position. A checkpoint therefore records the names of the trained
 parameters, group by group, and the kind of optimizer (``metadata.json``, ``optimizer``).
 """
 
@@ -23,22 +23,22 @@ from training.distributed.reshard import ONE_STATE
 from training.optim.optimizer import group_names
 
 NAMES_SHOWN = 4
-DECIDE_BY_ZERO = ("training.act_coeff", "training.mmu_coeff")
-"""Keys that decide which parameters are trained only by being 0."""
+TRAINED_UNLESS_ZERO = ("training.act_coeff", "training.mmu_coeff")
+"""Keys whose value 0 freezes parameters; other values make no difference."""
 
 
 def record(model: nn.Module, job: Job) -> dict[str, Any]:
-    """Return what ``metadata.json`` records of the optimizer: its kind, and the parameters of each of its groups."""
+    """Return the kind of the optimizer and the parameters of each of its groups, for ``metadata.json``."""
     return {"name": job.optimizer.name, "parameters": group_names(model)}
 
 
 def match(
     accelerator: Accelerator, optimizer: Optimizer, checkpoint: Checkpoint | None, now: Mapping[str, Any], job: Job
 ) -> list[str]:
-    """See that ``optimizer`` (not wrapped yet) will get the state of ``checkpoint`` parameter by parameter.
+    """Make sure that ``optimizer`` (not wrapped yet) will load the state of ``checkpoint`` parameter by parameter.
 
-    Returns notes. Raises ``ConfigError`` for the state of another optimizer or of other parameters, and for another
-    order of them where it cannot be changed (DeepSpeed, FSDP).
+    Returns notes for the log. Raises ConfigError for the state of another optimizer or of other parameters, and for
+    another order of parameters if it cannot be changed (DeepSpeed, FSDP).
     """
     if checkpoint is None:
         return []
@@ -48,26 +48,26 @@ def match(
     if kind != now["name"]:
         raise ConfigError(
             f"optimizer.name={now['name']}, but {checkpoint.path} holds the state of {kind}, which cannot be "
-            f"converted: resume with optimizer.name={kind}, or {_weights_alone(checkpoint)}"
+            f"converted: resume with optimizer.name={kind}, or {_weights_only(checkpoint)}"
         )
     if names is None:
         return _match_unnamed(checkpoint, conditions, job)
     if names == now["parameters"]:
         return []
-    had, has = ([name for group in groups for name in group] for groups in (names, now["parameters"]))
-    if {*had} != {*has} or describe(accelerator) not in ONE_STATE:
+    before, after = ([name for group in groups for name in group] for groups in (names, now["parameters"]))
+    if {*before} != {*after} or describe(accelerator) not in ONE_STATE:
         raise ConfigError(
-            f"{checkpoint.path} was saved by a run that trained other parameters ({_difference(had, has)}), so its "
-            "optimizer state does not fit: resume with the training.freeze, lora and loss coefficients that it was "
-            f"trained with, or {_weights_alone(checkpoint)}"
+            f"{checkpoint.path} was saved by a run that trained other parameters ({_difference(before, after)}), so "
+            "its optimizer state does not fit: resume with the training.freeze, lora and loss coefficients that it was "
+            f"trained with, or {_weights_only(checkpoint)}"
         )
     optimizer.register_load_state_dict_pre_hook(
-        lambda _, state: in_order(state, names, now["parameters"], optimizer.state_dict()["param_groups"])
+        lambda _, state: reorder(state, names, now["parameters"], optimizer.state_dict()["param_groups"])
     )
     return ["note: the trained parameters are in another order than in the checkpoint: matched by name"]
 
 
-def in_order(
+def reorder(
     state: Mapping[str, Any],
     saved: Sequence[Sequence[str]],
     now: Sequence[Sequence[str]],
@@ -83,14 +83,14 @@ def in_order(
         number: state["state"][number_of[name]]
         for group, names in zip(groups, now, strict=True)
         for number, name in zip(group["params"], names, strict=True)
-        if number_of[name] in state["state"]  # there is none before a parameter's first gradient
+        if number_of[name] in state["state"]  # a parameter has no state before its first gradient
     }
     return {"state": moments, "param_groups": [dict(group) for group in groups]}
 
 
 @contextmanager
-def settings_kept(optimizer: Optimizer) -> Iterator[None]:
-    """Keep weight decay, betas and whatever else the job has given ``optimizer`` while a state is loaded into it."""
+def preserve_settings(optimizer: Optimizer) -> Iterator[None]:
+    """Keep the settings that the job gave ``optimizer`` (weight decay, betas, ...) while a state is loaded."""
     before = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     yield
     for group, settings in zip(optimizer.param_groups, before, strict=True):
@@ -98,7 +98,7 @@ def settings_kept(optimizer: Optimizer) -> Iterator[None]:
 
 
 def _match_unnamed(checkpoint: Checkpoint, conditions: Mapping[str, Any], job: Job) -> list[str]:
-    """A checkpoint of an older version: the keys that decide what is trained have to be as they were."""
+    """Compare the keys that select the trained parameters, for a checkpoint without parameter names."""
     now = {
         "training.freeze": job.training.freeze,
         "dataset.und_type": job.dataset.und_type,
@@ -109,12 +109,12 @@ def _match_unnamed(checkpoint: Checkpoint, conditions: Mapping[str, Any], job: J
     for key, value in now.items():
         if key not in conditions:
             continue
-        was = conditions[key]
-        same = (was == 0) == (value == 0) if key in DECIDE_BY_ZERO else was == value
+        before = conditions[key]
+        same = (before == 0) == (value == 0) if key in TRAINED_UNLESS_ZERO else before == value
         if not same:
             raise ConfigError(
-                f"{key}={shown(value)}, but {checkpoint.path} trained other parameters, with {shown(was)}, so its "
-                f"optimizer state does not fit: resume with {key}={shown(was)}, or {_weights_alone(checkpoint)}"
+                f"{key}={shown(value)}, but {checkpoint.path} trained other parameters, with {shown(before)}, so its "
+                f"optimizer state does not fit: resume with {key}={shown(before)}, or {_weights_only(checkpoint)}"
             )
     if conditions:
         return []
@@ -124,20 +124,21 @@ def _match_unnamed(checkpoint: Checkpoint, conditions: Mapping[str, Any], job: J
     ]
 
 
-def _difference(had: Sequence[str], has: Sequence[str]) -> str:
-    fresh, gone = [name for name in has if name not in {*had}], [name for name in had if name not in {*has}]
-    parts = [f"{_some(fresh)} only here"] if fresh else []
-    parts += [f"{_some(gone)} only there"] if gone else []
+def _difference(before: Sequence[str], after: Sequence[str]) -> str:
+    added = [name for name in after if name not in {*before}]
+    removed = [name for name in before if name not in {*after}]
+    parts = [f"{_list_names(added)} only in this run"] if added else []
+    parts += [f"{_list_names(removed)} only in the checkpoint"] if removed else []
     return ", ".join(parts) or "or in another order"
 
 
-def _some(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return f"{len(names)} parameter{'s' if len(names) > 1 else ''} ({', '.join(names[:NAMES_SHOWN])}{more})"
 
 
-def _weights_alone(checkpoint: Checkpoint) -> str:
+def _weights_only(checkpoint: Checkpoint) -> str:
     return (
-        "start anew from its weights with experiment.resume_from_checkpoint=false model.showo.load_from_showo=true "
-        f"model.showo.pretrained_model_path={checkpoint.path}"
+        "start a new run from its weights with experiment.resume_from_checkpoint=false "
+        f"model.showo.load_from_showo=true model.showo.pretrained_model_path={checkpoint.path}"
     )

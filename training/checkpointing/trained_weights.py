@@ -1,8 +1,9 @@
-"""Weights that learn, where they are not the weights that act.
+"""Trained weights, stored separately if the exported weights differ (EMA or merged LoRA).
 
-``unwrapped_model/`` holds what acts. With an average of the weights (``training.ema_decay``) or with adapters
-(``lora``) that is not what the optimizer moves: then ``training_state/weights.safetensors`` holds that,
-``live.<name>`` for every trained parameter and ``average.<name>`` for its average, so that a run goes on exactly.
+``unwrapped_model/`` holds the weights for inference. With an average of the weights (``training.ema_decay``) or with
+adapters (``lora``) these are not the weights that the optimizer updates. ``training_state/weights.safetensors`` then
+holds those, ``live.<name>`` for every trained parameter and ``average.<name>`` for its average, so that resuming is
+exact.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from models.pretrained.weights_io import require_finite, write_safetensors
 
 FILE = "weights.safetensors"
 LIVE, AVERAGE, ABOUT = "live.", "average.", "about"
-CLOSE = 1e-6
-"""Relative difference of the resting weights' size that summation order can make."""
+TOLERANCE = 1e-6
+"""Relative difference of ``frozen_weights_norm`` that the order of summation can cause."""
 
 
 @dataclass(frozen=True)
-class LiveWeights:
-    """What ``FILE`` of a checkpoint holds: trained parameters, their average (empty without one), settings."""
+class TrainedWeights:
+    """Content of ``FILE``: trained parameters, their average (empty without one), settings."""
 
     path: Path
     weights: Mapping[str, Tensor]
@@ -44,30 +45,33 @@ class LiveWeights:
 
 
 def is_needed(job: Job) -> bool:
-    """Do the weights that act differ from those that learn?"""
+    """Return True if the exported weights differ from the trained ones."""
     return job.training.ema_decay is not None or job.lora.rank > 0
 
 
 def write(
-    folder: Path, settings: LoRA, trained: Mapping[str, Tensor], average: Mapping[str, Tensor], resting: str
+    folder: Path, settings: LoRA, trained: Mapping[str, Tensor], average: Mapping[str, Tensor], frozen_hash: str
 ) -> None:
-    """Write ``FILE`` into a training state's folder (rank 0). ``resting``: ``identity_of_the_rest`` at the start."""
+    """Write ``FILE`` into the folder of a training state (rank 0).
+
+    ``frozen_hash``: ``frozen_weights_hash`` at the start of the run.
+    """
     tensors = {LIVE + name: tensor.detach().cpu() for name, tensor in trained.items()}
     tensors |= {AVERAGE + name: tensor.cpu() for name, tensor in average.items()}
-    about = json.dumps({"lora": asdict(settings), "resting": resting})
+    about = json.dumps({"lora": asdict(settings), "resting": frozen_hash})
     write_safetensors(folder / FILE, tensors, metadata={ABOUT: about})
 
 
-def read(state_dir: Path) -> LiveWeights | None:
-    """What an earlier ``write`` left; None if nothing was needed there. ``ValueError`` for NaN or infinity in it."""
+def read(state_dir: Path) -> TrainedWeights | None:
+    """Return the content of ``FILE``, None if there is none. Raises ValueError for NaN or infinity in it."""
     path = state_dir / FILE
     if not path.is_file():
         return None
     with safe_open(str(path), framework="pt") as file:
         about = json.loads(file.metadata()[ABOUT])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is not a dict
     require_finite(tensors, path)
-    return LiveWeights(
+    return TrainedWeights(
         path=path,
         weights={n.removeprefix(LIVE): t for n, t in tensors.items() if n.startswith(LIVE)},
         average={n.removeprefix(AVERAGE): t for n, t in tensors.items() if n.startswith(AVERAGE)},
@@ -76,28 +80,28 @@ def read(state_dir: Path) -> LiveWeights | None:
 
 
 @torch.no_grad()
-def put_back(live: LiveWeights, model: nn.Module, settings: LoRA) -> None:
-    """Give the trained parameters their saved values. ``ValueError`` if the run is another than the one that was saved.
+def restore(saved: TrainedWeights, model: nn.Module, settings: LoRA) -> None:
+    """Copy the saved values into the trained parameters. Raises ValueError if the saved run trained other parameters.
 
-    With adapters the weights beside them come from the configuration once more, so it is seen that they are the same.
+    With adapters the frozen weights come from the configuration again, so they are compared with the saved run's.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if trained.keys() != live.weights.keys() or live.lora != asdict(settings):
+    if trained.keys() != saved.weights.keys() or saved.lora != asdict(settings):
         raise ValueError(
-            f"{live.path} was saved by a run that trained other parameters; continue it with its own lora.*, "
-            f"training.freeze and loss coefficients (its lora.rank was {live.lora.get('rank')})"
+            f"{saved.path} was saved by a run that trained other parameters; continue it with its own lora.*, "
+            f"training.freeze and loss coefficients (its lora.rank was {saved.lora.get('rank')})"
         )
     for name, p in trained.items():
-        p.copy_(live.weights[name])
-    if settings.rank > 0 and not _is_the_same_rest(live.about["resting"], model):
+        p.copy_(saved.weights[name])
+    if settings.rank > 0 and not _frozen_weights_match(saved.about["resting"], model):
         raise ValueError(
-            f"{live.path} holds adapters to other weights than those that this configuration starts from; "
+            f"{saved.path} holds adapters to other weights than those that this configuration starts from; "
             "continue with the model.showo.* settings and the training.seed that the run was started with"
         )
 
 
-def identity_of_the_rest(model: nn.Module) -> str:
-    """Digest of the bytes of everything that is not trained; called while the model is on the host."""
+def frozen_weights_hash(model: nn.Module) -> str:
+    """Return a digest of all weights that are not trained. Called while the model is on the host."""
     digest = hashlib.sha256()
     for parameter in model.parameters():  # compiling changes their names, not their order
         if not parameter.requires_grad:
@@ -107,11 +111,11 @@ def identity_of_the_rest(model: nn.Module) -> str:
 
 
 def frozen_weights_norm(model: nn.Module) -> float:
-    """Sum of squares of everything that is not trained: the identity that earlier checkpoints hold."""
+    """Return the sum of squares of all weights that are not trained, which earlier checkpoints store instead."""
     return math.fsum(float(p.detach().double().square().sum()) for p in model.parameters() if not p.requires_grad)
 
 
-def _is_the_same_rest(was: str | float, model: nn.Module) -> bool:
-    if isinstance(was, str):
-        return was == identity_of_the_rest(model)
-    return math.isclose(was, frozen_weights_norm(model), rel_tol=CLOSE)
+def _frozen_weights_match(before: str | float, model: nn.Module) -> bool:
+    if isinstance(before, str):
+        return before == frozen_weights_hash(model)
+    return math.isclose(before, frozen_weights_norm(model), rel_tol=TOLERANCE)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-ACTION_SIZE = 7  # three of position, three of rotation, one gripper command
+ACTION_SIZE = 7
+"""Numbers of an action: three of position, three of rotation, one gripper command."""
 
 
 def action_chunk(
     episode: npt.NDArray[np.float32], now: int, act_step: int
 ) -> tuple[int, npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """What an episode's relative actions [n, A] give as the target at frame ``now``, as the original has it.
+    """Return the target at frame ``now`` of an episode with relative actions [n, A], as the original computes it.
 
-    Returns (future, actions [T, A], is_pad [T]): the frame that the chunk leads to, ``min(now + T, n - 1)``; the
-    actions of frames ``now .. future - 1`` (at the last frame: its own), then padding: no motion, the gripper held.
+    Returns (future, actions [T, A], is_pad [T]): the frame after the chunk, ``min(now + T, n - 1)``; the actions of
+    frames ``now .. future - 1`` (at the last frame: its own), then padding: no motion, the gripper command repeated.
     """
     last = len(episode) - 1
     future = min(now + act_step, last)
@@ -28,12 +29,12 @@ def action_chunk(
 def action_chunks(
     now: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], act_step: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """The same for many samples of a table in which episodes follow one another, without their actions.
+    """Return the row numbers of many chunks in a table of consecutive episodes.
 
-    ``now`` [B]: rows of the table; ``ends`` [B]: one past the last row of each one's episode. Returns (future [B], rows
-    [B, T], is_pad [B, T]): where pads are, ``rows`` is that of the last action used, whose gripper is held.
+    ``now`` [B]: rows of the table; ``ends`` [B]: one past the last row of each episode. Returns (future [B], rows
+    [B, T], is_pad [B, T]). The row of padding is that of the last action, whose gripper command is repeated.
     """
     future = np.minimum(now + act_step, ends - 1)
-    used = np.maximum(future - now, 1)  # [B] actions that are not padding
+    used = np.maximum(future - now, 1)  # [B] actions without padding
     steps = np.arange(act_step)
     return future, now[:, None] + np.minimum(steps, used[:, None] - 1), steps >= used[:, None]

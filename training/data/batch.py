@@ -1,7 +1,7 @@
-"""What the data side hands to training: samples, batches of them, and the two flows side by side.
+"""Samples and batches of both flows, as the data side passes them to training.
 
-Images of the robot flow come as pixels, uint8 [V, 3, R, R], or, out of a token cache (``tokens.py``), as their image
-codes, int16 [V, n]: a data set has one or the other throughout.
+Images of the robot flow are pixels, uint8 [V, 3, R, R], or, from a token cache, their image codes, int16 [V, n]; all
+samples of a data set have the same form.
 
 Shape letters: B batch, V views (cameras), R resolution, n codes of a view, T actions per chunk, A action size (7),
 S CLIP image size.
@@ -10,8 +10,8 @@ S CLIP image size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
@@ -22,7 +22,7 @@ Sample_co = TypeVar("Sample_co", covariant=True)
 
 
 class Samples(Protocol[Sample_co]):
-    """A data set: a length, and a sample for every index below it, the same in every process."""
+    """A data set with a length and a sample for every index below it, the same in every process."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Sample_co: ...
@@ -30,14 +30,14 @@ class Samples(Protocol[Sample_co]):
 
 @dataclass(frozen=True)
 class RobotSample:
-    """One moment of a demonstration: what is seen now, what will be seen, and the actions in between."""
+    """One moment of a demonstration: the views now, the views T frames later, and the actions between."""
 
     views: Tensor  # uint8 [V, 3, R, R] or codes int16 [V, n], static camera first
     future_views: Tensor  # the same, T frames later (or the last frame of the episode)
     instruction: str
     actions: Tensor  # float32 [T, A]
-    action_is_pad: Tensor  # bool [T], True where the episode was already over
-    index: int  # which sample of the data set this is
+    action_is_pad: Tensor  # bool [T], True after the end of the episode
+    index: int  # in the data set
 
 
 @dataclass(frozen=True)
@@ -53,32 +53,15 @@ class RobotBatch:
 
     @property
     def coded(self) -> bool:
-        """Are the views codes already?"""
+        """True if the views are codes."""
         return self.views.dtype == torch.int16
 
     def __len__(self) -> int:
         return len(self.instructions)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> RobotBatch:
-        return RobotBatch(
-            views=self.views.to(device, non_blocking=non_blocking),
-            future_views=self.future_views.to(device, non_blocking=non_blocking),
-            instructions=self.instructions,
-            actions=self.actions.to(device, non_blocking=non_blocking),
-            action_is_pad=self.action_is_pad.to(device, non_blocking=non_blocking),
-            indices=self.indices.to(device, non_blocking=non_blocking),
-        )
-
     def pin_memory(self) -> RobotBatch:
-        """Page-locked copies, for asynchronous transfer (DataLoader calls this by name)."""
-        return RobotBatch(
-            views=self.views.pin_memory(),
-            future_views=self.future_views.pin_memory(),
-            instructions=self.instructions,
-            actions=self.actions.pin_memory(),
-            action_is_pad=self.action_is_pad.pin_memory(),
-            indices=self.indices.pin_memory(),
-        )
+        """Return a batch in page-locked memory, for asynchronous copies (DataLoader calls it by this name)."""
+        return replace(self, **_pinned(self))
 
 
 @dataclass(frozen=True)
@@ -86,50 +69,36 @@ class TextSample:
     """One conversation, about one image or none."""
 
     ids: list[int]  # token ids of the rendered conversation, without the system prompt
-    answer: list[bool]  # True where the id belongs to an answer and is to be learned
+    answer: list[bool]  # True for ids of an answer, which are trained on
     pixels: Tensor | None  # float32 [3, S, S], CLIP-normalised, or CLIP's patches [P, C]; None: there is no image
     index: int
-    left_out: tuple[tuple[int, str], ...] = ()  # (index, why) of samples that this one stands in for
+    left_out: tuple[tuple[int, str], ...] = ()  # (index, reason) of samples that this one replaces
     cut: int = 0  # ids that were cut off at the end of the conversation
 
 
 @dataclass(frozen=True)
 class TextBatch:
-    """B conversations. The texts stay ragged: who builds the sequences pads them."""
+    """B conversations. The texts are ragged; they are padded when sequences are built."""
 
     ids: list[list[int]]
     answers: list[list[bool]]
     pixels: Tensor  # float32 [K, 3, S, S] or patches [K, P, C], of the K rows that have an image, in their order
-    pictured: Tensor  # bool [B], which those are
+    pictured: Tensor  # bool [B], True for those rows
     indices: Tensor  # int64 [B]
-    left_out: tuple[tuple[int, str], ...] = ()  # (index, why) of samples that others stand in for
+    left_out: tuple[tuple[int, str], ...] = ()  # (index, reason) of samples that others replace
     cut: tuple[tuple[int, int], ...] = ()  # (index, ids cut off at the end) of conversations that are too long
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> TextBatch:
-        return TextBatch(
-            ids=self.ids,
-            answers=self.answers,
-            pixels=self.pixels.to(device, non_blocking=non_blocking),
-            pictured=self.pictured.to(device, non_blocking=non_blocking),
-            indices=self.indices.to(device, non_blocking=non_blocking),
-            left_out=self.left_out,
-            cut=self.cut,
-        )
-
     def pin_memory(self) -> TextBatch:
-        """Page-locked copies, for asynchronous transfer (DataLoader calls this by name)."""
-        return TextBatch(
-            ids=self.ids,
-            answers=self.answers,
-            pixels=self.pixels.pin_memory(),
-            pictured=self.pictured.pin_memory(),
-            indices=self.indices.pin_memory(),
-            left_out=self.left_out,
-            cut=self.cut,
-        )
+        """Return a batch in page-locked memory, for asynchronous copies (DataLoader calls it by this name)."""
+        return replace(self, **_pinned(self))
+
+
+def _pinned(batch: RobotBatch | TextBatch) -> dict[str, Any]:
+    tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: value.pin_memory() for name, value in tensors.items() if isinstance(value, torch.Tensor)}
 
 
 @dataclass(frozen=True)
@@ -138,12 +107,6 @@ class CoBatch:
 
     robot: RobotBatch | None
     text: TextBatch | None
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> CoBatch:
-        return CoBatch(
-            robot=None if self.robot is None else self.robot.to(device, non_blocking),
-            text=None if self.text is None else self.text.to(device, non_blocking),
-        )
 
 
 def collate_robot(samples: Sequence[RobotSample]) -> RobotBatch:
@@ -159,6 +122,7 @@ def collate_robot(samples: Sequence[RobotSample]) -> RobotBatch:
 
 
 def collate_text(samples: Sequence[TextSample]) -> TextBatch:
+    """Collate conversations; their images are stacked, their texts stay ragged."""
     images = [sample.pixels for sample in samples if sample.pixels is not None]
     return TextBatch(
         ids=[sample.ids for sample in samples],
@@ -166,6 +130,6 @@ def collate_text(samples: Sequence[TextSample]) -> TextBatch:
         pixels=torch.stack(images) if images else torch.empty(0, 3, 0, 0),
         pictured=torch.tensor([sample.pixels is not None for sample in samples]),
         indices=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
-        left_out=tuple(one for sample in samples for one in sample.left_out),
+        left_out=tuple(entry for sample in samples for entry in sample.left_out),
         cut=tuple((sample.index, sample.cut) for sample in samples if sample.cut),
     )

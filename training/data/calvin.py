@@ -1,9 +1,9 @@
-"""The one reader of raw CALVIN splits, recorded by the real simulator or by the embedded desk.
+"""Read raw CALVIN splits, recorded by the real simulator or by the embedded desk.
 
 A split is a directory (``training/`` or ``validation/``) of ``episode_0000123.npz`` files, one per time step at 30 Hz,
 with ``lang_annotations/auto_lang_ann.npy`` naming windows of them and ``ep_start_end_ids.npy`` the stretches of
-uninterrupted play. It may lie inside the zip it was downloaded as (``calvin/task_D_D.zip/task_D_D/training``). Nothing
-is listed or opened before it is asked for: full splits have half a million files.
+uninterrupted play. It may be inside the zip of its download (``calvin/task_D_D.zip/task_D_D/training``). Files are
+listed and opened only when they are needed: full splits have half a million files.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Annotation:
 class CalvinSplit:
     """Frames, annotations and ranges of one raw split.
 
-    Raises FileNotFoundError when ``path`` is neither a directory nor one inside a zip; everything else is checked when
-    it is first used, and is then one ValueError or FileNotFoundError naming the file.
+    Raises FileNotFoundError if ``path`` is neither a directory nor one inside a zip. Everything else is checked when it
+    is first used, and raises ValueError or FileNotFoundError naming the file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -61,7 +61,7 @@ class CalvinSplit:
 
     @cached_property
     def frame_ids(self) -> npt.NDArray[np.int64]:
-        """Sorted ids of all frames that lie in the directory (lists it once)."""
+        """Sorted ids of all frames in the directory (lists it once)."""
         found = [int(match[1]) for name in zip_reader.names(self.path) if (match := _EPISODE.fullmatch(name))]
         if not found:
             raise self._no_split()
@@ -69,7 +69,7 @@ class CalvinSplit:
 
     @cached_property
     def _digits(self) -> int:
-        """How many digits file names have: 7 in the released data, 5 in some recordings."""
+        """Number of digits in file names: 7 in the released data, 5 in some recordings."""
         match = next(filter(None, map(_EPISODE.fullmatch, zip_reader.names(self.path))), None)
         if match is None:
             raise self._no_split()
@@ -84,11 +84,11 @@ class CalvinSplit:
         return self.path / f"episode_{index:0{self._digits}d}.npz"
 
     def frame(self, index: int, keys: Sequence[str]) -> dict[str, Array]:
-        """The arrays ``keys`` of frame ``index``, from one open of its file; no other array is decompressed.
+        """Return the arrays ``keys`` of frame ``index``. Its file is opened once; other arrays are not decompressed.
 
         Cameras are uint8 [height, width, 3]; ``actions`` and ``rel_actions`` [7], ``robot_obs`` [15], ``scene_obs``
-        [24] keep the float type they were recorded in. A missing ``rel_actions`` is computed from ``actions`` and
-        ``robot_obs`` as the simulator would have (``relative_action``).
+        [24] keep their recorded float type. A missing ``rel_actions`` is computed from ``actions`` and ``robot_obs``
+        as in the simulator (``relative_action``).
         """
         path = self.frame_path(index)
         arrays = read_npz(path, keys, instead={"rel_actions": ("actions", "robot_obs")})
@@ -99,7 +99,7 @@ class CalvinSplit:
 
     @cached_property
     def ranges(self) -> npt.NDArray[np.int64]:
-        """int64 [n, 2]: first and last frame id (both included) of each stretch of uninterrupted play."""
+        """First and last frame id (both included) of each stretch of uninterrupted play, int64 [n, 2]."""
         path = self.path / "ep_start_end_ids.npy"
         table = read_npy(path)
         if table.dtype.kind not in "iu" or table.ndim != 2 or table.shape[1] != 2 or (table[:, 0] > table[:, 1]).any():
@@ -107,9 +107,9 @@ class CalvinSplit:
         return table.astype(np.int64)
 
     def crossing(self, windows: Sequence[Annotation]) -> list[Annotation]:
-        """Return the windows that lie in no stretch of play: a later frame of theirs is another recording's.
+        """Return the windows that are not inside one stretch of play, so that they mix two recordings.
 
-        None are found where the split does not have its stretches.
+        Returns none if the file of the stretches is missing.
         """
         if not zip_reader.is_file(self.path / "ep_start_end_ids.npy"):
             return []
@@ -121,13 +121,13 @@ class CalvinSplit:
 
     @cached_property
     def annotations(self) -> tuple[Annotation, ...]:
-        """All annotated windows in the order of the file; they may overlap."""
+        """All annotated windows, in the order of the file; they may overlap."""
         path = self.annotation_path
-        held = read_pickled_npy(path)
+        content = read_pickled_npy(path)
         try:
-            sentences = held["language"]["ann"]
-            tasks = held["language"].get("task")
-            windows = held["info"]["indx"]
+            sentences = content["language"]["ann"]
+            tasks = content["language"].get("task")
+            windows = content["info"]["indx"]
         except (KeyError, TypeError, AttributeError, IndexError):
             raise ValueError(f"{path} lacks language.ann or info.indx; it is not a CALVIN annotation file") from None
         if len(sentences) != len(windows):
@@ -141,12 +141,12 @@ class CalvinSplit:
 
 
 def is_within(ranges: npt.NDArray[np.int64], first: int, last: int) -> bool:
-    """Return whether one of the ranges [n, 2] holds frames ``first`` to ``last``."""
+    """Return True if one of the ranges [n, 2] contains frames ``first`` to ``last``."""
     return bool(((ranges[:, 0] <= first) & (last <= ranges[:, 1])).any())
 
 
 def splits_in(path: Path) -> list[str]:
-    """The splits in a folder or zip, as paths below it: training and validation, at the top or one folder down."""
+    """Return the splits in a folder or zip as relative paths: training and validation, at the top or a level below."""
     try:
         top = sorted(zip_reader.names(path))
     except OSError:
@@ -159,12 +159,12 @@ def splits_in(path: Path) -> list[str]:
 
 
 def is_split(path: Path) -> bool:
-    """Are there frames directly in this folder (of a zip)?"""
+    """Return True if there are frames directly in this folder (of a zip)."""
     return zip_reader.is_folder(path) and any(map(_EPISODE.fullmatch, zip_reader.names(path)))
 
 
 def relative_action(action: Array, robot_obs: Array) -> Array:
-    """The relative action [7] that moves the hand from where it is to the absolute target ``action`` [7].
+    """Return the relative action [7] that moves the gripper from its pose to the absolute target ``action`` [7].
 
     Position: metres over 0.02, clipped to [-1, 1]. Rotation: Euler angles, the difference wrapped to [-pi, pi), radians
     over 0.05, clipped to [-1, 1]. Gripper command as it is. This is what CALVIN records as ``rel_actions``.

@@ -1,27 +1,27 @@
-"""Both data flows of a run, micro-step by micro-step, each a pure function of where the run stands in it.
+"""The two data flows of a run as batches, each a pure function of the position of the run in its data.
 
-Every flow is an endless stream: its samples in a new random order, then again in another, and so on. With G = batch
-size x processes, a micro-step takes the next G samples of that stream, dealt out to the processes like cards. So
+Every flow is an endless stream of passes over its samples, each pass in a new random order. With G = batch size x
+processes, a micro-step takes the next G samples of that stream and deals them out to the processes in turn. So
 
-* a run that resumes reads on exactly where it stopped (``Position``: the samples taken of each stream), with any number
-  of data workers, across epochs, and with any number of processes;
-* nothing is dropped, and nothing comes twice before everything came once; the batch at the end of a pass is filled
-  from the next one, as often as needed where the data set is smaller than G;
-* no global random number generator is touched.
+* a resumed run continues exactly where it stopped (``Position``: the samples read of each stream), with any number of
+  data workers, across epochs, and with any number of processes;
+* no sample is dropped, and none repeats before all were used; the batch at the end of a pass is filled from the next
+  pass, several times if the data set is smaller than G;
+* no global random number generator is used.
 
-``dataset.combined_loader_mode`` says which flows a micro-step has, and what is called an epoch. With R and M the
-micro-steps that one pass over the robot and the mmu data takes:
+``dataset.combined_loader_mode`` selects the flows of a micro-step and the length of an epoch. With R and M the
+micro-steps of one pass over the robot and the mmu data:
 
 =================  =====================================================  ======================
 mode               micro-step t has                                       an epoch is
 =================  =====================================================  ======================
 min_size           both flows, batch t of each                            min(R, M) micro-steps
 max_size_cycle     both flows, batch t of each                            max(R, M) micro-steps
-max_size           both, until the shorter is through; then the longer    max(R, M) micro-steps
+max_size           both until the shorter ends; then the longer           max(R, M) micro-steps
 sequential         the robot flow for R micro-steps, then mmu for M       R + M micro-steps
 =================  =====================================================  ======================
 
-In the first two no flow is ever restarted before it is through, so that they differ only in what an epoch is called.
+In the first two modes no flow restarts before its pass ends, so that they differ only in the length of an epoch.
 (In the original, min_size cut the longer flow at the same place and in the same order every epoch.)
 """
 
@@ -43,31 +43,31 @@ from models.vision.clip_encoder import ClipTower
 from models.vision.magvitv2 import MagVITv2
 from training.data.batch import CoBatch, RobotBatch, Samples, TextBatch, collate_robot, collate_text
 from training.data.caches.clip_cache import clip_cache
-from training.data.caches.token_cache_choice import token_cache
+from training.data.caches.token_cache import token_cache
 from training.data.llava import TEXT_ALONE, LeftOut, LlavaDataset
 from training.data.mixture import Mixture
 from training.data.sampling_order import START, FlowProgress, Order, Position, StepSampler, Timetable, flow_seed
-from training.data.worker_processes import PREFETCH, fail, received
+from training.data.worker_processes import PREFETCH, fail, receive
 from training.future_view_prediction_w_action_dataset import DataProvider
 
 Batch = TypeVar("Batch", RobotBatch, TextBatch)
 
 CLIP_PATCHES = 576
-"""Patches of CLIP ViT-L/14 at 336 pixels, whose place the original leaves in a conversation's length."""
+"""Patches of CLIP ViT-L/14 at 336 pixels, which the original subtracts from the length of a conversation."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error on its way from a data worker, without the worker's traceback."""
+    """An error of a data worker, without its traceback."""
 
     kind: type[ValueError] | type[FileNotFoundError]
     message: str
 
 
 class _Fetch(Dataset[Any]):
-    """A whole batch as one item, so that a worker hands over either the batch or the sentence that says why not."""
+    """A data set of whole batches, so that a worker sends either a batch or a one-line error."""
 
     def __init__(self, dataset: Samples[Any], collate: Callable[[Sequence[Any]], Any]) -> None:
         self.dataset, self.collate = dataset, collate
@@ -81,17 +81,17 @@ class _Fetch(Dataset[Any]):
             return _Failure(FileNotFoundError, str(error))
         except ValueError as error:
             return _Failure(ValueError, str(error))
-        except BaseException as error:  # torch hands on an Exception only, and only one that can be pickled
+        except BaseException as error:  # torch forwards only an Exception that can be pickled
             fail(error)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
 @dataclass(frozen=True)
 class Flow(Generic[Batch]):
-    """One data set, how it is batched, and on which process."""
+    """A data set, its batch size, and the process that reads it."""
 
     dataset: Samples[Any]
     collate: Callable[[Sequence[Any]], Batch]
@@ -100,52 +100,52 @@ class Flow(Generic[Batch]):
     workers: int = 0
     rank: int = 0
     world: int = 1
-    order: Order | None = None  # of a pass; None: a permutation of the data set
+    order: Order | None = None  # order of a pass; None: a permutation of the data set
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)  # found while training
-    sample_bytes: int = 0  # of the tensors of a sample, as far as workers hand them over
+    sample_bytes: int = 0  # tensors of a sample that workers send
 
     @property
     def in_flight(self) -> int:
-        """Bytes of shared memory that finished batches may take."""
+        """Bytes of shared memory that finished batches may occupy."""
         return self.sample_bytes * self.batch_size * self.workers * PREFETCH
 
     @property
-    def together(self) -> int:
-        """Samples that all processes take in a micro-step."""
+    def global_batch_size(self) -> int:
+        """Samples of all processes in a micro-step."""
         return self.batch_size * self.world
 
     @property
     def steps(self) -> int:
-        """Micro-steps in which every sample has come at least once."""
-        return self.left(0)
+        """Micro-steps in which every sample is used at least once."""
+        return self.remaining_steps(0)
 
-    def left(self, taken: int) -> int:
-        """Micro-steps until every sample has come, if an epoch has taken this many already."""
-        return max(0, -(-(len(self.dataset) - taken) // self.together))
+    def remaining_steps(self, used: int) -> int:
+        """Return the micro-steps left in an epoch that has used this many samples."""
+        return max(0, -(-(len(self.dataset) - used) // self.global_batch_size))
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        """This process's batches without end, beginning ``start`` samples into the stream of all processes."""
+        """Yield this process's batches, endless, beginning ``start`` samples into the stream of all processes."""
         sampler = StepSampler(len(self.dataset), self.batch_size, self.seed, start, self.rank, self.world, self.order)
         loader = DataLoader(
             _Fetch(self.dataset, self.collate),
             batch_sampler=sampler,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # or else making the iterator would draw from the global one
+            generator=torch.Generator(),  # otherwise creating the iterator draws from the global one
         )
-        for batch in received(loader):
+        for batch in receive(loader):
             if isinstance(batch, _Failure):
                 raise batch.kind(batch.message)
             if isinstance(batch, TextBatch):
-                self.left_out.tell(batch.left_out)
+                self.left_out.report(batch.left_out)
                 self.left_out.report_cut(batch.cut)
             yield batch
 
 
 @dataclass(frozen=True)
 class CotrainLoader:
-    """Iterating it gives one CoBatch per micro-step, without end, from the beginning of the data."""
+    """Yields one CoBatch per micro-step, endless, from the beginning of the data."""
 
     robot: Flow[RobotBatch] | None
     text: Flow[TextBatch] | None
@@ -156,10 +156,10 @@ class CotrainLoader:
             raise ValueError("there is neither a robot nor an mmu flow to train on")
 
     def timetable(self, start: Position = START) -> Timetable:
-        """Micro-steps from ``start`` on."""
+        """Return the timetable of micro-steps from ``start`` on."""
         first = None
         if self.robot is not None and self.text is not None:
-            first = self.robot.left(start.robot.in_epoch), self.text.left(start.text.in_epoch)
+            first = self.robot.remaining_steps(start.robot.in_epoch), self.text.remaining_steps(start.text.in_epoch)
         return Timetable(
             self.mode,
             robot=None if self.robot is None else self.robot.steps,
@@ -169,19 +169,19 @@ class CotrainLoader:
 
     @property
     def in_flight(self) -> int:
-        """Bytes of shared memory that finished batches of both flows may take."""
+        """Bytes of shared memory that finished batches of both flows may occupy."""
         return sum(flow.in_flight for flow in (self.robot, self.text) if flow is not None)
 
     @property
     def epoch_steps(self) -> int:
-        """Micro-steps of an epoch, as ``mode`` counts them."""
+        """Micro-steps of an epoch in this mode."""
         return self.timetable().epoch_steps
 
     def __iter__(self) -> Iterator[CoBatch]:
         return self.batches(START)
 
     def batches(self, start: Position) -> Generator[CoBatch, None, None]:
-        """From ``start`` on. Raises ValueError or FileNotFoundError naming a file that is bad."""
+        """Yield batches from ``start`` on. Raises ValueError or FileNotFoundError naming a bad file."""
         table = self.timetable(start)
         robot = self.robot.batches(start.robot.samples) if self.robot is not None else iter(())
         text = self.text.batches(start.text.samples) if self.text is not None else iter(())
@@ -193,20 +193,21 @@ class CotrainLoader:
             )
 
     def after(self, start: Position, micro_steps: int) -> Position:
-        """Where a run stands that was at ``start`` and took so many micro-steps."""
+        """Return the position of a run ``micro_steps`` after ``start``."""
         table = self.timetable(start)
-        given = table.before(micro_steps)
+        batches = table.before(micro_steps)
         same_epoch, place = table.in_epoch(micro_steps)
         ends = []
-        for flow, had, batches, placed in zip(
-            (self.robot, self.text), (start.robot, start.text), given, place, strict=True
+        for flow, before, count, in_epoch in zip(
+            (self.robot, self.text), (start.robot, start.text), batches, place, strict=True
         ):
-            size = 0 if flow is None else flow.together
-            ends.append(FlowProgress(had.samples + batches * size, (had.in_epoch if same_epoch else 0) + placed * size))
+            size = 0 if flow is None else flow.global_batch_size
+            epoch_start = before.in_epoch if same_epoch else 0
+            ends.append(FlowProgress(before.samples + count * size, epoch_start + in_epoch * size))
         return Position(*ends)
 
     def describe(self) -> str:
-        """One line for the log: samples, batches, epoch."""
+        """Return one line for the log: samples, batches, epoch."""
         parts = [
             f"{name} {len(flow.dataset)} samples in batches of {flow.batch_size} x {flow.world} ({flow.steps} a pass)"
             for name, flow in (("robot flow", self.robot), ("mmu flow", self.text))
@@ -216,8 +217,10 @@ class CotrainLoader:
 
 
 def robot_dataset(job: Job, root: str, vq: MagVITv2 | None = None) -> DataProvider:
-    """The provider that ``dataset.gen_type`` names, over a processed split: of the codes that ``vq`` once made of its
-    images, where there are any (``dataset.params.token_cache``), else of images."""
+    """Return the data set of a processed split (``dataset.gen_type``).
+
+    ``vq``: read its cached codes in place of images, if there are any (``dataset.params.token_cache``).
+    """
     return DataProvider(
         root,
         act_step=job.act_step,
@@ -236,7 +239,10 @@ def text_dataset(
     image_root: str | None = None,
     clip: ClipTower | None = None,
 ) -> LlavaDataset:
-    """``clip``: the tower whose patches are read in place of images, if they were made before."""
+    """Return the data set of one source of conversations.
+
+    ``clip``: read its cached patches in place of images, if there are any (``dataset.params.clip_cache``).
+    """
     params = job.dataset.params
     return LlavaDataset(
         root,
@@ -257,7 +263,7 @@ def training_conversations(
     patches: int = CLIP_PATCHES,
     clip: ClipTower | None = None,
 ) -> LlavaDataset | Mixture:
-    """What the mmu flow walks: one source, or several by weight."""
+    """Return the training data of the mmu flow: one source, or several mixed by weight."""
     params = job.dataset.params
     roots, one = params.train_mmu_sources, params.train_mmu_shards_path_or_url
     if not roots and one is None:
@@ -266,41 +272,41 @@ def training_conversations(
             "without the mmu flow by dataset.und_type=null"
         )
     roots = roots or [str(one)]
-    given = params.train_mmu_image_roots
-    images: Sequence[str | None] = given * len(roots) if len(given) == 1 else (given or [None] * len(roots))
+    folders = params.train_mmu_image_roots
+    images: Sequence[str | None] = folders * len(roots) if len(folders) == 1 else (folders or [None] * len(roots))
     sources = [
         text_dataset(job, prompter, image_spec, root, patches, image_root, clip)
         for root, image_root in zip(roots, images, strict=True)
     ]
     with_images = [source for source in sources if set(source.used) - {TEXT_ALONE}]
-    seen = [source for source in with_images if source.features is None]
-    if 0 < len(seen) < len(with_images):
+    uncached = [source for source in with_images if source.features is None]
+    if 0 < len(uncached) < len(with_images):
         raise ValueError(
-            f"{seen[0].path}: CLIP's patches of its images were not made before, those of other sources were, and a "
-            "batch has patches or images; make them (preprocess_data/clip_features.py), or set "
+            f"{uncached[0].path} has no cached CLIP patches, but other sources have, and a batch holds either "
+            "patches or images; make them (preprocess_data/clip_features.py), or set "
             "dataset.params.clip_cache=false"
         )
     return Mixture(sources, params.train_mmu_weights) if params.train_mmu_sources else sources[0]
 
 
-def conversations_in(flow: Flow[TextBatch] | None) -> list[str]:
-    """What the data of an mmu flow holds and what of it is left out, line by line."""
+def describe_conversations(flow: Flow[TextBatch] | None) -> list[str]:
+    """Return lines for the log: records of an mmu flow that are used and left out."""
     data = None if flow is None else flow.dataset
     return data.summary() if isinstance(data, LlavaDataset | Mixture) else []
 
 
-def codes_in(flow: Flow[RobotBatch] | None) -> list[str]:
-    """Which token cache a robot flow reads, in a line."""
+def describe_token_cache(flow: Flow[RobotBatch] | None) -> list[str]:
+    """Return a line for the log if a robot flow reads a token cache."""
     data = None if flow is None else flow.dataset
     return [data.tokens.describe()] if isinstance(data, DataProvider) and data.tokens is not None else []
 
 
 def conversation_budget(job: Job, prompter: Prompter, patches: int = CLIP_PATCHES) -> int:
-    """Ids a conversation may have: as many as make its sequence as long as a one-camera robot sequence.
+    """Return the most ids of a conversation, so that its sequence is as long as a one-camera robot sequence.
 
     Both are M + n + T + 3 long, with M = max_seq_length, n = num_vq_tokens, T = act_step: the original stacks them.
     The mmu sequence has the task token, the system prompt, two marks and P patches before the conversation.
-    Raises ValueError when nothing is left.
+    Raises ValueError if this is less than 1.
     """
     length, codes = job.dataset.preprocessing.max_seq_length, job.model.showo.num_vq_tokens
     system = len(prompter.system_ids)
@@ -308,7 +314,7 @@ def conversation_budget(job: Job, prompter: Prompter, patches: int = CLIP_PATCHE
     budget = min(budget, prompter.tokenizer.model_max_length - system)
     if budget < 1:
         raise ValueError(
-            f"dataset.preprocessing.max_seq_length={length} leaves no place for conversations beside {patches} image "
+            f"dataset.preprocessing.max_seq_length={length} leaves no room for conversations after {patches} image "
             f"patches and a system prompt of {system} ids; it must be at least {length + 1 - budget}"
         )
     return budget
@@ -317,7 +323,7 @@ def conversation_budget(job: Job, prompter: Prompter, patches: int = CLIP_PATCHE
 def _conversation_bytes(
     data: LlavaDataset | Mixture, image_spec: ClipImageSpec | None, patches: int, clip: ClipTower | None
 ) -> int:
-    """Bytes of a conversation's image in float32: its pixels, or CLIP's patches if those are read."""
+    """Return the bytes of a conversation's image in float32: pixels, or CLIP patches if those are read."""
     sources = data.sources if isinstance(data, Mixture) else [data]
     if clip is not None and any(source.features is not None for source in sources):
         return patches * clip.width * 4
@@ -334,11 +340,11 @@ def cotrain_loader(
     vq: MagVITv2 | None = None,
     clip: ClipTower | None = None,
 ) -> CotrainLoader:
-    """Both flows of a job for process ``rank`` of ``world``.
+    """Return both flows of a job for process ``rank`` of ``world``.
 
-    ``image_spec``: how CLIP wants images (None: images are not opened); ``patches``: how many it makes of one;
-    ``vq``, ``clip``: whose codes and patches are read in place of images, if they were made before.
-    Raises ValueError or FileNotFoundError in the user's words when the data is missing or wrong.
+    ``image_spec``: CLIP's image preparation (None: images are not opened); ``patches``: CLIP patches of an image;
+    ``vq``, ``clip``: networks whose cached codes and patches are read in place of images. Raises ValueError or
+    FileNotFoundError for missing or wrong data.
     """
     params, training = job.dataset.params, job.training
     demonstrations = robot_dataset(job, params.train_pre_shards_path_or_url, vq)
@@ -347,7 +353,7 @@ def cotrain_loader(
         collate=collate_robot,
         batch_size=training.batch_size_pre,
         seed=flow_seed(training.seed, "robot"),
-        # Handing a batch of codes over from another process takes longer than gathering it.
+        # Sending a batch of codes from another process takes longer than gathering it.
         workers=params.num_workers if demonstrations.tokens is None else 0,
         rank=rank,
         world=world,

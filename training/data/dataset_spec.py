@@ -1,6 +1,6 @@
-"""What a robot data set declares of itself: cameras, what an action means, and how its numbers are spread.
+"""The contract of a robot data set: its cameras, the meaning of an action, and the statistics of its numbers.
 
-``dataset_contract.json`` lies beside ``dataset_info.json``:
+``dataset_contract.json`` is next to ``dataset_info.json``:
 
     {"format": 1,
      "cameras": {"rgb_static": [200, 200], "rgb_gripper": [84, 84]},        # height and width as recorded
@@ -9,8 +9,8 @@
      "statistics": {"min": [7 numbers], "max": ..., "mean": ..., "std": ..., "q01": ..., "q99": ...,
                     "frames": 1234, "digest": "..."}}                        # of the actions they were computed from
 
-Training saves it in the checkpoint; evaluation compares it with what executes the actions. A folder without one is
-taken for CALVIN's, whose conventions are the defaults.
+Training saves it in the checkpoint, and evaluation compares it with the robot's convention. A folder without one has
+CALVIN's conventions, which are the defaults.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ROWS = ("min", "max", "mean", "std", "q01", "q99")
 
 @dataclass(frozen=True)
 class Statistics:
-    """How relative actions are spread: over ``frames`` frames, one number for each of the A dimensions."""
+    """Statistics of relative actions over ``frames`` frames, one number for each of the A dimensions."""
 
     frames: int
     min: tuple[float, ...]
@@ -51,11 +51,11 @@ class Statistics:
     std: tuple[float, ...]
     q01: tuple[float, ...]
     q99: tuple[float, ...]
-    digest: str = ""  # of the actions they were computed from; empty where that was not recorded
+    digest: str = ""  # of the actions; empty if it was not recorded
 
     @classmethod
     def of(cls, actions: npt.ArrayLike) -> Statistics:
-        """Of a table [N, A], N at least 1. Memory beside the table: one column."""
+        """Compute the statistics of a table [N, A], N at least 1. Needs memory for one more column."""
         table = np.asarray(actions, dtype=np.float32)
         if table.ndim != 2 or table.shape[1] != ACTION_SIZE or not len(table):
             raise ValueError(f"statistics need actions [N, {ACTION_SIZE}] with N of 1 or more, got {list(table.shape)}")
@@ -72,20 +72,22 @@ class Statistics:
         )
 
     def scale(self, kind: ActionNormalisation) -> ActionScale | None:
-        """How ``dataset.action_normalisation`` brings actions into [-1, 1]; None leaves them as they are."""
+        """Return the scale of ``dataset.action_normalisation`` to [-1, 1]; None for no normalisation."""
         if kind == "none":
             return None
         low, high = (self.min, self.max) if kind == "min_max" else (self.q01, self.q99)
-        # The gripper has two positions: where one of them is rarer than a hundredth, percentiles would wipe it out.
+        # The gripper has two positions; percentiles would lose one that is rarer than a hundredth.
         low, high = (*low[:-1], self.min[-1]), (*high[:-1], self.max[-1])
         return ActionScale(kind, low, high)
 
 
 @dataclass(frozen=True)
 class DataContract:
-    """What a data set says of itself. ``cameras``: name -> (height, width) as recorded, the static one first, empty
-    where nobody said; ``action``: fields as in ``policy_rollout.policies.upvla.ActionConvention``; ``path``: for
-    messages."""
+    """The declarations of a data set.
+
+    ``cameras``: name -> (height, width) as recorded, the static one first, empty if unknown; ``action``: fields as in
+    ``policy_rollout.policies.upvla.ActionConvention``; ``path``: for messages.
+    """
 
     cameras: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     action: Mapping[str, Any] = field(default_factory=lambda: dict(CALVIN_RELATIVE))
@@ -93,7 +95,7 @@ class DataContract:
     path: Path | None = None
 
     def require_same(self, other: DataContract) -> None:
-        """Raises ``ValueError`` naming both values where actions mean something else in ``other``."""
+        """Raise ValueError with both values if actions have another meaning in ``other``."""
         for name, value in self.action.items():
             if other.action[name] != value:
                 raise ValueError(
@@ -103,18 +105,18 @@ class DataContract:
 
 
 def read_contract(root: str | os.PathLike[str]) -> DataContract:
-    """The contract of a data set's folder; CALVIN's where there is none.
+    """Return the contract of a data set's folder; CALVIN's if there is none.
 
-    Raises ``ValueError`` naming the file and the key for a wrong one.
+    Raises ValueError with the file and the key for a wrong one.
     """
     path = Path(root) / CONTRACT_NAME
     if not path.is_file():
         return DataContract(path=Path(root))
-    return _parsed(path, path)
+    return _parse(path, path)
 
 
-def _parsed(file: Path, path: Path) -> DataContract:
-    """What ``file`` says, which has or will have the name ``path``."""
+def _parse(file: Path, path: Path) -> DataContract:
+    """Parse ``file``, which messages call ``path``."""
     content = read_object(file, named=path)
     unknown = sorted(set(content) - {"format", "cameras", "action", "statistics"})
     if unknown or content.get("format") != FORMAT:
@@ -134,11 +136,11 @@ def write_contract(
     action: Mapping[str, Any] | None = None,
     actions: npt.ArrayLike | None = None,
 ) -> DataContract:
-    """Write ``<root>/dataset_contract.json``, complete or not at all, and return it.
+    """Write ``<root>/dataset_contract.json``, completely or not at all, and return it.
 
     Args:
         cameras: name -> (height, width) as recorded, the static camera first.
-        action: what differs from CALVIN's relative actions (``models.pretrained.model_config.CALVIN_RELATIVE``).
+        action: fields that differ from CALVIN's relative actions (``models.pretrained.model_config.CALVIN_RELATIVE``).
         actions: all relative actions [N, A], for the statistics; None reads them from ``<root>/dataset_info.json``.
     """
     path = Path(root) / CONTRACT_NAME
@@ -151,13 +153,13 @@ def write_contract(
         | {"frames": statistics.frames, "digest": statistics.digest},
     }
     with atomic_path(path) as partial:
-        partial.write_text(_laid_out(content), encoding="utf-8")
-        return _parsed(partial, path)  # raises ValueError for a wrong camera or key before the file takes its name
+        partial.write_text(_format(content), encoding="utf-8")
+        return _parse(partial, path)  # raises ValueError for a wrong camera or key before the file takes its name
 
 
 def action_scale(contract: DataContract, kind: ActionNormalisation, root: str | os.PathLike[str]) -> ActionScale | None:
-    """The scale that ``dataset.action_normalisation`` asks for, by the contract's statistics or, where it has none,
-    by those of ``<root>/dataset_info.json``."""
+    """Return the scale of ``dataset.action_normalisation``, from the contract's statistics or, if it has none, from
+    those of ``<root>/dataset_info.json``."""
     if kind == "none":
         return None
     return (contract.statistics or Statistics.of(_all_actions(root))).scale(kind)
@@ -211,12 +213,12 @@ def _statistics(path: Path, found: Any) -> Statistics:
 
 
 def _rounded(numbers: Sequence[float]) -> list[float]:
-    """With the digits that float32 needs."""
+    """Round to the digits that float32 needs."""
     return [float(str(np.float32(number))) for number in numbers]
 
 
-def _laid_out(content: Mapping[str, Any]) -> str:
-    """One line for each part and each statistic: to be read by people, too."""
+def _format(content: Mapping[str, Any]) -> str:
+    """Return readable JSON with one line for each part and each statistic."""
     rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(value)}" for name, value in content["statistics"].items())
     parts = [f"  {json.dumps(name)}: {json.dumps(content[name])}" for name in ("format", "cameras", "action")]
     return "{\n" + ",\n".join([*parts, '  "statistics": {\n' + rows + "\n  }"]) + "\n}\n"

@@ -1,12 +1,12 @@
-"""The processed split: ``dataset_info.json`` in the original's format, read into a compact index and written.
+"""The processed split: ``dataset_info.json`` in the original's format, read into a compact index, and written.
 
     [{"instruction": "open the drawer", "task": "open_drawer",          # task: ours, optional
       "frames": [{"dir": "frames/episode_0000000.npz", "rel_action": [7 numbers], "abs_action": [7 numbers]}, ...]},
      ...]
 
 ``dir`` is a file with the images of that moment: an ``.npz`` with ``rgb_static`` (and ``rgb_gripper``), or an image
-file, with a second one under ``gripper_dir`` where there are two cameras. Relative paths count from the folder of
-``dataset_info.json``, or else from its parent or the working directory (where the original's files expect them).
+file, with a second one under ``gripper_dir`` for a second camera. Relative paths start at the folder of
+``dataset_info.json``, or else at its parent or the working directory (where the original's files expect them).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from training.data.readers import iterate_json_list
 
 INDEX_NAME = "dataset_info.json"
 BINARY_NAME = "dataset_info.index"
-WORTH_AN_INDEX = 1 << 20  # bytes: a smaller dataset_info.json is read faster than its reader notices
+MIN_INDEXED = 1 << 20
+"""Bytes: a smaller dataset_info.json is read at every start, without a binary index."""
 
 NUMBERS = {
     "starts": "<i8",
@@ -51,20 +52,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ProcessedIndex:
-    """E episodes of N frames together, one after the other; everything is found by position, nothing by search.
+    """E consecutive episodes with N frames in total; entries are found by position, without a search.
 
-    The columns lie on disk (or in memory, for a small or unwritable folder) and are read where they are touched:
+    The columns are on disk (or in memory, for a small file or read-only folder) and are read where they are accessed:
     ``index.actions[start:end]``, ``index.starts[episode]``, ``np.asarray(index.starts)``.
     """
 
     path: Path  # of dataset_info.json
-    base: Path  # what relative frame paths are relative to
+    base: Path  # start of relative frame paths
     file: IndexFile
     starts: Column[np.int64]  # [E + 1] first frame of each episode, then N
     episode_of: Column[np.int32]  # [N]
     actions: Column[np.float32]  # [N, A] relative actions
     frames: Texts  # N paths as written
-    gripper_frames: Texts  # N paths, or none: where the second camera's images are files of their own
+    gripper_frames: Texts  # N paths, or none; images of a second camera in files of their own
     texts: Texts  # unique instructions and task names
     instruction_of: Column[np.int32]  # [E] into texts
     task_of: Column[np.int32]  # [E] into texts, -1 where not given
@@ -77,40 +78,45 @@ class ProcessedIndex:
         return len(self.starts) - 1
 
     def instruction(self, episode: int) -> str:
+        """Return the instruction of an episode."""
         return self.texts[int(self.instruction_of[episode])]
 
     def task(self, episode: int) -> str | None:
+        """Return the task name of an episode, None if it has none."""
         number = int(self.task_of[episode])
         return None if number < 0 else self.texts[number]
 
     def frame_path(self, frame: int) -> Path:
-        return self.base / self.frames[frame]  # an absolute path stays what it is
+        return self.base / self.frames[frame]  # an absolute path stays absolute
 
     def gripper_path(self, frame: int) -> Path | None:
         return self.base / self.gripper_frames[frame] if len(self.gripper_frames) else None
 
 
 def read_index(root: str | os.PathLike[str], images: bool = True) -> ProcessedIndex:
-    """The index of ``<root>/dataset_info.json``: the binary one beside it where it is fresh, else made from the json.
+    """Return the index of ``<root>/dataset_info.json``, from an up-to-date binary index or from the json.
 
-    A large json gets its binary index on the way (once; where the folder cannot be written, in memory at every start).
-    ``images``: whether frames will be opened. Raises FileNotFoundError when the json or (then) its first or last
-    frame is missing, and ValueError naming episode, frame and key where the content is wrong.
+    A large json gets a binary index once; in a read-only folder its index is built in memory at every start.
+
+    Args:
+        images: frames will be opened, so that the first and the last one must exist.
+
+    Raises FileNotFoundError for a missing json or frame, and ValueError with episode, frame and key for wrong content.
     """
     path = Path(root) / INDEX_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; preprocess_data/process_calvin.py makes it from raw CALVIN")
-    file = _fresh(path)
+    file = _up_to_date_index(path)
     if file is None:
-        worth = path.stat().st_size >= WORTH_AN_INDEX
-        file = build_index(root) if worth and os.access(path.parent, os.W_OK) else _in_memory(path)
-    return _opened(path, file, images)
+        large = path.stat().st_size >= MIN_INDEXED
+        file = build_index(root) if large and os.access(path.parent, os.W_OK) else _in_memory(path)
+    return _open(path, file, images)
 
 
 def build_index(root: str | os.PathLike[str], progress: bool | None = None) -> IndexFile:
-    """Check ``<root>/dataset_info.json`` and write the binary index beside it, complete or not at all.
+    """Check ``<root>/dataset_info.json`` and write its binary index, completely or not at all.
 
-    Needs memory for one episode. Raises as ``read_index``. ``progress``: None shows a bar on a terminal.
+    Needs memory for one episode. Raises as ``read_index``. ``progress``: show a bar; None shows it on a terminal.
     """
     path = Path(root) / INDEX_NAME
     target = path.with_name(BINARY_NAME)
@@ -121,15 +127,15 @@ def build_index(root: str | os.PathLike[str], progress: bool | None = None) -> I
 
 
 def _in_memory(path: Path) -> IndexFile:
-    if path.stat().st_size >= WORTH_AN_INDEX:
+    if path.stat().st_size >= MIN_INDEXED:
         logger.warning("%s cannot be written; its index is made in memory, at every start", path.parent)
     content = io.BytesIO()
     _write(path, None, content, None)
     return IndexFile(path, content.getvalue())
 
 
-def _fresh(path: Path) -> IndexFile | None:
-    """The binary index beside a json, if it was made from just this json."""
+def _up_to_date_index(path: Path) -> IndexFile | None:
+    """Return the binary index of a json, None if it was made from another content."""
     binary = path.with_name(BINARY_NAME)
     if not binary.is_file():
         return None
@@ -140,7 +146,7 @@ def _fresh(path: Path) -> IndexFile | None:
     state, source = path.stat(), file.about["source"]
     if state.st_size != source["bytes"] or list(file.about["columns"]) != [*NUMBERS, *TEXTS]:
         return None
-    # Copies have other times, or are newer than their time says; then the content decides.
+    # Copies have other modification times; then the content is compared.
     untouched = state.st_mtime_ns == source["modified_ns"] and state.st_ctime_ns <= binary.stat().st_mtime_ns
     same = untouched or _digest(path) == source["blake2b"]
     return file if same else None
@@ -155,10 +161,10 @@ def _digest(path: Path) -> str:
 
 
 def _write(path: Path, scratch: Path | None, file: BinaryIO, progress: bool | None) -> None:
-    """The index of a json, to ``file``."""
+    """Write the index of a json to ``file``."""
     state = path.stat()
-    hidden = state.st_size < 32 * WORTH_AN_INDEX if progress is None else not progress
-    with tqdm(desc=f"indexing {path}", unit=" frames", unit_scale=True, disable=hidden or None) as bar:
+    quiet = state.st_size < 32 * MIN_INDEXED if progress is None else not progress
+    with tqdm(desc=f"indexing {path}", unit=" frames", unit_scale=True, disable=quiet or None) as bar:
         writer = gather(path, iterate_json_list(path), scratch, bar.update)
     source = {"bytes": state.st_size, "modified_ns": state.st_mtime_ns, "blake2b": _digest(path)}
     with suppress(FileNotFoundError):
@@ -172,7 +178,10 @@ def _write(path: Path, scratch: Path | None, file: BinaryIO, progress: bool | No
 def gather(
     path: Path, records: Iterable[dict[str, Any]], scratch: Path | None, tick: Callable[[int], object]
 ) -> IndexWriter:
-    """The columns of all ``records`` (of ``path``, for messages), checked; ``tick`` is told of frames as they come."""
+    """Check all ``records`` and return their columns.
+
+    ``path``: for messages; ``tick``: called with the number of frames of each episode.
+    """
     writer = IndexWriter(NUMBERS, TEXTS, scratch)
     known: dict[str, int] = {}
 
@@ -193,8 +202,10 @@ def gather(
             raise ValueError(f"{where} needs a list of at least one frame under 'frames'")
         writer.numbers("actions", _actions(listed, where))
         writer.text("frames", [_text(frame, "dir", f"{where}, frame {at}") for at, frame in enumerate(listed)])
-        hands = [(at, frame) for at, frame in enumerate(listed) if "gripper_dir" in frame]
-        writer.text("gripper_frames", [_text(frame, "gripper_dir", f"{where}, frame {at}") for at, frame in hands])
+        gripper_frames = [(at, frame) for at, frame in enumerate(listed) if "gripper_dir" in frame]
+        writer.text(
+            "gripper_frames", [_text(frame, "gripper_dir", f"{where}, frame {at}") for at, frame in gripper_frames]
+        )
         frames += len(listed)
         if writer.count("gripper_frames") not in (0, frames):
             raise ValueError(f"{where} must have gripper_dir in every frame, as the others have, or none anywhere")
@@ -208,7 +219,7 @@ def gather(
     return writer
 
 
-def _opened(path: Path, file: IndexFile, images: bool) -> ProcessedIndex:
+def _open(path: Path, file: IndexFile, images: bool) -> ProcessedIndex:
     frames = file.texts("frames")
     index = ProcessedIndex(
         path=path,
@@ -230,7 +241,7 @@ def _opened(path: Path, file: IndexFile, images: bool) -> ProcessedIndex:
 
 
 def _actions(frames: list[Any], where: str) -> npt.NDArray[np.float32]:
-    """[n, A] relative actions of an episode's frames."""
+    """Return the relative actions [n, A] of an episode's frames."""
     for position, frame in enumerate(frames):
         if not isinstance(frame, dict) or "rel_action" not in frame:
             raise ValueError(f"{where}, frame {position} needs a 'rel_action' of {ACTION_SIZE} numbers")
@@ -269,28 +280,28 @@ def _check_text(text: str, where: str) -> None:
 
 
 def _base(path: Path, first: str) -> Path:
-    """The folder from which the first frame's path is found; all relative paths count from it."""
+    """Return the folder at which relative paths start: the first one where the first frame exists."""
     candidates = [path.parent, path.parent.parent, Path.cwd()]
     for base in candidates:
         if zip_reader.is_file(base / first):
             return base
     tried = str(Path(first)) if Path(first).is_absolute() else " or ".join(str(base / first) for base in candidates)
-    raise FileNotFoundError(f"the first frame that {path} names, {first!r}, does not exist: looked for {tried}")
+    raise FileNotFoundError(f"the first frame that {path} names, {first!r}, does not exist: tried {tried}")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame to be written."""
+    """A frame for ``write_index``."""
 
     dir: str
     rel_action: Sequence[float]
     abs_action: Sequence[float]
-    gripper_dir: str | None = None  # the second camera's image, where it is a file of its own
+    gripper_dir: str | None = None  # image of the second camera, if it is a file of its own
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode to be written."""
+    """An episode for ``write_index``."""
 
     instruction: str
     task: str | None
@@ -298,10 +309,10 @@ class Episode:
 
 
 def write_index(root: Path, episodes: Iterable[Episode], before: Callable[[], object] | None = None) -> int:
-    """Write ``<root>/dataset_info.json`` episode by episode; complete or not at all. Returns the number of frames.
+    """Write ``<root>/dataset_info.json`` episode by episode, completely or not at all. Returns the number of frames.
 
-    Numbers are written with the digits that float32 needs. ``before``: called when all is written and before the file
-    has its name, for what must not be missing beside it.
+    Numbers are written with the digits that float32 needs. ``before``: called before the complete file gets its name,
+    to write files that it depends on.
     """
     root.mkdir(parents=True, exist_ok=True)
     path = root / INDEX_NAME

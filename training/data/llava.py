@@ -3,9 +3,9 @@
     {"image": "coco/train2017/000000033471.jpg",
      "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A bus."}, ...]}
 
-Records that cannot be learned from (their image is not there, nobody answers) are counted by reason and folder and
-named at start, then left out or refused; records without an image are left out or used as what they are. No image
-is ever made up. A list of one image is that image.
+Unusable records (a missing image, no answer) are counted by reason and folder, named at start, and then left out or
+refused. Records without an image are used as text or left out. No image is ever made up. A list of one image is that
+image.
 """
 
 from __future__ import annotations
@@ -34,35 +34,39 @@ from training.data.formats.strings import Strings
 from training.data.readers import LLAVA_NAME, iterate_json_values, read_image
 
 INDEX_NAME = LLAVA_NAME
-NAMED = 5  # how many records are named per reason
-FOLDERS = 8  # how many folders are counted in a line
-IN_A_ROW = 1000  # records in a row that cannot be used: then it is not the records
+NAMED = 5
+"""Records that are named per reason."""
+FOLDERS = 8
+"""Folders that are counted in a line."""
+MAX_SKIPPED = 1000
+"""Consecutive unusable records after which the error is not in single records."""
 
 TEXT_ALONE = "no image"
-"""Stands for the folder of the image of records that have none."""
+"""Folder name for records without an image."""
 NO_IMAGE = "without an image (dataset.params.text_only=use learns from them)"
-LOST_IMAGE = "whose image does not exist"
-TALKS_OF_A_IMAGE = "with an <image> mark but no image"
+MISSING_IMAGE = "whose image does not exist"
+MARK_WITHOUT_IMAGE = "with an <image> mark but no image"
 SEVERAL_IMAGES = "with several images"
 NO_PATH = "whose image is not named by a path"
 MORE_MARKS = "with more <image> marks than images"
-NO_OBJECT = "that are no JSON objects"
+NOT_AN_OBJECT = "that are no JSON objects"
 NO_CONVERSATION = "without a question and answer in turn"
 EMPTY_ANSWER = "with an empty answer"
 NOT_UNICODE = "with text that is not valid Unicode (half of a surrogate pair, such as half an emoji)"
-ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Skipped:
-    """Records left out at start: reason -> how many of which folder, and the first few by name."""
+    """Records left out at start: reason -> count per folder, and the names of the first few."""
 
     folders: dict[str, Counter[str]] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, name: str, folder: str) -> None:
+        """Count a record."""
         self.folders.setdefault(reason, Counter())[folder] += 1
         named = self.names.setdefault(reason, [])
         if len(named) < NAMED:
@@ -70,13 +74,14 @@ class Skipped:
 
     @property
     def counts(self) -> dict[str, int]:
+        """Number of records per reason."""
         return {reason: folders.total() for reason, folders in self.folders.items()}
 
     def __len__(self) -> int:
         return sum(self.counts.values())
 
     def lines(self) -> list[str]:
-        """One for each reason."""
+        """Return a line for each reason."""
         return [
             f"{count} {reason} [{_counted(self.folders[reason])}]: "
             f"{', '.join(self.names[reason])}{', ...' if count > NAMED else ''}"
@@ -85,25 +90,25 @@ class Skipped:
 
 
 class LeftOut:
-    """Samples that turned out to be unusable when they were read, each named once, and those that were cut."""
+    """Samples that were found unusable or cut while they were read; each is logged once."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
         self._cut: set[int] = set()
 
-    def tell(self, found: Iterable[tuple[int, str]]) -> None:
-        """``found``: (index of the sample, why it cannot be used)."""
-        for index, why in found:
+    def report(self, found: Iterable[tuple[int, str]]) -> None:
+        """Log unusable samples. ``found``: (index of the sample, reason)."""
+        for index, reason in found:
             if index not in self._seen:
                 self._seen.add(index)
-                logger.warning("left out, number %d of this process, the next one instead: %s", len(self._seen), why)
+                logger.warning("left out, number %d of this process, the next one instead: %s", len(self._seen), reason)
 
     def report_cut(self, found: Iterable[tuple[int, int]]) -> None:
         """Count conversations that were cut, and log the first. ``found``: (index of the sample, ids cut off)."""
         for index, ids in found:
             if not self._cut:
                 logger.warning(
-                    "usable conversation %d is cut by %d ids, which are not learned: it is longer than "
+                    "usable conversation %d is cut by %d ids, which are not trained on: it is longer than "
                     "dataset.preprocessing.max_seq_length allows; others are counted, and the number is logged at the "
                     "end of the run",
                     index,
@@ -113,7 +118,7 @@ class LeftOut:
 
     @property
     def cut(self) -> int:
-        """How many conversations were cut."""
+        """Number of conversations that were cut."""
         return len(self._cut)
 
     def __len__(self) -> int:
@@ -125,19 +130,18 @@ class LlavaDataset(Dataset[TextSample]):
 
     Args:
         path: the json file, or a folder with ``llava_v1_5_mix665k.json``.
-        prompter: renders conversations; ``<image>`` is taken out of every turn, and the answer mask comes by
-            construction, so that an answer with "ASSISTANT:" inside is still learned where it belongs.
-        image_spec: how CLIP wants its images; None: images are not opened, pixels are [3, 0, 0].
-        max_ids: a conversation is cut to this many ids, from the front; what is cut off is not learned.
+        prompter: renders conversations. ``<image>`` is removed from every turn. The answer mask does not depend on the
+            text, so that an answer may contain "ASSISTANT:".
+        image_spec: CLIP's image preparation; None: images are not opened, pixels are [3, 0, 0].
+        max_ids: a conversation is cut after this many ids.
         image_root: folder that ``image`` paths are relative to; the json's folder if None.
-        on_bad_record: "skip" leaves out records without an image that is there, without a conversation, with an empty
-            answer, with more ``<image>`` marks than images, or with text that is not valid Unicode, and ``summary``
-            counts and names them; "error" refuses the file. An image that exists but cannot be decoded, and an answer
-            that lies wholly behind the cut, are found only when their turn comes: then "skip" gives the next record
-            instead (the same one at every resume), and ``TextSample.left_out`` says so.
-        text_only: "use" makes samples of records that have no image and speak of none; "skip" leaves them out
-            (counted; they are no error).
-        features: CLIP's patches of the images, made before: then no image is opened, nor has to be there, and
+        on_bad_record: "skip" leaves out records with a missing image, without a conversation, with an empty answer,
+            with more ``<image>`` marks than images, or with invalid Unicode, and ``summary`` counts and names them;
+            "error" refuses the file. An image that cannot be decoded, and an answer that is cut off completely, are
+            found only when they are read: then "skip" gives the next record instead (the same one at every resume)
+            and records it in ``TextSample.left_out``.
+        text_only: "use" makes samples of records that have no image and no ``<image>`` mark; "skip" leaves them out.
+        features: cached CLIP patches of the images: then no image is opened or has to exist, and
             ``TextSample.pixels`` are [P, C].
 
     Raises ValueError or FileNotFoundError naming the file and the record.
@@ -193,7 +197,7 @@ class LlavaDataset(Dataset[TextSample]):
 
     def _unusable(self, record: Any, folders: _Folders) -> str | None:
         if not isinstance(record, dict):
-            return NO_OBJECT
+            return NOT_AN_OBJECT
         image, turns = image_of(record), record.get("conversations")
         if isinstance(image, list) and len(image) > 1:
             return SEVERAL_IMAGES
@@ -208,16 +212,16 @@ class LlavaDataset(Dataset[TextSample]):
         if self.features is not None and image in self.features:
             return None
         if self.image_spec is not None and not folders.has(image):
-            return LOST_IMAGE
+            return MISSING_IMAGE
         if self.features is not None:
             raise ValueError(
                 f"{self.path}: {image} is not among the patches in {self.features.folder}. Make them: "
-                f"{self.features.remake} (or see images in every step: dataset.params.clip_cache=false)"
+                f"{self.features.remake} (or encode images in every step: dataset.params.clip_cache=false)"
             )
         return None
 
     def summary(self) -> list[str]:
-        """What the file has, and what of it is left out and why, each in a line."""
+        """Return lines for the log: the records of the file, and those that are left out with the reason."""
         return [
             f"{self.path}: {len(self) + len(self.skipped)} records, {len(self)} usable [{_counted(self.used)}]",
             *(f"  left out: {line}" for line in self.skipped.lines()),
@@ -231,15 +235,15 @@ class LlavaDataset(Dataset[TextSample]):
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         left_out: list[tuple[int, str]] = []
-        for distance in range(min(len(self), IN_A_ROW)):
+        for distance in range(min(len(self), MAX_SKIPPED)):
             candidate = (index + distance) % len(self)
             try:
                 return replace(self._sample(candidate), left_out=tuple(left_out))
             except (ValueError, OSError, MemoryError) as error:
-                why = f"{self.path}: record {self._records[candidate]}: {error or type(error).__name__}"
+                reason = f"{self.path}: record {self._records[candidate]}: {error or type(error).__name__}"
                 if self.on_bad_record == "error":
-                    raise ValueError(f"{why}; dataset.params.on_bad_record=skip leaves such out") from error
-                left_out.append((candidate, why))
+                    raise ValueError(f"{reason}; dataset.params.on_bad_record=skip leaves such out") from error
+                left_out.append((candidate, reason))
         raise ValueError(
             f"{self.path}: {len(left_out)} records in a row, all that were tried, cannot be used; the first: "
             f"{left_out[0][1]}"
@@ -266,8 +270,10 @@ class LlavaDataset(Dataset[TextSample]):
 
 
 def image_of(record: Any) -> Any:
-    """Return the path of a record's image, "" if it has none. A list of one image is that image; what is neither
-    comes back as it is."""
+    """Return the path of a record's image, "" if it has none; other values are returned unchanged.
+
+    A list of one image is that image.
+    """
     image = record.get("image") if isinstance(record, dict) else None
     if isinstance(image, list) and len(image) < 2:
         image = image[0] if image else ""
@@ -275,7 +281,7 @@ def image_of(record: Any) -> Any:
 
 
 def _is_conversation(turns: Any) -> bool:
-    """Texts of human and gpt in turn, at least one of each, after an opening turn of gpt's is left out."""
+    """Return True for texts of human and gpt in turn, at least one of each, after an optional first turn of gpt."""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         return False
     if not all(isinstance(turn.get("value"), str) for turn in turns):
@@ -283,14 +289,14 @@ def _is_conversation(turns: Any) -> bool:
     speakers = [turn.get("from") for turn in turns]
     if speakers and speakers[0] != HUMAN:
         speakers = speakers[1:]
-    return len(speakers) >= 2 and all(who == (HUMAN, ASSISTANT)[i % 2] for i, who in enumerate(speakers))
+    return len(speakers) >= 2 and all(speaker == (HUMAN, ASSISTANT)[i % 2] for i, speaker in enumerate(speakers))
 
 
 def _unusable_text(turns: list[dict[str, Any]], image: str) -> str | None:
-    """Return why the words of a conversation about ``image`` ("": none) cannot be learned."""
+    """Return why the text of a conversation about ``image`` ("": none) is unusable, or None."""
     marks = sum(turn["value"].count(IMAGE_MARK) for turn in turns)
     if marks > bool(image):
-        return MORE_MARKS if image else TALKS_OF_A_IMAGE
+        return MORE_MARKS if image else MARK_WITHOUT_IMAGE
     answers = (turn["value"] for number, turn in enumerate(turns) if number and turn["from"] == ASSISTANT)
     if not all(answer.replace(IMAGE_MARK, "").strip() for answer in answers):
         return EMPTY_ANSWER
@@ -303,7 +309,7 @@ def _unusable_text(turns: list[dict[str, Any]], image: str) -> str | None:
 
 
 def _folder_of(image: Any) -> str:
-    """By what records are counted: the first folder of the image's path, which in LLaVA's mix is the data set."""
+    """Return the first folder of an image's path, by which records are counted (in LLaVA's mix it is the data set)."""
     if not isinstance(image, str) or not image:
         return TEXT_ALONE if image == "" else "?"
     parts = Path(image.encode("utf-8", "backslashreplace").decode()).parts
@@ -311,12 +317,12 @@ def _folder_of(image: Any) -> str:
 
 
 def _counted(folders: Counter[str]) -> str:
-    told = ", ".join(f"{folder} {count}" for folder, count in folders.most_common(FOLDERS))
-    return told if len(folders) <= FOLDERS else f"{told} and {len(folders) - FOLDERS} more"
+    shown = ", ".join(f"{folder} {count}" for folder, count in folders.most_common(FOLDERS))
+    return shown if len(folders) <= FOLDERS else f"{shown} and {len(folders) - FOLDERS} more"
 
 
 class _Folders:
-    """Does a file exist? Asked once for each folder, not for each of half a million files."""
+    """Check whether files exist by listing each folder once, not by a call for each of half a million files."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -330,7 +336,7 @@ class _Folders:
             except ValueError:  # no file can have such a name
                 self._names[folder] = frozenset()
             except OSError as error:
-                if error.errno not in ABSENT:
+                if error.errno not in NOT_FOUND:
                     raise ValueError(f"{self._root / folder} cannot be listed ({error.strerror})") from error
                 self._names[folder] = frozenset()
         return name in self._names[folder]

@@ -1,14 +1,14 @@
-"""Several sources of conversations as one data set, each with a share of every epoch.
+"""Several sources of conversations as one data set, mixed by weight.
 
-With N the usable records of all sources, an epoch is N conversations, of which a source with share w (its weight over
-the sum of all weights) gives N w, rounded so that the sum is N (largest remainder). In each epoch the places of the
-sources are shuffled anew; a source gives its records pass by pass, each pass in a new order, and goes on in the next
-epoch where the last one ended: no record of a source comes twice before all of it came once. A small source with a
-large weight comes many times in an epoch, a large one with a small weight takes several epochs.
+With N the usable records of all sources, an epoch is N conversations, of which a source with fraction w (its weight
+over the sum of all weights) gives N w, rounded so that the sum is N (largest remainder). Each epoch shuffles the slots
+of the sources. A source gives its records pass by pass, each pass in a new order, and continues in the next epoch
+where the last one ended: no record of a source repeats before all of it was used. A small source with a large weight
+repeats within an epoch; a large one with a small weight takes several epochs.
 
-Without weights a source's share is its size, and an epoch is every record once.
+Without weights a source's fraction is its size, and an epoch is every record once.
 
-Everything follows from (seed, epoch): nothing is stored, and no global random number generator is touched. Shape
+Everything is a function of (seed, epoch): there is no state, and no global random number generator is used. Shape
 letters: N conversations of an epoch.
 """
 
@@ -28,20 +28,20 @@ from training.data.sampling_order import flow_seed, permutation
 
 
 def quotas(total: int, weights: Sequence[float]) -> list[int]:
-    """``total`` places dealt out by weight: each its share rounded down, what is left to the largest remainders."""
+    """Divide ``total`` by weight: fractions are rounded down, the rest goes to the largest remainders."""
     exact = [total * weight / sum(weights) for weight in weights]
-    dealt = [int(share) for share in exact]
-    by_remainder = sorted(range(len(weights)), key=lambda i: (dealt[i] - exact[i], i))
-    for i in by_remainder[: total - sum(dealt)]:
-        dealt[i] += 1
-    return dealt
+    counts = [int(fraction) for fraction in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda i: (counts[i] - exact[i], i))
+    for i in by_remainder[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
 
 
 class Mixture(Dataset[TextSample]):
-    """The sources end to end (index = records of the sources before + index in the source), walked by ``order``.
+    """The concatenated sources (index = records of earlier sources + index in the source), ordered by ``order``.
 
-    ``weights``: one for each source, above 0; empty: their sizes. Raises ``ValueError`` for a weight so small that the
-    source never comes.
+    ``weights``: one for each source, above 0; empty: their sizes. Raises ValueError for a weight so small that the
+    source is never used.
     """
 
     def __init__(self, sources: Sequence[LlavaDataset], weights: Sequence[float] = ()) -> None:
@@ -68,23 +68,23 @@ class Mixture(Dataset[TextSample]):
         number = bisect_right(self._ends, index)
         first = self._ends[number] - len(self.sources[number])
         sample = self.sources[number][index - first]
-        left_out = tuple((first + place, why) for place, why in sample.left_out)
+        left_out = tuple((first + place, reason) for place, reason in sample.left_out)
         return replace(sample, index=first + sample.index, left_out=left_out)
 
     def order(self, seed: int, epoch: int) -> torch.Tensor:
-        """int64 [N]: the index of each conversation of an epoch, in the order in which they come."""
+        """Return the indices of an epoch's conversations in order, int64 [N]."""
         places = permutation(len(self), flow_seed(seed, "mixture"), epoch)
         found = torch.empty_like(places)
         first_place = 0
         for number, (source, quota) in enumerate(zip(self.sources, self.quotas, strict=True)):
-            mine = ((places >= first_place) & (places < first_place + quota)).nonzero()[:, 0]
+            own = ((places >= first_place) & (places < first_place + quota)).nonzero()[:, 0]
             own_seed = flow_seed(seed, f"source {number}")
-            found[mine] = self._ends[number] - len(source) + _stream(len(source), own_seed, epoch * quota, quota)
+            found[own] = self._ends[number] - len(source) + _stream(len(source), own_seed, epoch * quota, quota)
             first_place += quota
         return found
 
     def summary(self) -> list[str]:
-        """What each source has, and its share of an epoch."""
+        """Return lines for the log: the content of each source, and its part of an epoch."""
         lines = [f"{len(self.sources)} sources, an epoch is {len(self)} conversations"]
         for source, quota in zip(self.sources, self.quotas, strict=True):
             head, *rest = source.summary()
@@ -94,7 +94,7 @@ class Mixture(Dataset[TextSample]):
 
 
 def _stream(length: int, seed: int, start: int, count: int) -> torch.Tensor:
-    """int64 [count]: part of an endless walk over ``length`` records, pass by pass, each in an order of its own."""
+    """Return ``count`` entries of an endless stream of passes over ``length`` records, each shuffled anew."""
     first, last = start // length, (start + count - 1) // length
     passes = torch.cat([permutation(length, seed, number) for number in range(first, last + 1)])
     return passes[start - first * length :][:count]

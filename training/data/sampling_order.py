@@ -1,6 +1,6 @@
-"""In which order samples come: streams, who takes which part of them, and where a run stands in them.
+"""The order of samples: streams, their division over processes, and the position of a run in them.
 
-Nothing here knows what a sample is, and nothing has a state: batches are functions of a place in a stream.
+This module does not depend on the content of samples and has no state: batches are functions of a position.
 """
 
 from __future__ import annotations
@@ -16,33 +16,35 @@ from torch.utils.data import Sampler
 from config.schema import LoaderMode
 
 ORDER_VERSION = 2
-"""How a run's seed becomes the order of its data. 1: the robot flow was walked by ``seed + epoch``, so that epoch 1 of
+"""Version of the function from seed to order. 1: the robot flow was shuffled by ``seed + epoch``, so that epoch 1 of
 seed 0 was epoch 0 of seed 1. 2: every flow has a hashed seed (``flow_seed``)."""
 
 
 def permutation(length: int, seed: int, epoch: int) -> torch.Tensor:
-    """int64 [length]: the order of one pass. The same as torch's DistributedSampler with ``set_epoch(epoch)``.
+    """Return the order of one pass, int64 [length], as torch's DistributedSampler with ``set_epoch(epoch)``.
 
-    Neighbouring seeds share orders; ``seed`` has to be one of ``flow_seed``.
+    Neighbouring seeds share orders, so ``seed`` must come from ``flow_seed``.
     """
     return torch.randperm(length, generator=torch.Generator().manual_seed(seed + epoch))
 
 
 def flow_seed(seed: int, flow: str) -> int:
-    """A seed of its own for each flow and run seed: two data sets of one length are not walked in the same order, and
-    no epoch of a run is an epoch of a run with another seed."""
+    """Return a different seed for each flow and run seed.
+
+    Two data sets of one length have different orders, and no epoch of a run is an epoch of a run with another seed.
+    """
     return int.from_bytes(hashlib.blake2b(f"{seed} {flow}".encode(), digest_size=7).digest(), "little")
 
 
 Order = Callable[[int, int], torch.Tensor]
-"""(seed, pass) -> int64 [length]: which sample stands where in that pass."""
+"""(seed, pass) -> int64 [length]: the samples of that pass in order."""
 
 
 class StepSampler(Sampler[list[int]]):
-    """Batches of indices without end, beginning ``start`` samples into the stream of all processes.
+    """Endless batches of indices, beginning ``start`` samples into the stream of all processes.
 
-    ``length`` samples in a pass, ``batch_size`` of them per batch and process; ``order``: of a pass, a permutation of
-    all samples by default.
+    ``length``: samples of a pass; ``batch_size``: samples per batch and process; ``order``: order of a pass, by
+    default a permutation of all samples.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class StepSampler(Sampler[list[int]]):
         self._orders: dict[int, torch.Tensor] = {}
 
     def batch(self, number: int) -> list[int]:
-        """This process's batch ``number``, counted from ``start``."""
+        """Return this process's batch ``number``, counted from ``start``."""
         first = self.start + number * self.batch_size * self.world + self.rank
         places = (first + self.world * row for row in range(self.batch_size))
         return [int(self._order(place // self.length)[place % self.length]) for place in places]
@@ -81,9 +83,9 @@ class StepSampler(Sampler[list[int]]):
 
 @dataclass(frozen=True)
 class Timetable:
-    """Which batch of which flow belongs to a micro-step; ``robot`` and ``text`` are steps of a pass, None: no flow.
+    """The batches of both flows in each micro-step. ``robot``, ``text``: steps of a pass, None without that flow.
 
-    ``first``: the steps of each flow that are left in the epoch with which the table begins (default: a whole one).
+    ``first``: remaining steps of each flow in the first epoch (default: all).
     """
 
     mode: LoaderMode
@@ -93,27 +95,27 @@ class Timetable:
 
     @property
     def epoch_steps(self) -> int:
+        """Micro-steps of an epoch."""
         present = [steps for steps in (self.robot, self.text) if steps is not None]
         if self.mode == "sequential":
             return sum(present)
         return min(present) if self.mode == "min_size" else max(present)
 
     @property
-    def _takes_turns(self) -> bool:
+    def _alternates(self) -> bool:
         return self.robot is not None and self.text is not None and self.mode in ("max_size", "sequential")
 
     def before(self, step: int) -> tuple[int, int]:
-        """How many batches each flow has given before micro-step ``step``."""
+        """Return the number of batches of each flow before micro-step ``step``."""
         return self._split(step)[0]
 
     def in_epoch(self, step: int) -> tuple[bool, tuple[int, int]]:
-        """Is micro-step ``step`` still in the epoch that the table begins with? And how many batches has each flow
-        given before it in its epoch?"""
+        """Return True if ``step`` is in the first epoch, and the batches of each flow before it in its epoch."""
         _, first, place = self._split(step)
         return first, place
 
     def _split(self, step: int) -> tuple[tuple[int, int], bool, tuple[int, int]]:
-        if not self._takes_turns:
+        if not self._alternates:
             both = (0 if self.robot is None else step), (0 if self.text is None else step)
             return both, True, both
         assert self.robot is not None
@@ -129,20 +131,20 @@ class Timetable:
         return (given[0], given[1]), False, place
 
     def _within(self, place: int, steps: tuple[int, int]) -> tuple[int, int]:
-        """Batches given in an epoch of so many steps of each flow, before its micro-step ``place``."""
+        """Return the batches of each flow before micro-step ``place`` of an epoch with so many steps of each flow."""
         text_place = place - steps[0] if self.mode == "sequential" else place
         return min(place, steps[0]), min(max(text_place, 0), steps[1])
 
     def at(self, step: int) -> tuple[int | None, int | None]:
-        """(batch number of the robot flow, of the mmu flow) at micro-step ``step``; None where a flow pauses."""
+        """Return the batch numbers of robot and mmu flow at micro-step ``step``; None for a flow that pauses."""
         (robot, text), (robot_after, text_after) = self.before(step), self.before(step + 1)
         return robot if robot_after > robot else None, text if text_after > text else None
 
 
 @dataclass(frozen=True)
 class FlowProgress:
-    """What all processes together have taken of one flow: samples of its stream, and of those the ones since the
-    present epoch began (counted in the modes in which flows take turns)."""
+    """Samples of one flow that all processes have read: in total, and in the current epoch (only counted in modes in
+    which flows alternate)."""
 
     samples: int = 0
     in_epoch: int = 0
@@ -150,7 +152,7 @@ class FlowProgress:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands in its data. It says nothing of batches or processes, so these may change at it."""
+    """Position of a run in its data. It does not depend on batch sizes and processes, so these may change."""
 
     robot: FlowProgress = FlowProgress()
     text: FlowProgress = FlowProgress()

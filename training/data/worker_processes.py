@@ -1,8 +1,8 @@
-"""Receive batches from the processes of a ``DataLoader``, and say in one sentence why one of them ended.
+"""Receive batches from the processes of a ``DataLoader``, and report in one sentence why one of them ended.
 
-Torch raises the death of a worker wherever the main process happens to be, as one of several exceptions, and drops a
-batch that a worker's thread cannot hand over, so that the main process waits for ever. Here a worker that fails reports
-the reason and ends, and its death is raised while a batch is waited for, and only then.
+Torch raises the death of a worker at an arbitrary point of the main process, as one of several exceptions. It also
+drops a batch that a worker's thread cannot send, so that the main process waits for ever. Here a worker that fails
+reports the reason and exits, and its death is raised only while the main process waits for a batch.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from typing import Any, NoReturn
 
 from torch.utils.data import DataLoader
 
-from training.failure.preemption import leave_signals_to_the_run
+from training.failure.known_errors import is_open_files_error, is_shared_memory_error
+from training.failure.preemption import ignore_stop_signals
 
 SHARED_MEMORY = Path("/dev/shm")
 PREFETCH = 2
 """Batches that torch lets each worker prepare."""
 FAILED = 70
-"""Exit code of a worker that has said why (``EX_SOFTWARE``)."""
-DEATH_S = 3.0
-"""Seconds that a worker whose connection broke may take to end."""
-FEWER = "lower dataset.params.num_workers or training.batch_size_pre and batch_size_mmu"
+"""Exit code of a worker that has reported its error (``EX_SOFTWARE``)."""
+EXIT_S = 3.0
+"""Seconds that a worker whose connection broke may take to exit."""
+LESS_MEMORY = "lower dataset.params.num_workers or training.batch_size_pre and batch_size_mmu"
 BROKEN = (RuntimeError, OSError, EOFError, AssertionError, pickle.UnpicklingError)
 """What torch and multiprocessing raise in the main process when a worker is gone."""
-SHARED_MEMORY_WORDS = ("shm", "shared memory", "/torch_", "No space left")
 
 
 class LostWorker(RuntimeError):
-    """A data worker ended before its time; the message is the likely cause with the remedy."""
+    """A data worker has ended; the message is the likely cause with the remedy."""
 
 
-def received(loader: DataLoader[Any]) -> Iterator[Any]:
+def receive(loader: DataLoader[Any]) -> Iterator[Any]:
     """Yield the batches of ``loader``. Raises ``LostWorker`` if one of its processes ends."""
     if loader.num_workers == 0:
         yield from loader
@@ -59,7 +59,7 @@ def received(loader: DataLoader[Any]) -> Iterator[Any]:
         sender.close()
         while True:
             try:
-                with _death_is_raised(workers):
+                with _raise_if_worker_dies(workers):
                     batch = next(iterator)
             except StopIteration:
                 return
@@ -70,10 +70,10 @@ def received(loader: DataLoader[Any]) -> Iterator[Any]:
                 raise LostWorker(cause) from error
             yield batch
     except LostWorker:
-        for worker in workers:  # one that waits for a lock of the dead one would keep the run from ending
+        for worker in workers:  # a worker that waits for a lock of the dead one would block the exit
             worker.kill()
         for worker in workers:
-            worker.join(DEATH_S)
+            worker.join(EXIT_S)
         raise
     finally:
         reports.close()
@@ -84,17 +84,19 @@ def shared_memory_note(in_flight: int, processes: int) -> str | None:
     need = in_flight * processes
     if need == 0 or not SHARED_MEMORY.is_dir() or shutil.disk_usage(SHARED_MEMORY).free >= need:
         return None
-    return f"warning: data workers keep up to {need / 1e6:.0f} MB of batches in shared memory; {_too_small()}"
+    return (
+        f"warning: data workers keep up to {need / 1e6:.0f} MB of batches in shared memory; {_shared_memory_remedy()}"
+    )
 
 
 def _start(loader: DataLoader[Any], workers: list[BaseProcess]) -> Iterator[Any]:
-    """Start the processes and note them in ``workers``. Torch's handler of SIGCHLD, which raises anywhere, goes."""
+    """Start the processes and add them to ``workers``. Removes torch's handler of SIGCHLD, which raises anywhere."""
     before, handler = set(active_children()), signal.getsignal(signal.SIGCHLD)
     try:
         iterator = iter(loader)
     except OSError as error:
-        shared = f"; {_too_small()}" if _is_of_shared_memory(str(error)) else ""
-        raise LostWorker(f"data workers cannot be started ({error}){shared or f'; {FEWER}'}") from error
+        shared = f"; {_shared_memory_remedy()}" if is_shared_memory_error(str(error)) else ""
+        raise LostWorker(f"data workers cannot be started ({error}){shared or f'; {LESS_MEMORY}'}") from error
     finally:
         workers += [child for child in active_children() if child not in before]
         if threading.current_thread() is threading.main_thread():
@@ -103,18 +105,18 @@ def _start(loader: DataLoader[Any], workers: list[BaseProcess]) -> Iterator[Any]
 
 
 @contextmanager
-def _death_is_raised(workers: Sequence[BaseProcess]) -> Iterator[None]:
-    """Raise ``RuntimeError`` as soon as a worker is dead, also out of a read that would never end."""
+def _raise_if_worker_dies(workers: Sequence[BaseProcess]) -> Iterator[None]:
+    """Raise RuntimeError as soon as a worker is dead, even if the main process is blocked in a read."""
 
-    def look(number: int | None = None, frame: FrameType | None = None) -> None:
+    def check(number: int | None = None, frame: FrameType | None = None) -> None:
         if not all(worker.is_alive() for worker in workers):
             raise RuntimeError("a data worker is dead")
 
-    look()
+    check()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGCHLD, look)
+    before = signal.signal(signal.SIGCHLD, check)
     try:
         yield
     finally:
@@ -122,58 +124,54 @@ def _death_is_raised(workers: Sequence[BaseProcess]) -> Iterator[None]:
 
 
 def _cause(workers: Sequence[BaseProcess], reports: Connection) -> str | None:
-    """Return why a worker ended; None if all of them live."""
-    end = time.monotonic() + DEATH_S
+    """Return why a worker ended; None if all are alive."""
+    end = time.monotonic() + EXIT_S
     while all(worker.is_alive() for worker in workers):
         if time.monotonic() > end:
             return None
         time.sleep(0.05)
     try:
         if reports.poll():
-            return _of_report(str(reports.recv()))
-    except (EOFError, OSError):  # nobody is left who could write
+            return _describe_report(str(reports.recv()))
+    except (EOFError, OSError):  # all writers have exited
         pass
     code = next(worker.exitcode for worker in workers if worker.exitcode is not None)
     if code == -signal.SIGKILL:
-        return f"a data worker was killed, which the system does when memory runs out; {FEWER}"
+        return f"a data worker was killed, which the system does when memory runs out; {LESS_MEMORY}"
     if code == -signal.SIGBUS:
-        return f"a data worker was killed by SIGBUS, which means that shared memory is full; {_too_small()}"
+        return f"a data worker was killed by SIGBUS, which means that shared memory is full; {_shared_memory_remedy()}"
     if code < 0:
         return (
-            f"a data worker was killed by {signal.Signals(-code).name}; if nobody did that, "
+            f"a data worker was killed by {signal.Signals(-code).name}; if no user did that, "
             "dataset.params.num_workers=0 shows where it happens"
         )
     return f"a data worker ended with exit code {code}; dataset.params.num_workers=0 shows where it happens"
 
 
-def _of_report(reason: str) -> str:
-    if _is_of_shared_memory(reason):
-        return f"a data worker could not hand over a batch ({reason}); {_too_small()}"
-    if "Too many open files" in reason:
-        return f"a data worker could not hand over a batch ({reason}); raise the limit (ulimit -n), or {FEWER}"
+def _describe_report(reason: str) -> str:
+    if is_shared_memory_error(reason):
+        return f"a data worker could not send a batch ({reason}); {_shared_memory_remedy()}"
+    if is_open_files_error(reason):
+        return f"a data worker could not send a batch ({reason}); raise the limit (ulimit -n), or {LESS_MEMORY}"
     return f"a data worker failed: {reason}; dataset.params.num_workers=0 shows the traceback"
 
 
-def _is_of_shared_memory(reason: str) -> bool:
-    return any(word in reason for word in SHARED_MEMORY_WORDS)
-
-
-def _too_small() -> str:
-    there = ""
+def _shared_memory_remedy() -> str:
+    size = ""
     if SHARED_MEMORY.is_dir():
         usage = shutil.disk_usage(SHARED_MEMORY)
-        there = f" has {usage.total / 1e6:.3g} MB, {usage.free / 1e6:.3g} MB of them free"
+        size = f" has {usage.total / 1e6:.3g} MB, {usage.free / 1e6:.3g} MB of them free"
     return (
-        f"{SHARED_MEMORY}{there}: give it more (docker run --shm-size=1g, or mount -o remount,size=1g "
-        f"{SHARED_MEMORY}), or {FEWER} (dataset.params.num_workers=0 needs none)"
+        f"{SHARED_MEMORY}{size}: give it more (docker run --shm-size=1g, or mount -o remount,size=1g "
+        f"{SHARED_MEMORY}), or {LESS_MEMORY} (dataset.params.num_workers=0 needs none)"
     )
 
 
 def _prepare(reports: Connection, worker: int) -> None:
-    """In a worker: leave signals to the run, and end with a report where a batch cannot be handed over."""
+    """Prepare a worker: ignore stop signals, and exit with a report if a batch cannot be sent."""
     global _reports
     _reports = reports
-    leave_signals_to_the_run(worker)
+    ignore_stop_signals(worker)
     Queue._on_queue_feeder_error = staticmethod(_feeder_failed)  # type: ignore[attr-defined]
 
 
@@ -181,7 +179,7 @@ _reports: Connection | None = None
 
 
 def fail(error: BaseException) -> NoReturn:
-    """In a worker: report the error and end. In the main process: raise it."""
+    """Report the error and exit in a worker; raise it in the main process."""
     if _reports is None:
         raise error
     place = traceback.extract_tb(error.__traceback__)[-1:]

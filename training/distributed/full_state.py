@@ -1,6 +1,6 @@
-"""A model that lies in parts on several processes (DeepSpeed ZeRO-3, FSDP2), whole again: to be saved, to be looked at.
+"""Gather the full weights of a model that is sharded over processes (DeepSpeed ZeRO-3, FSDP2).
 
-Everything here is collective: every rank calls it, in the same order.
+All functions are collective: every rank calls them, in the same order.
 """
 
 from __future__ import annotations
@@ -19,73 +19,79 @@ from models.upvla import UPVLA
 from training.distributed.launch import is_sharded
 
 
-class Whole:
-    """The whole of a network that accelerate may put in parts. Made before the network is wrapped, because a wrapped
-    one cannot be copied; ``model`` stays the network itself."""
+class FullModel:
+    """The full weights of a network that accelerate may shard.
+
+    Create it before the network is wrapped, because a wrapped network cannot be copied.
+    """
 
     def __init__(self, accelerator: Accelerator, model: UPVLA) -> None:
         self._accelerator, self._model = accelerator, model
-        self._frame = _without_weights(model) if is_sharded(accelerator) else None
+        self._meta_copy = _copy_without_weights(model) if is_sharded(accelerator) else None
 
     @contextmanager
-    def at_hand(self) -> Iterator[UPVLA]:
-        """The network with all its parameters on every rank, for forwards that ranks do not do in step (measuring,
-        generating): the network itself where it is not in parts, else a copy that lives as long as the context."""
-        if self._frame is None:
+    def materialize(self) -> Iterator[UPVLA]:
+        """Yield the network with all its parameters on every rank, for forwards that are not in step on all ranks.
+
+        This is the network itself if it is not sharded, else a copy that is freed at the end of the context.
+        """
+        if self._meta_copy is None:
             yield self._model
             return
-        self._frame.load_state_dict(_gathered(self._model, _computing), assign=True)
-        self._frame.train(self._model.training)
+        self._meta_copy.load_state_dict(_gather(self._model, _full_parameter), assign=True)
+        self._meta_copy.train(self._model.training)
         try:
-            yield self._frame
+            yield self._meta_copy
         finally:
-            empty = {name: tensor.to("meta") for name, tensor in self._frame.state_dict().items()}
-            self._frame.load_state_dict(empty, assign=True)
+            empty = {name: tensor.to("meta") for name, tensor in self._meta_copy.state_dict().items()}
+            self._meta_copy.load_state_dict(empty, assign=True)
 
     def state(self) -> dict[str, Tensor] | None:
-        """What is saved: every parameter whole and as the optimizer keeps it (under DeepSpeed and bf16 the network
-        computes with rounded copies), on the host of rank 0. None where the network itself has all that."""
+        """Return the full parameters in the optimizer's precision, on the host of rank 0; None if the network has them.
+
+        (Under DeepSpeed and bf16 the network computes with rounded copies.)
+        """
         deepspeed = self._accelerator.distributed_type == DistributedType.DEEPSPEED
-        if self._frame is None and not deepspeed:
+        if self._meta_copy is None and not deepspeed:
             return None
-        keep = self._accelerator.is_main_process
+        is_main = self._accelerator.is_main_process
 
-        def kept(parameter: Tensor) -> Tensor:
-            whole = _master(parameter) if deepspeed and parameter.requires_grad else _computing(parameter)
-            return whole.cpu() if keep else torch.empty(0)
+        def gather(parameter: Tensor) -> Tensor:
+            full = _fp32_parameter(parameter) if deepspeed and parameter.requires_grad else _full_parameter(parameter)
+            return full.cpu() if is_main else torch.empty(0)
 
-        return _gathered(self._model, kept)
+        return _gather(self._model, gather)
 
 
-def _without_weights(model: UPVLA) -> UPVLA:
-    """A copy with buffers and settings, but parameters that are shapes only."""
+def _copy_without_weights(model: UPVLA) -> UPVLA:
+    """Return a copy with buffers and settings, whose parameters are on the meta device."""
     memo: dict[int, object] = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in model.parameters()
     }
     return copy.deepcopy(model, memo)
 
 
-def _gathered(model: nn.Module, make_whole: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The state dict of ``model``, one parameter made whole at a time, a tied one once."""
-    named = dict(model.named_parameters(remove_duplicate=False))
-    done: dict[int, Tensor] = {}
+def _gather(model: nn.Module, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Return the state dict of ``model``; parameters are gathered one at a time, a tied one once."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    gathered: dict[int, Tensor] = {}
     state = {}
     for name, tensor in model.state_dict().items():
-        parameter = named.get(name)
-        if parameter is None:  # a buffer: every rank has it
+        parameter = parameters.get(name)
+        if parameter is None:  # a buffer, which every rank has
             state[name] = tensor
             continue
-        if id(parameter) not in done:
-            done[id(parameter)] = make_whole(parameter)
-        state[name] = done[id(parameter)]
+        if id(parameter) not in gathered:
+            gathered[id(parameter)] = gather(parameter)
+        state[name] = gathered[id(parameter)]
     return state
 
 
-def _computing(parameter: Tensor) -> Tensor:
-    """A copy of the parameter as the network computes with it, on every rank."""
+def _full_parameter(parameter: Tensor) -> Tensor:
+    """Return a copy of the full parameter in the precision of the network, on every rank."""
     if isinstance(parameter, DTensor):
-        whole: Tensor = parameter.full_tensor().detach()
-        return whole
+        full: Tensor = parameter.full_tensor().detach()
+        return full
     if hasattr(parameter, "ds_id"):  # ZeRO-3
         from deepspeed.runtime.zero import GatheredParameters
 
@@ -94,10 +100,10 @@ def _computing(parameter: Tensor) -> Tensor:
     return parameter.detach().clone()
 
 
-def _master(parameter: Tensor) -> Tensor:
-    """DeepSpeed's fp32 copy of a trainable parameter, on every rank."""
+def _fp32_parameter(parameter: Tensor) -> Tensor:
+    """Return DeepSpeed's fp32 copy of a trainable parameter, on every rank."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    whole = safe_get_full_fp32_param(parameter)
-    assert isinstance(whole, Tensor), "DeepSpeed keeps no fp32 copy of a trainable parameter"
-    return whole.detach()
+    full = safe_get_full_fp32_param(parameter)
+    assert isinstance(full, Tensor), "DeepSpeed keeps no fp32 copy of a trainable parameter"
+    return full.detach()

@@ -1,7 +1,7 @@
-"""The processes of a run: which there are, how they share the model, and that they are what was asked for.
+"""Start the processes of a run as its launcher asks, and check that accelerate does what was asked for.
 
-Everything comes from accelerate's launch file. A launch that accelerate would quietly turn into something else (one
-process, or plain data parallel) is an error here, with the command that does what was meant.
+Everything comes from accelerate's launch file. A launch that accelerate would silently turn into something else (one
+process, or plain data parallel) is an error, with the command that does what was meant.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.utils._pytree as pytree
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType, DynamoBackend, FullyShardedDataParallelPlugin, KwargsHandler
+from accelerate.utils import DistributedType, DynamoBackend, KwargsHandler
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations import unset_hf_deepspeed_config
 
@@ -32,9 +32,9 @@ from models.losses import SumAndCount
 from models.upvla import UPVLA, Losses
 from training.distributed.launch_environment import check_environment, is_on
 
-MEETING_S = {"here": 45.0, "elsewhere": 600.0}
-"""Seconds that processes without a watching launcher wait for each other, on one machine and on several."""
-OTHER_TRAINING = (
+RENDEZVOUS_S = {"local": 45.0, "remote": 600.0}
+"""Seconds that processes without a supervising launcher wait for each other, on one machine and on several."""
+UNSUPPORTED_SECTIONS = (
     "amp",
     "msamp",
     "progressive_layer_drop",
@@ -42,64 +42,64 @@ OTHER_TRAINING = (
     "data_efficiency",
     "compression_training",
 )
-"""Sections of DeepSpeed's configuration that change the numbers of training and have no key of the job."""
+"""Sections of DeepSpeed's configuration that change the numbers of training and have no key in the job."""
 
 
 def start_processes(job: Job) -> Accelerator:
-    """Accelerate's object for the launch that started this process, checked against what the launcher asked for."""
+    """Return the Accelerator of this launch. Raises ConfigError if it differs from what the launcher asks for."""
     place = check_environment(job)
     if "SLURM_STEP_NUM_TASKS" in place.variables:
         _join_slurm_step(place)
     world = place.world
     deepspeed, fsdp = (is_on(os.environ, f"ACCELERATE_USE_{name}") for name in ("DEEPSPEED", "FSDP"))
-    wish = job.training.device
-    if wish == "cuda" and not torch.cuda.is_available():
+    device = job.training.device
+    if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("training.device=cuda: torch sees no CUDA device here (allowed: auto, cpu, cuda)")
-    on_cpu = wish == "cpu" or not torch.cuda.is_available()
-    if on_cpu and job.training.mixed_precision == "fp16":  # accelerate would quietly train in fp32
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if on_cpu and job.training.mixed_precision == "fp16":  # accelerate would silently train in fp32
         raise ConfigError("training.mixed_precision=fp16 needs a CUDA device; allowed on a CPU: no, bf16")
     if on_cpu and deepspeed and torch.cuda.is_available():
         raise ConfigError(
             "training.device=cpu: DeepSpeed takes the GPU where there is one; hide it (CUDA_VISIBLE_DEVICES=)"
         )
-    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(find_unused_parameters=_skips_parameters(job))]
+    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(find_unused_parameters=_has_unused_parameters(job))]
     if on_cpu and deepspeed and world > 1:
         # Without a GPU accelerate would start DeepSpeed with a world of one.
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     try:
-        with _meeting(place):
+        with _rendezvous_timeout(place):
             accelerator = Accelerator(
                 mixed_precision=job.training.mixed_precision,
                 gradient_accumulation_steps=job.training.gradient_accumulation_steps,
                 kwargs_handlers=handlers,
-                # torchrun without a GPU would otherwise make independent runs; it would switch DeepSpeed off.
+                # Without this, torchrun on a CPU makes independent runs. With it, DeepSpeed would be off.
                 cpu=on_cpu and not deepspeed,
             )
-    except (ValueError, ImportError) as error:  # bf16 on a GPU that cannot, a variable or file that makes no sense
-        why = " ".join(str(error).split())
-        key = f"training.mixed_precision={job.training.mixed_precision}" if "mixed precision" in why else "the launch"
-        raise ConfigError(f"{key}: accelerate refuses it: {why}") from error
+    except (ValueError, ImportError) as error:  # bf16 on a GPU without it, an invalid variable or file
+        reason = " ".join(str(error).split())
+        key = (
+            f"training.mixed_precision={job.training.mixed_precision}" if "mixed precision" in reason else "the launch"
+        )
+        raise ConfigError(f"{key}: accelerate refuses it: {reason}") from error
     except dist.DistError as error:
-        raise ConfigError(f"{_cannot_meet(place)} ({str(error).splitlines()[0]})") from error
+        raise ConfigError(f"{_rendezvous_failed(place)} ({str(error).splitlines()[0]})") from error
     if accelerator.num_processes != world:
         raise ConfigError(
             f"the launcher started {world} processes but accelerate sees {accelerator.num_processes}: "
             "launch CPU processes with `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N`"
         )
-    if accelerator.device.type == "cpu":  # accelerate numbers it, and torch takes "cpu:0" for another device than "cpu"
+    if accelerator.device.type == "cpu":  # accelerate calls it "cpu:0", which torch does not treat as equal to "cpu"
         PartialState().device = accelerator.state.device = torch.device("cpu")
     if deepspeed:
-        # Accelerate tells transformers of ZeRO-3, which then builds a network already in parts; ours is filled with
-        # weights first, and taken to pieces by DeepSpeed itself.
+        # Accelerate configures transformers for ZeRO-3, which would then build sharded networks. Here DeepSpeed shards
+        # the network after its weights are loaded.
         unset_hf_deepspeed_config()
-    if fsdp and world > 1 and accelerator.distributed_type == DistributedType.MULTI_CPU:
-        _fsdp_on_cpu(accelerator)
     _check(job, accelerator, world, deepspeed, fsdp)
     return accelerator
 
 
 def describe(accelerator: Accelerator) -> str:
-    """How the processes share the model: ``one process``, ``DDP``, ``DeepSpeed ZeRO-2``, ``FSDP2``."""
+    """Return how the processes share the model: ``one process``, ``DDP``, ``DeepSpeed ZeRO-2``, ``FSDP2``."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return f"DeepSpeed ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}"
     if accelerator.distributed_type == DistributedType.FSDP:
@@ -107,22 +107,24 @@ def describe(accelerator: Accelerator) -> str:
     return "one process" if accelerator.distributed_type == DistributedType.NO else "DDP"
 
 
-def told(accelerator: Accelerator) -> str:
-    """For the user: ``1 process``, ``2 processes (DDP)``."""
+def format_launch(accelerator: Accelerator) -> str:
+    """Return a text for the log: ``1 process``, ``2 processes (DDP)``."""
     many, kind = accelerator.num_processes, describe(accelerator)
     return f"{many} process{'' if many == 1 else 'es'}" + ("" if kind == "one process" else f" ({kind})")
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Does each process hold only a part of every parameter?"""
+    """Return True if each process holds only a shard of every parameter."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return int(accelerator.state.deepspeed_plugin.zero_stage) == 3
     return bool(accelerator.distributed_type == DistributedType.FSDP)
 
 
 def configure_deepspeed(accelerator: Accelerator, job: Job) -> None:
-    """DeepSpeed reads the batch size off a prepared loader (ours are not) and clips by its own configuration; the
-    job's number counts there too. Called before the model is wrapped; nothing to do for other launches."""
+    """Set batch size and gradient clipping in DeepSpeed's configuration. Called before the model is wrapped.
+
+    DeepSpeed would read the batch size from a prepared data loader, which this project does not use.
+    """
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = job.training.batch_size_pre
@@ -130,22 +132,26 @@ def configure_deepspeed(accelerator: Accelerator, job: Job) -> None:
 
 
 def configure_fsdp(accelerator: Accelerator, model: UPVLA) -> None:
-    """Which layers are units of sharding, and that gradients are added up in fp32 (accelerate would take 16 bits).
-    Called before the model is wrapped; nothing to do for other launches."""
+    """Set the layers that FSDP shards as units, and sum gradients in fp32 (accelerate's default is 16 bits).
+
+    Called before the model is wrapped.
+    """
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     plugin = accelerator.state.fsdp_plugin
     plugin.transformer_cls_names_to_wrap = sorted(model.backbone.lm._no_split_modules)
     low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32)
-    for output in (SumAndCount, Losses):  # FSDP looks for the tensors in what forward returns
+    for output in (SumAndCount, Losses):  # FSDP searches tensors in the outputs of forward
         if output not in pytree.SUPPORTED_NODES:
             pytree.register_dataclass(output)
 
 
 def _join_slurm_step(place: ProcessRank) -> None:
-    """``srun --ntasks=N python train_upvla.py ...``: the tasks of a Slurm step are the processes of one run (DDP), with
-    no launcher between. Under accelerate or torchrun the launcher has said already who is who."""
+    """Make the tasks of a Slurm step the processes of one run: ``srun --ntasks=N python train_upvla.py ...`` (DDP).
+
+    Under accelerate or torchrun the launcher has set these variables already.
+    """
     env = os.environ
     job = env.get("SLURM_JOB_ID", "")
     if not job.isdecimal():
@@ -161,20 +167,22 @@ def _join_slurm_step(place: ProcessRank) -> None:
 
 
 @contextmanager
-def _meeting(place: ProcessRank) -> Iterator[None]:
-    """End this process with one line if the others do not come: torch waits for half an hour. A launcher that watches
-    its processes (torchrun) needs no limit."""
+def _rendezvous_timeout(place: ProcessRank) -> Iterator[None]:
+    """End this process with one line if the others do not start in time; torch waits for half an hour.
+
+    A launcher that supervises its processes (torchrun) needs no limit.
+    """
     if place.world == 1 or "TORCHELASTIC_RUN_ID" in os.environ:
         yield
         return
-    here = os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost", "::1", socket.gethostname())
-    limit = MEETING_S["here" if here else "elsewhere"]
+    local = os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost", "::1", socket.gethostname())
+    limit = RENDEZVOUS_S["local" if local else "remote"]
 
-    def end() -> None:
-        print(f"config error: {_cannot_meet(place)} (waited for {limit:.0f} s)", file=sys.stderr, flush=True)
+    def exit_now() -> None:
+        print(f"config error: {_rendezvous_failed(place)} (waited for {limit:.0f} s)", file=sys.stderr, flush=True)
         os._exit(2)
 
-    timer = threading.Timer(limit, end)
+    timer = threading.Timer(limit, exit_now)
     timer.daemon = True
     timer.start()
     try:
@@ -183,7 +191,7 @@ def _meeting(place: ProcessRank) -> Iterator[None]:
         timer.cancel()
 
 
-def _cannot_meet(place: ProcessRank) -> str:
+def _rendezvous_failed(place: ProcessRank) -> str:
     names = (*place.variables, "MASTER_ADDR", "MASTER_PORT")
     return (
         f"{shown_variables(os.environ, names)} in the environment make this process one of {place.world}, but they do "
@@ -202,7 +210,7 @@ def tasks_on_this_node(env: Mapping[str, str]) -> int:
 
 
 def _first_node() -> str:
-    """Name of the node that runs rank 0 of this Slurm step."""
+    """Return the name of the node that runs rank 0 of this Slurm step."""
     command = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
     try:
         names = subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout.split()
@@ -212,7 +220,7 @@ def _first_node() -> str:
 
 
 def _check(job: Job, accelerator: Accelerator, world: int, deepspeed: bool, fsdp: bool) -> None:
-    """What accelerate passes over in silence."""
+    """Raise ConfigError for settings of the launch that accelerate would silently ignore."""
     kind, settings = accelerator.distributed_type, job.training
     if deepspeed and kind != DistributedType.DEEPSPEED:
         raise ConfigError(
@@ -220,7 +228,9 @@ def _check(job: Job, accelerator: Accelerator, world: int, deepspeed: bool, fsdp
             "leave out --cpu and ACCELERATE_USE_CPU (without a GPU DeepSpeed takes the CPU by itself)"
         )
     if fsdp and world > 1 and kind != DistributedType.FSDP:
-        raise ConfigError(f"the launch file asks for FSDP but accelerate would train with {describe(accelerator)}")
+        raise ConfigError(
+            f"the launch file asks for FSDP, which needs a GPU; accelerate would train with {describe(accelerator)}"
+        )
     if kind == DistributedType.FSDP and accelerator.state.fsdp_plugin.fsdp_version != 2:
         raise ConfigError("the launch file asks for FSDP version 1; set fsdp_config.fsdp_version: 2")
     steps, compiled = accelerator.gradient_accumulation_steps, accelerator.state.dynamo_plugin.backend
@@ -243,7 +253,7 @@ def _check(job: Job, accelerator: Accelerator, world: int, deepspeed: bool, fsdp
 
 
 def _check_deepspeed(job: Job, config: dict[str, Any], world: int) -> None:
-    """Numbers and sections of DeepSpeed's configuration that stand for keys of the job."""
+    """Raise ConfigError if DeepSpeed's configuration contradicts keys of the job."""
     settings = job.training
     steps, rows = settings.gradient_accumulation_steps, settings.batch_size_pre
     same = {  # DeepSpeed would step after that many micro-batches
@@ -255,10 +265,10 @@ def _check_deepspeed(job: Job, config: dict[str, Any], world: int) -> None:
     for name, (key, value) in same.items():
         if config.get(name, "auto") not in ("auto", value) and not (name == "gradient_clipping" and not config[name]):
             raise ConfigError(
-                f"{key}={value}, but the launch file's deepspeed_config says {name}={config[name]}: leave it out "
+                f"{key}={value}, but the launch file's deepspeed_config has {name}={config[name]}: leave it out "
                 "there, or give both the same number"
             )
-    others = [name for name in OTHER_TRAINING if config.get(name) not in (None, {}, False)]
+    others = [name for name in UNSUPPORTED_SECTIONS if config.get(name) not in (None, {}, False)]
     others = [name for name in others if not isinstance(config[name], dict) or config[name].get("enabled", True)]
     if others:
         raise ConfigError(
@@ -268,16 +278,16 @@ def _check_deepspeed(job: Job, config: dict[str, Any], world: int) -> None:
 
 
 def _check_deepspeed_precision(job: Job, config: dict[str, Any], precision: str) -> None:
-    """The type that matrices are computed in, by DeepSpeed's engine (``precision``) or by torch's autocast in it, is
-    the job's, and gradients are added up in float32."""
-    wish = job.training.mixed_precision
+    """Raise ConfigError if DeepSpeed's precision (``precision``, or torch's autocast) differs from the job's, or if
+    gradients are not summed in float32."""
+    wanted = job.training.mixed_precision
     autocast = config.get("torch_autocast") or {}
     if autocast.get("enabled"):
-        said = str(autocast.get("dtype") or "the device's default").rpartition(".")[2]
-        precision = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16"}.get(said, said)
-    if precision != wish:
+        dtype = str(autocast.get("dtype") or "the device's default").rpartition(".")[2]
+        precision = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16"}.get(dtype, dtype)
+    if precision != wanted:
         raise ConfigError(
-            f"training.mixed_precision={wish}, but DeepSpeed's own configuration makes it {precision}: leave fp16, "
+            f"training.mixed_precision={wanted}, but DeepSpeed's own configuration makes it {precision}: leave fp16, "
             "bf16 and torch_autocast out there, or let it name the same type"
         )
     summed = (config.get("data_types") or {}).get("grad_accum_dtype")
@@ -288,21 +298,10 @@ def _check_deepspeed_precision(job: Job, config: dict[str, Any], precision: str)
         )
 
 
-def _fsdp_on_cpu(accelerator: Accelerator) -> None:
-    """Accelerate has FSDP for accelerators only and would run DDP. Torch's FSDP2 itself works over gloo, so this says
-    to accelerate what its own constructor would have said had it found a GPU: all of its FSDP code then runs."""
-    plugin, state = FullyShardedDataParallelPlugin(), accelerator.state
-    if accelerator.mixed_precision != "no":
-        plugin.set_mixed_precision(accelerator.mixed_precision)
-    state.fsdp_plugin = plugin
-    state.distributed_type = DistributedType.FSDP
-    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-
-
-def _skips_parameters(job: Job) -> bool:
-    """Are there steps in which a trainable parameter takes no part? (DDP has to look for them only then.)"""
+def _has_unused_parameters(job: Job) -> bool:
+    """Return True if some steps do not use all trainable parameters. (Only then DDP has to search for them.)"""
     one_flow = job.dataset.und_type is None
-    # In these modes the longer flow goes on alone.
+    # In these modes the longer flow continues alone.
     uneven = not one_flow and job.dataset.combined_loader_mode in ("max_size", "sequential")
-    silent_head = one_flow and job.training.pre_coeff == 0
-    return uneven or silent_head
+    unused_head = one_flow and job.training.pre_coeff == 0
+    return uneven or unused_head

@@ -1,7 +1,7 @@
-"""Compare what a launch file or the environment makes accelerate do with what the run's configuration says.
+"""Compare the variables that accelerate reads with the run's configuration.
 
-Accelerate reads variables (``accelerate launch`` sets them from the launch file) and lets some of them win over the
-arguments of its constructor. Needs no torch, so that a contradiction is reported at once.
+Accelerate reads variables (``accelerate launch`` sets them from the launch file), some of which override the arguments
+of its constructor. Needs no torch, so that a contradiction is reported at once.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from config.schema import Job
 
 OTHER_LAUNCHERS = ("ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG", "ACCELERATE_USE_SAGEMAKER")
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What torch needs to bring the processes of a run together."""
+"""Variables that torch needs to connect the processes of a run."""
 
 
 def is_on(env: Mapping[str, str], name: str) -> bool:
-    """Return True if accelerate takes this variable as a yes."""
+    """Return True if accelerate reads this variable as true."""
     return env.get(name, "").strip().lower() in ("1", "true", "t", "yes", "y", "on")
 
 
 def check_environment(job: Job, env: Mapping[str, str] = os.environ) -> ProcessRank:
-    """Return the place of this process; ``ConfigError`` if the environment contradicts the job or itself."""
+    """Return the rank of this process. Raises ConfigError if the environment contradicts the job or itself."""
     try:
         place = process_rank(env)
     except ValueError as error:
@@ -36,16 +36,16 @@ def check_environment(job: Job, env: Mapping[str, str] = os.environ) -> ProcessR
 
 
 def _check_rendezvous(env: Mapping[str, str], place: ProcessRank) -> None:
-    """Torchrun's variables are complete; a Slurm step's become complete later."""
-    there = [name for name in RENDEZVOUS[:3] if name in env]
+    """Check that torchrun's variables are complete; those of a Slurm step are completed later."""
+    given = [name for name in RENDEZVOUS[:3] if name in env]
     missing = [name for name in RENDEZVOUS if not env.get(name)]
     by_slurm = "SLURM_STEP_NUM_TASKS" in place.variables
-    if there and missing and not by_slurm:
+    if given and missing and not by_slurm:
         raise ConfigError(
-            f"{shown_variables(env, there)} in the environment without {', '.join(missing)}: variables of a launcher "
-            f"are left over or incomplete; start by accelerate launch, torchrun or srun, or {unset_command(there)}"
+            f"{shown_variables(env, given)} in the environment without {', '.join(missing)}: variables of a launcher "
+            f"are left over or incomplete; start by accelerate launch, torchrun or srun, or {unset_command(given)}"
         )
-    if there and not by_slurm and place.world > 1 and env["MASTER_PORT"].strip() == "0":
+    if given and not by_slurm and place.world > 1 and env["MASTER_PORT"].strip() == "0":
         raise ConfigError(
             "MASTER_PORT=0 in the environment: the processes cannot find each other; give torchrun --standalone or a "
             "port (--master-port=29500)"
@@ -58,7 +58,7 @@ def _check_rendezvous(env: Mapping[str, str], place: ProcessRank) -> None:
 
 
 def _check_step(job: Job, env: Mapping[str, str]) -> None:
-    """What an optimizer step is."""
+    """Check variables that change an optimizer step."""
     settings = job.training
     _require_same(
         env,
@@ -76,7 +76,7 @@ def _check_step(job: Job, env: Mapping[str, str]) -> None:
 
 
 def _check_other_modes(job: Job, env: Mapping[str, str]) -> None:
-    """Where the network computes, and in which parts."""
+    """Check variables that select the device and the sharding."""
     device = job.training.device
     if device == "cuda" and is_on(env, "ACCELERATE_USE_CPU"):
         _refuse(env, "ACCELERATE_USE_CPU", (), "training.device", device)
@@ -96,7 +96,7 @@ def _check_other_modes(job: Job, env: Mapping[str, str]) -> None:
 
 
 def _refuse(env: Mapping[str, str], name: str, allowed: tuple[str, ...], key: str, value: object) -> None:
-    """A variable whose job the key does: only some values of it change nothing."""
+    """Raise ConfigError if a variable that the key replaces has a value that is not ``allowed``."""
     text = env.get(name)
     if text is None or text.strip().lower() in allowed:
         return
@@ -109,7 +109,7 @@ def _refuse(env: Mapping[str, str], name: str, allowed: tuple[str, ...], key: st
 def _require_same(
     env: Mapping[str, str], name: str, key: str, value: float, silent: tuple[str | float, ...] = ()
 ) -> None:
-    """A variable of the same meaning as the key has the same number; ``silent`` values leave it to the key."""
+    """Raise ConfigError if a variable contradicts the number of its key. ``silent`` values defer to the key."""
     text = env.get(name, "").strip()
     try:
         number: str | float = float(text)

@@ -1,11 +1,11 @@
-"""Watching a run's loss and gradient, on the device: is it still learning, and if not, since which step?
+"""Monitor the loss and gradient norm of a run on the device.
 
-Two things stop a run. A loss or a gradient that is not finite, at once. And an explosion: for ``LASTING`` steps on end
-the loss (or the gradient's norm) is above ``factor`` times its running median over the last ``HISTORY`` steps, and
-above all of its first ``EARLY`` values. A single outlier, which likelihood bounds of masked text have, is neither; nor
-is a hard batch late in a run whose loss is close to zero.
+A run stops at once if a loss or gradient is not finite. It also stops if the loss (or the gradient norm) explodes: for
+``LASTING`` consecutive steps it is above ``factor`` times its running median over the last ``HISTORY`` steps, and above
+all of its first ``EARLY`` values. A single outlier, which likelihood bounds of masked text have, does not stop a run;
+nor does a hard batch late in a run whose loss is close to zero.
 
-All ranks see the same numbers, so they come to the same verdict in the same step.
+All ranks see the same numbers, so they stop in the same step.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from models.device import send
 from training.data.batch import CoBatch
 
 HISTORY = 100
+"""Steps of the running median."""
 EARLY = 20
+"""First steps, whose largest value an explosion has to exceed."""
 LASTING = 3
+"""Consecutive steps above the threshold that make an explosion."""
 
 REASONS = (
     "the loss of step {step} is not finite",
@@ -35,52 +38,56 @@ REASONS = (
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """``step`` is the first bad one; the weights before it are good."""
+class Failure:
+    """``step`` is the first bad step; the weights before it are good."""
 
     step: int
     reason: str
 
 
 class LossMonitor:
-    """``factor``: what is called an explosion, None: nothing is. With ``scaled`` gradients (fp16) a norm that is not
-    finite is the gradient scaler's business, which leaves the step out."""
+    """Finds the first bad step.
+
+    ``factor``: threshold of an explosion relative to the running median; None disables it. ``scaled``: gradients are
+    scaled (fp16), and the gradient scaler skips steps whose norm is not finite.
+    """
 
     def __init__(self, factor: float | None, device: torch.device, scaled: bool = False) -> None:
         self.factor, self.scaled = factor, scaled
         self._loss, self._norm = _Series(device), _Series(device)
-        self._bad = torch.full((2,), -1, dtype=torch.long, device=device)  # step, place in REASONS
+        self._bad = torch.full((2,), -1, dtype=torch.long, device=device)  # step, index in REASONS
 
-    def saw(self, step: int, loss: Tensor, norm: Tensor | None) -> None:
-        """The loss of a whole step, of all ranks, and its gradient's norm where it was measured (both 0-d)."""
-        self._note(~loss.isfinite(), step, 0)
+    def update(self, step: int, loss: Tensor, norm: Tensor | None) -> None:
+        """Add the loss of a step over all ranks, and its gradient norm if it was measured (both 0-d)."""
+        self._record(~loss.isfinite(), step, 0)
         if norm is not None and not self.scaled:
-            self._note(~norm.isfinite(), step, 1)
+            self._record(~norm.isfinite(), step, 1)
         if self.factor is not None:
-            self._note(self._loss.exceeds_for_n_steps(self.factor, loss), step - LASTING + 1, 2)
+            self._record(self._loss.exceeds_for_n_steps(self.factor, loss), step - LASTING + 1, 2)
             if norm is not None:
-                self._note(self._norm.exceeds_for_n_steps(self.factor, norm), step - LASTING + 1, 3)
+                self._record(self._norm.exceeds_for_n_steps(self.factor, norm), step - LASTING + 1, 3)
 
-    def _note(self, yes: Tensor, step: int, reason: int) -> None:
+    def _record(self, bad: Tensor, step: int, reason: int) -> None:
         found = send(torch.tensor([step, reason]), self._bad.device)
-        self._bad = torch.where((self._bad[0] < 0) & yes, found, self._bad)
+        self._bad = torch.where((self._bad[0] < 0) & bad, found, self._bad)
 
-    def verdict(self) -> Verdict | None:
-        """Waits for the device."""
+    def failure(self) -> Failure | None:
+        """Return the first bad step, None if there is none. Waits for the device."""
         step, reason = self._bad.tolist()
-        return None if step < 0 else Verdict(step, REASONS[reason].format(step=step, factor=self.factor))
+        return None if step < 0 else Failure(step, REASONS[reason].format(step=step, factor=self.factor))
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint; plain numbers."""
+        """Return the state for a checkpoint, as JSON values."""
         return {"loss": self._loss.state(), "norm": self._norm.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore ``state`` of a checkpoint."""
         self._loss.restore(state["loss"])
         self._norm.restore(state["norm"])
 
 
 class _Series:
-    """The last ``HISTORY`` values of a number, and how long it has been too large."""
+    """The last ``HISTORY`` values of a number, and the number of consecutive values above the threshold."""
 
     def __init__(self, device: torch.device) -> None:
         self._values = torch.zeros(HISTORY, dtype=torch.float64, device=device)
@@ -89,7 +96,7 @@ class _Series:
         self._seen = 0
 
     def exceeds_for_n_steps(self, factor: float, value: Tensor) -> Tensor:
-        """Has this value, and those before it, been above for ``LASTING`` steps? (0-d bool)"""
+        """Add a value; return True (0-d bool) if the last ``LASTING`` values were all above the threshold."""
         value = value.detach().double()
         if self._seen < EARLY:
             over = torch.zeros_like(value, dtype=torch.bool)
@@ -113,48 +120,49 @@ class _Series:
         self._streak.fill_(state["streak"])
 
 
-class RecentBatches:
-    """Which samples the last steps were taken with, on this rank: kept until they are known to have been harmless."""
+class RecentSamples:
+    """The samples of the last steps on this rank, kept until the loss of these steps was checked."""
 
     def __init__(self) -> None:
         self._steps: deque[tuple[int, list[dict[str, Any]]]] = deque()
 
-    def saw(self, step: int, batches: list[CoBatch]) -> None:
-        self._steps.append((step, [_names(batch) for batch in batches]))
+    def add(self, step: int, batches: list[CoBatch]) -> None:
+        self._steps.append((step, [_sample_ids(batch) for batch in batches]))
 
-    def harmless_before(self, step: int) -> None:
+    def drop_before(self, step: int) -> None:
+        """Forget the steps before ``step``."""
         while self._steps and self._steps[0][0] < step:
             self._steps.popleft()
 
-    def told(self, first: int, last: int) -> dict[str, Any]:
-        """Identifiers of the samples of steps ``first`` to ``last``, for a file."""
-        return {str(step): taken for step, taken in self._steps if first <= step <= last}
+    def to_json(self, first: int, last: int) -> dict[str, Any]:
+        """Return the samples of steps ``first`` to ``last``: step -> micro-batches."""
+        return {str(step): samples for step, samples in self._steps if first <= step <= last}
 
 
-def _names(batch: CoBatch) -> dict[str, Any]:
-    """What identifies the samples of a micro-batch: their numbers in the data sets, and what the robot was told."""
-    names: dict[str, Any] = {}
+def _sample_ids(batch: CoBatch) -> dict[str, Any]:
+    """Return the indices of a micro-batch's samples in their data sets, and the instructions."""
+    ids: dict[str, Any] = {}
     if batch.robot is not None:
-        names["robot"] = batch.robot.indices.tolist()
-        names["instructions"] = batch.robot.instructions
+        ids["robot"] = batch.robot.indices.tolist()
+        ids["instructions"] = batch.robot.instructions
     if batch.text is not None:
-        names["mmu"] = batch.text.indices.tolist()
-    return names
+        ids["mmu"] = batch.text.indices.tolist()
+    return ids
 
 
-def has_only_numbers(model: nn.Module) -> bool:
-    """Are all weights that this process holds finite?"""
-    held = [_held(p).detach() for p in model.parameters()]
-    held = [tensor for tensor in held if tensor.numel() and tensor.is_floating_point()]
-    if not held:
+def has_finite_weights(model: nn.Module) -> bool:
+    """Return True if all weights on this process are finite."""
+    local = [_local(p).detach() for p in model.parameters()]
+    local = [tensor for tensor in local if tensor.numel() and tensor.is_floating_point()]
+    if not local:
         return True
-    largest = torch._foreach_norm(held, float("inf"))
+    largest = torch._foreach_norm(local, float("inf"))
     return bool(torch.stack([value.float() for value in largest]).isfinite().all())
 
 
-def _held(parameter: Tensor) -> Tensor:
-    """This process's part of a parameter that lies in parts on several."""
+def _local(parameter: Tensor) -> Tensor:
+    """Return this process's shard of a parameter."""
     if isinstance(parameter, DTensor):
         return parameter.to_local()
-    part: Tensor = getattr(parameter, "ds_tensor", parameter)  # ZeRO-3
-    return part
+    shard: Tensor = getattr(parameter, "ds_tensor", parameter)  # ZeRO-3
+    return shard

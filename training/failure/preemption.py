@@ -1,7 +1,7 @@
-"""Being asked to stop: by ``kill``, by Slurm when time runs out or somebody of higher rank wants the machine.
+"""Preemption: handle SIGTERM and SIGUSR1 (``kill``, Slurm's time limit and preemption).
 
-SIGTERM and SIGUSR1 (``#SBATCH --signal=...USR1@120``) ask a run to stop. It ends the optimizer step it is in, writes a
-checkpoint and leaves with ``PREEMPTED``; the same command goes on from there. SIGINT (Ctrl-C) stops at once.
+SIGTERM and SIGUSR1 (``#SBATCH --signal=...USR1@120``) request a run to stop. It finishes the current optimizer step,
+writes a checkpoint and exits with ``PREEMPTED``; the same command resumes. SIGINT (Ctrl-C) stops at once.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 PREEMPTED = 75
-"""Exit code of a run that was asked to stop and can go on (``EX_TEMPFAIL``: try again)."""
-ASKING = (signal.SIGTERM, signal.SIGUSR1)
+"""Exit code of a run that was stopped by a signal and can be resumed (``EX_TEMPFAIL``: try again)."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 WORKER_GRACE_S = 60.0
+"""Seconds after SIGTERM until a data worker exits by itself."""
 
 
 class StopRequest:
-    """Whether this process was asked to stop, and by which signal."""
+    """The first stop signal that this process received, None before that."""
 
     def __init__(self) -> None:
         self.signal: str | None = None
@@ -30,13 +31,13 @@ class StopRequest:
 
 
 @contextmanager
-def listening() -> Iterator[StopRequest]:
-    """Take the signals for as long as the context lasts (only a process's main thread can)."""
+def handle_stop_signals() -> Iterator[StopRequest]:
+    """Handle the stop signals inside the context. Does nothing outside of the main thread, where Python cannot."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, request) for number in ASKING}
+    before = {number: signal.signal(number, request) for number in STOP_SIGNALS}
     try:
         yield request
     finally:
@@ -44,20 +45,20 @@ def listening() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def leave_signals_to_the_run(worker: int) -> None:
-    """In a data worker: a signal to the whole job must not kill the worker under the step that is to be ended.
+def ignore_stop_signals(worker: int) -> None:
+    """Let a data worker survive signals to the whole job, so that the run can finish its step.
 
-    A worker leaves when the loader tells it to, or when its parent is gone. It does not refuse SIGTERM for ever, which
-    is how an interpreter that ends in disorder gets rid of its children.
+    A worker exits when the loader stops it, or when its parent has ended. SIGTERM ends it after ``WORKER_GRACE_S``,
+    because an interpreter that exits after an error terminates its children that way.
     """
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def exit_now(number: int, frame: FrameType | None) -> None:
         os._exit(0)
 
-    def leave_later(number: int, frame: FrameType | None) -> None:
+    def exit_later(number: int, frame: FrameType | None) -> None:
         signal.setitimer(signal.ITIMER_REAL, WORKER_GRACE_S)
 
-    signal.signal(signal.SIGALRM, leave)
-    signal.signal(signal.SIGTERM, leave_later)
+    signal.signal(signal.SIGALRM, exit_now)
+    signal.signal(signal.SIGTERM, exit_later)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,6 +1,6 @@
-"""``status.json`` in the output folder: what became of a run, for scripts that cannot see its exit code.
+"""Write ``status.json`` in the output folder: the state of a run, for scripts that cannot read its exit code.
 
-(``accelerate launch`` turns every exit code but 0 into 1. A run that was killed leaves ``running``.)
+(``accelerate launch`` turns every exit code except 0 into 1. A killed run leaves ``running``.)
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from common.files import write_json
 
 STATUS_FILE = "status.json"
 State = Literal["running", "preempted", "stopped", "finished"]
-"""``preempted``: asked to stop, and the same command goes on. ``stopped``: somebody has to look what is wrong."""
+"""``preempted``: stopped by a signal, and the same command resumes. ``stopped``: a problem needs a user."""
 
 
 def write_status(output_dir: Path, state: State, step: int, checkpoint: Path | None, reason: str = "") -> None:
-    """Only rank 0 calls this. Says nothing of a disk that is full: whoever stops for that has said so."""
+    """Write the status; only rank 0 calls this. Write errors are ignored: the caller reports a full disk."""
     record = {
         "state": state,
         "step": step,

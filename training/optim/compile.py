@@ -1,4 +1,4 @@
-"""The backbone compiled (``training.compile``); a run that was killed while it compiled can be started again."""
+"""Compile the backbone (``training.compile``), safely for runs that are killed while they compile."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def compile_backbone(backbone: Backbone) -> None:
-    """Have its forward compiled at the first call; names of parameters stay as they are.
+    """Compile the forward at its first call; names of parameters do not change.
 
-    On a CPU the compiler links straight into its cache, which all runs of a user share: a kill in that moment leaves
-    half a library there, on which every later start fails ("file too short"). So each process has a cache of its own
-    there, removed at its end; a folder that the user names in ``TORCHINDUCTOR_CACHE_DIR`` is taken as it is.
+    On a CPU the compiler links into its cache, which all runs of a user share. A kill in that moment leaves an
+    incomplete library, on which every later start fails ("file too short"). So each process gets a cache of its own,
+    which is removed at exit, unless the user sets ``TORCHINDUCTOR_CACHE_DIR``.
     """
     shared = os.path.join(tempfile.gettempdir(), "torchinductor_")  # and the user's name; torch sets it when asked
     if not torch.cuda.is_available() and os.environ.get(CACHE, shared).startswith(shared):

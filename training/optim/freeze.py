@@ -1,4 +1,4 @@
-"""Which parameters are trained: by name patterns, with an error for one that names nothing."""
+"""Select the trained parameters by name patterns."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from config.parsing import did_you_mean, shown
 
 
 def matching(names: Iterable[str], patterns: Sequence[str], key: str) -> set[str]:
-    """The names that any of the patterns fits (``*`` stands for anything, dots too; capital letters count).
+    """Return the names that match any of the patterns (``*`` matches anything, dots too; case-sensitive).
 
-    A pattern that fits none raises ``ValueError`` naming the config ``key`` and what there is.
+    Raises ValueError with the config ``key`` and the existing names for a pattern that matches none.
     """
     names, found = list(names), set()
     for pattern in patterns:
-        fits = {name for name in names if fnmatchcase(name, pattern)}
-        if not fits:
+        matches = {name for name in names if fnmatchcase(name, pattern)}
+        if not matches:
             hint = did_you_mean(pattern, names)
-            there = ", ".join(groups(names))
-            raise ValueError(f"{key}={shown(list(patterns))}: {pattern} fits no parameter{hint}; there are {there}")
-        found |= fits
+            existing = ", ".join(groups(names))
+            raise ValueError(f"{key}={shown(list(patterns))}: {pattern} fits no parameter{hint}; there are {existing}")
+        found |= matches
     return found
 
 
 def groups(names: Iterable[str]) -> list[str]:
-    """Patterns that together fit all names: each name up to its first number, or without its last part."""
+    """Return patterns that together match all names: each name up to its first number, or without its last part."""
     found: dict[str, None] = {}
     for name in names:
         parts = name.split(".")
@@ -37,7 +37,7 @@ def groups(names: Iterable[str]) -> list[str]:
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Stop training what ``training.freeze`` names. Returns a note for the user; ``ValueError`` if nothing is left."""
+    """Freeze the parameters of ``training.freeze``. Returns a note; raises ValueError if none is left to train."""
     if not patterns:
         return []
     parameters = dict(model.named_parameters())
@@ -47,4 +47,4 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     if not any(p.requires_grad for p in parameters.values()):
         raise ValueError(f"training.freeze={shown(list(patterns))}: nothing is left to train")
     count = sum(parameters[name].numel() for name in names)
-    return [f"training.freeze: {len(names)} of {len(parameters)} tensors rest ({count:,} numbers)"]
+    return [f"training.freeze: {len(names)} of {len(parameters)} tensors are frozen ({count:,} numbers)"]

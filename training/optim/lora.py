@@ -1,8 +1,8 @@
-"""Low-rank adapters in the backbone: put in by peft, merged into ordinary weights for acting.
+"""Low-rank adapters in the backbone: inserted by peft, merged into ordinary weights for inference.
 
-While training, a linear layer ``q_proj`` holds ``q_proj.base_layer.weight`` (W, resting) and two small matrices A and
-B; it computes with W + scale * B A. What acting reads has that sum as ``q_proj.weight``, so it needs no peft; A and B
-alone are written beside it in peft's own format (``adapter/``).
+In training, a linear layer ``q_proj`` holds ``q_proj.base_layer.weight`` (W, frozen) and two small matrices A and B; it
+computes with W + scale * B A. The exported model has that sum as ``q_proj.weight``, so that it needs no peft; A and B
+are also written in peft's own format (``adapter/``).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ BASE, A, B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 
 
 def scale(settings: LoRA) -> float:
-    """What the product of the two matrices is multiplied by."""
+    """Return the factor of the product of the two matrices."""
     alpha = 2 * settings.rank if settings.alpha is None else settings.alpha
     return float(alpha) / settings.rank
 
 
 def attach(model: UPVLA, job: Job) -> list[str]:
-    """Put the adapters of ``lora`` in, and let everything else rest but ``lora.train_fully``. Returns a note.
+    """Insert the adapters of ``lora``, and freeze all other weights except ``lora.train_fully``. Returns a note.
 
-    Without adapters (rank 0) nothing changes. ``ValueError`` names the key that does not fit the model.
+    Without adapters (rank 0) nothing changes. Raises ValueError that names the key that does not fit the model.
     """
     settings = job.lora
     if settings.rank == 0:
@@ -47,11 +47,11 @@ def attach(model: UPVLA, job: Job) -> list[str]:
     fully = matching([n for n in names if ".lora_" not in n], settings.train_fully, "lora.train_fully")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name or name in fully)
-    return [f"lora: rank {settings.rank}, scale {scale(settings):g}, beside {layers} linear layers of the backbone"]
+    return [f"lora: rank {settings.rank}, scale {scale(settings):g}, in {layers} linear layers of the backbone"]
 
 
 def attach_to(backbone: Backbone, settings: LoRA, seed: int) -> int:
-    """Put adapters into a backbone; returns into how many layers. They start from ``seed`` and change nothing yet."""
+    """Insert adapters into a backbone; return the number of layers. Seeded, they do not change its outputs yet."""
     if importlib.util.find_spec("peft") is None:
         raise ValueError(
             f"lora.rank={settings.rank} needs the package peft (pip install peft); lora.rank=0 does without"
@@ -73,14 +73,14 @@ def _peft_config(settings: LoRA, targets: list[str]) -> Any:
 
 
 def _targets(backbone: Backbone, settings: LoRA) -> list[str]:
-    """Last parts of the names of the layers that get an adapter. (The head gets none: it is read row by row.)"""
+    """Return the last name parts of the layers that get an adapter. (The head gets none: it is read by rows.)"""
     inside = backbone.lm.base_model
     last = {name.rpartition(".")[2] for name, m in inside.named_modules() if isinstance(m, nn.Linear)}
     unknown = [target for target in settings.targets if target not in last]
     if not last:
         raise ValueError(
             f"lora.rank={settings.rank}: a {backbone.config.model_type!r} backbone has no nn.Linear layer that an "
-            "adapter could lie beside; set lora.rank=0, or choose another model.showo.llm_model_path"
+            "adapter could be added to; set lora.rank=0, or choose another model.showo.llm_model_path"
         )
     if unknown:
         raise ValueError(
@@ -91,7 +91,7 @@ def _targets(backbone: Backbone, settings: LoRA) -> list[str]:
 
 
 def merged(state: Mapping[str, Tensor], settings: LoRA) -> dict[str, Tensor]:
-    """A state dict with the adapters added into the layers they belong to, under the layers' own names."""
+    """Return a state dict with the adapters merged into their layers, under the layers' own names."""
     result: dict[str, Tensor] = {}
     for name, tensor in state.items():
         layer, base, leaf = name.rpartition(BASE)
@@ -106,9 +106,10 @@ def merged(state: Mapping[str, Tensor], settings: LoRA) -> dict[str, Tensor]:
 
 
 def save_adapter(state: Mapping[str, Tensor], settings: LoRA, folder: Path, base: str) -> None:
-    """Write the adapters of a state dict as peft reads them: ``PeftModel.from_pretrained(language_model, folder)``.
+    """Write the adapters of a state dict in peft's format: ``PeftModel.from_pretrained(language_model, folder)``.
 
-    ``base``: the weights that the run started from (a language model's, or a checkpoint's)."""
+    ``base``: the weights that the run started from (of a language model, or of a checkpoint).
+    """
     targets = sorted({name.removesuffix(A).rpartition(".")[2] for name in state if name.endswith(A)})
     config = _peft_config(settings, targets)
     config.base_model_name_or_path, config.inference_mode = base, True

@@ -1,12 +1,12 @@
-"""What is decayed, what is not, and the learning rate of every step.
+"""The optimizer, its weight decay groups, and the learning rate schedule.
 
-AdamW with two groups. Exempt from weight decay are parameters that scale, shift or name something rather than mix
-features: every parameter with fewer than two dimensions (biases, gains of all norms), every embedding table, and the
-pooling latents of the action head. The original meant to do this, but its name patterns miss Phi's norms and
-embeddings, so it decays them (``docs/from_upstream.md``).
+AdamW with two groups. Exempt from weight decay are parameters that scale, shift or index rather than mix features:
+every parameter with fewer than two dimensions (biases, gains of all norms), every embedding table, and the pooling
+latents of the action head. The original intended this, but its name patterns miss Phi's norms and embeddings, so it
+decays them (``docs/from_upstream.md``).
 
-The learning rate is a pure function of the optimizer step, so resuming has nothing to restore and the number of
-processes plays no part.
+The learning rate is a pure function of the optimizer step, so that resuming restores nothing and the number of
+processes does not matter.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SMALLEST_IN_8_BITS, BLOCK = 4096, 256
 
 
 def decays(model: nn.Module) -> dict[str, bool]:
-    """Name of every trainable parameter -> is it decayed? A tied parameter is listed once, under its first name."""
+    """Return name -> True if decayed, for every trainable parameter. A tied one is listed once, by its first name."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     return {
         name: p.ndim >= 2 and id(p) not in embeddings and name.rsplit(".", 1)[-1] != LATENTS
@@ -45,7 +45,7 @@ def decays(model: nn.Module) -> dict[str, bool]:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The two groups of ``decays`` in AdamW's form; an empty group is left out."""
+    """Return the two groups of ``decays`` as AdamW expects them; an empty group is left out."""
     named, decayed = dict(model.named_parameters()), decays(model)
     return [
         {"params": [named[name] for name in names], "weight_decay": weight_decay if decayed[names[0]] else 0.0}
@@ -61,8 +61,10 @@ def group_names(model: nn.Module) -> list[list[str]]:
 
 
 def build_optimizer(model: nn.Module, job: Job, device: torch.device) -> Optimizer:
-    """AdamW over the trainable parameters of ``model``, in its fused form where torch has one for the device, or with
-    moments in 8 bits. ``ValueError`` where that cannot be had."""
+    """Return AdamW over the trainable parameters of ``model``, fused if torch supports it, or with moments in 8 bits.
+
+    Raises ValueError if the package for 8 bits is not installed.
+    """
     params = job.optimizer.params
     settings: dict[str, Any] = {
         "lr": params.learning_rate,
@@ -76,8 +78,8 @@ def build_optimizer(model: nn.Module, job: Job, device: torch.device) -> Optimiz
 
 
 def _in_8_bits(model: nn.Module, groups: list[dict[str, Any]], settings: dict[str, Any]) -> Optimizer:
-    """bitsandbytes' AdamW. Embedding tables keep 32 bits, as it advises: most of their rows see no gradient in a step.
-    ``ValueError`` where it is not installed."""
+    """Return bitsandbytes' AdamW. Embedding tables keep 32 bits, as it advises, because most of their rows have no
+    gradient in a step."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(
             "optimizer.name=adamw_8bit needs the package bitsandbytes (pip install bitsandbytes); adamw does not"
@@ -92,8 +94,8 @@ def _in_8_bits(model: nn.Module, groups: list[dict[str, Any]], settings: dict[st
 
 
 def not_finite_moments(optimizer: Optimizer, model: nn.Module) -> list[str]:
-    """Names of the optimizer's tensors that hold NaN or infinity, as ``<parameter>.<moment>``. (Where an engine keeps
-    its own partition of the parameters, they have numbers in place of names.)"""
+    """Return names of optimizer tensors that hold NaN or infinity, as ``<parameter>.<moment>``. (Parameters that an
+    engine partitions are numbered.)"""
     names = {id(p): name for name, p in model.named_parameters()}
     tensors = {
         f"{names.get(id(parameter), f'partition {number}')}.{kind}": value
@@ -132,8 +134,8 @@ class Schedule:
 
     @cached_property
     def _factor(self) -> Callable[[int], float]:
-        # get_scheduler wants an optimizer; all that the schedules read of it is the base learning rate.
-        bearer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=self.base_lr)
+        # get_scheduler needs an optimizer, but the schedules read only the base learning rate.
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=self.base_lr)
         options: dict[str, Any] = {}
         if self.name == "polynomial":
             options["power"] = self.power
@@ -143,16 +145,17 @@ class Schedule:
             if not float(self.num_cycles).is_integer():
                 raise ValueError(f"num_cycles={self.num_cycles:g}: {self.name} restarts a whole number of times")
             options["num_cycles"] = int(self.num_cycles)
-        schedule = get_scheduler(self.name, bearer, self.warmup_steps, self.total_steps, options)
+        schedule = get_scheduler(self.name, optimizer, self.warmup_steps, self.total_steps, options)
         assert isinstance(schedule, LambdaLR), f"{self.name} is not a function of the step alone"
         return schedule.lr_lambdas[0]
 
     def __call__(self, step: int) -> float:
+        """Return the learning rate of optimizer step ``step``."""
         return self.base_lr * float(self._factor(step))
 
 
 def schedule_notes(job: Job) -> list[str]:
-    """Return a line for each setting of the schedule that this run cannot follow or does not read."""
+    """Return a line for each setting of the schedule that has no effect in this run."""
     name, params, steps = job.lr_scheduler.scheduler, job.lr_scheduler.params, job.training.max_train_steps
     warms_up, notes = name != "constant", []
     if warms_up and params.warmup_steps >= steps:
@@ -174,6 +177,6 @@ def schedule_notes(job: Job) -> list[str]:
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Give every group this learning rate (``optimizer`` may be accelerate's or DeepSpeed's wrapper)."""
+    """Set the learning rate of every group (``optimizer`` may be accelerate's or DeepSpeed's wrapper)."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -1,7 +1,7 @@
-"""Check robot data against what its contract declares: one set of rules for conversion, ``--verify`` and training.
+"""Check robot data against their contract: one set of rules for conversion, ``--verify`` and training.
 
-A finding is gross where data and contract contradict each other (the data are refused), and doubtful where the data
-are possible but unlikely (logged once, with an example). Actions are checked in a stream, so that memory does not grow
+A finding is gross if data and contract contradict each other (the data are refused), and doubtful if the data are
+possible but unlikely (logged once, with an example). Actions are checked in a stream, so that memory does not grow
 with the data set. Needs no torch: conversion workers import this module.
 
 Shape letters: N frames, A action size (7: three of position, three of rotation, one of the gripper).
@@ -21,22 +21,22 @@ from common.constants import gripper_values
 from training.data.action_chunks import ACTION_SIZE
 
 Table = npt.NDArray[np.float32]  # [N, A]
-Place = Callable[[int], str]  # number of a row -> what to call it in a message
+Place = Callable[[int], str]  # number of a row -> its name in a message
 
 TOLERANCE = 1e-4
-"""By which a number may pass its bound."""
+"""Tolerance of bounds."""
 FAR = 2.0
-"""A relative action beyond this is not the rounding of a step of 1."""
+"""A relative action above this is not explained by rounding of a step of 1."""
 IMPOSSIBLE = 10.0
-"""One relative action beyond this is refused, however rare it is."""
+"""A single relative action above this is refused."""
 RARE = 0.01
-"""Share of frames that may be doubtful outliers."""
+"""Fraction of frames that may be doubtful outliers."""
 STEP_M, STEP_RAD = 0.5, np.pi
-"""A single step of more metres or radians is none that a robot arm makes."""
-ENOUGH = 100
-"""Frames from which on a distribution is judged."""
+"""Largest step of a robot arm, in metres and radians."""
+MIN_FRAMES = 100
+"""Fewer frames are not enough to check a distribution."""
 SMOOTH = 0.05
-"""Poses in metres change by at most this between two frames of 5 Hz or more."""
+"""Largest change of a pose in metres between two frames at 5 Hz or more."""
 _REMEDY = (
     "convert them, declare what they are in dataset_contract.json (action.kind absolute for poses), or, if 1.0 is the "
     "declared unit, set dataset.action_normalisation"
@@ -45,7 +45,7 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with data: ``where`` is an example (a file, or an episode and frame)."""
+    """A problem of the data. ``where``: an example (a file, or an episode and frame)."""
 
     kind: str
     where: str
@@ -67,12 +67,12 @@ def require(findings: Iterable[Finding]) -> list[str]:
 
 
 def actions_digest(actions: Table) -> str:
-    """Return what a table of actions is known by; ``ActionChecks.digest`` is that of a stream."""
+    """Return the digest of a table of actions; ``ActionChecks.digest`` is that of a stream."""
     return hashlib.blake2b(np.ascontiguousarray(actions, dtype=np.float32).tobytes(), digest_size=16).hexdigest()
 
 
 def row_faults(actions: npt.NDArray[Any], action: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
-    """Yield (row, fault) for each of the actions [N, A] that the declaration ``action`` does not allow."""
+    """Yield (row, fault) for each of the actions [N, A] that violates the declaration ``action``."""
     finite = np.isfinite(actions).all(axis=1)
     values = gripper_values(action["gripper"])
     motion = np.abs(np.where(finite[:, None], actions, 0)[:, :-1])
@@ -90,7 +90,7 @@ def row_faults(actions: npt.NDArray[Any], action: Mapping[str, Any]) -> Iterator
 
 @dataclass
 class _Worst:
-    """How many rows break a rule, and the worst of them."""
+    """Number of rows that break a rule, and the worst of them."""
 
     count: int = 0
     size: float = 0.0
@@ -108,10 +108,10 @@ class _Worst:
 
 @dataclass
 class ActionChecks:
-    """Rules over a stream of actions.
+    """Checks a stream of actions.
 
-    ``action``: the contract's declaration. ``bounded``: whether relative numbers have to lie in [-1, 1]; they need not
-    where training normalises them. ``tokens``: whether they are learned as tokens, which end at -1 and 1.
+    ``action``: the contract's declaration. ``bounded``: relative numbers must be in [-1, 1] (False if they are
+    normalised). ``tokens``: actions are trained on as tokens, which end at -1 and 1.
     """
 
     action: Mapping[str, Any]
@@ -134,15 +134,16 @@ class ActionChecks:
 
     @property
     def relative(self) -> bool:
+        """True for relative actions."""
         return str(self.action["kind"]) != "absolute"
 
     @property
     def digest(self) -> str:
-        """What this stream of actions is known by."""
+        """Digest of this stream of actions."""
         return str(self._digest.hexdigest())
 
     def add(self, table: Table, place: Place, begins: npt.NDArray[np.bool_] | None = None) -> None:
-        """Check the next rows [N, A]. ``begins`` [N]: whether an episode begins there (default: at the first alone)."""
+        """Check the next rows [N, A]. ``begins`` [N]: True at the first frame of an episode (default: row 0 only)."""
         table = np.ascontiguousarray(table, dtype=np.float32)
         if table.ndim != 2 or table.shape[1] != ACTION_SIZE or not len(table):
             raise ValueError(f"{place(0)}: actions must be [N, {ACTION_SIZE}], found {list(table.shape)}")
@@ -163,7 +164,7 @@ class ActionChecks:
         self._add_gripper(table, place)
 
     def _add_pairs(self, table: Table, place: Place, begins: npt.NDArray[np.bool_] | None) -> None:
-        """How the position changes from one frame of an episode to the next."""
+        """Add the changes of position between consecutive frames of an episode."""
         before = table[:1] if self._last is None else self._last
         first = np.zeros(len(table), bool) if begins is None else begins.copy()
         first[0] |= self._last is None or begins is None
@@ -182,16 +183,16 @@ class ActionChecks:
             self._between.add(np.abs(grip[:, None] - np.asarray(values)).min(axis=1), TOLERANCE, table, place)
 
     def findings(self) -> Iterator[Finding]:
-        """Yield what the stream was found to contradict, the worst first."""
+        """Yield the findings, the worst first."""
         if self._bad.count:
-            yield self._found("action out of range", self._bad, "holds a number that is not finite", True)
+            yield self._finding("action out of range", self._bad, "holds a number that is not finite", True)
         if not self.frames:
             return
         if self.relative:
             yield from self._range()
         elif self._jumps.count > RARE * self.frames:
             what = f"poses jump by more than {STEP_M} m from one frame to the next, but the contract declares poses"
-            yield self._found("action out of range", self._jumps, what, True)
+            yield self._finding("action out of range", self._jumps, what, True)
         yield from self._gripper()
         yield from self._distribution()
 
@@ -200,11 +201,11 @@ class ActionChecks:
         if self._leaps.count > RARE * self.frames or self._leaps.size > IMPOSSIBLE:
             units = f"{self.action['position_m_per_unit']} m and {self.action['rotation_rad_per_unit']} rad a unit"
             what = f"is far out of [-1, 1]: more than {STEP_M} m or half a turn in one step at {units}"
-            yield self._found("action out of range", self._leaps, f"{what}; {_REMEDY}", True)
+            yield self._finding("action out of range", self._leaps, f"{what}; {_REMEDY}", True)
         elif self._beyond.count and self.bounded:
             far = self._beyond.size > IMPOSSIBLE or (share > RARE and (self._beyond.size > FAR or self.tokens))
             what = f"relative actions lie in [-1, 1], the largest number is {self._beyond.size:.4g}"
-            yield self._found("action out of range", self._beyond, f"{what}; {_REMEDY}", far)
+            yield self._finding("action out of range", self._beyond, f"{what}; {_REMEDY}", far)
 
     def _gripper(self) -> Iterator[Finding]:
         values = gripper_values(self.action["gripper"])
@@ -222,7 +223,7 @@ class ActionChecks:
         yield Finding("gripper", self._between.where, what, outside or one_sided)
 
     def _distribution(self) -> Iterator[Finding]:
-        if not self.relative or self._pairs < ENOUGH:
+        if not self.relative or self._pairs < MIN_FRAMES:
             return
         size = self._size_sum / self.frames
         largest = float(max(self.high[:-1].max(), -self.low[:-1].min()))
@@ -240,7 +241,7 @@ class ActionChecks:
             )
             yield Finding("action units", "actions", what, False)
 
-    def _found(self, kind: str, worst: _Worst, what: str, gross: bool) -> Finding:
+    def _finding(self, kind: str, worst: _Worst, what: str, gross: bool) -> Finding:
         return Finding(
             kind, worst.where, f"action {worst.actions} {what} ({worst.count} of {self.frames} frames)", gross
         )

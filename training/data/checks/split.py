@@ -21,17 +21,22 @@ from training.data.episode_index import ProcessedIndex
 from training.data.formats import zip_reader
 from training.data.readers import npz_shapes, read_npz
 
-PIECE = 1 << 18  # frames read at a time
-EPISODES = 5000  # whose ends are compared with the ends of recordings
-IMAGES = 16  # frames that are opened
-ASPECT = 0.02  # by which the shape of images may differ
-RAW_FRAMES = 64  # of a raw split that are opened
+CHUNK = 1 << 18
+"""Frames read at a time."""
+EPISODES = 5000
+"""Episodes whose ends are compared with the ends of recordings."""
+IMAGES = 16
+"""Frames of a processed split that are opened."""
+ASPECT = 0.02
+"""Relative difference of aspect ratios that is tolerated."""
+RAW_FRAMES = 64
+"""Frames of a raw split that are opened."""
 _EPISODE = re.compile(r"episode_(\d+)\.npz")
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was looked at, and what was found. ``about``: one line for the log."""
+    """Result of a check. ``about``: one line for the log on what was checked."""
 
     findings: list[Finding]
     about: str
@@ -48,13 +53,13 @@ def check_processed(
     """Check every action and instruction of a split, and a sample of its images and episodes.
 
     Args:
-        normalised: training brings actions into [-1, 1] by the contract's statistics.
-        tokens: actions are learned as tokens, which end at -1 and 1.
+        normalised: training normalises actions to [-1, 1] by the contract's statistics.
+        tokens: actions are trained on as tokens, which end at -1 and 1.
         images: frames are opened (False: training reads their codes, and the frames may be gone).
     """
     checks = ActionChecks(contract.action, bounded=not normalised, tokens=tokens)
-    for start in range(0, len(index), PIECE):
-        table, episodes = index.actions[start : start + PIECE], index.episode_of[start : start + PIECE]
+    for start in range(0, len(index), CHUNK):
+        table, episodes = index.actions[start : start + CHUNK], index.episode_of[start : start + CHUNK]
         before = index.episode_of[start - 1] if start else -1
         checks.add(table, partial(_place, index, start), np.diff(episodes, prepend=before) != 0)
     ends, compared = _ends(index)
@@ -71,10 +76,10 @@ def check_processed(
 
 
 def check_raw(split: CalvinSplit, contract: DataContract, frames: Sequence[int]) -> Checked:
-    """Check the relative actions of some frames of a raw split, each of which costs a file."""
+    """Check the relative actions of some frames of a raw split (each frame is a file)."""
     chosen = [frames[at] for at in np.unique(np.linspace(0, len(frames) - 1, RAW_FRAMES).astype(int)).tolist()]
     checks = ActionChecks(contract.action)
-    for frame in chosen:  # frames far from each other: each is an episode of its own
+    for frame in chosen:  # the frames are not consecutive: each is an episode of its own
         row = split.frame(frame, ("rel_actions",))["rel_actions"]
         checks.add(row[None], partial(_file, split.frame_path(frame)))
     about = f"actions of {len(chosen)} of {len(frames)} frames of {split.path} compared with the contract"
@@ -93,24 +98,25 @@ def _place(index: ProcessedIndex, start: int, row: int) -> str:
 
 
 def _statistics(contract: DataContract, checks: ActionChecks, used: bool) -> Iterator[Finding]:
-    """Statistics that were computed from other actions than the data set has now."""
-    held = contract.statistics
-    if held is None or not _of_other_data(held, checks):
+    """Yield a finding if the statistics were computed from other actions than those of the data set."""
+    statistics = contract.statistics
+    if statistics is None or not _is_outdated(statistics, checks):
         return
     what = (
-        f"its statistics are those of other actions ({held.frames} frames) than dataset_info.json has now "
+        f"its statistics are those of other actions ({statistics.frames} frames) than dataset_info.json has now "
         f"({checks.frames} frames); remove the key 'statistics' from {CONTRACT_NAME} (they are then computed at "
         "start), or convert the data again"
     )
     yield Finding("statistics", str(contract.path), what, used)
 
 
-def _of_other_data(held: Statistics, checks: ActionChecks) -> bool:
-    if held.digest:
-        return held.digest != checks.digest
-    # Written before digests were: the range tells.
-    same = np.allclose(held.min, checks.low, atol=TOLERANCE) and np.allclose(held.max, checks.high, atol=TOLERANCE)
-    return held.frames != checks.frames or not same
+def _is_outdated(statistics: Statistics, checks: ActionChecks) -> bool:
+    if statistics.digest:
+        return statistics.digest != checks.digest
+    # Without a digest (older contracts) the ranges are compared.
+    pairs = ((statistics.min, checks.low), (statistics.max, checks.high))
+    same = all(np.allclose(recorded, found, atol=TOLERANCE) for recorded, found in pairs)
+    return statistics.frames != checks.frames or not same
 
 
 def _instructions(index: ProcessedIndex) -> Iterator[Finding]:
@@ -126,7 +132,7 @@ def _instructions(index: ProcessedIndex) -> Iterator[Finding]:
 
 
 def _ends(index: ProcessedIndex) -> tuple[list[Finding], int]:
-    """Episodes that go from one recording into another, and how many episodes were compared with recordings."""
+    """Return findings for episodes that mix two recordings, and the number of episodes compared with recordings."""
     known: dict[Path, npt.NDArray[np.int64] | None] = {}
     findings: list[Finding] = []
     compared = 0
@@ -152,14 +158,14 @@ def _ends(index: ProcessedIndex) -> tuple[list[Finding], int]:
 
 
 def _recordings(folder: Path) -> npt.NDArray[np.int64] | None:
-    """The stretches of uninterrupted play in a folder of raw frames, None where that is not known."""
+    """Return the stretches of uninterrupted play in a folder of raw frames, None if they are unknown."""
     with suppress(ValueError, FileNotFoundError):
         return CalvinSplit(folder).ranges
     return None
 
 
 def _sizes(index: ProcessedIndex, contract: DataContract) -> Iterator[Finding]:
-    """Images of another size than the contract declares for their camera."""
+    """Yield a finding for each camera whose images have another size than declared."""
     declared = by_view(contract.cameras)
     seen: set[str] = set()
     for frame in _spread(len(index)):
@@ -168,16 +174,16 @@ def _sizes(index: ProcessedIndex, contract: DataContract) -> Iterator[Finding]:
             if wanted is None or size == wanted or view in seen:
                 continue
             seen.add(view)
-            other = abs(size[0] * wanted[1] - size[1] * wanted[0]) > ASPECT * size[0] * wanted[1]
+            gross = abs(size[0] * wanted[1] - size[1] * wanted[0]) > ASPECT * size[0] * wanted[1]
             what = (
                 f"{view} is {size[0]} x {size[1]} (height x width), but {contract.path} declares {wanted[0]} x "
                 f"{wanted[1]}; declare the size that the images have"
             )
-            yield Finding("image size", str(path), what, other)
+            yield Finding("image size", str(path), what, gross)
 
 
 def _recorded(index: ProcessedIndex) -> Iterator[Finding]:
-    """A frame whose file holds another action than the split: it was recorded again, or the actions were edited."""
+    """Yield a finding if the file of a frame holds another action than the split (recorded again, or edited)."""
     for frame in _spread(len(index)):
         path = index.frame_path(frame)
         recorded = None
@@ -193,12 +199,12 @@ def _recorded(index: ProcessedIndex) -> Iterator[Finding]:
 
 
 def _spread(length: int) -> list[int]:
-    """Some of so many frames, evenly spread."""
+    """Return up to ``IMAGES`` frames, evenly spaced."""
     return list(np.unique(np.linspace(0, length - 1, min(IMAGES, length)).astype(int)).tolist())
 
 
 def _images(index: ProcessedIndex, frame: int) -> Iterator[tuple[str, Path, tuple[int, int]]]:
-    """(view, file, (height, width)) of a frame. A file that cannot be read is reported when its frame is used."""
+    """Yield (view, file, (height, width)) of a frame. Unreadable files are skipped; reading the frame reports them."""
     path, second = index.frame_path(frame), index.gripper_path(frame)
     with suppress(ValueError, FileNotFoundError, OSError, SyntaxError):
         if path.suffix == ".npz":

@@ -1,4 +1,4 @@
-"""What a run says of its robot data: checked against their contract, and written into the model's description."""
+"""Check the robot data of a run against its contract, and record what they declare in the model's description."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from training.data.dataset_spec import DataContract, action_scale, read_contract
 from training.data.episode_index import read_index
 
 
-def leave_out_validation(job: Job, why: str | None = None) -> list[str]:
-    """Leave out the validation data that nobody chose for these training data, if they cannot serve the run.
+def drop_unusable_validation(job: Job, why: str | None = None) -> list[str]:
+    """Drop validation data that come from a default of the configuration and do not fit the run.
 
-    They cannot where nothing is evaluated, where their actions mean something else, or for the reason ``why``. Returns
-    a line for the log for each data set that was left out.
+    They do not fit if nothing is evaluated, if their actions have other units, or for the reason ``why``. Returns a
+    line for the log for each dropped data set.
     """
     experiment, lines = job.experiment, []
     if why is None and not experiment.eval_every and not experiment.generate_every:
@@ -43,10 +43,10 @@ def leave_out_validation(job: Job, why: str | None = None) -> list[str]:
 
 
 def declare_data(job: Job, model: UPVLA, resumed: Checkpoint | None) -> list[str]:
-    """Check the robot data, and write into the model's description their cameras, what an action means, and its scale.
+    """Check the robot data, and record their cameras, action convention and action scale in the model's description.
 
-    Returns lines for the log. Raises ``ValueError`` where data contradict their contract, and where validation data or
-    the checkpoint that is continued declare something else.
+    Returns lines for the log. Raises ValueError if data contradict their contract, or if validation data or the resumed
+    checkpoint declare something else.
     """
     params, kind = job.dataset.params, job.dataset.action_normalisation
     contract = read_contract(params.train_pre_shards_path_or_url)
@@ -65,8 +65,8 @@ def declare_data(job: Job, model: UPVLA, resumed: Checkpoint | None) -> list[str
         )
     if resumed is not None and saved.scale != scale:
         raise ValueError(
-            f"dataset.action_normalisation={kind} gives {_told(scale)}, but {resumed.path}, which this run continues, "
-            f"learned with {_told(saved.scale)}; choose another experiment.output_dir"
+            f"dataset.action_normalisation={kind} gives {_describe(scale)}, but {resumed.path}, which this run "
+            f"continues, learned with {_describe(saved.scale)}; choose another experiment.output_dir"
         )
     model.spec = replace(
         saved,
@@ -74,13 +74,13 @@ def declare_data(job: Job, model: UPVLA, resumed: Checkpoint | None) -> list[str
         action_scale=None if scale is None else scale.to_json(),
         cameras=cameras,
     )
-    return notes if scale is None else [*notes, f"actions are normalised: {_told(scale)}"]
+    return notes if scale is None else [*notes, f"actions are normalised: {_describe(scale)}"]
 
 
 def _checked(job: Job, root: str, contract: DataContract) -> list[str]:
-    """Lines for the log. Raises ``ValueError`` for a gross contradiction between data and contract."""
+    """Return lines for the log. Raises ValueError for a gross contradiction between data and contract."""
     images, index = True, None
-    with suppress(FileNotFoundError):  # with a token cache no frame has to be there; without, opening one says so
+    with suppress(FileNotFoundError):  # a token cache needs no frames; without one, opening a frame raises later
         index = read_index(root)
     if index is None:
         images, index = False, read_index(root, images=False)
@@ -95,7 +95,7 @@ def _checked(job: Job, root: str, contract: DataContract) -> list[str]:
 
 
 def _cameras(job: Job, contract: DataContract) -> dict[str, list[int]]:
-    """Size of each view's images, as far as it is declared. Raises ``ValueError`` where a view has no camera."""
+    """Return the declared image size of each view. Raises ValueError if a view has no camera."""
     views, cameras = job.model.vla.num_view, by_view(contract.cameras)
     missing = [view for view in CAMERAS[:views] if view not in cameras]
     if cameras and missing:
@@ -107,7 +107,7 @@ def _cameras(job: Job, contract: DataContract) -> dict[str, list[int]]:
     return {name: list(sides) for name, sides in cameras.items()}
 
 
-def _told(scale: ActionScale | None) -> str:
+def _describe(scale: ActionScale | None) -> str:
     if scale is None:
         return "no normalisation"
     ranges = ", ".join(f"{low:.3g}..{high:.3g}" for low, high in zip(scale.low, scale.high, strict=True))

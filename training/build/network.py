@@ -1,0 +1,150 @@
+"""Build the network of a run from its configuration, or from the checkpoint that it resumes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from config.schema import Job
+from models.attention_mask import TILE
+from models.language_model import FLEX
+from models.pretrained.model_io import Built, build, load_folder, require_same_words, text_settings
+from models.upvla import UPVLA
+from models.vision.magvitv2 import MagVITv2
+from training.checkpointing import trained_weights
+from training.checkpointing.manifest import Checkpoint
+from training.distributed.launch import describe, is_sharded
+from training.optim import lora
+from training.optim.compile import compile_backbone
+from training.optim.ema import EMA
+from training.optim.freeze import freeze
+from training.run import Run
+
+SAME_FIELDS = {
+    "act_step": "act_step",
+    "num_view": "model.vla.num_view",
+    "num_vq_tokens": "model.showo.num_vq_tokens",
+    "clip_width": "the width of model.showo.clip_model_path",
+    "resolution": "dataset.preprocessing.resolution",
+    "max_seq_length": "dataset.preprocessing.max_seq_length",
+    "words": "the vocabulary of model.showo.llm_model_path",
+}
+"""Fields of the model's description that a resumed run must share with its checkpoint -> their names in messages."""
+SAME_SIZES = ("model_type", "hidden_size", "num_hidden_layers")
+"""Fields of the language model's configuration that a resumed run must share with its checkpoint."""
+
+
+def build_network(job: Job, resumed: Checkpoint | None) -> tuple[Built, trained_weights.TrainedWeights | None]:
+    """Return the network at the start of the run, and the trained weights of the resumed checkpoint if it stores them
+    separately (EMA or LoRA)."""
+    saved = None if resumed is None else trained_weights.read(resumed.state_dir)
+    if resumed is None:
+        built = build(job)
+    elif job.lora.rank == 0:
+        built = _load_resumed(job, resumed)
+    elif saved is not None and saved.lora.get("rank"):
+        _load_resumed(job, resumed)  # for its checks; merged weights cannot be split into weights and adapters again
+        built = replace(build(job), notes=())
+    else:
+        raise ValueError(
+            f"lora.rank={job.lora.rank}, but {resumed.path}, which this run continues, was trained without adapters; "
+            "start a new run from its weights (model.showo.pretrained_model_path)"
+        )
+    model = built.model
+    notes = [*built.notes, *lora.attach(model, job), *freeze_modules_without_loss(job, model)]
+    notes += freeze(model, job.training.freeze)
+    if saved is not None:
+        trained_weights.restore(saved, model, job.lora)
+    if job.model.gradient_checkpointing:
+        model.backbone.enable_gradient_checkpointing()
+    if job.training.compile:
+        compile_backbone(model.backbone)
+    return replace(built, notes=tuple(notes)), saved
+
+
+def set_attention(job: Job, model: UPVLA, device: torch.device) -> None:
+    """Set the attention kernel that the job names (not the checkpoint's), and the length multiple that it needs."""
+    kernel, multiple = job.model.showo.attn_implementation, job.training.length_multiple
+    if kernel == FLEX and device.type == "cpu":
+        raise ValueError(
+            "model.showo.attn_implementation=flex_attention: torch has no backward of it on a CPU; set sdpa"
+        )
+    model.backbone.set_attn_implementation(kernel)
+    model.length_multiple = multiple or (TILE if kernel == FLEX else 1)
+
+
+def build_ema(run: Run, model: UPVLA, saved: trained_weights.TrainedWeights | None, notes: list[str]) -> EMA | None:
+    """Return the run's average of the weights, restored from a checkpoint, and record it in the model's description."""
+    decay = run.job.training.ema_decay
+    model.spec = replace(model.spec, weights="trained" if decay is None else f"average, decay {decay:g}")
+    if decay is None:
+        return None
+    if is_sharded(run.accelerator):
+        raise ValueError(
+            f"training.ema_decay={decay:g}: an average needs whole weights on every process, and with "
+            f"{describe(run.accelerator)} none has them; allowed: null, or a launch with DDP or ZeRO-1/2"
+        )
+    ema = EMA(model, decay)
+    if saved is not None and saved.average:
+        ema.load(saved.average)
+    elif run.resumed is not None:
+        notes.append(f"training.ema_decay: {run.resumed.path} has no average yet; it starts from the weights there")
+    return ema
+
+
+def set_image_tokenizer(job: Job, resumed: Checkpoint | None, model: UPVLA, vq: MagVITv2) -> None:
+    """Check the image tokenizer and record its identity in the model's description.
+
+    Raises ValueError if it makes another number of codes than declared, or if the resumed checkpoint was trained on
+    the codes of another tokenizer.
+    """
+    before, now = model.spec.image_tokenizer, vq.weights_hash
+    if resumed is not None and before and before != now:
+        raise ValueError(
+            f"model.vq_model.vq_model_name={job.model.vq_model.vq_model_name} has the weights {now[:12]}, but "
+            f"{resumed.path}, which this run continues, learned the codes of {before[:12]}; choose another "
+            "experiment.output_dir, or the image tokenizer of that run"
+        )
+    model.spec = replace(model.spec, image_tokenizer=now)
+    side, declared = job.dataset.preprocessing.resolution // vq.stride, job.model.showo.num_vq_tokens
+    if side * side != declared:
+        raise ValueError(
+            f"model.showo.num_vq_tokens={declared}, but {job.model.vq_model.vq_model_name} makes {side} x {side} = "
+            f"{side * side} codes of dataset.preprocessing.resolution={job.dataset.preprocessing.resolution}"
+        )
+
+
+def _load_resumed(job: Job, resumed: Checkpoint) -> Built:
+    """Return the checkpoint's network. Raises ValueError if the configuration describes another one."""
+    built = load_folder(resumed.model_dir, trust_remote_code=job.model.showo.trust_remote_code)
+    meta = build(job, device="meta")
+    saved, wanted = built.spec, meta.spec
+    pairs = {key: (getattr(saved, field), getattr(wanted, field)) for field, key in SAME_FIELDS.items()}
+    if saved.action_bins is not None and wanted.action_bins is not None:  # with other bins the ids mean other numbers
+        pairs["block_diffusion.action_num_bins"] = (saved.action_bins, wanted.action_bins)
+    saved_llm, wanted_llm = built.model.backbone.config, meta.model.backbone.config
+    for field in SAME_SIZES:  # attributes: each family has its own keys for them in config.json
+        pairs[f"model.showo.llm_model_path's {field}"] = (getattr(saved_llm, field), getattr(wanted_llm, field))
+    for key, (before, now) in pairs.items():
+        if before != now:
+            raise ValueError(
+                f"{key} is {now}, but {resumed.path}, which this run continues, was trained with {before}; "
+                "choose another experiment.output_dir, or experiment.resume_from_checkpoint=false"
+            )
+    require_same_words(built.prompter.tokenizer, meta.prompter.tokenizer, str(resumed.path))
+    built.model.spec = replace(saved, **text_settings(job))
+    built.model.requires_grad_(True)
+    return replace(built, notes=())
+
+
+def freeze_modules_without_loss(job: Job, model: UPVLA) -> list[str]:
+    """Freeze modules that no weighted loss reaches. Without a gradient, weight decay would still change them."""
+    notes = []
+    if job.training.act_coeff == 0:
+        model.action_head.requires_grad_(False)
+        notes.append("training.act_coeff is 0: the action head is not trained")
+    if model.projector is not None and (job.dataset.und_type is None or job.training.mmu_coeff == 0):
+        model.projector.requires_grad_(False)
+        notes.append("no weighted text loss: the projector of images is not trained")
+    return notes

@@ -122,6 +122,7 @@ class VLA:
     """The robot's side of the model."""
 
     num_view: int = key(1, "cameras: 1 = static, 2 = static + gripper", at_least=1, at_most=2)
+    action_dim: int = key(7, "numbers of an action; the robot data must have as many", at_least=1)
 
 
 @dataclass

@@ -105,7 +105,7 @@ class UPVLA(nn.Module):
         self.backbone = Backbone(llm, self.vocab.size, spec.attn_implementation)
         width = self.backbone.hidden_size
         self.projector = None if spec.clip_width is None else projector(spec.clip_width, width)
-        self.action_head = PooledRegression(width, spec.act_step)
+        self.action_head = PooledRegression(width, spec.act_step, spec.action_dim)
         self.length_multiple = TILE if self.backbone.tiled else 1
         """Sequences that are trained on are padded to a multiple of so many slots (``training.length_multiple``)."""
         self.float()  # whatever torch's default type is

@@ -12,7 +12,7 @@ To be read from top to bottom. `control` is all there is to driving a robot with
     robot/pace.py      Pace: the beat, without drift
     chunking.py        ChunkPlayer: which action of which chunk comes now
 
-Shape letters: T actions per chunk, A action size (7).
+Shape letters: T actions per chunk, A action size.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 from common.command import run_command
 from policy_rollout.policies.action_chunking import ChunkPlayer
 from policy_rollout.policies.interface import Observation, Policy
+from policy_rollout.robot.arms import make_guard
 from policy_rollout.robot.async_planner import Planner
 from policy_rollout.robot.cli import StepLog, announcement, limits_of, make_policy, make_robot, parser
 from policy_rollout.robot.interface import Command, Robot, Sight
 from policy_rollout.robot.rate import Clock, RateLimiter, RealClock
-from policy_rollout.robot.safety import RunGuard, SafetyLimits, Unsafe
+from policy_rollout.robot.safety import SafetyLimits, Unsafe
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class _Loop:
 
     def __init__(self, policy: Policy, robot: Robot, driving: Driving, clock: Clock, listen: Listener) -> None:
         self.policy, self.robot, self.driving, self.clock, self.listen = policy, robot, driving, clock, listen
-        self.guard = RunGuard(policy.convention, driving.limits)
+        self.guard = make_guard(policy.convention, driving.limits)
         self.pace = RateLimiter(driving.rate_hz or policy.convention.rate_hz, clock)
         self.planner = Planner(policy, self.pace.period, driving.synchronous)
         every = ChunkPlayer(policy.act_step, driving.replan_every, driving.ensemble).replan_every  # checked there

@@ -21,9 +21,9 @@ from policy_rollout.policies.model_yaml import load_model_yaml
 
 DESCRIPTION = """\
 Asks a policy about recorded frames and compares its actions with the demonstrator's: mean absolute error and root mean
-square error over all seven dimensions, position (xyz), rotation (euler) and gripper, and how often the gripper's sign
-is right; overall and per task. A sample is a frame inside an annotated window; the chunk is compared up to the
-window's end."""
+square error over all dimensions, position (xyz), rotation (euler) and gripper, and how often the gripper's sign is
+right (as far as the data's contract names these groups); overall and per task. A sample is a frame inside an annotated
+window; the chunk is compared up to the window's end."""
 EPILOG = """\
 examples:
   one sample per annotation, on the CPU:
@@ -52,7 +52,10 @@ def parser() -> argparse.ArgumentParser:
     )
     data = made.add_argument_group("data")
     data.add_argument(
-        "--dataset-root", type=path_argument, required=True, help="CALVIN data set with training/ and validation/"
+        "--dataset-root",
+        type=path_argument,
+        required=True,
+        help="folder with training/ and validation/: CALVIN's, or processed splits (dataset_info.json)",
     )
     data.add_argument("--split", default="validation", help="folder in it that is evaluated (default: validation)")
     data.add_argument("--start-only", action="store_true", help="only the first frame of each annotation")

@@ -33,8 +33,8 @@ from policy_rollout.benchmarks.offline import (
     list_samples,
     mean_action,
 )
+from policy_rollout.benchmarks.processed import ProcessedSplit, open_split
 from policy_rollout.policies.upvla import (
-    ACTION_SIZE,
     ActionConvention,
     ConstantPolicy,
     Policy,
@@ -43,7 +43,7 @@ from policy_rollout.policies.upvla import (
 )
 from training.data.calvin import CalvinSplit
 from training.data.checks.dataset import require
-from training.data.checks.split import check_raw
+from training.data.checks.split import check_processed, check_raw
 from training.data.dataset_spec import read_contract
 from training.data.episode_index import INDEX_NAME, read_index
 
@@ -53,7 +53,7 @@ class Job:
     """A policy and what it is asked about."""
 
     policy: Policy
-    split: CalvinSplit
+    split: CalvinSplit | ProcessedSplit
     samples: list[Sample]
     coded: CodedFrames | None = None
     left_out: int = 0  # annotations that go from one recording into another
@@ -64,10 +64,12 @@ def prepare(options: argparse.Namespace) -> Job:
     for name, least in (("stride", 1), ("max_samples", 0), ("batch_size", 0), ("act_step", 1)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
-    split = CalvinSplit(options.dataset_root / options.split)
-    declared = read_contract(split.path)
+    split = open_split(options.dataset_root / options.split)
+    declared = split.contract if isinstance(split, ProcessedSplit) else read_contract(split.path)
     meant = ActionConvention(**declared.action)
     policy = make_policy(options, meant)
+    if isinstance(split, ProcessedSplit) and options.action_key != "rel_actions":
+        raise ValueError(f"--action-key {options.action_key}: {split.path} is a processed split; allowed: rel_actions")
     if options.action_key == "rel_actions":
         require_same_convention(policy.convention, meant, str(declared.path))
     crossing = set(split.crossing(split.annotations))
@@ -83,15 +85,20 @@ def prepare(options: argparse.Namespace) -> Job:
             file=sys.stderr,
         )
     coded = _codes(options, split, policy)
-    if coded is None and options.action_key == "rel_actions":
+    if isinstance(split, ProcessedSplit):
+        for line in require(check_processed(split.index, declared).findings):
+            print(f"warning: {line}", file=sys.stderr)
+    elif coded is None and options.action_key == "rel_actions":
         for line in require(check_raw(split, declared, [sample.start for sample in samples]).findings):
             print(f"warning: {line}", file=sys.stderr)
     return Job(policy, split, samples, coded, len(crossing))
 
 
-def _codes(options: argparse.Namespace, split: CalvinSplit, policy: Policy) -> CodedFrames | None:
+def _codes(options: argparse.Namespace, split: CalvinSplit | ProcessedSplit, policy: Policy) -> CodedFrames | None:
     if options.token_cache is None:
         return None
+    if isinstance(split, ProcessedSplit):
+        raise ValueError(f"--token-cache {options.token_cache}: {split.path} is a processed split; leave it out")
     if not isinstance(policy, UPVLAPolicy):
         raise ValueError(
             f"--token-cache {options.token_cache}: a baseline looks at nothing; it goes with --model-config"
@@ -108,9 +115,10 @@ def make_policy(options: argparse.Namespace, meant: ActionConvention) -> Policy:
     if options.action_decoder is not None:
         raise ValueError(f"--action-decoder {options.action_decoder}: a baseline has none; it goes with --model-config")
     if options.baseline == "zero":
-        return ConstantPolicy(np.zeros(ACTION_SIZE, dtype=np.float32), options.act_step, meant)
-    learned = ActionConvention(**read_contract(_train_split(options)).action)
-    return ConstantPolicy(mean_training_action(options), options.act_step, learned)
+        return ConstantPolicy(np.zeros(meant.dim, dtype=np.float32), options.act_step, meant)
+    mean = mean_training_action(options)
+    learned = ActionConvention(**read_contract(_train_split(options)).for_actions(len(mean)).action)
+    return ConstantPolicy(mean, options.act_step, learned)
 
 
 def mean_training_action(options: argparse.Namespace) -> NDArray[np.float32]:
@@ -193,6 +201,7 @@ def require_writable(path: Path) -> None:
 def table(report: Report) -> str:
     """Overall and per task, for the terminal."""
     names = ("mae_all", "rmse_all", "mae_pos", "mae_rot", "mae_gripper", "gripper_sign_acc")
+    names = tuple(name for name in names if name in report.overall)
     rows = [("overall", report.overall), *report.per_task.items()]
     width = max(len(task) for task, _ in rows)
     lines = [" ".join([f"{'task':{width}}", f"{'samples':>8}", *(f"{name:>16}" for name in names)])]

@@ -54,6 +54,7 @@ from training.run import Run
 SAME_FIELDS = {
     "act_step": "act_step",
     "num_view": "model.vla.num_view",
+    "action_dim": "model.vla.action_dim",
     "num_vq_tokens": "model.showo.num_vq_tokens",
     "clip_width": "the width of model.showo.clip_model_path",
     "resolution": "dataset.preprocessing.resolution",

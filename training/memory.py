@@ -343,7 +343,7 @@ def longest(parts: Parts) -> Tasks:
     job, spec = parts.job, parts.model.spec
     rows, turns = job.training.batch_size_pre, job.training.batch_size_mmu
     codes = torch.zeros(rows, spec.num_image_tokens, dtype=torch.long)
-    actions = torch.zeros(rows, spec.act_step, 7)
+    actions = torch.zeros(rows, spec.act_step, spec.action_dim)
     robot = RobotBatch(
         views=torch.empty(rows, 0),
         future_views=torch.empty(rows, 0),

@@ -14,9 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ACTION_SIZE = 7
-"""x, y, z, three Euler angles, gripper."""
-
 
 class ActionHead(Protocol):
     """Reads the last hidden states at the action slots."""
@@ -98,14 +95,14 @@ class MapPool(nn.Module):
 class PooledRegression(nn.Module):
     """Pool, then one linear layer to T x A numbers, step after step; nothing is squashed or clipped."""
 
-    def __init__(self, width: int, act_step: int, action_size: int = ACTION_SIZE) -> None:
+    def __init__(self, width: int, act_step: int, action_dim: int) -> None:
         super().__init__()
         self.act_step = act_step
-        self.action_size = action_size
+        self.action_dim = action_dim
         self.pool = MapPool(width)
-        self.out = nn.Linear(width, act_step * action_size)
+        self.out = nn.Linear(width, act_step * action_dim)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, A]."""
         flat: Tensor = self.out(self.pool(hidden))
-        return flat.view(-1, self.act_step, self.action_size)
+        return flat.view(-1, self.act_step, self.action_dim)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from config.schema import BlockDiffusion
 from models.action.encoding import ActionBins
-from models.action.head import ACTION_SIZE
 from models.decoding.acceptance import Threshold, accept_within
 from models.decoding.decoders import readings
 from models.decoding.kv_cache import CachedPrefix
@@ -66,7 +65,7 @@ def decode_actions(model: UPVLA, sequence: TokenSequence, how: ActionDecoding | 
     bins, accept = ActionBins(model.vocab, spec.action_bins), Threshold(how.threshold)
     stream = CachedPrefix(model, sequence)
     batch, device = sequence.ids.shape[0], sequence.ids.device
-    tokens = spec.act_step * ACTION_SIZE
+    tokens = spec.act_step * spec.action_dim
     blocks: list[Tensor] = []
     forwards = torch.zeros(batch, dtype=torch.long, device=device)
     for start in range(0, tokens, spec.action_block_size):
@@ -82,5 +81,5 @@ def decode_actions(model: UPVLA, sequence: TokenSequence, how: ActionDecoding | 
             forwards = forwards + open_.any(dim=1)
         blocks.append(block)
         stream.append(block)  # read with the next block; the last one by nobody
-    ids = torch.cat(blocks, dim=1).view(batch, spec.act_step, ACTION_SIZE)
+    ids = torch.cat(blocks, dim=1).view(batch, spec.act_step, spec.action_dim)
     return DecodedActions(bins.values(ids), forwards)

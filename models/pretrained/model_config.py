@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from common.robot import CAMERAS
+from common.robot import CALVIN_ACTION_DIM, CAMERAS
 from models.action.encoding import ActionScale
 from models.processing.text import SYSTEM_PROMPT
 from models.vocabulary import Vocabulary
@@ -28,8 +28,9 @@ class ModelSpec:
     """Sizes and conventions of one model.
 
     ``llm``: the transformers config of the backbone as a plain dict. ``words``, ``bos``, ``eos``, ``codebook_size``:
-    the id space. ``act_step``: T. ``num_view``: cameras read. ``num_vq_tokens``: image codes per view.
-    ``clip_width``: channels of a CLIP feature, None without a CLIP tower. ``resolution``: pixels of a square frame.
+    the id space. ``act_step``: T. ``action_dim``: A. ``num_view``: cameras read. ``num_vq_tokens``: image codes per
+    view. ``clip_width``: channels of a CLIP feature, None without a CLIP tower. ``resolution``: pixels of a square
+    frame.
     ``text_objective``, ``text_prediction`` (``shift`` | ``aligned``), ``text_block_size``, ``text_canvas_multiple``:
     how it learned to speak, and so how it decodes. ``mask_logit_banned``: the mask's logit is -inf in text heads
     (False: as the original, which leaves it in). ``action_bins``: values a number of an action may have as a token,
@@ -52,6 +53,7 @@ class ModelSpec:
     num_view: int
     num_vq_tokens: int
     clip_width: int | None
+    action_dim: int = CALVIN_ACTION_DIM
     codebook_size: int = 8192
     max_seq_length: int = 576
     resolution: int = 512

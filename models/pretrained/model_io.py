@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from common.json_file import read_object
+from common.robot import CALVIN_ACTION_DIM
 from config.schema import Job
 from models.language_model import backbone_config, ignored_settings, load_pretrained, save_code
 from models.language_model.weight_init import init_code_embeddings
@@ -140,6 +141,7 @@ def _spec_of(job: Job, tokenizer: Any, words: int, config: Any) -> ModelSpec:
         codebook_size=showo.codebook_size,
         act_step=job.act_step,
         num_view=job.model.vla.num_view,
+        action_dim=job.model.vla.action_dim,
         num_vq_tokens=showo.num_vq_tokens,
         clip_width=clip_width(showo.clip_model_path) if showo.w_clip_vit else None,
         max_seq_length=job.dataset.preprocessing.max_seq_length,
@@ -213,7 +215,7 @@ def _load_start(job: Job, model: UPVLA, config: Any) -> tuple[str, ...]:
                 "give a Show-o or UP-VLA checkpoint, or set load_from_showo=false"
             )
         source = resolve_model_dir(showo.pretrained_model_path, key="model.showo.pretrained_model_path")
-        return load_weights(model, _weights_file(source))
+        return load_weights(model, _weights_file(source), other_actions=True)
     folder = resolve_model_dir(showo.llm_model_path, key="model.showo.llm_model_path")
     init_code_embeddings(model, job.training.seed)
     rest = "projector and action head start from random weights"
@@ -224,12 +226,34 @@ def _load_start(job: Job, model: UPVLA, config: Any) -> tuple[str, ...]:
     return ("the rows of the special tokens, image codes and mask start from random weights", *norms, rest)
 
 
-def load_weights(model: UPVLA, file: Path) -> tuple[str, ...]:
-    """Load a Show-o or UP-VLA weight file. A base Show-o checkpoint has no action head yet: it stays random, and the
-    returned note says so; any other missing, unexpected or resized key raises ``ValueError``."""
+def load_weights(model: UPVLA, file: Path, other_actions: bool = False) -> tuple[str, ...]:
+    """Load a Show-o or UP-VLA weight file.
+
+    A base Show-o checkpoint has no action head yet: it stays random, as does, with ``other_actions``, the last layer of
+    a head for actions of another size. Returned notes name both. Any other missing, unexpected or resized key raises
+    ``ValueError``.
+    """
     state = _with_tied_head(model, from_disk_names(read_weights(file)))
+    saved, wanted = _saved_action_dim(file), model.spec.action_dim
+    last = [name for name in state if name.startswith(ACTION_HEAD_KEYS[1])]
+    if other_actions and saved != wanted and last:
+        for name in last:
+            del state[name]
+        note = (
+            f"the checkpoint has an action head of {saved} numbers, and model.vla.action_dim is {wanted}: the head's "
+            "last layer starts from random weights"
+        )
+    else:
+        note = "the checkpoint has no action head: it starts from random weights"
     absent = load_strict(model, state, file, ACTION_HEAD_KEYS, named=lambda name: _rename(name, KEY_PREFIXES))
-    return ("the checkpoint has no action head: it starts from random weights",) if absent else ()
+    return (note,) if absent else ()
+
+
+def _saved_action_dim(weights: Path) -> int:
+    """Return the action size of the model whose weights these are; CALVIN's if no description names another."""
+    config = weights.parent / CONFIG_FILE
+    described = read_object(config).get(SPEC_FIELD) if config.is_file() else None
+    return int(described.get("action_dim", CALVIN_ACTION_DIM)) if isinstance(described, dict) else CALVIN_ACTION_DIM
 
 
 def _with_tied_head(model: UPVLA, state: dict[str, Tensor]) -> dict[str, Tensor]:

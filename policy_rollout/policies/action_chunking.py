@@ -4,7 +4,7 @@ A policy answers an observation with T actions. How many of them are executed be
 (`replan_every`), and whether older plans still have a say (temporal ensembling), is decided here and nowhere else:
 rollout, serving and one's own robot all play chunks through `ChunkPlayer`.
 
-Shape letters: T actions per chunk, A action size (7).
+Shape letters: T actions per chunk, A action size.
 """
 
 from __future__ import annotations

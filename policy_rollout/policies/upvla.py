@@ -3,7 +3,7 @@
     images --images.fit--> [3,R,R] --MagVIT--> codes --robot_sequence--> RobotReader.predict --> chunk of T actions
                                                                          or decode_actions
 
-Shape letters: B observations, T actions per chunk, A action size (7), V views, R resolution.
+Shape letters: B observations, T actions per chunk, A action size, V views, R resolution.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from models.processing.instruction_length import cut_instructions, describe_cut
 from models.sequence import robot_sequence
 from models.vision.magvitv2 import MagVITv2, load_magvit
 from policy_rollout.policies.interface import ACTION_DECODERS
-from policy_rollout.policies.interface import ACTION_SIZE as ACTION_SIZE
 from policy_rollout.policies.interface import CAMERAS as CAMERAS
 from policy_rollout.policies.interface import ActionConvention as ActionConvention
 from policy_rollout.policies.interface import Observation as Observation
@@ -299,11 +298,11 @@ class ConstantPolicy:
     cameras = CAMERAS[:1]
 
     def __init__(self, action: NDArray[np.float32], act_step: int, convention: ActionConvention | None = None) -> None:
-        if np.shape(action) != (ACTION_SIZE,):
-            raise ValueError(f"a constant action has {ACTION_SIZE} numbers, got shape {np.shape(action)}")
+        self.convention = convention or ActionConvention()
+        if np.shape(action) != (self.convention.dim,):
+            raise ValueError(f"a constant action has {self.convention.dim} numbers, got shape {np.shape(action)}")
         self.action = np.asarray(action, dtype=np.float32)
         self.act_step = act_step
-        self.convention = convention or ActionConvention()
 
     def reset(self) -> None:
         """Nothing to forget."""
@@ -328,7 +327,8 @@ class RandomPolicy:
         self._rng = np.random.default_rng(self._seed)
 
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:
-        shape = (len(observations), self.act_step, ACTION_SIZE)
+        shape = (len(observations), self.act_step, self.convention.dim)
         chunks = self._rng.uniform(-1, 1, size=shape).astype(np.float32)
-        chunks[..., 6] = np.where(chunks[..., 6] >= 0, 1.0, -1.0)
+        gripper = list(self.convention.layout.gripper)
+        chunks[..., gripper] = np.where(chunks[..., gripper] >= 0, 1.0, -1.0)
         return chunks

@@ -32,11 +32,12 @@ class Command:
 
     `pose`: x y z in metres, roll pitch yaw in radians (counted from the start where `Sight.pose` is None). `step`: how
     far that is from the last target, for robots that are driven by velocity. `gripper`: +1 open, -1 closed.
+    A robot of N arms has `pose` and `step` [N, 6] and `gripper` [N].
     """
 
     pose: NDArray[np.float64]
     step: NDArray[np.float64]
-    gripper: float
+    gripper: float | NDArray[np.float64]
 
 
 class Robot(Protocol):

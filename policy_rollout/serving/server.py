@@ -79,7 +79,8 @@ class Server:
         say: Callable[[str], None] = print,
     ) -> None:
         self.policy, self.settings, self.model, self.image_shapes = policy, settings, model, image_shapes
-        gripper_values(policy.convention)  # raises before anybody connects
+        if policy.convention.layout.gripper:
+            gripper_values(policy.convention)  # raises before anybody connects
         self._new_player()  # the same for replan_every and ensemble
         self.counters = Counters()
         self._say = say

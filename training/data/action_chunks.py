@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-ACTION_SIZE = 7  # three of position, three of rotation, one gripper command
+from common.robot import CALVIN_LAYOUT
 
 
 def action_chunk(
-    episode: npt.NDArray[np.float32], now: int, act_step: int
+    episode: npt.NDArray[np.float32], now: int, act_step: int, gripper: Sequence[int] = CALVIN_LAYOUT.gripper
 ) -> tuple[int, npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """What an episode's relative actions [n, A] give as the target at frame ``now``, as the original has it.
+    """Return the training target at frame ``now`` of an episode's relative actions [n, A], as the original defines it.
 
     Returns (future, actions [T, A], is_pad [T]): the frame that the chunk leads to, ``min(now + T, n - 1)``; the
-    actions of frames ``now .. future - 1`` (at the last frame: its own), then padding: no motion, the gripper held.
+    actions of frames ``now .. future - 1`` (at the last frame: its own), then padding: zeros, except for the numbers
+    at the indices ``gripper``, which repeat the last action.
     """
     last = len(episode) - 1
     future = min(now + act_step, last)
     used = episode[now : max(future, now + 1)]
     actions = np.zeros((act_step, episode.shape[1]), dtype=np.float32)
     actions[: len(used)] = used
-    actions[len(used) :, -1] = used[-1, -1]
+    held = list(gripper)
+    actions[len(used) :, held] = used[-1, held]
     return future, actions, np.arange(act_step) >= len(used)
 
 

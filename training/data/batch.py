@@ -3,7 +3,7 @@
 Images of the robot flow come as pixels, uint8 [V, 3, R, R], or, out of a token cache (``tokens.py``), as their image
 codes, int16 [V, n]: a data set has one or the other throughout.
 
-Shape letters: B batch, V views (cameras), R resolution, n codes of a view, T actions per chunk, A action size (7),
+Shape letters: B batch, V views (cameras), R resolution, n codes of a view, T actions per chunk, A action size,
 S CLIP image size.
 """
 

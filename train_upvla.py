@@ -30,7 +30,7 @@ def train(job: Job) -> None:
     from training.distributed.launch_environment import check_environment
 
     check_environment(job)
-    from training.batch_to_tasks import bundle, encode_image, encode_views, future_task, text_task
+    from training.batch_to_tasks import bundle, encode_image, encode_views, robot_task, text_task
     from training.build import setup
     from training.run import open_run
     from training.trainer import Trainer
@@ -42,7 +42,7 @@ def train(job: Job) -> None:
             tasks = []
             for batch in micro_batches:
                 codes = encode_views(parts, batch.robot, trainer.step)  # frames now and act_step later -> image codes
-                future = future_task(parts, codes, trainer.step)  # see now; learn later and the actions between
+                future = robot_task(parts, codes, trainer.step)  # see now; learn later and the actions between
                 turn = encode_image(parts, batch.text)  # image -> CLIP patches, beside the words
                 text = text_task(parts, turn, trainer.draws())  # the objective decides what is hidden of the answer
                 tasks.append(bundle(parts, future, text))

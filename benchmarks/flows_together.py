@@ -21,7 +21,7 @@ from common.arguments import whole
 from common.command import run_command
 from models.rng import SampleRng
 from models.sequence import TokenSequence
-from training.batch_to_tasks import bundle, encode_image, encode_views, future_task, text_task
+from training.batch_to_tasks import bundle, encode_image, encode_views, robot_task, text_task
 
 NAME = "flows_together"
 DESCRIPTION = """\
@@ -34,7 +34,7 @@ example:
 
 def flows(made: Problem) -> list[TokenSequence]:
     parts = made.parts
-    future = future_task(parts, encode_views(parts, made.robot), 0)
+    future = robot_task(parts, encode_views(parts, made.robot), 0)
     text = text_task(parts, encode_image(parts, made.text), SampleRng(0, 0))
     tasks = bundle(parts, future, text)
     assert tasks.future is not None
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     ways: dict[str, Callable[[], list[Tensor]]] = {
         "one call": lambda: together(posed, sequences),
-        "two calls": lambda: [model.hidden(one) for one in sequences],
+        "two calls": lambda: [model.hidden_states(one) for one in sequences],
     }
     with torch.no_grad():
         for ours, theirs, one in zip(*(way() for way in ways.values()), sequences, strict=True):

@@ -19,7 +19,7 @@ from models.processing.image import normalise
 from models.rng import SampleRng
 from models.vision.clip_encoder import ClipTower, with_layers
 from tests.benchmarks import naive_step
-from training.batch_to_tasks import bundle, encode_image, encode_views, future_task, text_task
+from training.batch_to_tasks import bundle, encode_image, encode_views, robot_task, text_task
 
 BLOCK_SIZE = 32
 
@@ -112,7 +112,7 @@ def differences(made: Problem) -> dict[str, float]:
     assert codes.later is not None
     assert turn is not None
     assert turn.patches is not None
-    tasks = bundle(parts, future_task(parts, codes), text_task(parts, turn, SampleRng(0, 0), text_objective("ar")))
+    tasks = bundle(parts, robot_task(parts, codes), text_task(parts, turn, SampleRng(0, 0), text_objective("ar")))
     ours = parts.model(tasks.future, tasks.text)
     theirs = naive_step.main_losses(slow, rows_of(made, codes.now, codes.later, turn.patches))
     pairs = [(getattr(ours, name).mean, theirs[name]) for name in ("image", "action", "text")]

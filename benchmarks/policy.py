@@ -23,7 +23,7 @@ from benchmarks.sizes import SIZES, Size, bearable, image_tokenizer, language_mo
 from benchmarks.timing import Lap, Spread, alternate, clock_of, ratio
 from common.arguments import whole
 from common.command import run_command
-from models.action.inference import RobotReader
+from models.action.inference import ActionPredictor
 from models.processing.image import fit, normalise
 from policy_rollout.policies.upvla import Observation, UPVLAPolicy
 from tests.benchmarks.naive_acting import Naive
@@ -115,7 +115,7 @@ def operations(size: Size) -> dict[str, Any]:
     ids = prompter.instruction(SENTENCES[1])
     rows = torch.empty(1, size.padded, model.backbone.hidden_size, device="meta")
     mask = torch.empty(1, 1, size.padded, size.padded, device="meta")
-    reader = RobotReader(model)
+    reader = ActionPredictor(model)
     with torch.inference_mode():
         encode = counted(lambda: vq.encoder(pixels))
         act = counted(lambda: reader.predict([ids], codes))

@@ -32,7 +32,7 @@ from training.batch_to_tasks import (
     coefficients,
     encode_image,
     encode_views,
-    future_task,
+    robot_task,
     text_task,
 )
 from training.build import Parts, setup
@@ -107,7 +107,7 @@ class Stepper:
         draws = SampleRng(parts.job.training.seed, self.steps)
 
         def prepare() -> Tasks:
-            return bundle(parts, future_task(parts, codes, self.steps), text_task(parts, turn, draws))
+            return bundle(parts, robot_task(parts, codes, self.steps), text_task(parts, turn, draws))
 
         tasks = part(PREPARE, prepare)
         with self._autocast():

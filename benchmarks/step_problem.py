@@ -21,7 +21,7 @@ from models.objectives import text_objective
 from models.processing.image import normalise
 from models.rng import SampleRng
 from models.vision.clip_encoder import ClipTower
-from training.batch_to_tasks import coefficients, encode_image, encode_views, future_task, text_task
+from training.batch_to_tasks import coefficients, encode_image, encode_views, robot_task, text_task
 from training.build import Parts
 from training.data.batch import CoBatch, RobotBatch, RobotSample, TextBatch, collate_robot
 from training.data.dataloader import CotrainLoader, Flow
@@ -84,10 +84,10 @@ class Problem:
     def slots(self) -> int:
         """Of both flows, that the package's step reads."""
         codes, turn = encode_views(self.parts, self.robot), encode_image(self.parts, self.text)
-        future, text = future_task(self.parts, codes, 0), text_task(self.parts, turn, SampleRng(0, 0))
+        future, text = robot_task(self.parts, codes, 0), text_task(self.parts, turn, SampleRng(0, 0))
         assert future is not None
         assert text is not None
-        return future.whole.ids.numel() + text.sequence.ids.numel()
+        return future.full_sequence.ids.numel() + text.sequence.ids.numel()
 
     def coded(self) -> CoBatch:
         """The batch as a token cache hands it over: the codes of its frames, on the host."""

@@ -122,12 +122,12 @@ def _robot(job: Job, sizes: Sizes, draws: SampleRng, with_actions: bool) -> Layo
     if not with_actions:
         return _described(robot, names, None)
     job.block_diffusion.action_enabled = True
-    objective, numbers = action_diffusion(job), job.act_step * len(AXES)
+    objective, numbers = action_diffusion(job.block_diffusion, job.text_diffusion), job.act_step * len(AXES)
     assert objective is not None
     bins = ActionBins(VOCAB, max(numbers, 2))  # as many as there are numbers, so that each has a name of its own
     chunk = torch.linspace(-1, 1, numbers).view(1, job.act_step, len(AXES))
     named = {VOCAB.first_code + i: f"{AXES[i % len(AXES)]}{i // len(AXES) + 1}" for i in range(numbers)}
-    task = action_task(objective, bins, robot, chunk, draws=draws)
+    task = action_task(objective, bins, robot, chunk, rng=draws)
     told = _described(task.sequence, {**names, **named}, task)
     image = robot.image
     assert image is not None
@@ -140,7 +140,7 @@ def _robot(job: Job, sizes: Sizes, draws: SampleRng, with_actions: bool) -> Layo
 def _described(sequence: TokenSequence, names: dict[int, str], task: TextTask | None) -> Layout:
     """Names of slots and spans, read off ids and tags."""
     slots = sequence.slots
-    tags = list(zip(*(tag[0].tolist() for tag in (slots.kind, slots.view)), strict=True))
+    tags = list(zip(*(tag[0].tolist() for tag in (slots.kind, slots.copy_id)), strict=True))
     said: list[str] = []
     patches = 0
     for id_, (kind, _) in zip(sequence.ids[0].tolist(), tags, strict=True):

@@ -115,7 +115,7 @@ def _squares(draw: ImageDraw.ImageDraw, page: _Page, mask: torch.Tensor, layout:
 def _blocks(draw: ImageDraw.ImageDraw, page: _Page, layout: Layout) -> None:
     """Lines between spans, and finer ones between the blocks of a view."""
     slots = layout.sequence.slots
-    starts, views = slots.start[0].tolist(), int(slots.view[0].max())
+    starts, views = slots.block_start[0].tolist(), int(slots.copy_id[0].max())
     ends = {span.start for _, span in layout.spans if span.start}
     k, low, high = page.scale, page.at(0), page.at(page.count)
     for column in range(1, page.count):

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from config.schema import Job
 from models.action.encoding import ActionBins
-from models.device import send
+from models.device import to_device_async
 from models.objectives import TextObjective, TextTask, action_diffusion, action_task
 from models.processing.image import normalise
 from models.rng import SampleRng, generator
 from models.sequence import TextTurn, future_targets, robot_sequence
-from models.upvla import FutureTask
+from models.upvla import RobotTask
 from training import augmentation
 from training.build import Parts
 from training.data.batch import RobotBatch, TextBatch
@@ -51,7 +51,7 @@ class RobotCodes:
 class Tasks:
     """One micro-batch, prepared, on the device. ``counts`` [4], on the host: how much each of ``COUNTED`` sums over."""
 
-    future: FutureTask | None
+    future: RobotTask | None
     text: TextTask | None
     counts: Tensor
 
@@ -71,7 +71,7 @@ def encode_views(
     with_later = parts.job.training.pre_coeff > 0 if with_later is None else with_later
     moments = [batch.views, batch.future_views] if with_later else [batch.views]
     frames = torch.stack(moments)[:, :, : parts.job.model.vla.num_view]  # [M, B, V, 3, R, R] or, coded, [M, B, V, n]
-    frames = send(frames, parts.device)
+    frames = to_device_async(frames, parts.device)
     if batch.coded:
         codes = frames.flatten(2).long()  # [M, B, N]
         return RobotCodes(now=codes[0], later=codes[1] if with_later else None, batch=batch)
@@ -95,20 +95,22 @@ def encode_image(parts: Parts, batch: TextBatch | None) -> TextTurn | None:
         return None
     patches = pictured = None
     if parts.clip is not None and len(batch.pixels) == len(batch):
-        patches = parts.clip.features(send(batch.pixels, parts.device))
+        patches = parts.clip.features(to_device_async(batch.pixels, parts.device))
     elif parts.clip is not None:
         pictured = batch.pictured
         patches = torch.zeros(len(batch), parts.clip.num_patches, parts.clip.width, device=parts.device)
         if len(batch.pixels) > 0:
-            features = parts.clip.features(send(batch.pixels, parts.device))
-            patches = patches.to(features.dtype).index_copy(0, send(pictured.nonzero()[:, 0], parts.device), features)
+            features = parts.clip.features(to_device_async(batch.pixels, parts.device))
+            patches = patches.to(features.dtype).index_copy(
+                0, to_device_async(pictured.nonzero()[:, 0], parts.device), features
+            )
     pad = parts.prompter.vocab.pad
     return TextTurn.of_rows(batch.ids, batch.answers, pad, patches, batch.indices, pictured)
 
 
-def future_task(
+def robot_task(
     parts: Parts, codes: RobotCodes | None, step: int | None = None, measured_draws: int = 1
-) -> FutureTask | None:
+) -> RobotTask | None:
     """The robot flow: see the frames now, tell the frames T steps later and the T actions between.
 
     ``step``: the optimizer step, from which it is drawn which instructions are left out, and which action tokens are
@@ -124,7 +126,7 @@ def future_task(
         instructions = [prompter.no_instruction() if d else i for i, d in zip(instructions, dropped, strict=True)]
     with_actions = job.training.act_coeff > 0
     masked = with_actions and job.dataset.params.mask_action_padding
-    return FutureTask(
+    return RobotTask(
         sequence=robot_sequence(prompter.vocab, instructions, codes.now, batch.actions.shape[1]),
         targets=None if codes.later is None else future_targets(prompter.vocab, codes.later),
         actions=parts.normalised(batch.actions) if with_actions else None,
@@ -138,14 +140,14 @@ def action_tokens(
     parts: Parts, batch: RobotBatch, instructions: Sequence[Sequence[int]], step: int | None, measured_draws: int
 ) -> TextTask | None:
     """Block-diffusion actions behind the robot flow, if the job has them. Laid out on the host: the codes, which are on
-    the device, play no part in where something stands (``FutureTask.whole`` puts them in)."""
+    the device, play no part in where something stands (``RobotTask.full_sequence`` puts them in)."""
     job, vocab = parts.job, parts.prompter.vocab
-    objective = action_diffusion(job)
+    objective = action_diffusion(job.block_diffusion, job.text_diffusion)
     if objective is None:
         return None
     without_codes = torch.zeros(len(batch), parts.model.spec.num_image_tokens, dtype=torch.long)
     return action_task(
-        objective if step is not None else objective.measuring(measured_draws),
+        objective if step is not None else objective.for_evaluation(measured_draws),
         ActionBins(vocab, job.block_diffusion.action_num_bins),
         robot_sequence(vocab, instructions, without_codes, batch.actions.shape[1]),
         parts.normalised(batch.actions),
@@ -170,7 +172,7 @@ def text_task(
     return objective.prepare(parts.prompter.vocab, parts.prompter.system_ids, turn, draws)
 
 
-def bundle(parts: Parts, future: FutureTask | None, text: TextTask | None) -> Tasks:
+def bundle(parts: Parts, future: RobotTask | None, text: TextTask | None) -> Tasks:
     """Both tasks on the device. Their counts are taken first, where nobody has to wait for the device."""
     action_bd = None if future is None else future.action_tokens
     counts = torch.tensor([*_robot_counts(future), *(float(t.counted) if t else 0.0 for t in (text, action_bd))])
@@ -181,7 +183,7 @@ def bundle(parts: Parts, future: FutureTask | None, text: TextTask | None) -> Ta
     )
 
 
-def _robot_counts(task: FutureTask | None) -> tuple[float, float]:
+def _robot_counts(task: RobotTask | None) -> tuple[float, float]:
     """(image span slots, action numbers) that the losses of this task are summed over."""
     if task is None:
         return 0.0, 0.0

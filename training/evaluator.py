@@ -18,13 +18,12 @@ from config.load import ConfigError
 from config.schema import Job
 from models.decoding import ActionDecoding, decode_actions, generate
 from models.losses import SumAndCount
-from models.measure import DRAWS, VARIANCE, evaluate_text_likelihood, text_figures
-from models.measure import MEASURES as TEXT_MEASURES
 from models.processing.image import clip_pixels, to_uint8
 from models.processing.text import questions_in
 from models.sequence import robot_sequence
-from models.text_metrics import ACTION_DETAILS
-from training.batch_to_tasks import bundle, encode_image, encode_views, future_task
+from models.text_metrics import ACTION_METRICS, DRAWS, VARIANCE, evaluate_text_likelihood, summarize_text_likelihood
+from models.text_metrics import LIKELIHOOD_METRICS as TEXT_MEASURES
+from training.batch_to_tasks import bundle, encode_image, encode_views, robot_task
 from training.build import Parts
 from training.data.batch import CoBatch, RobotBatch, TextSample, collate_robot
 from training.data.dataloader import Batch, Flow
@@ -37,7 +36,7 @@ MEASURED_SAMPLES = 64
 """Samples of each held-out data set that an evaluation looks at, spread evenly over it."""
 SHOWN_FRAMES = 4
 SHOWN_IMAGES = 4
-ACTION_MEASURES = ("action_bd/loss", "action_bd/mae", "action_bd/forwards_per_chunk", *ACTION_DETAILS)
+ACTION_MEASURES = ("action_bd/loss", "action_bd/mae", "action_bd/forwards_per_chunk", *ACTION_METRICS)
 """Of block-diffusion actions: their loss, and how far decoding them is from what was recorded."""
 MEASURES = ("image/loss", "action/loss", "action/mae", *ACTION_MEASURES, *TEXT_MEASURES)
 
@@ -88,7 +87,7 @@ class Validator:
         totals = meter.totals(self.run.sum)
         if stopped is not None:
             raise stopped
-        found = {**means(totals), **text_figures(totals)}
+        found = {**means(totals), **summarize_text_likelihood(totals)}
         found.pop(VARIANCE, None)  # told as an error
         return {f"validation/{name}": value for name, value in sorted(found.items())}
 
@@ -98,12 +97,12 @@ class Validator:
             seed = self.job.training.seed  # the same draws at every evaluation and on every split over ranks
             meter.add(evaluate_text_likelihood(self.model, self.parts.prompter, self.parts.objective, turn, seed))
         codes = encode_views(self.parts, batch.robot)
-        task = bundle(self.parts, future_task(self.parts, codes, measured_draws=DRAWS), None).future
+        task = bundle(self.parts, robot_task(self.parts, codes, measured_draws=DRAWS), None).future
         if task is None:
             return
         losses = self.model(task)
         meter.add({"image/loss": losses.image, "action/loss": losses.action, "action_bd/loss": losses.action_bd})
-        meter.add({name: losses.details[name] for name in ACTION_DETAILS})
+        meter.add({name: losses.details[name] for name in ACTION_METRICS})
         if task.actions is None or codes is None:
             return
         true = codes.batch.actions.to(self.run.device)  # errors are told in the robot's units, however it learns

@@ -30,7 +30,7 @@ from config.schema import Job
 from models.rng import SampleRng
 from models.sequence import TextTurn
 from models.upvla import UPVLA
-from training.batch_to_tasks import COUNTED, RobotCodes, Tasks, bundle, future_task, text_task
+from training.batch_to_tasks import COUNTED, RobotCodes, Tasks, bundle, robot_task, text_task
 from training.build import Parts
 from training.data.batch import RobotBatch
 from training.data.dataloader import conversation_budget
@@ -352,7 +352,7 @@ def longest(parts: Parts) -> Tasks:
         action_is_pad=torch.zeros(rows, spec.act_step, dtype=torch.bool),
         indices=torch.arange(rows),
     )
-    future = future_task(parts, RobotCodes(codes, codes if job.training.pre_coeff > 0 else None, robot), 0)
+    future = robot_task(parts, RobotCodes(codes, codes if job.training.pre_coeff > 0 else None, robot), 0)
     turn = None
     if job.dataset.und_type is not None and turns:
         patches = 0 if parts.clip is None else parts.clip.num_patches

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from config.schema import Job
-from models.device import send
+from models.device import to_device_async
 from models.losses import SumAndCount
 from models.rng import SampleRng
 from models.text_metrics import COUNTS, NATS, derived
@@ -157,7 +157,7 @@ class Trainer:
 
         Gradients are exchanged between ranks in the backward of the last one only.
         """
-        counts = send(torch.stack([task.counts for task in tasks]).sum(0), self.run.device)
+        counts = to_device_async(torch.stack([task.counts for task in tasks]).sum(0), self.run.device)
         sums = self.run.sum(torch.cat([counts, self._total[None]]))  # one exchange, the last step's loss in it
         self._divisors = sums[:-1].clamp_min(1.0)
         self._watch(sums[-1])

@@ -226,13 +226,13 @@ class Backbone(nn.Module):
         return out
 
     @property
-    def tiled(self) -> bool:
+    def uses_flex_attention(self) -> bool:
         """Is it trained with FlexAttention?"""
         return self.attn_implementation == FLEX
 
     def mask(self, rule: Rule, slots: Slots) -> Tensor | BlockMask:
         """Who attends whom, as ``forward`` likes it for a whole sequence: made once, for all layers."""
-        return rule.blocks(slots) if self.tiled and self.training else rule.dense(slots)
+        return rule.blocks(slots) if self.uses_flex_attention and self.training else rule.dense(slots)
 
     def forward(self, embeds: Tensor, mask: Tensor | BlockMask, positions: Tensor, cache: Any | None = None) -> Tensor:
         """Hidden states after the final norm.
@@ -240,7 +240,7 @@ class Backbone(nn.Module):
         ``embeds`` [B, L, D]; ``mask`` [B, 1, L, K] boolean, True attends (K > L when ``cache`` holds earlier slots), or
         a mask of tiles; ``positions`` [B, L] true positions. Returns [B, L, D].
         """
-        if self.tiled:  # transformers asks its configuration in every layer which kernel to take
+        if self.uses_flex_attention:  # transformers asks its configuration in every layer which kernel to take
             self.lm.config._attn_implementation = FLEX if isinstance(mask, BlockMask) else "sdpa"
         # Eager attention adds the mask to the scores; only SDPA reads booleans.
         attention_mask = mask

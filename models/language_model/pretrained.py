@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from models.language_model.backbone import Backbone, as_trained, has_own_code
 from models.pretrained.folders import CODE_FOLDER
-from models.pretrained.weights_io import load_strict, misfit, require_finite
+from models.pretrained.weights_io import describe_mismatch, load_strict, require_finite
 
 
 @torch.no_grad()
@@ -69,7 +69,9 @@ def _as_transformers_reads(
     missing = sorted(found["missing_keys"])
     absent = [name for name in missing if name.endswith(optional)] if optional else []
     resized = [f"{name} is {list(had)}, not {list(wants)}" for name, had, wants in sorted(found["mismatched_keys"])]
-    problem = misfit([name for name in missing if name not in absent], sorted(found["unexpected_keys"]), resized)
+    problem = describe_mismatch(
+        [name for name in missing if name not in absent], sorted(found["unexpected_keys"]), resized
+    )
     if problem:
         raise ValueError(f"{source} does not fit the model that its config.json describes; keys {problem}")
     require_finite(theirs.state_dict(), source)

@@ -281,14 +281,14 @@ def check_state(
         for name, shape in expected.items()
         if name in state and state[name].shape != shape
     ]
-    problem = misfit([*map(named, missing)], [*map(named, unexpected)], resized)
+    problem = describe_mismatch([*map(named, missing)], [*map(named, unexpected)], resized)
     if problem:
         raise ValueError(f"{source} does not fit the model it is loaded into; keys {problem}")
     require_finite({named(name): tensor for name, tensor in state.items()}, source)
     return absent
 
 
-def misfit(missing: Sequence[str], unexpected: Sequence[str], resized: Sequence[str]) -> str:
+def describe_mismatch(missing: Sequence[str], unexpected: Sequence[str], resized: Sequence[str]) -> str:
     """What is wrong with the keys of a state dict, the first few of each kind; empty if nothing is."""
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", resized))
     return "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in kinds if names)
@@ -329,8 +329,9 @@ def write_safetensors(
 ) -> None:
     """Write a safetensors file under a temporary name, then move it into place: readers see all of it or none.
 
-    The same content gives the same bytes. Two names for one storage (tied weights) are an error of safetensors; leave
-    the second name out.
+    The same tensors with one entry of ``metadata`` (default: the format) give the same bytes; safetensors writes
+    several entries in random order. Tied weights, two names for one storage, are an error of safetensors; omit the
+    second name.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -339,22 +340,9 @@ def write_safetensors(
         save_file(
             {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
             scratch,
-            {"format": "pt", **(metadata or {})},
+            dict(metadata or {"format": "pt"}),
         )
-        _sort_metadata(scratch)
         give_usual_mode(scratch)  # newer safetensors leave 0600
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
-
-
-def _sort_metadata(path: Path) -> None:
-    """Put a safetensors header's metadata in order; the library writes it in a random one (seen in 0.8)."""
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        assert len(text) <= length, "the same header, reordered, cannot have grown"
-        file.seek(8)
-        file.write(text.ljust(length))

@@ -1,6 +1,6 @@
 """From an observation to actions: the one path that evaluation, serving and one's own robot use.
 
-    images --images.fit--> [3,R,R] --MagVIT--> codes --robot_sequence--> RobotReader.predict --> chunk of T actions
+    images --images.fit--> [3,R,R] --MagVIT--> codes --robot_sequence--> ActionPredictor.predict --> chunk of T actions
                                                                          or decode_actions
 
 Shape letters: B observations, T actions per chunk, A action size, V views, R resolution.
@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.action.inference import RobotReader
+from models.action.inference import ActionPredictor
 from models.decoding import ActionDecoding, decode_actions
-from models.host_memory import keep_freed_memory
+from models.device import keep_freed_memory
 from models.pretrained.model_io import Built, load_folder, model_folder
 from models.pretrained.weights_io import files_sha256, resolve_model_dir
 from models.processing.image import fit, normalise, to_uint8
@@ -121,7 +121,7 @@ class UPVLAPolicy:
             _hold_matrices(self.model.backbone.lm.base_model, self._precision)
         if self.device.type == "cpu":
             keep_freed_memory()
-        self._reader = RobotReader(self.model, compiled=compiled)
+        self._reader = ActionPredictor(self.model, compiled=compiled)
         self._ids = lru_cache(KEPT_SENTENCES)(self._instruction)
         self._cut_is_logged = False
         self.reset()

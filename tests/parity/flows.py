@@ -20,7 +20,7 @@ from models.decoding import generate
 from models.objectives import TextTask, text_objective
 from models.pretrained.model_io import Built, UpstreamSettings, load_folder, save_folder, to_disk_names
 from models.sequence import TextTurn, TokenSequence, future_targets, pad_right, robot_sequence
-from models.upvla import FutureTask
+from models.upvla import RobotTask
 
 RELATIVE = 2e-5  # of the largest value: hidden states, logits
 LOSS = 1e-5
@@ -106,14 +106,14 @@ def check_robot_flow(parity: Path, views: int) -> None:
         assert_array_equal(sequence.ids.numpy(), arrays["input_ids"][:, -width:])
         mask = sequence.rule.dense(sequence.slots)[:, 0].numpy()
         assert_array_equal(mask[valid.numpy()], arrays["allow_mask"][:, -width:, -width:][valid.numpy()])
-        hidden = model.hidden(sequence)
+        hidden = model.hidden_states(sequence)
         close(hidden[valid], arrays["last_hidden"][:, -width:][valid.numpy()])
-        task = FutureTask(
+        task = RobotTask(
             sequence,
             future_targets(model.vocab, torch.tensor(arrays["codes_future"])),
             torch.tensor(arrays["actions"]),
         )
-        image, action = model.future_losses(task)
+        image, action = model.robot_losses(task)
         assert_allclose(image.mean.item(), arrays["loss_pre"], rtol=LOSS)
         assert_allclose(action.mean.item(), arrays["loss_act"], rtol=LOSS)
         prediction = model.predict(sequence, want_codes=True)
@@ -200,7 +200,7 @@ def check_mmu_flow(parity: Path) -> None:
     close(embeds[:, end - arrays["projected_last4"].shape[1] : end], arrays["projected_last4"])
     text = spans["text"][0]
     recorded = [0, spans["soi"][0], first, end - 1, spans["eoi"][0], text, text + 3]
-    logits, expected = model.backbone.logits(model.hidden(sequence)[:, recorded]), arrays["logits_first64_at"]
+    logits, expected = model.backbone.logits(model.hidden_states(sequence)[:, recorded]), arrays["logits_first64_at"]
     at_valid = valid[:, recorded]
     close(logits[..., : expected.shape[-1]][at_valid], expected[at_valid.numpy()])
 
@@ -211,7 +211,7 @@ def check_step(parity: Path) -> None:
     model = built.model.train().requires_grad_(True)
     arrays, expected = np.load(parity / "step_ar.npz"), read_json(parity / "steps.json")["ar"]
     sequence, actions_of = robot(parity, 1, built, pad=False)
-    future = FutureTask(
+    future = RobotTask(
         sequence,
         future_targets(model.vocab, torch.tensor(actions_of["codes_future"])),
         torch.tensor(actions_of["actions"]),

@@ -217,7 +217,7 @@ def test_fp16_without_a_gpu_is_refused_in_one_line(run: Start) -> None:
 
 def test_gradient_checkpointing_recomputes_and_changes_no_number(run: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
-    seen = UPVLA.hidden
+    seen = UPVLA.hidden_states
 
     def counting(self: UPVLA, *args: object, **kwargs: object) -> torch.Tensor:
         layer = self.backbone.lm.model.layers[0].self_attn

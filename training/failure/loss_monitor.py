@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from models.device import send
+from models.device import to_device_async
 from training.data.batch import CoBatch
 
 HISTORY = 100
@@ -62,7 +62,7 @@ class LossMonitor:
                 self._note(self._norm.exceeds_for_n_steps(self.factor, norm), step - LASTING + 1, 3)
 
     def _note(self, yes: Tensor, step: int, reason: int) -> None:
-        found = send(torch.tensor([step, reason]), self._bad.device)
+        found = to_device_async(torch.tensor([step, reason]), self._bad.device)
         self._bad = torch.where((self._bad[0] < 0) & yes, found, self._bad)
 
     def verdict(self) -> Verdict | None:

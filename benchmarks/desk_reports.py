@@ -22,7 +22,7 @@ from torch import Tensor
 from config.schema import Job, Objective
 from models.language_model import backbone_config
 from models.objectives import text_objective
-from models.pretrained.model_config import ModelSpec
+from models.pretrained.model_config import DecodingDefaults, ModelConfig
 from models.pretrained.model_io import Built, load_folder, save_folder
 from models.processing.text import ASSISTANT, HUMAN, Prompter, load_tokenizer, vocabulary_of
 from models.rng import SampleRng, generator
@@ -139,7 +139,7 @@ def fresh(recipe: Recipe) -> Built:
     llm = backbone_config(LANGUAGE_MODEL)
     llm.hidden_size, llm.intermediate_size, llm.num_hidden_layers = recipe.hidden, 4 * recipe.hidden, recipe.layers
     llm.num_attention_heads = llm.num_key_value_heads = max(recipe.hidden // 32, 1)
-    spec = ModelSpec(
+    spec = ModelConfig(
         llm=llm.to_dict(),
         words=words,
         bos=vocab.bos,
@@ -149,9 +149,11 @@ def fresh(recipe: Recipe) -> Built:
         num_vq_tokens=4,
         clip_width=CLIP_WIDTH,
         codebook_size=vocab.codebook_size,
-        text_objective=recipe.objective,
-        text_block_size=recipe.block_size,
-        text_canvas_multiple=recipe.block_size,
+        decoding=DecodingDefaults(
+            text_objective=recipe.objective,
+            text_block_size=recipe.block_size,
+            text_canvas_multiple=recipe.block_size,
+        ),
     )
     torch.manual_seed(0)
     return Built(UPVLA(spec), Prompter(tokenizer, vocab, max_seq_length=24))

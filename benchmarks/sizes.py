@@ -15,7 +15,7 @@ import torch
 from transformers import CLIPVisionConfig, PhiConfig, Qwen3Config
 
 from config.files import PROJECT_DIR
-from models.pretrained.model_config import ModelSpec
+from models.pretrained.model_config import ModelConfig
 from models.pretrained.model_io import Built
 from models.processing.image import ClipImageSpec
 from models.processing.text import Prompter, load_tokenizer
@@ -56,9 +56,9 @@ class Size:
         """Slots of the original's robot row, and of its conversation: instruction, soi, codes, eoi, actions."""
         return self.max_seq_length + 1 + self.num_vq_tokens + 2 + self.act_step
 
-    def spec(self, **changes: Any) -> ModelSpec:
-        """``changes``: other fields of a ``ModelSpec``."""
-        spec = ModelSpec(
+    def spec(self, **changes: Any) -> ModelConfig:
+        """``changes``: other fields of a ``ModelConfig``."""
+        spec = ModelConfig(
             llm=self.llm.to_dict(),
             words=self.words,
             bos=0,
@@ -70,7 +70,7 @@ class Size:
             max_seq_length=self.max_seq_length,
             resolution=self.resolution,
         )
-        return replace(spec, **changes)
+        return spec.updated(**changes)
 
 
 def _llm(kind: type, **sizes: Any) -> Any:
@@ -147,7 +147,7 @@ SIZES["qwen3"] = replace(
 
 def language_model(size: Size, device: torch.device | str = "cpu", seed: int = 0, **changes: Any) -> Built:
     """The network with random weights and a prompter whose system prompt has the original's 28 ids. ``meta`` as the
-    device makes shapes alone, to count with. ``changes``: other fields of its ``ModelSpec``."""
+    device makes shapes alone, to count with. ``changes``: other fields of its ``ModelConfig``."""
     spec = size.spec(**changes)
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)

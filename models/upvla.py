@@ -22,7 +22,7 @@ from models.device import to_device_async
 from models.language_model import Backbone
 from models.losses import SumAndCount, cross_entropy_with_accuracy, token_cross_entropy
 from models.objectives.base import TextTask
-from models.pretrained.model_config import ModelSpec
+from models.pretrained.model_config import ModelConfig
 from models.sequence import TokenSequence
 from models.text_metrics import ACTION_METRICS, action_step_metrics, text_step_metrics, zero_metrics
 
@@ -99,7 +99,7 @@ class Prediction:
 class UPVLA(nn.Module):
     """The trainable network, without the frozen image tokenizer and CLIP tower."""
 
-    def __init__(self, spec: ModelSpec, llm: Any = None) -> None:
+    def __init__(self, spec: ModelConfig, llm: Any = None) -> None:
         """``llm``: the transformers config of the language model; None: built from ``spec.llm``, whose type
         transformers must know."""
         super().__init__()
@@ -256,7 +256,7 @@ def projector(clip_width: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(clip_width, width), nn.GELU(), nn.Linear(width, width))
 
 
-def llm_config(spec: ModelSpec) -> Any:
+def llm_config(spec: ModelConfig) -> Any:
     """Return the transformers config in ``spec.llm``. Raises ``ValueError`` for a type unknown to transformers."""
     settings = copy.deepcopy(dict(spec.llm))
     settings.pop("auto_map", None)  # remote code runs only if enabled (``models.pretrained.model_io``)

@@ -208,8 +208,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             precision=options.precision,
         )
         assert policy.source is not None
-        warm_up(policy, policy.spec.cameras)
-        asyncio.run(serve(policy, chosen, str(policy.source.checkpoint), str(policy.device), policy.spec.cameras))
+        warm_up(policy, policy.spec.data.cameras)
+        asyncio.run(serve(policy, chosen, str(policy.source.checkpoint), str(policy.device), policy.spec.data.cameras))
     except ImportError as error:
         if error.name not in ("websockets", "msgpack"):
             raise

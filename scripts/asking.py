@@ -122,7 +122,7 @@ def record(
     return {
         "answers": answers,
         "stats": asdict(made.stats) | cost,
-        "model": {"source": who.source, "trained": who.model.spec.text_objective, "decoded": way},
+        "model": {"source": who.source, "trained": who.model.spec.decoding.text_objective, "decoded": way},
         "settings": settings,
     }
 
@@ -135,7 +135,7 @@ def ask(options: argparse.Namespace, console: Console) -> None:
     who = answerer(
         options.checkpoint, options.model_config, options.clip, not options.no_picture, device, options.dtype
     )
-    way, warning = way_to_decode(who.model.spec.text_objective, options.objective, options.anyway)
+    way, warning = way_to_decode(who.model.spec.decoding.text_objective, options.objective, options.anyway)
     how = decoding(options, way)
     require_used(options)
     sampling = Sampling(options.temperature, options.top_k, options.top_p)

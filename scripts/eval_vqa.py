@@ -129,7 +129,7 @@ def prepare(options: argparse.Namespace) -> Task:
     asked = in_order(questions, options.shuffle_pictures)
     device = pick_device(options.device)
     who = answerer(options.checkpoint, options.model_config, options.clip, True, device, options.dtype)
-    way, warning = way_to_decode(who.model.spec.text_objective, options.objective, options.anyway)
+    way, warning = way_to_decode(who.model.spec.decoding.text_objective, options.objective, options.anyway)
     how = decoding(options, way)
     for note in [*who.notes, *([warning] if warning else [])]:
         print(f"note: {note}", file=sys.stderr)
@@ -141,7 +141,7 @@ def prepare(options: argparse.Namespace) -> Task:
         results.SHUFFLED: options.shuffle_pictures,
         "checkpoint_sha256": who.source if who.checkpoint is None else files_sha256(who.checkpoint),
         "clip_sha256": None if who.clip_folder is None else files_sha256(who.clip_folder),
-        "trained": who.model.spec.text_objective,
+        "trained": who.model.spec.decoding.text_objective,
         "objective": way,
         "accept": None if way == "ar" or how.speculative else options.accept or "threshold:0.9",
         "block_size": how.block_size,

@@ -19,7 +19,7 @@ from models.attention_mask import TILE
 from models.language_model import FLEX
 from models.language_model.positions import beyond_positions
 from models.objectives import TextObjective, text_objective
-from models.pretrained.model_io import Built, build, load_folder, require_same_words, save_folder, text_settings
+from models.pretrained.model_io import Built, build, decoding_defaults, load_folder, require_same_words, save_folder
 from models.processing.image import ClipImageSpec
 from models.processing.instruction_length import cut_instructions, describe_cut, require_distinct
 from models.processing.text import Prompter
@@ -91,12 +91,12 @@ class Parts:
 
     def normalised(self, actions: Tensor) -> Tensor:
         """[..., A] as recorded -> as the network learns them (``dataset.action_normalisation``)."""
-        scale = self.model.spec.scale
+        scale = self.model.spec.data.scale
         return actions if scale is None else scale.apply(actions)
 
     def denormalize_actions(self, actions: Tensor) -> Tensor:
         """The way back, for what the network says."""
-        scale = self.model.spec.scale
+        scale = self.model.spec.data.scale
         return actions if scale is None else scale.undo(actions)
 
     def save_model(self, path: Path, step: int, state: Mapping[str, Tensor] | None = None) -> None:
@@ -145,7 +145,7 @@ def _build(job: Job, run: Run) -> tuple[Parts, list[str]]:
     notes += declare_data(job, model, run.resumed)
     average = _average(job, run, model, saved, notes)
     vq = load_magvit(job.model.vq_model.vq_model_name, job.model.vq_model.pretrained_model_path)
-    built.model.spec = replace(built.model.spec, image_tokenizer=_same_image_tokenizer(job, run.resumed, built, vq))
+    built.model.spec = built.model.spec.updated(image_tokenizer=_same_image_tokenizer(job, run.resumed, built, vq))
     vq = vq.to(run.device)
     clip = load_clip(job.model.showo.clip_model_path).to(run.device) if _needs_clip(job) else None
     _check_codes(job, vq)
@@ -248,8 +248,10 @@ def _continued(job: Job, resumed: Checkpoint) -> Built:
     meta = build(job, device="meta")
     saved, wanted = built.spec, meta.spec
     pairs = {key: (getattr(saved, field), getattr(wanted, field)) for field, key in SAME_FIELDS.items()}
-    if saved.action_bins is not None and wanted.action_bins is not None:  # with other bins the ids mean other numbers
-        pairs["block_diffusion.action_num_bins"] = (saved.action_bins, wanted.action_bins)
+    if (
+        saved.decoding.action_bins is not None and wanted.decoding.action_bins is not None
+    ):  # with other bins the ids mean other numbers
+        pairs["block_diffusion.action_num_bins"] = (saved.decoding.action_bins, wanted.decoding.action_bins)
     had_llm, want_llm = built.model.backbone.config, meta.model.backbone.config
     for field in SAME_SIZES:  # attributes: in a config.json each family has its own words for them
         pairs[f"model.showo.llm_model_path's {field}"] = (getattr(had_llm, field), getattr(want_llm, field))
@@ -260,7 +262,12 @@ def _continued(job: Job, resumed: Checkpoint) -> Built:
                 "choose another experiment.output_dir, or experiment.resume_from_checkpoint=false"
             )
     require_same_words(built.prompter.tokenizer, meta.prompter.tokenizer, str(resumed.path))
-    built.model.spec = replace(saved, **text_settings(job))
+    built.model.spec = replace(
+        saved,
+        decoding=decoding_defaults(job),
+        framework=job.model.framework,
+        mask_logit_banned=job.model.showo.mask_logit_banned,
+    )
     built.model.requires_grad_(True)
     return replace(built, notes=())
 
@@ -286,7 +293,7 @@ def _freeze_what_learns_nothing(job: Job, model: UPVLA) -> list[str]:
 def _same_image_tokenizer(job: Job, resumed: Checkpoint | None, built: Built, vq: MagVITv2) -> str:
     """The identity of the image tokenizer. ``ValueError`` where the checkpoint that is continued has learned the codes
     of another one."""
-    had, now = built.spec.image_tokenizer, vq.weights_hash
+    had, now = built.spec.data.image_tokenizer, vq.weights_hash
     if resumed is not None and had and had != now:
         raise ValueError(
             f"model.vq_model.vq_model_name={job.model.vq_model.vq_model_name} has the weights {now[:12]}, but "

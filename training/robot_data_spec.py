@@ -65,18 +65,17 @@ def declare_data(job: Job, model: UPVLA, resumed: Checkpoint | None) -> list[str
         notes += _checked(job, params.validation_pre_shards_path_or_url, replace(validation, statistics=None))
     cameras = _cameras(job, contract)
     scale, saved = action_scale(contract, kind, params.train_pre_shards_path_or_url), model.spec
-    if resumed is not None and dict(saved.action_convention) != dict(contract.action):
+    if resumed is not None and dict(saved.data.action_convention) != dict(contract.action):
         raise ValueError(
             f"{contract.path} declares actions as {dict(contract.action)}, but {resumed.path}, which this run "
-            f"continues, learned {dict(saved.action_convention)}; choose another experiment.output_dir"
+            f"continues, learned {dict(saved.data.action_convention)}; choose another experiment.output_dir"
         )
-    if resumed is not None and saved.scale != scale:
+    if resumed is not None and saved.data.scale != scale:
         raise ValueError(
             f"dataset.action_normalisation={kind} gives {_told(scale)}, but {resumed.path}, which this run continues, "
-            f"learned with {_told(saved.scale)}; choose another experiment.output_dir"
+            f"learned with {_told(saved.data.scale)}; choose another experiment.output_dir"
         )
-    model.spec = replace(
-        saved,
+    model.spec = saved.updated(
         action_convention=dict(contract.action),
         action_scale=None if scale is None else scale.to_json(),
         cameras=cameras,

@@ -58,24 +58,25 @@ def decode_actions(model: UPVLA, sequence: TokenSequence, how: ActionDecoding | 
     Raises ``ValueError`` for a model that was not trained with ``block_diffusion.action_enabled``.
     """
     spec, how = model.spec, how or ActionDecoding()
-    if spec.action_bins is None:
+    trained = spec.decoding
+    if trained.action_bins is None:
         raise ValueError(
             "this model has no block-diffusion actions: it was not trained with block_diffusion.action_enabled=true; "
             "its regression head acts"
         )
-    bins, accept = ActionBins(model.vocab, spec.action_bins), Threshold(how.threshold)
+    bins, accept = ActionBins(model.vocab, trained.action_bins), Threshold(how.threshold)
     prefix = CachedPrefix(model, sequence)
     batch, device = sequence.ids.shape[0], sequence.ids.device
     tokens = spec.act_step * spec.action_dim
     blocks: list[Tensor] = []
     forwards = torch.zeros(batch, dtype=torch.long, device=device)
-    for start in range(0, tokens, spec.action_block_size):
-        block = torch.full((batch, min(spec.action_block_size, tokens - start)), model.vocab.mask, device=device)
+    for start in range(0, tokens, trained.action_block_size):
+        block = torch.full((batch, min(trained.action_block_size, tokens - start)), model.vocab.mask, device=device)
         for left in range(how.forwards, 0, -1):
             open_ = block == model.vocab.mask
             if not open_.any():
                 break
-            hidden = prediction_states(prefix, block, spec.action_prediction == "shift")  # [B, n, D]
+            hidden = prediction_states(prefix, block, trained.action_prediction == "shift")  # [B, n, D]
             confidence, best = model.code_logits(hidden, bins.count).softmax(dim=-1).max(dim=-1)  # [B, n, K] -> [B, n]
             fresh = accept_within(accept, left, confidence, open_)
             block = torch.where(fresh, model.vocab.code_ids(best), block)

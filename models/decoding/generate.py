@@ -98,7 +98,7 @@ def generate(
     ``ValueError``
     for settings that contradict each other.
     """
-    objective = objective or model.spec.text_objective
+    objective = objective or model.spec.decoding.text_objective
     how, sampling = decoding or Decoding(), sampling or Sampling()
     if objective not in DECODERS:
         raise ValueError(f"objective is {objective!r}; allowed: {', '.join(DECODERS)}")
@@ -138,7 +138,7 @@ def _warn_once(line: str) -> None:
 
 def _decode(state: DecodingState, model: UPVLA, objective: str, how: Decoding, max_new_tokens: int) -> None:
     spec = model.spec
-    size, shift = how.block_size or spec.text_block_size, spec.text_prediction == "shift"
+    size, shift = how.block_size or spec.decoding.text_block_size, spec.decoding.text_prediction == "shift"
     if objective == "ar":
         next_token(state)
     elif objective == "bd" and how.speculative:
@@ -146,5 +146,5 @@ def _decode(state: DecodingState, model: UPVLA, objective: str, how: Decoding, m
     elif objective == "bd":
         fill_blocks(state, Blocks(size, None, shift, how.accept, how.fused))
     else:
-        canvas = max(-(-max_new_tokens // spec.text_canvas_multiple), 1) * spec.text_canvas_multiple
+        canvas = max(-(-max_new_tokens // spec.decoding.text_canvas_multiple), 1) * spec.decoding.text_canvas_multiple
         fill_blocks(state, Blocks(canvas, None if how.whole_canvas else size, shift, how.accept))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from models.language_model import backbone_config, ignored_settings, load_pretra
 from models.language_model.weight_init import init_code_embeddings
 from models.pretrained.folders import CODE_FOLDER, CONFIG_FILE, STEP_FIELD, TOKENIZER_FOLDER
 from models.pretrained.folders import model_folder as model_folder  # part of this module's interface
-from models.pretrained.model_config import ModelSpec
+from models.pretrained.model_config import DecodingDefaults, ModelConfig
 from models.pretrained.weights_io import find_weights, load_strict, read_weights, resolve_model_dir, write_safetensors
 from models.processing.text import Prompter, load_tokenizer, vocabulary_of
 from models.upvla import UPVLA
@@ -53,24 +53,20 @@ class Built:
     notes: tuple[str, ...] = ()
 
     @property
-    def spec(self) -> ModelSpec:
+    def spec(self) -> ModelConfig:
         return self.model.spec
 
 
 @dataclass(frozen=True)
 class UpstreamSettings:
-    """What an original checkpoint folder does not say: ``llm_model_path`` (None: as its config.json says), cameras,
-    instruction length, frame size, how it learned to speak, and whether the mask may be predicted."""
+    """Settings that an original checkpoint folder does not contain. ``llm_model_path`` None: as in its config.json."""
 
     llm_model_path: str | None = None
     num_view: int = 1
     max_seq_length: int = 576
     resolution: int = 512
-    text_objective: str = "ar"
-    text_prediction: str = "shift"
-    text_block_size: int = 32
-    text_canvas_multiple: int = 32
     mask_logit_banned: bool = True
+    decoding: DecodingDefaults = field(default_factory=DecodingDefaults)
 
 
 # --- key names ------------------------------------------------------------------------------------------------------
@@ -119,7 +115,7 @@ def build(job: Job, device: torch.device | str = "cpu") -> Built:
     return Built(model, prompter, notes)
 
 
-def _spec_of(job: Job, tokenizer: Any, words: int, config: Any) -> ModelSpec:
+def _spec_of(job: Job, tokenizer: Any, words: int, config: Any) -> ModelConfig:
     showo = job.model.showo
     vocab = vocabulary_of(tokenizer, words, showo.codebook_size)
     if not showo.auto_set_llm_vocab_size:
@@ -132,7 +128,7 @@ def _spec_of(job: Job, tokenizer: Any, words: int, config: Any) -> ModelSpec:
                     f"model.showo.{key} is {given}, but the tokenizer of {showo.llm_model_path} makes it {found}; "
                     f"set it so, or model.showo.auto_set_llm_vocab_size=true"
                 )
-    return ModelSpec(
+    return ModelConfig(
         llm=_plain(config),
         llm_model_path=showo.llm_model_path,
         words=words,
@@ -146,29 +142,29 @@ def _spec_of(job: Job, tokenizer: Any, words: int, config: Any) -> ModelSpec:
         clip_width=clip_width(showo.clip_model_path) if showo.w_clip_vit else None,
         max_seq_length=job.dataset.preprocessing.max_seq_length,
         resolution=job.dataset.preprocessing.resolution,
-        **text_settings(job),
+        mask_logit_banned=showo.mask_logit_banned,
+        framework=job.model.framework,
+        decoding=decoding_defaults(job),
         attn_implementation=showo.attn_implementation,
         versions={name: version(name) for name in ("torch", "transformers")},
     )
 
 
-def text_settings(job: Job) -> dict[str, Any]:
-    """What a model's description says of how it learned to speak (and to act in tokens), as decoding needs it."""
+def decoding_defaults(job: Job) -> DecodingDefaults:
+    """Return how the job's model decodes answers and action tokens."""
     blocks = job.block_diffusion
-    return {
-        "action_bins": blocks.action_num_bins if blocks.action_enabled else None,
-        "action_block_size": blocks.action_block_size,
-        "action_prediction": job.text_diffusion.prediction,
-        "action_decoder": "block_diffusion" if blocks.action_infer_enabled else "regression",
-        "action_conf_threshold": blocks.action_conf_threshold,
-        "action_infer_steps": blocks.action_infer_steps,
-        "mask_logit_banned": job.model.showo.mask_logit_banned,
-        "framework": job.model.framework,
-        "text_objective": job.training.text_objective,
-        "text_prediction": job.text_diffusion.prediction,
-        "text_block_size": job.block_diffusion.block_size,
-        "text_canvas_multiple": job.text_mdm.canvas_multiple,
-    }
+    return DecodingDefaults(
+        text_objective=job.training.text_objective,
+        text_prediction=job.text_diffusion.prediction,
+        text_block_size=blocks.block_size,
+        text_canvas_multiple=job.text_mdm.canvas_multiple,
+        action_bins=blocks.action_num_bins if blocks.action_enabled else None,
+        action_block_size=blocks.action_block_size,
+        action_prediction=job.text_diffusion.prediction,
+        action_decoder="block_diffusion" if blocks.action_infer_enabled else "regression",
+        action_conf_threshold=blocks.action_conf_threshold,
+        action_infer_steps=blocks.action_infer_steps,
+    )
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -336,7 +332,7 @@ def load_folder(
     description = read_object(folder / CONFIG_FILE)
     if SPEC_FIELD in description:
         try:
-            spec = ModelSpec.from_json(description[SPEC_FIELD])
+            spec = ModelConfig.from_json(description[SPEC_FIELD])
         except ValueError as error:
             raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
         code = folder / CODE_FOLDER
@@ -367,7 +363,7 @@ def _weights_file(source: Path) -> Path:
 
 def _upstream_spec(
     folder: Path, description: Mapping[str, Any], upstream: UpstreamSettings, trust_remote_code: bool
-) -> tuple[ModelSpec, Any, Any]:
+) -> tuple[ModelConfig, Any, Any]:
     """(sizes of an original checkpoint, tokenizer, language model's config); the last two from ``llm_model_path``."""
     name = upstream.llm_model_path or str(description.get("llm_model_path", ""))
     if not name:
@@ -378,14 +374,14 @@ def _upstream_spec(
     tokenizer, words = load_tokenizer(name, trust_remote_code=trust_remote_code)
     config = backbone_config(name, trust_remote_code=trust_remote_code)
     vocab = vocabulary_of(tokenizer, words, int(description.get("codebook_size", 8192)))
-    for field, found in (("llm_vocab_size", words), ("vocab_size", vocab.size)):
-        said = description.get(field)
-        if said != found:
+    for key, found in (("llm_vocab_size", words), ("vocab_size", vocab.size)):
+        described = description.get(key)
+        if described != found:
             raise ValueError(
-                f"{folder / CONFIG_FILE} says {field}={said}, but the tokenizer of {name} makes it {found}; "
+                f"{folder / CONFIG_FILE} has {key}={described}, but the tokenizer of {name} makes it {found}; "
                 f"point model.showo.llm_model_path at the language model it was trained from"
             )
-    spec = ModelSpec(
+    spec = ModelConfig(
         llm=_plain(config),
         llm_model_path=name,
         words=words,
@@ -398,11 +394,8 @@ def _upstream_spec(
         clip_width=int(description.get("clip_dim", RELEASED_CLIP_WIDTH)) if description.get("w_clip_vit") else None,
         max_seq_length=upstream.max_seq_length,
         resolution=upstream.resolution,
-        text_objective=upstream.text_objective,
-        text_prediction=upstream.text_prediction,
-        text_block_size=upstream.text_block_size,
-        text_canvas_multiple=upstream.text_canvas_multiple,
         mask_logit_banned=upstream.mask_logit_banned,
+        decoding=upstream.decoding,
     )
     return spec, tokenizer, config
 

@@ -41,7 +41,7 @@ class Observation:
 @dataclass(frozen=True)
 class ActionConvention:
     """What the numbers of an action mean. The defaults are CALVIN's `rel_actions`; a saved model carries its own
-    (`ModelSpec.action_convention` has these fields)."""
+    (`DataSpec.action_convention` has these fields)."""
 
     kind: str = "relative"
     """relative: added to the last target; relative_to_measured: to where the hand is; absolute: the pose itself."""

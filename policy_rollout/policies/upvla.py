@@ -113,7 +113,7 @@ class UPVLAPolicy:
         self.spec = built.spec
         self.notes = built.notes
         self.source = source
-        self.convention = ActionConvention(**built.spec.action_convention)
+        self.convention = ActionConvention(**built.spec.data.action_convention)
         self.decoding = decoding
         self.precision = precision
         self._precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -150,7 +150,7 @@ class UPVLAPolicy:
         vq = config.job.model.vq_model
         bare = vq.pretrained_model_path
         tokenizer = load_magvit(located(vq.vq_model_name), None if bare is None else located(bare))
-        learned = built.spec.image_tokenizer
+        learned = built.spec.data.image_tokenizer
         if learned and learned != (now := tokenizer.weights_hash):
             raise ValueError(
                 f"{config.path}: model.vq_model.vq_model_name={vq.vq_model_name} has the weights {now[:12]}, but "
@@ -202,7 +202,7 @@ class UPVLAPolicy:
                 decoded = decode_actions(self.model, flow, self.decoding)
                 actions, forwards = decoded.actions, int(decoded.forwards.sum())
         self._chunks, self._forwards = self._chunks + len(observations), self._forwards + forwards
-        scale = self.spec.scale
+        scale = self.spec.data.scale
         chunks: NDArray[np.float32] = (actions if scale is None else scale.undo(actions)).cpu().numpy()
         return chunks
 
@@ -275,7 +275,7 @@ class UPVLAPolicy:
             )
         for camera, view in zip(self.cameras, views, strict=True):
             height, width = view.shape[:2]
-            trained = self.spec.cameras.get(camera, (height, width))  # not declared: nothing to compare with
+            trained = self.spec.data.cameras.get(camera, (height, width))  # not declared: nothing to compare with
             if abs(height * trained[1] - width * trained[0]) > ASPECT_TOLERANCE * height * trained[1]:
                 raise ValueError(
                     f"this model was trained on {camera} images of {trained[0]} x {trained[1]} (height x width), "

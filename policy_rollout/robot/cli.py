@@ -128,7 +128,7 @@ def make_policy(options: argparse.Namespace) -> Policy:
     from policy_rollout.policies.upvla import UPVLAPolicy  # torch
 
     policy = UPVLAPolicy.from_config(options.model_config, device=options.device)
-    warm_up(policy, policy.spec.cameras)
+    warm_up(policy, policy.spec.data.cameras)
     return policy
 
 

@@ -93,7 +93,7 @@ def future(
     if objective is None:
         return task
     blind = replace(sequence, ids=torch.where(sequence.slots.kind == Kind.IMAGE, 0, sequence.ids))  # as on the host
-    bins = ActionBins(model.vocab, model.spec.action_bins or BINS)
+    bins = ActionBins(model.vocab, model.spec.decoding.action_bins or BINS)
     draws = SampleRng(seed, 0, "action")
     return replace(task, action_tokens=action_task(objective, bins, blind, actions, counted, rows, draws))
 

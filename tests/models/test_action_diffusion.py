@@ -174,7 +174,7 @@ def one_by_one(built: Built, objective: Diffusion, size: int) -> Tensor:
     model = built[0]
     task = future(built, objective)
     sequence = tokens(task).sequence
-    slots, bins = sequence.slots, ActionBins(model.vocab, model.spec.action_bins or 0)
+    slots, bins = sequence.slots, ActionBins(model.vocab, model.spec.decoding.action_bins or 0)
     total = torch.zeros(())
     for row in range(2):
         ids = bins.ids(chunks(built)[row]).flatten().tolist()
@@ -217,7 +217,7 @@ def test_1_so_it_does_with_blocks_that_do_not_fit_the_chunk(built: Built) -> Non
 def test_3_shifted_blocks_of_one_token_are_next_token_prediction(built: Built) -> None:
     model = built[0]
     task = future(built, diffusion(1))
-    bins = ActionBins(model.vocab, model.spec.action_bins or 0)
+    bins = ActionBins(model.vocab, model.spec.decoding.action_bins or 0)
     nll = torch.zeros(())
     for row in range(2):
         ids = bins.ids(chunks(built)[row]).flatten().tolist()

@@ -307,7 +307,7 @@ def check_real_size_keys(parity: Path) -> None:
     from transformers import PhiConfig, Qwen3Config
 
     from models.language_model import Backbone
-    from models.pretrained.model_config import ModelSpec
+    from models.pretrained.model_config import ModelConfig
     from models.upvla import UPVLA
 
     def listing(file: str) -> dict[str, str]:
@@ -318,7 +318,7 @@ def check_real_size_keys(parity: Path) -> None:
     phi = PhiConfig(hidden_size=2048, num_hidden_layers=24, num_attention_heads=32, intermediate_size=8192)
     with torch.device("meta"):
         model = UPVLA(
-            ModelSpec(
+            ModelConfig(
                 llm=phi.to_dict(), words=50295, bos=50256, eos=50256, act_step=10, num_view=1, num_vq_tokens=1024,
                 clip_width=1024,
             )

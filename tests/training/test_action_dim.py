@@ -91,8 +91,8 @@ def test_it_trains_with_both_heads_and_acts_with_either(run: Start, arms: Path) 
     assert last["validation/action_bd/mae"] > 0
     spec = load_folder(outcome.folder).spec
     assert spec.action_dim == DIM
-    assert spec.scale is not None
-    assert [spec.scale.low[6], spec.scale.high[13]] == [-1, 1]  # grippers keep their two positions
+    assert spec.data.scale is not None
+    assert [spec.data.scale.low[6], spec.data.scale.high[13]] == [-1, 1]  # grippers keep their two positions
     for decoder in ("regression", "block_diffusion"):
         policy = policy_of(outcome, decoder)
         assert policy.convention == ARMS

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from models.device import to_device_async
+from models.device import fields_to_device
 
 
 class Kind(IntEnum):
@@ -65,7 +65,7 @@ class Slots:
         return Slots(**{field.name: f(getattr(self, field.name)) for field in fields(self)})
 
     def to(self, device: torch.device | str) -> Slots:
-        return self.map(lambda tag: to_device_async(tag, device))
+        return fields_to_device(self, device)
 
     @property
     def shape(self) -> torch.Size:

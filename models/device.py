@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +24,21 @@ def to_device_async(tensor: Tensor, device: torch.device | str) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+Fields = TypeVar("Fields", bound=Any)
+
+
+def fields_to_device(instance: Fields, device: torch.device | str) -> Fields:
+    """Return a dataclass whose tensors, and fields with a method ``to``, are copied to ``device``."""
+    moved: dict[str, Any] = {}
+    for field in fields(instance):
+        value = getattr(instance, field.name)
+        if isinstance(value, Tensor):
+            moved[field.name] = to_device_async(value, device)
+        elif hasattr(value, "to"):
+            moved[field.name] = value.to(device)
+    return replace(instance, **moved)
 
 
 def keep_freed_memory() -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.attention_mask import MULTIMODAL, ROBOT, Kind, Rule, Slots, concat_slots
-from models.device import to_device_async
+from models.device import fields_to_device, to_device_async
 from models.vocabulary import Vocabulary
 
 
@@ -52,12 +52,7 @@ class TokenSequence:
     patch_span: Span | None = None
 
     def to(self, device: torch.device | str) -> TokenSequence:
-        return replace(
-            self,
-            ids=to_device_async(self.ids, device),
-            slots=self.slots.to(device),
-            patches=None if self.patches is None else to_device_async(self.patches, device),
-        )
+        return fields_to_device(self, device)
 
     def padded(self, multiple: int, pad: int) -> TokenSequence:
         """Return the sequence padded on the right, without attention, to a multiple of ``multiple`` slots."""
@@ -117,14 +112,7 @@ class TextTurn:
         return list(range(self.ids.shape[0])) if self.indices is None else self.indices.tolist()
 
     def to(self, device: torch.device | str) -> TextTurn:
-        return TextTurn(
-            to_device_async(self.ids, device),
-            to_device_async(self.answer, device),
-            None if self.patches is None else to_device_async(self.patches, device),
-            self.indices,
-            None if self.pictured is None else to_device_async(self.pictured, device),
-            None if self.lengths is None else to_device_async(self.lengths, device),
-        )
+        return replace(fields_to_device(self, device), indices=self.indices)
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, width: int | None = None) -> Tensor:

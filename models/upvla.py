@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from models.action import PooledRegression
+from models.action.head import PooledRegression
 from models.attention_mask import TILE
-from models.device import to_device_async
+from models.device import fields_to_device
 from models.language_model import Backbone
 from models.losses import SumAndCount, cross_entropy_with_accuracy, token_cross_entropy
 from models.objectives.base import TextTask
@@ -58,17 +58,7 @@ class RobotTask:
         return replace(full, ids=torch.cat([self.sequence.ids, tokens], dim=1))
 
     def to(self, device: torch.device | str) -> RobotTask:
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else to_device_async(tensor, device)
-
-        return replace(
-            self,
-            sequence=self.sequence.to(device),
-            targets=move(self.targets),
-            actions=move(self.actions),
-            action_weight=move(self.action_weight),
-            action_tokens=None if self.action_tokens is None else self.action_tokens.to(device),
-        )
+        return fields_to_device(self, device)
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,9 @@ Legend: B batch, T chunk, D hidden, H heads, d head width, A action size.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-
-class ActionHead(Protocol):
-    """Maps the last hidden states at the action slots to actions."""
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Return actions [B, T, A] from hidden states [B, T, D]."""
-        ...
 
 
 class RMSNorm(nn.Module):

@@ -6,13 +6,13 @@ Legend: B batch, L sequence, S scored slots.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from models.device import to_device_async
+from models.device import fields_to_device
 from models.rng import SampleRng
 from models.sequence import TextTurn, TokenSequence
 from models.vocabulary import Vocabulary
@@ -47,21 +47,7 @@ class TextTask:
         return (self.bound_weights == 0) & (self.mask_ratio == 0)
 
     def to(self, device: torch.device | str) -> TextTask:
-        def move(tensor: Tensor) -> Tensor:
-            return to_device_async(tensor, device)
-
-        return replace(
-            self,
-            sequence=self.sequence.to(device),
-            rows=move(self.rows),
-            slots=move(self.slots),
-            targets=move(self.targets),
-            weights=move(self.weights),
-            bound_weights=move(self.bound_weights),
-            counted=move(self.counted),
-            answer_tokens=move(self.answer_tokens),
-            mask_ratio=move(self.mask_ratio),
-        )
+        return fields_to_device(self, device)
 
 
 class TextObjective(Protocol):

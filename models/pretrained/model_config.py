@@ -142,8 +142,8 @@ class ModelConfig:
 def _cameras(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sizes of a saved description by view.
 
-    Older descriptions held the data set's own names, sorted: which view such a camera was is known only where it is the
-    only one. The others are left out, so that they are not compared with another camera's images.
+    Older descriptions have the data set's own names, sorted. The view of such a camera is known only if it is the only
+    one; others are omitted, so that they are not compared with another camera's images.
     """
     if len(saved) == 1 and not set(saved) <= set(CAMERAS):
         return {CAMERAS[0]: next(iter(saved.values()))}

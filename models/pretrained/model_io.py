@@ -1,7 +1,7 @@
-"""Models in and out: built from a configuration, read from a folder, written to one.
+"""Build a model from a configuration, load it from a folder, save it to one.
 
 Weights keep the original's key names on disk (``showo.*``, ``mm_projector.*``, ``token_learner.*``, ``to_logits.0.*``),
-so that its users can read ours and we read theirs: base Show-o checkpoints, UP-VLA training folders, bare files.
+so that checkpoints are exchangeable: base Show-o checkpoints, UP-VLA training folders, bare files.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RELEASED_CLIP_WIDTH = 1024
 
 @dataclass(frozen=True)
 class Built:
-    """A model with the prompter that feeds it. ``notes``: what a user should know, such as random weights."""
+    """A model with its prompter. ``notes``: information for the user, such as random weights."""
 
     model: UPVLA
     prompter: Prompter
@@ -73,12 +73,12 @@ class UpstreamSettings:
 
 
 def to_disk_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state-dict names -> the original's."""
+    """Rename our state-dict names to the original's."""
     return {_rename(name, KEY_PREFIXES): tensor for name, tensor in state.items()}
 
 
 def from_disk_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The original's names -> ours; names we do not know stay, and are reported as unexpected on loading."""
+    """Rename the original's names to ours; unknown names are unchanged, and reported as unexpected on loading."""
     return {_rename(name, [(theirs, ours) for ours, theirs in KEY_PREFIXES]): t for name, t in state.items()}
 
 
@@ -93,7 +93,7 @@ def _rename(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
 
 
 def build(job: Job, device: torch.device | str = "cpu") -> Built:
-    """The network of a run configuration, with the weights it starts from.
+    """Build the network of a run configuration, with its initial weights.
 
     ``device="meta"`` builds shapes only and reads no weights. Raises ``ValueError`` naming the config key or the file.
     """
@@ -168,13 +168,13 @@ def decoding_defaults(job: Job) -> DecodingDefaults:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """A transformers config as json would give it back, so that a saved description equals the one in memory."""
+    """Return a transformers config as parsed JSON, so that a saved description equals the one in memory."""
     plain: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     return plain
 
 
 def clip_width(name_or_path: str) -> int:
-    """Channels of the features of a CLIP directory (a whole CLIP model or its vision tower alone)."""
+    """Return the number of feature channels of a CLIP directory (a whole CLIP model or its vision tower)."""
     folder = resolve_model_dir(name_or_path, key="model.showo.clip_model_path", weights=False)
     settings = read_object(folder / CONFIG_FILE)
     width = settings.get("vision_config", settings).get("hidden_size")
@@ -183,9 +183,9 @@ def clip_width(name_or_path: str) -> int:
     return width
 
 
-def require_same_words(held: Any, wanted: Any, source: str) -> None:
-    """Raise ``ValueError`` where two tokenizers give a word different ids, so that weights would read other words."""
-    ours, theirs = held.get_vocab(), wanted.get_vocab()
+def require_same_words(saved: Any, wanted: Any, source: str) -> None:
+    """Raise ``ValueError`` if two tokenizers give a word different ids."""
+    ours, theirs = saved.get_vocab(), wanted.get_vocab()
     word = next((word for word in sorted({*ours, *theirs}) if ours.get(word) != theirs.get(word)), None)
     if word is not None:
         raise ValueError(
@@ -195,7 +195,7 @@ def require_same_words(held: Any, wanted: Any, source: str) -> None:
 
 
 def _require_words_of_start(job: Job, tokenizer: Any) -> None:
-    """The tokenizer beside the weights that a run starts from, where there is one, is the run's own."""
+    """Raise ``ValueError`` if the initial weights were saved with another tokenizer than the run's."""
     source = resolve_model_dir(str(job.model.showo.pretrained_model_path), key="model.showo.pretrained_model_path")
     folder = _weights_file(source).parent / TOKENIZER_FOLDER
     if (folder / "tokenizer.json").is_file():
@@ -253,7 +253,7 @@ def _saved_action_dim(weights: Path) -> int:
 
 
 def _with_tied_head(model: UPVLA, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A tied head is stored once, as the embedding."""
+    """Add a tied head to a state dict, in which it is stored once, as the embedding."""
     head, embedding = _tied_names(model)
     if head and head not in state and embedding in state:
         state[head] = state[embedding]
@@ -261,7 +261,7 @@ def _with_tied_head(model: UPVLA, state: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def _tied_names(model: UPVLA) -> tuple[str | None, str]:
-    """(the head's name, if it is the embedding once more; the embedding's name)."""
+    """Return (name of the head if it is tied to the embedding, else None; name of the embedding)."""
     embedding, head = model.backbone.lm.get_input_embeddings().weight, model.backbone.lm.get_output_embeddings()
     names = [name for name, p in model.named_parameters(remove_duplicate=False) if p is embedding]
     within = {name for name, module in model.named_modules() if module is head}
@@ -279,7 +279,7 @@ def save_folder(
     state: Mapping[str, Tensor] | None = None,
     global_step: int | None = None,
 ) -> None:
-    """Write everything acting needs: ``config.json``, ``model.safetensors``, ``tokenizer/``.
+    """Write everything that acting needs: ``config.json``, ``model.safetensors``, ``tokenizer/``.
 
     ``state``: the full state dict where the live module holds only a shard of it (DeepSpeed ZeRO-3, FSDP).
     ``global_step``: the optimizer step of the weights, recorded in ``config.json``.
@@ -320,15 +320,15 @@ def load_folder(
     upstream: UpstreamSettings | None = None,
     trust_remote_code: bool = False,
 ) -> Built:
-    """A model that was saved: by us, or by the original's training.
+    """Load a model that was saved by this project or by the original's training.
 
-    ``path``: a run's output folder, ``checkpoint-<step>``, its ``unwrapped_model``, or a weight file beside its
-    ``config.json``. ``upstream`` says what the original's folders leave out; ``trust_remote_code``: run the code of a
-    language model that was saved with it. Raises ``ValueError`` or ``FileNotFoundError`` naming the file.
+    ``path``: a run's output folder, ``checkpoint-<step>``, its ``unwrapped_model``, or a weight file next to
+    its ``config.json``. ``upstream``: settings that the original's folders lack; ``trust_remote_code``: run the
+    saved code of its language model. Raises ``ValueError`` or ``FileNotFoundError`` naming the file.
     """
     folder = model_folder(path)
     weights = Path(path) if Path(path).is_file() else find_weights(folder)
-    assert weights is not None  # model_folder looked
+    assert weights is not None  # checked by model_folder
     description = read_object(folder / CONFIG_FILE)
     if SPEC_FIELD in description:
         try:
@@ -357,14 +357,14 @@ def _weights_file(source: Path) -> Path:
         return source
     folder = model_folder(source)
     file = find_weights(folder)
-    assert file is not None  # model_folder looked
+    assert file is not None  # checked by model_folder
     return file
 
 
 def _upstream_spec(
     folder: Path, description: Mapping[str, Any], upstream: UpstreamSettings, trust_remote_code: bool
 ) -> tuple[ModelConfig, Any, Any]:
-    """(sizes of an original checkpoint, tokenizer, language model's config); the last two from ``llm_model_path``."""
+    """Return (description of an original checkpoint, tokenizer, language model's config)."""
     name = upstream.llm_model_path or str(description.get("llm_model_path", ""))
     if not name:
         raise ValueError(

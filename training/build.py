@@ -262,12 +262,8 @@ def _continued(job: Job, resumed: Checkpoint) -> Built:
                 "choose another experiment.output_dir, or experiment.resume_from_checkpoint=false"
             )
     require_same_words(built.prompter.tokenizer, meta.prompter.tokenizer, str(resumed.path))
-    built.model.spec = replace(
-        saved,
-        decoding=decoding_defaults(job),
-        framework=job.model.framework,
-        mask_logit_banned=job.model.showo.mask_logit_banned,
-    )
+    recipe, banned = job.model.framework, job.model.showo.mask_logit_banned
+    built.model.spec = replace(saved, decoding=decoding_defaults(job), framework=recipe, mask_logit_banned=banned)
     built.model.requires_grad_(True)
     return replace(built, notes=())
 

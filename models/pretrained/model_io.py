@@ -7,7 +7,6 @@ so that checkpoints are exchangeable: base Show-o checkpoints, UP-VLA training f
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.atomic_file import replace_text
 from common.json_file import read_object
 from common.robot import CALVIN_ACTION_DIM
 from config.schema import Job
@@ -309,7 +309,7 @@ def save_folder(
         **({} if global_step is None else {STEP_FIELD: global_step}),
     }
     save_code(model.backbone, folder)
-    _write_json(folder / CONFIG_FILE, description)
+    replace_text(folder / CONFIG_FILE, json.dumps(description, indent=2, sort_keys=True, default=str) + "\n")
     prompter.tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
 
 
@@ -398,9 +398,3 @@ def _upstream_spec(
         decoding=upstream.decoding,
     )
     return spec, tokenizer, config
-
-
-def _write_json(file: Path, data: Mapping[str, Any]) -> None:
-    temporary = file.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(data, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
-    os.replace(temporary, file)

@@ -30,7 +30,7 @@ def train(job: Job) -> None:
     from training.distributed.launch_environment import check_environment
 
     check_environment(job)
-    from training.batch_to_tasks import bundle, encode_image, encode_views, fill_patches, future_task, lay_out
+    from training.batch_to_tasks import bundle, encode_image, encode_views, fill_patches, lay_out, robot_task
     from training.build import setup
     from training.run import open_run
     from training.trainer import Trainer
@@ -48,7 +48,7 @@ def train(job: Job) -> None:
                 codes = encode_views(
                     components, batch.data.robot, trainer.step
                 )  # frames now and act_step later -> codes
-                future = future_task(components, codes, trainer.step, tokens=batch.action_tokens)  # and actions between
+                future = robot_task(components, codes, trainer.step, tokens=batch.action_tokens)  # and actions between
                 text = fill_patches(batch.text, encode_image(components, batch.data.text))  # image -> CLIP patches
                 task = bundle(components, future, text)
                 losses = trainer.model(task.future, task.text)  # one forward: image, action and text losses

@@ -30,7 +30,7 @@ from benchmarks.harness.record import Parser, settings_of, write
 from benchmarks.harness.timing import PRODUCT, Product, alternate, counted
 from common.arguments import whole
 from common.command import run_command
-from models.action.inference import RobotReader
+from models.action.inference import ActionPredictor
 from models.processing.image import fit, normalise
 from policy_rollout.policies.upvla import Observation, UPVLAPolicy
 from tests.benchmarks.naive_acting import Naive
@@ -104,7 +104,7 @@ def operations(size: Size) -> dict[str, Any]:
     ids = prompter.instruction(SENTENCES[1])
     rows = torch.empty(1, size.padded, model.backbone.hidden_size, device="meta")
     mask = torch.empty(1, 1, size.padded, size.padded, device="meta")
-    reader = RobotReader(model)
+    reader = ActionPredictor(model)
     with torch.inference_mode():
         encode = counted(lambda: vq.encoder(pixels))
         network = counted(lambda: reader.predict([ids], codes))

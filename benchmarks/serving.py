@@ -40,7 +40,7 @@ from common.command import run_command
 from config.loading import load_job
 from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit
-from policy_rollout.policies.interface import ACTION_SIZE, Observation, Policy
+from policy_rollout.policies.interface import ActionConvention, Observation, Policy
 from policy_rollout.policies.upvla import ConstantPolicy, UPVLAPolicy
 from policy_rollout.serving.server import Server, Settings
 
@@ -57,7 +57,7 @@ class StandIn(ConstantPolicy):
     """A policy that returns the same actions after a fixed time."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(np.zeros(ACTION_SIZE, dtype=np.float32), act_step=10)
+        super().__init__(np.zeros(ActionConvention().dim, dtype=np.float32), act_step=10)
         self.seconds = seconds
 
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:

@@ -30,7 +30,7 @@ from benchmarks.harness.timing import PRODUCT, Product, Spread, Timings, alterna
 from common.arguments import whole
 from common.command import run_command
 from models.decoding import Decoding, Generation, Static, generate
-from models.host_memory import keep_freed_memory
+from models.device import keep_freed_memory
 from models.pretrained.model_io import Built
 from tests.benchmarks.naive_acting import Naive
 from tests.benchmarks.naive_step import slow_model

@@ -31,7 +31,7 @@ from benchmarks.harness.timing import alternate
 from common.command import run_command
 from config.schema import Job, Objective
 from models.objectives import TextTask, text_objective
-from models.pretrained.model_config import ModelSpec
+from models.pretrained.model_config import ModelConfig
 from models.rng import SampleRng
 from models.sequence import TextTurn
 from models.upvla import UPVLA
@@ -105,7 +105,7 @@ def problem(size: Size, objective: Objective, device: torch.device) -> Problem:
         num_attention_heads=max(size.hidden // 64, 1),
         partial_rotary_factor=0.5,
     )
-    spec = ModelSpec(
+    spec = ModelConfig(
         llm=llm.to_dict(),
         words=size.words,
         bos=0,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 CAMERAS = ("rgb_static", "rgb_gripper")
 """Names of a model's camera views, in the order in which it reads them."""
@@ -12,11 +13,58 @@ ENV_CAMERAS = tuple(name.removeprefix("rgb_") for name in CAMERAS)
 """Names of the same cameras in CALVIN's environment."""
 CALVIN_MAX_STEPS = 360
 """Control steps per task in CALVIN's evaluation."""
+CALVIN_ACTION_DIM = 7
+"""Numbers of a CALVIN action: three of position, three of rotation, one gripper command."""
+ACTION_GROUPS = ("position", "rotation", "gripper")
 CODEBOOK_SIZE = 8192
 """Codes of the image tokenizer (MagVIT-v2): 13 bits each."""
 
 Size = TypeVar("Size")
 _GRIPPER = re.compile(r"([+-]?\d+(?:\.\d+)?) (closed|open), ([+-]?\d+(?:\.\d+)?) (closed|open)")
+
+
+@dataclass(frozen=True)
+class ActionLayout:
+    """Number of values in an action, and the indices of those whose meaning is declared."""
+
+    dim: int
+    position: tuple[int, ...] = ()
+    rotation: tuple[int, ...] = ()
+    gripper: tuple[int, ...] = ()
+
+    @property
+    def motion(self) -> tuple[int, ...]:
+        """All indices except those of grippers."""
+        return tuple(index for index in range(self.dim) if index not in self.gripper)
+
+
+CALVIN_LAYOUT = ActionLayout(CALVIN_ACTION_DIM, (0, 1, 2), (3, 4, 5), (6,))
+
+
+def action_layout(action: Mapping[str, Any]) -> ActionLayout:
+    """Return the layout that an action convention declares by its ``dim`` and ``groups``.
+
+    Without ``dim`` it is CALVIN's. An action of another size has the groups that are named, and no others.
+
+    Raises:
+        ValueError: a size below 1, or groups that are unknown, overlap or exceed the size; names the key.
+    """
+    dim, groups = action.get("dim", CALVIN_ACTION_DIM), action.get("groups")
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+        raise ValueError(f"action.dim must be an integer of at least 1, found {dim!r}")
+    if groups is None:
+        return CALVIN_LAYOUT if dim == CALVIN_ACTION_DIM else ActionLayout(dim)
+    if not isinstance(groups, Mapping) or not all(isinstance(indices, (list, tuple)) for indices in groups.values()):
+        raise ValueError(f"action.groups must be an object, group -> list of indices, found {groups!r}")
+    unknown = sorted(set(groups) - set(ACTION_GROUPS))
+    if unknown:
+        raise ValueError(f"unknown action.groups.{unknown[0]}; allowed: {', '.join(ACTION_GROUPS)}")
+    indices = [index for members in groups.values() for index in members]
+    if not all(type(index) is int and 0 <= index < dim for index in indices) or len(set(indices)) < len(indices):
+        raise ValueError(
+            f"action.groups must hold different indices from 0 to {dim - 1} (action.dim is {dim}), found {groups!r}"
+        )
+    return ActionLayout(dim, *(tuple(groups.get(name, ())) for name in ACTION_GROUPS))
 
 
 def by_view(cameras: Mapping[str, Size]) -> dict[str, Size]:

@@ -141,6 +141,7 @@ class VLA:
     """Cameras and actions of the robot."""
 
     num_view: int = field(1, "cameras: 1 = static, 2 = static + gripper", ge=1, le=2)
+    action_dim: int = field(7, "numbers of an action; the robot data must have as many", ge=1)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Cross-entropy of gathered hidden states: only scored slots are ever projected to the vocabulary.
+"""Cross-entropy of gathered hidden states: only scored slots are projected to the vocabulary.
 
 Legend: S scored slots, D hidden, V vocabulary.
 """
@@ -14,21 +14,21 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 MAX_LOGITS = 1 << 26
-"""Most logits held at once (0.25 GB in float32); more rows are scored in recomputed chunks."""
+"""Maximum number of logits in memory (0.25 GB in float32); more rows are scored in recomputed chunks."""
 
 Head = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class SumAndCount:
-    """A sum and how much was counted. Means are taken once, at the end: over slots, micro-batches and ranks."""
+    """A sum and its count. The mean is taken once, at the end, over slots, micro-batches and ranks."""
 
     sum: Tensor
     count: Tensor
 
     @property
     def mean(self) -> Tensor:
-        """sum / count, 0 where nothing was counted."""
+        """sum / count; 0 if nothing was counted."""
         return self.sum / self.count.clamp_min(torch.finfo(torch.float32).tiny)
 
     def __add__(self, other: SumAndCount) -> SumAndCount:
@@ -43,17 +43,17 @@ class SumAndCount:
 
 
 def ban(logits: Tensor, banned: int | None) -> Tensor:
-    """Logits with one id's set to -inf (out of place: autograd keeps the original)."""
+    """Return logits with one id's set to -inf, out of place."""
     if banned is None:
         return logits
-    index = torch.full((1,), banned, device=logits.device)  # filled on the device: nobody waits
+    index = torch.full((1,), banned, device=logits.device)  # filled on the device, without waiting
     return logits.index_fill(-1, index, float("-inf"))
 
 
 def token_cross_entropy(
     head: Head, hidden: Tensor, targets: Tensor, banned: int | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """[S] cross-entropies in float32.
+    """Return [S] cross-entropies in float32.
 
     ``head``: [*, D] -> [*, V]; ``hidden`` [S, D]; ``targets`` [S] ids; ``banned``: an id that is never predicted.
     """
@@ -70,7 +70,7 @@ def token_cross_entropy(
 def cross_entropy_with_accuracy(
     head: Head, hidden: Tensor, targets: Tensor, banned: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """[S] cross-entropies, and [S] 1 where the target is the most likely id: from the same logits."""
+    """Return [S] cross-entropies, and [S] 1 where the target is the most likely id."""
 
     def score(rows: Tensor, goals: Tensor) -> Tensor:
         logits = ban(head(rows).float(), banned)
@@ -82,7 +82,7 @@ def cross_entropy_with_accuracy(
 
 
 def _in_chunks(score: Callable[[Tensor, Tensor], Tensor], head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
-    """``score`` of all rows, at most ``MAX_LOGITS`` logits at once."""
+    """Apply ``score`` to all rows, with at most ``MAX_LOGITS`` logits at once."""
     vocabulary = getattr(head, "out_features", None)
     rows_at_once = MAX_LOGITS // int(vocabulary) if vocabulary else hidden.shape[0]
     if hidden.shape[0] <= max(rows_at_once, 1):

@@ -133,12 +133,12 @@ def _robot(job: Job, sizes: Sizes, draws: SampleRng, with_actions: bool) -> Layo
     if not with_actions:
         return _describe(robot, names, None)
     job.block_diffusion.action_enabled = True
-    objective, numbers = action_diffusion(job), job.act_step * len(AXES)
+    objective, numbers = action_diffusion(job.block_diffusion, job.text_diffusion), job.act_step * len(AXES)
     assert objective is not None
     bins = ActionBins(VOCAB, max(numbers, 2))  # one bin for each number, so that each has its own name
     chunk = torch.linspace(-1, 1, numbers).view(1, job.act_step, len(AXES))
     named = {VOCAB.first_code + i: f"{AXES[i % len(AXES)]}{i // len(AXES) + 1}" for i in range(numbers)}
-    task = action_task(objective, bins, robot, chunk, draws=draws)
+    task = action_task(objective, bins, robot, chunk, rng=draws)
     layout = _describe(task.sequence, {**names, **named}, task)
     image = robot.image
     assert image is not None
@@ -150,7 +150,7 @@ def _robot(job: Job, sizes: Sizes, draws: SampleRng, with_actions: bool) -> Layo
 def _describe(sequence: TokenSequence, names: dict[int, str], task: TextTask | None) -> Layout:
     """Name slots and spans from ids and tags."""
     slots = sequence.slots
-    tags = list(zip(*(tag[0].tolist() for tag in (slots.kind, slots.view)), strict=True))
+    tags = list(zip(*(tag[0].tolist() for tag in (slots.kind, slots.copy_id)), strict=True))
     slot_names: list[str] = []
     patches = 0
     for id_, (kind, _) in zip(sequence.ids[0].tolist(), tags, strict=True):
@@ -267,7 +267,7 @@ def _slot_colors(layout: Layout) -> list[str]:
 
 def _lines(layout: Layout) -> Iterator[tuple[float, bool, float]]:
     """Yield (position, whether spans meet there, width) of the lines between spans and between blocks."""
-    starts = layout.sequence.slots.start[0].tolist()
+    starts = layout.sequence.slots.block_start[0].tolist()
     edges = {span.start for _, span in layout.spans if span.start}
     for column in range(1, len(starts)):
         if column in edges:

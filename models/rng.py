@@ -1,8 +1,8 @@
-"""Random numbers that depend on what they are for, never on what was drawn before or where.
+"""Stateless random numbers: a generator depends only on (seed, purpose, step, sample).
 
-A generator of its own is made for every purpose: (seed, "text", step, sample) gives the masks of one conversation in
-one step. The same masks come out whatever the world size, the micro-batch or the number of data workers, and after a
-resume; dropout, which reads the global generator, has no part in it.
+(seed, "text", step, sample) gives the masks of one conversation in one step. They are the same for every world size,
+micro-batch and number of data workers, and after resuming. Dropout, which uses the global generator, does not affect
+them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 
 
 def generator(seed: int, *key: int | str) -> torch.Generator:
-    """A random number generator of its own for (seed, key), on the CPU."""
+    """Return a new random number generator for (seed, key), on the CPU."""
     digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 @dataclass(frozen=True)
 class SampleRng:
-    """Where a diffusion objective's masks, mask ratios and block sizes come from.
+    """Source of a diffusion objective's masks, mask ratios and block sizes.
 
-    ``step``: the optimizer step, which annealed block sizes read too. ``flow``: what is drawn for; sample 3 of the
-    conversations and sample 3 of the demonstrations have nothing to do with each other.
+    ``step``: the optimizer step, also for annealed block sizes. ``flow``: the purpose; sample 3 of the conversations
+    and sample 3 of the demonstrations get independent numbers.
     """
 
     seed: int = 0
@@ -32,5 +32,5 @@ class SampleRng:
     flow: str = "text"
 
     def of(self, sample: int) -> torch.Generator:
-        """The draws of one sample (its index in the data set) in this step."""
+        """Return the generator of one sample (its index in the data set) in this step."""
         return generator(self.seed, self.flow, self.step, sample)

@@ -9,20 +9,20 @@ Legend: B batch, L sequence, N image tokens of all views, P patches, C CLIP widt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.attention_mask import MULTIMODAL, ROBOT, Kind, Rule, Slots
-from models.device import send
+from models.attention_mask import MULTIMODAL, ROBOT, Kind, Rule, Slots, concat_slots
+from models.device import fields_to_device, to_device_async
 from models.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class Span:
-    """Columns [start, stop) that every row of a sequence uses for the same thing."""
+    """Columns [start, stop) with the same content in every row of a sequence."""
 
     start: int
     stop: int
@@ -37,10 +37,10 @@ class Span:
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """What the backbone reads.
+    """Input of the backbone.
 
-    ``ids`` [B, L]; ``slots``: tags of the same shape; ``rule``: who attends whom; ``image``: the robot flow's span
-    soi..eoi; ``actions``: its <|lvg|> span; ``patches`` [B, P, C]: CLIP features that stand at ``patch_span``.
+    ``ids`` [B, L]; ``slots``: tags of the same shape; ``rule``: attention rule; ``image``: the robot flow's span
+    soi..eoi; ``actions``: its <|lvg|> span; ``patches`` [B, P, C]: CLIP features at ``patch_span``.
     """
 
     ids: Tensor
@@ -52,15 +52,10 @@ class TokenSequence:
     patch_span: Span | None = None
 
     def to(self, device: torch.device | str) -> TokenSequence:
-        return replace(
-            self,
-            ids=send(self.ids, device),
-            slots=self.slots.to(device),
-            patches=None if self.patches is None else send(self.patches, device),
-        )
+        return fields_to_device(self, device)
 
     def padded(self, multiple: int, pad: int) -> TokenSequence:
-        """Continued on the right with padding, which nobody attends, to a multiple of ``multiple`` slots."""
+        """Return the sequence padded on the right, without attention, to a multiple of ``multiple`` slots."""
         more = -self.ids.shape[1] % multiple
         if more == 0:
             return self
@@ -71,14 +66,14 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class TextTurn:
-    """A conversation about one image, tokenised: ``ids`` [B, L] right-padded, ``answer`` [B, L] True at the
-    assistant's words and their end-of-text, ``patches`` [B, P, C] CLIP features of the image (None: a turn without an
-    image), ``indices`` [B]: which samples of the data set these are (None: numbered by row).
+    """Tokenised conversations, each about one image or none.
 
-    ``lengths`` [B]: ids of each row before its padding (None: no row is padded). No id marks padding.
+    ``ids`` [B, L] right-padded; ``answer`` [B, L] True at the assistant's tokens and their end-of-text; ``patches``
+    [B, P, C] CLIP features of the images (None: no images); ``indices`` [B]: samples of the data set (None: row
+    numbers). ``lengths`` [B]: ids of each row before its padding (None: no row is padded). No id marks padding.
 
-    ``pictured`` [B]: which rows have an image at all (None: all of them, if there are patches). The patches of a row
-    without one are placeholders that nobody attends: such a row means what it means alone, without patches.
+    ``pictured`` [B]: rows that have an image (None: all, if there are patches). The patches of other rows are
+    placeholders that no slot attends, so that such a row gives the same result as without patches.
     """
 
     ids: Tensor
@@ -113,22 +108,15 @@ class TextTurn:
 
     @property
     def samples(self) -> list[int]:
-        """By which each row's random draws are named."""
+        """Key of each row's random numbers."""
         return list(range(self.ids.shape[0])) if self.indices is None else self.indices.tolist()
 
     def to(self, device: torch.device | str) -> TextTurn:
-        return TextTurn(
-            send(self.ids, device),
-            send(self.answer, device),
-            None if self.patches is None else send(self.patches, device),
-            self.indices,
-            None if self.pictured is None else send(self.pictured, device),
-            None if self.lengths is None else send(self.lengths, device),
-        )
+        return replace(fields_to_device(self, device), indices=self.indices)
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, width: int | None = None) -> Tensor:
-    """[B, width] with each row at the right edge; ``width`` defaults to the longest row."""
+    """Return [B, width] with each row at the right edge; ``width`` defaults to the longest row."""
     longest = max(len(row) for row in rows)
     width = longest if width is None else width
     if longest > width:
@@ -137,7 +125,7 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int, width: int | None = None) 
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad: int, width: int | None = None) -> Tensor:
-    """[B, width] with each row at the left edge; ``width`` defaults to the longest row."""
+    """Return [B, width] with each row at the left edge; ``width`` defaults to the longest row."""
     longest = max(len(row) for row in rows)
     width = longest if width is None else width
     if longest > width:
@@ -148,19 +136,19 @@ def pad_right(rows: Sequence[Sequence[int]], pad: int, width: int | None = None)
 def robot_sequence(
     vocab: Vocabulary, instructions: Sequence[Sequence[int]], codes: Tensor, act_step: int, pad_to: int | None = None
 ) -> TokenSequence:
-    """The robot flow of a batch.
+    """Build the robot flow of a batch.
 
-    ``instructions``: ids of ``Prompter.instruction``, one row each; ``codes`` [B, N]: image codes of the frame now,
-    views one after the other. The text span is as wide as the longest instruction (``pad_to`` widens it to the
-    original's fixed length): rotary positions are relative and padding is never attended, so every number is the
-    same. Positions count from a row's first real token.
+    ``instructions``: ids of ``Prompter.instruction``, one row each; ``codes`` [B, N]: image codes of the current frame,
+    view by view. The text span is as wide as the longest instruction (``pad_to`` widens it to the original's fixed
+    length). Positions count from a row's first real token. Rotary positions are relative and padding is not attended,
+    so the width does not change any output.
     """
     batch, n_codes = codes.shape
     if len(instructions) != batch:
         raise ValueError(f"{len(instructions)} instructions for {batch} rows of image codes")
     device = codes.device
-    text = send(pad_left(instructions, vocab.pad, pad_to), device)  # [B, M]
-    lengths = send(torch.tensor([len(row) for row in instructions]), device)
+    text = to_device_async(pad_left(instructions, vocab.pad, pad_to), device)  # [B, M]
+    lengths = to_device_async(torch.tensor([len(row) for row in instructions]), device)
 
     def column(token: int, width: int = 1) -> Tensor:
         return torch.full((batch, width), token, dtype=torch.long, device=device)
@@ -179,28 +167,25 @@ def robot_sequence(
     kind[:, actions.columns] = Kind.ACTION
     kind = torch.where(columns < padding, int(Kind.PAD), kind)
     pos = (columns - padding).clamp_min(0)
-    return TokenSequence(ids=ids, slots=Slots.plain(kind, pos), rule=ROBOT, image=image, actions=actions)
+    return TokenSequence(ids=ids, slots=Slots.clean(kind, pos), rule=ROBOT, image=image, actions=actions)
 
 
 def with_action_tokens(robot: TokenSequence, ids: Tensor, real: Tensor) -> TokenSequence:
-    """The robot flow with the clean tokens of a chunk behind it: ``[... <|lvg|> x T] [action tokens]``.
+    """Append the clean tokens of an action chunk: ``[... <|lvg|> x T] [action tokens]``.
 
-    ``ids``, ``real`` [B, T * A]; what is not real is padding. They are tagged as an answer is, so that the layout of
-    noisy copies (``models.objectives.layout``) serves them too.
+    ``ids``, ``real`` [B, T * A]; tokens that are not real are padding. They are tagged as an answer, so that the layout
+    of noisy copies (``models.objectives.layout``) applies.
     """
     kind = torch.where(real, int(Kind.ANSWER), int(Kind.PAD))
     pos = robot.slots.pos[:, -1:] + 1 + torch.arange(ids.shape[1], device=ids.device)
-    tokens = Slots.plain(kind, pos)
-    slots = Slots(
-        **{f.name: torch.cat([getattr(robot.slots, f.name), getattr(tokens, f.name)], dim=1) for f in fields(Slots)}
-    )
-    return replace(robot, ids=torch.cat([robot.ids, ids], dim=1), slots=slots)
+    tokens = Slots.clean(kind, pos)
+    return replace(robot, ids=torch.cat([robot.ids, ids], dim=1), slots=concat_slots(robot.slots, tokens))
 
 
 def future_targets(vocab: Vocabulary, future_codes: Tensor) -> Tensor:
-    """What the image span learns: the codes T steps ahead at the same slots; soi and eoi predict themselves.
+    """Return the targets of the image span, [B, N + 2] ids: soi, the codes T steps ahead at the same slots, eoi.
 
-    ``future_codes`` [B, N] -> [B, N + 2] ids.
+    ``future_codes`` is [B, N].
     """
     batch = future_codes.shape[0]
     edge = torch.ones(batch, 1, dtype=torch.long, device=future_codes.device)
@@ -208,10 +193,10 @@ def future_targets(vocab: Vocabulary, future_codes: Tensor) -> Tensor:
 
 
 def clean_text_sequence(vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn) -> TokenSequence:
-    """The clean stream of the mmu flow; the objectives append their noisy views to it.
+    """Build the clean stream of the mmu flow, to which objectives append noisy copies.
 
-    The slot of a patch holds [PAD] as id; its embedding is the projected CLIP feature. In a row without an image the
-    slots of the image and its two marks are padding, and the words behind follow on the system prompt.
+    A patch slot has [PAD] as id; its embedding is the projected CLIP feature. In a row without an image the slots of
+    the image and its two marks are padding, and the following tokens continue the positions of the system prompt.
     """
     batch = turn.ids.shape[0]
     device = turn.ids.device
@@ -238,7 +223,7 @@ def clean_text_sequence(vocab: Vocabulary, system_ids: Sequence[int], turn: Text
         pos = torch.where(bare, pos - (pos - gap.start).clamp(0, len(gap)), pos)
     return TokenSequence(
         ids=ids,
-        slots=Slots.plain(kind, pos),
+        slots=Slots.clean(kind, pos),
         rule=MULTIMODAL,
         patches=turn.patches,
         patch_span=patch_span,

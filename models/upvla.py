@@ -1,7 +1,6 @@
-"""UPVLA: embed -> backbone -> the scored logits, and actions.
+"""UPVLA: one network that reads text, images and image codes, and predicts a future frame, actions and words.
 
-One network reads text, images and image tokens; it predicts the frame T steps ahead, a chunk of T actions, and
-words (UP-VLA, arXiv 2501.18867, on Show-o's backbone).
+It predicts the frame T steps ahead and a chunk of T actions (UP-VLA, arXiv 2501.18867, on Show-o's backbone).
 
 Legend: B batch, L sequence, D hidden, V vocabulary, T chunk, A action size, N image codes of all views, S scored slots.
 """
@@ -17,25 +16,25 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from models.action import PooledRegression
+from models.action.head import PooledRegression
 from models.attention_mask import TILE
-from models.device import send
+from models.device import fields_to_device
 from models.language_model import Backbone
 from models.losses import SumAndCount, cross_entropy_with_accuracy, token_cross_entropy
 from models.objectives.base import TextTask
-from models.pretrained.model_config import ModelSpec
+from models.pretrained.model_config import ModelConfig
 from models.sequence import TokenSequence
-from models.text_metrics import ACTION_DETAILS, action_details, no_details, text_details
+from models.text_metrics import ACTION_METRICS, action_step_metrics, text_step_metrics, zero_metrics
 
 
 @dataclass(frozen=True)
-class FutureTask:
-    """What the robot flow learns from one batch.
+class RobotTask:
+    """Training task of the robot flow for one batch.
 
     ``sequence``: from ``robot_sequence``; ``targets`` [B, N + 2]: ids of the future frame (None: no image loss);
-    ``actions`` [B, T, A] with ``action_weight`` [B, T] (1 counts a step, 0 leaves it out); None: no action loss.
-    ``action_tokens``: the same chunk as tokens, laid out behind the sequence (``models.objectives.action_diffusion``);
-    None: no block-diffusion actions.
+    ``actions`` [B, T, A] with ``action_weight`` [B, T] (1 includes a step, 0 excludes it); None: no action loss.
+    ``action_tokens``: the chunk as tokens after the sequence (``models.objectives.action_diffusion``); None: no
+    block-diffusion actions.
     """
 
     sequence: TokenSequence
@@ -46,35 +45,30 @@ class FutureTask:
     action_tokens: TextTask | None = None
 
     @property
-    def whole(self) -> TokenSequence:
-        """What one forward reads: the robot flow, and the action tokens behind it. These are laid out on the host,
-        where the image codes of the flow are not known; its ids are taken from ``sequence``."""
+    def full_sequence(self) -> TokenSequence:
+        """Input of the forward: the robot flow and the action tokens after it.
+
+        Action tokens are laid out on the host without the image codes, so the ids of the flow are taken from
+        ``sequence``.
+        """
         if self.action_tokens is None:
             return self.sequence
-        laid = self.action_tokens.sequence
-        behind = laid.ids[:, self.sequence.ids.shape[1] :]
-        return replace(laid, ids=torch.cat([self.sequence.ids, behind], dim=1))
+        full = self.action_tokens.sequence
+        tokens = full.ids[:, self.sequence.ids.shape[1] :]
+        return replace(full, ids=torch.cat([self.sequence.ids, tokens], dim=1))
 
-    def to(self, device: torch.device | str) -> FutureTask:
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else send(tensor, device)
-
-        return replace(
-            self,
-            sequence=self.sequence.to(device),
-            targets=move(self.targets),
-            actions=move(self.actions),
-            action_weight=move(self.action_weight),
-            action_tokens=None if self.action_tokens is None else self.action_tokens.to(device),
-        )
+    def to(self, device: torch.device | str) -> RobotTask:
+        return fields_to_device(self, device)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Sums and counts of one micro-batch: ``image`` over span slots, ``action`` over numbers, ``text`` over what the
-    text objective counts. ``nats``: negative log-likelihood of the answers, or its bound, over answer tokens.
-    ``action_bd``: block-diffusion actions, over what their objective counts. ``details``: what else is told of the
-    losses of tokens (``models.text_metrics.DETAILS``, ``ACTION_DETAILS``)."""
+    """Sums and counts of one micro-batch.
+
+    ``image`` over span slots, ``action`` over numbers, ``text`` over what the text objective counts. ``nats``: negative
+    log-likelihood of the answers, or its bound, over answer tokens. ``action_bd``: block-diffusion actions, over what
+    their objective counts. ``details``: further metrics (``models.text_metrics.STEP_METRICS``, ``ACTION_METRICS``).
+    """
 
     image: SumAndCount
     action: SumAndCount
@@ -86,18 +80,18 @@ class Losses:
 
 @dataclass(frozen=True)
 class Prediction:
-    """``actions`` [B, T, A]; ``codes`` [B, N]: image codes of the frame T steps ahead, when asked for."""
+    """``actions`` [B, T, A]; ``codes`` [B, N]: image codes of the frame T steps ahead, if requested."""
 
     actions: Tensor
     codes: Tensor | None = None
 
 
 class UPVLA(nn.Module):
-    """The trainable network. Image tokenizer and CLIP tower are frozen and stand outside."""
+    """The trainable network, without the frozen image tokenizer and CLIP tower."""
 
-    def __init__(self, spec: ModelSpec, llm: Any = None) -> None:
-        """``llm``: the transformers config of the language model; None: as ``spec.llm`` says, which transformers has to
-        know by its type."""
+    def __init__(self, spec: ModelConfig, llm: Any = None) -> None:
+        """``llm``: the transformers config of the language model; None: built from ``spec.llm``, whose type
+        transformers must know."""
         super().__init__()
         self.spec = spec
         self.vocab = spec.vocab
@@ -105,9 +99,9 @@ class UPVLA(nn.Module):
         self.backbone = Backbone(llm, self.vocab.size, spec.attn_implementation)
         width = self.backbone.hidden_size
         self.projector = None if spec.clip_width is None else projector(spec.clip_width, width)
-        self.action_head = PooledRegression(width, spec.act_step)
-        self.length_multiple = TILE if self.backbone.tiled else 1
-        """Sequences that are trained on are padded to a multiple of so many slots (``training.length_multiple``)."""
+        self.action_head = PooledRegression(width, spec.act_step, spec.action_dim)
+        self.length_multiple = TILE if self.backbone.uses_flex_attention else 1
+        """In training, sequences are padded to a multiple of this many slots (``training.length_multiple``)."""
         self.float()  # whatever torch's default type is
 
     @property
@@ -116,26 +110,37 @@ class UPVLA(nn.Module):
 
     # --- the one call of a training step -----------------------------------------------------------------------
 
-    def forward(self, future: FutureTask | None = None, text: TextTask | None = None) -> Losses:
-        """Losses of one micro-batch. One call covers both flows: wrappers (DDP, DeepSpeed, FSDP) hook it once."""
+    def forward(self, future: RobotTask | None = None, text: TextTask | None = None) -> Losses:
+        """Return the losses of one micro-batch. One call for both flows: wrappers (DDP, DeepSpeed, FSDP) hook it
+        once."""
         zero = SumAndCount.zero(self.device)
         image = action = action_bd = zero
-        told = no_details(zero.sum.device, ACTION_DETAILS)
+        action_metrics = zero_metrics(zero.sum.device, ACTION_METRICS)
         if future is not None:
-            hidden = self.hidden(future.whole)
-            image, action = self.future_losses(future, hidden)
+            hidden = self.hidden_states(future.full_sequence)
+            image, action = self.robot_losses(future, hidden)
             if future.action_tokens is not None:
-                action_bd, told = self.action_token_losses(future.action_tokens, hidden)
-        words, nats, details = (zero, zero, no_details(zero.sum.device)) if text is None else self.text_losses(text)
+                action_bd, action_metrics = self.action_token_losses(future.action_tokens, hidden)
+        text_loss, nats, details = (
+            (zero, zero, zero_metrics(zero.sum.device)) if text is None else self.text_losses(text)
+        )
         return Losses(
-            image=image, action=action, text=words, nats=nats, action_bd=action_bd, details={**details, **told}
+            image=image,
+            action=action,
+            text=text_loss,
+            nats=nats,
+            action_bd=action_bd,
+            details={**details, **action_metrics},
         )
 
-    def future_losses(self, task: FutureTask, hidden: Tensor | None = None) -> tuple[SumAndCount, SumAndCount]:
-        """Cross-entropy of the future frame's codes over the image span (same slot, no shift; full vocabulary, as
-        released weights were trained), and squared error of the actions. ``hidden`` [B, L, D]: of ``task.whole``, if it
-        was computed already."""
-        hidden = self.hidden(task.sequence) if hidden is None else hidden
+    def robot_losses(self, task: RobotTask, hidden: Tensor | None = None) -> tuple[SumAndCount, SumAndCount]:
+        """Return the image loss and the action loss.
+
+        The image loss is the cross-entropy of the future frame's codes over the image span (same slot, no shift, full
+        vocabulary, as released weights were trained), the action loss a squared error. ``hidden`` [B, L, D]: hidden
+        states of ``task.full_sequence``, if already computed.
+        """
+        hidden = self.hidden_states(task.sequence) if hidden is None else hidden
         image = action = SumAndCount.zero(hidden.device)
         if task.targets is not None:
             assert task.sequence.image is not None
@@ -152,41 +157,41 @@ class UPVLA(nn.Module):
         return image, action
 
     def text_losses(self, task: TextTask) -> tuple[SumAndCount, SumAndCount, dict[str, SumAndCount]]:
-        """(training loss; negative log-likelihood or its bound per real answer token; details)."""
+        """Return (training loss; negative log-likelihood or its bound per real answer token; metrics)."""
         losses, right = self.text_scores(task)
         return (
             SumAndCount((losses * task.weights).sum(), task.counted),
             SumAndCount((losses.detach() * task.bound_weights).sum(), task.answer_tokens),
-            text_details(task, losses, right),
+            text_step_metrics(task, losses, right),
         )
 
     def action_token_losses(self, task: TextTask, hidden: Tensor) -> tuple[SumAndCount, dict[str, SumAndCount]]:
-        """(training loss of block-diffusion actions; details). ``hidden`` [B, L, D]: of the forward that the robot
-        flow's losses are read from too."""
+        """Return (training loss of block-diffusion actions; metrics). ``hidden`` [B, L, D]: hidden states of the same
+        forward as for the robot losses."""
         losses, right = self._scores(task, hidden)
-        return SumAndCount((losses * task.weights).sum(), task.counted), action_details(task, losses, right)
+        return SumAndCount((losses * task.weights).sum(), task.counted), action_step_metrics(task, losses, right)
 
     def text_loss(self, task: TextTask) -> tuple[SumAndCount, SumAndCount]:
-        """``text_losses`` without the details."""
+        """Return ``text_losses`` without the metrics."""
         return self.text_losses(task)[:2]
 
     def text_scores(self, task: TextTask) -> tuple[Tensor, Tensor]:
-        """[S] cross-entropies at the scored slots, and [S] 1 where the target is the most likely word."""
-        return self._scores(task, self.hidden(task.sequence))
+        """Return [S] cross-entropies at the scored slots, and [S] 1 where the target is the most likely token."""
+        return self._scores(task, self.hidden_states(task.sequence))
 
     def _scores(self, task: TextTask, hidden: Tensor) -> tuple[Tensor, Tensor]:
         scored = hidden[task.rows, task.slots]  # [S, D]
-        return cross_entropy_with_accuracy(self.backbone.head, scored, task.targets, banned=self.banned_word)
+        return cross_entropy_with_accuracy(self.backbone.head, scored, task.targets, banned=self.banned_token)
 
     # --- pieces ------------------------------------------------------------------------------------------------
 
     @property
-    def banned_word(self) -> int | None:
-        """The id no text head predicts: the mask can be read, never said."""
+    def banned_token(self) -> int | None:
+        """The id that no text head predicts: the mask is an input, never an output."""
         return self.vocab.mask if self.spec.mask_logit_banned else None
 
     def embed(self, sequence: TokenSequence) -> Tensor:
-        """[B, L, D]: word and code embeddings, with projected CLIP patches at the patch span."""
+        """Return [B, L, D]: embeddings of tokens, with projected CLIP patches at the patch span."""
         embeds = self.backbone.embed(sequence.ids)
         if sequence.patches is None or sequence.patch_span is None:
             return embeds
@@ -196,8 +201,8 @@ class UPVLA(nn.Module):
         span = sequence.patch_span
         return torch.cat([embeds[:, : span.start], patches, embeds[:, span.stop :]], dim=1)
 
-    def hidden(self, sequence: TokenSequence) -> Tensor:
-        """[B, L, D] hidden states after the final norm."""
+    def hidden_states(self, sequence: TokenSequence) -> Tensor:
+        """Return [B, L, D] hidden states after the final norm."""
         length = sequence.ids.shape[1]
         sequence = sequence.padded(self.length_multiple if self.training else 1, self.vocab.pad)
         mask = self.backbone.mask(sequence.rule, sequence.slots)
@@ -210,34 +215,39 @@ class UPVLA(nn.Module):
 
     @torch.no_grad()
     def predict(self, sequence: TokenSequence, want_codes: bool = False) -> Prediction:
-        """Act: one forward, no logits unless ``want_codes`` (then only those of image codes at image slots)."""
+        """Predict actions with one forward; logits, of image codes at image slots only, are computed if
+        ``want_codes``."""
         assert sequence.image is not None
         assert sequence.actions is not None
-        hidden = self.hidden(sequence)
-        return self.read_out(hidden[:, sequence.image.columns], hidden[:, sequence.actions.columns], want_codes)
+        hidden = self.hidden_states(sequence)
+        return self.predict_from_hidden(
+            hidden[:, sequence.image.columns], hidden[:, sequence.actions.columns], want_codes
+        )
 
     @torch.no_grad()
-    def read_out(self, image: Tensor, actions: Tensor, want_codes: bool = False) -> Prediction:
-        """What the hidden states of the image span [B, N + 2, D] and of the action slots [B, T, D] say."""
+    def predict_from_hidden(self, image: Tensor, actions: Tensor, want_codes: bool = False) -> Prediction:
+        """Predict from the hidden states of the image span [B, N + 2, D] and of the action slots [B, T, D]."""
         chunk = self.action_head(actions).float()
         if not want_codes:
             return Prediction(chunk)
         return Prediction(chunk, self.code_logits(image[:, 1:-1]).argmax(dim=-1))
 
     def code_logits(self, hidden: Tensor, count: int | None = None) -> Tensor:
-        """[..., D] -> logits of the first ``count`` image codes (None: of all; bins of actions are the first), in
-        float32."""
+        """Return float32 logits of the first ``count`` image codes (None: all; action bins are the first).
+
+        ``hidden`` is [..., D].
+        """
         first = self.vocab.first_code
         return self.backbone.logits(hidden, slice(first, self.vocab.mask if count is None else first + count))
 
 
 def projector(clip_width: int, width: int) -> nn.Sequential:
-    """CLIP patch -> backbone embedding: two linear layers with an exact GELU between."""
+    """Return the map from CLIP patches to backbone embeddings: two linear layers with an exact GELU between."""
     return nn.Sequential(nn.Linear(clip_width, width), nn.GELU(), nn.Linear(width, width))
 
 
-def llm_config(spec: ModelSpec) -> Any:
-    """The transformers config in ``spec.llm``. ``ValueError`` for a type that transformers does not know."""
+def llm_config(spec: ModelConfig) -> Any:
+    """Return the transformers config in ``spec.llm``. Raises ``ValueError`` for a type unknown to transformers."""
     settings = copy.deepcopy(dict(spec.llm))
-    settings.pop("auto_map", None)  # code of its own is run where the user said so (``models.pretrained.model_io``)
+    settings.pop("auto_map", None)  # remote code runs only if enabled (``models.pretrained.model_io``)
     return AutoConfig.for_model(settings.pop("model_type"), **settings)

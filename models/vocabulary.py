@@ -50,7 +50,7 @@ class Vocabulary:
                 raise ValueError(f"{name} id {value} is not a word id (0..{self.words - 1})")
 
     def special(self, token: str) -> int:
-        """Id of one of ``SPECIAL_TOKENS``."""
+        """Return the id of one of ``SPECIAL_TOKENS``."""
         return self.words + SPECIAL_TOKENS.index(token)
 
     @property
@@ -83,7 +83,7 @@ class Vocabulary:
 
     @property
     def mask(self) -> int:
-        """The last id: it can be read (a hidden word), never predicted."""
+        """The last id: an input (a masked token), never predicted."""
         return self.first_code + self.codebook_size
 
     @property
@@ -91,9 +91,9 @@ class Vocabulary:
         return self.mask + 1
 
     def code_ids(self, codes: Tensor) -> Tensor:
-        """Image codes 0..codebook_size-1 -> ids."""
+        """Return the ids of image codes 0..codebook_size-1."""
         return codes + self.first_code
 
     def codes(self, ids: Tensor) -> Tensor:
-        """Ids of image codes -> codes 0..codebook_size-1."""
+        """Return the image codes 0..codebook_size-1 of ids."""
         return ids - self.first_code

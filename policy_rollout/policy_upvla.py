@@ -12,7 +12,7 @@
     robot/rate.py              RateLimiter: a fixed rate without drift
     policies/action_chunking.py   ChunkPlayer: which action of which chunk comes next
 
-Shape letters: T actions per chunk, A action size (7).
+Shape letters: T actions per chunk, A action size.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ import numpy as np
 from common.command import run_command
 from policy_rollout.policies.action_chunking import ChunkPlayer
 from policy_rollout.policies.interface import Observation, Policy
+from policy_rollout.robot.arms import make_guard
 from policy_rollout.robot.async_planner import Planner
 from policy_rollout.robot.cli import StepLog, announcement, limits_of, make_policy, make_robot, parser
 from policy_rollout.robot.interface import Command, Robot, RobotObservation
 from policy_rollout.robot.rate import Clock, RateLimiter, RealClock
-from policy_rollout.robot.safety import SafetyGuard, SafetyLimits, Unsafe
+from policy_rollout.robot.safety import SafetyLimits, Unsafe
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class _Loop:
 
     def __init__(self, policy: Policy, robot: Robot, settings: ControlSettings, clock: Clock, on_step: OnStep) -> None:
         self.policy, self.robot, self.settings, self.clock, self.on_step = policy, robot, settings, clock, on_step
-        self.guard = SafetyGuard(policy.convention, settings.limits)
+        self.guard = make_guard(policy.convention, settings.limits)
         self.rate = RateLimiter(settings.rate_hz or policy.convention.rate_hz, clock)
         self.planner = Planner(policy, self.rate.period, settings.synchronous)
         self.replan_every = ChunkPlayer(policy.act_step, settings.replan_every).replan_every  # with its default

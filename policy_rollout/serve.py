@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         assert policy.source is not None
         policy.warm_up()
-        asyncio.run(serve(policy, chosen, str(policy.source.checkpoint), str(policy.device), policy.spec.cameras))
+        asyncio.run(serve(policy, chosen, str(policy.source.checkpoint), str(policy.device), policy.spec.data.cameras))
     except ImportError as error:
         if error.name not in ("websockets", "msgpack"):
             raise

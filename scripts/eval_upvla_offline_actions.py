@@ -48,7 +48,10 @@ def parser() -> argparse.ArgumentParser:
     )
     data = made.add_argument_group("data")
     data.add_argument(
-        "--dataset-root", type=path_argument, required=True, help="CALVIN data set with training/ and validation/"
+        "--dataset-root",
+        type=path_argument,
+        required=True,
+        help="folder with training/ and validation/: CALVIN's, or processed splits (dataset_info.json)",
     )
     data.add_argument("--split", default="validation", help="folder in it to evaluate (default: validation)")
     data.add_argument("--start-only", action="store_true", help="only the first frame of each annotation")

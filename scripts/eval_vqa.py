@@ -132,7 +132,7 @@ def prepare(options: argparse.Namespace) -> Task:
     asked = order_by_image(questions, options.shuffle_pictures)
     device = pick_device(options.device)
     model = load_answering_model(options.checkpoint, options.model_config, options.clip, True, device, options.dtype)
-    objective, warning = decoding_objective(model.model.spec.text_objective, options.objective, options.anyway)
+    objective, warning = decoding_objective(model.model.spec.decoding.text_objective, options.objective, options.anyway)
     how = decoding(options, objective)
     for note in [*model.notes, *([warning] if warning else [])]:
         print(f"note: {note}", file=sys.stderr)
@@ -144,7 +144,7 @@ def prepare(options: argparse.Namespace) -> Task:
         results.SHUFFLED: options.shuffle_pictures,
         "checkpoint_sha256": model.source if model.checkpoint is None else files_sha256(model.checkpoint),
         "clip_sha256": None if model.clip_folder is None else files_sha256(model.clip_folder),
-        "trained": model.model.spec.text_objective,
+        "trained": model.model.spec.decoding.text_objective,
         "objective": objective,
         "accept": None if objective == "ar" or how.speculative else options.accept or "threshold:0.9",
         "block_size": how.block_size,

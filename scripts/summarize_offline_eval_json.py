@@ -31,6 +31,8 @@ COLUMNS = {
     "mae_gripper": "MAE gripper",
     "gripper_sign_acc": "gripper sign",
 }
+OF_GROUPS = ("mae_pos", "mae_rot", "mae_gripper", "gripper_sign_acc")
+"""Metrics that exist only if the action's layout names their group."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -42,7 +44,8 @@ def read(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from None
     overall = content.get("overall") if isinstance(content, dict) else None
-    missing = [name for name in COLUMNS if not isinstance(overall, dict) or name not in overall]
+    needed = [name for name in COLUMNS if name not in OF_GROUPS]
+    missing = [name for name in needed if not isinstance(overall, dict) or name not in overall]
     if missing:
         raise ValueError(f"{path} is not an offline evaluation: overall.{missing[0]} is missing")
     return dict(content)
@@ -51,7 +54,7 @@ def read(path: Path) -> dict[str, Any]:
 def overall_table(named: Sequence[tuple[str, dict[str, Any]]]) -> str:
     return markdown_table(
         ("evaluation", *COLUMNS.values()),
-        [(name, *(_figure(content["overall"][key]) for key in COLUMNS)) for name, content in named],
+        [(name, *(_figure(content["overall"].get(key)) for key in COLUMNS)) for name, content in named],
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PhiConfig, PreTrainedTokenizerFast, Qwen3Config
 
-from models.pretrained.model_config import ModelSpec
+from models.pretrained.model_config import ModelConfig
 from models.processing.text import Prompter, load_tokenizer, vocabulary_of
 from models.upvla import UPVLA
 
@@ -82,7 +82,7 @@ def tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = UPVLA(
-            ModelSpec(
+            ModelConfig(
                 llm=llm_config(kind, hidden).to_dict(),
                 words=words,
                 bos=vocab.bos,
@@ -94,7 +94,6 @@ def tiny_model(
                 clip_width=clip_width,
                 max_seq_length=24,
                 resolution=32,
-                **spec,
-            )
+            ).updated(**spec)
         )
     return model.eval(), Prompter(tokenizer, vocab, max_seq_length=24)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from config.schema import Augment
-from models.device import send
+from models.device import to_device_async
 from models.rng import generator
 
 LUMA = (0.299, 0.587, 0.114)
@@ -64,9 +64,9 @@ def apply(frames: Tensor, change: Change) -> Tensor:
     batch = frames.shape[1]
     pixels = frames.float()
     if not (bool((change.zoom == 1).all()) and not bool(change.move.any())):
-        pixels = _crop_and_shift(pixels, send(change.zoom, device), send(change.move, device))
+        pixels = _crop_and_shift(pixels, to_device_async(change.zoom, device), to_device_async(change.move, device))
     factors = [
-        send(factor, device).view(1, batch, 1, 1, 1, 1)
+        to_device_async(factor, device).view(1, batch, 1, 1, 1, 1)
         for factor in (change.brightness, change.contrast, change.saturation)
     ]
     brightness, contrast, saturation = factors
@@ -95,5 +95,5 @@ def _crop_and_shift(pixels: Tensor, zoom: Tensor, move: Tensor) -> Tensor:
 
 def _grey(pixels: Tensor) -> Tensor:
     """Convert colours [..., 3, R, R] to grey [..., 1, R, R]."""
-    weights = send(torch.tensor(LUMA), pixels.device).view(3, 1, 1)
+    weights = to_device_async(torch.tensor(LUMA), pixels.device).view(3, 1, 1)
     return (pixels * weights).sum(dim=-3, keepdim=True)

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from config.schema import Job
 from models.action.encoding import ActionBins
-from models.device import send
+from models.device import to_device_async
 from models.objectives import TextObjective, TextTask, action_diffusion, action_task
 from models.processing.image import normalise
 from models.rng import SampleRng, generator
 from models.sequence import TextTurn, future_targets, robot_sequence
-from models.upvla import FutureTask
+from models.upvla import RobotTask
 from training import augmentation
 from training.build.components import Components
 from training.data.batch import CoBatch, RobotBatch, TextBatch
@@ -52,7 +52,7 @@ class RobotCodes:
 class Tasks:
     """One micro-batch of tasks on the device. ``counts`` [4], on the host: the divisor of each loss in ``COUNTED``."""
 
-    future: FutureTask | None
+    future: RobotTask | None
     text: TextTask | None
     counts: Tensor
 
@@ -80,7 +80,7 @@ def lay_out(components: Components, data: CoBatch, step: int) -> MicroBatch:
     if data.robot is not None:
         empty = torch.empty(len(data.robot), components.model.spec.num_image_tokens, dtype=torch.long, device="meta")
         codes = RobotCodes(empty, empty if components.job.training.pre_coeff > 0 else None, data.robot)
-    future = future_task(components, codes, step)
+    future = robot_task(components, codes, step)
     turn = None
     if data.text is not None:
         clip = components.clip
@@ -108,7 +108,7 @@ def encode_views(
     moments = [batch.views, batch.future_views] if with_later else [batch.views]
     num_view = components.job.model.vla.num_view
     frames = torch.stack(moments)[:, :, :num_view]  # [M, B, V, 3, R, R], or codes [M, B, V, n]
-    frames = send(frames, components.device)
+    frames = to_device_async(frames, components.device)
     if batch.coded:
         codes = frames.flatten(2).long()  # [M, B, N]
         return RobotCodes(now=codes[0], later=codes[1] if with_later else None, batch=batch)
@@ -133,13 +133,13 @@ def encode_image(components: Components, batch: TextBatch | None) -> TextTurn | 
         return None
     patches = None
     if components.clip is not None and len(batch.pixels) == len(batch):
-        patches = components.clip.features(send(batch.pixels, components.device))
+        patches = components.clip.features(to_device_async(batch.pixels, components.device))
     elif components.clip is not None:
         clip = components.clip
         patches = torch.zeros(len(batch), clip.num_patches, clip.width, device=components.device)
         if len(batch.pixels) > 0:
-            features = clip.features(send(batch.pixels, components.device))
-            rows = send(batch.pictured.nonzero()[:, 0], components.device)
+            features = clip.features(to_device_async(batch.pixels, components.device))
+            rows = to_device_async(batch.pictured.nonzero()[:, 0], components.device)
             patches = patches.to(features.dtype).index_copy(0, rows, features)
     return _text_turn(components, batch, patches)
 
@@ -151,13 +151,13 @@ def _text_turn(components: Components, batch: TextBatch, patches: Tensor | None)
     return TextTurn.of_rows(batch.ids, batch.answers, pad, patches, batch.indices, pictured)
 
 
-def future_task(
+def robot_task(
     components: Components,
     codes: RobotCodes | None,
     step: int | None = None,
     measured_draws: int = 1,
     tokens: TextTask | None = None,
-) -> FutureTask | None:
+) -> RobotTask | None:
     """Return the robot flow's task: read the frames of now; predict the frames T steps later and the T actions between.
 
     Args:
@@ -177,7 +177,7 @@ def future_task(
     masked = with_actions and job.dataset.params.mask_action_padding
     if tokens is None and with_actions:
         tokens = action_tokens(components, batch, instructions, step, measured_draws)
-    return FutureTask(
+    return RobotTask(
         sequence=robot_sequence(prompter.vocab, instructions, codes.now, batch.actions.shape[1]),
         targets=None if codes.later is None else future_targets(prompter.vocab, codes.later),
         actions=components.normalize_actions(batch.actions) if with_actions else None,
@@ -193,15 +193,15 @@ def action_tokens(
     """Return the task of block-diffusion actions behind the robot flow; None if the job has none.
 
     It is laid out on the host. The layout does not depend on the image codes, which are on the device and are filled in
-    later (``FutureTask.whole``).
+    later (``RobotTask.full_sequence``).
     """
     job, vocab = components.job, components.prompter.vocab
-    objective = action_diffusion(job)
+    objective = action_diffusion(job.block_diffusion, job.text_diffusion)
     if objective is None:
         return None
     without_codes = torch.zeros(len(batch), components.model.spec.num_image_tokens, dtype=torch.long)
     return action_task(
-        objective if step is not None else objective.measuring(draws),
+        objective if step is not None else objective.for_evaluation(draws),
         ActionBins(vocab, job.block_diffusion.action_num_bins),
         robot_sequence(vocab, instructions, without_codes, batch.actions.shape[1]),
         components.normalize_actions(batch.actions),
@@ -236,7 +236,7 @@ def fill_patches(task: TextTask | None, turn: TextTurn | None) -> TextTask | Non
     return replace(task, sequence=replace(task.sequence, patches=turn.patches))
 
 
-def bundle(components: Components, future: FutureTask | None, text: TextTask | None) -> Tasks:
+def bundle(components: Components, future: RobotTask | None, text: TextTask | None) -> Tasks:
     """Move both tasks to the device. Their counts are read before that, so that the host does not wait."""
     return Tasks(
         counts=target_counts(future, text),
@@ -245,7 +245,7 @@ def bundle(components: Components, future: FutureTask | None, text: TextTask | N
     )
 
 
-def target_counts(future: FutureTask | None, text: TextTask | None) -> Tensor:
+def target_counts(future: RobotTask | None, text: TextTask | None) -> Tensor:
     """Return how much each loss in ``COUNTED`` sums over, [4] on the host."""
     image, action, tokens = 0.0, 0.0, None
     if future is not None:

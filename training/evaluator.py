@@ -17,13 +17,13 @@ from torch import Tensor
 from config.loading import ConfigError
 from models.decoding import ActionDecoding, decode_actions, generate
 from models.losses import SumAndCount
-from models.measure import DRAWS, VARIANCE, evaluate_text_likelihood, text_figures
-from models.measure import MEASURES as TEXT_METRICS
 from models.processing.image import clip_pixels, to_uint8
 from models.processing.text import questions_in
 from models.sequence import robot_sequence
-from models.text_metrics import ACTION_DETAILS
-from training.batch_to_tasks import bundle, encode_image, encode_views, future_task
+from models.text_metrics import ACTION_METRICS as ACTION_STEP_METRICS
+from models.text_metrics import DRAWS, VARIANCE, evaluate_text_likelihood, summarize_text_likelihood
+from models.text_metrics import LIKELIHOOD_METRICS as TEXT_METRICS
+from training.batch_to_tasks import bundle, encode_image, encode_views, robot_task
 from training.build import Components
 from training.data.batch import CoBatch, RobotBatch, TextSample, collate_robot
 from training.data.dataloader import Batch, Flow
@@ -38,7 +38,7 @@ LOGGED_FRAMES = 4
 """Samples whose predicted future frames are logged."""
 LOGGED_IMAGES = 4
 """Images about which answers are logged."""
-ACTION_METRICS = ("action_bd/loss", "action_bd/mae", "action_bd/forwards_per_chunk", *ACTION_DETAILS)
+ACTION_METRICS = ("action_bd/loss", "action_bd/mae", "action_bd/forwards_per_chunk", *ACTION_STEP_METRICS)
 """Metrics of block-diffusion actions: loss, error of the decoded chunk, forwards to decode it."""
 METRICS = ("image/loss", "action/loss", "action/mae", *ACTION_METRICS, *TEXT_METRICS)
 
@@ -88,7 +88,7 @@ class Evaluator:
         totals = meter.totals(self.run.sum)
         if failure is not None:
             raise failure
-        found = {**means(totals), **text_figures(totals)}
+        found = {**means(totals), **summarize_text_likelihood(totals)}
         found.pop(VARIANCE, None)  # reported as a standard error
         return {f"validation/{name}": value for name, value in sorted(found.items())}
 
@@ -100,12 +100,12 @@ class Evaluator:
                 evaluate_text_likelihood(self.model, self.components.prompter, self.components.objective, turn, seed)
             )
         codes = encode_views(self.components, batch.robot)
-        task = bundle(self.components, future_task(self.components, codes, measured_draws=DRAWS), None).future
+        task = bundle(self.components, robot_task(self.components, codes, measured_draws=DRAWS), None).future
         if task is None:
             return
         losses = self.model(task)
         meter.add({"image/loss": losses.image, "action/loss": losses.action, "action_bd/loss": losses.action_bd})
-        meter.add({name: losses.details[name] for name in ACTION_DETAILS})
+        meter.add({name: losses.details[name] for name in ACTION_METRICS})
         if task.actions is None or codes is None:
             return
         true = codes.batch.actions.to(self.run.device)  # errors are in the robot's units, not in normalized ones

@@ -33,7 +33,8 @@ complete example, for episodes that are folders with
 
 Name it in ``robot_dataset`` of ``training/data/dataloader.py``, the only place where training creates its provider.
 Actions are relative: three of position, three of rotation (scaled so that 1.0 is the largest step of your robot), and
-the gripper command, +1 open, -1 closed. It is often easier to write ``dataset_info.json`` next to your images
+the gripper command, +1 open, -1 closed; another robot declares its ``dim`` and ``groups`` in ``dataset_contract.json``
+and sets ``model.vla.action_dim``. It is often easier to write ``dataset_info.json`` next to your images
 (``training/data/episode_index.py`` shows the format) and to use the class below unchanged.
 """
 
@@ -49,10 +50,12 @@ import torch
 from torch.utils.data import Dataset
 
 from common.constants import CAMERAS as CAMERAS
+from common.constants import action_layout
 from models.processing.image import fit
 from training.data.action_chunks import action_chunk, action_chunks
 from training.data.batch import RobotBatch, RobotSample
 from training.data.caches.token_cache import TokenCache
+from training.data.dataset_spec import read_contract
 from training.data.episode_index import read_index
 from training.data.readers import IMAGE_SUFFIXES, read_image, read_npz
 
@@ -93,6 +96,7 @@ class DataProvider(Dataset[RobotSample]):
         self.tokens = tokens
         self._texts: dict[int, str] = {}
         self.data = read_index(root, images=tokens is None)
+        self.layout = action_layout(read_contract(root).for_actions(self.data.action_dim).action)
         self.views(0)  # raises for a missing camera before workers start
 
     def __len__(self) -> int:
@@ -119,7 +123,8 @@ class DataProvider(Dataset[RobotSample]):
         episodes = self.data.episode_of[now]
         future, rows, is_pad = action_chunks(now, self.data.starts[episodes + 1], self.act_step)
         actions = self.data.actions[rows]  # [B, T, A]
-        actions[is_pad, :-1] = 0
+        for index in self.layout.motion:
+            actions[..., index][is_pad] = 0
         codes = self.tokens.codes(np.concatenate([now, future]), self.num_view)  # [2 B, V, n]
         views, later = torch.from_numpy(codes).chunk(2)
         return RobotBatch(
@@ -140,7 +145,9 @@ class DataProvider(Dataset[RobotSample]):
     def chunk(self, index: int) -> tuple[int, npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """Return (index of the future frame, actions [T, A], is_pad [T]) of a sample; opens no file."""
         start, end = self.bounds(index)
-        future, actions, is_pad = action_chunk(self.data.actions[start:end], index - start, self.act_step)
+        future, actions, is_pad = action_chunk(
+            self.data.actions[start:end], index - start, self.act_step, self.layout.gripper
+        )
         return start + future, actions, is_pad
 
     def bounds(self, index: int) -> tuple[int, int]:
@@ -152,10 +159,11 @@ class DataProvider(Dataset[RobotSample]):
         """Return the images of one frame, uint8 [V, 3, R, R]; with a token cache their codes, int16 [V, n]."""
         if self.tokens is not None:
             return torch.from_numpy(self.tokens.codes(np.asarray([frame]), self.num_view)[0])
-        fitted = [fit(image, self.resolution) for image in self._images(frame)]
+        fitted = [fit(image, self.resolution) for image in self.images(frame)]
         return torch.from_numpy(fitted[0][None] if len(fitted) == 1 else np.stack(fitted))
 
-    def _images(self, frame: int) -> list[npt.NDArray[np.uint8]]:
+    def images(self, frame: int) -> list[npt.NDArray[np.uint8]]:
+        """Return the images of one frame as recorded, uint8 [height, width, 3], one for each view."""
         path = self.data.frame_path(frame)
         if path.suffix == ".npz":
             arrays = read_npz(path, CAMERAS[: self.num_view])

@@ -29,7 +29,7 @@ from models.rng import SampleRng
 from models.sequence import TextTurn
 from models.vision.clip_encoder import load_clip
 from models.vision.magvitv2 import load_magvit
-from training.batch_to_tasks import COUNTED, RobotCodes, Tasks, bundle, future_task, text_task
+from training.batch_to_tasks import COUNTED, RobotCodes, Tasks, bundle, robot_task, text_task
 from training.build import Components
 from training.build.network import freeze_modules_without_loss
 from training.build.setup import needs_clip
@@ -244,11 +244,11 @@ def longest_rows(parts: Components) -> Tasks:
         views=torch.empty(rows, 0),
         future_views=torch.empty(rows, 0),
         instructions=["turn " * spec.max_seq_length] * rows,
-        actions=torch.zeros(rows, spec.act_step, 7),
+        actions=torch.zeros(rows, spec.act_step, spec.action_dim),
         action_is_pad=torch.zeros(rows, spec.act_step, dtype=torch.bool),
         indices=torch.arange(rows),
     )
-    future = future_task(parts, RobotCodes(codes, codes if job.training.pre_coeff > 0 else None, robot), 0)
+    future = robot_task(parts, RobotCodes(codes, codes if job.training.pre_coeff > 0 else None, robot), 0)
     turn = None
     if job.dataset.und_type is not None and turns:
         patches = 0 if parts.clip is None else parts.clip.num_patches

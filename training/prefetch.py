@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from models.device import send
+from models.device import to_device_async
 from training.data.batch import CoBatch
 
 
@@ -55,9 +55,11 @@ def to_device(batch: CoBatch, device: torch.device) -> CoBatch:
     """Return the batch with its images on the device."""
     robot, text = batch.robot, batch.text
     if robot is not None:
-        robot = replace(robot, views=send(robot.views, device), future_views=send(robot.future_views, device))
+        robot = replace(
+            robot, views=to_device_async(robot.views, device), future_views=to_device_async(robot.future_views, device)
+        )
     if text is not None:
-        text = replace(text, pixels=send(text.pixels, device))
+        text = replace(text, pixels=to_device_async(text.pixels, device))
     return CoBatch(robot=robot, text=text)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from models.device import send
+from models.device import to_device_async
 from models.upvla import Losses
 from training.batch_to_tasks import COUNTED, MicroBatch, coefficients
 from training.build import Components
@@ -109,7 +109,7 @@ class Trainer:
 
         Gradients are exchanged between ranks in the backward of the last one only.
         """
-        counts = send(torch.stack([batch.counts for batch in micro_batches]).sum(0), self.run.device)
+        counts = to_device_async(torch.stack([batch.counts for batch in micro_batches]).sum(0), self.run.device)
         sums = self.run.sum(torch.cat([counts, self._total[None]]))  # one exchange, with the loss of the last step
         self._divisors = sums[:-1].clamp_min(1.0)
         self._monitor_loss(sums[-1])

@@ -22,7 +22,7 @@ from common.files import write_text
 from config.schema import Job, Objective
 from models.language_model import backbone_config
 from models.objectives import text_objective
-from models.pretrained.model_config import ModelSpec
+from models.pretrained.model_config import DecodingDefaults, ModelConfig
 from models.pretrained.model_io import Built, load_folder, save_folder
 from models.processing.text import ASSISTANT, HUMAN, Prompter, load_tokenizer, vocabulary_of
 from models.rng import SampleRng, generator
@@ -138,7 +138,7 @@ def untrained(recipe: Recipe) -> Built:
     llm = backbone_config(LANGUAGE_MODEL)
     llm.hidden_size, llm.intermediate_size, llm.num_hidden_layers = recipe.hidden, 4 * recipe.hidden, recipe.layers
     llm.num_attention_heads = llm.num_key_value_heads = max(recipe.hidden // 32, 1)
-    spec = ModelSpec(
+    spec = ModelConfig(
         llm=llm.to_dict(),
         words=words,
         bos=vocab.bos,
@@ -148,9 +148,11 @@ def untrained(recipe: Recipe) -> Built:
         num_vq_tokens=4,
         clip_width=CLIP_WIDTH,
         codebook_size=vocab.codebook_size,
-        text_objective=recipe.objective,
-        text_block_size=recipe.block_size,
-        text_canvas_multiple=recipe.block_size,
+        decoding=DecodingDefaults(
+            text_objective=recipe.objective,
+            text_block_size=recipe.block_size,
+            text_canvas_multiple=recipe.block_size,
+        ),
     )
     torch.manual_seed(0)
     return Built(UPVLA(spec), Prompter(tokenizer, vocab, max_seq_length=24))

@@ -26,7 +26,7 @@ from benchmarks.harness.record import Parser
 from common.files import PROJECT_DIR
 from config.schema import Job, Objective
 from models.objectives import text_objective
-from models.pretrained.model_config import ModelSpec
+from models.pretrained.model_config import ModelConfig
 from models.pretrained.model_io import Built
 from models.processing.image import ClipImageSpec, normalise
 from models.processing.text import Prompter, load_tokenizer
@@ -34,7 +34,7 @@ from models.rng import SampleRng
 from models.upvla import UPVLA
 from models.vision.clip_encoder import ClipTower
 from models.vision.magvitv2 import RELEASED_DECODER, RELEASED_ENCODER, MagVITv2, Tower
-from training.batch_to_tasks import coefficients, encode_image, encode_views, future_task, text_task
+from training.batch_to_tasks import coefficients, encode_image, encode_views, robot_task, text_task
 from training.build import Components
 from training.data.batch import CoBatch, RobotBatch, RobotSample, TextBatch, collate_robot
 from training.data.dataloader import CotrainLoader, Flow
@@ -75,9 +75,9 @@ class Size:
         """Return the slots of the original's robot row and conversation: instruction, soi, codes, eoi, actions."""
         return self.max_seq_length + 1 + self.num_vq_tokens + 2 + self.act_step
 
-    def spec(self, **changes: Any) -> ModelSpec:
-        """Return the ``ModelSpec`` of this size with ``changes``."""
-        spec = ModelSpec(
+    def spec(self, **changes: Any) -> ModelConfig:
+        """Return the ``ModelConfig`` of this size with ``changes``."""
+        spec = ModelConfig(
             llm=self.llm.to_dict(),
             words=self.words,
             bos=0,
@@ -167,7 +167,7 @@ SIZES["qwen3"] = replace(
 def language_model(size: Size, device: torch.device | str = "cpu", seed: int = 0, **changes: Any) -> Built:
     """Build the network with random weights, and a prompter whose system prompt has the original's 28 ids.
 
-    On the device ``meta`` it has shapes only, to count operations. ``changes``: fields of its ``ModelSpec``.
+    On the device ``meta`` it has shapes only, to count operations. ``changes``: fields of its ``ModelConfig``.
     """
     spec = size.spec(**changes)
     with torch.random.fork_rng(devices=[]), torch.device(device):
@@ -262,10 +262,10 @@ class Problem:
     def slots(self) -> int:
         """Return the number of slots of both flows in the package's step."""
         codes, turn = encode_views(self.parts, self.robot), encode_image(self.parts, self.text)
-        future, text = future_task(self.parts, codes, 0), text_task(self.parts, turn, SampleRng(0, 0))
+        future, text = robot_task(self.parts, codes, 0), text_task(self.parts, turn, SampleRng(0, 0))
         assert future is not None
         assert text is not None
-        return future.whole.ids.numel() + text.sequence.ids.numel()
+        return future.full_sequence.ids.numel() + text.sequence.ids.numel()
 
     def coded(self) -> CoBatch:
         """Return the batch as a token cache gives it: with the codes of its frames, on the host."""

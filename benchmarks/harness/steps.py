@@ -25,7 +25,7 @@ from training.batch_to_tasks import (
     coefficients,
     encode_image,
     encode_views,
-    future_task,
+    robot_task,
     text_task,
 )
 from training.build import Components
@@ -84,7 +84,7 @@ class PackageStep(TimedStep):
         codes = part(FRAMES, lambda: encode_views(parts, batch.robot))
         turn = part(IMAGES, lambda: encode_image(parts, batch.text))
         draws = SampleRng(parts.job.training.seed, number)
-        tasks = part(PREPARE, lambda: bundle(parts, future_task(parts, codes, number), text_task(parts, turn, draws)))
+        tasks = part(PREPARE, lambda: bundle(parts, robot_task(parts, codes, number), text_task(parts, turn, draws)))
         with self._autocast():
             losses = part(FORWARD, lambda: parts.model(tasks.future, tasks.text))
         part(BACKWARD, lambda: torch.autograd.backward(self._total(losses, tasks)))
@@ -184,7 +184,7 @@ def differences(made: Problem) -> dict[str, float]:
     assert codes.later is not None
     assert turn is not None
     assert turn.patches is not None
-    tasks = bundle(parts, future_task(parts, codes), text_task(parts, turn, SampleRng(0, 0), text_objective("ar")))
+    tasks = bundle(parts, robot_task(parts, codes), text_task(parts, turn, SampleRng(0, 0), text_objective("ar")))
     ours = parts.model(tasks.future, tasks.text)
     theirs = naive_step.main_losses(slow, rows_of(made, codes.now, codes.later, turn.patches))
     pairs = [(getattr(ours, name).mean, theirs[name]) for name in ("image", "action", "text")]

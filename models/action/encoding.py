@@ -1,10 +1,8 @@
-"""Actions as numbers that a network likes (``ActionScale``), and as tokens (``ActionBins``).
+"""Normalise actions (``ActionScale``) and encode them as tokens (``ActionBins``).
 
-As tokens, each of a chunk's numbers is one of ``count`` evenly spaced values in [-1, 1].
-
-Bin b has the id of image code b. The original put its bins there too: no rows are added to embedding and head, so that
-a checkpoint with block-diffusion actions has the shapes of one without. Image codes and bins never stand in the same
-span, and whoever reads one knows which it is.
+As a token, each number of a chunk is one of ``count`` evenly spaced values in [-1, 1]. Bin b has the id of image code
+b, as in the original: embedding and head need no further rows, and a checkpoint with block-diffusion actions has the
+shapes of one without. Image codes and bins never share a span, so ids are unambiguous.
 
 Legend: B batch, T chunk, A action size.
 """
@@ -36,13 +34,13 @@ class ActionBins:
             )
 
     def ids(self, actions: Tensor) -> Tensor:
-        """Actions of any shape -> ids of that shape. What lies outside [-1, 1] is cut to it; halves go to the even bin,
-        as in the original."""
+        """Encode actions of any shape as ids of that shape. Values are clipped to [-1, 1]; halves round to the
+        even bin, as in the original."""
         unit = (actions.float().clamp(-1.0, 1.0) + 1) / 2
         return self.vocab.code_ids((unit * (self.count - 1)).round().long())
 
     def values(self, ids: Tensor) -> Tensor:
-        """Ids of bins -> float32 actions of that shape."""
+        """Decode ids of bins into float32 actions of that shape."""
         return self.vocab.codes(ids).float() / (self.count - 1) * 2 - 1
 
 
@@ -50,9 +48,8 @@ class ActionBins:
 class ActionScale:
     """Normalisation of actions: ``low`` becomes -1 and ``high`` +1, in each of the A dimensions.
 
-    ``kind`` ``min_max``: the extremes of the training data. ``quantile``: its 1st and 99th percentile, and what lies
-    beyond them is cut off, so that a few wild frames do not press all others together. A dimension that never changes
-    becomes 0, and comes back as what it was.
+    ``kind`` ``min_max``: extremes of the training data. ``quantile``: their 1st and 99th percentile, with clipping, so
+    that a few outliers do not compress all other values. A constant dimension becomes 0 and is restored by ``undo``.
     """
 
     kind: str
@@ -60,13 +57,13 @@ class ActionScale:
     high: tuple[float, ...]
 
     def apply(self, actions: Tensor) -> Tensor:
-        """[..., A] in the robot's units -> float32 [..., A] as the network learns them."""
+        """Normalise [..., A] in the robot's units to float32 [..., A]."""
         low, width = self._bounds(actions)
         scaled = torch.where(width > 0, (actions.float() - low) / torch.where(width > 0, width, 1.0) * 2 - 1, 0.0)
         return scaled.clamp(-1.0, 1.0) if self.kind == "quantile" else scaled
 
     def undo(self, actions: Tensor) -> Tensor:
-        """[..., A] as the network says them -> float32 [..., A] in the robot's units."""
+        """Return float32 [..., A] in the robot's units from normalised [..., A]."""
         low, width = self._bounds(actions)
         return low + (actions.float() + 1) / 2 * width
 

@@ -8,22 +8,9 @@ Legend: B batch, T chunk, D hidden, H heads, d head width, A action size.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-ACTION_SIZE = 7
-"""x, y, z, three Euler angles, gripper."""
-
-
-class ActionHead(Protocol):
-    """Reads the last hidden states at the action slots."""
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, A]."""
-        ...
 
 
 class RMSNorm(nn.Module):
@@ -40,12 +27,12 @@ class RMSNorm(nn.Module):
 
 
 class LatentAttention(nn.Module):
-    """Latents attend the inputs; queries, keys and values without bias, output with."""
+    """Attention of latents to the inputs; only the output projection has a bias."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"the action head splits {width} channels into {heads} heads, which does not go evenly")
+            raise ValueError(f"the action head needs a width that is a multiple of its {heads} heads, got {width}")
         self.heads = heads
         self.q = nn.Linear(width, width, bias=False)
         self.kv = nn.Linear(width, 2 * width, bias=False)
@@ -64,7 +51,7 @@ class LatentAttention(nn.Module):
 
 
 class GatedProjection(nn.Module):
-    """Linear to twice the width, value half times silu of the gate half."""
+    """Linear layer to twice the width; the value half times silu of the gate half."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -96,16 +83,16 @@ class MapPool(nn.Module):
 
 
 class PooledRegression(nn.Module):
-    """Pool, then one linear layer to T x A numbers, step after step; nothing is squashed or clipped."""
+    """Pooling and one linear layer to T x A numbers, step by step, without squashing or clipping."""
 
-    def __init__(self, width: int, act_step: int, action_size: int = ACTION_SIZE) -> None:
+    def __init__(self, width: int, act_step: int, action_dim: int) -> None:
         super().__init__()
         self.act_step = act_step
-        self.action_size = action_size
+        self.action_dim = action_dim
         self.pool = MapPool(width)
-        self.out = nn.Linear(width, act_step * action_size)
+        self.out = nn.Linear(width, act_step * action_dim)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, A]."""
+        """Return actions [B, T, A] from hidden states [B, T, D]."""
         flat: Tensor = self.out(self.pool(hidden))
-        return flat.view(-1, self.act_step, self.action_size)
+        return flat.view(-1, self.act_step, self.action_dim)

@@ -1,8 +1,8 @@
-"""Robot flows read for acting: layouts made once, and forwards compiled for their shapes.
+"""Predict actions and future image codes: layouts are cached, and the forward can be compiled for fixed shapes.
 
-Nothing that depends on the weights is kept between two calls, so a model that is still learning acts by its present
-weights, whoever changes them and however. (Keys and values of instructions used to be kept: a hundredth of the
-operations of a forward, and stale after a fused optimizer step, which torch's tensor versions do not show.)
+Nothing that depends on the weights is cached between calls, so that a model in training acts by its present weights.
+(A cache of keys and values of instructions would save a hundredth of a forward's operations and go stale after a fused
+optimizer step, which torch's tensor versions do not show.)
 
 Legend: B batch, N image codes, T chunk, L sequence, D hidden.
 """
@@ -19,15 +19,15 @@ from torch import Tensor
 from models.sequence import TokenSequence, robot_sequence
 from models.upvla import UPVLA, Prediction
 
-KEPT_LAYOUTS = 16
+MAX_CACHED_LAYOUTS = 16
 TEXT_BUCKET = 16
-"""Compiled forwards see text spans of a multiple of so many slots, and batches of a power of two."""
+"""Compiled forwards pad text spans to a multiple of this many slots, and batches to a power of two."""
 
 
-class RobotReader:
+class ActionPredictor:
     """Predicts from instructions and image codes with one model, in eval mode.
 
-    ``compiled``: ``torch.compile`` with fixed shapes, compiled anew at the first call of each batch and text bucket.
+    ``compiled``: use ``torch.compile`` with fixed shapes, compiled at the first call of each batch and text bucket.
     """
 
     def __init__(self, model: UPVLA, compiled: bool = False) -> None:
@@ -37,21 +37,21 @@ class RobotReader:
 
     @torch.no_grad()
     def predict(self, instructions: Sequence[Sequence[int]], codes: Tensor, want_codes: bool = False) -> Prediction:
-        """``UPVLA.predict`` of ``robot_sequence(vocab, instructions, codes, act_step)``. ``codes`` [B, N]."""
+        """Return ``UPVLA.predict`` of ``robot_sequence(vocab, instructions, codes, act_step)``. ``codes`` [B, N]."""
         if self._compiled is not None:
             return self._predict_compiled(self._compiled, instructions, codes, want_codes)
         flow = robot_sequence(self.model.vocab, instructions, codes, self.model.spec.act_step)
         mask, pos = self._layout(flow, tuple(len(ids) for ids in instructions))
-        return self._read_out(flow, self.model.backbone(self.model.embed(flow), mask, pos), want_codes)
+        return self._predict_from_hidden(flow, self.model.backbone(self.model.embed(flow), mask, pos), want_codes)
 
     def _layout(self, flow: TokenSequence, lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """(mask [B, 1, L, L], positions [B, L]). Rows of one length share one mask."""
-        alike = len(set(lengths)) == 1
-        key = (flow.ids.shape[1], *(lengths[:1] if alike else lengths))
+        """Return (mask [B, 1, L, L], positions [B, L]). Rows of one length share one mask."""
+        equal_lengths = len(set(lengths)) == 1
+        key = (flow.ids.shape[1], *(lengths[:1] if equal_lengths else lengths))
         if key not in self._layouts:
-            slots = flow.slots.map(lambda tag: tag[:1]) if alike else flow.slots
+            slots = flow.slots.map(lambda tag: tag[:1]) if equal_lengths else flow.slots
             self._layouts[key] = flow.rule.dense(slots), slots.pos
-            if len(self._layouts) > KEPT_LAYOUTS:
+            if len(self._layouts) > MAX_CACHED_LAYOUTS:
                 self._layouts.popitem(last=False)
         self._layouts.move_to_end(key)
         mask, pos = self._layouts[key]
@@ -60,20 +60,21 @@ class RobotReader:
     def _predict_compiled(
         self, backbone: Callable[..., Tensor], instructions: Sequence[Sequence[int]], codes: Tensor, want_codes: bool
     ) -> Prediction:
-        """The same, with rows and text slots filled up to their buckets."""
+        """Predict with rows and text slots padded to their buckets."""
         model, batch = self.model, len(instructions)
-        filled = [*instructions, *[instructions[-1]] * (_power_of_two(batch) - batch)]
-        codes = torch.cat([codes, codes[-1:].expand(len(filled) - batch, -1)])
-        width = -(-max(map(len, filled)) // TEXT_BUCKET) * TEXT_BUCKET
-        flow = robot_sequence(model.vocab, filled, codes, model.spec.act_step, pad_to=width)
+        padded = [*instructions, *[instructions[-1]] * (_power_of_two(batch) - batch)]
+        codes = torch.cat([codes, codes[-1:].expand(len(padded) - batch, -1)])
+        width = -(-max(map(len, padded)) // TEXT_BUCKET) * TEXT_BUCKET
+        flow = robot_sequence(model.vocab, padded, codes, model.spec.act_step, pad_to=width)
         hidden = backbone(model.embed(flow), flow.rule.dense(flow.slots), flow.slots.pos)[:batch]
-        return self._read_out(flow, hidden, want_codes)
+        return self._predict_from_hidden(flow, hidden, want_codes)
 
-    def _read_out(self, flow: TokenSequence, hidden: Tensor, want_codes: bool) -> Prediction:
-        """``hidden`` [B, L, D]."""
+    def _predict_from_hidden(self, flow: TokenSequence, hidden: Tensor, want_codes: bool) -> Prediction:
+        """Return the prediction from hidden states [B, L, D]."""
         assert flow.image is not None
         assert flow.actions is not None
-        return self.model.read_out(hidden[:, flow.image.columns], hidden[:, flow.actions.columns], want_codes)
+        image, actions = hidden[:, flow.image.columns], hidden[:, flow.actions.columns]
+        return self.model.predict_from_hidden(image, actions, want_codes)
 
 
 def _power_of_two(count: int) -> int:
@@ -81,7 +82,10 @@ def _power_of_two(count: int) -> int:
 
 
 def _compile(model: UPVLA) -> Callable[..., Tensor]:
-    """The backbone's forward, compiled for each shape. Without CUDA graphs: those belong to the thread that recorded
-    them, and a server or a robot's planner acts from another one than that which warmed the policy up."""
+    """Return the backbone's forward, compiled for each shape.
+
+    CUDA graphs are not used: they belong to the thread that recorded them, and a server or a robot's planner acts from
+    another thread than the one that warmed the policy up.
+    """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     return torch.compile(partial(model.backbone.forward, cache=None), dynamic=False)

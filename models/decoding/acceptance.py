@@ -1,7 +1,7 @@
-"""Which of the proposed words of a block are kept in one forward; at least one always is.
+"""Rules that select which proposed tokens of a block are kept in one forward; at least one always is.
 
-Sources: threshold and factor, Fast-dLLM (arXiv 2505.22618); low-confidence remasking, LLaDA (2502.09992), is ``Static``
-seen from its other side; first hitting, Zheng et al. (2409.02908).
+Sources: threshold and factor, Fast-dLLM (arXiv 2505.22618); low-confidence remasking, LLaDA (2502.09992), is
+equivalent to ``Static``; first hitting, Zheng et al. (2409.02908).
 
 Legend: B batch, n slots of the block.
 """
@@ -16,23 +16,26 @@ from torch import Tensor
 
 
 class Acceptance(Protocol):
-    """A rule."""
+    """A rule that selects tokens."""
 
     def keep(self, confidence: Tensor, open_: Tensor, generator: torch.Generator | None) -> Tensor:
-        """``confidence`` [B, n]: probability of each proposed word; ``open_`` [B, n] boolean: slots still hidden that
-        may be filled now. Returns [B, n] boolean: fill these; at least one of each row that has an open slot."""
+        """Return the slots to fill, [B, n] boolean: at least one of each row that has an open slot.
+
+        ``confidence`` [B, n]: probability of each proposed token; ``open_`` [B, n] boolean: masked slots that may be
+        filled now.
+        """
         ...
 
 
 def _rank(confidence: Tensor, open_: Tensor) -> Tensor:
-    """0 for the most confident open slot of a row, 1 for the next, ...; the earlier slot first where they tie."""
+    """Return 0 for the most confident open slot of a row, 1 for the next, ...; ties go to the earlier slot."""
     order = confidence.masked_fill(~open_, float("-inf")).argsort(dim=-1, descending=True, stable=True)
     return order.argsort(dim=-1)
 
 
 @dataclass(frozen=True)
 class Static:
-    """The ``count`` most confident: a fixed number of forwards per block."""
+    """Keep the ``count`` most confident tokens: a fixed number of forwards per block."""
 
     count: int = 1
 
@@ -46,7 +49,7 @@ class Static:
 
 @dataclass(frozen=True)
 class Threshold:
-    """All above ``level``; with a level of 1 or more that is one word per forward."""
+    """Keep all tokens with a confidence above ``level``; with a level of 1 or more, one token per forward."""
 
     level: float = 0.9
 
@@ -60,8 +63,8 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Factor:
-    """The k most confident as long as (k + 1) (1 - confidence of the k-th) < ``factor``: the more at once, the surer
-    each has to be."""
+    """Keep the k most confident tokens while (k + 1) (1 - confidence of the k-th) < ``factor``: more tokens at once
+    need a higher confidence."""
 
     factor: float = 1.0
 
@@ -76,7 +79,7 @@ class Factor:
 
 @dataclass(frozen=True)
 class FirstHitting:
-    """One slot, picked at random: the order in which the diffusion process itself would uncover them."""
+    """Keep one random slot, in the order in which the diffusion process would unmask them."""
 
     def keep(self, confidence: Tensor, open_: Tensor, generator: torch.Generator | None) -> Tensor:
         where = "cpu" if generator is None else generator.device
@@ -87,16 +90,17 @@ class FirstHitting:
 def accept_within(
     accept: Acceptance, left: int, confidence: Tensor, open_: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """What ``accept`` keeps, and so many more of the most confident that ``left`` forwards fill every open slot.
+    """Return what ``accept`` keeps, and as many more confident tokens that ``left`` forwards fill every open slot.
 
-    [B, n] boolean, row by row: a row is filled as it would be alone.
+    [B, n] boolean; a row does not depend on the others.
     """
     least = -(-open_.sum(dim=-1, keepdim=True) // left)  # [B, 1]
     return accept.keep(confidence, open_, generator) | (open_ & (_rank(confidence, open_) < least))
 
 
 def acceptance(text: str) -> Acceptance:
-    """``threshold:0.9``, ``static:2``, ``factor:1.0`` or ``first-hitting``. Raises ``ValueError`` naming these."""
+    """Parse ``threshold:0.9``, ``static:2``, ``factor:1.0`` or ``first-hitting``. Raises ``ValueError`` naming
+    these."""
     name, _, number = text.partition(":")
     try:
         if name == "threshold":

@@ -1,4 +1,4 @@
-"""``generate``: images and questions in, answers out; one interface for every text objective.
+"""``generate``: answers to questions about images, one interface for every text objective.
 
 Legend: B batch, P patches, C CLIP width.
 """
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DecodingStats:
-    """``forwards`` of the backbone; ``tokens`` said over all rows; wall-clock seconds in all and to the first token."""
+    """``forwards`` of the backbone; ``tokens`` of all rows; wall-clock seconds in total and to the first token."""
 
     forwards: int
     tokens: int
@@ -48,8 +48,8 @@ class DecodingStats:
 
 @dataclass(frozen=True)
 class Generation:
-    """``texts``: answers; ``ids``: their tokens, end-of-text included when it was said; ``stats``: the cost; ``cut``:
-    which answers ended at ``max_new_tokens``, not by themselves (empty: not known)."""
+    """``texts``: answers; ``ids``: their tokens, with end-of-text if generated; ``stats``: the cost; ``cut``: answers
+    that ended at ``max_new_tokens``, not by end-of-text (empty: unknown)."""
 
     texts: list[str]
     ids: list[list[int]]
@@ -59,12 +59,12 @@ class Generation:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How ``bd`` and ``mdm`` decode. None: as the model was trained.
+    """Settings of ``bd`` and ``mdm``. None: as the model was trained.
 
-    ``accept``: which proposed words a forward keeps. ``block_size``: of ``bd``; of ``mdm`` the window of the canvas
-    that is filled first, then the next (semi-autoregressive). ``whole_canvas``: ``mdm`` fills any slot of the canvas at
-    any time. ``speculative``: ``bd`` drafts, the clean stream verifies; the answer is greedy ar's. ``fused``: commit a
-    block in the forward that first looks at the next one.
+    ``accept``: the rule for keeping proposed tokens. ``block_size``: of ``bd``; for ``mdm`` the window of the canvas
+    that is filled before the next (semi-autoregressive). ``whole_canvas``: ``mdm`` fills any slot of the canvas at any
+    time. ``speculative``: ``bd`` drafts, the clean stream verifies; the answer equals greedy ``ar``. ``fused``: commit
+    a block in the first forward of the next one.
     """
 
     accept: Acceptance = field(default_factory=Threshold)
@@ -90,14 +90,15 @@ def generate(
     decoding: Decoding | None = None,
     on_step: OnStep | None = None,
 ) -> Generation:
-    """Answers to ``questions``, one per row of ``patches`` [B, P, C] (CLIP features; None: no image).
+    """Generate answers to ``questions``, one per row of ``patches`` [B, P, C] (CLIP features; None: no image).
 
-    A row stops at end-of-text (or the id ``stop``) and stays as it is while others go on. ``words_only`` (default)
-    never says a special token, an image code or the mask; False leaves all ids but the mask open, as the original.
-    ``objective``: decode as ``ar``, ``mdm`` or ``bd`` (None: as the model was trained). ``on_step`` is told after every
-    forward what has become visible. Raises ``ValueError`` for settings that contradict each other.
+    A row ends at end-of-text (or the id ``stop``) and does not change afterwards. ``words_only`` (default) allows words
+    only; False allows all ids except the mask, as the original. ``objective``: decode as ``ar``, ``mdm`` or ``bd``
+    (None: as the model was trained). ``on_step`` is called after every forward with the tokens so far. Raises
+    ``ValueError``
+    for settings that contradict each other.
     """
-    objective = objective or model.spec.text_objective
+    objective = objective or model.spec.decoding.text_objective
     how, sampling = decoding or Decoding(), sampling or Sampling()
     if objective not in DECODERS:
         raise ValueError(f"objective is {objective!r}; allowed: {', '.join(DECODERS)}")
@@ -107,26 +108,26 @@ def generate(
     asked = [prompter.question(question) for question in questions]
     prompt = prompt_sequence(model.vocab, prompter.system_ids, asked, patches)
     longest = int(prompt.slots.pos.max()) + 1 + max_new_tokens
-    remedy = "ask less, or lower max_new_tokens"
+    remedy = "shorten the question, or lower max_new_tokens"
     line = beyond_positions(model.backbone.config, longest, "a prompt and its answer", remedy)
     if line is not None:
         _warn_once(line)
     prompt = prompt.to(model.device)
-    turn = DecodingState(
-        stream=CachedPrefix(model, prompt),
-        voice=LogitsFilter(model, words_only),
+    state = DecodingState(
+        prefix=CachedPrefix(model, prompt),
+        logits_filter=LogitsFilter(model, words_only),
         sampling=sampling,
         generator=generator,
-        room=max_new_tokens,
+        max_new_tokens=max_new_tokens,
         stop=model.vocab.eos if stop is None else stop,
         on_step=on_step,
         started=started,
     )
-    _decode(turn, model, objective, how, max_new_tokens)
-    ids = turn.answers
+    _decode(state, model, objective, how, max_new_tokens)
+    ids = state.answers
     seconds = time.perf_counter() - started
-    stats = DecodingStats(turn.stream.forwards, sum(map(len, ids)), seconds, turn.first_word_after)
-    cut = [not row or row[-1] != turn.stop for row in ids]
+    stats = DecodingStats(state.prefix.forwards, sum(map(len, ids)), seconds, state.first_token_seconds)
+    cut = [not row or row[-1] != state.stop for row in ids]
     return Generation([prompter.decode(row) for row in ids], ids, stats, cut)
 
 
@@ -135,15 +136,15 @@ def _warn_once(line: str) -> None:
     logger.warning("%s", line)
 
 
-def _decode(turn: DecodingState, model: UPVLA, objective: str, how: Decoding, max_new_tokens: int) -> None:
+def _decode(state: DecodingState, model: UPVLA, objective: str, how: Decoding, max_new_tokens: int) -> None:
     spec = model.spec
-    size, shift = how.block_size or spec.text_block_size, spec.text_prediction == "shift"
+    size, shift = how.block_size or spec.decoding.text_block_size, spec.decoding.text_prediction == "shift"
     if objective == "ar":
-        next_token(turn)
+        next_token(state)
     elif objective == "bd" and how.speculative:
-        draft_and_verify(turn, size, shift)
+        draft_and_verify(state, size, shift)
     elif objective == "bd":
-        fill_blocks(turn, Blocks(size, None, shift, how.accept, how.fused))
+        fill_blocks(state, Blocks(size, None, shift, how.accept, how.fused))
     else:
-        canvas = max(-(-max_new_tokens // spec.text_canvas_multiple), 1) * spec.text_canvas_multiple
-        fill_blocks(turn, Blocks(canvas, None if how.whole_canvas else size, shift, how.accept))
+        canvas = max(-(-max_new_tokens // spec.decoding.text_canvas_multiple), 1) * spec.decoding.text_canvas_multiple
+        fill_blocks(state, Blocks(canvas, None if how.whole_canvas else size, shift, how.accept))

@@ -1,4 +1,4 @@
-"""Choosing words: from hidden states to logits of what may be said, and from logits to ids.
+"""Sampling of tokens: from hidden states to logits of allowed ids, and from logits to ids.
 
 Legend: V vocabulary (or its words), D hidden.
 """
@@ -16,9 +16,9 @@ from models.upvla import UPVLA
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. ``temperature`` 0: the most likely one; ``top_k``, ``top_p`` narrow the choice.
+    """Settings of sampling. ``temperature`` 0: the most likely token; ``top_k``, ``top_p`` restrict the candidates.
 
-    Greedy answers do not depend on the batch a question is asked in; drawn ones do, all rows share one generator.
+    Greedy answers do not depend on the batch. Sampled ones do, because all rows share one generator.
     """
 
     temperature: float = 0.0
@@ -33,11 +33,11 @@ class Sampling:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1]")
 
-    def choose(self, logits: Tensor, generator: torch.Generator | None) -> Tensor:
-        """[S, V] -> [S] ids."""
+    def sample(self, logits: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Return ids [S] from logits [S, V]."""
         if self.temperature == 0:
             return logits.argmax(dim=-1)
-        logits = logits.double()  # the tails want room
+        logits = logits.double()  # precision for the tails
         logits = (logits - logits.max(dim=-1, keepdim=True).values) / self.temperature  # finite however small that is
         if self.top_k is not None:
             kth = logits.topk(min(self.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
@@ -52,13 +52,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class LogitsFilter:
-    """What a model may say: words only, or (as the original) every id but the mask."""
+    """Logits of allowed ids: words only, or (as the original) every id except the mask."""
 
     model: UPVLA
     words_only: bool = True
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., D] -> [..., V] in float32; only the rows of words are projected where only words may be said."""
+        """Return float32 logits [..., V] of hidden states [..., D]; with ``words_only`` only the rows of words."""
         if not self.words_only:
             return ban(self.model.backbone.logits(hidden), self.model.vocab.mask)
         return self.model.backbone.logits(hidden, slice(self.model.vocab.words))

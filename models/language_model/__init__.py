@@ -1,4 +1,4 @@
-"""Any causal language model that transformers knows, behind one small class."""
+"""Causal language models of transformers, behind one class."""
 
 from models.language_model.backbone import FLEX, Backbone, backbone_config, ignored_settings
 from models.language_model.pretrained import load_pretrained, save_code

@@ -1,7 +1,7 @@
-"""The language model as the rest of the project sees it: embed, forward, head, logits.
+"""The language model: embed, forward, head, logits.
 
-The network itself is transformers' own (Phi with per-head ``qk_layernorm``, Qwen3, ...). We hand it embeddings, a
-4-D mask and positions, take the hidden states after its final norm, and project only the slots somebody scores.
+The network is a model of transformers (Phi with per-head ``qk_layernorm``, Qwen3, ...). Its inputs are embeddings, a
+4-D mask and positions, its output the hidden states after the final norm. Only scored slots are projected.
 
 Legend: B batch, L sequence, D hidden, V vocabulary.
 """
@@ -37,10 +37,10 @@ HARMLESS_DROPOUT = ("classifier", "summary")
 
 
 def backbone_config(name_or_path: str | Path, llm_backbone: str = "auto", *, trust_remote_code: bool = False) -> Any:
-    """The transformers config of a language model directory (or hub id).
+    """Return the transformers config of a language model directory (or hub id).
 
-    ``llm_backbone``: ``auto`` takes what the directory holds; any other value must be its ``model_type``.
-    ``trust_remote_code``: run the model code that the directory brings along. Raises ``ValueError`` naming the folder.
+    ``llm_backbone``: ``auto`` accepts any model type; any other value must be its ``model_type``.
+    ``trust_remote_code``: run the model code in the directory. Raises ``ValueError`` naming the folder.
     """
     folder = resolve_model_dir(str(name_or_path), key="model.showo.llm_model_path", weights=False)
     try:
@@ -65,7 +65,7 @@ def backbone_config(name_or_path: str | Path, llm_backbone: str = "auto", *, tru
 
 
 def ignored_settings(config: Any) -> list[str]:
-    """What a language model's config asks for and the network does not do: ``name=value``."""
+    """Return the settings of a config that the network does not apply, as ``name=value``."""
     asked = [f"{name}={value:g}" for name, value in _dropout(config).items() if value]
     window = getattr(config, "sliding_window", None)
     if window and getattr(config, "use_sliding_window", True):
@@ -74,12 +74,12 @@ def ignored_settings(config: Any) -> list[str]:
 
 
 def has_own_code(config: Any) -> bool:
-    """Whether a config's class comes from a model directory (``trust_remote_code``), not from transformers."""
+    """Return whether a config's class comes from a model directory (``trust_remote_code``), not from transformers."""
     return type(config).__module__.startswith("transformers_modules.")
 
 
 def _dropout(config: Any) -> dict[str, float]:
-    """Every dropout probability of a config, by name. (``to_dict`` leaves out names that a class only maps.)"""
+    """Return every dropout probability of a config by name; ``to_dict`` omits names that a class only maps."""
     return {
         name: value
         for name, value in config.to_dict().items()
@@ -106,8 +106,10 @@ def as_trained(config: Any, vocab_size: int) -> Any:
 
 
 def _fuse_activations(lm: nn.Module) -> None:
-    """Phi's ``gelu_new`` in one pass over the widest tensor of a layer. transformers writes it out as six, each with a
-    result of its own that training keeps; torch's kernel computes the same function (to 1e-6)."""
+    """Replace Phi's ``gelu_new`` by torch's fused kernel of the same function (to 1e-6).
+
+    transformers computes it in six passes over the widest tensor of a layer, each with a result that training keeps.
+    """
     for module in list(lm.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, NewGELUActivation):
@@ -115,7 +117,7 @@ def _fuse_activations(lm: nn.Module) -> None:
 
 
 def _cache_argument(lm: Any) -> str:
-    """What this network calls the cache. ``ValueError`` if it does not take what we hand over."""
+    """Return the name of the network's cache argument. Raises ``ValueError`` if it does not take our inputs."""
     takes = inspect.signature(lm.base_model.forward).parameters
     name = next((name for name in CACHE_ARGUMENTS if name in takes), None)
     missing = [argument for argument in ("inputs_embeds", "attention_mask", "position_ids") if argument not in takes]
@@ -132,7 +134,7 @@ def _cache_argument(lm: Any) -> str:
 
 
 def _own_masks(lm: Any) -> list[str]:
-    """Name a mask that an attention layer keeps for itself and applies beside ours (GPT-Neo).
+    """Name a mask that an attention layer stores and applies in addition to the given one (GPT-Neo).
 
     The model's own buffers are not meant: it makes the mask of its layers from them, unless it is given one.
     """
@@ -150,7 +152,7 @@ def _layers_before_head(lm: Any) -> list[str]:
 
 
 class Head:
-    """The projection to the vocabulary: [*, D] -> [*, V], with what the model's family does to its output."""
+    """Projection to the vocabulary, [*, D] -> [*, V], with the scaling of the model's family."""
 
     def __init__(self, linear: nn.Linear, scaled: Callable[[Tensor], Tensor]) -> None:
         self._linear, self._scaled = linear, scaled
@@ -196,7 +198,7 @@ class Backbone(nn.Module):
         self.set_attn_implementation(attn_implementation)
 
     def set_attn_implementation(self, attn_implementation: str) -> None:
-        """Take another kernel from now on; numbers stay, to rounding. ``ValueError`` for one that does not exist."""
+        """Select the attention kernel; results are equal to rounding. Raises ``ValueError`` for an unknown one."""
         has = {"sdpa": self.lm._supports_sdpa, "eager": True, FLEX: self.lm._supports_flex_attn}
         if not has.get(attn_implementation):
             raise ValueError(
@@ -221,26 +223,26 @@ class Backbone(nn.Module):
         return weight.dtype
 
     def embed(self, ids: Tensor) -> Tensor:
-        """[B, L] ids -> [B, L, D]."""
+        """Return the embeddings [B, L, D] of ids [B, L]."""
         out: Tensor = self.lm.get_input_embeddings()(ids)
         return out
 
     @property
-    def tiled(self) -> bool:
-        """Is it trained with FlexAttention?"""
+    def uses_flex_attention(self) -> bool:
+        """Whether it is trained with FlexAttention."""
         return self.attn_implementation == FLEX
 
     def mask(self, rule: Rule, slots: Slots) -> Tensor | BlockMask:
-        """Who attends whom, as ``forward`` likes it for a whole sequence: made once, for all layers."""
-        return rule.blocks(slots) if self.tiled and self.training else rule.dense(slots)
+        """Return the attention mask of a whole sequence for ``forward``, shared by all layers."""
+        return rule.blocks(slots) if self.uses_flex_attention and self.training else rule.dense(slots)
 
     def forward(self, embeds: Tensor, mask: Tensor | BlockMask, positions: Tensor, cache: Any | None = None) -> Tensor:
-        """Hidden states after the final norm.
+        """Return hidden states after the final norm.
 
         ``embeds`` [B, L, D]; ``mask`` [B, 1, L, K] boolean, True attends (K > L when ``cache`` holds earlier slots), or
         a mask of tiles; ``positions`` [B, L] true positions. Returns [B, L, D].
         """
-        if self.tiled:  # transformers asks its configuration in every layer which kernel to take
+        if self.uses_flex_attention:  # transformers asks its configuration in every layer which kernel to take
             self.lm.config._attn_implementation = FLEX if isinstance(mask, BlockMask) else "sdpa"
         # Eager attention adds the mask to the scores; only SDPA reads booleans.
         attention_mask = mask
@@ -258,8 +260,8 @@ class Backbone(nn.Module):
         return hidden
 
     def new_cache(self) -> DynamicCache:
-        """An empty cache of keys and values. It keeps every slot, also in layers that would have a sliding window: who
-        sees whom is the mask's business alone."""
+        """Return an empty cache of keys and values. It keeps every slot, also in layers with a sliding window, because
+        only the mask decides what is attended."""
         return DynamicCache()
 
     @property
@@ -268,7 +270,7 @@ class Backbone(nn.Module):
         return Head(self.lm.get_output_embeddings(), self.scaled)
 
     def logits(self, hidden: Tensor, rows: slice | None = None) -> Tensor:
-        """[..., D] -> [..., V] in float32; ``rows``: of these ids alone."""
+        """Return float32 logits [..., V] of hidden states [..., D]; ``rows``: only of these ids."""
         head = self.lm.get_output_embeddings()
         if rows is None:
             return self.scaled(head(hidden)).float()
@@ -276,7 +278,7 @@ class Backbone(nn.Module):
         return self.scaled(F.linear(hidden, head.weight[rows], None if bias is None else bias[rows])).float()
 
     def scaled(self, logits: Tensor) -> Tensor:
-        """What some families do to the head's output: a factor (Cohere), a divisor (Granite), a soft cap (Gemma 2)."""
+        """Apply the logit scaling of some families: a factor (Cohere), a divisor (Granite), a soft cap (Gemma 2)."""
         factor = getattr(self.config, "logit_scale", None)
         divisor = getattr(self.config, "logits_scaling", None)
         cap = getattr(self.config, "final_logit_softcapping", None)

@@ -1,4 +1,4 @@
-"""How far a language model's positions reach."""
+"""Check of sequence lengths against a language model's positions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 def beyond_positions(config: Any, length: int, what: str, remedy: str) -> str | None:
     """Return a line if ``length`` positions are more than a transformers ``config`` was made for.
 
-    Raise ``ValueError`` if the model has no embedding for them. Rotary positions go on, but the model never saw them.
+    Raise ``ValueError`` if the model has no embedding for them. Rotary positions extrapolate, but were not trained.
     """
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None or length <= limit:

@@ -1,4 +1,4 @@
-"""A language model's weights, with the key names that files of its family use, and the code that it may bring along."""
+"""Load the weights of a language model by the key names of its family, and save its remote code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from models.language_model.backbone import Backbone, as_trained, has_own_code
 from models.pretrained.folders import CODE_FOLDER
-from models.pretrained.weights_io import load_strict, misfit, require_finite
+from models.pretrained.weights_io import describe_mismatch, load_strict, require_finite
 
 
 @torch.no_grad()
@@ -46,14 +46,14 @@ def load_pretrained(backbone: Backbone, config: Any, state: Mapping[str, Tensor]
 
 
 def _with_rows(table: Tensor, size: int) -> Tensor:
-    """[n] or [n, D], filled up with zeros to ``size`` rows."""
+    """Return [n] or [n, D] padded with zeros to ``size`` rows."""
     return torch.cat([table, table.new_zeros(size - len(table), *table.shape[1:])]) if len(table) < size else table
 
 
 def _as_transformers_reads(
     kind: Any, config: Any, state: Mapping[str, Tensor], source: Path
 ) -> tuple[nn.Module, list[str]]:
-    """(the language model in float32, the norms of Phi that its file does not have)."""
+    """Return (the language model in float32, the norms of Phi that are missing in its file)."""
     with torch.random.fork_rng(devices=[]), _quiet():
         theirs, found = kind.from_pretrained(
             None,
@@ -69,7 +69,9 @@ def _as_transformers_reads(
     missing = sorted(found["missing_keys"])
     absent = [name for name in missing if name.endswith(optional)] if optional else []
     resized = [f"{name} is {list(had)}, not {list(wants)}" for name, had, wants in sorted(found["mismatched_keys"])]
-    problem = misfit([name for name in missing if name not in absent], sorted(found["unexpected_keys"]), resized)
+    problem = describe_mismatch(
+        [name for name in missing if name not in absent], sorted(found["unexpected_keys"]), resized
+    )
     if problem:
         raise ValueError(f"{source} does not fit the model that its config.json describes; keys {problem}")
     require_finite(theirs.state_dict(), source)
@@ -78,7 +80,7 @@ def _as_transformers_reads(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers reports keys in a table and shows a progress bar; we raise one line of our own."""
+    """Silence the key table and the progress bar of transformers; errors are raised in one line."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -91,7 +93,7 @@ def _quiet() -> Iterator[None]:
 
 
 def save_code(backbone: Backbone, folder: Path) -> None:
-    """Write config.json and code of a language model that transformers does not know, beside a model that is saved."""
+    """Write config.json and code of a language model with remote code into the folder of a saved model."""
     if has_own_code(backbone.config):
         target = folder / CODE_FOLDER
         target.mkdir(exist_ok=True)

@@ -1,8 +1,8 @@
-"""Where a backbone begins that has never seen an image code.
+"""Initial embeddings of image codes.
 
-A code of lookup-free quantisation is 13 signs (``models/vision/magvitv2.py``). Rows drawn one by one for 8192 codes
-hide that: the network would have to meet every code before it knows anything of it. Here codes that share bits begin
-alike.
+A code of lookup-free quantisation is 13 signs (``models/vision/magvitv2.py``). Independent rows for 8192 codes ignore
+that, and the network learns about a code only from its own occurrences. Here codes that share bits start with similar
+rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from models.upvla import UPVLA
 
 
 def code_bits(count: int) -> Tensor:
-    """[count, bits] of +1/-1, the most significant bit first; ``count`` is a power of two."""
+    """Return [count, bits] of +1/-1, the most significant bit first; ``count`` is a power of two."""
     width = count.bit_length() - 1
     shifts = torch.arange(width - 1, -1, -1)
     return (torch.arange(count)[:, None] >> shifts & 1).float() * 2 - 1
@@ -22,9 +22,11 @@ def code_bits(count: int) -> Tensor:
 
 @torch.no_grad()
 def init_code_embeddings(model: UPVLA, seed: int) -> bool:
-    """Give the embedding of every image code, and its row of the head, as a sum of one vector for each bit, drawn from
-    ``seed``; rows keep the standard deviation that the configuration initialises with. False (nothing done) for a
-    codebook whose size is no power of two."""
+    """Set the embedding of every image code, and its row of the head, to a sum of one random vector for each bit.
+
+    Vectors are drawn from ``seed``; rows have the standard deviation of the configuration. Returns False, without a
+    change, for a codebook whose size is not a power of two.
+    """
     vocab, lm = model.vocab, model.backbone.lm
     if vocab.codebook_size & (vocab.codebook_size - 1):
         return False

@@ -1,36 +1,29 @@
-"""Text objectives: how the model learns to speak. The switch ``training.text_objective`` names one."""
+"""Text objectives: ``training.text_objective`` selects one."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from config.schema import Job
 from models.objectives.action_diffusion import action_diffusion, action_task
 from models.objectives.ar import Autoregressive
 from models.objectives.base import TextObjective, TextTask
-from models.objectives.bd import block_diffusion
-from models.objectives.mdm import masked_diffusion
+from models.objectives.diffusion import block_diffusion, masked_diffusion
 
-OBJECTIVES: dict[str, Callable[[Job], TextObjective]] = {
-    "ar": lambda job: Autoregressive(),
-    "mdm": masked_diffusion,
-    "bd": block_diffusion,
-}
-"""What each value of the switch makes of a job."""
+OBJECTIVES = ("ar", "mdm", "bd")
 
 
 def text_objective(job: Job | str) -> TextObjective:
-    """The objective of a job, its knobs set as the job says; a name alone stands for a job of defaults.
+    """Return the objective that ``training.text_objective`` names, built from the config sections that it reads.
 
-    Raises ``ValueError`` for a name that does not exist.
+    A name alone takes the default configuration. Raises ``ValueError`` for an unknown name.
     """
-    if isinstance(job, str):
-        name, job = job, Job()
-    else:
-        name = job.training.text_objective
-    if name not in OBJECTIVES:
-        raise ValueError(f"training.text_objective is {name!r}; allowed: {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[name](job)
+    name, job = (job, Job()) if isinstance(job, str) else (job.training.text_objective, job)
+    if name == "ar":
+        return Autoregressive()
+    if name == "mdm":
+        return masked_diffusion(job.text_mdm, job.block_diffusion.complementary_mask, job.text_diffusion)
+    if name == "bd":
+        return block_diffusion(job.block_diffusion, job.text_diffusion)
+    raise ValueError(f"training.text_objective is {name!r}; allowed: {', '.join(OBJECTIVES)}")
 
 
 __all__ = [

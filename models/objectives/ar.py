@@ -19,9 +19,9 @@ class Autoregressive:
     name = "ar"
 
     def prepare(
-        self, vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn, draws: SampleRng | None = None
+        self, vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn, rng: SampleRng | None = None
     ) -> TextTask:
-        """The token at an answer slot is read from the slot before it; nothing is drawn."""
+        """Return the task: the token at an answer slot is predicted from the slot before it. ``rng`` is not used."""
         sequence = clean_text_sequence(vocab, system_ids, turn)
         rows, columns = (sequence.slots.kind == Kind.ANSWER).nonzero(as_tuple=True)  # [S], [S]
         ones = torch.ones(rows.shape[0], device=rows.device)
@@ -37,6 +37,6 @@ class Autoregressive:
             mask_ratio=torch.zeros_like(ones),
         )
 
-    def measuring(self, draws: int) -> Autoregressive:
-        """Itself: the likelihood is exact."""
+    def for_evaluation(self, num_samples: int) -> Autoregressive:
+        """Return this objective: its likelihood is exact."""
         return self

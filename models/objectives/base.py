@@ -1,4 +1,4 @@
-"""The seam of a text objective: a conversation in, a prepared problem for the model out.
+"""Interface of a text objective: it turns conversations into a ``TextTask`` for the model.
 
 Legend: B batch, L sequence, S scored slots.
 """
@@ -6,13 +6,13 @@ Legend: B batch, L sequence, S scored slots.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from models.device import send
+from models.device import fields_to_device
 from models.rng import SampleRng
 from models.sequence import TextTurn, TokenSequence
 from models.vocabulary import Vocabulary
@@ -20,14 +20,14 @@ from models.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class TextTask:
-    """A text problem that one forward of the backbone solves.
+    """Prediction of tokens in one forward of the backbone.
 
-    ``sequence``: what the backbone reads. ``rows``, ``slots`` [S]: where hidden states are gathered. ``targets`` [S]:
-    ids to predict there. ``weights`` [S]: of each cross-entropy in the training loss. ``bound_weights`` [S]: of each
-    cross-entropy in the negative log-likelihood (or its bound), whatever is trained. ``counted`` []: what the training
-    loss is divided by. ``answer_tokens`` []: real answer tokens, by which the likelihood is divided, so that the curves
-    of all objectives share one axis. ``mask_ratio`` [S]: of the block a token is read in, how much is hidden (0: it
-    is read from the clean stream).
+    ``sequence``: input of the backbone. ``rows``, ``slots`` [S]: where hidden states are gathered. ``targets`` [S]: ids
+    to predict there. ``weights`` [S]: of each cross-entropy in the training loss. ``bound_weights`` [S]: of each
+    cross-entropy in the negative log-likelihood (or its bound), whatever is trained. ``counted`` []: divisor of the
+    training loss. ``answer_tokens`` []: real answer tokens, divisor of the likelihood for every objective, so that
+    their curves are comparable. ``mask_ratio`` [S]: masked share of the block a token is predicted in (0: predicted
+    from the clean stream).
     """
 
     sequence: TokenSequence
@@ -42,45 +42,31 @@ class TextTask:
 
     @property
     def clean_only(self) -> Tensor:
-        """[S] True at next-token predictions of the clean stream that are learned beside the objective
-        (``text_diffusion.ar_aux_weight``) and no part of the likelihood."""
+        """[S] True at next-token predictions of the clean stream that are added to the objective
+        (``text_diffusion.ar_aux_weight``) and are no part of the likelihood."""
         return (self.bound_weights == 0) & (self.mask_ratio == 0)
 
     def to(self, device: torch.device | str) -> TextTask:
-        def move(tensor: Tensor) -> Tensor:
-            return send(tensor, device)
-
-        return replace(
-            self,
-            sequence=self.sequence.to(device),
-            rows=move(self.rows),
-            slots=move(self.slots),
-            targets=move(self.targets),
-            weights=move(self.weights),
-            bound_weights=move(self.bound_weights),
-            counted=move(self.counted),
-            answer_tokens=move(self.answer_tokens),
-            mask_ratio=move(self.mask_ratio),
-        )
+        return fields_to_device(self, device)
 
 
 class TextObjective(Protocol):
-    """Corruption, layout and loss weights of one way to learn text. The decoder of each is in ``models.decoding``."""
+    """Masking, layout and loss weights of a text objective. Its decoder is in ``models.decoding``."""
 
     @property
     def name(self) -> str: ...
 
     def prepare(
-        self, vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn, draws: SampleRng | None = None
+        self, vocab: Vocabulary, system_ids: Sequence[int], turn: TextTurn, rng: SampleRng | None = None
     ) -> TextTask:
-        """Conversations -> a task. ``draws`` gives every sample its masks, ratios and block size; nothing global is
-        touched.
+        """Return the task of a batch of conversations.
 
-        Work on the host's ids (before they go to the device): finding the answer's slots would otherwise make the
-        device wait."""
+        ``rng`` gives every sample its masks, mask ratios and block size; no global generator is used. ``turn`` must be
+        on the host: finding answer slots on a device would block until it has finished.
+        """
         ...
 
-    def measuring(self, draws: int) -> TextObjective:
-        """The objective that held-out data are measured with: the likelihood (or its bound, over all mask ratios, at
-        the block size that answers are decoded with), averaged over this many independent draws per sample."""
+    def for_evaluation(self, num_samples: int) -> TextObjective:
+        """Return the objective for validation: the likelihood, or its bound over all mask ratios at the block size of
+        decoding, averaged over ``num_samples`` independent samples of masks."""
         ...

@@ -1,6 +1,6 @@
 """How large a block is: fixed, drawn for each sample, or growing with training.
 
-The block size only changes the ``start`` tags of a layout, never the code that runs.
+The block size only changes the tags ``block_start`` of a layout, not the code that runs.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from config.schema import BlockDiffusion
 
 
 class BlockSizes(Protocol):
-    """A schedule of block sizes. ``final``: the size that held-out data are measured and answers decoded with."""
+    """A schedule of block sizes. ``final``: the size for validation and decoding."""
 
     @property
     def final(self) -> int: ...
 
     def size(self, step: int, draw: torch.Generator) -> int:
-        """Tokens per block of one sample in this optimizer step; ``draw`` is the sample's own generator."""
+        """Return the tokens per block of one sample in this optimizer step; ``draw`` is the sample's own generator."""
         ...
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same size always."""
+    """One size."""
 
     final: int
 
@@ -37,7 +37,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Elastic:
-    """Drawn for each sample, every candidate alike (one model then decodes with any of them)."""
+    """A size drawn for each sample, uniformly from the candidates (the model can then decode with any of them)."""
 
     candidates: tuple[int, ...]
     final: int
@@ -48,9 +48,9 @@ class Elastic:
 
 @dataclass(frozen=True)
 class Annealed:
-    """From small to large in ``steps`` optimizer steps, each size for as long as the others; then ``final``.
+    """Sizes that grow during ``steps`` optimizer steps, each for the same number of steps; then ``final``.
 
-    An AR-initialised backbone is at home with blocks of one token and learns larger ones on the way.
+    A backbone that was trained autoregressively is used to blocks of one token.
     """
 
     sizes: tuple[int, ...]
@@ -68,7 +68,7 @@ class Annealed:
 
 
 def block_sizes(settings: BlockDiffusion) -> BlockSizes:
-    """The schedule that ``block_diffusion.*`` describes."""
+    """Return the schedule that ``block_diffusion.*`` describes."""
     if settings.elastic_block_enabled:
         return Elastic(tuple(settings.block_size_candidates), settings.block_size)
     if settings.anneal_steps:

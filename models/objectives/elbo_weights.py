@@ -1,12 +1,12 @@
-"""Exact weights of masked tokens: what makes a random mask an unbiased estimate of the likelihood bound.
+"""Exact weights of masked tokens, which make a random mask an unbiased estimate of the likelihood bound.
 
 A block of n tokens has the negative evidence lower bound
 
-    NELBO = sum over k = 1..n of (1/k) E[ sum of the cross-entropies of the k hidden tokens ],   k hidden at random,
+    NELBO = sum over k = 1..n of (1/k) E[ sum of the cross-entropies of the k masked tokens ],   k masked at random,
 
 (the any-order likelihood; MDLM, arXiv 2406.07524, and LLaDA, arXiv 2502.09992, write it as an integral over the ratio
-t). A view that hides k tokens with probability Q(k) estimates it with weight 1 / (k Q(k)) on its masked sum. Each
-token hidden with probability t, t uniform on (0, 1), gives Q(k) = 1 / (n + 1) for every k: the weight (n + 1) / k is
+t). A copy that masks k tokens with probability Q(k) estimates it with weight 1 / (k Q(k)) on its masked sum. If each
+token is masked with probability t, t uniform on (0, 1), then Q(k) = 1 / (n + 1) for every k: the weight (n + 1) / k is
 finite where 1 / t has a heavy tail.
 """
 
@@ -27,7 +27,7 @@ class Ratio:
     high: float = 1.0
 
     def of(self, uniform: Tensor) -> Tensor:
-        """Uniform draws on (0, 1) -> ratios."""
+        """Map uniform draws on (0, 1) to ratios."""
         return self.low + (self.high - self.low) * uniform
 
 
@@ -36,20 +36,20 @@ FULL = Ratio()
 
 @lru_cache(maxsize=4096)
 def level_probability(size: int, ratio: Ratio, complementary: bool) -> Tensor:
-    """Q [size + 1], float64: the probability that a view hides k of ``size`` tokens, k = 0..size.
+    """Return Q [size + 1], float64: the probability that a copy masks k of ``size`` tokens, k = 0..size.
 
-    With ``complementary`` views it is that of a view picked from the pair at random: weighting both by it (the balance
-    heuristic) stays unbiased and is less noisy than weighting each by its own.
+    With ``complementary`` copies it is that of a copy picked from the pair at random: weighting both by it (the balance
+    heuristic) is unbiased and less noisy than weighting each by its own.
     """
-    probability = _hidden_count(size, ratio)
+    probability = _masked_count(size, ratio)
     return (probability + probability.flip(0)) / 2 if complementary else probability
 
 
-def _hidden_count(size: int, ratio: Ratio) -> Tensor:
-    """P(k tokens hidden), t uniform on (low, high): a difference of binomial tails of size + 1 trials.
+def _masked_count(size: int, ratio: Ratio) -> Tensor:
+    """Return P(k tokens masked), t uniform on (low, high): a difference of binomial tails of size + 1 trials.
 
     P(k) = [F(k; low) - F(k; high)] / ((size + 1) (high - low)), F the cumulative distribution of Binomial(size + 1, .).
-    Taken from the tail that is small, so that nothing cancels.
+    The smaller tail is used, to avoid cancellation.
     """
     if ratio == FULL:
         return torch.full((size + 1,), 1.0 / (size + 1), dtype=torch.float64)
@@ -62,7 +62,7 @@ def _hidden_count(size: int, ratio: Ratio) -> Tensor:
 
 
 def _binomial(trials: int, p: float) -> Tensor:
-    """[trials + 1] probabilities, float64."""
+    """Return [trials + 1] probabilities, float64."""
     k = torch.arange(trials + 1, dtype=torch.float64)
     if p in (0.0, 1.0):
         return (k == trials * p).double()
@@ -72,16 +72,16 @@ def _binomial(trials: int, p: float) -> Tensor:
     return torch.exp(choose + k * log_p + (n - k) * log_q)
 
 
-def exact_elbo_weight(hidden: Tensor, size: Tensor, ratio: Ratio, complementary: bool) -> Tensor:
-    """1 / (k Q(k)) of slots whose block hides ``hidden`` of ``size`` tokens (same shapes), float32; 0 where none is."""
+def exact_elbo_weight(masked: Tensor, size: Tensor, ratio: Ratio, complementary: bool) -> Tensor:
+    """Return 1 / (k Q(k)), float32, of slots whose block has ``masked`` of ``size`` tokens masked; 0 if none is."""
     weight = torch.zeros(size.shape, dtype=torch.float64)
     for n in torch.unique(size).tolist():
-        at = (size == n) & (hidden > 0)
-        k = hidden[at]
+        at = (size == n) & (masked > 0)
+        k = masked[at]
         weight[at] = 1.0 / (k * level_probability(n, ratio, complementary)[k])
     return weight.float()
 
 
-def uniform_ratio_weight(hidden: Tensor, size: Tensor) -> Tensor:
-    """(n + 1) / k, as ``exact_elbo_weight`` for ratios on (0, 1); 0 where nothing is hidden."""
-    return torch.where(hidden > 0, (size + 1) / hidden.clamp_min(1), 0.0).float()
+def uniform_ratio_weight(masked: Tensor, size: Tensor) -> Tensor:
+    """Return (n + 1) / k, as ``exact_elbo_weight`` for ratios on (0, 1); 0 if nothing is masked."""
+    return torch.where(masked > 0, (size + 1) / masked.clamp_min(1), 0.0).float()

@@ -1,13 +1,14 @@
-"""The one layout of the diffusion objectives: ``[P | x0 | v1 | v2 ...]``, built over the tags of ``Slots``.
+"""The layout of the diffusion objectives: ``[P | x0 | v1 | v2 ...]``, built over the tags of ``Slots``.
 
-P x0 is the clean conversation. Every view is a noisy copy of all answers, each continued with end-of-text to the
-boundary of its last block. Every answer opens a fresh grid of blocks.
+P x0 is the clean conversation. Every noisy copy repeats all answers, each padded with end-of-text to the boundary of
+its last block. Every answer starts a new grid of blocks.
 
-Positions: a copy repeats the positions of the words it stands for. The continuation counts on, over the positions of
-the next question; nothing leaks: a noisy slot sees clean slots before the *start* of its block (which is an answer's
-own position, before any later question) and noisy slots whose block starts where its own does (starts are unique).
+Positions: a copy repeats the positions of the tokens that it stands for. The padding of an answer continues to count,
+over the positions of the next question. Nothing leaks: a noisy slot attends clean slots before the *start* of its block
+(a position of its own answer, before any later question) and noisy slots whose block starts at the same position
+(starts are unique).
 
-Legend: B batch, L clean slots, C slots of one view, W views.
+Legend: B batch, L clean slots, C slots of one noisy copy, W noisy copies.
 """
 
 from __future__ import annotations
@@ -19,24 +20,25 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from models.attention_mask import Kind, Slots, with_views
+from models.attention_mask import Kind, Slots, concat_slots, with_noisy_copies
 from models.sequence import Span, TokenSequence
 from models.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """What one noisy view stands for: the answers of each row end to end, with their continuation. All [B, C].
+    """The tokens that a noisy copy stands for: the answers of each row, concatenated and padded. All [B, C].
 
-    ``ids``: clean tokens; ``pos``: true positions; ``column``: where the clean token stands in its row (a row padded on
-    the left begins at a later column than at position 0); ``start``: position of the block's first token; ``block``:
-    number of the block in its row; ``size``: tokens of the block; ``valid``: 0 at the padding of shorter rows.
+    ``ids``: clean tokens; ``pos``: true positions; ``column``: column of the clean token in its row (a row padded on
+    the left begins at a later column than at position 0); ``block_start``: position of the block's first token;
+    ``block``: number of the block in its row; ``size``: tokens of the block; ``valid``: 0 at the padding of shorter
+    rows.
     """
 
     ids: Tensor
     pos: Tensor
     column: Tensor
-    start: Tensor
+    block_start: Tensor
     block: Tensor
     size: Tensor
     valid: Tensor
@@ -49,63 +51,68 @@ class Canvas:
     @property
     def first(self) -> Tensor:
         """[B, C] True at the first token of each block."""
-        return self.real & (self.pos == self.start)
+        return self.real & (self.pos == self.block_start)
 
     @property
     def start_column(self) -> Tensor:
-        """[B, C]: where the first token of the slot's block stands in the clean stream (padding: -1)."""
-        return self.start + self.column - self.pos
+        """[B, C] column of the first token of the slot's block in the clean stream (padding: -1)."""
+        return self.block_start + self.column - self.pos
 
     @property
     def blocks(self) -> int:
-        """Blocks of the row that has most."""
+        """Number of blocks in the row that has most."""
         return int(self.block.max()) + 1 if self.block.numel() else 0
 
-    def hidden_count(self, hidden: Tensor) -> Tensor:
-        """``hidden`` [B, C] -> for every slot, how many tokens of its block are hidden (padding: 0)."""
-        counts = torch.zeros(hidden.shape[0], self.blocks, dtype=torch.long)
-        return counts.scatter_add(1, self.block, hidden.long()).gather(1, self.block) * self.valid
+    def masked_count(self, masked: Tensor) -> Tensor:
+        """Return the number of masked tokens in each slot's block [B, C] (padding: 0). ``masked`` [B, C]."""
+        counts = torch.zeros(masked.shape[0], self.blocks, dtype=torch.long)
+        return counts.scatter_add(1, self.block, masked.long()).gather(1, self.block) * self.valid
 
 
-def build_canvas(clean: TokenSequence, vocab: Vocabulary, sizes: Sequence[int], whole: bool = False) -> Canvas:
-    """The canvas of a batch. ``sizes`` [B]: tokens per block of each row.
+def build_canvas(clean: TokenSequence, vocab: Vocabulary, sizes: Sequence[int], whole_answer: bool = False) -> Canvas:
+    """Build the canvas of a batch. ``sizes`` [B]: tokens per block of each row.
 
-    An answer that ends in end-of-text is continued with it to a multiple of the block size; one that was cut is not
-    continued (nobody knows how it went on), and its last block is shorter. ``whole``: all of an answer is one block.
+    An answer that ends in end-of-text is padded with it to a multiple of the block size. A truncated answer is not
+    padded, because its continuation is unknown; its last block is shorter. ``whole_answer``: an answer is one block.
     """
     rows = []
     for row, size in enumerate(sizes):
         ids = clean.ids[row]
         pos = clean.slots.pos[row]
-        answers = [_lay(ids[a:z], a, int(pos[a]), vocab.eos, size, whole) for a, z in answers_of(clean.slots.kind[row])]
+        answers = [
+            layout_answer(ids[a:z], a, int(pos[a]), vocab.eos, size, whole_answer)
+            for a, z in answers_of(clean.slots.kind[row])
+        ]
         rows.append(concat_answers(answers))
     names = [field.name for field in fields(Canvas)]
-    padding = {"ids": vocab.pad, "start": -1}
+    padding = {"ids": vocab.pad, "block_start": -1}
     return Canvas(
         **{n: pad_sequence([row[n] for row in rows], batch_first=True, padding_value=padding.get(n, 0)) for n in names}
     )
 
 
 def answers_of(kind: Tensor) -> list[tuple[int, int]]:
-    """[start, stop) of each answer of one row; ``kind`` [L]."""
+    """Return [start, stop) of each answer of one row; ``kind`` [L]."""
     inside = torch.zeros(kind.shape[0] + 2, dtype=torch.long)
     inside[1:-1] = kind == Kind.ANSWER
     edges = inside.diff()
     return list(zip((edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist(), strict=True))
 
 
-def _lay(answer: Tensor, column: int, start: int, eos: int, size: int, whole: bool) -> dict[str, Tensor]:
-    """Tags of one answer and its continuation."""
+def layout_answer(
+    answer: Tensor, column: int, start: int, eos: int, size: int, whole_answer: bool
+) -> dict[str, Tensor]:
+    """Return the tags of one answer with its padding."""
     length = answer.shape[0]
     continued = -(-length // size) * size if int(answer[-1]) == eos else length
-    size = continued if whole else size
+    size = continued if whole_answer else size
     offset = torch.arange(continued)
     block = offset // size
     return {
         "ids": torch.cat([answer, answer.new_full((continued - length,), eos)]),
         "pos": start + offset,
         "column": column + offset,
-        "start": start + block * size,
+        "block_start": start + block * size,
         "block": block,
         "size": torch.full_like(offset, size).clamp_max(continued - block * size),
         "valid": torch.ones_like(offset),
@@ -113,7 +120,7 @@ def _lay(answer: Tensor, column: int, start: int, eos: int, size: int, whole: bo
 
 
 def concat_answers(answers: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The answers of one row behind each other; blocks are numbered through."""
+    """Concatenate the answers of one row; block numbers continue from answer to answer."""
     if not answers:
         return {field.name: torch.zeros(0, dtype=torch.long) for field in fields(Canvas)}
     before = 0
@@ -123,45 +130,40 @@ def concat_answers(answers: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
 
 
-def hide(uniform: Tensor, ratio: Tensor, may_hide: Tensor) -> Tensor:
-    """Which tokens are hidden: those that may be and whose draw lies below their ratio. All of one shape."""
-    return (uniform < ratio) & may_hide
+def apply_mask(uniform: Tensor, ratio: Tensor, maskable: Tensor) -> Tensor:
+    """Return which tokens are masked: maskable ones whose uniform draw is below their ratio. All of one shape."""
+    return (uniform < ratio) & maskable
 
 
 def drop_unread_clean_tokens(clean: TokenSequence, canvas: Canvas) -> TokenSequence:
-    """Without the clean slots that no noisy slot sees and no token is read from: from the start of a row's last block
-    on. For one block per answer and one answer that is all of x0: ``[P | v1 | v2]``."""
+    """Remove the clean slots that no noisy slot attends and no token is predicted from: from the start of a row's last
+    block on. For one answer that is one block this is all of x0: ``[P | v1 | v2]``."""
     length = clean.ids.shape[1]
-    starts = canvas.start_column if canvas.start.shape[1] else torch.full((clean.ids.shape[0], 1), -1)
+    starts = canvas.start_column if canvas.block_start.shape[1] else torch.full((clean.ids.shape[0], 1), -1)
     last = starts.max(dim=1).values  # [B]
     last = torch.where(last < 0, length, last)
     width = int(last.max())
-    kept = torch.arange(width) < last[:, None]
+    is_read = torch.arange(width) < last[:, None]
     slots = clean.slots.map(lambda tag: tag[:, :width])
-    kind = torch.where(kept, slots.kind, int(Kind.PAD))
+    kind = torch.where(is_read, slots.kind, int(Kind.PAD))
     return replace(clean, ids=clean.ids[:, :width], slots=replace(slots, kind=kind))
 
 
 def append_noisy_copies(
-    clean: TokenSequence, canvas: Canvas, hidden: Tensor, mask: int
+    clean: TokenSequence, canvas: Canvas, masked: Tensor, mask: int
 ) -> tuple[TokenSequence, list[Span]]:
-    """``[P | x0 | v1 | v2 ...]`` and the columns of each view.
+    """Return ``[P | x0 | v1 | v2 ...]`` and the columns of each noisy copy.
 
-    ``hidden`` [W, B, C]: tokens that each view shows as ``mask``.
+    ``masked`` [W, B, C]: tokens that each copy replaces by the id ``mask``.
     """
     ids, parts = [clean.ids], [clean.slots]
     width, spans = clean.ids.shape[1], []
-    for number, covered in enumerate(hidden, start=1):
-        ids.append(torch.where(covered, mask, canvas.ids))
+    for number, chosen in enumerate(masked, start=1):
+        ids.append(torch.where(chosen, mask, canvas.ids))
         kind = torch.where(canvas.real, int(Kind.ANSWER), int(Kind.PAD))
-        view = torch.full_like(kind, number)
-        parts.append(Slots(kind=kind, pos=canvas.pos, view=view, start=canvas.start))
+        copy_id = torch.full_like(kind, number)
+        parts.append(Slots(kind=kind, pos=canvas.pos, copy_id=copy_id, block_start=canvas.block_start))
         spans.append(Span(width, width + canvas.ids.shape[1]))
         width = spans[-1].stop
-    sequence = replace(clean, ids=torch.cat(ids, dim=1), slots=join(parts), rule=with_views(clean.rule))
+    sequence = replace(clean, ids=torch.cat(ids, dim=1), slots=concat_slots(*parts), rule=with_noisy_copies(clean.rule))
     return sequence, spans
-
-
-def join(parts: Sequence[Slots]) -> Slots:
-    """Tags of spans behind each other."""
-    return Slots(**{f.name: torch.cat([getattr(part, f.name) for part in parts], dim=1) for f in fields(Slots)})

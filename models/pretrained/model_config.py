@@ -1,4 +1,7 @@
-"""What a saved model says about itself: everything that acting needs beside the weights."""
+"""Description of a saved model: everything that acting and resuming need except the weights.
+
+On disk it is one flat object, the field ``blockdiff_vla`` of ``config.json``.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from common.constants import CAMERAS
+from common.constants import CALVIN_ACTION_DIM, CAMERAS
 from models.action.encoding import ActionScale
 from models.processing.text import SYSTEM_PROMPT
 from models.vocabulary import Vocabulary
@@ -24,38 +27,34 @@ CALVIN_RELATIVE: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """Sizes and conventions of one model.
+class DataSpec:
+    """Facts about the training data.
 
-    ``llm``: the transformers config of the backbone as a plain dict. ``words``, ``bos``, ``eos``, ``codebook_size``:
-    the id space. ``act_step``: T. ``num_view``: cameras read. ``num_vq_tokens``: image codes per view.
-    ``clip_width``: channels of a CLIP feature, None without a CLIP tower. ``resolution``: pixels of a square frame.
-    ``text_objective``, ``text_prediction`` (``shift`` | ``aligned``), ``text_block_size``, ``text_canvas_multiple``:
-    how it learned to speak, and so how it decodes. ``mask_logit_banned``: the mask's logit is -inf in text heads
-    (False: as the original, which leaves it in). ``action_bins``: values a number of an action may have as a token,
-    None where block-diffusion actions were not trained; ``action_block_size``, ``action_prediction``: how they were.
-    ``action_decoder`` (``regression`` | ``block_diffusion``): what makes actions unless the user chooses;
-    ``action_conf_threshold``, ``action_infer_steps``: how action tokens are decoded then.
-    ``action_convention``: what an action's numbers mean; ``action_scale``: how they were normalised
-    (``models.action.encoding.ActionScale``), None if not at all; ``cameras``: view -> (height, width) of the training
-    images.
-    ``weights``: which ones lie beside it, those that were trained or their average over the steps.
-    ``framework``: name of the recipe that trained it, empty if not known.
-    ``image_tokenizer``: hash of the weights of the image tokenizer whose codes it learned, empty if not known.
+    ``action_convention``: meaning of an action's numbers (``policy_rollout.policies.interface.ActionConvention``).
+    ``action_scale``: their normalisation (``models.action.encoding.ActionScale``), None if not normalised. ``cameras``:
+    view -> (height, width) of the training images. ``image_tokenizer``: hash of the weights of the image tokenizer,
+    empty if unknown.
     """
 
-    llm: Mapping[str, Any]
-    words: int
-    bos: int
-    eos: int
-    act_step: int
-    num_view: int
-    num_vq_tokens: int
-    clip_width: int | None
-    codebook_size: int = 8192
-    max_seq_length: int = 576
-    resolution: int = 512
-    system_prompt: str = SYSTEM_PROMPT
+    action_convention: Mapping[str, Any] = field(default_factory=lambda: dict(CALVIN_RELATIVE))
+    action_scale: Mapping[str, Any] | None = None
+    cameras: Mapping[str, Any] = field(default_factory=dict)
+    image_tokenizer: str = ""
+
+    @property
+    def scale(self) -> ActionScale | None:
+        """Normalisation of actions."""
+        return None if self.action_scale is None else ActionScale.from_json(self.action_scale)
+
+
+@dataclass(frozen=True)
+class DecodingDefaults:
+    """How answers and action tokens were trained, and so how they are decoded unless the user chooses.
+
+    ``text_prediction``, ``action_prediction``: ``shift`` | ``aligned``. ``action_bins``: values of a number as a token,
+    None without block-diffusion actions. ``action_decoder``: ``regression`` | ``block_diffusion``.
+    """
+
     text_objective: str = "ar"
     text_prediction: str = "shift"
     text_block_size: int = 32
@@ -66,52 +65,85 @@ class ModelSpec:
     action_decoder: str = "regression"
     action_conf_threshold: float = 0.9
     action_infer_steps: int = 8
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of a model, with the facts about its data and the defaults of its decoding.
+
+    ``llm``: the transformers config of the backbone as a plain dict. ``words``, ``bos``, ``eos``, ``codebook_size``:
+    the id space. ``act_step``: T. ``num_view``: number of cameras. ``num_vq_tokens``: image codes per view.
+    ``clip_width``: channels of a CLIP feature, None without a CLIP tower. ``action_dim``: A. ``resolution``: side of a
+    square frame in pixels. ``mask_logit_banned``: the mask's logit is -inf in text heads (False: it is not, as in the
+    original). ``weights``: which weights are saved, the trained ones or their average over steps. ``framework``: name
+    of the recipe, empty if unknown. ``versions``: of libraries.
+    """
+
+    llm: Mapping[str, Any]
+    words: int
+    bos: int
+    eos: int
+    act_step: int
+    num_view: int
+    num_vq_tokens: int
+    clip_width: int | None
+    action_dim: int = CALVIN_ACTION_DIM
+    codebook_size: int = 8192
+    max_seq_length: int = 576
+    resolution: int = 512
+    system_prompt: str = SYSTEM_PROMPT
     mask_logit_banned: bool = True
     attn_implementation: str = "sdpa"
     llm_model_path: str = ""
     weights: str = "trained"
     framework: str = ""
-    image_tokenizer: str = ""
-    action_convention: Mapping[str, Any] = field(default_factory=lambda: dict(CALVIN_RELATIVE))
-    action_scale: Mapping[str, Any] | None = None
-    cameras: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    data: DataSpec = field(default_factory=DataSpec)
+    decoding: DecodingDefaults = field(default_factory=DecodingDefaults)
 
     @property
     def vocab(self) -> Vocabulary:
         return Vocabulary(words=self.words, bos=self.bos, eos=self.eos, codebook_size=self.codebook_size)
 
     @property
-    def scale(self) -> ActionScale | None:
-        """How actions were normalised."""
-        return None if self.action_scale is None else ActionScale.from_json(self.action_scale)
-
-    @property
     def num_image_tokens(self) -> int:
-        """Image codes of all views."""
+        """Number of image codes of all views."""
         return self.num_view * self.num_vq_tokens
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return all fields as one flat object."""
+        flat = asdict(self)
+        data, decoding = flat.pop("data"), flat.pop("decoding")
+        return {**flat, **data, **decoding}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
-        """Raises ``ValueError`` naming fields that are missing or unknown."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(data) - known)
+    def from_json(cls, flat: Mapping[str, Any]) -> ModelConfig:
+        """Build the description from one flat object; absent fields have their defaults.
+
+        Raises ``ValueError`` naming fields that are missing or unknown.
+        """
+        parts: dict[str, Any] = {}
+        left = {**flat, "cameras": _cameras(flat.get("cameras", {}))}
+        for name, kind in (("data", DataSpec), ("decoding", DecodingDefaults)):
+            parts[name] = kind(**{f.name: left.pop(f.name) for f in fields(kind) if f.name in left})
+        unknown = sorted(set(left) - ({f.name for f in fields(cls)} - set(parts)))
         if unknown:
             raise ValueError(f"unknown model fields: {', '.join(unknown)} (saved by a newer version?)")
         try:
-            return cls(**{**data, "cameras": _cameras(data.get("cameras", {}))})
+            return cls(**left, **parts)
         except TypeError as error:
             raise ValueError(f"incomplete model description: {error}") from error
+
+    def updated(self, **changes: Any) -> ModelConfig:
+        """Return the description with some fields of the flat object changed."""
+        return self.from_json({**self.to_json(), **changes})
 
 
 def _cameras(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sizes of a saved description by view.
 
-    Older descriptions held the data set's own names, sorted: which view such a camera was is known only where it is the
-    only one. The others are left out, so that they are not compared with another camera's images.
+    Older descriptions have the data set's own names, sorted. The view of such a camera is known only if it is the only
+    one; others are omitted, so that they are not compared with another camera's images.
     """
     if len(saved) == 1 and not set(saved) <= set(CAMERAS):
         return {CAMERAS[0]: next(iter(saved.values()))}

@@ -1,14 +1,14 @@
-"""Models in and out: built from a configuration, read from a folder, written to one.
+"""Build a model from a configuration, load it from a folder, save it to one.
 
 Weights keep the original's key names on disk (``showo.*``, ``mm_projector.*``, ``token_learner.*``, ``to_logits.0.*``),
-so that its users can read ours and we read theirs: base Show-o checkpoints, UP-VLA training folders, bare files.
+so that checkpoints are exchangeable: base Show-o checkpoints, UP-VLA training folders, bare files.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.constants import CALVIN_ACTION_DIM
 from common.files import read_object, write_text
 from config.schema import Job
 from models.language_model import backbone_config, ignored_settings, load_pretrained, save_code
 from models.language_model.weight_init import init_code_embeddings
 from models.pretrained.folders import CODE_FOLDER, CONFIG_FILE, STEP_FIELD, TOKENIZER_FOLDER
 from models.pretrained.folders import model_folder as model_folder  # part of this module's interface
-from models.pretrained.model_config import ModelSpec
+from models.pretrained.model_config import DecodingDefaults, ModelConfig
 from models.pretrained.weights_io import find_weights, load_strict, read_weights, resolve_model_dir, write_safetensors
 from models.processing.text import Prompter, load_tokenizer, vocabulary_of
 from models.upvla import UPVLA
@@ -44,43 +45,39 @@ RELEASED_CLIP_WIDTH = 1024
 
 @dataclass(frozen=True)
 class Built:
-    """A model with the prompter that feeds it. ``notes``: what a user should know, such as random weights."""
+    """A model with its prompter. ``notes``: information for the user, such as random weights."""
 
     model: UPVLA
     prompter: Prompter
     notes: tuple[str, ...] = ()
 
     @property
-    def spec(self) -> ModelSpec:
+    def spec(self) -> ModelConfig:
         return self.model.spec
 
 
 @dataclass(frozen=True)
 class UpstreamSettings:
-    """What an original checkpoint folder does not say: ``llm_model_path`` (None: as its config.json says), cameras,
-    instruction length, frame size, how it learned to speak, and whether the mask may be predicted."""
+    """Settings that an original checkpoint folder does not contain. ``llm_model_path`` None: as in its config.json."""
 
     llm_model_path: str | None = None
     num_view: int = 1
     max_seq_length: int = 576
     resolution: int = 512
-    text_objective: str = "ar"
-    text_prediction: str = "shift"
-    text_block_size: int = 32
-    text_canvas_multiple: int = 32
     mask_logit_banned: bool = True
+    decoding: DecodingDefaults = field(default_factory=DecodingDefaults)
 
 
 # --- key names ------------------------------------------------------------------------------------------------------
 
 
 def to_disk_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state-dict names -> the original's."""
+    """Rename our state-dict names to the original's."""
     return {_rename(name, KEY_PREFIXES): tensor for name, tensor in state.items()}
 
 
 def from_disk_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The original's names -> ours; names we do not know stay, and are reported as unexpected on loading."""
+    """Rename the original's names to ours; unknown names are unchanged, and reported as unexpected on loading."""
     return {_rename(name, [(theirs, ours) for ours, theirs in KEY_PREFIXES]): t for name, t in state.items()}
 
 
@@ -95,7 +92,7 @@ def _rename(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
 
 
 def build(job: Job, device: torch.device | str = "cpu") -> Built:
-    """The network of a run configuration, with the weights it starts from.
+    """Build the network of a run configuration, with its initial weights.
 
     ``device="meta"`` builds shapes only and reads no weights. Raises ``ValueError`` naming the config key or the file.
     """
@@ -117,7 +114,7 @@ def build(job: Job, device: torch.device | str = "cpu") -> Built:
     return Built(model, prompter, notes)
 
 
-def _spec_of(job: Job, tokenizer: Any, words: int, config: Any) -> ModelSpec:
+def _spec_of(job: Job, tokenizer: Any, words: int, config: Any) -> ModelConfig:
     showo = job.model.showo
     vocab = vocabulary_of(tokenizer, words, showo.codebook_size)
     if not showo.auto_set_llm_vocab_size:
@@ -130,7 +127,7 @@ def _spec_of(job: Job, tokenizer: Any, words: int, config: Any) -> ModelSpec:
                     f"model.showo.{key} is {given}, but the tokenizer of {showo.llm_model_path} makes it {found}; "
                     f"set it so, or model.showo.auto_set_llm_vocab_size=true"
                 )
-    return ModelSpec(
+    return ModelConfig(
         llm=_plain(config),
         llm_model_path=showo.llm_model_path,
         words=words,
@@ -139,43 +136,44 @@ def _spec_of(job: Job, tokenizer: Any, words: int, config: Any) -> ModelSpec:
         codebook_size=showo.codebook_size,
         act_step=job.act_step,
         num_view=job.model.vla.num_view,
+        action_dim=job.model.vla.action_dim,
         num_vq_tokens=showo.num_vq_tokens,
         clip_width=clip_width(showo.clip_model_path) if showo.w_clip_vit else None,
         max_seq_length=job.dataset.preprocessing.max_seq_length,
         resolution=job.dataset.preprocessing.resolution,
-        **text_settings(job),
+        mask_logit_banned=showo.mask_logit_banned,
+        framework=job.model.framework,
+        decoding=decoding_defaults(job),
         attn_implementation=showo.attn_implementation,
         versions={name: version(name) for name in ("torch", "transformers")},
     )
 
 
-def text_settings(job: Job) -> dict[str, Any]:
-    """What a model's description says of how it learned to speak (and to act in tokens), as decoding needs it."""
+def decoding_defaults(job: Job) -> DecodingDefaults:
+    """Return how the job's model decodes answers and action tokens."""
     blocks = job.block_diffusion
-    return {
-        "action_bins": blocks.action_num_bins if blocks.action_enabled else None,
-        "action_block_size": blocks.action_block_size,
-        "action_prediction": job.text_diffusion.prediction,
-        "action_decoder": "block_diffusion" if blocks.action_infer_enabled else "regression",
-        "action_conf_threshold": blocks.action_conf_threshold,
-        "action_infer_steps": blocks.action_infer_steps,
-        "mask_logit_banned": job.model.showo.mask_logit_banned,
-        "framework": job.model.framework,
-        "text_objective": job.training.text_objective,
-        "text_prediction": job.text_diffusion.prediction,
-        "text_block_size": job.block_diffusion.block_size,
-        "text_canvas_multiple": job.text_mdm.canvas_multiple,
-    }
+    return DecodingDefaults(
+        text_objective=job.training.text_objective,
+        text_prediction=job.text_diffusion.prediction,
+        text_block_size=blocks.block_size,
+        text_canvas_multiple=job.text_mdm.canvas_multiple,
+        action_bins=blocks.action_num_bins if blocks.action_enabled else None,
+        action_block_size=blocks.action_block_size,
+        action_prediction=job.text_diffusion.prediction,
+        action_decoder="block_diffusion" if blocks.action_infer_enabled else "regression",
+        action_conf_threshold=blocks.action_conf_threshold,
+        action_infer_steps=blocks.action_infer_steps,
+    )
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """A transformers config as json would give it back, so that a saved description equals the one in memory."""
+    """Return a transformers config as parsed JSON, so that a saved description equals the one in memory."""
     plain: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     return plain
 
 
 def clip_width(name_or_path: str) -> int:
-    """Channels of the features of a CLIP directory (a whole CLIP model or its vision tower alone)."""
+    """Return the number of feature channels of a CLIP directory (a whole CLIP model or its vision tower)."""
     folder = resolve_model_dir(name_or_path, key="model.showo.clip_model_path", weights=False)
     settings = read_object(folder / CONFIG_FILE)
     width = settings.get("vision_config", settings).get("hidden_size")
@@ -184,9 +182,9 @@ def clip_width(name_or_path: str) -> int:
     return width
 
 
-def require_same_words(held: Any, wanted: Any, source: str) -> None:
-    """Raise ``ValueError`` where two tokenizers give a word different ids, so that weights would read other words."""
-    ours, theirs = held.get_vocab(), wanted.get_vocab()
+def require_same_words(saved: Any, wanted: Any, source: str) -> None:
+    """Raise ``ValueError`` if two tokenizers give a word different ids."""
+    ours, theirs = saved.get_vocab(), wanted.get_vocab()
     word = next((word for word in sorted({*ours, *theirs}) if ours.get(word) != theirs.get(word)), None)
     if word is not None:
         raise ValueError(
@@ -196,7 +194,7 @@ def require_same_words(held: Any, wanted: Any, source: str) -> None:
 
 
 def _require_words_of_start(job: Job, tokenizer: Any) -> None:
-    """The tokenizer beside the weights that a run starts from, where there is one, is the run's own."""
+    """Raise ``ValueError`` if the initial weights were saved with another tokenizer than the run's."""
     source = resolve_model_dir(str(job.model.showo.pretrained_model_path), key="model.showo.pretrained_model_path")
     folder = _weights_file(source).parent / TOKENIZER_FOLDER
     if (folder / "tokenizer.json").is_file():
@@ -212,7 +210,7 @@ def _load_start(job: Job, model: UPVLA, config: Any) -> tuple[str, ...]:
                 "give a Show-o or UP-VLA checkpoint, or set load_from_showo=false"
             )
         source = resolve_model_dir(showo.pretrained_model_path, key="model.showo.pretrained_model_path")
-        return load_weights(model, _weights_file(source))
+        return load_weights(model, _weights_file(source), other_actions=True)
     folder = resolve_model_dir(showo.llm_model_path, key="model.showo.llm_model_path")
     init_code_embeddings(model, job.training.seed)
     rest = "projector and action head start from random weights"
@@ -223,16 +221,38 @@ def _load_start(job: Job, model: UPVLA, config: Any) -> tuple[str, ...]:
     return ("the rows of the special tokens, image codes and mask start from random weights", *norms, rest)
 
 
-def load_weights(model: UPVLA, file: Path) -> tuple[str, ...]:
-    """Load a Show-o or UP-VLA weight file. A base Show-o checkpoint has no action head yet: it stays random, and the
-    returned note says so; any other missing, unexpected or resized key raises ``ValueError``."""
+def load_weights(model: UPVLA, file: Path, other_actions: bool = False) -> tuple[str, ...]:
+    """Load a Show-o or UP-VLA weight file.
+
+    A base Show-o checkpoint has no action head yet: it stays random, as does, with ``other_actions``, the last layer of
+    a head for actions of another size. Returned notes name both. Any other missing, unexpected or resized key raises
+    ``ValueError``.
+    """
     state = _with_tied_head(model, from_disk_names(read_weights(file)))
+    saved, wanted = _saved_action_dim(file), model.spec.action_dim
+    last = [name for name in state if name.startswith(ACTION_HEAD_KEYS[1])]
+    if other_actions and saved != wanted and last:
+        for name in last:
+            del state[name]
+        note = (
+            f"the checkpoint has an action head of {saved} numbers, and model.vla.action_dim is {wanted}: the head's "
+            "last layer starts from random weights"
+        )
+    else:
+        note = "the checkpoint has no action head: it starts from random weights"
     absent = load_strict(model, state, file, ACTION_HEAD_KEYS, named=lambda name: _rename(name, KEY_PREFIXES))
-    return ("the checkpoint has no action head: it starts from random weights",) if absent else ()
+    return (note,) if absent else ()
+
+
+def _saved_action_dim(weights: Path) -> int:
+    """Return the action size of the model whose weights these are; CALVIN's if no description names another."""
+    config = weights.parent / CONFIG_FILE
+    described = read_object(config).get(SPEC_FIELD) if config.is_file() else None
+    return int(described.get("action_dim", CALVIN_ACTION_DIM)) if isinstance(described, dict) else CALVIN_ACTION_DIM
 
 
 def _with_tied_head(model: UPVLA, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A tied head is stored once, as the embedding."""
+    """Add a tied head to a state dict, in which it is stored once, as the embedding."""
     head, embedding = _tied_names(model)
     if head and head not in state and embedding in state:
         state[head] = state[embedding]
@@ -240,7 +260,7 @@ def _with_tied_head(model: UPVLA, state: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def _tied_names(model: UPVLA) -> tuple[str | None, str]:
-    """(the head's name, if it is the embedding once more; the embedding's name)."""
+    """Return (name of the head if it is tied to the embedding, else None; name of the embedding)."""
     embedding, head = model.backbone.lm.get_input_embeddings().weight, model.backbone.lm.get_output_embeddings()
     names = [name for name, p in model.named_parameters(remove_duplicate=False) if p is embedding]
     within = {name for name, module in model.named_modules() if module is head}
@@ -258,7 +278,7 @@ def save_folder(
     state: Mapping[str, Tensor] | None = None,
     global_step: int | None = None,
 ) -> None:
-    """Write everything acting needs: ``config.json``, ``model.safetensors``, ``tokenizer/``.
+    """Write everything that acting needs: ``config.json``, ``model.safetensors``, ``tokenizer/``.
 
     ``state``: the full state dict where the live module holds only a shard of it (DeepSpeed ZeRO-3, FSDP).
     ``global_step``: the optimizer step of the weights, recorded in ``config.json``.
@@ -288,7 +308,7 @@ def save_folder(
         **({} if global_step is None else {STEP_FIELD: global_step}),
     }
     save_code(model.backbone, folder)
-    _write_json(folder / CONFIG_FILE, description)
+    write_text(folder / CONFIG_FILE, json.dumps(description, indent=2, sort_keys=True, default=str) + "\n")
     prompter.tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
 
 
@@ -299,19 +319,19 @@ def load_folder(
     upstream: UpstreamSettings | None = None,
     trust_remote_code: bool = False,
 ) -> Built:
-    """A model that was saved: by us, or by the original's training.
+    """Load a model that was saved by this project or by the original's training.
 
-    ``path``: a run's output folder, ``checkpoint-<step>``, its ``unwrapped_model``, or a weight file beside its
-    ``config.json``. ``upstream`` says what the original's folders leave out; ``trust_remote_code``: run the code of a
-    language model that was saved with it. Raises ``ValueError`` or ``FileNotFoundError`` naming the file.
+    ``path``: a run's output folder, ``checkpoint-<step>``, its ``unwrapped_model``, or a weight file next to
+    its ``config.json``. ``upstream``: settings that the original's folders lack; ``trust_remote_code``: run the
+    saved code of its language model. Raises ``ValueError`` or ``FileNotFoundError`` naming the file.
     """
     folder = model_folder(path)
     weights = Path(path) if Path(path).is_file() else find_weights(folder)
-    assert weights is not None  # model_folder looked
+    assert weights is not None  # checked by model_folder
     description = read_object(folder / CONFIG_FILE)
     if SPEC_FIELD in description:
         try:
-            spec = ModelSpec.from_json(description[SPEC_FIELD])
+            spec = ModelConfig.from_json(description[SPEC_FIELD])
         except ValueError as error:
             raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
         code = folder / CODE_FOLDER
@@ -336,14 +356,14 @@ def _weights_file(source: Path) -> Path:
         return source
     folder = model_folder(source)
     file = find_weights(folder)
-    assert file is not None  # model_folder looked
+    assert file is not None  # checked by model_folder
     return file
 
 
 def _upstream_spec(
     folder: Path, description: Mapping[str, Any], upstream: UpstreamSettings, trust_remote_code: bool
-) -> tuple[ModelSpec, Any, Any]:
-    """(sizes of an original checkpoint, tokenizer, language model's config); the last two from ``llm_model_path``."""
+) -> tuple[ModelConfig, Any, Any]:
+    """Return (description of an original checkpoint, tokenizer, language model's config)."""
     name = upstream.llm_model_path or str(description.get("llm_model_path", ""))
     if not name:
         raise ValueError(
@@ -353,14 +373,14 @@ def _upstream_spec(
     tokenizer, words = load_tokenizer(name, trust_remote_code=trust_remote_code)
     config = backbone_config(name, trust_remote_code=trust_remote_code)
     vocab = vocabulary_of(tokenizer, words, int(description.get("codebook_size", 8192)))
-    for field, found in (("llm_vocab_size", words), ("vocab_size", vocab.size)):
-        said = description.get(field)
-        if said != found:
+    for key, found in (("llm_vocab_size", words), ("vocab_size", vocab.size)):
+        described = description.get(key)
+        if described != found:
             raise ValueError(
-                f"{folder / CONFIG_FILE} says {field}={said}, but the tokenizer of {name} makes it {found}; "
+                f"{folder / CONFIG_FILE} has {key}={described}, but the tokenizer of {name} makes it {found}; "
                 f"point model.showo.llm_model_path at the language model it was trained from"
             )
-    spec = ModelSpec(
+    spec = ModelConfig(
         llm=_plain(config),
         llm_model_path=name,
         words=words,
@@ -373,11 +393,8 @@ def _upstream_spec(
         clip_width=int(description.get("clip_dim", RELEASED_CLIP_WIDTH)) if description.get("w_clip_vit") else None,
         max_seq_length=upstream.max_seq_length,
         resolution=upstream.resolution,
-        text_objective=upstream.text_objective,
-        text_prediction=upstream.text_prediction,
-        text_block_size=upstream.text_block_size,
-        text_canvas_multiple=upstream.text_canvas_multiple,
         mask_logit_banned=upstream.mask_logit_banned,
+        decoding=upstream.decoding,
     )
     return spec, tokenizer, config
 

@@ -1,7 +1,7 @@
-"""Weight files: finding, reading, checking and writing them.
+"""Find, read, check and write weight files.
 
-Reading never executes code from the file (safetensors, or torch pickles with `weights_only=True`), and what does not
-fit is an error that names the file and the keys; nothing is loaded half.
+Reading never executes code from the file (safetensors, or torch pickles with `weights_only=True`). A mismatch is an
+error that names the file and the keys; nothing is loaded partially.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DAMAGED = (
 
 # ---------------------------------------------------------------------------------------------------------------- find
 def find_weights(folder: Path) -> Path | None:
-    """The weight file (or the index of a sharded one) of a directory, or None."""
+    """Return the weight file (or the index of a sharded one) of a directory, or None."""
     for name in WEIGHT_NAMES:
         for candidate in (folder / name, folder / f"{name}.index.json"):
             if candidate.is_file():
@@ -52,7 +52,7 @@ def find_weights(folder: Path) -> Path | None:
 def resolve_model_dir(
     name: str | Path, key: str, weights: bool = True, needs: Sequence[str] = ("config.json",)
 ) -> Path:
-    """Where a model lies on this machine: a local directory or file, or a snapshot of a Hugging Face hub id.
+    """Return the local path of a model: a directory or file, or a snapshot of a Hugging Face hub id.
 
     A hub id is looked up in the local cache first, so a run on a machine without network starts at once; only then is
     the hub asked, with a short time limit.
@@ -85,7 +85,7 @@ def _could_be_hub_id(text: str) -> bool:
 
 
 def _cached_snapshot(repo: str, weights: bool, needs: Sequence[str]) -> Path | None:
-    """The snapshot already in the hub cache, if it has all we need (a partial download does not count)."""
+    """Return the snapshot in the hub cache if it is complete, else None."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -129,7 +129,7 @@ def _download(repo: str, key: str, weights: bool) -> Path:
 
 
 def _wanted(names: Sequence[str], weights: bool) -> list[str]:
-    """Which files of a hub repository to fetch: configuration, tokenizer, and one format of the weights."""
+    """Return the files of a hub repository to fetch: configuration, tokenizer, and one format of the weights."""
     top = [name for name in names if "/" not in name]
     wanted = [name for name in top if name.endswith((".json", ".txt", ".model", ".jinja"))]
     if weights:
@@ -140,7 +140,7 @@ def _wanted(names: Sequence[str], weights: bool) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------------------------- read
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """All tensors of a weight file or of a directory that holds one, on the CPU.
+    """Return all tensors of a weight file, or of a directory with one, on the CPU.
 
     Understands `.safetensors`, torch pickles (`.bin`, `.pt`, `.pth`, ...), the `*.index.json` of sharded files, and
     files that keep the state dict under the key `model`.
@@ -166,7 +166,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def files_sha256(path: Path) -> str:
-    """Digest of the weight files of a directory (or of one file): the identity of a model wherever it lies.
+    """Return the digest of the weight files of a directory (or of one file), the identity of a model.
 
     Raises FileNotFoundError for a directory without weights."""
     file = path if path.is_file() else find_weights(path)
@@ -181,7 +181,7 @@ def files_sha256(path: Path) -> str:
 
 
 def state_sha256(module: nn.Module) -> str:
-    """Digest of names, types, shapes and bytes of all tensors of a network: what it computes, whatever its files."""
+    """Return the digest of names, types, shapes and bytes of all tensors of a network, independent of its files."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -190,7 +190,7 @@ def state_sha256(module: nn.Module) -> str:
 
 
 def weight_parts(path: Path) -> list[Path]:
-    """The files that make up a weight file: itself, or the shards that an `.index.json` lists."""
+    """Return the files of a weight file: itself, or the shards that an `.index.json` lists."""
     if path.suffix != ".json":
         return [path]
     try:
@@ -279,15 +279,15 @@ def check_state(
         for name, shape in expected.items()
         if name in state and state[name].shape != shape
     ]
-    problem = misfit([*map(named, missing)], [*map(named, unexpected)], resized)
+    problem = describe_mismatch([*map(named, missing)], [*map(named, unexpected)], resized)
     if problem:
         raise ValueError(f"{source} does not fit the model it is loaded into; keys {problem}")
     require_finite({named(name): tensor for name, tensor in state.items()}, source)
     return absent
 
 
-def misfit(missing: Sequence[str], unexpected: Sequence[str], resized: Sequence[str]) -> str:
-    """What is wrong with the keys of a state dict, the first few of each kind; empty if nothing is."""
+def describe_mismatch(missing: Sequence[str], unexpected: Sequence[str], resized: Sequence[str]) -> str:
+    """Return the mismatched keys of a state dict, the first few of each kind; empty if there are none."""
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", resized))
     return "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in kinds if names)
 
@@ -303,7 +303,7 @@ def require_finite(state: Mapping[str, torch.Tensor], source: str | Path) -> Non
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of the tensors that hold NaN or infinity."""
+    """Return the names of the tensors with NaN or infinity."""
     return [name for name, tensor in tensors.items() if not _is_finite(tensor.detach())]
 
 
@@ -327,16 +327,16 @@ def write_safetensors(
 ) -> None:
     """Write a safetensors file under a temporary name, then move it into place: readers see all of it or none.
 
-    The same content gives the same bytes. Two names for one storage (tied weights) are an error of safetensors; leave
-    the second name out.
+    The same tensors with one entry of ``metadata`` (default: the format) give the same bytes; safetensors writes
+    several entries in random order. Tied weights, two names for one storage, are an error of safetensors; omit the
+    second name.
     """
     with atomic_path(Path(path)) as scratch:
         save_file(
             {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
             scratch,
-            {"format": "pt", **(metadata or {})},
+            dict(metadata or {"format": "pt"}),
         )
-        _sort_metadata(scratch)
         give_usual_mode(scratch)  # newer safetensors leave 0600
 
 

@@ -1,4 +1,4 @@
-"""Images between the world and the networks: one preprocessing for training and acting.
+"""Preprocessing of images, the same for training and acting.
 
 Two paths, both bit-compatible with the original system:
 
@@ -28,7 +28,7 @@ Uint8Array = npt.NDArray[np.uint8]
 
 
 def as_pil(image: Image.Image | Uint8Array) -> Image.Image:
-    """An RGB PIL image from any PIL image, as it is shown, or from a uint8 array [H,W,3].
+    """Return an RGB PIL image from any PIL image, as displayed, or from a uint8 array [H,W,3].
 
     Raises:
         ValueError: the array has another dtype or shape.
@@ -41,14 +41,14 @@ def as_pil(image: Image.Image | Uint8Array) -> Image.Image:
 
 
 def short_side_size(image: Image.Image, short: int) -> tuple[int, int]:
-    """(width, height) at which the short side is `short`; the long side is truncated to a whole pixel."""
+    """Return (width, height) with a short side of `short`; the long side is truncated to a whole pixel."""
     width, height = image.size
     long = int(short * max(width, height) / min(width, height))
     return (short, long) if width <= height else (long, short)
 
 
 def fit(image: Image.Image | Uint8Array, resolution: int) -> Uint8Array:
-    """Square uint8 image [3,R,R]: short side resized bicubically to `resolution`, then the centre cut out.
+    """Return a square uint8 image [3,R,R]: short side resized bicubically to `resolution`, then a centre crop.
 
     The crop offset is `round(surplus / 2)`, Python's half-to-even rounding, as the original has it (CLIP's floors).
     """
@@ -67,20 +67,20 @@ def fit(image: Image.Image | Uint8Array, resolution: int) -> Uint8Array:
 
 
 def normalise(pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """uint8 [...,3,R,R] -> floats in [-1,1], the VQ tokenizer's input. Computed in float32, then cast to `dtype`."""
+    """Map uint8 [...,3,R,R] to floats in [-1,1], the VQ tokenizer's input: computed in float32, cast to `dtype`."""
     if pixels.dtype != torch.uint8:
         raise ValueError(f"normalise takes uint8 pixels, not {pixels.dtype}")
     return pixels.to(torch.float32).div_(255).sub_(0.5).div_(0.5).to(dtype)
 
 
 def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
-    """Floats of nominal range [-1,1] -> uint8 of the same shape: clipped, then truncated (not rounded)."""
+    """Map floats of nominal range [-1,1] to uint8: clipped, then truncated (not rounded)."""
     return ((pixels.detach().float() + 1) / 2).clamp_(0, 1).mul_(255).to(torch.uint8)
 
 
 @dataclass(frozen=True)
 class ClipImageSpec:
-    """What a `preprocessor_config.json` of a CLIPImageProcessor asks for."""
+    """Settings in the `preprocessor_config.json` of a CLIPImageProcessor."""
 
     resize: int | tuple[int, int]  # short side, or exact (height, width)
     crop: tuple[int, int]  # height, width
@@ -106,7 +106,7 @@ class ClipImageSpec:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> ClipImageSpec:
-        """From the JSON's fields; `size` and `crop_size` may be plain numbers, as in OpenAI's own uploads."""
+        """Build the settings from the JSON's fields; `size` and `crop_size` may be numbers, as in OpenAI's uploads."""
         for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
             if not fields.get(step, True):
                 raise ValueError(f"{step} is false, but all four steps are needed")
@@ -130,7 +130,7 @@ class ClipImageSpec:
 
 
 def clip_pixels(image: Image.Image | Uint8Array, spec: ClipImageSpec) -> torch.Tensor:
-    """CLIP's input, float32 [3,S,S], from any PIL image or a uint8 array [H,W,3].
+    """Return CLIP's input, float32 [3,S,S], from any PIL image or a uint8 array [H,W,3].
 
     Same order and precision as CLIPImageProcessor on PIL: resize, floored centre crop, scale, mean and deviation.
     """

@@ -1,4 +1,4 @@
-"""Words to ids: the tokenizer with the special tokens, robot instructions, and conversations with their answer mask.
+"""Tokenizer with special tokens, robot instructions, and conversations with their answer mask.
 
 Answer masks are made by construction: the character span of each answer is known when the prompt is written, and the
 tokenizer's offsets say which ids lie in it. Nothing is re-tokenised to find out. A text that spells a control token,
@@ -34,14 +34,14 @@ IMAGE_MARK = "<image>"
 
 @dataclass(frozen=True)
 class Conversation:
-    """Ids of a rendered conversation and, for each, whether the text objective learns it."""
+    """Ids of a rendered conversation and, for each, whether it is a target of the text objective."""
 
     ids: list[int]
     answer: list[bool]
 
 
 def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False) -> tuple[Any, int]:
-    """A fast tokenizer with the ten special tokens added, and the number of words it had before.
+    """Return a fast tokenizer with the ten special tokens added, and its number of words without them.
 
     Raises ``ValueError`` when the tokenizer is missing, is not a fast one, or already uses one of our names for a
     word of its own.
@@ -86,7 +86,7 @@ def vocabulary_of(tokenizer: Any, words: int, codebook_size: int = CODEBOOK_SIZE
 
 
 class Prompter:
-    """Writes prompts for one tokenizer; the same object serves training, evaluation and serving.
+    """Builds prompts for one tokenizer, in training, evaluation and serving.
 
     ``max_seq_length``: most ids an instruction may have before its closing eos (the original's M).
     """
@@ -120,7 +120,7 @@ class Prompter:
         return 2 + len(self.words(text.removeprefix(self._opening)))
 
     def no_instruction(self) -> list[int]:
-        """The row used when the text condition is dropped (classifier-free guidance)."""
+        """Return the row for a dropped text condition (classifier-free guidance)."""
         return [self.vocab.t2i, self.vocab.bos, self.vocab.eos]
 
     def conversation(self, turns: Sequence[tuple[str, str]]) -> Conversation:
@@ -150,15 +150,15 @@ class Prompter:
         return Conversation(ids=encoded.ids, answer=answer)
 
     def question(self, text: str) -> list[int]:
-        """The prompt that asks: ``USER: q ASSISTANT:``; several rounds may be written out by the caller."""
+        """Return the prompt ``USER: q ASSISTANT:``; ``q`` may contain several rounds."""
         return self.words(f"USER: {text.replace(IMAGE_MARK, '').strip()} ASSISTANT:")
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids -> text without special tokens; ids past the words (image codes, mask) are never words."""
+        """Decode ids into text, without special tokens, image codes and the mask."""
         words = [i for i in ids if i < self.vocab.words]
         return str(self.tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
 
 
 def questions_in(text: str) -> list[str]:
-    """Several questions in one text are split by `` *** ``."""
+    """Split a text into questions at `` *** ``."""
     return [question.strip() for question in text.split("***") if question.strip()]

@@ -1,4 +1,4 @@
-"""Text to ids, with control tokens spelled out: whatever a text contains, its ids are words.
+"""Encode text as words only: control tokens in a text are spelled out.
 
 A tokenizer looks for its added tokens (``<|endoftext|>``, ``[PAD]``, ``<|im_start|>``, ...) in a text before it splits
 the text into words. ``TextEncoder`` works on a copy in which those tokens have names that no text contains. The ids of

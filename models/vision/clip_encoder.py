@@ -55,8 +55,10 @@ class ClipTower(nn.Module):
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
-        """Pixels [B,3,S,S] from `clip_pixels` -> [B,P,C], in the tower's own dtype, autocast or not. What is [B,P,C]
-        already (made before, and kept) is only cast."""
+        """Return features [B,P,C] of pixels [B,3,S,S] from `clip_pixels`, in the tower's dtype, also under autocast.
+
+        Cached features [B,P,C] are only cast.
+        """
         weight = self.vision_model.embeddings.patch_embedding.weight
         if pixels.ndim == 3:
             return pixels.to(weight.dtype)
@@ -70,7 +72,7 @@ class ClipTower(nn.Module):
         return state_sha256(self)
 
     def train(self, mode: bool = True) -> ClipTower:
-        """Stays in eval mode: the tower is never trained."""
+        """Stay in eval mode: the tower is never trained."""
         return super().train(False)
 
     @classmethod
@@ -98,13 +100,13 @@ class ClipTower(nn.Module):
 
 
 def load_clip(name_or_path: str | Path, key: str = KEY) -> ClipTower:
-    """The tower of a local directory or hub id, on the CPU, in float32; `key` is the config key to name in errors."""
+    """Load the tower of a local directory or hub id, on the CPU, in float32; `key`: the config key for errors."""
     needs = ("config.json", "preprocessor_config.json")
     return ClipTower.from_dir(resolve_model_dir(name_or_path, key, needs=needs))
 
 
 def read_config(path: Path) -> CLIPVisionConfig:
-    """The vision part of a CLIP directory's config.json."""
+    """Return the vision part of a CLIP directory's config.json."""
     file = path / "config.json"
     fields = read_object(file, "a CLIP directory has one")
     if fields.get("model_type") not in ("clip", "clip_vision_model"):
@@ -125,7 +127,7 @@ def with_layers(config: CLIPVisionConfig, layers: int) -> CLIPVisionConfig:
 
 
 def tower_shapes(config: CLIPVisionConfig) -> dict[str, torch.Size]:
-    """Name (as in files) -> shape of all weights of the whole tower, last layer and final norm included."""
+    """Return the shapes of all weights by name in files, including last layer and final norm."""
     with torch.device("meta"):
         state = CLIPVisionModel(config).state_dict()
     return {PREFIX + name.removeprefix(PREFIX): tensor.shape for name, tensor in state.items()}

@@ -1,4 +1,4 @@
-"""MAGVITv2: the image tokenizer. Images in, 13-bit codes out, and back.
+"""MAGVITv2, the image tokenizer: images to 13-bit codes and back.
 
 A convolutional encoder halves the image four times and ends in 13 channels; the code of a cell is the signs of these
 channels read as a binary number (lookup-free quantisation, Yu et al. 2024, arXiv:2310.05737). Parameter names are those
@@ -119,7 +119,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Every pixel doubled, then a convolution."""
+    """Nearest-neighbour upsampling by 2, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, then the way to the next."""
+    """The residual blocks of one resolution, then down- or upsampling."""
 
     def __init__(self, c_in: int, c_out: int, blocks: int, downsample: bool = False, upsample: bool = False) -> None:
         super().__init__()
@@ -206,18 +206,18 @@ class SignTable(nn.Module):
         self.register_buffer("power_vals", powers)
 
     def codes(self, latent: Tensor) -> Tensor:
-        """[B,13,h,w] -> [B,h,w] long; an exact zero counts as a 0 bit."""
+        """Return codes [B,h,w] long of latents [B,13,h,w]; an exact zero is a 0 bit."""
         # No matrix product: CUDA has none for integers.
         return ((latent > 0) * self.power_vals[:, None, None]).sum(1)
 
     def bits(self, codes: Tensor) -> Tensor:
-        """[B,h,w] long -> [B,13,h,w] of +1/-1."""
+        """Return [B,13,h,w] of +1/-1 for codes [B,h,w] long."""
         return self.embedding[codes].movedim(-1, 1)
 
 
 # ----------------------------------------------------------------------------------------------------------- tokenizer
 class MagVITv2(nn.Module):
-    """The tokenizer. Frozen use: `encode`, `decode`. For training one, `reconstruct` (see `models.vision.lfq_loss`)."""
+    """The image tokenizer, frozen: `encode` and `decode`."""
 
     def __init__(self, enc: Tower = RELEASED_ENCODER, dec: Tower = RELEASED_DECODER) -> None:
         super().__init__()
@@ -229,7 +229,7 @@ class MagVITv2(nn.Module):
         self.quantize = SignTable()
 
     def latent(self, pixels: Tensor) -> Tensor:
-        """Encoder output before the sign: pixels [B,3,R,R] in [-1,1] -> [B,13,h,w]."""
+        """Return the encoder output before the sign, [B,13,h,w], of pixels [B,3,R,R] in [-1,1]."""
         height, width = pixels.shape[-2:]
         if height % self.stride or width % self.stride:
             raise ValueError(f"image of {height} x {width} pixels: both must be multiples of {self.stride}")
@@ -237,17 +237,17 @@ class MagVITv2(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels [B,3,R,R] in [-1,1] -> codes [B,N] long in 0..8191, row by row.
+        """Return codes [B,N] long in 0..8191, row by row, of pixels [B,3,R,R] in [-1,1].
 
         Computed in float32 even under autocast: a code flips when its latent comes near 0.
         """
         with torch.autocast(pixels.device.type, enabled=False):
-            parts = _as_the_device_likes(pixels.to(self.encoder.conv_in.weight.dtype))
+            parts = _split_for_device(pixels.to(self.encoder.conv_in.weight.dtype))
             return torch.cat([self.quantize.codes(self.latent(part)).flatten(1) for part in parts])
 
     @torch.no_grad()
     def decode(self, codes: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-        """Codes [B,N] -> pixels [B,3,16h,16w], nominally in [-1,1], not clipped.
+        """Return pixels [B,3,16h,16w], nominally in [-1,1], not clipped, of codes [B,N].
 
         Args:
             shape: the grid (h, w); a square one when left out.
@@ -270,13 +270,13 @@ class MagVITv2(nn.Module):
 
     @classmethod
     def from_dir(cls, path: str | Path) -> MagVITv2:
-        """From a directory with `config.json` (optional `enc` and `dec` sizes) and weights. Frozen, in eval mode."""
+        """Load from a directory with `config.json` (optional `enc` and `dec` sizes) and weights, frozen."""
         return _load(*_sizes(Path(path)), Path(path))
 
 
-def _as_the_device_likes(pixels: Tensor) -> tuple[Tensor, ...]:
-    """[B,C,R,R] in pieces. On a CPU image by image, channels last: no convolution reorders its input, and the
-    activations of one image are all that is held (2.1 times as fast as a batch of 4, `docs/log.md`)."""
+def _split_for_device(pixels: Tensor) -> tuple[Tensor, ...]:
+    """Split [B,C,R,R] for the device. On a CPU into single images, channels last: no convolution reorders its input,
+    and only one image's activations are in memory (2.1 times as fast as a batch of 4, `docs/log.md`)."""
     if pixels.device.type != "cpu" or not len(pixels):
         return (pixels,)
     return tuple(one.contiguous(memory_format=torch.channels_last) for one in torch.split(pixels, 1))
@@ -287,7 +287,7 @@ def load_magvit(
     pretrained_model_path: str | Path | None = None,
     key: str = "model.vq_model.vq_model_name",
 ) -> MagVITv2:
-    """The frozen tokenizer of a run, on the CPU, in float32.
+    """Load the frozen tokenizer of a run, on the CPU, in float32.
 
     Args:
         name_or_path: a directory, a weight file, or a hub id.
@@ -305,8 +305,8 @@ def load_magvit(
     source = expand_home(pretrained_model_path)
     if not source.exists():
         raise FileNotFoundError(f"model.vq_model.pretrained_model_path: {source} does not exist")
-    beside = source if source.is_dir() else source.parent
-    return _load(*_sizes(beside if _describes_magvit(beside) else expand_home(name_or_path)), source)
+    folder = source if source.is_dir() else source.parent
+    return _load(*_sizes(folder if _describes_magvit(folder) else expand_home(name_or_path)), source)
 
 
 def _load(enc: Tower, dec: Tower, source: Path) -> MagVITv2:

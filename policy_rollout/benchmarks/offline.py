@@ -3,7 +3,7 @@
 Definitions are the original's (docs/evaluation.md): a sample is a start frame in an annotated window. The policy gets
 that frame and the window's instruction, and its first `horizon` actions are compared with the recorded ones.
 
-Shape letters: B samples, T actions per chunk, h horizon (h <= T), A action size (7: xyz, euler xyz, gripper).
+Shape letters: B samples, T actions per chunk, h horizon (h <= T), A action size.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common.constants import CALVIN_LAYOUT, ActionLayout
 from policy_rollout.benchmarks.coded import CODES, NO_IMAGE, CodedFrames
 from policy_rollout.policies.interface import ACTION_KEYS
-from policy_rollout.policies.upvla import ACTION_SIZE, Observation, Policy
+from policy_rollout.policies.upvla import Observation, Policy
 from training.data.calvin import CalvinSplit
 
-POSITION, ROTATION, GRIPPER = slice(0, 3), slice(3, 6), 6
 NO_TASK = "(no task named)"
 """The task in splits whose annotations have instructions only."""
 CPU_BATCH = 16
@@ -77,42 +77,50 @@ class Errors:
     reproduces its results to the last digit.
     """
 
-    def __init__(self) -> None:
-        self._absolute = np.zeros(ACTION_SIZE)
-        self._squared = np.zeros(ACTION_SIZE)
+    def __init__(self, layout: ActionLayout = CALVIN_LAYOUT) -> None:
+        self._layout = layout
+        self._absolute = np.zeros(layout.dim)
+        self._squared = np.zeros(layout.dim)
         self._samples = 0
         self._steps = 0
         self._same_sign = 0
 
     def add(self, predicted: NDArray[np.float32], recorded: NDArray[np.float32]) -> None:
         """Add the actions of one sample, both [h, A]."""
-        if predicted.shape != recorded.shape or predicted.ndim != 2 or predicted.shape[1] != ACTION_SIZE:
-            raise ValueError(f"actions must both be [h, {ACTION_SIZE}], got {predicted.shape} and {recorded.shape}")
+        if predicted.shape != recorded.shape or predicted.ndim != 2 or predicted.shape[1] != self._layout.dim:
+            raise ValueError(
+                f"actions must both be [h, {self._layout.dim}], got {predicted.shape} and {recorded.shape}"
+            )
         error = predicted.astype(np.float32) - recorded.astype(np.float32)
         self._absolute += np.abs(error).sum(axis=0)
         self._squared += np.square(error).sum(axis=0)
         # An exact zero counts as open (+1).
-        self._same_sign += int(((predicted[:, GRIPPER] >= 0) == (recorded[:, GRIPPER] >= 0)).sum())
+        gripper = list(self._layout.gripper)
+        self._same_sign += int(((predicted[:, gripper] >= 0) == (recorded[:, gripper] >= 0)).sum())
         self._samples += 1
         self._steps += len(error)
 
     def summary(self) -> dict[str, float]:
-        """Return the metrics; all are zero without samples. An RMSE is the mean of its dimensions' RMSEs."""
-        steps = max(1, self._steps)
+        """Return the metrics; all are zero without samples. An RMSE is the mean of its dimensions' RMSEs.
+
+        Metrics of position, rotation and gripper exist as far as the action's layout names these groups.
+        """
+        steps, layout = max(1, self._steps), self._layout
         mae, rmse = self._absolute / steps, np.sqrt(self._squared / steps)
-        return {
+        found: dict[str, float] = {
             "samples": self._samples,
             "steps": self._steps,
             "mae_all": float(mae.mean()),
             "rmse_all": float(rmse.mean()),
-            "mae_pos": float(mae[POSITION].mean()),
-            "rmse_pos": float(rmse[POSITION].mean()),
-            "mae_rot": float(mae[ROTATION].mean()),
-            "rmse_rot": float(rmse[ROTATION].mean()),
-            "mae_gripper": float(mae[GRIPPER]),
-            "rmse_gripper": float(rmse[GRIPPER]),
-            "gripper_sign_acc": self._same_sign / steps,
         }
+        groups = {"pos": layout.position, "rot": layout.rotation, "gripper": layout.gripper}
+        for name, indices in groups.items():
+            if indices:
+                found[f"mae_{name}"] = float(mae[list(indices)].mean())
+                found[f"rmse_{name}"] = float(rmse[list(indices)].mean())
+        if layout.gripper:
+            found["gripper_sign_acc"] = self._same_sign / (steps * len(layout.gripper))
+        return found
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,7 @@ class FrameReader:
 
 
 def evaluate(
-    split: CalvinSplit,
+    split: Frames,
     policy: Policy,
     samples: Sequence[Sample],
     *,
@@ -208,7 +216,8 @@ def evaluate(
     ordered = sorted(samples, key=lambda sample: sample.start)
     cameras = policy.cameras if coded is None else (CODES,)
     reader = FrameReader(split if coded is None else coded, ordered, action_key, cameras)
-    overall, per_task = Errors(), {task: Errors() for task in sorted({sample.task for sample in samples})}
+    layout = policy.convention.layout
+    overall, per_task = Errors(layout), {task: Errors(layout) for task in sorted({sample.task for sample in samples})}
     clipped = 0
     policy.reset()
     for batch in read_ahead(reader, ordered, batch_size):
@@ -266,7 +275,5 @@ def mean_action(split: CalvinSplit, samples: Sequence[Sample], action_key: str =
     frames = sorted({sample.start for sample in samples})
     if not frames:
         raise ValueError(f"{split.path} has no annotated frame to take a mean action from")
-    total = np.zeros(ACTION_SIZE)
-    for frame in frames:
-        total += split.frame(frame, (action_key,))[action_key]
-    return (total / len(frames)).astype(np.float32)
+    total = sum(split.frame(frame, (action_key,))[action_key].astype(np.float64) for frame in frames)
+    return np.asarray(total / len(frames), dtype=np.float32)

@@ -32,8 +32,8 @@ from policy_rollout.benchmarks.offline import (
     list_samples,
     mean_action,
 )
+from policy_rollout.benchmarks.processed import ProcessedSplit, open_split
 from policy_rollout.policies.upvla import (
-    ACTION_SIZE,
     ActionConvention,
     ConstantPolicy,
     Policy,
@@ -42,7 +42,7 @@ from policy_rollout.policies.upvla import (
 )
 from training.data.calvin import CalvinSplit
 from training.data.checks.dataset import require
-from training.data.checks.split import check_raw
+from training.data.checks.split import check_processed, check_raw
 from training.data.dataset_spec import read_contract
 from training.data.episode_index import INDEX_NAME, read_index
 
@@ -52,7 +52,7 @@ class Evaluation:
     """A policy and the samples that it is evaluated on."""
 
     policy: Policy
-    split: CalvinSplit
+    split: CalvinSplit | ProcessedSplit
     samples: list[Sample]
     coded: CodedFrames | None = None
     skipped: int = 0  # annotations that span two recordings
@@ -63,10 +63,12 @@ def prepare(options: argparse.Namespace) -> Evaluation:
     for name, least in (("stride", 1), ("max_samples", 0), ("batch_size", 0), ("act_step", 1)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
-    split = CalvinSplit(options.dataset_root / options.split)
-    contract = read_contract(split.path)
+    split = open_split(options.dataset_root / options.split)
+    contract = split.contract if isinstance(split, ProcessedSplit) else read_contract(split.path)
     convention = ActionConvention(**contract.action)
     policy = make_policy(options, convention)
+    if isinstance(split, ProcessedSplit) and options.action_key != "rel_actions":
+        raise ValueError(f"--action-key {options.action_key}: {split.path} is a processed split; allowed: rel_actions")
     if options.action_key == "rel_actions":
         require_same_convention(policy.convention, convention, str(contract.path))
     crossing = set(split.crossing(split.annotations))
@@ -82,15 +84,20 @@ def prepare(options: argparse.Namespace) -> Evaluation:
             file=sys.stderr,
         )
     coded = _codes(options, split, policy)
-    if coded is None and options.action_key == "rel_actions":
+    if isinstance(split, ProcessedSplit):
+        for line in require(check_processed(split.index, contract).findings):
+            print(f"warning: {line}", file=sys.stderr)
+    elif coded is None and options.action_key == "rel_actions":
         for line in require(check_raw(split, contract, [sample.start for sample in samples]).findings):
             print(f"warning: {line}", file=sys.stderr)
     return Evaluation(policy, split, samples, coded, len(crossing))
 
 
-def _codes(options: argparse.Namespace, split: CalvinSplit, policy: Policy) -> CodedFrames | None:
+def _codes(options: argparse.Namespace, split: CalvinSplit | ProcessedSplit, policy: Policy) -> CodedFrames | None:
     if options.token_cache is None:
         return None
+    if isinstance(split, ProcessedSplit):
+        raise ValueError(f"--token-cache {options.token_cache}: {split.path} is a processed split; leave it out")
     if not isinstance(policy, UPVLAPolicy):
         raise ValueError(f"--token-cache {options.token_cache}: a baseline reads no images; use it with --model-config")
     return coded_frames(options.token_cache, split, policy)
@@ -109,9 +116,10 @@ def make_policy(options: argparse.Namespace, declared: ActionConvention) -> Poli
     if options.action_decoder is not None:
         raise ValueError(f"--action-decoder {options.action_decoder}: a baseline has none; use it with --model-config")
     if options.baseline == "zero":
-        return ConstantPolicy(np.zeros(ACTION_SIZE, dtype=np.float32), options.act_step, declared)
-    learned = ActionConvention(**read_contract(_train_split(options)).action)
-    return ConstantPolicy(mean_training_action(options), options.act_step, learned)
+        return ConstantPolicy(np.zeros(declared.dim, dtype=np.float32), options.act_step, declared)
+    mean = mean_training_action(options)
+    learned = ActionConvention(**read_contract(_train_split(options)).for_actions(len(mean)).action)
+    return ConstantPolicy(mean, options.act_step, learned)
 
 
 def mean_training_action(options: argparse.Namespace) -> NDArray[np.float32]:
@@ -193,7 +201,8 @@ def require_writable(path: Path) -> None:
 
 def table(report: Report) -> str:
     """Return overall and per-task results as text."""
-    names = ("mae_all", "rmse_all", "mae_pos", "mae_rot", "mae_gripper", "gripper_sign_acc")
+    columns = ("mae_all", "rmse_all", "mae_pos", "mae_rot", "mae_gripper", "gripper_sign_acc")
+    names = [name for name in columns if name in report.overall]
     rows = [("overall", report.overall), *report.per_task.items()]
     width = max(len(task) for task, _ in rows)
     lines = [" ".join([f"{'task':{width}}", f"{'samples':>8}", *(f"{name:>16}" for name in names)])]

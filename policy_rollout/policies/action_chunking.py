@@ -4,7 +4,7 @@ A policy returns T actions for an observation. `ChunkPlayer` decides how many of
 gets a new observation (`replan_every`), and whether overlapping chunks are averaged (temporal ensembling). Evaluation,
 serving and the robot client all execute chunks through it.
 
-Shape letters: T actions per chunk, A action size (7).
+Shape letters: T actions per chunk, A action size.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import constants
-from policy_rollout.policies.interface import ACTION_SIZE, ActionConvention
+from policy_rollout.policies.interface import ActionConvention
 
 OPEN, CLOSED = 1.0, -1.0
 """Gripper values of a command, for any sign convention of the policy."""
@@ -26,16 +26,19 @@ def gripper_values(convention: ActionConvention) -> tuple[float, float]:
 
 
 def in_metres(actions: NDArray[Any], convention: ActionConvention) -> NDArray[np.float32]:
-    """Return actions [..., 7] of the convention in metres and radians, with a gripper of exactly `OPEN` or `CLOSED`.
+    """Return actions [..., A] of the convention in metres and radians, with grippers of exactly `OPEN` or `CLOSED`.
 
-    The gripper takes the nearer value; half way is closed, as in CALVIN's wrapper.
+    A gripper takes the nearer value; half way is closed, as in CALVIN's wrapper. Numbers that belong to no group of the
+    convention are returned unchanged.
     """
-    if actions.shape[-1:] != (ACTION_SIZE,):
-        raise ValueError(f"an action has {ACTION_SIZE} numbers, got shape {list(actions.shape)}")
-    closed, opened = gripper_values(convention)
+    layout = convention.layout
+    if actions.shape[-1:] != (layout.dim,):
+        raise ValueError(f"an action has {layout.dim} numbers, got shape {list(actions.shape)}")
     out = np.array(actions, dtype=np.float32)
-    out[..., :3] *= np.float32(convention.position_m_per_unit)
-    out[..., 3:6] *= np.float32(convention.rotation_rad_per_unit)
-    gripper = actions[..., 6]
-    out[..., 6] = np.where(np.abs(gripper - opened) < np.abs(gripper - closed), OPEN, CLOSED)
+    out[..., list(layout.position)] *= np.float32(convention.position_m_per_unit)
+    out[..., list(layout.rotation)] *= np.float32(convention.rotation_rad_per_unit)
+    if layout.gripper:
+        closed, opened = gripper_values(convention)
+        command = actions[..., list(layout.gripper)]
+        out[..., list(layout.gripper)] = np.where(np.abs(command - opened) < np.abs(command - closed), OPEN, CLOSED)
     return out

@@ -1,20 +1,20 @@
 """Interface of a policy: observations, action conventions, actions. Imports no torch: simulator processes import it.
 
-Shape letters: B observations, T actions per chunk, A action size (7).
+Shape letters: B observations, T actions per chunk, A action size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.constants import CALVIN_ACTION_DIM, ActionLayout, action_layout
 from common.constants import CAMERAS as CAMERAS
 
-ACTION_SIZE = 7
 ACTION_KEYS = ("rel_actions", "actions")
 """Recorded actions that offline evaluation compares with."""
 ACTION_DECODERS = ("regression", "block_diffusion")
@@ -39,8 +39,8 @@ class Observation:
 
 @dataclass(frozen=True)
 class ActionConvention:
-    """Meaning of the seven numbers of an action. The defaults are CALVIN's `rel_actions`; a saved model has its own
-    (`ModelSpec.action_convention` has these fields)."""
+    """Meaning of the numbers of an action. The defaults are CALVIN's `rel_actions`; a saved model has its own
+    (`DataSpec.action_convention` has these fields)."""
 
     kind: str = "relative"
     """relative: added to the last target; relative_to_measured: to the measured pose; absolute: the pose itself."""
@@ -51,6 +51,22 @@ class ActionConvention:
     gripper: str = "-1 closed, +1 open"
     rate_hz: float = 30
     """Actions per second."""
+    dim: int = CALVIN_ACTION_DIM
+    groups: Mapping[str, Sequence[int]] | None = None
+    """Indices of ``position``, ``rotation`` and ``gripper``; None: CALVIN's for seven numbers, else not declared."""
+
+    @property
+    def layout(self) -> ActionLayout:
+        return action_layout({"dim": self.dim, "groups": self.groups})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields; without ``dim`` and ``groups`` if they are CALVIN's, as older versions read them."""
+        fields = asdict(self)
+        if fields["groups"] is None:
+            del fields["groups"]
+            if fields["dim"] == CALVIN_ACTION_DIM:
+                del fields["dim"]
+        return fields
 
 
 def require_same_convention(policy: ActionConvention, benchmark: ActionConvention, name: str) -> None:

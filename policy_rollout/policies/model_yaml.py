@@ -22,7 +22,7 @@ from policy_rollout.policies.interface import ACTION_DECODERS
 
 if TYPE_CHECKING:  # errors in the file are found without torch
     from models.decoding import ActionDecoding
-    from models.pretrained.model_config import ModelSpec
+    from models.pretrained.model_config import ModelConfig
     from models.pretrained.model_io import UpstreamSettings
 
 CHECKPOINT_KEY = "model.showo.tuned_model_path"
@@ -52,6 +52,7 @@ class ModelYaml:
     @property
     def upstream(self) -> UpstreamSettings:
         """Settings from this file that the folder of an original checkpoint does not declare."""
+        from models.pretrained.model_config import DecodingDefaults
         from models.pretrained.model_io import UpstreamSettings
 
         showo, text = self.job.model.showo, self.job.dataset.preprocessing
@@ -61,11 +62,13 @@ class ModelYaml:
             num_view=self.job.model.vla.num_view,
             max_seq_length=text.max_seq_length,
             resolution=text.resolution,
-            text_objective=self._text_objective or "ar",
-            text_prediction=self.job.text_diffusion.prediction,
-            text_block_size=self.job.block_diffusion.block_size,
-            text_canvas_multiple=self.job.text_mdm.canvas_multiple,
             mask_logit_banned=showo.mask_logit_banned,
+            decoding=DecodingDefaults(
+                text_objective=self._text_objective or "ar",
+                text_prediction=self.job.text_diffusion.prediction,
+                text_block_size=self.job.block_diffusion.block_size,
+                text_canvas_multiple=self.job.text_mdm.canvas_multiple,
+            ),
         )
 
     @property
@@ -75,7 +78,7 @@ class ModelYaml:
             return self.job.training.text_objective
         return OBJECTIVE_OF[self.job.model.framework] if "model.framework" in self.given else None
 
-    def decoding(self, spec: ModelSpec, folder: Path, decoder: str | None = None) -> ActionDecoding | None:
+    def decoding(self, spec: ModelConfig, folder: Path, decoder: str | None = None) -> ActionDecoding | None:
         """Return how action tokens are decoded; None if the regression head is used.
 
         ``decoder`` (one of ``ACTION_DECODERS``) overrides the file's ``block_diffusion.action_infer_enabled``; the
@@ -84,12 +87,12 @@ class ModelYaml:
         settings = self.job.block_diffusion
         if decoder not in (None, *ACTION_DECODERS):
             raise ConfigError(f"action decoder {decoder!r} is unknown; allowed: {', '.join(ACTION_DECODERS)}")
-        default = spec.action_decoder
+        default = spec.decoding.action_decoder
         if "block_diffusion.action_infer_enabled" in self.given:
             default = ACTION_DECODERS[int(settings.action_infer_enabled)]
         if (decoder or default) == ACTION_DECODERS[0]:
             return None
-        if spec.action_bins is None:
+        if spec.decoding.action_bins is None:
             setting = f"block_diffusion.action_infer_enabled=true ({display(self.path)})"
             raise ConfigError(
                 f"{setting if decoder is None else f'action decoder {decoder}'}: the checkpoint {folder} was not "
@@ -98,10 +101,10 @@ class ModelYaml:
         from models.decoding import ActionDecoding
 
         given = {name for name in DECODING_KEYS if f"block_diffusion.{name}" in self.given}
-        threshold, forwards = (getattr(settings if name in given else spec, name) for name in DECODING_KEYS)
+        threshold, forwards = (getattr(settings if name in given else spec.decoding, name) for name in DECODING_KEYS)
         return ActionDecoding(threshold, forwards)
 
-    def require_agreement(self, spec: ModelSpec, folder: Path) -> None:
+    def require_agreement(self, spec: ModelConfig, folder: Path) -> None:
         """Raise `ConfigError` at the first key of this file that contradicts the checkpoint's description."""
         self._require_framework(spec, folder)
         from_tokenizer = _FROM_TOKENIZER if self.job.model.showo.auto_set_llm_vocab_size else ()
@@ -118,26 +121,27 @@ class ModelYaml:
                 f"{round(spec.num_vq_tokens**0.5) * VQ_STRIDE}"
             )
 
-    def _require_framework(self, spec: ModelSpec, folder: Path) -> None:
+    def _require_framework(self, spec: ModelConfig, folder: Path) -> None:
         framework = self.job.model.framework
         if "model.framework" not in self.given or framework == spec.framework:
             return
         if "training.text_objective" in self.given and not spec.framework:
             return  # a checkpoint of an older version or of the original: the objective is compared instead
-        if OBJECTIVE_OF[framework] != spec.text_objective:
-            allowed = " or ".join(name for name, its in OBJECTIVE_OF.items() if its == spec.text_objective)
+        if OBJECTIVE_OF[framework] != spec.decoding.text_objective:
+            allowed = " or ".join(name for name, its in OBJECTIVE_OF.items() if its == spec.decoding.text_objective)
             raise ConfigError(
                 f"model.framework={framework} ({display(self.path)}), but the checkpoint {folder} was trained with "
-                f"training.text_objective={spec.text_objective} ({allowed}); remove the key, or name another "
+                f"training.text_objective={spec.decoding.text_objective} ({allowed}); remove the key, or name another "
                 f"checkpoint in {CHECKPOINT_KEY}"
             )
 
 
-def _declared(spec: ModelSpec) -> dict[str, Any]:
+def _declared(spec: ModelConfig) -> dict[str, Any]:
     """Return dotted config keys and their values in a checkpoint's description."""
     return {
         "act_step": spec.act_step,
         "model.vla.num_view": spec.num_view,
+        "model.vla.action_dim": spec.action_dim,
         "model.showo.num_vq_tokens": spec.num_vq_tokens,
         "model.showo.codebook_size": spec.codebook_size,
         "model.showo.llm_vocab_size": spec.words,
@@ -146,12 +150,12 @@ def _declared(spec: ModelSpec) -> dict[str, Any]:
         "dataset.preprocessing.max_seq_length": spec.max_seq_length,
         "dataset.preprocessing.resolution": spec.resolution,
         "dataset.params.resolution": spec.resolution,
-        "training.text_objective": spec.text_objective,
+        "training.text_objective": spec.decoding.text_objective,
         "model.showo.mask_logit_banned": spec.mask_logit_banned,
     } | {**_declared_of_answers(spec), **_declared_of_tokens(spec)}
 
 
-def _declared_of_answers(spec: ModelSpec) -> dict[str, Any]:
+def _declared_of_answers(spec: ModelConfig) -> dict[str, Any]:
     """Return the keys of answer decoding that the text objective uses."""
     read = {
         "ar": (),
@@ -159,21 +163,21 @@ def _declared_of_answers(spec: ModelSpec) -> dict[str, Any]:
         "bd": ("text_diffusion.prediction", "block_diffusion.block_size"),
     }
     values = {
-        "text_diffusion.prediction": spec.text_prediction,
-        "text_mdm.canvas_multiple": spec.text_canvas_multiple,
-        "block_diffusion.block_size": spec.text_block_size,
+        "text_diffusion.prediction": spec.decoding.text_prediction,
+        "text_mdm.canvas_multiple": spec.decoding.text_canvas_multiple,
+        "block_diffusion.block_size": spec.decoding.text_block_size,
     }
-    return {key: values[key] for key in read.get(spec.text_objective, ())}
+    return {key: values[key] for key in read.get(spec.decoding.text_objective, ())}
 
 
-def _declared_of_tokens(spec: ModelSpec) -> dict[str, Any]:
+def _declared_of_tokens(spec: ModelConfig) -> dict[str, Any]:
     """Return the keys of block-diffusion actions."""
-    enabled = {"block_diffusion.action_enabled": spec.action_bins is not None}
-    if spec.action_bins is None:
+    enabled = {"block_diffusion.action_enabled": spec.decoding.action_bins is not None}
+    if spec.decoding.action_bins is None:
         return enabled
     return enabled | {
-        "block_diffusion.action_num_bins": spec.action_bins,
-        "block_diffusion.action_block_size": spec.action_block_size,
+        "block_diffusion.action_num_bins": spec.decoding.action_bins,
+        "block_diffusion.action_block_size": spec.decoding.action_block_size,
     }
 
 

@@ -1,9 +1,9 @@
 """UP-VLA as a policy: the one path from observations to actions, for evaluation, serving and the robot client.
 
-    images --image.fit--> [3,R,R] --MagVIT--> codes --robot_sequence--> RobotReader.predict --> chunk of T actions
+    images --image.fit--> [3,R,R] --MagVIT--> codes --robot_sequence--> ActionPredictor.predict --> chunk of T actions
                                                                          or decode_actions
 
-Shape letters: B observations, T actions per chunk, A action size (7), V views, R resolution.
+Shape letters: B observations, T actions per chunk, A action size, V views, R resolution.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.action.inference import RobotReader
+from models.action.inference import ActionPredictor
 from models.decoding import ActionDecoding, decode_actions
-from models.host_memory import keep_freed_memory
+from models.device import keep_freed_memory
 from models.pretrained.model_io import Built, load_folder, model_folder
 from models.pretrained.weights_io import files_sha256, resolve_model_dir
 from models.processing.image import fit, normalise, to_uint8
@@ -30,7 +30,6 @@ from models.processing.instruction_length import cut_instructions, describe_cut
 from models.sequence import robot_sequence
 from models.vision.magvitv2 import MagVITv2, load_magvit
 from policy_rollout.policies.interface import ACTION_DECODERS
-from policy_rollout.policies.interface import ACTION_SIZE as ACTION_SIZE
 from policy_rollout.policies.interface import CAMERAS as CAMERAS
 from policy_rollout.policies.interface import ActionConvention as ActionConvention
 from policy_rollout.policies.interface import Observation as Observation
@@ -118,7 +117,7 @@ class UPVLAPolicy:
         self.spec = built.spec
         self.notes = built.notes
         self.source = source
-        self.convention = ActionConvention(**built.spec.action_convention)
+        self.convention = ActionConvention(**built.spec.data.action_convention)
         self.decoding = decoding
         self.precision = precision
         self._precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -126,7 +125,7 @@ class UPVLAPolicy:
             _cast_linear_layers(self.model.backbone.lm.base_model, self._precision)
         if self.device.type == "cpu":
             keep_freed_memory()
-        self._reader = RobotReader(self.model, compiled=compiled)
+        self._reader = ActionPredictor(self.model, compiled=compiled)
         self._ids = lru_cache(INSTRUCTION_CACHE_SIZE)(self._instruction)
         self._cut_is_logged = False
         self.reset()
@@ -155,7 +154,7 @@ class UPVLAPolicy:
         vq = config.job.model.vq_model
         bare = vq.pretrained_model_path
         tokenizer = load_magvit(located(vq.vq_model_name), None if bare is None else located(bare))
-        trained_with = built.spec.image_tokenizer
+        trained_with = built.spec.data.image_tokenizer
         if trained_with and trained_with != (now := tokenizer.weights_hash):
             raise ValueError(
                 f"{config.path}: model.vq_model.vq_model_name={vq.vq_model_name} has the weights {now[:12]}, but "
@@ -198,7 +197,7 @@ class UPVLAPolicy:
 
     def warm_up(self) -> None:
         """Run one forward on black images, so that the first observation is fast and an unusable model fails early."""
-        sizes = self.spec.cameras
+        sizes = self.spec.data.cameras
         black = {name: np.zeros((*sizes.get(name, WARM_UP_SIZE)[:2], 3), np.uint8) for name in self.cameras}
         self.act([Observation(black["rgb_static"], "warm up", black.get("rgb_gripper"))])
         self.reset()
@@ -214,7 +213,7 @@ class UPVLAPolicy:
                 decoded = decode_actions(self.model, flow, self.decoding)
                 actions, forwards = decoded.actions, int(decoded.forwards.sum())
         self._chunks, self._forwards = self._chunks + len(observations), self._forwards + forwards
-        scale = self.spec.scale
+        scale = self.spec.data.scale
         chunks: NDArray[np.float32] = (actions if scale is None else scale.undo(actions)).cpu().numpy()
         return chunks
 
@@ -287,7 +286,7 @@ class UPVLAPolicy:
             raise ValueError(f"this model reads {self.spec.num_view} cameras, but the observation has no {missing[0]}")
         for camera, view in zip(self.cameras, views, strict=True):
             height, width = view.shape[:2]
-            trained = self.spec.cameras.get(camera, (height, width))  # not declared: nothing to compare with
+            trained = self.spec.data.cameras.get(camera, (height, width))  # not declared: nothing to compare with
             if abs(height * trained[1] - width * trained[0]) > ASPECT_TOLERANCE * height * trained[1]:
                 raise ValueError(
                     f"this model was trained on {camera} images of {trained[0]} x {trained[1]} (height x width), "
@@ -310,11 +309,11 @@ class ConstantPolicy:
     cameras = CAMERAS[:1]
 
     def __init__(self, action: NDArray[np.float32], act_step: int, convention: ActionConvention | None = None) -> None:
-        if np.shape(action) != (ACTION_SIZE,):
-            raise ValueError(f"a constant action has {ACTION_SIZE} numbers, got shape {np.shape(action)}")
+        self.convention = convention or ActionConvention()
+        if np.shape(action) != (self.convention.dim,):
+            raise ValueError(f"a constant action has {self.convention.dim} numbers, got shape {np.shape(action)}")
         self.action = np.asarray(action, dtype=np.float32)
         self.act_step = act_step
-        self.convention = convention or ActionConvention()
 
     def reset(self) -> None:
         """Do nothing: there is no state."""
@@ -339,7 +338,8 @@ class RandomPolicy:
         self._rng = np.random.default_rng(self._seed)
 
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:
-        shape = (len(observations), self.act_step, ACTION_SIZE)
+        shape = (len(observations), self.act_step, self.convention.dim)
         chunks = self._rng.uniform(-1, 1, size=shape).astype(np.float32)
-        chunks[..., 6] = np.where(chunks[..., 6] >= 0, 1.0, -1.0)
+        gripper = list(self.convention.layout.gripper)
+        chunks[..., gripper] = np.where(chunks[..., gripper] >= 0, 1.0, -1.0)
         return chunks

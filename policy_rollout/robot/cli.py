@@ -11,14 +11,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from common.arguments import path_argument, whole
 from common.files import PROJECT_DIR
 from common.text import check_text
 from policy_rollout.policies.interface import ActionConvention, Policy
 from policy_rollout.policies.model_yaml import load_model_yaml
+from policy_rollout.robot.arms import make_guard
 from policy_rollout.robot.interface import Command, Robot, RobotObservation
 from policy_rollout.robot.rate import RealClock
-from policy_rollout.robot.safety import SafetyGuard, SafetyLimits
+from policy_rollout.robot.safety import SafetyLimits
 
 TOKEN_VARIABLE = "BLOCKDIFF_SERVE_TOKEN"
 
@@ -177,7 +181,11 @@ class StepLog:
             return
         line: dict[str, Any] = {"step": step, "seconds": round(time.monotonic() - self._start, 4)}
         if command is not None:
-            line |= {"target": _rounded(command.pose), "moved": _rounded(command.step), "gripper": command.gripper}
+            line |= {
+                "target": _rounded(command.pose),
+                "moved": _rounded(command.step),
+                "gripper": np.asarray(command.gripper).tolist(),
+            }
         if observation is not None and observation.pose is not None:
             line |= {"measured": _rounded(observation.pose)}
         if reason:
@@ -190,14 +198,14 @@ class StepLog:
             os.replace(self._partial, self._file)
 
 
-def _rounded(numbers: Any) -> list[float]:
-    return [round(float(number), 5) for number in numbers]
+def _rounded(numbers: NDArray[Any]) -> Any:
+    return np.round(np.asarray(numbers, dtype=np.float64), 5).tolist()
 
 
 def announcement(options: argparse.Namespace, instruction: str, convention: ActionConvention) -> str:
     """Return the description of a run that is printed before it starts."""
     limits = limits_of(options)
-    guard, box = SafetyGuard(convention, limits), limits.workspace
+    guard, box = make_guard(convention, limits), limits.workspace
     return (
         f"{f'robot {options.robot}' if options.robot else f'dry run on {options.recorded}: nothing moves'}\n"
         f"instruction: {instruction}\n"

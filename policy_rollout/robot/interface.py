@@ -32,11 +32,12 @@ class Command:
 
     `pose`: x y z in metres, roll pitch yaw in radians (relative to the start if `RobotObservation.pose` is None).
     `step`: difference to the last target, for robots with velocity control. `gripper`: +1 open, -1 closed.
+    A robot of N arms has `pose` and `step` [N, 6] and `gripper` [N].
     """
 
     pose: NDArray[np.float64]
     step: NDArray[np.float64]
-    gripper: float
+    gripper: float | NDArray[np.float64]
 
 
 class Robot(Protocol):

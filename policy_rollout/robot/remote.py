@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.policies.interface import ACTION_SIZE, CAMERAS, ActionConvention, Observation
+from policy_rollout.policies.interface import CAMERAS, ActionConvention, Observation
 from policy_rollout.serving.wire import Limits, WireError, unpack
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ class Contract:
     convention: ActionConvention
     cameras: tuple[str, ...]
     act_step: int
-    action_size: int
     image_shapes: Mapping[str, tuple[int, ...]]
 
     @classmethod
@@ -37,15 +36,15 @@ class Contract:
                 ActionConvention(**metadata["action_convention"]),
                 tuple(metadata["cameras"]),
                 int(metadata["act_step"]),
-                int(metadata.get("action_size", ACTION_SIZE)),
                 {str(name): tuple(map(int, shape)) for name, shape in metadata.get("image_shapes", {}).items()},
             )
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ValueError(f"{url} declares no action convention; it is no policy_rollout.serve") from None
         if contract.act_step < 1 or any(camera not in CAMERAS for camera in contract.cameras):
             raise ValueError(f"{url} declares cameras {contract.cameras} and chunks of {contract.act_step}")
-        if contract.action_size != ACTION_SIZE:
-            raise ValueError(f"{url} declares actions of {contract.action_size} numbers; expected {ACTION_SIZE}")
+        size = metadata.get("action_size", contract.convention.dim)
+        if size != contract.convention.dim:
+            raise ValueError(f"{url} declares actions of {size} numbers; expected {contract.convention.dim}")
         return contract
 
     def require_same(self, now: Contract, url: str) -> None:
@@ -123,7 +122,7 @@ class RemotePolicy:
             raise ValueError(f"the model reads {', '.join(self.cameras)}; the robot has no {missing[0]}")
         answer = self._exchange(openpi.observation(images, observation.instruction))
         chunk = answer.get("actions") if isinstance(answer, dict) else None
-        if not isinstance(chunk, np.ndarray) or chunk.shape != (self.act_step, ACTION_SIZE):
+        if not isinstance(chunk, np.ndarray) or chunk.shape != (self.act_step, self.convention.dim):
             raise RuntimeError(f"{self.url} returned something other than a chunk of {self.act_step} actions")
         return np.asarray(chunk, dtype=np.float32)
 

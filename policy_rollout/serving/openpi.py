@@ -1,19 +1,18 @@
 """The wire protocol of openpi's client (PyPI `openpi-client`): metadata first, then one chunk per observation.
 
-Messages are flat maps. The chunk [T, 7] has the units of the policy's own action convention, which is part of the
+Messages are flat maps. The chunk [T, A] has the units of the policy's own action convention, which is part of the
 metadata: a client that executes chunks converts them (`policy_rollout/policies/action_units.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.policies.interface import ACTION_SIZE, ActionConvention
+from policy_rollout.policies.interface import ActionConvention
 from policy_rollout.serving.request import Request, parse_request
 from policy_rollout.serving.wire import Limits, WireError, pack, unpack
 
@@ -38,10 +37,10 @@ def metadata(
         "model": model,
         "cameras": {camera: NAMES[camera] for camera in cameras},
         "act_step": act_step,
-        "action_size": ACTION_SIZE,
+        "action_size": convention.dim,
         "image_shapes": {camera: list(shape) for camera, shape in (image_shapes or {}).items()},
         "replan_every": replan_every,
-        "action_convention": asdict(convention),
+        "action_convention": convention.to_json(),
     }
     return pack(content, bytes_keys=True)
 

@@ -78,7 +78,8 @@ class Server:
         log: Callable[[str], None] = print,
     ) -> None:
         self.policy, self.settings, self.model, self.image_shapes = policy, settings, model, image_shapes
-        gripper_values(policy.convention)  # raises before the server starts
+        if policy.convention.layout.gripper:
+            gripper_values(policy.convention)  # raises before the server starts
         self._new_player()  # likewise for replan_every and ensemble
         self.stats = ServerStats()
         self._log = log

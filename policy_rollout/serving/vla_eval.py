@@ -97,6 +97,21 @@ def hello(seq: int, server: str, model: str, convention: ActionConvention, camer
     """Return the server's answer to hello: the observations it needs, and the meaning of its actions."""
     position = "absolute_xyz" if convention.kind == "absolute" else "delta_xyz"
     meaning = f"{convention.kind} in the {convention.frame} frame"
+    layout = convention.layout
+    groups: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+        "position": (layout.position, {"format": position, "description": f"metres, {meaning}"}),
+        "rotation": (layout.rotation, {"format": convention.rotation, "description": "radians"}),
+        "gripper": (layout.gripper, {"format": "binary_close_negative", "range": [-1.0, 1.0]}),
+    }
+    spec = {name: {"name": name, "dims": len(at), **about} for name, (at, about) in groups.items() if at}
+    others = layout.dim - sum(len(at) for at, _ in groups.values())
+    if others:
+        spec["action"] = {
+            "name": "action",
+            "dims": others,
+            "format": "raw",
+            "description": "as the model predicts them",
+        }
     image = {"name": "image", "dims": 0, "format": "rgb_hwc_uint8"}
     payload = {
         "harness_version": server,
@@ -104,11 +119,7 @@ def hello(seq: int, server: str, model: str, convention: ActionConvention, camer
         "model_server": model,
         "capabilities": {},
         "observation_params": {"send_wrist_image": "rgb_gripper" in cameras, "send_state": False},
-        "action_spec": {
-            "position": {"name": "position", "dims": 3, "format": position, "description": f"metres, {meaning}"},
-            "rotation": {"name": "rotation", "dims": 3, "format": convention.rotation, "description": "radians"},
-            "gripper": {"name": "gripper", "dims": 1, "format": "binary_close_negative", "range": [-1.0, 1.0]},
-        },
+        "action_spec": spec,
         "observation_spec": dict.fromkeys(cameras, image)
         | {"language": {"name": "language", "dims": 0, "format": "language"}},
     }

@@ -129,7 +129,7 @@ def record(
     return {
         "answers": answers,
         "stats": asdict(stats) | cost,
-        "model": {"source": model.source, "trained": model.model.spec.text_objective, "decoded": objective},
+        "model": {"source": model.source, "trained": model.model.spec.decoding.text_objective, "decoded": objective},
         "settings": settings,
     }
 
@@ -143,7 +143,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     model = load_answering_model(
         options.checkpoint, options.model_config, options.clip, not options.no_picture, device, options.dtype
     )
-    objective, warning = decoding_objective(model.model.spec.text_objective, options.objective, options.anyway)
+    objective, warning = decoding_objective(model.model.spec.decoding.text_objective, options.objective, options.anyway)
     how = decoding(options, objective)
     check_sampling(options)
     sampling = Sampling(options.temperature, options.top_k, options.top_p)

@@ -13,7 +13,7 @@ from torch import Tensor
 from common.files import PROJECT_DIR
 from config.loading import load_job
 from models.decoding import Decoding, Threshold, acceptance
-from models.host_memory import keep_freed_memory
+from models.device import keep_freed_memory
 from models.pretrained.model_io import Built, build, load_folder, model_folder
 from models.pretrained.weights_io import resolve_model_dir
 from models.processing.image import clip_pixels

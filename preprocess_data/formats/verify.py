@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from common.constants import CAMERAS
+from common.constants import CAMERAS, action_layout
 from common.files import write_json
 from preprocess_data.jobs.workers import in_processes
 from training.data.caches.token_cache import FOLDER, find_replaced, processed_digest
@@ -205,10 +205,16 @@ def _processed_findings(index: ProcessedIndex, contract: DataContract, report: R
     """What training would refuse is a problem, and so is each action beyond 1; what it would warn of is a note."""
     from training.data.checks.split import check_processed
 
+    try:
+        contract = contract.for_actions(index.action_dim)
+    except ValueError as error:
+        report.add("contract", contract.path or index.path, str(error))
+        return
     if contract.action["kind"] != "absolute":
         for start in range(0, len(index), 1 << 20):
             actions = index.actions[start : start + (1 << 20)]
-            for row in np.flatnonzero((np.abs(actions[:, :-1]) > 1 + TOLERANCE).any(axis=1)).tolist():
+            motion = actions[:, list(action_layout(contract.action).motion)]
+            for row in np.flatnonzero((np.abs(motion) > 1 + TOLERANCE).any(axis=1)).tolist():
                 values = np.array2string(actions[row], precision=3)
                 report.add("action out of range", index.frame_path(start + row), f"rel_action {values} passes 1")
     checked = check_processed(index, contract)

@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from models.pretrained.weights_io import write_safetensors
 from models.processing.image import fit, normalise
-from models.vision.lfq_loss import codebook_losses, straight_through
 from models.vision.magvitv2 import LATENT_CHANNELS, MagVITv2, ResBlock, Tower
 from policy_rollout.calvin.tasks import DOORS_AND_LIGHTS
 from preprocess_data.desk_demos.play import Player, Settings
+from preprocess_data.tiny_assets.lfq_loss import codebook_losses, straight_through
 from preprocess_data.tiny_assets.scenes import random_scenes
 
 ENCODER = Tower(32, (1, 1, 1, 2, 4), (0, 0, 1, 2, 1))

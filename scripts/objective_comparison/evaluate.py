@@ -21,7 +21,6 @@ from torch import Tensor
 from common.files import write_text
 from config.schema import MMU_INDEX, Job
 from models.decoding import generate
-from models.measure import DRAWS
 from models.objectives import text_objective
 from models.pretrained.model_io import Built, load_folder
 from models.pretrained.weights_io import files_sha256
@@ -29,6 +28,7 @@ from models.processing.image import clip_pixels
 from models.processing.text import ASSISTANT, HUMAN
 from models.rng import SampleRng
 from models.sequence import TextTurn
+from models.text_metrics import DRAWS
 from models.vision.clip_encoder import load_clip
 from models.vision.magvitv2 import load_magvit
 from policy_rollout.benchmarks.offline import Sample, evaluate, list_samples
@@ -228,7 +228,7 @@ def _answer_ids(built: Built, question: Question) -> list[int]:
 @torch.no_grad()
 def _nats(built: Built, job: Job, held_out: HeldOut, progress: Progress) -> tuple[list[float], list[float]]:
     """Return nats of every answer (ar: exact; mdm, bd: their bound, averaged over draws) and their variances."""
-    objective, prompter, model = text_objective(job).measuring(1), built.prompter, built.model
+    objective, prompter, model = text_objective(job).for_evaluation(1), built.prompter, built.model
     draws = 1 if objective.name == "ar" else DRAWS
     found = []  # [K, B] of every batch
     for start in range(0, len(held_out.questions), ANSWER_BATCH):

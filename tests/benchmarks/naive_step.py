@@ -26,9 +26,9 @@ from transformers.activations import ACT2FN
 
 from models.sequence import pad_left, pad_right
 from models.upvla import UPVLA
-from models.vision.lfq_loss import codebook_losses
 from models.vision.magvitv2 import MagVITv2
 from models.vocabulary import Vocabulary
+from preprocess_data.tiny_assets.lfq_loss import codebook_losses
 
 NOBODY = -100
 RATIOS = (0.15, 0.60)

@@ -58,9 +58,9 @@ def passes(model: UPVLA, system_ids: list[int], turn: TextTurn, task: TextTask) 
     clean = clean_text_sequence(model.vocab, system_ids, turn)
     width = clean.ids.shape[1]
     tags = task.sequence.slots
-    views = int(tags.view.max())
+    views = int(tags.copy_id.max())
     rows = [_noisy_copy(clean.ids, clean.slots.kind, task, view) for view in range(1, views + 1)]
-    paired = bool((tags.start[tags.valid] >= 0).any()) and not _one_block(task)
+    paired = bool((tags.block_start[tags.valid] >= 0).any()) and not _one_block(task)
     clean_start = torch.full_like(clean.ids, -1)
     parts = []
     for ids, kind, start in rows or [(clean.ids, clean.slots.kind, clean_start)]:
@@ -91,20 +91,20 @@ def passes(model: UPVLA, system_ids: list[int], turn: TextTurn, task: TextTask) 
 def _one_block(task: TextTask) -> bool:
     """Each row has one block: no clean answer is seen by anybody."""
     slots = task.sequence.slots
-    noisy = slots.view > 0
-    return all(len(torch.unique(start[here])) <= 1 for start, here in zip(slots.start, noisy, strict=True))
+    noisy = slots.copy_id > 0
+    return all(len(torch.unique(start[here])) <= 1 for start, here in zip(slots.block_start, noisy, strict=True))
 
 
 def _noisy_copy(clean: Tensor, kinds: Tensor, task: TextTask, view: int) -> tuple[Tensor, Tensor, Tensor]:
     """(ids, kind, start of the block) [B, N]: the whole conversation with the answer as that view shows it."""
     tags = task.sequence.slots
-    here = (tags.view == view) & tags.valid
+    here = (tags.copy_id == view) & tags.valid
     width = max(clean.shape[1], int(tags.pos[here].max()) + 1)
     ids, kind = F.pad(clean, (0, width - clean.shape[1])), F.pad(kinds, (0, width - clean.shape[1]))
     start = torch.full_like(ids, -1)
     row, column = here.nonzero(as_tuple=True)
     at = (row, tags.pos[row, column])
-    ids[at], start[at] = task.sequence.ids[row, column], tags.start[row, column]
+    ids[at], start[at] = task.sequence.ids[row, column], tags.block_start[row, column]
     kind[at] = int(Kind.ANSWER)
     return ids, kind, start
 
@@ -133,7 +133,7 @@ def _scores(task: TextTask, views: int, noisy_from: int, shape: torch.Size) -> t
     for row, slot, target, weight in zip(
         task.rows.tolist(), task.slots.tolist(), task.targets.tolist(), task.weights.tolist(), strict=True
     ):
-        view, at = int(tags.view[row, slot]), int(tags.pos[row, slot])
+        view, at = int(tags.copy_id[row, slot]), int(tags.pos[row, slot])
         for copy in range(views) if view == 0 else [view - 1]:
             cell = (copy * batch + row, at if view == 0 else noisy_from + at)
             assert targets[cell] in (NOBODY, target), "a slot reads one token"
@@ -152,7 +152,7 @@ def loss(model: UPVLA, batch: Passes) -> Tensor:
             embeds = torch.cat([embeds[:, : span.start], patches, embeds[:, span.stop :]], dim=1)
     hidden = model.backbone(embeds, batch.mask, batch.pos)
     logits = model.backbone.logits(hidden)  # [W * B, L, V]
-    if model.banned_word is not None:
-        logits[..., model.banned_word] = float("-inf")
+    if model.banned_token is not None:
+        logits[..., model.banned_token] = float("-inf")
     losses = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=NOBODY, reduction="none")
     return (losses * batch.weights.flatten()).sum() / batch.counted

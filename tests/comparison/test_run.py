@@ -11,12 +11,11 @@ import torch
 
 from config.loading import load_job
 from config.schema import MMU_INDEX
-from models.measure import evaluate_text_likelihood
 from models.objectives import text_objective
 from models.pretrained.model_io import build
 from models.processing.text import ASSISTANT, HUMAN
 from models.sequence import TextTurn
-from models.text_metrics import NATS
+from models.text_metrics import NATS, evaluate_text_likelihood
 from policy_rollout.benchmarks.offline import list_samples
 from policy_rollout.policies.upvla import ConstantPolicy
 from scripts import compare_objectives

@@ -122,7 +122,7 @@ def test_what_is_exported_reads_back_equal(raw: Path, tmp_path: Path, images: st
     assert len(index) == len(flat)
     for place, frame in enumerate(flat):
         arrays = frame_arrays(frame)
-        static, hand = provider._images(place)
+        static, hand = provider.images(place)
         np.testing.assert_array_equal(static, arrays["rgb_static"])
         np.testing.assert_array_equal(hand, arrays["rgb_gripper"])
         np.testing.assert_array_equal(index.actions[place], arrays["rel_actions"].astype(np.float32))

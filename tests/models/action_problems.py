@@ -18,7 +18,7 @@ from models.objectives.diffusion import Diffusion
 from models.processing.text import Prompter
 from models.rng import SampleRng
 from models.sequence import TokenSequence, future_targets, robot_sequence
-from models.upvla import UPVLA, FutureTask
+from models.upvla import UPVLA, RobotTask
 from tests.tiny import tiny_model
 
 Built = tuple[UPVLA, Prompter]
@@ -81,19 +81,19 @@ def future(
     counted: Tensor | None = None,
     pad_to: int | None = None,
     seed: int = 0,
-) -> FutureTask:
+) -> RobotTask:
     """What the robot flow learns from samples of these numbers, with action tokens behind it unless ``objective`` is
     None. A sample's codes, actions and draws are the same in any batch."""
     model = built[0]
     sequence = robot(built, rows, texts, pad_to)
     actions = chunks(built, rows) if actions is None else actions
-    task = FutureTask(sequence, future_targets(model.vocab, codes_of(built, rows, seed=1)), actions)
+    task = RobotTask(sequence, future_targets(model.vocab, codes_of(built, rows, seed=1)), actions)
     if counted is not None:
         task = replace(task, action_weight=counted.float())
     if objective is None:
         return task
     blind = replace(sequence, ids=torch.where(sequence.slots.kind == Kind.IMAGE, 0, sequence.ids))  # as on the host
-    bins = ActionBins(model.vocab, model.spec.action_bins or BINS)
+    bins = ActionBins(model.vocab, model.spec.decoding.action_bins or BINS)
     draws = SampleRng(seed, 0, "action")
     return replace(task, action_tokens=action_task(objective, bins, blind, actions, counted, rows, draws))
 

@@ -32,7 +32,7 @@ def bd(size: int = 4, **knobs: object) -> Diffusion:
 
 
 def mdm(multiple: int = 4, **knobs: object) -> Diffusion:
-    return Diffusion("mdm", Fixed(multiple), whole=True, **knobs)  # type: ignore[arg-type]
+    return Diffusion("mdm", Fixed(multiple), whole_answer=True, **knobs)  # type: ignore[arg-type]
 
 
 def ask(built: Built, objective: object, turn: TextTurn, seed: int = 0) -> TextTask:

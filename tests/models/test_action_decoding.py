@@ -37,7 +37,7 @@ def _as_declared(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def trained_as(built: Built, **spec: object) -> None:
-    built[0].spec = replace(built[0].spec, **spec)  # type: ignore[arg-type]
+    built[0].spec = built[0].spec.updated(**spec)
 
 
 def decode(built: Built, rows: tuple[int, ...] = (0, 1), threshold: float = 0.3, forwards: int = 8) -> DecodedActions:
@@ -49,18 +49,18 @@ def slowly(built: Built, row: int, threshold: float, forwards: int) -> tuple[Ten
     """One row by a full forward over (flow, blocks before, the block) each time: ([T, A], forwards)."""
     model = built[0]
     spec, vocab = model.spec, model.vocab
-    bins = ActionBins(vocab, spec.action_bins or 0)
+    bins = ActionBins(vocab, spec.decoding.action_bins or 0)
     before: list[int] = []
     taken, total = 0, spec.act_step * 7
     while len(before) < total:
-        shown = [vocab.mask] * min(spec.action_block_size, total - len(before))
+        shown = [vocab.mask] * min(spec.decoding.action_block_size, total - len(before))
         for left in range(forwards, 0, -1):
             hidden = [i for i, token in enumerate(shown) if token == vocab.mask]
             if not hidden:
                 break
             taken += 1
             scores = alone(built, robot(built, [row]), 0, before, shown)
-            scores = scores[:-1] if spec.action_prediction == "shift" else scores[1:]
+            scores = scores[:-1] if spec.decoding.action_prediction == "shift" else scores[1:]
             chance = scores[:, vocab.first_code : vocab.first_code + bins.count].softmax(-1)
             surest = sorted(hidden, key=lambda i: (-float(chance[i].max()), i))
             keep = max([i for i, _ in enumerate(surest, 1) if chance[surest[i - 1]].max() > threshold], default=1)
@@ -105,7 +105,7 @@ def test_8_a_threshold_above_one_is_a_number_per_forward(built: Built) -> None:
 def test_all_numbers_are_there_after_the_forwards_that_are_allowed(built: Built, steps: int) -> None:
     found = decode(built, threshold=1.01, forwards=steps)
     assert found.forwards.tolist() == [3 * min(steps, 7)] * 2
-    bins = ActionBins(built[0].vocab, built[0].spec.action_bins or 0)
+    bins = ActionBins(built[0].vocab, built[0].spec.decoding.action_bins or 0)
     assert torch.equal(bins.values(bins.ids(found.actions)), found.actions)
     assert float(found.actions.abs().max()) <= 1
 

@@ -86,9 +86,11 @@ def test_bins_that_have_no_ids_are_refused(count: int) -> None:
 
 def test_the_configuration_makes_the_objective() -> None:
     job = Job()
-    assert action_diffusion(job) is None
+    assert action_diffusion(job.block_diffusion, job.text_diffusion) is None
     job.block_diffusion.action_enabled = True
-    assert action_diffusion(job) == Diffusion("action_bd", Fixed(7), ratio=Ratio(low=0.001))
+    assert action_diffusion(job.block_diffusion, job.text_diffusion) == Diffusion(
+        "action_bd", Fixed(7), ratio=Ratio(low=0.001)
+    )
     job.block_diffusion.action_block_size, job.block_diffusion.complementary_mask = 5, False
     job.text_diffusion.prediction, job.text_diffusion.weighting, job.block_diffusion.mask_eps = (
         "aligned",
@@ -96,7 +98,7 @@ def test_the_configuration_makes_the_objective() -> None:
         0.2,
     )
     expected = Diffusion("action_bd", Fixed(5), False, Ratio(low=0.2), False, "aligned", "uniform")
-    assert action_diffusion(job) == expected
+    assert action_diffusion(job.block_diffusion, job.text_diffusion) == expected
 
 
 # --- layout ----------------------------------------------------------------------------------------------------------
@@ -109,24 +111,24 @@ def test_a_time_step_is_a_block_behind_the_robot_flow(built: Built) -> None:
     assert torch.equal(slots.pos[:, :length], task.sequence.slots.pos)
     end = task.sequence.slots.pos[:, -1:] + 1
     for view in (1, 2):
-        pos, start = (tag[slots.view == view].view(2, -1) for tag in (slots.pos, slots.start))
+        pos, start = (tag[slots.copy_id == view].view(2, -1) for tag in (slots.pos, slots.block_start))
         assert torch.equal(pos - end, torch.arange(21).expand(2, -1))
         assert torch.equal(start - end, torch.arange(21).expand(2, -1) // 7 * 7)
     # The last step's clean tokens are read by nobody and left out.
-    assert (slots.view == 0).sum(1).tolist() == [length + 14] * 2
+    assert (slots.copy_id == 0).sum(1).tolist() == [length + 14] * 2
     assert slots.shape[1] == length + 14 + 2 * 21
     assert tokens(task).answer_tokens == tokens(task).counted == 2 * 3 * 7
     assert (
         (tokens(task).targets >= model.vocab.first_code) & (tokens(task).targets < model.vocab.first_code + 16)
     ).all()
-    assert task.whole.image == task.sequence.image
-    assert task.whole.actions == task.sequence.actions
-    assert torch.equal(task.whole.ids[:, :length], task.sequence.ids)
+    assert task.full_sequence.image == task.sequence.image
+    assert task.full_sequence.actions == task.sequence.actions
+    assert torch.equal(task.full_sequence.ids[:, :length], task.sequence.ids)
 
 
 def test_the_documented_drawing() -> None:
     kind = torch.tensor([[Kind.TEXT, *[Kind.IMAGE] * 3, *[Kind.ACTION] * 2]])
-    flow = TokenSequence(torch.full((1, 6), 7), Slots.plain(kind, torch.arange(6)[None]), ROBOT)
+    flow = TokenSequence(torch.full((1, 6), 7), Slots.clean(kind, torch.arange(6)[None]), ROBOT)
     clean = with_action_tokens(flow, torch.full((1, 4), VOCAB.first_code), torch.ones(1, 4, dtype=torch.bool))
     canvas = build_canvas(clean, VOCAB, [2])
     read = drop_unread_clean_tokens(clean, canvas)
@@ -139,7 +141,7 @@ def test_the_documented_drawing() -> None:
 
 def test_nothing_in_the_robot_flow_sees_an_action_token(built: Built) -> None:
     task = future(built, diffusion(ar_aux_weight=1.0))
-    sequence, length = task.whole, task.sequence.ids.shape[1]
+    sequence, length = task.full_sequence, task.sequence.ids.shape[1]
     mask = sequence.rule.dense(sequence.slots)
     assert not mask[:, 0, :length, length:].any()
     assert torch.equal(mask[:, :, :length, :length], task.sequence.rule.dense(task.sequence.slots))
@@ -150,7 +152,7 @@ def test_a_sample_hides_the_same_tokens_in_any_batch(built: Built) -> None:
     def shown(task: object, row: int) -> list[list[int]]:
         sequence = tokens(task).sequence
         slots = sequence.slots
-        return [sequence.ids[row][slots.valid[row] & (slots.view[row] == view)].tolist() for view in (1, 2)]
+        return [sequence.ids[row][slots.valid[row] & (slots.copy_id[row] == view)].tolist() for view in (1, 2)]
 
     both = future(built, diffusion())
     torch.rand(3)
@@ -173,7 +175,7 @@ def one_by_one(built: Built, objective: Diffusion, size: int) -> Tensor:
     model = built[0]
     task = future(built, objective)
     sequence = tokens(task).sequence
-    slots, bins = sequence.slots, ActionBins(model.vocab, model.spec.action_bins or 0)
+    slots, bins = sequence.slots, ActionBins(model.vocab, model.spec.decoding.action_bins or 0)
     total = torch.zeros(())
     for row in range(2):
         ids = bins.ids(chunks(built)[row]).flatten().tolist()
@@ -184,8 +186,8 @@ def one_by_one(built: Built, objective: Diffusion, size: int) -> Tensor:
             everything = alone(built, task.sequence, row, ids[:start], [model.vocab.mask] * n)
             if objective.prediction == "shift":  # once, whatever is hidden
                 total = total - everything[0, block[0]]
-            for view in range(1, objective.views + 1):
-                here = (slots.view[row] == view) & (slots.start[row] == first + start) & slots.valid[row]
+            for view in range(1, objective.num_copies + 1):
+                here = (slots.copy_id[row] == view) & (slots.block_start[row] == first + start) & slots.valid[row]
                 shown = sequence.ids[row][here].tolist()
                 hidden = [token == model.vocab.mask for token in shown]
                 assert [s for s, h in zip(shown, hidden, strict=True) if not h] == [
@@ -195,7 +197,7 @@ def one_by_one(built: Built, objective: Diffusion, size: int) -> Tensor:
                 for offset in range(n):
                     if hidden[offset] and (offset or objective.prediction == "aligned"):
                         at = offset if objective.prediction == "shift" else offset + 1
-                        total = total - (n + 1) / sum(hidden) / objective.views * scores[at, block[offset]]
+                        total = total - (n + 1) / sum(hidden) / objective.num_copies * scores[at, block[offset]]
     return total / 42
 
 
@@ -216,7 +218,7 @@ def test_1_so_it_does_with_blocks_that_do_not_fit_the_chunk(built: Built) -> Non
 def test_3_shifted_blocks_of_one_token_are_next_token_prediction(built: Built) -> None:
     model = built[0]
     task = future(built, diffusion(1))
-    bins = ActionBins(model.vocab, model.spec.action_bins or 0)
+    bins = ActionBins(model.vocab, model.spec.decoding.action_bins or 0)
     nll = torch.zeros(())
     for row in range(2):
         ids = bins.ids(chunks(built)[row]).flatten().tolist()
@@ -230,18 +232,18 @@ def test_3_shifted_blocks_of_one_token_are_next_token_prediction(built: Built) -
 def test_6_a_hidden_number_depends_on_its_past_and_its_own_block_alone(built: Built) -> None:
     model = built[0]
     task = future(built, diffusion())
-    sequence, slots = task.whole, task.whole.slots
+    sequence, slots = task.full_sequence, task.full_sequence.slots
     mask = sequence.rule.dense(slots)
     for view, row in ((1, 0), (2, 1)):
-        for start in slots.start[row][slots.view[row] == view].unique().tolist():
-            own = (slots.view[row] == view) & (slots.start[row] == start)
+        for start in slots.block_start[row][slots.copy_id[row] == view].unique().tolist():
+            own = (slots.copy_id[row] == view) & (slots.block_start[row] == start)
             embeds = model.embed(sequence).detach().requires_grad_()
             hidden = model.backbone(embeds, mask, slots.pos)
             hidden[row][own].square().sum().backward()
             assert embeds.grad is not None
             touched = embeds.grad.abs().sum(-1) > 0
             expected = torch.zeros_like(touched)
-            expected[row] = own | ((slots.view[row] == 0) & (slots.pos[row] < start) & slots.valid[row])
+            expected[row] = own | ((slots.copy_id[row] == 0) & (slots.pos[row] < start) & slots.valid[row])
             assert torch.equal(touched, expected)
             kinds = slots.kind[row][touched[row]]
             assert {int(Kind.TEXT), int(Kind.IMAGE), int(Kind.ACTION)} <= set(kinds.tolist())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.action.inference import RobotReader
+from models.action.inference import ActionPredictor
 from models.sequence import robot_sequence
 from models.upvla import UPVLA, Prediction
 from tests.tiny import tiny_model
@@ -41,7 +41,7 @@ def same(found: Prediction, expected: Prediction) -> None:
     "instructions", [[SHORT], [SHORT, SHORT], [SHORT, OTHER], [LONG, SHORT, LONG, OTHER], [LONG, SHORT]], ids=len
 )
 def test_it_predicts_what_one_forward_over_everything_predicts(model, instructions):
-    reader, codes = RobotReader(model), codes_of(model, len(instructions))
+    reader, codes = ActionPredictor(model), codes_of(model, len(instructions))
     expected = whole(model, instructions, codes)
     for _ in range(2):  # the second time by the layout that is kept
         same(reader.predict(instructions, codes, want_codes=True), expected)
@@ -69,7 +69,7 @@ def step_of(kind: str, model: UPVLA) -> None:
         optimizer = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[name](parameters, lr=0.05, **{form: True})
         codes = codes_of(model, 1)
         flow = robot_sequence(model.vocab, [LONG], codes, model.spec.act_step)
-        model.action_head(model.hidden(flow)[:, -model.spec.act_step :]).square().sum().backward()
+        model.action_head(model.hidden_states(flow)[:, -model.spec.act_step :]).square().sum().backward()
         optimizer.step()
 
 
@@ -81,7 +81,7 @@ def test_the_present_weights_act_however_they_were_changed(model: UPVLA, kind: s
     codes = codes_of(model, 1)
     with learning(model) as learner:
         learner.requires_grad_(not frozen)
-        reader = RobotReader(learner)
+        reader = ActionPredictor(learner)
         before = reader.predict([LONG], codes)
         learner.requires_grad_(True)
         step_of(kind, learner)
@@ -94,7 +94,7 @@ def test_the_present_weights_act_however_they_were_changed(model: UPVLA, kind: s
 @pytest.mark.slow  # half a minute of compiling
 def test_compiled_for_its_shapes_it_predicts_the_same(tmp_path: Path):
     model = tiny_model(tmp_path)[0].eval()
-    reader = RobotReader(model, compiled=True)
+    reader = ActionPredictor(model, compiled=True)
     for instructions in ([SHORT], [LONG, SHORT, OTHER], [OTHER]):
         codes = codes_of(model, len(instructions))
         same(reader.predict(instructions, codes, want_codes=True), whole(model, instructions, codes))

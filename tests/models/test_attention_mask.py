@@ -1,23 +1,23 @@
-"""Rules read as drawings, and the three readings of one rule."""
+"""Rules read as drawings, and the three prediction_states of one rule."""
 
 from __future__ import annotations
 
 import torch
 
-from models.attention_mask import CAUSAL, MULTIMODAL, ROBOT, Kind, Rule, Slots, with_views
+from models.attention_mask import CAUSAL, MULTIMODAL, ROBOT, Kind, Rule, Slots, with_noisy_copies
 
 
 def slots(
-    kinds: str, pos: list[int] | None = None, view: list[int] | None = None, start: list[int] | None = None
+    kinds: str, pos: list[int] | None = None, copy_id: list[int] | None = None, block_start: list[int] | None = None
 ) -> Slots:
     letters = {".": Kind.PAD, "t": Kind.TEXT, "i": Kind.IMAGE, "p": Kind.PATCH, "a": Kind.ACTION, "w": Kind.ANSWER}
     kind = torch.tensor([[letters[letter] for letter in kinds]])
-    plain = Slots.plain(kind, torch.tensor([pos if pos else list(range(len(kinds)))]))
+    plain = Slots.clean(kind, torch.tensor([pos if pos else list(range(len(kinds)))]))
     return Slots(
         kind,
         plain.pos,
-        plain.view if view is None else torch.tensor([view]),
-        plain.start if start is None else torch.tensor([start]),
+        plain.copy_id if copy_id is None else torch.tensor([copy_id]),
+        plain.block_start if block_start is None else torch.tensor([block_start]),
     )
 
 
@@ -60,8 +60,8 @@ def test_noisy_views_see_their_clean_past_and_their_own_block_alone() -> None:
     tags = slots(
         "tp" + "wwww" * 3,
         pos=[0, 1, *[2, 3, 4, 5] * 3],
-        view=[0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2],
-        start=[-1, -1, *[2, 2, 4, 4] * 3],
+        copy_id=[0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2],
+        block_start=[-1, -1, *[2, 2, 4, 4] * 3],
     )
     expected = """
           tpwwwwwwwwwwww
@@ -80,7 +80,7 @@ def test_noisy_views_see_their_clean_past_and_their_own_block_alone() -> None:
         w ####········##
         w ####········##
 """
-    assert with_views(MULTIMODAL).draw(tags) == drawing(expected)
+    assert with_noisy_copies(MULTIMODAL).draw(tags) == drawing(expected)
 
 
 def test_all_readings_of_a_rule_agree() -> None:
@@ -89,10 +89,10 @@ def test_all_readings_of_a_rule_agree() -> None:
     tags = Slots(
         kind=torch.randint(0, 6, (batch, length)),
         pos=torch.randint(0, 9, (batch, length)),
-        view=torch.randint(0, 3, (batch, length)),
-        start=torch.randint(-1, 5, (batch, length)),
+        copy_id=torch.randint(0, 3, (batch, length)),
+        block_start=torch.randint(-1, 5, (batch, length)),
     )
-    for rule in (CAUSAL, ROBOT, MULTIMODAL, with_views(MULTIMODAL), ~CAUSAL & ROBOT):
+    for rule in (CAUSAL, ROBOT, MULTIMODAL, with_noisy_copies(MULTIMODAL), ~CAUSAL & ROBOT):
         dense = rule.dense(tags)
         assert torch.equal(rule.additive(tags, torch.float32) == 0, dense)
         b, q, k = (

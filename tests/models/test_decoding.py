@@ -31,7 +31,7 @@ def uncached(model: UPVLA, prompter: Prompter, question: str, patches: torch.Ten
         ids = [*prompter.question(question), *said]
         sequence = prompt_sequence(model.vocab, prompter.system_ids, [ids], patches)
         with torch.no_grad():
-            logits = model.backbone.logits(model.hidden(sequence)[0, -1])
+            logits = model.backbone.logits(model.hidden_states(sequence)[0, -1])
         said.append(int(logits[: model.vocab.words].argmax()))
         if said[-1] == model.vocab.eos:
             break

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,7 +56,7 @@ def varied(folder: Path, kind: str) -> Built:
 def said_otherwise(built: Built, **spec: object) -> Built:
     """The same weights, declared to have been trained otherwise."""
     model = built[0]
-    model.spec = replace(model.spec, **{"text_prediction": "shift", "text_block_size": SIZE, **spec})
+    model.spec = model.spec.updated(**{"text_prediction": "shift", "text_block_size": SIZE, **spec})
     return built
 
 

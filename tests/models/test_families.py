@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from config.loading import load_job
 from config.schema import Job
-from models.action.inference import RobotReader
+from models.action.inference import ActionPredictor
 from models.decoding.kv_cache import CachedPrefix, prompt_sequence
 from models.pretrained.model_io import Built, build, load_folder, save_folder
 from models.pretrained.weights_io import read_weights, write_safetensors
@@ -81,14 +81,14 @@ def test_cached_decoding_equals_uncached(family: tuple[Path, Built]) -> None:
     words = torch.tensor([[3, 4, 5], [7, 8, 9]])
     with torch.no_grad():
         stream = CachedPrefix(model, prompt)
-        stream.read()
+        stream.forward()
         stream.append(words[:, :2])
-        stream.read(noisy=torch.full((2, 2), model.vocab.mask))
+        stream.forward(noisy=torch.full((2, 2), model.vocab.mask))
         stream.append(words[:, 2:])
-        cached, _ = stream.read()
+        cached, _ = stream.forward()
         whole = CachedPrefix(model, prompt)
         whole.append(words)
-        uncached, _ = whole.read()
+        uncached, _ = whole.forward()
     torch.testing.assert_close(cached[:, -1], uncached[:, -1], rtol=1e-4, atol=1e-5)
 
 
@@ -96,8 +96,8 @@ def test_it_learns_in_every_weight_but_those_nothing_reads(family: tuple[Path, B
     model = family[1].model
     model.train()
     flow = robot_sequence(model.vocab, [[5, 6, 7]], torch.zeros(1, 4, dtype=torch.long), 4)
-    hidden = model.hidden(flow)
-    again = model.hidden(flow)
+    hidden = model.hidden_states(flow)
+    again = model.hidden_states(flow)
     torch.testing.assert_close(hidden, again)  # no dropout, whatever config.json says
     (model.backbone.logits(hidden).square().mean() + model.action_head(hidden[:, -4:]).square().mean()).backward()
     still = [n for n, p in model.backbone.named_parameters() if p.grad is None or not p.grad.any()]
@@ -113,7 +113,7 @@ def test_it_is_saved_and_read_again(family: tuple[Path, Built], tmp_path: Path) 
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     codes = torch.zeros(1, 4, dtype=torch.long)
-    first, second = (RobotReader(b.model.eval()).predict([[5, 6, 7]], codes) for b in (built, again))
+    first, second = (ActionPredictor(b.model.eval()).predict([[5, 6, 7]], codes) for b in (built, again))
     assert torch.equal(first.actions, second.actions)
 
 

@@ -73,7 +73,7 @@ def test_the_network_trained_by_flex_attention_is_the_same_network(
         model.train()
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found[kernel] = [model.hidden(sequence) for sequence in sequences(built)]
+            found[kernel] = [model.hidden_states(sequence) for sequence in sequences(built)]
         assert model.backbone.lm.config._attn_implementation == kernel
         model.eval()
         assert isinstance(model.backbone.mask(*_tags(built)), Tensor)  # measuring and acting go by SDPA
@@ -107,9 +107,9 @@ def test_batches_of_one_length_are_compiled_once(built: Built) -> None:
 def test_padding_to_a_multiple_changes_no_number(built: Built) -> None:
     model: UPVLA = built[0]
     model.train()
-    plain = [model.hidden(sequence) for sequence in sequences(built)]
+    plain = [model.hidden_states(sequence) for sequence in sequences(built)]
     model.length_multiple = 32
-    longer = [model.hidden(sequence) for sequence in sequences(built)]
+    longer = [model.hidden_states(sequence) for sequence in sequences(built)]
     model.length_multiple = 1
     model.eval()
     for sequence, ours, theirs in zip(sequences(built), longer, plain, strict=True):
@@ -124,9 +124,9 @@ def test_the_compiled_kernel_of_transformers_takes_our_tiles(tmp_path: Path) -> 
     model: UPVLA = made[0]
     model.train()
     with torch.no_grad():
-        tiled = [model.hidden(sequence) for sequence in sequences(made)]
+        tiled = [model.hidden_states(sequence) for sequence in sequences(made)]
         model.backbone.set_attn_implementation("sdpa")
-        dense = [model.hidden(sequence) for sequence in sequences(made)]
+        dense = [model.hidden_states(sequence) for sequence in sequences(made)]
     for sequence, ours, theirs in zip(sequences(made), tiled, dense, strict=True):
         torch.testing.assert_close(ours[sequence.slots.valid], theirs[sequence.slots.valid], rtol=1e-4, atol=1e-5)
 
@@ -142,7 +142,9 @@ def test_gradients_are_the_same_on_a_gpu(tmp_path: Path) -> None:
         model.backbone.set_attn_implementation(kernel)
         model.zero_grad(set_to_none=True)
         for sequence in sequences(made):
-            torch.autograd.backward(model.hidden(sequence.to("cuda"))[sequence.slots.valid.cuda()].square().sum())
+            torch.autograd.backward(
+                model.hidden_states(sequence.to("cuda"))[sequence.slots.valid.cuda()].square().sum()
+            )
         found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3 * float(theirs.abs().max()))

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from common.constants import CODEBOOK_SIZE
 from models.pretrained.weights_io import write_safetensors
-from models.vision.lfq_loss import codebook_losses, straight_through
 from models.vision.magvitv2 import (
     RELEASED_DECODER,
     RELEASED_ENCODER,
@@ -18,6 +17,7 @@ from models.vision.magvitv2 import (
     Tower,
     load_magvit,
 )
+from preprocess_data.tiny_assets.lfq_loss import codebook_losses, straight_through
 
 SMALL_ENCODER = {"ch": 32, "ch_mult": [1, 1, 2], "num_res_blocks": [1, 2, 1]}
 SMALL_DECODER = {"ch": 32, "ch_mult": [1, 2, 2], "num_res_blocks": [1, 1, 2]}

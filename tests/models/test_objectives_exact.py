@@ -47,9 +47,9 @@ def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def one_by_one(built: Built, turn: TextTurn, task: TextTask, objective: Diffusion, size: int) -> Tensor:
     """The training loss by a forward for each block and view."""
     total = torch.zeros(())
-    for block in blocks_of(built, turn, size, objective.whole):
+    for block in blocks_of(built, turn, size, objective.whole_answer):
         n = len(block.ids)
-        for view in range(1, objective.views + 1):
+        for view in range(1, objective.num_copies + 1):
             hidden = [shown == built[0].vocab.mask for shown in shown_in(task, block, view)]
             assert len(hidden) == n
             losses = cross_entropies(built, turn, block, hidden, objective.prediction)
@@ -58,7 +58,7 @@ def one_by_one(built: Built, turn: TextTurn, task: TextTask, objective: Diffusio
                 if objective.weighting == "uniform":
                     total = total + loss
                 elif offset or objective.prediction == "aligned":
-                    total = total + (n + 1) / k / objective.views * loss
+                    total = total + (n + 1) / k / objective.num_copies * loss
         if objective.prediction == "shift" and objective.weighting == "nelbo":
             everything = cross_entropies(built, turn, block, [True] * n, "shift")
             total = total + everything[0]
@@ -93,7 +93,7 @@ def test_2_the_clean_stream_of_bd_is_the_plain_ar_forward(either: Built) -> None
     plain, ours = ask(either, text_objective("ar"), turn), ask(either, bd(ar_aux_weight=1.0), turn)
     length, valid = plain.sequence.ids.shape[1], plain.sequence.slots.valid
     assert torch.equal(ours.sequence.ids[:, :length], plain.sequence.ids)
-    expected, found = model.hidden(plain.sequence), model.hidden(ours.sequence)[:, :length]
+    expected, found = model.hidden_states(plain.sequence), model.hidden_states(ours.sequence)[:, :length]
     torch.testing.assert_close(found[valid], expected[valid], rtol=1e-5, atol=1e-5)
     without = ask(either, bd(), turn)
     torch.testing.assert_close(
@@ -153,7 +153,7 @@ def test_5_the_expectation_over_all_masks_is_the_enumerated_bound(
         # The bound is a sum over blocks: all of them may show the same pattern.
         primary = torch.tensor(pattern).repeat(canvas // size)[None, None]
         views = torch.cat([primary, ~primary]) if complementary else primary
-        monkeypatch.setattr(Diffusion, "_hidden", lambda self, canvas, draws, views=views: views)
+        monkeypatch.setattr(Diffusion, "_draw_masks", lambda self, canvas, draws, views=views: views)
         knobs = {"prediction": prediction, "complementary": complementary}
         tasks = [ask(built, bd(size, ratio=Ratio(low, high), **knobs), turn) for low, high in ranges]
         losses = built[0].text_scores(tasks[0])[0]  # the ratio changes weights alone

@@ -16,7 +16,7 @@ from models.objectives.block_size import Elastic
 from models.objectives.diffusion import Diffusion
 from models.rng import SampleRng
 from models.sequence import TextTurn, future_targets, robot_sequence
-from models.upvla import FutureTask
+from models.upvla import RobotTask
 from tests.models.objective_problems import ask, attentive, bd, gradients, mdm, value
 from tests.models.text_problems import TALK, Built, blocks_of, one_row, talk
 from tests.tiny import tiny_model
@@ -39,16 +39,16 @@ def test_6_a_noisy_slot_depends_on_its_clean_past_and_its_own_block_alone(
     slots = sequence.slots
     mask = sequence.rule.dense(slots)
     for view, row in ((1, 0), (2, 0), (1, 1)):
-        for start in slots.start[row][slots.view[row] == view].unique().tolist():
+        for start in slots.block_start[row][slots.copy_id[row] == view].unique().tolist():
             if start < 0:
                 continue  # padding
-            own = (slots.view[row] == view) & (slots.start[row] == start) & slots.valid[row]
+            own = (slots.copy_id[row] == view) & (slots.block_start[row] == start) & slots.valid[row]
             embeds = model.embed(sequence).detach().requires_grad_()
             hidden = model.backbone(embeds, mask, slots.pos)
             hidden[row][own].square().sum().backward()
             assert embeds.grad is not None
             touched = embeds.grad.abs().sum(-1) > 0  # [B, L]
-            past = (slots.view[row] == 0) & (slots.pos[row] < start) & slots.valid[row]
+            past = (slots.copy_id[row] == 0) & (slots.pos[row] < start) & slots.valid[row]
             expected = torch.zeros_like(touched)
             expected[row] = past | own
             assert torch.equal(touched, expected)
@@ -68,7 +68,7 @@ def test_6_what_follows_an_answer_has_no_effect_on_it(built: Built) -> None:
     for turn in (one, other):
         task = ask(built, mdm(16), turn)
         start = min(block.start for block in blocks_of(built, turn, 16, whole=True))
-        read = task.sequence.slots.start[task.rows, task.slots] == start
+        read = task.sequence.slots.block_start[task.rows, task.slots] == start
         losses = built[0].text_scores(task)[0]
         found.append(losses[read])
     assert len(found[0]) >= 8
@@ -115,10 +115,10 @@ def test_10_copies_repeat_positions(built: Built) -> None:
     for row in range(2):
         clean = {
             int(p): int(i)
-            for p, i in zip(*(t[row][slots.view[row] == 0] for t in (slots.pos, task.sequence.ids)), strict=True)
+            for p, i in zip(*(t[row][slots.copy_id[row] == 0] for t in (slots.pos, task.sequence.ids)), strict=True)
         }
         for view in (1, 2):
-            here = (slots.view[row] == view) & slots.valid[row]
+            here = (slots.copy_id[row] == view) & slots.valid[row]
             shown = zip(slots.pos[row][here].tolist(), task.sequence.ids[row][here].tolist(), strict=True)
             words = [(p, i) for p, i in shown if i not in (model.vocab.mask, model.vocab.eos)]
             assert words
@@ -126,7 +126,7 @@ def test_10_copies_repeat_positions(built: Built) -> None:
     running = torch.arange(slots.pos.shape[1]).expand_as(slots.pos)
     mask = task.sequence.rule.dense(slots)
     hidden = [model.backbone(model.embed(task.sequence), mask, pos) for pos in (slots.pos, running)]
-    noisy = (slots.view > 0) & slots.valid
+    noisy = (slots.copy_id > 0) & slots.valid
     assert float((hidden[0] - hidden[1])[noisy].abs().max()) > 1e-2
 
 
@@ -140,7 +140,7 @@ def test_11_the_same_seed_hides_the_same_words_however_a_batch_is_split(built: B
         sequence = elastic.prepare(model.vocab, prompter.system_ids, turn, SampleRng(seed, step)).sequence
         rows = {}
         for row, sample in enumerate(turn.samples):
-            view, valid = sequence.slots.view[row], sequence.slots.valid[row]
+            view, valid = sequence.slots.copy_id[row], sequence.slots.valid[row]
             rows[sample] = [sequence.ids[row][valid & (view == v)].tolist() for v in (1, 2)]
         return rows
 
@@ -161,7 +161,7 @@ def test_12_image_and_action_losses_are_the_same_under_all_three(built: Built) -
     words = [prompter.instruction(text) for text in ("open the drawer", "push the red block")]
     robot = robot_sequence(model.vocab, words, codes[0], model.spec.act_step)
     actions = torch.randn(2, model.spec.act_step, 7, generator=draw)
-    future = FutureTask(robot, future_targets(model.vocab, codes[1]), actions)
+    future = RobotTask(robot, future_targets(model.vocab, codes[1]), actions)
     losses = {name: model(future, ask(built, text_objective(name), talk(built))) for name in ("ar", "mdm", "bd")}
     for name in ("mdm", "bd"):
         for part in ("image", "action"):

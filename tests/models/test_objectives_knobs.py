@@ -50,12 +50,12 @@ def task(made: Job, draws: SampleRng | None = None, what: TextTurn | None = None
 def sizes_of(made: TextTask) -> list[int]:
     """Tokens of the first block of every row."""
     slots = made.sequence.slots
-    first = [slots.start[row][slots.start[row] >= 0].min() for row in range(slots.shape[0])]
-    return [int(((slots.start[row] == s) & (slots.view[row] == 1)).sum()) for row, s in enumerate(first)]
+    first = [slots.block_start[row][slots.block_start[row] >= 0].min() for row in range(slots.shape[0])]
+    return [int(((slots.block_start[row] == s) & (slots.copy_id[row] == 1)).sum()) for row, s in enumerate(first)]
 
 
 def share_hidden(made: TextTask) -> float:
-    view = (made.sequence.slots.view == 1) & made.sequence.slots.valid
+    view = (made.sequence.slots.copy_id == 1) & made.sequence.slots.valid
     return float((made.sequence.ids[view] == VOCAB.mask).float().mean())
 
 
@@ -69,7 +69,7 @@ def test_elastic_blocks_are_drawn_for_each_sample_from_the_candidates() -> None:
     found = [size for step in range(4) for size in sizes_of(task(elastic, SampleRng(0, step)))]
     assert set(found) == {2, 5}
     assert 4 < found.count(2) < 20
-    assert sizes_of(text_objective(elastic).measuring(1).prepare(VOCAB, SYSTEM, turn())) == [4] * 6
+    assert sizes_of(text_objective(elastic).for_evaluation(1).prepare(VOCAB, SYSTEM, turn())) == [4] * 6
 
 
 def test_annealed_blocks_grow_to_the_block_size_and_stay() -> None:
@@ -86,31 +86,31 @@ def test_mask_eps_and_mask_ratios_bound_what_is_hidden() -> None:
     assert share_hidden(task(low)) < 0.1
     assert share_hidden(task(high)) > 0.9
     # Held-out data are measured over all ratios, whatever is trained.
-    assert 0.2 < share_hidden(text_objective(low).measuring(1).prepare(VOCAB, SYSTEM, turn())) < 0.8
+    assert 0.2 < share_hidden(text_objective(low).for_evaluation(1).prepare(VOCAB, SYSTEM, turn())) < 0.8
 
 
 def test_the_canvas_multiple_is_how_far_a_masked_answer_is_continued() -> None:
     for multiple, canvas in ((1, 5 + 3), (4, 8 + 4), (16, 32)):
         made = task(job("mdm", text_mdm__canvas_multiple=multiple))
-        assert int((made.sequence.slots.view[0] == 1).sum()) == canvas
+        assert int((made.sequence.slots.copy_id[0] == 1).sum()) == canvas
 
 
 @pytest.mark.parametrize("objective", ["bd", "mdm"])
 def test_the_second_view_hides_what_the_first_shows_unless_switched_off(objective: str) -> None:
     made = task(job(objective))
     sequence = made.sequence
-    views = [sequence.ids[sequence.slots.view == view] == VOCAB.mask for view in (1, 2)]
+    views = [sequence.ids[sequence.slots.copy_id == view] == VOCAB.mask for view in (1, 2)]
     assert torch.equal(views[0], ~views[1])
     single = task(job(objective, block_diffusion__complementary_mask=False)).sequence
-    assert int(single.slots.view.max()) == 1
-    assert torch.equal(single.ids[single.slots.view == 1] == VOCAB.mask, views[0])
+    assert int(single.slots.copy_id.max()) == 1
+    assert torch.equal(single.ids[single.slots.copy_id == 1] == VOCAB.mask, views[0])
 
 
 def test_the_prediction_is_the_slot_a_token_is_read_from() -> None:
     for prediction, distance in (("shift", 1), ("aligned", 0)):
         made = task(job(text_diffusion__prediction=prediction))
         slots, ids = made.sequence.slots, made.sequence.ids
-        noisy = slots.view[made.rows, made.slots] > 0
+        noisy = slots.copy_id[made.rows, made.slots] > 0
         at = slots.pos[made.rows, made.slots] + distance
         offset = at - (1 + len(SYSTEM) + 6 + 2)  # of the first answer
         first_answer = (offset >= 0) & (offset < 5)
@@ -137,14 +137,14 @@ def test_the_ar_auxiliary_adds_the_clean_streams_next_tokens() -> None:
     assert more.weights[-extra:].tolist() == [0.25] * extra
     assert float(more.bound_weights.sum()) == pytest.approx(float(plain.bound_weights.sum()))
     slots = more.sequence.slots
-    assert (slots.view[more.rows[-extra:], more.slots[-extra:]] == 0).all()
+    assert (slots.copy_id[more.rows[-extra:], more.slots[-extra:]] == 0).all()
 
 
 def test_more_draws_narrow_a_measurement() -> None:
     objective = text_objective(job(block_diffusion__complementary_mask=False))
     spread = []
     for draws in (1, 8):
-        measure = objective.measuring(draws)
+        measure = objective.for_evaluation(draws)
         sums = [measure.prepare(VOCAB, SYSTEM, turn(batch=1), SampleRng(s)).bound_weights.sum() for s in range(60)]
         spread.append(float(torch.stack(sums).std()))
     assert spread[1] < 0.6 * spread[0]
@@ -164,14 +164,14 @@ def clean(kinds: str, eos_at: tuple[int, ...]) -> TokenSequence:
     ids = torch.full_like(kind, 7)
     ids[0, list(eos_at)] = VOCAB.eos
     pos = torch.arange(len(kinds))[None]
-    return TokenSequence(ids, Slots.plain(kind, pos), MULTIMODAL)
+    return TokenSequence(ids, Slots.clean(kind, pos), MULTIMODAL)
 
 
 def test_every_answer_opens_a_fresh_grid_and_nobody_sees_a_later_turn() -> None:
     sequence = clean("tpwwwtw", eos_at=(4, 6))
     canvas = build_canvas(sequence, VOCAB, [2])
     assert canvas.pos[0].tolist() == [2, 3, 4, 5, 6, 7]
-    assert canvas.start[0].tolist() == [2, 2, 4, 4, 6, 6]
+    assert canvas.block_start[0].tolist() == [2, 2, 4, 4, 6, 6]
     assert canvas.ids[0].tolist() == [7, 7, 2, 2, 2, 2]
     assert canvas.block[0].tolist() == [0, 0, 1, 1, 2, 2]
     read = drop_unread_clean_tokens(sequence, canvas)
@@ -198,7 +198,7 @@ w ######····##
 
 def test_one_block_for_the_whole_answer_needs_no_clean_copy() -> None:
     sequence = clean("tpwww", eos_at=(4,))
-    canvas = build_canvas(sequence, VOCAB, [4], whole=True)
+    canvas = build_canvas(sequence, VOCAB, [4], whole_answer=True)
     read = drop_unread_clean_tokens(sequence, canvas)
     laid, _ = append_noisy_copies(read, canvas, torch.zeros(2, 1, 4, dtype=torch.bool), VOCAB.mask)
     expected = """
@@ -221,7 +221,7 @@ def test_a_cut_answer_is_not_continued() -> None:
     canvas = build_canvas(clean("twwwww", eos_at=()), VOCAB, [3])
     assert canvas.pos[0].tolist() == [1, 2, 3, 4, 5]
     assert canvas.size[0].tolist() == [3, 3, 3, 2, 2]
-    whole = build_canvas(clean("twwwww", eos_at=()), VOCAB, [3], whole=True)
+    whole = build_canvas(clean("twwwww", eos_at=()), VOCAB, [3], whole_answer=True)
     assert whole.size[0].tolist() == [5] * 5
 
 

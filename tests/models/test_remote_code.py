@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from config.loading import load_job
-from models.action.inference import RobotReader
+from models.action.inference import ActionPredictor
 from models.pretrained.model_io import build, load_folder, save_folder
 from models.pretrained.weights_io import write_safetensors
 from policy_rollout.policies.upvla import UPVLAPolicy
@@ -102,7 +102,7 @@ def test_with_trust_it_is_built_loaded_saved_and_read_again(world: Path, tmp_pat
     again = load_folder(tmp_path / "saved", trust_remote_code=True)
     assert type(again.model.backbone.lm).__name__ == "BrickForCausalLM"
     codes = torch.zeros(1, 4, dtype=torch.long)
-    first, second = (RobotReader(b.model.eval()).predict([[5, 6, 7]], codes) for b in (built, again))
+    first, second = (ActionPredictor(b.model.eval()).predict([[5, 6, 7]], codes) for b in (built, again))
     assert torch.equal(first.actions, second.actions)
     save_folder(again.model, again.prompter, tmp_path / "saved_again")
     assert load_folder(tmp_path / "saved_again", trust_remote_code=True).spec == again.spec

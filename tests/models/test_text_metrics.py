@@ -17,7 +17,7 @@ from models.objectives import TextTask, text_objective
 from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
 from models.sequence import clean_text_sequence
-from models.text_metrics import ACCURACY, BINNED, CLEAN, COUNTS, DETAILS, derived, no_details, text_details
+from models.text_metrics import ACCURACY, BINNED, CLEAN, COUNTS, STEP_METRICS, derived, text_step_metrics, zero_metrics
 from tests.models.text_problems import Built, talk
 from tests.tiny import tiny_model
 from training.metrics_logger import Meter
@@ -45,8 +45,8 @@ def test_tokens_fall_into_the_quarter_their_block_is_hidden_to(built: Built) -> 
     bound = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
     nats = torch.tensor([9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 100.0])
     right = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0])
-    found = text_details(task_with(built, share, bound), nats, right)
-    assert set(found) == set(DETAILS)
+    found = text_step_metrics(task_with(built, share, bound), nats, right)
+    assert set(found) == set(STEP_METRICS)
     told = {name: (float(t.sum), float(t.count)) for name, t in found.items()}
     assert [told[name] for name in BINNED[:4]] == [(3, 2), (7, 2), (5, 1), (13, 2)]
     assert [told[name] for name in BINNED[4:]] == [(1, 2), (0, 2), (1, 1), (1, 2)]
@@ -56,8 +56,8 @@ def test_tokens_fall_into_the_quarter_their_block_is_hidden_to(built: Built) -> 
 
 
 def test_a_batch_without_text_tells_the_same_names_and_counts_nothing() -> None:
-    nothing = no_details("cpu")
-    assert set(nothing) == set(DETAILS)
+    nothing = zero_metrics("cpu")
+    assert set(nothing) == set(STEP_METRICS)
     assert all(float(tally.count) == 0 for tally in nothing.values())
 
 
@@ -67,7 +67,7 @@ def test_the_model_tells_details_of_its_one_forward(built: Built, name: str) -> 
     task = text_objective(name).prepare(model.vocab, prompter.system_ids, talk(built))
     with torch.no_grad():
         losses = model(None, task)
-        hidden = model.hidden(task.sequence)[task.rows, task.slots]
+        hidden = model.hidden_states(task.sequence)[task.rows, task.slots]
         scores = model.backbone.logits(hidden)[:, : model.vocab.mask].log_softmax(dim=-1)
     right = (scores.argmax(dim=-1) == task.targets).float()
     torch.testing.assert_close(losses.details[ACCURACY].mean, right.mean())
@@ -94,9 +94,9 @@ def test_telling_details_never_makes_the_host_wait(built: Built) -> None:
     task = text_objective("bd").prepare(model.vocab, prompter.system_ids, talk(built))
     hidden, meter = torch.randn(len(task.rows), model.backbone.hidden_size), Meter()
     with torch.no_grad(), NoLooking():
-        nats, right = cross_entropy_with_accuracy(model.backbone.head, hidden, task.targets, model.banned_word)
-        meter.add(text_details(task, nats, right))
-        meter.add(text_details(task, nats, right))
+        nats, right = cross_entropy_with_accuracy(model.backbone.head, hidden, task.targets, model.banned_token)
+        meter.add(text_step_metrics(task, nats, right))
+        meter.add(text_step_metrics(task, nats, right))
     with pytest.raises(AssertionError, match="wait"), NoLooking():
         bool((nats > 0).any())
 

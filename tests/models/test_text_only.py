@@ -9,10 +9,10 @@ import torch
 
 from config.schema import Job
 from models.attention_mask import Kind
-from models.measure import GAP, evaluate_text_likelihood, with_exchanged_images
 from models.objectives import text_objective
 from models.rng import SampleRng
 from models.sequence import TextTurn, clean_text_sequence
+from models.text_metrics import GAP, evaluate_text_likelihood, with_exchanged_images
 from tests.models.text_problems import TALK, Built, one_row, talk
 from tests.tiny import tiny_model
 

@@ -11,7 +11,7 @@ from models.attention_mask import Rule
 from models.objectives import text_objective
 from models.processing.text import Prompter
 from models.sequence import TextTurn, future_targets, robot_sequence
-from models.upvla import UPVLA, FutureTask
+from models.upvla import UPVLA, RobotTask
 from tests.tiny import tiny_model
 
 Built = tuple[UPVLA, Prompter]
@@ -23,13 +23,13 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return tiny_model(tmp_path_factory.mktemp(request.param), request.param, num_view=2)
 
 
-def future(model: UPVLA, prompter: Prompter, texts: list[str], pad_to: int | None = None, seed: int = 0) -> FutureTask:
+def future(model: UPVLA, prompter: Prompter, texts: list[str], pad_to: int | None = None, seed: int = 0) -> RobotTask:
     draw = torch.Generator().manual_seed(seed)
     batch, codes = len(texts), model.spec.num_image_tokens
     now, later = (torch.randint(0, model.spec.codebook_size, (batch, codes), generator=draw) for _ in range(2))
     sequence = robot_sequence(model.vocab, [prompter.instruction(t) for t in texts], now, model.spec.act_step, pad_to)
     actions = torch.randn(batch, model.spec.act_step, 7, generator=draw)
-    return FutureTask(sequence, future_targets(model.vocab, later), actions)
+    return RobotTask(sequence, future_targets(model.vocab, later), actions)
 
 
 def turn(
@@ -132,7 +132,7 @@ def test_the_codes_predicted_for_acting_are_the_best_of_the_full_head(built: Bui
     model, prompter = built
     task = future(model, prompter, TEXTS)
     codes = model.predict(task.sequence, want_codes=True).codes
-    hidden = model.hidden(task.sequence)[:, task.sequence.image.columns][:, 1:-1]  # type: ignore[union-attr]
+    hidden = model.hidden_states(task.sequence)[:, task.sequence.image.columns][:, 1:-1]  # type: ignore[union-attr]
     logits = model.backbone.logits(hidden)[..., model.vocab.first_code : model.vocab.mask]
     assert torch.equal(codes, logits.argmax(-1))  # type: ignore[arg-type]
 
@@ -158,7 +158,7 @@ def test_the_mask_is_never_predicted_unless_asked_for(tmp_path: Path) -> None:
         model, prompter = tiny_model(tmp_path / str(banned), mask_logit_banned=banned)
         task = text_objective("ar").prepare(model.vocab, prompter.system_ids, turn(model, prompter, ["red"]))
         with torch.no_grad():
-            logits = model.backbone.logits(model.hidden(task.sequence)[task.rows, task.slots])
+            logits = model.backbone.logits(model.hidden_states(task.sequence)[task.rows, task.slots])
             everything = torch.nn.functional.cross_entropy(logits, task.targets)
             without = torch.nn.functional.cross_entropy(logits[:, : model.vocab.mask], task.targets)
             loss = model.text_loss(task)[0].mean

@@ -149,9 +149,8 @@ def test_allowed_keys_may_be_absent_only_all_together() -> None:
 
 # -------------------------------------------------------------------------------------------------------------- writing
 def test_written_weights_read_back_and_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
-    notes = {str(i): "ä" for i in range(12)}
     for name in ("a.safetensors", "b.safetensors"):
-        write_safetensors(tmp_path / "new" / name, STATE, notes)
+        write_safetensors(tmp_path / "new" / name, STATE, {"note": "ä"})
     assert same(load_file(tmp_path / "new" / "a.safetensors"))
     assert (tmp_path / "new" / "a.safetensors").read_bytes() == (tmp_path / "new" / "b.safetensors").read_bytes()
 

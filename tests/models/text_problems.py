@@ -127,7 +127,7 @@ def alone(built: Built, turn: TextTurn, block: Block, shown: Sequence[int]) -> t
 def shown_in(task: TextTask, block: Block, view: int) -> list[int]:
     """What a view of the one forward shows of a block."""
     slots = task.sequence.slots
-    here = (slots.view[block.row] == view) & (slots.start[block.row] == block.start) & slots.valid[block.row]
+    here = (slots.copy_id[block.row] == view) & (slots.block_start[block.row] == block.start) & slots.valid[block.row]
     return task.sequence.ids[block.row][here].tolist()
 
 

@@ -26,7 +26,7 @@ from models.objectives.layout import Canvas
 from models.pretrained.model_io import Built
 from models.rng import SampleRng
 from models.sequence import TokenSequence
-from models.upvla import FutureTask
+from models.upvla import RobotTask
 from tests.parity.flows import LOSS, robot, upstream
 
 pytestmark = pytest.mark.parity
@@ -54,7 +54,7 @@ class Recorded(Diffusion):
 
     primary: Tensor | None = None
 
-    def _hidden(self, canvas: Canvas, generators: Any) -> Tensor:
+    def _draw_masks(self, canvas: Canvas, generators: Any) -> Tensor:
         assert self.primary is not None
         assert canvas.ids.shape == self.primary.shape
         return torch.stack([self.primary, ~self.primary])
@@ -95,7 +95,7 @@ def problem(parity: Path, **knobs: Any) -> Problem:
         **knobs,
     )
     bins = ActionBins(built.model.vocab, 256)
-    task = action_task(objective, bins, flow, torch.tensor(arrays["actions"]), draws=SampleRng(0, 0, "action"))
+    task = action_task(objective, bins, flow, torch.tensor(arrays["actions"]), rng=SampleRng(0, 0, "action"))
     tokens, start = arrays["action_token_ids"].shape[1], flow.ids.shape[1]
     clean, one, two = (torch.arange(tokens) + start + copy * tokens for copy in range(3))
     head = torch.arange(start)
@@ -206,10 +206,10 @@ def test_under_the_originals_mask_and_positions_the_network_pays_its_loss(parity
     only_diffusion = Diffusion("action_bd", Fixed(int(arrays["block_size"])), weighting="uniform")
     actions = torch.tensor(arrays["actions"])
     task = action_task(only_diffusion, ActionBins(model.vocab, 256), found.flow, actions)
-    losses = model(FutureTask(found.flow, None, torch.tensor(recorded["actions"]), action_tokens=task))
+    losses = model(RobotTask(found.flow, None, torch.tensor(recorded["actions"]), action_tokens=task))
     assert_allclose(losses.action.mean.item(), recorded["loss_act"], rtol=LOSS)
     assert abs(losses.action_bd.mean.item() / float(arrays["loss_action_bd"]) - 1) < 0.2
     replaced = replace(found.task, weights=(~found.task.clean_only).float())
-    ours, _ = model.action_token_losses(replaced, model.hidden(found.task.sequence))
+    ours, _ = model.action_token_losses(replaced, model.hidden_states(found.task.sequence))
     theirs = float(arrays["loss_action_bd"])
     assert abs(ours.mean.item() - theirs) > LOSS * theirs

@@ -17,11 +17,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.attention_mask import CAUSAL, Kind, Slots, with_views
+from models.attention_mask import CAUSAL, Kind, Slots, with_noisy_copies
 from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
 from models.objectives.elbo_weights import Ratio
-from models.objectives.layout import Canvas, append_noisy_copies, build_canvas, hide
+from models.objectives.layout import Canvas, append_noisy_copies, apply_mask, build_canvas
 from models.sequence import TokenSequence
 from models.vocabulary import Vocabulary
 
@@ -41,10 +41,10 @@ def our_mask(prefix: int, length: int, block: int) -> Tensor:
     slots = Slots(
         kind=torch.full((1, prefix + 2 * length), int(Kind.ANSWER)),
         pos=torch.cat([head, prefix + offset, prefix + offset])[None],
-        view=torch.cat([none(head, 0), none(offset, 1), none(offset, 0)])[None],
-        start=torch.cat([none(head, -1), start, none(offset, -1)])[None],
+        copy_id=torch.cat([none(head, 0), none(offset, 1), none(offset, 0)])[None],
+        block_start=torch.cat([none(head, -1), start, none(offset, -1)])[None],
     )
-    return with_views(CAUSAL).dense(slots)[0, 0]
+    return with_noisy_copies(CAUSAL).dense(slots)[0, 0]
 
 
 def check_layout(theirs: np.ndarray, prefix: int, length: int, block: int) -> None:
@@ -73,7 +73,7 @@ def corrupt(level: np.ndarray, u: np.ndarray, valid: np.ndarray, size: int, rati
     """Our hiding rule with given draws. ``level``: a draw per block of ``size`` tokens, counted from the row's start as
     the original does (ours counts from the start of the answer)."""
     block = torch.arange(len(u)) // size
-    return hide(torch.tensor(u), ratio.of(torch.tensor(level))[block], torch.tensor(valid))
+    return apply_mask(torch.tensor(u), ratio.of(torch.tensor(level))[block], torch.tensor(valid))
 
 
 def test_the_same_draws_hide_the_same_tokens(parity: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_batch_of_elastic_blocks_is_laid_out_alike(parity: Path) -> None:
         # Ours, of one answer without end-of-text: the same blocks, shown the same.
         clean = answer(ids[row])
         canvas = build_canvas(clean, VOCAB, [size])
-        assert_array_equal((canvas.start[0] - clean.slots.pos[0, 1]).numpy(), np.arange(length) // size * size)
+        assert_array_equal((canvas.block_start[0] - clean.slots.pos[0, 1]).numpy(), np.arange(length) // size * size)
         for copy in (row, row + len(ids)):
             covered = torch.tensor(hidden[copy])[None, None]
             sequence, (span,) = append_noisy_copies(clean, canvas, covered, mask)
@@ -137,7 +137,7 @@ def answer(ids: np.ndarray) -> TokenSequence:
     tokens = torch.tensor([[3, *ids.tolist()]])
     kind = torch.full_like(tokens, int(Kind.ANSWER))
     kind[0, 0] = int(Kind.TEXT)
-    return TokenSequence(tokens, Slots.plain(kind, torch.arange(tokens.shape[1])[None]), CAUSAL)
+    return TokenSequence(tokens, Slots.clean(kind, torch.arange(tokens.shape[1])[None]), CAUSAL)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Recorded(Diffusion):
 
     covered: Tensor | None = None
 
-    def _hidden(self, canvas: Canvas, generators: object) -> Tensor:
+    def _draw_masks(self, canvas: Canvas, generators: object) -> Tensor:
         assert self.covered is not None
         return self.covered[None]
 
@@ -163,7 +163,7 @@ def test_tokens_are_read_one_slot_before_as_there_but_for_a_blocks_first(parity:
         covered[0] = False  # the original never learns it; ours would read it from the clean slot 0
         words = torch.where(covered, labels[row], 1).numpy()
         objective = Recorded(
-            "bd", Fixed(length), complementary=False, weighting="uniform", covered=covered[None], whole=True
+            "bd", Fixed(length), complementary=False, weighting="uniform", covered=covered[None], whole_answer=True
         )
         task = objective.task(VOCAB, answer(words), [0])
         inside = task.weights > 0
@@ -190,5 +190,5 @@ def test_the_departures_are_as_documented(parity: Path) -> None:
     # what makes the weights (n + 1) / k exact.
     edge = np.load(parity / "mdm_edge.npz")
     assert ((edge["labels"] != -100).sum(1) == edge["valid_mask"].any(1)).all()
-    nothing = hide(torch.rand(4, 9), torch.zeros(4, 9), torch.tensor(edge["valid_mask"]))
+    nothing = apply_mask(torch.rand(4, 9), torch.zeros(4, 9), torch.tensor(edge["valid_mask"]))
     assert not nothing.any()

@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from models.decoding import generate
 from models.pretrained.model_io import load_folder, save_folder, to_disk_names
 from models.sequence import future_targets, pad_right, robot_sequence
-from models.upvla import FutureTask
+from models.upvla import RobotTask
 from tests.parity.flows import (
     LOSS,
     STATES_CLOSE,
@@ -78,7 +78,7 @@ def test_the_robot_flow_has_the_same_losses_actions_and_future_codes(parity: Pat
         assert_array_equal(mask[valid.numpy()], arrays["allow_mask"][:, -width:, -width:][valid.numpy()])
         hidden = model.hidden(sequence)
         close(hidden[valid], arrays["last_hidden"][:, -width:][valid.numpy()])
-        task = FutureTask(
+        task = RobotTask(
             sequence,
             future_targets(model.vocab, torch.tensor(arrays["codes_future"])),
             torch.tensor(arrays["actions"]),
@@ -158,7 +158,7 @@ def test_one_combined_step_has_the_same_losses_and_gradients(parity: Path) -> No
     model = built.model.train().requires_grad_(True)
     arrays, expected = np.load(parity / "step_ar.npz"), read_json(parity / "steps.json")["ar"]
     sequence, actions_of = robot(parity, 1, built, pad=False)
-    future = FutureTask(
+    future = RobotTask(
         sequence,
         future_targets(model.vocab, torch.tensor(actions_of["codes_future"])),
         torch.tensor(actions_of["actions"]),
@@ -254,7 +254,7 @@ def test_real_size_models_have_the_released_names_and_shapes(parity: Path) -> No
     from transformers import PhiConfig, Qwen3Config
 
     from models.language_model import Backbone
-    from models.pretrained.model_config import ModelSpec
+    from models.pretrained.model_config import ModelConfig
     from models.upvla import UPVLA
 
     def listing(file: str) -> dict[str, str]:
@@ -265,7 +265,7 @@ def test_real_size_models_have_the_released_names_and_shapes(parity: Path) -> No
     phi = PhiConfig(hidden_size=2048, num_hidden_layers=24, num_attention_heads=32, intermediate_size=8192)
     with torch.device("meta"):
         model = UPVLA(
-            ModelSpec(
+            ModelConfig(
                 llm=phi.to_dict(), words=50295, bos=50256, eos=50256, act_step=10, num_view=1, num_vq_tokens=1024,
                 clip_width=1024,
             )

@@ -344,7 +344,7 @@ def test_a_framework_that_contradicts_the_checkpoint_is_refused(tmp_path, traine
     write_model(tmp_path, act_step=T, text_objective=trained)
     yaml = write_yaml(tmp_path / "m.yaml", tmp_path, model__framework=framework)
     if accepted:
-        assert UPVLAPolicy.from_config(yaml, "cpu").spec.text_objective == trained
+        assert UPVLAPolicy.from_config(yaml, "cpu").spec.decoding.text_objective == trained
         return
     with pytest.raises(ConfigError) as caught:
         UPVLAPolicy.from_config(yaml, "cpu")
@@ -384,13 +384,13 @@ def test_how_answers_are_decoded_is_refused_where_it_contradicts_the_checkpoint(
 
 def test_the_framework_says_how_an_original_checkpoint_speaks(folder, tmp_path):
     yaml = write_yaml(tmp_path / "m.yaml", folder, model__framework="bdvla")
-    assert load_model_yaml(yaml).upstream.text_objective == "bd"
-    assert load_model_yaml(folder / "model.yaml").upstream.text_objective == "ar"
+    assert load_model_yaml(yaml).upstream.decoding.text_objective == "bd"
+    assert load_model_yaml(folder / "model.yaml").upstream.decoding.text_objective == "ar"
     yaml = write_yaml(tmp_path / "m.yaml", folder, model__framework="upvla", training__text_objective="mdm")
-    assert load_model_yaml(yaml).upstream.text_objective == "mdm"
+    assert load_model_yaml(yaml).upstream.decoding.text_objective == "mdm"
     yaml = write_yaml(tmp_path / "m.yaml", folder, block_diffusion__block_size=4, text_diffusion__prediction="aligned")
-    assert load_model_yaml(yaml).upstream.text_block_size == 4
-    assert load_model_yaml(yaml).upstream.text_prediction == "aligned"
+    assert load_model_yaml(yaml).upstream.decoding.text_block_size == 4
+    assert load_model_yaml(yaml).upstream.decoding.text_prediction == "aligned"
 
 
 def test_a_batch_of_decoded_chunks_is_what_single_observations_give(in_tokens):

@@ -81,7 +81,7 @@ def test_elastic_blocks_are_drawn_by_the_seed() -> None:
     for seed in range(8):
         made = drawn("bd", "block_diffusion.elastic_block_enabled=true", sizes=Sizes(answers=(7,)), seed=seed)
         slots = made.sequence.slots
-        starts = slots.start[0][slots.view[0] == 1].tolist()
+        starts = slots.block_start[0][slots.copy_id[0] == 1].tolist()
         sizes.add(starts.count(starts[0]))
     assert sizes == {1, 2, 4}
 
@@ -94,7 +94,7 @@ def test_the_title_tells_the_block_size_that_an_annealed_run_has_in_that_step(
         assert main([*annealed, "--step", str(step)]) == 0
         assert capsys.readouterr().out.startswith(f"bd: blocks of {size} (step {step}; growing to 4 in 10 steps)")
         layout, job, _ = job_of(annealed)
-        starts = build_layout(layout, job, Sizes(), SampleRng(0, step)).sequence.slots.start[0].tolist()
+        starts = build_layout(layout, job, Sizes(), SampleRng(0, step)).sequence.slots.block_start[0].tolist()
         assert starts.count(max(starts)) == 2 * size  # in both views
 
 

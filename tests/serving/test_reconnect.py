@@ -104,4 +104,4 @@ def test_a_robot_stops_when_the_server_comes_back_with_another_model():
 def test_a_served_model_declares_the_shapes_of_its_frames():
     with serving(image_shapes={"rgb_static": (24, 24)}) as served:
         contract = RemotePolicy(served.url()).contract
-    assert (contract.image_shapes, contract.action_size) == ({"rgb_static": (24, 24)}, 7)
+    assert (contract.image_shapes, contract.convention.dim) == ({"rgb_static": (24, 24)}, 7)

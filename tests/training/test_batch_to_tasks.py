@@ -22,7 +22,7 @@ from training.batch_to_tasks import (
     drop_conditions,
     encode_image,
     encode_views,
-    future_task,
+    robot_task,
     text_task,
 )
 from training.build import Components
@@ -87,13 +87,13 @@ def test_later_frames_are_not_encoded_where_nobody_learns_them(parts: Components
     codes = encode_views(blind, batch.robot)
     assert codes is not None
     assert codes.later is None
-    task = future_task(blind, codes)
+    task = robot_task(blind, codes)
     assert task is not None
     assert task.targets is None
 
 
 def test_counts_known_beforehand_are_what_the_losses_sum_over(parts: Components, batch: CoBatch) -> None:
-    future = future_task(parts, encode_views(parts, batch.robot))
+    future = robot_task(parts, encode_views(parts, batch.robot))
     text = text_task(parts, encode_image(parts, batch.text))
     tasks = bundle(parts, future, text)
     losses = parts.model(tasks.future, tasks.text)
@@ -109,10 +109,10 @@ def test_padded_actions_are_left_out_only_when_asked(parts: Components, batch: C
     is_pad = torch.tensor([[False] * T, [False, False, True, True]])
     robot = replace(batch.robot, action_is_pad=is_pad)
     codes = encode_views(parts, robot)
-    assert bundle(parts, future_task(parts, codes), None).counts[1] == 2 * T * 7
+    assert bundle(parts, robot_task(parts, codes), None).counts[1] == 2 * T * 7
     params = replace(parts.job.dataset.params, mask_action_padding=True)
     masked = replace(parts, job=replace(parts.job, dataset=replace(parts.job.dataset, params=params)))
-    tasks = bundle(masked, future_task(masked, codes), None)
+    tasks = bundle(masked, robot_task(masked, codes), None)
     assert tasks.counts[1] == (2 * T - 2) * 7
     assert float(parts.model(tasks.future).action.count) == (2 * T - 2) * 7
 
@@ -127,7 +127,7 @@ def in_tokens(parts: Components, **params: object) -> Components:
 
 def test_action_tokens_ride_on_the_robot_flows_forward(parts: Components, batch: CoBatch) -> None:
     acting, codes = in_tokens(parts), encode_views(parts, batch.robot)
-    with_tokens, without = (bundle(p, future_task(p, codes, step=3), None) for p in (acting, parts))
+    with_tokens, without = (bundle(p, robot_task(p, codes, step=3), None) for p in (acting, parts))
     assert with_tokens.future is not None
     assert without.future is not None
     calls: list[int] = []
@@ -142,7 +142,7 @@ def test_action_tokens_ride_on_the_robot_flows_forward(parts: Components, batch:
         torch.testing.assert_close(getattr(beside, name).sum, getattr(alone, name).sum, rtol=1e-6, atol=0)
     # The codes are not known where tokens are laid out; the forward reads them all the same.
     length = without.future.sequence.ids.shape[1]
-    assert torch.equal(with_tokens.future.whole.ids[:, :length], without.future.sequence.ids)
+    assert torch.equal(with_tokens.future.full_sequence.ids[:, :length], without.future.sequence.ids)
     assert coefficients(acting.job) == [*coefficients(parts.job)[:3], 0.5 * parts.job.training.act_coeff]
 
 
@@ -150,12 +150,12 @@ def test_laying_out_action_tokens_does_not_wait_for_the_device(parts: Components
     """Codes on the meta device have no values that anybody could wait for."""
     acting, codes = in_tokens(parts), encode_views(parts, batch.robot)
     assert codes is not None
-    task = future_task(acting, replace(codes, now=codes.now.to("meta"), later=None), step=0)
+    task = robot_task(acting, replace(codes, now=codes.now.to("meta"), later=None), step=0)
     assert task is not None
     assert task.action_tokens is not None
     assert task.sequence.ids.device.type == "meta"
     assert task.action_tokens.sequence.ids.device.type == task.action_tokens.counted.device.type == "cpu"
-    assert task.to("meta").whole.ids.shape == task.action_tokens.sequence.ids.shape
+    assert task.to("meta").full_sequence.ids.shape == task.action_tokens.sequence.ids.shape
 
 
 def test_action_tokens_are_hidden_by_step_and_sample_and_always_alike_when_measured(
@@ -164,7 +164,7 @@ def test_action_tokens_are_hidden_by_step_and_sample_and_always_alike_when_measu
     acting, codes = in_tokens(parts), encode_views(parts, batch.robot)
 
     def ids(step: int | None, draws: int = 1) -> torch.Tensor:
-        task = future_task(acting, codes, step, measured_draws=draws)
+        task = robot_task(acting, codes, step, measured_draws=draws)
         assert task is not None
         assert task.action_tokens is not None
         return task.action_tokens.sequence.ids
@@ -179,9 +179,9 @@ def test_padded_action_tokens_are_left_out_only_when_asked(parts: Components, ba
     assert batch.robot is not None
     robot = replace(batch.robot, action_is_pad=torch.tensor([[False] * T, [False, False, True, True]]))
     codes = encode_views(parts, robot)
-    assert bundle(parts, future_task(in_tokens(parts), codes), None).counts[3] == 2 * T * 7
+    assert bundle(parts, robot_task(in_tokens(parts), codes), None).counts[3] == 2 * T * 7
     masked = in_tokens(parts, mask_action_padding=True)
-    tasks = bundle(masked, future_task(masked, codes), None)
+    tasks = bundle(masked, robot_task(masked, codes), None)
     assert tasks.counts[3] == (2 * T - 2) * 7
     assert float(parts.model(tasks.future).action_bd.count) == (2 * T - 2) * 7
 
@@ -189,7 +189,7 @@ def test_padded_action_tokens_are_left_out_only_when_asked(parts: Components, ba
 def test_a_missing_flow_is_none_all_the_way(parts: Components) -> None:
     assert encode_views(parts, None) is None
     assert encode_image(parts, None) is None
-    tasks = bundle(parts, future_task(parts, None), text_task(parts, None, None))
+    tasks = bundle(parts, robot_task(parts, None), text_task(parts, None, None))
     assert (tasks.future, tasks.text, tasks.counts.tolist()) == (None, None, [0.0] * len(COUNTED))
 
 
@@ -204,7 +204,7 @@ def test_instructions_are_dropped_by_sample_and_step_not_by_batch() -> None:
 def test_a_dropped_instruction_leaves_only_its_frame_of_special_tokens(parts: Components, batch: CoBatch) -> None:
     always = changed(parts, cond_dropout_prob=1.0)
     codes = encode_views(always, batch.robot)
-    dropped, kept = future_task(always, codes, step=0), future_task(always, codes)
+    dropped, kept = robot_task(always, codes, step=0), robot_task(always, codes)
     assert dropped is not None
     assert kept is not None
     assert dropped.sequence.ids[:, :3].tolist() == [parts.prompter.no_instruction()] * 2

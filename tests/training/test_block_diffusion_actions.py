@@ -49,9 +49,13 @@ def test_they_are_learned_measured_and_declared_in_the_checkpoint(world: Path, t
     assert 0 < last["validation/action_bd/mae"] < 2
     assert 4 <= last["validation/action_bd/forwards_per_chunk"] <= 8  # four steps of at most two forwards
     assert 0 <= last["validation/action_bd/accuracy_hidden_50_75"] <= 1
-    spec = load_folder(done.folder).spec
-    assert (spec.action_bins, spec.action_block_size, spec.action_prediction) == (16, 7, "shift")
-    assert (spec.action_decoder, spec.action_infer_steps) == ("block_diffusion", 2)
+    learned = load_folder(done.folder).spec.decoding
+    assert (learned.action_bins, learned.action_block_size, learned.action_prediction) == (
+        16,
+        7,
+        "shift",
+    )
+    assert (learned.action_decoder, learned.action_infer_steps) == ("block_diffusion", 2)
 
 
 def test_accumulating_hides_the_same_tokens_and_takes_the_same_step(world: Path, tmp_path: Path) -> None:
@@ -80,4 +84,4 @@ def test_a_run_goes_on_with_the_same_bins_alone(run: Start) -> None:
     more = {"training__max_train_steps": 2, "experiment__resume_from_checkpoint": "latest"}
     with pytest.raises(ConfigError, match=r"block_diffusion\.action_num_bins is 32, but .* was trained with 16"):
         run("out", **{**ACTIONS, "block_diffusion__action_num_bins": 32, **more})
-    assert load_folder(run("out", **ACTIONS, **more).folder).spec.action_bins == 16
+    assert load_folder(run("out", **ACTIONS, **more).folder).spec.decoding.action_bins == 16

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from config.loading import ConfigError, load_job
-from models.pretrained.model_config import ModelSpec
+from models.pretrained.model_config import ModelConfig
 from models.pretrained.model_io import load_folder
 from policy_rollout.policies.interface import Observation
 from policy_rollout.policies.upvla import UPVLAPolicy
@@ -38,11 +38,11 @@ def robot(world: Path, tmp_path: Path) -> Path:
 def test_the_contract_is_saved_with_the_model(run: Start, robot: Path) -> None:
     outcome = run(**SMALL, **{DATA: robot}, dataset__action_normalisation="quantile")
     spec = load_folder(outcome.folder).spec
-    assert spec.action_convention["rate_hz"] == 5
-    assert spec.cameras == {"rgb_static": [40, 40], "rgb_gripper": [40, 40]}
+    assert spec.data.action_convention["rate_hz"] == 5
+    assert spec.data.cameras == {"rgb_static": [40, 40], "rgb_gripper": [40, 40]}
     statistics = read_contract(robot).statistics
     assert statistics is not None
-    assert spec.scale == statistics.scale("quantile")
+    assert spec.data.scale == statistics.scale("quantile")
 
 
 def test_normalised_actions_are_another_loss_and_the_error_stays_in_the_robots_units(
@@ -67,13 +67,13 @@ def test_without_a_contract_nothing_changes(run: Start, world: Path, robot: Path
     (robot / "dataset_contract.json").unlink()
     assert run("with", **SMALL, **{DATA: robot}).curve("total/loss") == without.curve("total/loss")
     spec = load_folder(without.folder).spec
-    assert spec.scale is None
-    assert spec.cameras == {}
+    assert spec.data.scale is None
+    assert spec.data.cameras == {}
 
 
 def test_statistics_are_those_of_the_data_where_the_contract_has_none(run: Start, world: Path) -> None:
     spec = load_folder(run(**SMALL, dataset__action_normalisation="min_max").folder).spec
-    assert spec.scale == Statistics.of(read_index(world / "robot").actions[:]).scale("min_max")
+    assert spec.data.scale == Statistics.of(read_index(world / "robot").actions[:]).scale("min_max")
 
 
 def test_held_out_data_of_another_meaning_stops_the_run(run: Start, robot: Path, world: Path, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_sizes_of_an_older_checkpoint_are_read_by_name(run: Start, robot: Path) 
     saved = load_folder(run(**SMALL, **{DATA: robot}).folder).spec.to_json()
 
     def cameras(held: dict[str, list[int]]) -> Any:
-        return ModelSpec.from_json({**saved, "cameras": held}).cameras
+        return ModelConfig.from_json({**saved, "cameras": held}).data.cameras
 
     assert list(cameras({"rgb_gripper": [24, 24], "rgb_static": [30, 40]}).items()) == [
         ("rgb_static", [30, 40]),

@@ -20,7 +20,7 @@ from benchmarks.harness.problems import SIZES, Problem, problem
 from config.schema import Augment, Objective
 from models.losses import SumAndCount
 from models.rng import SampleRng
-from training.batch_to_tasks import COUNTED, bundle, encode_image, encode_views, future_task, text_task
+from training.batch_to_tasks import COUNTED, bundle, encode_image, encode_views, robot_task, text_task
 from training.failure.loss_monitor import LossMonitor
 from training.metrics_logger import Meter
 
@@ -80,7 +80,7 @@ def step(made: Problem, weights: Tensor) -> Mapping[str, SumAndCount]:
     parts, batch = made.parts, made.batch
     codes = encode_views(parts, batch.robot, 3)
     turn = encode_image(parts, batch.text)
-    tasks = bundle(parts, future_task(parts, codes, 3), text_task(parts, turn, SampleRng(0, 3)))
+    tasks = bundle(parts, robot_task(parts, codes, 3), text_task(parts, turn, SampleRng(0, 3)))
     losses = parts.model(tasks.future, tasks.text)
     sums = torch.stack([getattr(losses, name).sum for name in COUNTED])
     shares = weights * sums / torch.ones_like(sums)

@@ -67,7 +67,7 @@ def test_stage_1_learns_images_and_words_and_leaves_actions_alone(stage_1: Outco
     first = stage_1.metrics[0]
     assert {"image/loss", "text/loss"} <= first.keys()
     assert "action/loss" not in first
-    assert load_folder(stage_1.folder).spec.text_objective == stage_1.folder.name
+    assert load_folder(stage_1.folder).spec.decoding.text_objective == stage_1.folder.name
 
 
 def test_stage_2_starts_from_what_stage_1_wrote(stage_1: Outcome, world: Path, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_stage_2_starts_from_what_stage_1_wrote(stage_1: Outcome, world: Path, t
     assert done.metrics[0]["lr"] == 0.0
     assert same(done.weights(), stage_1.weights())
     assert {"image/loss", "action/loss", "text/loss"} <= done.metrics[0].keys()
-    assert load_folder(done.folder).spec.text_objective == "mdm"  # decodes as this stage trains
+    assert load_folder(done.folder).spec.decoding.text_objective == "mdm"  # decodes as this stage trains
 
 
 def test_stage_2_trains_on_and_speaks(stage_1: Outcome, world: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_the_three_objectives_train_by_their_scripts_and_stand_in_one_table(worl
     rows = json.loads((folder / "sweep.json").read_text())
     assert [row["state"] for row in rows] == ["done"] * 3
     for row in rows:
-        assert load_folder(row["folder"]).spec.text_objective == row["overrides"]["training.text_objective"]
+        assert load_folder(row["folder"]).spec.decoding.text_objective == row["overrides"]["training.text_objective"]
         assert row["steps"] == 1
         assert row["metrics"]["total/loss"] > 0
     assert "3 of 3 runs done" in done.stdout

@@ -52,8 +52,12 @@ def test_text_is_learned_and_measured(world: Path, tmp_path: Path, name: str) ->
     held_out = done.curve("validation/text/nats_per_token")
     assert math.isfinite(held_out[-1])
     assert held_out[-1] < curve[0]
-    spec = load_folder(done.folder).spec  # it decodes as it was trained
-    assert (spec.text_objective, spec.text_block_size, spec.text_canvas_multiple) == (name, 4, 8)
+    learned = load_folder(done.folder).spec.decoding  # it decodes as it was trained
+    assert (learned.text_objective, learned.text_block_size, learned.text_canvas_multiple) == (
+        name,
+        4,
+        8,
+    )
 
 
 @pytest.mark.parametrize("name", ["mdm", "bd"])

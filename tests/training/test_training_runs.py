@@ -217,7 +217,7 @@ def test_fp16_without_a_gpu_is_refused_in_one_line(run: Start) -> None:
 
 def test_gradient_checkpointing_recomputes_and_changes_no_number(run: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
-    seen = UPVLA.hidden
+    seen = UPVLA.hidden_states
 
     def counting(self: UPVLA, *args: object, **kwargs: object) -> torch.Tensor:
         layer = self.backbone.lm.model.layers[0].self_attn
@@ -231,7 +231,7 @@ def test_gradient_checkpointing_recomputes_and_changes_no_number(run: Start, mon
             layer.register_forward_pre_hook(count)
         return seen(self, *args, **kwargs)
 
-    monkeypatch.setattr(UPVLA, "hidden", counting)
+    monkeypatch.setattr(UPVLA, "hidden_states", counting)
     plain = run("plain", training__max_train_steps=1)
     without, calls = calls, 0
     saved = run("saved", training__max_train_steps=1, model__gradient_checkpointing="true")

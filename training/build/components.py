@@ -51,12 +51,12 @@ class Components:
 
     def normalize_actions(self, actions: Tensor) -> Tensor:
         """Return actions [..., A] in the units that the network learns (``dataset.action_normalisation``)."""
-        scale = self.model.spec.scale
+        scale = self.model.spec.data.scale
         return actions if scale is None else scale.apply(actions)
 
     def denormalize_actions(self, actions: Tensor) -> Tensor:
         """Return predicted actions [..., A] in the units of the data set."""
-        scale = self.model.spec.scale
+        scale = self.model.spec.data.scale
         return actions if scale is None else scale.undo(actions)
 
     def save_model(self, path: Path, step: int, state: Mapping[str, Tensor] | None = None) -> None:

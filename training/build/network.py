@@ -9,7 +9,7 @@ import torch
 from config.schema import Job
 from models.attention_mask import TILE
 from models.language_model import FLEX
-from models.pretrained.model_io import Built, build, load_folder, require_same_words, text_settings
+from models.pretrained.model_io import Built, build, decoding_defaults, load_folder, require_same_words
 from models.upvla import UPVLA
 from models.vision.magvitv2 import MagVITv2
 from training.checkpointing import trained_weights
@@ -23,6 +23,7 @@ from training.run import Run
 
 SAME_FIELDS = {
     "act_step": "act_step",
+    "action_dim": "model.vla.action_dim",
     "num_view": "model.vla.num_view",
     "num_vq_tokens": "model.showo.num_vq_tokens",
     "clip_width": "the width of model.showo.clip_model_path",
@@ -99,14 +100,14 @@ def set_image_tokenizer(job: Job, resumed: Checkpoint | None, model: UPVLA, vq: 
     Raises ValueError if it makes another number of codes than declared, or if the resumed checkpoint was trained on
     the codes of another tokenizer.
     """
-    before, now = model.spec.image_tokenizer, vq.weights_hash
+    before, now = model.spec.data.image_tokenizer, vq.weights_hash
     if resumed is not None and before and before != now:
         raise ValueError(
             f"model.vq_model.vq_model_name={job.model.vq_model.vq_model_name} has the weights {now[:12]}, but "
             f"{resumed.path}, which this run continues, learned the codes of {before[:12]}; choose another "
             "experiment.output_dir, or the image tokenizer of that run"
         )
-    model.spec = replace(model.spec, image_tokenizer=now)
+    model.spec = model.spec.updated(image_tokenizer=now)
     side, declared = job.dataset.preprocessing.resolution // vq.stride, job.model.showo.num_vq_tokens
     if side * side != declared:
         raise ValueError(
@@ -121,8 +122,9 @@ def _load_resumed(job: Job, resumed: Checkpoint) -> Built:
     meta = build(job, device="meta")
     saved, wanted = built.spec, meta.spec
     pairs = {key: (getattr(saved, field), getattr(wanted, field)) for field, key in SAME_FIELDS.items()}
-    if saved.action_bins is not None and wanted.action_bins is not None:  # with other bins the ids mean other numbers
-        pairs["block_diffusion.action_num_bins"] = (saved.action_bins, wanted.action_bins)
+    bins = saved.decoding.action_bins, wanted.decoding.action_bins
+    if None not in bins:  # with other bins the ids mean other numbers
+        pairs["block_diffusion.action_num_bins"] = bins
     saved_llm, wanted_llm = built.model.backbone.config, meta.model.backbone.config
     for field in SAME_SIZES:  # attributes: each family has its own keys for them in config.json
         pairs[f"model.showo.llm_model_path's {field}"] = (getattr(saved_llm, field), getattr(wanted_llm, field))
@@ -133,7 +135,8 @@ def _load_resumed(job: Job, resumed: Checkpoint) -> Built:
                 "choose another experiment.output_dir, or experiment.resume_from_checkpoint=false"
             )
     require_same_words(built.prompter.tokenizer, meta.prompter.tokenizer, str(resumed.path))
-    built.model.spec = replace(saved, **text_settings(job))
+    recipe, banned = job.model.framework, job.model.showo.mask_logit_banned
+    built.model.spec = replace(saved, decoding=decoding_defaults(job), framework=recipe, mask_logit_banned=banned)
     built.model.requires_grad_(True)
     return replace(built, notes=())
 

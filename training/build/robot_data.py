@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 
-from common.constants import CAMERAS, by_view
+from common.constants import CAMERAS, action_layout, by_view
 from config.parsing import get, put
 from config.schema import Job
 from models.action.encoding import ActionScale
@@ -30,8 +30,8 @@ def drop_unusable_validation(job: Job, why: str | None = None) -> list[str]:
         root, reason = get(job, name), why
         if reason is None and name.endswith("validation_pre_shards_path_or_url"):
             try:
-                read_contract(job.dataset.params.train_pre_shards_path_or_url).require_same(read_contract(root))
-            except ValueError as error:
+                _declared(job.dataset.params.train_pre_shards_path_or_url).require_same(_declared(root))
+            except (ValueError, FileNotFoundError) as error:
                 reason = str(error)
         if reason is not None:
             put(job, name, None)
@@ -49,32 +49,43 @@ def declare_data(job: Job, model: UPVLA, resumed: Checkpoint | None) -> list[str
     checkpoint declare something else.
     """
     params, kind = job.dataset.params, job.dataset.action_normalisation
-    contract = read_contract(params.train_pre_shards_path_or_url)
+    contract = _declared(params.train_pre_shards_path_or_url)
+    dim, wanted = action_layout(contract.action).dim, job.model.vla.action_dim
+    if dim != wanted:
+        raise ValueError(
+            f"model.vla.action_dim is {wanted}, but the actions of {params.train_pre_shards_path_or_url} have {dim} "
+            f"numbers; set model.vla.action_dim={dim}, or name other data in "
+            "dataset.params.train_pre_shards_path_or_url"
+        )
     notes = _checked(job, params.train_pre_shards_path_or_url, contract)
     if params.validation_pre_shards_path_or_url is not None:
-        validation = read_contract(params.validation_pre_shards_path_or_url)
+        validation = _declared(params.validation_pre_shards_path_or_url)
         contract.require_same(validation)
         # Its actions are normalised by the training data's statistics; its own are not used.
         notes += _checked(job, params.validation_pre_shards_path_or_url, replace(validation, statistics=None))
     cameras = _cameras(job, contract)
     scale, saved = action_scale(contract, kind, params.train_pre_shards_path_or_url), model.spec
-    if resumed is not None and dict(saved.action_convention) != dict(contract.action):
+    if resumed is not None and dict(saved.data.action_convention) != dict(contract.action):
         raise ValueError(
             f"{contract.path} declares actions as {dict(contract.action)}, but {resumed.path}, which this run "
-            f"continues, learned {dict(saved.action_convention)}; choose another experiment.output_dir"
+            f"continues, learned {dict(saved.data.action_convention)}; choose another experiment.output_dir"
         )
-    if resumed is not None and saved.scale != scale:
+    if resumed is not None and saved.data.scale != scale:
         raise ValueError(
             f"dataset.action_normalisation={kind} gives {_describe(scale)}, but {resumed.path}, which this run "
-            f"continues, learned with {_describe(saved.scale)}; choose another experiment.output_dir"
+            f"continues, learned with {_describe(saved.data.scale)}; choose another experiment.output_dir"
         )
-    model.spec = replace(
-        saved,
+    model.spec = saved.updated(
         action_convention=dict(contract.action),
         action_scale=None if scale is None else scale.to_json(),
         cameras=cameras,
     )
     return notes if scale is None else [*notes, f"actions are normalised: {_describe(scale)}"]
+
+
+def _declared(root: str) -> DataContract:
+    """Return the contract of a processed split, with the size of its actions."""
+    return read_contract(root).for_actions(read_index(root, images=False).action_dim)
 
 
 def _checked(job: Job, root: str, contract: DataContract) -> list[str]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-ACTION_SIZE = 7
-"""Numbers of an action: three of position, three of rotation, one gripper command."""
+from common.constants import CALVIN_LAYOUT
 
 
 def action_chunk(
-    episode: npt.NDArray[np.float32], now: int, act_step: int
+    episode: npt.NDArray[np.float32], now: int, act_step: int, gripper: Sequence[int] = CALVIN_LAYOUT.gripper
 ) -> tuple[int, npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Return the target at frame ``now`` of an episode with relative actions [n, A], as the original computes it.
 
@@ -22,7 +23,8 @@ def action_chunk(
     used = episode[now : max(future, now + 1)]
     actions = np.zeros((act_step, episode.shape[1]), dtype=np.float32)
     actions[: len(used)] = used
-    actions[len(used) :, -1] = used[-1, -1]
+    held = list(gripper)
+    actions[len(used) :, held] = used[-1, held]
     return future, actions, np.arange(act_step) >= len(used)
 
 

@@ -3,7 +3,7 @@
 Images of the robot flow are pixels, uint8 [V, 3, R, R], or, from a token cache, their image codes, int16 [V, n]; all
 samples of a data set have the same form.
 
-Shape letters: B batch, V views (cameras), R resolution, n codes of a view, T actions per chunk, A action size (7),
+Shape letters: B batch, V views (cameras), R resolution, n codes of a view, T actions per chunk, A action size,
 S CLIP image size.
 """
 

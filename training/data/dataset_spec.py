@@ -9,6 +9,9 @@
      "statistics": {"min": [7 numbers], "max": ..., "mean": ..., "std": ..., "q01": ..., "q99": ...,
                     "frames": 1234, "digest": "..."}}                        # of the actions they were computed from
 
+A robot whose actions are not CALVIN's seven numbers adds to ``action`` its ``dim`` and, as far as they exist, the
+``groups`` of indices: ``"dim": 8, "groups": {"position": [0, 1, 2], "rotation": [3, 4, 5, 6], "gripper": [7]}``.
+
 Training saves it in the checkpoint, and evaluation compares it with the robot's convention. A folder without one has
 CALVIN's conventions, which are the defaults.
 """
@@ -19,18 +22,18 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from common.constants import CALVIN_ACTION_DIM, CALVIN_LAYOUT, action_layout
 from common.files import atomic_path, read_object
 from config.schema import ActionNormalisation
 from models.action.encoding import ActionScale
 from models.pretrained.model_config import CALVIN_RELATIVE
-from training.data.action_chunks import ACTION_SIZE
 from training.data.checks.dataset import actions_digest
 from training.data.episode_index import read_index
 
@@ -57,9 +60,9 @@ class Statistics:
     def of(cls, actions: npt.ArrayLike) -> Statistics:
         """Compute the statistics of a table [N, A], N at least 1. Needs memory for one more column."""
         table = np.asarray(actions, dtype=np.float32)
-        if table.ndim != 2 or table.shape[1] != ACTION_SIZE or not len(table):
-            raise ValueError(f"statistics need actions [N, {ACTION_SIZE}] with N of 1 or more, got {list(table.shape)}")
-        columns = [table[:, dimension].astype(np.float64) for dimension in range(ACTION_SIZE)]
+        if table.ndim != 2 or not table.size:
+            raise ValueError(f"statistics need actions [N, A] with N and A of 1 or more, got {list(table.shape)}")
+        columns = [table[:, dimension].astype(np.float64) for dimension in range(table.shape[1])]
         return cls(
             frames=len(table),
             min=tuple(float(column.min()) for column in columns),
@@ -71,13 +74,17 @@ class Statistics:
             digest=actions_digest(table),
         )
 
-    def scale(self, kind: ActionNormalisation) -> ActionScale | None:
-        """Return the scale of ``dataset.action_normalisation`` to [-1, 1]; None for no normalisation."""
+    def scale(self, kind: ActionNormalisation, gripper: Sequence[int] = CALVIN_LAYOUT.gripper) -> ActionScale | None:
+        """Return the scale of ``dataset.action_normalisation`` to [-1, 1]; None for no normalisation.
+
+        ``gripper``: indices of gripper commands.
+        """
         if kind == "none":
             return None
         low, high = (self.min, self.max) if kind == "min_max" else (self.q01, self.q99)
-        # The gripper has two positions; percentiles would lose one that is rarer than a hundredth.
-        low, high = (*low[:-1], self.min[-1]), (*high[:-1], self.max[-1])
+        # A gripper has two positions; percentiles would lose one that is rarer than a hundredth.
+        low = tuple(self.min[i] if i in gripper else number for i, number in enumerate(low))
+        high = tuple(self.max[i] if i in gripper else number for i, number in enumerate(high))
         return ActionScale(kind, low, high)
 
 
@@ -96,12 +103,29 @@ class DataContract:
 
     def require_same(self, other: DataContract) -> None:
         """Raise ValueError with both values if actions have another meaning in ``other``."""
-        for name, value in self.action.items():
-            if other.action[name] != value:
+        for name in {**self.action, **other.action}:
+            ours, theirs = self.action.get(name), other.action.get(name)
+            if ours != theirs:
                 raise ValueError(
-                    f"{self.path or 'the training data'} declares the action's {name} as {value!r}, but "
-                    f"{other.path or 'the validation data'} as {other.action[name]!r}; convert one of them"
+                    f"{self.path or 'the training data'} declares the action's {name} as {ours!r}, but "
+                    f"{other.path or 'the validation data'} as {theirs!r}; convert one of them"
                 )
+
+    def for_actions(self, dim: int) -> DataContract:
+        """Return the contract with ``action.dim``, which is ``dim``, the size of the data set's actions, if undeclared.
+
+        Raises ``ValueError`` if the contract declares another size.
+        """
+        declared = self.action.get("dim")
+        if declared is None and self.statistics is not None:
+            declared = len(self.statistics.min)
+        if declared is not None and declared != dim:
+            raise ValueError(
+                f"{self.path}: action.dim is {declared}, but the actions of dataset_info.json have {dim} numbers; set "
+                f"it to {dim}, or convert the data again"
+            )
+        undeclared = dim != CALVIN_ACTION_DIM and "dim" not in self.action
+        return replace(self, action={**self.action, "dim": dim}) if undeclared else self
 
 
 def read_contract(root: str | os.PathLike[str]) -> DataContract:
@@ -122,10 +146,15 @@ def _parse(file: Path, path: Path) -> DataContract:
     if unknown or content.get("format") != FORMAT:
         what = f"unknown key {unknown[0]!r}" if unknown else f"format {content.get('format')!r}"
         raise ValueError(f"{path}: {what}; allowed: format {FORMAT}, cameras, action, statistics")
+    action, statistics = _action(path, content.get("action", {})), None
+    if content.get("statistics") is not None:
+        statistics = _statistics(path, content["statistics"], action.get("dim"))
+        if len(statistics.min) != CALVIN_ACTION_DIM:
+            action["dim"] = len(statistics.min)
     return DataContract(
         cameras=_cameras(path, content.get("cameras", {})),
-        action=_action(path, content.get("action", {})),
-        statistics=_statistics(path, content["statistics"]) if content.get("statistics") is not None else None,
+        action=action,
+        statistics=statistics,
         path=path,
     )
 
@@ -145,10 +174,12 @@ def write_contract(
     """
     path = Path(root) / CONTRACT_NAME
     statistics = Statistics.of(_all_actions(root) if actions is None else actions)
+    dim = len(statistics.min)
+    size = {} if dim == CALVIN_ACTION_DIM else {"dim": dim}
     content = {
         "format": FORMAT,
         "cameras": {name: [int(side) for side in sides] for name, sides in cameras.items()},
-        "action": {**CALVIN_RELATIVE, **(action or {})},
+        "action": {**CALVIN_RELATIVE, **size, **(action or {})},
         "statistics": {name: _rounded(getattr(statistics, name)) for name in _ROWS}
         | {"frames": statistics.frames, "digest": statistics.digest},
     }
@@ -162,7 +193,8 @@ def action_scale(contract: DataContract, kind: ActionNormalisation, root: str | 
     those of ``<root>/dataset_info.json``."""
     if kind == "none":
         return None
-    return (contract.statistics or Statistics.of(_all_actions(root))).scale(kind)
+    statistics = contract.statistics or Statistics.of(_all_actions(root))
+    return statistics.scale(kind, action_layout(contract.for_actions(len(statistics.min)).action).gripper)
 
 
 def _all_actions(root: str | os.PathLike[str]) -> npt.NDArray[np.float32]:
@@ -182,9 +214,19 @@ def _cameras(path: Path, found: Any) -> dict[str, tuple[int, int]]:
 def _action(path: Path, found: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path}: action must be an object, found {found!r}")
+    try:
+        layout = action_layout(found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    found = dict(found)
+    if layout == CALVIN_LAYOUT:  # as a contract that does not name it
+        found.pop("dim", None)
+        found.pop("groups", None)
     for name, value in found.items():
+        if name in ("dim", "groups"):
+            continue
         if name not in CALVIN_RELATIVE:
-            raise ValueError(f"{path}: unknown action.{name}; allowed: {', '.join(CALVIN_RELATIVE)}")
+            raise ValueError(f"{path}: unknown action.{name}; allowed: {', '.join(CALVIN_RELATIVE)}, dim, groups")
         wanted = CALVIN_RELATIVE[name]
         if isinstance(wanted, str) != isinstance(value, str) or isinstance(value, bool):
             raise ValueError(f"{path}: action.{name} must be like {wanted!r}, found {value!r}")
@@ -193,19 +235,23 @@ def _action(path: Path, found: Any) -> dict[str, Any]:
     return {**CALVIN_RELATIVE, **found}
 
 
-def _statistics(path: Path, found: Any) -> Statistics:
+def _statistics(path: Path, found: Any, dim: int | None) -> Statistics:
+    """Check the statistics of actions of ``dim`` numbers; None: not declared, then all rows must be of one length."""
     if not isinstance(found, dict) or set(found) - {"digest"} != {"frames", *_ROWS}:
         raise ValueError(f"{path}: statistics must have frames, {', '.join(_ROWS)}")
     if not isinstance(found.get("digest", ""), str):
         raise ValueError(f"{path}: statistics.digest must be a text, found {found['digest']!r}")
+    lengths = {len(found[name]) if isinstance(found[name], list) else 0 for name in _ROWS}
+    if dim is None:
+        dim = lengths.pop() if len(lengths) == 1 else CALVIN_ACTION_DIM
     for name in _ROWS:
         row = found[name]
         if not (
             isinstance(row, list)
-            and len(row) == ACTION_SIZE
+            and len(row) == dim
             and all(isinstance(number, (int, float)) and math.isfinite(number) for number in row)
         ):
-            raise ValueError(f"{path}: statistics.{name} must be {ACTION_SIZE} finite numbers, found {row!r}")
+            raise ValueError(f"{path}: statistics.{name} must be {dim} finite numbers, found {row!r}")
     rows = {name: tuple(float(number) for number in found[name]) for name in _ROWS}
     if any(low > high for low, high in zip(rows["min"] + rows["q01"], rows["max"] + rows["q99"], strict=True)):
         raise ValueError(f"{path}: statistics.min and q01 must not be above max and q99")

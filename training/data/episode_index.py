@@ -1,8 +1,10 @@
 """The processed split: ``dataset_info.json`` in the original's format, read into a compact index, and written.
 
     [{"instruction": "open the drawer", "task": "open_drawer",          # task: ours, optional
-      "frames": [{"dir": "frames/episode_0000000.npz", "rel_action": [7 numbers], "abs_action": [7 numbers]}, ...]},
+      "frames": [{"dir": "frames/episode_0000000.npz", "rel_action": [A numbers], "abs_action": [A numbers]}, ...]},
      ...]
+
+A is 7 for CALVIN; all frames of a split have the same A.
 
 ``dir`` is a file with the images of that moment: an ``.npz`` with ``rgb_static`` (and ``rgb_gripper``), or an image
 file, with a second one under ``gripper_dir`` for a second camera. Relative paths start at the folder of
@@ -16,9 +18,10 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,9 +29,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from common.constants import CALVIN_ACTION_DIM
 from common.files import atomic_path, flush
 from common.text import check_text
-from training.data.action_chunks import ACTION_SIZE
 from training.data.formats import zip_reader
 from training.data.formats.column_file import Column, IndexFile, IndexWriter, OtherVersion, Texts
 from training.data.readers import iterate_json_list
@@ -41,7 +44,7 @@ MIN_INDEXED = 1 << 20
 NUMBERS = {
     "starts": "<i8",
     "episode_of": "<i4",
-    "actions": f"{ACTION_SIZE}<f4",
+    "actions": f"{CALVIN_ACTION_DIM}<f4",
     "instruction_of": "<i4",
     "task_of": "<i4",
 }
@@ -76,6 +79,11 @@ class ProcessedIndex:
     @property
     def episodes(self) -> int:
         return len(self.starts) - 1
+
+    @property
+    def action_dim(self) -> int:
+        """A, numbers of an action."""
+        return int(self.actions.array.shape[1])
 
     def instruction(self, episode: int) -> str:
         """Return the instruction of an episode."""
@@ -182,7 +190,12 @@ def gather(
 
     ``path``: for messages; ``tick``: called with the number of frames of each episode.
     """
-    writer = IndexWriter(NUMBERS, TEXTS, scratch)
+    records = iter(records)
+    first = next(records, None)
+    if first is None:
+        raise ValueError(f"{path} lists no episode")
+    dim = _action_dim(first)
+    writer = IndexWriter({**NUMBERS, "actions": f"({dim},)<f4"}, TEXTS, scratch)
     known: dict[str, int] = {}
 
     def number(text: str) -> int:
@@ -193,14 +206,14 @@ def gather(
 
     writer.numbers("starts", [0])
     frames = 0
-    for episode, record in enumerate(records):
+    for episode, record in enumerate(chain([first], records)):
         where = f"{path}: episode {episode}"
         instruction = _text(record, "instruction", where, may_be_empty=True)
         task, listed = record.get("task"), record.get("frames")
         _check_text(str(task), f"{where}, 'task'")
         if not isinstance(listed, list) or not listed:
             raise ValueError(f"{where} needs a list of at least one frame under 'frames'")
-        writer.numbers("actions", _actions(listed, where))
+        writer.numbers("actions", _actions(listed, where, dim))
         writer.text("frames", [_text(frame, "dir", f"{where}, frame {at}") for at, frame in enumerate(listed)])
         gripper_frames = [(at, frame) for at, frame in enumerate(listed) if "gripper_dir" in frame]
         writer.text(
@@ -214,8 +227,6 @@ def gather(
         writer.numbers("instruction_of", [number(instruction)])
         writer.numbers("task_of", [-1 if task is None else number(str(task))])
         tick(len(listed))
-    if not frames:
-        raise ValueError(f"{path} lists no episode")
     return writer
 
 
@@ -240,24 +251,33 @@ def _open(path: Path, file: IndexFile, images: bool) -> ProcessedIndex:
     return index
 
 
-def _actions(frames: list[Any], where: str) -> npt.NDArray[np.float32]:
-    """Return the relative actions [n, A] of an episode's frames."""
+def _action_dim(record: Mapping[str, Any]) -> int:
+    """Return the size of the first action; CALVIN's if it has none, which is then reported as wrong."""
+    with suppress(LookupError, TypeError):
+        action = record["frames"][0]["rel_action"]
+        if isinstance(action, list) and action:
+            return len(action)
+    return CALVIN_ACTION_DIM
+
+
+def _actions(frames: list[Any], where: str, dim: int) -> npt.NDArray[np.float32]:
+    """Return the relative actions [n, dim] of an episode's frames."""
     for position, frame in enumerate(frames):
         if not isinstance(frame, dict) or "rel_action" not in frame:
-            raise ValueError(f"{where}, frame {position} needs a 'rel_action' of {ACTION_SIZE} numbers")
+            raise ValueError(f"{where}, frame {position} needs a 'rel_action' of {dim} numbers")
     try:
         table = np.asarray([frame["rel_action"] for frame in frames], dtype=np.float32)
     except (TypeError, ValueError):
         table = np.empty(0, dtype=np.float32)
-    if table.shape != (len(frames), ACTION_SIZE):
+    if table.shape != (len(frames), dim):
         for position, frame in enumerate(frames):
             action = frame["rel_action"]
             if not (
                 isinstance(action, list)
-                and len(action) == ACTION_SIZE
+                and len(action) == dim
                 and all(isinstance(number, (int, float)) for number in action)
             ):
-                raise ValueError(f"{where}, frame {position}: rel_action must be {ACTION_SIZE} numbers, is {action!r}")
+                raise ValueError(f"{where}, frame {position}: rel_action must be {dim} numbers, is {action!r}")
     if not np.isfinite(table).all():
         position = int(np.argmin(np.isfinite(table).all(axis=1)))
         raise ValueError(f"{where}, frame {position}: rel_action holds a number that is not finite")

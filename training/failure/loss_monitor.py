@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from models.device import send
+from models.device import to_device_async
 from training.data.batch import CoBatch
 
 HISTORY = 100
@@ -68,7 +68,7 @@ class LossMonitor:
                 self._record(self._norm.exceeds_for_n_steps(self.factor, norm), step - LASTING + 1, 3)
 
     def _record(self, bad: Tensor, step: int, reason: int) -> None:
-        found = send(torch.tensor([step, reason]), self._bad.device)
+        found = to_device_async(torch.tensor([step, reason]), self._bad.device)
         self._bad = torch.where((self._bad[0] < 0) & bad, found, self._bad)
 
     def failure(self) -> Failure | None:

@@ -4,21 +4,20 @@ A finding is gross if data and contract contradict each other (the data are refu
 possible but unlikely (logged once, with an example). Actions are checked in a stream, so that memory does not grow
 with the data set. Needs no torch: conversion workers import this module.
 
-Shape letters: N frames, A action size (7: three of position, three of rotation, one of the gripper).
+Shape letters: N frames, A action size.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from common.constants import gripper_values
-from training.data.action_chunks import ACTION_SIZE
+from common.constants import action_layout, gripper_values
 
 Table = npt.NDArray[np.float32]  # [N, A]
 Place = Callable[[int], str]  # number of a row -> its name in a message
@@ -74,18 +73,26 @@ def actions_digest(actions: Table) -> str:
 def row_faults(actions: npt.NDArray[Any], action: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
     """Yield (row, fault) for each of the actions [N, A] that violates the declaration ``action``."""
     finite = np.isfinite(actions).all(axis=1)
-    values = gripper_values(action["gripper"])
-    motion = np.abs(np.where(finite[:, None], actions, 0)[:, :-1])
+    values, layout = gripper_values(action["gripper"]), action_layout(action)
+    motion = np.abs(np.where(finite[:, None], actions, 0)[:, list(layout.motion)])
     beyond = (motion > 1 + TOLERANCE).any(axis=1) & (action["kind"] != "absolute")
-    grip = actions[:, -1]
-    off = np.zeros(len(actions)) if values is None else np.abs(grip[:, None] - np.asarray(values)).min(axis=1)
+    grip = actions[:, list(layout.gripper)]
+    off = _gripper_errors(grip, values)
     for row in np.flatnonzero(~finite | beyond | (off > TOLERANCE)).tolist():
         if not finite[row]:
             yield row, "holds a number that is not finite"
         elif beyond[row]:
             yield row, f"{np.array2string(actions[row], precision=3)} passes 1"
         else:
-            yield row, f"the gripper is {grip[row]:g}; it must be {' or '.join(f'{v:g}' for v in values or ())}"
+            found = " and ".join(f"{number:g}" for number in grip[row])
+            yield row, f"the gripper is {found}; it must be {' or '.join(f'{v:g}' for v in values or ())}"
+
+
+def _gripper_errors(grip: npt.NDArray[Any], values: tuple[float, float] | None) -> npt.NDArray[Any]:
+    """Return how far each row of gripper commands [N, G] is from the declared ``values``, by its worst gripper [N]."""
+    if values is None or not grip.shape[1]:
+        return np.zeros(len(grip))
+    return np.asarray(np.abs(grip[:, :, None] - np.asarray(values)).min(axis=2).max(axis=1))
 
 
 @dataclass
@@ -106,6 +113,11 @@ class _Worst:
             self.actions = np.array2string(table[row], precision=3, suppress_small=True)
 
 
+def _largest(table: npt.NDArray[Any], indices: Sequence[int]) -> npt.NDArray[Any]:
+    """Return the largest absolute value of each row [N] at some indices; 0 if there are none."""
+    return np.asarray(np.abs(table[:, list(indices)]).max(axis=1, initial=0))
+
+
 @dataclass
 class ActionChecks:
     """Checks a stream of actions.
@@ -123,14 +135,18 @@ class ActionChecks:
     _jumps: _Worst = field(default_factory=_Worst)
     _bad: _Worst = field(default_factory=_Worst)
     _between: _Worst = field(default_factory=_Worst)  # gripper numbers that are neither of the two declared
-    low: npt.NDArray[np.float64] = field(default_factory=lambda: np.full(ACTION_SIZE, np.inf))
-    high: npt.NDArray[np.float64] = field(default_factory=lambda: np.full(ACTION_SIZE, -np.inf))
+    low: npt.NDArray[np.float64] = field(init=False)
+    high: npt.NDArray[np.float64] = field(init=False)
     _size_sum: float = 0.0
     _pairs: int = 0
     _smooth: int = 0
     _moving: int = 0
     _last: Table | None = None
     _digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
+
+    def __post_init__(self) -> None:
+        self.layout = action_layout(self.action)
+        self.low, self.high = np.full(self.layout.dim, np.inf), np.full(self.layout.dim, -np.inf)
 
     @property
     def relative(self) -> bool:
@@ -145,20 +161,20 @@ class ActionChecks:
     def add(self, table: Table, place: Place, begins: npt.NDArray[np.bool_] | None = None) -> None:
         """Check the next rows [N, A]. ``begins`` [N]: True at the first frame of an episode (default: row 0 only)."""
         table = np.ascontiguousarray(table, dtype=np.float32)
-        if table.ndim != 2 or table.shape[1] != ACTION_SIZE or not len(table):
-            raise ValueError(f"{place(0)}: actions must be [N, {ACTION_SIZE}], found {list(table.shape)}")
+        if table.ndim != 2 or table.shape[1] != self.layout.dim or not len(table):
+            raise ValueError(f"{place(0)}: actions must be [N, {self.layout.dim}], found {list(table.shape)}")
         self._digest.update(table.tobytes())
         self.frames += len(table)
         self._bad.add((~np.isfinite(table)).any(axis=1).astype(float), 0.5, table, place)
         table = np.nan_to_num(table)
-        motion = np.abs(table[:, :-1])
-        sizes = motion.max(axis=1)
+        sizes = _largest(table, self.layout.motion)
         self.low, self.high = np.minimum(self.low, table.min(axis=0)), np.maximum(self.high, table.max(axis=0))
-        self._size_sum += float(motion[:, :3].max(axis=1).sum())
+        self._size_sum += float(_largest(table, self.layout.position).sum())
         self._beyond.add(sizes, 1 + TOLERANCE, table, place)
         if self.relative:
-            metres = motion[:, :3].max(axis=1) * float(self.action["position_m_per_unit"]) / STEP_M
-            turns = motion[:, 3:].max(axis=1) * float(self.action["rotation_rad_per_unit"]) / STEP_RAD
+            position, rotation = _largest(table, self.layout.position), _largest(table, self.layout.rotation)
+            metres = position * float(self.action["position_m_per_unit"]) / STEP_M
+            turns = rotation * float(self.action["rotation_rad_per_unit"]) / STEP_RAD
             self._leaps.add(np.maximum(metres, turns), 1 + TOLERANCE, table, place)
         self._add_pairs(table, place, begins)
         self._add_gripper(table, place)
@@ -168,7 +184,7 @@ class ActionChecks:
         before = table[:1] if self._last is None else self._last
         first = np.zeros(len(table), bool) if begins is None else begins.copy()
         first[0] |= self._last is None or begins is None
-        change = np.abs(np.diff(table[:, :3], axis=0, prepend=before[:, :3])).max(axis=1)
+        change = _largest(np.diff(table, axis=0, prepend=before), self.layout.position)
         change[first] = 0
         self._last = table[-1:]
         self._pairs += int((~first).sum())
@@ -178,9 +194,8 @@ class ActionChecks:
             self._jumps.add(change * float(self.action["position_m_per_unit"]) / STEP_M, 1, table, place)
 
     def _add_gripper(self, table: Table, place: Place) -> None:
-        values, grip = gripper_values(self.action["gripper"]), table[:, -1]
-        if values is not None:
-            self._between.add(np.abs(grip[:, None] - np.asarray(values)).min(axis=1), TOLERANCE, table, place)
+        off = _gripper_errors(table[:, list(self.layout.gripper)], gripper_values(self.action["gripper"]))
+        self._between.add(off, TOLERANCE, table, place)
 
     def findings(self) -> Iterator[Finding]:
         """Yield the findings, the worst first."""
@@ -211,7 +226,8 @@ class ActionChecks:
         values = gripper_values(self.action["gripper"])
         if values is None or not self._between.count:
             return
-        low, high = float(self.low[-1]), float(self.high[-1])
+        grippers = list(self.layout.gripper)
+        low, high = float(self.low[grippers].min()), float(self.high[grippers].max())
         middle, width = sum(values) / 2, abs(values[0] - values[1])
         outside = low < min(values) - 0.01 * width or high > max(values) + 0.01 * width
         one_sided = low < high and (low >= middle - TOLERANCE or high <= middle + TOLERANCE)
@@ -223,10 +239,11 @@ class ActionChecks:
         yield Finding("gripper", self._between.where, what, outside or one_sided)
 
     def _distribution(self) -> Iterator[Finding]:
-        if not self.relative or self._pairs < MIN_FRAMES:
+        if not self.relative or self._pairs < MIN_FRAMES or not self.layout.position:
             return
         size = self._size_sum / self.frames
-        largest = float(max(self.high[:-1].max(), -self.low[:-1].min()))
+        motion = list(self.layout.motion)
+        largest = float(max(self.high[motion].max(), -self.low[motion].min()))
         if self._smooth > 0.98 * self._pairs and self._moving > 0.5 * self._pairs and size > 0.1:
             what = (
                 f"the position changes by less than {SMOOTH} between frames and is {size:.2f} in the mean, as absolute "

@@ -57,6 +57,7 @@ def check_processed(
         tokens: actions are trained on as tokens, which end at -1 and 1.
         images: frames are opened (False: training reads their codes, and the frames may be gone).
     """
+    contract = contract.for_actions(index.action_dim)
     checks = ActionChecks(contract.action, bounded=not normalised, tokens=tokens)
     for start in range(0, len(index), CHUNK):
         table, episodes = index.actions[start : start + CHUNK], index.episode_of[start : start + CHUNK]
@@ -189,7 +190,8 @@ def _recorded(index: ProcessedIndex) -> Iterator[Finding]:
         recorded = None
         with suppress(ValueError, FileNotFoundError):
             recorded = read_npz(path, ("rel_actions",))["rel_actions"] if path.suffix == ".npz" else None
-        if recorded is None or np.allclose(recorded, index.actions[frame], atol=1e-3):
+        action = index.actions[frame]
+        if recorded is None or (recorded.shape == action.shape and np.allclose(recorded, action, atol=1e-3)):
             continue
         what = f"holds the action {np.array2string(recorded, precision=3)}, another one than {index.path} has for it"
         yield Finding(

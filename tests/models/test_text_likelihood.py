@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from models.losses import SumAndCount
-from models.measure import MEASURES, evaluate_text_likelihood, text_figures
 from models.objectives import text_objective
 from models.objectives.block_size import Fixed
 from models.objectives.diffusion import Diffusion
 from models.rng import SampleRng
 from models.sequence import TextTurn
-from models.text_metrics import BINNED, BINS
+from models.text_metrics import BINNED, BINS, LIKELIHOOD_METRICS, evaluate_text_likelihood, summarize_text_likelihood
 from tests.models.text_problems import Built, enumerated_bound, talk
 from tests.tiny import tiny_model
 
@@ -41,7 +40,7 @@ def answer_nats(built: Built, turn: TextTurn) -> Tensor:
     model, prompter = built
     plain = text_objective("ar").prepare(model.vocab, prompter.system_ids, turn)
     with torch.no_grad():
-        logits = model.backbone.logits(model.hidden(plain.sequence))[..., : model.vocab.mask].log_softmax(dim=-1)
+        logits = model.backbone.logits(model.hidden_states(plain.sequence))[..., : model.vocab.mask].log_softmax(dim=-1)
     pairs = zip(plain.rows.tolist(), plain.slots.tolist(), plain.targets.tolist(), strict=True)
     return torch.stack([-logits[row, slot, goal] for row, slot, goal in pairs])
 
@@ -50,11 +49,11 @@ def answer_nats(built: Built, turn: TextTurn) -> Tensor:
 def test_all_names_are_known_and_all_numbers_finite(built: Built, name: str) -> None:
     model, prompter = built
     found = evaluate_text_likelihood(model, prompter, text_objective(name), talk(built))
-    assert set(found) <= set(MEASURES)
+    assert set(found) <= set(LIKELIHOOD_METRICS)
     assert all(torch.isfinite(tally.mean) for tally in found.values())
     assert 0 <= float(found["text/accuracy"].mean) <= 1
     if name != "ar":
-        assert set(found) == set(MEASURES)
+        assert set(found) == set(LIKELIHOOD_METRICS)
 
 
 def test_of_ar_everything_is_exact(built: Built) -> None:
@@ -65,7 +64,7 @@ def test_of_ar_everything_is_exact(built: Built) -> None:
     assert found["text/nats_per_token"] == pytest.approx((float(nats.sum()), len(nats)), rel=1e-5)
     assert found["text/clean_nats_per_token"] == found["text/loss"] == found["text/nats_per_token"]
     assert found["text/scored_per_answer_token"] == (len(nats), len(nats))
-    figures = text_figures(found)
+    figures = summarize_text_likelihood(found)
     assert figures["text/nats_error"] == 0
     assert figures["text/answer_tokens"] == len(nats)
     assert figures["text/perplexity_bound"] == pytest.approx(math.exp(float(nats.mean())), rel=1e-5)
@@ -90,7 +89,7 @@ def test_many_views_estimate_the_enumerated_bound_within_their_standard_error(bu
     for seed in range(4):
         found = totals(evaluate_text_likelihood(model, prompter, objective, turn, seed, draws=24))
         sum_, count = found["text/nats_per_token"]
-        misses.append((sum_ / count - expected) / text_figures(found)["text/nats_error"])
+        misses.append((sum_ / count - expected) / summarize_text_likelihood(found)["text/nats_error"])
     assert max(map(abs, misses)) < 4
     assert 0.2 < torch.tensor(misses).square().mean().sqrt() < 2.2  # errors are as large as they are said to be
 
@@ -101,7 +100,7 @@ def test_the_standard_error_is_the_deviation_of_repeated_measurements(built: Bui
     said, values = [], []
     for seed in range(40):
         found = totals(evaluate_text_likelihood(model, prompter, text_objective("bd"), turn, seed, draws=3))
-        said.append(text_figures(found)["text/nats_error"] ** 2)
+        said.append(summarize_text_likelihood(found)["text/nats_error"] ** 2)
         values.append(found["text/nats_per_token"][0] / found["text/nats_per_token"][1])
     deviation = float(torch.tensor(values).std())
     assert (sum(said) / len(said)) ** 0.5 == pytest.approx(deviation, rel=0.35)
@@ -111,12 +110,12 @@ def test_the_spread_is_that_of_the_single_draws(built: Built) -> None:
     model, prompter = built
     turn, draws = talk(built), 5
     found = evaluate_text_likelihood(model, prompter, text_objective("bd"), turn, seed=2, draws=draws)
-    task = text_objective("bd").measuring(draws).prepare(model.vocab, prompter.system_ids, turn, SampleRng(2))
+    task = text_objective("bd").for_evaluation(draws).prepare(model.vocab, prompter.system_ids, turn, SampleRng(2))
     with torch.no_grad():
         costs = (model.text_scores(task)[0] * task.bound_weights).tolist()
     estimates = torch.zeros(draws, 2)
     for row, slot, cost in zip(task.rows.tolist(), task.slots.tolist(), costs, strict=True):
-        view = int(task.sequence.slots.view[row, slot])
+        view = int(task.sequence.slots.copy_id[row, slot])
         if view == 0:  # the first token of a block is read from the clean stream: no draw changes it
             estimates[:, row] += cost
         else:  # every view's share of the average over all draws, times the draws
@@ -157,8 +156,8 @@ def test_the_image_gap_of_ar_is_the_difference_of_two_exact_likelihoods(built: B
 def test_bins_hold_every_token_read_from_a_view_once(built: Built) -> None:
     model, prompter = built
     found = evaluate_text_likelihood(model, prompter, text_objective("bd"), talk(built), seed=7, draws=3)
-    task = text_objective("bd").measuring(3).prepare(model.vocab, prompter.system_ids, talk(built), SampleRng(7))
-    from_views = int((task.sequence.slots.view[task.rows, task.slots] > 0).sum())
+    task = text_objective("bd").for_evaluation(3).prepare(model.vocab, prompter.system_ids, talk(built), SampleRng(7))
+    from_views = int((task.sequence.slots.copy_id[task.rows, task.slots] > 0).sum())
     assert sum(int(found[f"text/nats_hidden_{bin_}"].count) for bin_ in BINS) == from_views
     assert int(found["text/accuracy"].count) == len(task.rows) > from_views
 

@@ -11,7 +11,7 @@ SCRIPT = """
 import ctypes, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from models.host_memory import keep_freed_memory
+from models.device import keep_freed_memory
 import numpy as np
 
 def resident():

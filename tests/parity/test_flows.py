@@ -76,7 +76,7 @@ def test_the_robot_flow_has_the_same_losses_actions_and_future_codes(parity: Pat
         assert_array_equal(sequence.ids.numpy(), arrays["input_ids"][:, -width:])
         mask = sequence.rule.dense(sequence.slots)[:, 0].numpy()
         assert_array_equal(mask[valid.numpy()], arrays["allow_mask"][:, -width:, -width:][valid.numpy()])
-        hidden = model.hidden(sequence)
+        hidden = model.hidden_states(sequence)
         close(hidden[valid], arrays["last_hidden"][:, -width:][valid.numpy()])
         task = RobotTask(
             sequence,
@@ -147,7 +147,7 @@ def test_the_mmu_flow_has_the_same_embeddings_mask_logits_and_loss(parity: Path)
     close(embeds[:, end - arrays["projected_last4"].shape[1] : end], arrays["projected_last4"])
     text = spans["text"][0]
     recorded = [0, spans["soi"][0], first, end - 1, spans["eoi"][0], text, text + 3]
-    logits, expected = model.backbone.logits(model.hidden(sequence)[:, recorded]), arrays["logits_first64_at"]
+    logits, expected = model.backbone.logits(model.hidden_states(sequence)[:, recorded]), arrays["logits_first64_at"]
     at_valid = valid[:, recorded]
     close(logits[..., : expected.shape[-1]][at_valid], expected[at_valid.numpy()])
 

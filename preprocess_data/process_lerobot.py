@@ -28,7 +28,7 @@ from preprocess_data.formats.lerobot_names import AXES, columns_by_name, static_
 from preprocess_data.formats.verify import Report
 from preprocess_data.jobs.convert import Converted, Flags, Floats, Made, Part, Units, convert
 from preprocess_data.jobs.verify_cli import add_options, looked
-from training.data.checks.dataset import ENOUGH, SMOOTH, ActionChecks, require
+from training.data.checks.dataset import MIN_FRAMES, SMOOTH, ActionChecks, require
 from training.data.dataset_spec import CONTRACT_NAME, read_contract
 
 EPISODES = 8  # that a worker reads at once
@@ -152,7 +152,7 @@ def check_source(data: LerobotData, settings: Settings) -> list[str]:
         raise ValueError(f"{data.root}: {settings.action_key}: {fault} (--gripper-threshold)")
     if follows and all(follows):
         what = f"{data.root}: {settings.action_key} follows the first numbers of {settings.state_key}, as poses do"
-        if checks.frames >= ENOUGH:
+        if checks.frames >= MIN_FRAMES:
             raise ValueError(f"{what}; convert them by --actions absolute")
         lines.append(f"warning: {what}; --actions absolute converts poses")
     return [*lines, f"checked the actions of {checks.frames} frames in {len(places)} of {len(data.episodes)} episodes"]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from common.atomic_file import replace_bytes
 from preprocess_data.jobs.resume import is_current, output_folder, plan_folder, remove_parts
 from preprocess_data.jobs.workers import in_processes
-from training.data.checks.dataset import ENOUGH
+from training.data.checks.dataset import MIN_FRAMES
 from training.data.episode_index import INDEX_NAME, MIN_INDEXED, Episode, Frame, build_index, write_index
 
 PARTS = ".parts"
@@ -240,7 +240,7 @@ def _write(
 
     def declare() -> None:
         total = sum(map(len, actions))
-        if total >= ENOUGH and clipped > MOST_CLIPPED * total:
+        if total >= MIN_FRAMES and clipped > MOST_CLIPPED * total:
             raise ValueError(
                 f"{clipped} of {total} actions pass the units of {units.position:g} m and {units.rotation:g} rad, so "
                 "that they would be learned clipped; are they poses, or of other units (see --help)?"

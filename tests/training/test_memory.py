@@ -104,7 +104,7 @@ def test_each_part_of_the_estimate_is_counted(world: Path, tmp_path: Path) -> No
     assert found.total == sum(getattr(found, f.name) for f in dataclasses.fields(found))
 
 
-def test_zero_shares_what_its_stage_says(world: Path, tmp_path: Path) -> None:
+def test_zero_shards_what_its_stage_shards(world: Path, tmp_path: Path) -> None:
     parts = parts_of(world, tmp_path)
     numbers = sum(p.numel() for p in parts.model.parameters())
     alone, two, three = (staying(parts, Sharing(4, stage, rounded=True)) for stage in (1, 2, 3))
@@ -116,19 +116,19 @@ def test_zero_shares_what_its_stage_says(world: Path, tmp_path: Path) -> None:
     assert ddp.gradients == 2 * 4 * numbers  # and the copy that is exchanged
 
 
-def test_a_run_says_it_before_it_starts_and_warns_if_it_will_not_fit(
+def test_a_run_logs_it_before_it_starts_and_warns_if_it_will_not_fit(
     run: Callable[..., Outcome], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("one", training__max_train_steps=1)
-    said = capfd.readouterr().out
-    assert "  memory   weights " in said  # a toy: what stays is told, and no step tried out
-    assert "warning" not in said
+    output = capfd.readouterr().out
+    assert "  memory   weights " in output  # a toy: what stays is message, and no step tried out
+    assert "warning" not in output
     monkeypatch.setattr(memory, "room_on", lambda device: 1 << 20)
     run("two", training__max_train_steps=1)
-    said = capfd.readouterr().out
-    assert "cpu has 1 MB" in said
-    assert "will probably not fit. Smaller: model.gradient_checkpointing=true, training.mixed_precision=bf16" in said
-    assert "preset=24gb" in said
+    output = capfd.readouterr().out
+    assert "cpu has 1 MB" in output
+    assert "will probably not fit. Smaller: model.gradient_checkpointing=true, training.mixed_precision=bf16" in output
+    assert "preset=24gb" in output
 
 
 @pytest.mark.parametrize("preset", presets())

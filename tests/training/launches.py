@@ -55,15 +55,14 @@ def launch(
     overrides: tuple[str, ...] = (),
     script: str = "train_upvla.py",
 ) -> Outcome:
-    """As ``start``, to a good end. That is judged by what was left behind: processes on a loaded CPU have been seen to
-    abort after they had done everything."""
+    """Run ``start`` and check for the final model: processes on a loaded CPU can abort after that."""
     done = start(world, folder, options, env, overrides, script)
     assert (folder / "model.safetensors").is_file(), why(done)
     return Outcome(folder)
 
 
 def why(done: subprocess.CompletedProcess[str]) -> str:
-    """What the first process said at last, without the launcher's own story."""
+    """Return the last lines of the first process, without those of the launcher."""
     own = [line for line in done.stderr.splitlines() if "[rank0]" in line or "rror:" in line]
     return "\n".join(own[-40:]) or done.stdout[-1000:] + done.stderr[-2000:]
 

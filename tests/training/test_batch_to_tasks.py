@@ -82,7 +82,7 @@ def test_images_are_changed_in_training_and_never_in_measuring(parts: Components
     assert torch.equal(trained.now, again.now)
 
 
-def test_later_frames_are_not_encoded_where_nobody_learns_them(parts: Components, batch: CoBatch) -> None:
+def test_later_frames_are_not_encoded_without_an_image_loss(parts: Components, batch: CoBatch) -> None:
     blind = changed(parts, pre_coeff=0.0)
     codes = encode_views(blind, batch.robot)
     assert codes is not None
@@ -132,14 +132,14 @@ def test_action_tokens_ride_on_the_robot_flows_forward(parts: Components, batch:
     assert without.future is not None
     calls: list[int] = []
     handle = parts.model.backbone.register_forward_pre_hook(lambda module, args: calls.append(args[0].shape[1]))
-    beside, alone = parts.model(with_tokens.future), parts.model(without.future)
+    combined, alone = parts.model(with_tokens.future), parts.model(without.future)
     handle.remove()
     assert len(calls) == 2
     assert calls[0] == calls[1] + (T - 1) * 7 + 2 * T * 7
-    assert with_tokens.counts.tolist() == [float(getattr(beside, name).count) for name in COUNTED]
+    assert with_tokens.counts.tolist() == [float(getattr(combined, name).count) for name in COUNTED]
     assert (with_tokens.counts[3], without.counts[3]) == (2 * T * 7, 0)
     for name in ("image", "action"):
-        torch.testing.assert_close(getattr(beside, name).sum, getattr(alone, name).sum, rtol=1e-6, atol=0)
+        torch.testing.assert_close(getattr(combined, name).sum, getattr(alone, name).sum, rtol=1e-6, atol=0)
     # The codes are not known where tokens are laid out; the forward reads them all the same.
     length = without.future.sequence.ids.shape[1]
     assert torch.equal(with_tokens.future.full_sequence.ids[:, :length], without.future.sequence.ids)

@@ -1,4 +1,4 @@
-"""Whole runs with block-diffusion actions beside the regression head."""
+"""Whole runs with block-diffusion actions in addition to the regression head."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ ACTIONS = {"block_diffusion__action_enabled": "true", "block_diffusion__action_n
 
 
 def test_the_other_losses_of_the_first_step_are_what_they_are_without(world: Path, tmp_path: Path) -> None:
-    without, beside = (
+    without, combined = (
         train(world, tmp_path / name, training__max_train_steps=1, **knobs).metrics[0]
         for name, knobs in (("without", {}), ("beside", ACTIONS))
     )
     assert "action_bd/loss" not in without
-    assert beside["text/loss"] == without["text/loss"]
+    assert combined["text/loss"] == without["text/loss"]
     for name in ("image/loss", "action/loss"):
-        assert beside[name] == pytest.approx(without[name], rel=1e-6)
-    assert beside["total/loss"] == pytest.approx(without["total/loss"] + beside["action_bd/loss"], rel=1e-6)
+        assert combined[name] == pytest.approx(without[name], rel=1e-6)
+    assert combined["total/loss"] == pytest.approx(without["total/loss"] + combined["action_bd/loss"], rel=1e-6)
 
 
 def test_they_are_learned_measured_and_declared_in_the_checkpoint(world: Path, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_accumulating_hides_the_same_tokens_and_takes_the_same_step(world: Path,
     assert same(one.weights(), two.weights(), tolerance=2e-6)
 
 
-def test_their_weight_is_a_factor_beside_the_regressions(run: Start) -> None:
+def test_their_weight_is_relative_to_that_of_the_regression(run: Start) -> None:
     heavy = run(training__max_train_steps=1, training__act_coeff=0.5, block_diffusion__action_coeff=3.0, **ACTIONS)
     first = heavy.metrics[0]
     expected = first["image/loss"] + 0.5 * first["action/loss"] + first["text/loss"] + 1.5 * first["action_bd/loss"]

@@ -75,13 +75,13 @@ def test_patches_are_the_towers(world: Path) -> None:
     assert torch.allclose(kept["pink.png"].float(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_size_is_told_first_and_nothing_is_written_without_a_yes(
+def test_the_size_is_shown_first_and_nothing_is_written_without_a_yes(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert make(world) == 2
-    told = capsys.readouterr()
-    assert "6 images x 4 patches x 16 numbers in float16: 0.00 GB" in told.out
-    assert "nothing was written; --yes" in told.err
+    message = capsys.readouterr()
+    assert "6 images x 4 patches x 16 numbers in float16: 0.00 GB" in message.out
+    assert "nothing was written; --yes" in message.err
     assert not list((world / "chat").rglob("*.shard"))
 
 

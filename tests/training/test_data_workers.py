@@ -1,4 +1,4 @@
-"""What a run says when a data worker ends: one sentence with the likely cause, within seconds, whatever the cause."""
+"""A run whose data worker ends stops within seconds with one sentence on the likely cause."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ ENDS: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("how", ENDS)
-def test_whatever_a_worker_dies_of_is_one_sentence_within_seconds(how: str) -> None:
-    end, said = ENDS[how]
+def test_every_death_of_a_worker_is_one_sentence_within_seconds(how: str) -> None:
+    end, output = ENDS[how]
     before, handler = set(active_children()), signal.getsignal(signal.SIGCHLD)
     flow = batches(end)
     started = time.monotonic()
     taken = []
-    with pytest.raises(LostWorker, match=said) as lost:
+    with pytest.raises(LostWorker, match=output) as lost:
         taken += [next(flow) for _ in range(1000)]
     assert time.monotonic() - started < SECONDS
     assert "\n" not in str(lost.value)
@@ -174,7 +174,7 @@ def test_a_full_dev_shm_ends_the_run_with_its_sentence(world: Path, tmp_path: Pa
         pytest.skip("no mounts here")
     assert done.returncode == 1
     assert "warning: data workers keep up to 2 MB" in done.stdout
-    said = done.stderr.strip().splitlines()[-1]
-    assert said.startswith("stopped before step 1: a data worker could not send a batch")
-    assert "/dev/shm has" in said
+    output = done.stderr.strip().splitlines()[-1]
+    assert output.startswith("stopped before step 1: a data worker could not send a batch")
+    assert "/dev/shm has" in output
     assert "Traceback" not in done.stderr

@@ -114,7 +114,7 @@ def edited(folder: Path, action: Callable[[int, list[float]], list[float]]) -> P
 
 
 @pytest.mark.parametrize(
-    ("action", "told"),
+    ("action", "message"),
     [
         (lambda number, a: [*a[:6], float(number % 2)], r"the gripper is neither -1 nor 1 in 9 of 16 frames"),
         (lambda number, a: [400 * x for x in a[:6]] + [1.0], r"far out of \[-1, 1\].*16 of 16 frames"),
@@ -122,12 +122,12 @@ def edited(folder: Path, action: Callable[[int, list[float]], list[float]]) -> P
 )
 @pytest.mark.parametrize("held_out", [False, True])
 def test_actions_against_the_contract_are_refused(
-    run: Start, robot: Path, tmp_path: Path, action: Any, told: str, held_out: bool
+    run: Start, robot: Path, tmp_path: Path, action: Any, message: str, held_out: bool
 ) -> None:
     there = tmp_path / "held_out"
     shutil.copytree(robot, there)
     edited(there if held_out else robot, action)
-    with pytest.raises(ConfigError, match=told) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         run(**SMALL, **{DATA: robot}, dataset__params__validation_pre_shards_path_or_url=there)
     assert str(there if held_out else robot) in str(caught.value)
 
@@ -139,9 +139,9 @@ def test_statistics_of_other_data_are_refused_where_they_are_used(
     with pytest.raises(ConfigError, match=r"dataset_contract\.json: its statistics are those of other actions"):
         run(**SMALL, **{DATA: robot}, dataset__action_normalisation="min_max")
     run(**SMALL, **{DATA: robot})
-    said = capsys.readouterr()
-    assert "its statistics are those of other actions" in said.out + said.err
-    assert "16 frames and 2 instructions" in said.out + said.err
+    output = capsys.readouterr()
+    assert "its statistics are those of other actions" in output.out + output.err
+    assert "16 frames and 2 instructions" in output.out + output.err
 
 
 # --- cameras by name ----------------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def test_each_part_of_the_estimate_is_counted(world: Path, tmp_path: Path) -> No
     assert found.total == sum(getattr(found, f.name) for f in dataclasses.fields(found))
 
 
-def test_zero_shares_what_its_stage_says(world: Path, tmp_path: Path) -> None:
+def test_zero_shards_what_its_stage_shards(world: Path, tmp_path: Path) -> None:
     parts = parts_of(world, tmp_path)
     numbers = sum(p.numel() for p in parts.model.parameters())
     alone, two, three = (count_state(parts, Sharding(4, stage, half_weights=True)) for stage in (1, 2, 3))

@@ -1,4 +1,4 @@
-"""A run learns in float32 weights, whatever type the language model's files name (case lm_dtype)."""
+"""A run trains float32 weights for every type of the language model's files (case lm_dtype)."""
 
 from __future__ import annotations
 

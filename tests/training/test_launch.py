@@ -1,4 +1,4 @@
-"""What several processes draw, and what a process says of a bad command line (the rest: test_sharded)."""
+"""Random draws of several processes, and the message for a bad command line (the rest: test_sharded)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.training.world import argv
 
 @pytest.mark.slow
 def test_two_processes_hide_the_words_that_one_hides(world: Path, tmp_path: Path) -> None:
-    """Block diffusion draws by sample: the split over ranks has no say."""
+    """Block diffusion draws by sample, independent of the split over ranks."""
     bd = {"training__text_objective": "bd", "training__batch_size_pre": 4, "training__batch_size_mmu": 4}
     one = train(world, tmp_path / "one", "bd", optimizer__params__epsilon=1e-3, **bd)
     over = ("training.text_objective=bd",)
@@ -34,7 +34,7 @@ def test_a_bad_command_line_ends_with_one_line_and_code_2(world: Path, tmp_path:
 
 
 @pytest.mark.parametrize("script", ["train_mdm_vla.py", "train_blockdiff_vla.py"])
-def test_the_script_of_another_objective_says_which_one_to_use(
+def test_the_script_of_another_objective_names_the_right_one(
     world: Path, tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [script, *argv(world, tmp_path / "out", "training.text_objective=ar")])

@@ -60,11 +60,11 @@ def test_a_variable_that_would_win_over_the_job_is_refused_with_both_names(
 ) -> None:
     with pytest.raises(ConfigError) as refused:
         check_environment(job, {**more, variable: value})
-    said = str(refused.value)
-    assert f"{variable}={value}" in said
-    assert key in said
-    assert f"unset {variable}" in said
-    assert "\n" not in said
+    output = str(refused.value)
+    assert f"{variable}={value}" in output
+    assert key in output
+    assert f"unset {variable}" in output
+    assert "\n" not in output
 
 
 @pytest.mark.parametrize(
@@ -170,11 +170,11 @@ def test_leftover_variables_of_launchers_are_named_with_the_remedy(job: Job, env
     for look in (process_rank, lambda env: check_environment(job, env)):
         with pytest.raises(ValueError, match="unset ") as refused:
             look(env)
-        said = str(refused.value)
-        wrong = [name for name, value in env.items() if f"{name}={value}" in said]
-        assert wrong, said
-        assert "mixed_precision" not in said
-        assert "\n" not in said
+        output = str(refused.value)
+        wrong = [name for name, value in env.items() if f"{name}={value}" in output]
+        assert wrong, output
+        assert "mixed_precision" not in output
+        assert "\n" not in output
 
 
 @pytest.mark.parametrize("env", [{"LOCAL_RANK": "0"}, {"RANK": "0"}, {"WORLD_SIZE": "2", "RANK": "0"}])
@@ -184,7 +184,7 @@ def test_training_needs_all_of_torchruns_variables_or_none(job: Job, env: dict[s
     assert f"unset {' '.join(sorted(env))}" in str(refused.value)
 
 
-def test_a_port_at_which_nobody_can_meet_is_refused(job: Job) -> None:
+def test_a_port_without_a_rendezvous_is_refused(job: Job) -> None:
     with pytest.raises(ConfigError, match=r"^MASTER_PORT=0 "):
         check_environment(job, {**TORCHRUN, "MASTER_PORT": "0"})
 
@@ -224,15 +224,15 @@ def test_processes_that_never_come_end_the_wait_with_one_line(world: Path, tmp_p
     done = command(world, tmp_path, {**TORCHRUN, "RANK": rank, "ACCELERATE_USE_CPU": "true"}, *patched)
     assert time.monotonic() - started < 120
     assert done.returncode == 2
-    said = [line for line in done.stderr.splitlines() if line.startswith("config error:")]
-    assert len(said) == 1
-    assert f"RANK={rank} WORLD_SIZE=2" in said[0]
-    assert "unset LOCAL_RANK RANK WORLD_SIZE" in said[0]
+    output = [line for line in done.stderr.splitlines() if line.startswith("config error:")]
+    assert len(output) == 1
+    assert f"RANK={rank} WORLD_SIZE=2" in output[0]
+    assert "unset LOCAL_RANK RANK WORLD_SIZE" in output[0]
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("node", "tasks"), [("0", 2), ("2", 2), ("3", 1)])
-def test_a_slurm_step_tells_how_many_tasks_a_node_has(node: str, tasks: int) -> None:
+def test_a_slurm_step_gives_the_number_of_tasks_on_a_node(node: str, tasks: int) -> None:
     step = {"SLURM_NTASKS": "7", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1", "SLURM_NODEID": node}
     assert tasks_on_this_node(step) == tasks
     assert tasks_on_this_node({"SLURM_NTASKS": "3"}) == 3

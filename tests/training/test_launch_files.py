@@ -29,7 +29,7 @@ def test_the_promised_launch_files_are_there() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
-def test_a_launch_file_is_what_its_name_says(file: Path) -> None:
+def test_a_launch_file_is_what_its_name_states(file: Path) -> None:
     content, name = read(file), file.stem
     nodes = re.match(r"(\d+)_nodes", name)
     assert content["num_machines"] == (int(nodes[1]) if nodes else 1)
@@ -56,7 +56,7 @@ def test_every_launch_file_trains_with_two_processes_on_the_cpu(file: Path, worl
     content = read(file)
     options = ["--config_file", str(file), "--num_processes", "2", "--num_machines", "1"]
     env = {} if content["distributed_type"] == "DEEPSPEED" else ON_CPU
-    if content["distributed_type"] == "NO":  # one process, to accelerate's mind, until told otherwise
+    if content["distributed_type"] == "NO":  # one process, to accelerate's mind, until message otherwise
         options.append("--multi_gpu")
     done = start(world, tmp_path / "out", tuple(options), env, ("training.max_train_steps=1",))
     assert (tmp_path / "out" / "model.safetensors").is_file(), done.stderr[-3000:]
@@ -78,17 +78,17 @@ def test_two_launchers_with_one_process_each_are_one_run(world: Path, tmp_path: 
         return start(world, tmp_path / "out", options, None, ("training.max_train_steps=1",), port=port)
 
     with ThreadPoolExecutor(2) as pool:
-        said = list(pool.map(machine, range(2)))
-    assert (tmp_path / "out" / "model.safetensors").is_file(), [why(done) for done in said]
-    assert "2 processes (DeepSpeed ZeRO-2)" in said[0].stdout
+        output = list(pool.map(machine, range(2)))
+    assert (tmp_path / "out" / "model.safetensors").is_file(), [why(done) for done in output]
+    assert "2 processes (DeepSpeed ZeRO-2)" in output[0].stdout
 
 
 @pytest.mark.slow
 def test_a_launch_that_accelerate_would_turn_into_another_is_refused(world: Path, tmp_path: Path) -> None:
     zero2 = ("--config_file", str(LAUNCH_FILES / "4_gpus_deepspeed_zero2.yaml"), "--num_processes", "2")
-    said = complaint(start(world, tmp_path / "out", zero2, ON_CPU))
-    assert "asks for DeepSpeed but accelerate would train with DDP" in said
+    output = complaint(start(world, tmp_path / "out", zero2, ON_CPU))
+    assert "asks for DeepSpeed but accelerate would train with DDP" in output
     twice = (*zero2, "--gradient_accumulation_steps", "2")
-    said = complaint(start(world, tmp_path / "out", twice))
-    assert "training.gradient_accumulation_steps=1" in said
+    output = complaint(start(world, tmp_path / "out", twice))
+    assert "training.gradient_accumulation_steps=1" in output
     assert not (tmp_path / "out").exists()

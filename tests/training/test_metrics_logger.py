@@ -1,4 +1,4 @@
-"""Means are taken once, and every writer tells the same story."""
+"""Means are computed once, and every writer logs the same values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_ranks_are_summed_before_the_division() -> None:
     assert meter.read(lambda table: table + other) == {"a": 1.5, "b": 2.0}
 
 
-def test_a_resumed_run_tells_no_step_twice(tmp_path: Path) -> None:
+def test_a_resumed_run_logs_no_step_twice(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "x": 1}\n{"step": 2, "x": 2}\n{"step": 3, "x": 3}\n{"step": 4, "x')
     writer = JsonLinesWriter(path, step=2)
@@ -67,7 +67,7 @@ def test_wandb_gets_the_same_numbers_where_it_is_installed(
     assert logged == [*done.metrics, {"finished": True}]
 
 
-def test_wandb_that_is_not_installed_is_said_at_start(
+def test_wandb_that_is_not_installed_is_reported_at_start(
     run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

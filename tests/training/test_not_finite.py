@@ -1,4 +1,4 @@
-"""Weights that are not finite are noticed at load, by name, by whoever loads them."""
+"""Weights that are not finite are refused by name when they are loaded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def own(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("value", [NAN, INFINITE, -INFINITE])
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e5m2])
-def test_every_kind_of_float_is_looked_at(value: float, kind: torch.dtype) -> None:
+def test_every_type_of_float_is_checked(value: float, kind: torch.dtype) -> None:
     good = {"a": torch.zeros(3, 2), "empty": torch.zeros(0), "whole": torch.tensor([1 << 60])}
     require_finite(good, "file")
     bad = torch.zeros(5, 7)
@@ -99,7 +99,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"lora__rank": 2}, "live.backbone.lm.model.layers.1.mlp.fc1.lora_B.default.weight"),
     ],
 )
-def test_weights_that_learn_beside_those_that_act(run: Start, settings: dict[str, object], name: str) -> None:
+def test_trained_weights_that_differ_from_exported_ones(run: Start, settings: dict[str, object], name: str) -> None:
     first = run("run", training__max_train_steps=1, experiment__save_every=1, **settings)
     spoil(first.folder / "checkpoint-1/training_state/weights.safetensors", name)
     with pytest.raises(ConfigError, match=f"weights.safetensors holds numbers that are not finite.*: {name};"):

@@ -40,12 +40,12 @@ def test_another_freeze_list_of_equal_shapes_is_refused_with_the_names(run: Star
     run(experiment__save_every=1, training__freeze=NORMS)
     with pytest.raises(ConfigError, match="trained other parameters") as refused:
         run(experiment__resume_from_checkpoint="latest", training__max_train_steps=3, training__freeze=OTHER_NORMS)
-    said = str(refused.value)
-    assert "backbone.lm.model.layers.0.input_layernorm.weight" in said
-    assert "backbone.lm.model.layers.1.input_layernorm.weight" in said
-    assert "training.freeze" in said
-    assert "pretrained_model_path" in said
-    assert "\n" not in said
+    output = str(refused.value)
+    assert "backbone.lm.model.layers.0.input_layernorm.weight" in output
+    assert "backbone.lm.model.layers.1.input_layernorm.weight" in output
+    assert "training.freeze" in output
+    assert "pretrained_model_path" in output
+    assert "\n" not in output
 
 
 def test_another_optimizer_is_refused_with_both_names(run: Start) -> None:

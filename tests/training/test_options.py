@@ -312,8 +312,9 @@ def test_a_model_description_without_the_word_weights_is_an_older_one(run: Start
 
 @pytest.fixture
 def fp16(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Accelerate has fp16 for GPUs alone; this says on a CPU what its constructor says there, so that all of its code
-    for scaled losses runs (torch has both the arithmetic and the scaler for the CPU)."""
+    """Accelerate supports fp16 on GPUs only. This sets on a CPU what its constructor sets there, so that its code for
+    scaled losses runs (torch has both the arithmetic and the scaler for the CPU)."""
+    start = training_run.start_processes
 
     def switch_on(scale: float) -> None:
         def starting(job: Job) -> Accelerator:

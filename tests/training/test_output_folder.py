@@ -51,8 +51,8 @@ def test_a_linked_checkpoint_stays_and_the_run_continues(
     (done.folder / "checkpoint-1").symlink_to(tmp_path / "disk" / "checkpoint-1")
     capsys.readouterr()
     run("out", training__max_train_steps=4, **KEPT)
-    said = capsys.readouterr()
-    assert (said.out + said.err).count("checkpoint-1 could not be deleted") == 1
+    output = capsys.readouterr()
+    assert (output.out + output.err).count("checkpoint-1 could not be deleted") == 1
     assert (tmp_path / "disk" / "checkpoint-1" / "metadata.json").is_file()
     assert sorted(path.name for path in done.folder.glob("checkpoint-*")) == [f"checkpoint-{n}" for n in (1, 3, 4)]
 
@@ -74,8 +74,8 @@ def test_files_that_cannot_be_deleted_end_no_run_and_block_no_start(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", busy)
         run("out", training__max_train_steps=4, **KEPT)
-    said = capsys.readouterr()
-    assert ".checkpoint-3.tmp is not needed any more and could not be deleted" in said.out + said.err
+    output = capsys.readouterr()
+    assert ".checkpoint-3.tmp is not needed any more and could not be deleted" in output.out + output.err
     assert (done.folder / "checkpoint-4" / "metadata.json").is_file()
     assert (left / "busy").is_file()
     run("out", training__max_train_steps=5, **KEPT)

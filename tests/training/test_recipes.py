@@ -91,11 +91,11 @@ def test_stage_2_trains_on_and_speaks(stage_1: Outcome, world: Path, tmp_path: P
     done = run("mdmvla_stage2_action_tuning", "mdm", [*small(world, tmp_path / "out"), *more], tmp_path / "out")
     assert not same(done.weights(), stage_1.weights())
     built = load_folder(done.folder)
-    said = generate(built.model, built.prompter, ["Which colour is it?"], None, 8)
-    assert 1 <= len(said.ids[0]) <= 8
+    output = generate(built.model, built.prompter, ["Which colour is it?"], None, 8)
+    assert 1 <= len(output.ids[0]) <= 8
 
 
-def test_stage_2_without_stage_1_says_what_is_missing(world: Path, tmp_path: Path) -> None:
+def test_stage_2_without_stage_1_names_what_is_missing(world: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.showo\.pretrained_model_path has to be given"):
         run("mdmvla_stage2_action_tuning", "mdm", small(world, tmp_path / "out"), tmp_path / "out")
 
@@ -128,8 +128,8 @@ def test_qwen3_without_bos_trains_on_elastic_blocks_saves_reloads_and_speaks(wor
         built.model.backbone.lm.get_input_embeddings().weight, next(iter(reloaded.values())), rtol=0, atol=0
     )
     for size in (1, 4):  # one model decodes with any of the sizes
-        said = generate(
+        output = generate(
             built.model, built.prompter, ["Which colour is it?"], None, 6, decoding=Decoding(block_size=size)
         )
-        assert 1 <= len(said.ids[0]) <= 6
-        assert max(said.ids[0]) < words
+        assert 1 <= len(output.ids[0]) <= 6
+        assert max(output.ids[0]) < words

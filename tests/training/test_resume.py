@@ -63,10 +63,10 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
     (whole.folder / ".checkpoint-4.tmp").mkdir()  # what a kill while saving leaves
     capfd.readouterr()
     resumed = run("whole", **settings, experiment__resume_from_checkpoint="latest")
-    said = capfd.readouterr().out
-    assert "skipping checkpoint-3" in said
-    assert "continuing from" in said
-    assert "checkpoint-2 at step 2" in said
+    output = capfd.readouterr().out
+    assert "skipping checkpoint-3" in output
+    assert "continuing from" in output
+    assert "checkpoint-2 at step 2" in output
     assert open_checkpoint(resumed.folder / "checkpoint-3").step == 3
 
 
@@ -92,7 +92,7 @@ def test_a_run_can_go_on_elsewhere_from_a_path(run: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "output"),
     [
         ({"model__vla__num_view": 2}, r"num_view is 2.*trained with 1"),
         ({"act_step": 3}, r"act_step is 3.*trained with 4"),
@@ -100,12 +100,12 @@ def test_a_run_can_go_on_elsewhere_from_a_path(run: Start) -> None:
     ],
 )
 def test_a_model_of_other_sizes_does_not_go_on(
-    run: Start, tmp_path: Path, change: dict[str, object], said: str
+    run: Start, tmp_path: Path, change: dict[str, object], output: str
 ) -> None:
     run(experiment__save_every=1, training__max_train_steps=1)
     other = write_language_model(tmp_path / "other", hidden=64)
     wanted = {key: str(value).format(other=other) for key, value in change.items()}
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=output):
         run(experiment__resume_from_checkpoint="latest", **wanted)
 
 
@@ -115,7 +115,7 @@ def test_an_optimizer_of_other_parameters_does_not_go_on(run: Start) -> None:
         run(experiment__resume_from_checkpoint="latest", training__act_coeff=1)
 
 
-def test_weights_without_training_state_are_not_resumed_but_said_how_to_use(tmp_path: Path) -> None:
+def test_weights_without_training_state_are_refused_with_their_use(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-7"
     (folder / "unwrapped_model").mkdir(parents=True)
     (folder / "metadata.json").write_text(json.dumps({"global_step": 7}))
@@ -137,7 +137,7 @@ def test_only_the_newest_checkpoints_stay(run: Start) -> None:
     assert sorted(p.name for p in done.folder.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
 
 
-def test_a_finished_run_started_again_trains_nothing_and_says_so(run: Start, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_started_again_trains_nothing_and_logs_it(run: Start, capfd: pytest.CaptureFixture[str]) -> None:
     first = run().weights()
     again = run(experiment__resume_from_checkpoint="latest")
     assert "nothing to train" in capfd.readouterr().out

@@ -27,7 +27,7 @@ Start = Callable[..., Outcome]
 OF_THE_CLOCK = ("samples_per_s", "data_wait_share")
 
 
-def told(outcome: Outcome) -> list[dict[str, Any]]:
+def message(outcome: Outcome) -> list[dict[str, Any]]:
     """Every line of the metrics, without what depends on the clock."""
     return [{k: v for k, v in record.items() if k not in OF_THE_CLOCK} for record in outcome.metrics]
 
@@ -37,7 +37,7 @@ def goes_on_exactly(run: Start, step: int, settings: dict[str, Any]) -> None:
     interrupted(run, whole, step, "resumed")
     resumed = run("resumed", **settings, experiment__resume_from_checkpoint="latest")
     assert same(whole.weights(), resumed.weights())
-    assert told(resumed) == told(whole)
+    assert message(resumed) == message(whole)
 
 
 @pytest.mark.parametrize("objective", ["ar", "mdm", "bd"])
@@ -102,7 +102,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
     return found
 
 
-def test_other_batch_sizes_repeat_and_skip_no_sample_and_are_said(
+def test_other_batch_sizes_repeat_and_skip_no_sample_and_are_reported(
     run: Start, taken: dict[str, list[int]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     sizes = [(2, 1), (3, 2), (5, 1)]
@@ -117,13 +117,13 @@ def test_other_batch_sizes_repeat_and_skip_no_sample_and_are_said(
         alone = StepSampler(length, 1, seed)
         assert taken[flow] == [alone.batch(place)[0] for place in range(len(taken[flow]))]
     assert (len(taken["robot"]), len(taken["mmu"])) == (20, 8)
-    said = capfd.readouterr().out
-    assert "note: from here on not bit for bit the run that was interrupted" in said
-    assert "training.batch_size_pre 3 (was 2)" in said
-    assert "no sample of the epoch comes again or is left out" in said
+    output = capfd.readouterr().out
+    assert "note: from here on not bit for bit the run that was interrupted" in output
+    assert "training.batch_size_pre 3 (was 2)" in output
+    assert "no sample of the epoch comes again or is left out" in output
 
 
-def test_other_data_is_said_not_to_go_on_in_its_order(
+def test_other_data_is_reported_not_to_go_on_in_its_order(
     run: Start, world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run(experiment__save_every=1)
@@ -137,12 +137,12 @@ def test_other_data_is_said_not_to_go_on_in_its_order(
         experiment__resume_from_checkpoint=1,
         dataset__params__train_pre_shards_path_or_url=shorter,
     )
-    said = capfd.readouterr().out
-    assert "robot samples 9 (was 16)" in said
-    assert "samples of this epoch may come again or be left out" in said
+    output = capfd.readouterr().out
+    assert "robot samples 9 (was 16)" in output
+    assert "samples of this epoch may come again or be left out" in output
 
 
-def test_the_same_command_has_nothing_to_say_of_changes(run: Start, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_same_command_reports_no_changes(run: Start, capfd: pytest.CaptureFixture[str]) -> None:
     run(experiment__save_every=1)
     run(experiment__resume_from_checkpoint=1)
     assert "not bit for bit" not in capfd.readouterr().out
@@ -151,9 +151,9 @@ def test_the_same_command_has_nothing_to_say_of_changes(run: Start, capfd: pytes
 def test_a_checkpoint_without_the_version_of_its_order_is_logged_as_the_first(tmp_path: Path) -> None:
     now = {"training.seed": 1, ORDER: ORDER_VERSION}
     old = Checkpoint(tmp_path, 1, None, {"conditions": {"training.seed": 1}})
-    (said,) = changes(old, now)
-    assert f"{ORDER} {ORDER_VERSION} (was 1)" in said
-    assert "the order of the data is another one" in said
+    (output,) = changes(old, now)
+    assert f"{ORDER} {ORDER_VERSION} (was 1)" in output
+    assert "the order of the data is another one" in output
     assert changes(Checkpoint(tmp_path, 1, None, {"conditions": now}), now) == []
 
 
@@ -184,7 +184,7 @@ def test_a_run_that_is_asked_to_stop_ends_its_step_and_can_go_on(
     assert (status["state"], status["step"], status["reason"]) == ("preempted", 2, asked.name)
     resumed = run("stopped", training__max_train_steps=3, experiment__resume_from_checkpoint="latest")
     assert same(whole.weights(), resumed.weights())
-    assert told(resumed) == told(whole)
+    assert message(resumed) == message(whole)
     assert json.loads((resumed.folder / "status.json").read_text())["state"] == "finished"
 
 
@@ -233,9 +233,9 @@ def test_a_flipped_bit_anywhere_is_found_and_the_checkpoint_before_is_used(
         file.write_bytes(content)
         capfd.readouterr()
         resumed = run("whole", **settings, experiment__resume_from_checkpoint="latest")
-        said = capfd.readouterr().out
-        assert "warning: skipping checkpoint-2" in said
-        assert file.name in said
+        output = capfd.readouterr().out
+        assert "warning: skipping checkpoint-2" in output
+        assert file.name in output
         assert same(expected, resumed.weights())
 
 

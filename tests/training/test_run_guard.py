@@ -249,7 +249,7 @@ def children() -> set[int]:
     }
 
 
-def test_a_killed_data_worker_is_said_with_its_likely_cause(run: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_data_worker_is_reported_with_its_likely_cause(run: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     read, before = RunGuard.read, children()
 
     def reading(self: RunGuard, batches: Any, count: int, step: int) -> Any:
@@ -277,15 +277,15 @@ def test_workers_leave_a_signal_to_the_job_to_the_run(run: Start, monkeypatch: p
         return read(self, batches, count, step)
 
     monkeypatch.setattr(RunGuard, "read", reading)
-    told = run("told", training__max_train_steps=4, dataset__params__num_workers=1)
-    assert same(whole.weights(), told.weights())
+    message = run("told", training__max_train_steps=4, dataset__params__num_workers=1)
+    assert same(whole.weights(), message.weights())
 
 
-def test_late_data_is_said_with_the_remedy(
+def test_late_data_is_reported_with_the_remedy(
     run: Start, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("training.metrics_reporter.MIN_WINDOW_S", 0.0)
     monkeypatch.setattr("training.metrics_reporter.MAX_DATA_WAIT", 0.0)
     run(training__max_train_steps=3)
-    said = capfd.readouterr().out
-    assert said.count("of the time is spent waiting for data: raise dataset.params.num_workers (now 0)") == 1
+    output = capfd.readouterr().out
+    assert output.count("of the time is spent waiting for data: raise dataset.params.num_workers (now 0)") == 1

@@ -84,7 +84,7 @@ def test_bf16_trains_and_goes_on_bit_for_bit(kind: str, ddp_in_bf16: Outcome, wo
 
 
 @pytest.mark.parametrize("kind", ["zero3", "fsdp2"])
-def test_what_lies_in_parts_is_saved_whole_and_looked_at_whole(kind: str, world: Path, tmp_path: Path) -> None:
+def test_a_sharded_model_is_saved_and_evaluated_with_full_weights(kind: str, world: Path, tmp_path: Path) -> None:
     """Held-out figures, frames and answers during training, and a folder that one process acts from."""
     require(kind)
     looks = (
@@ -123,8 +123,8 @@ def test_a_checkpoint_of_another_way_to_share_the_model_is_refused_in_one_line(w
     ddp = launch(world, tmp_path / "ddp", *sharded("ddp"), steps(1))
     options, env = sharded("zero2")
     resume = steps(2, "experiment.resume_from_checkpoint=latest")
-    said = complaint(start(world, ddp.folder, options, env, resume))
-    assert "checkpoint-1" in said
-    assert "DDP" in said
-    assert "DeepSpeed ZeRO-2" in said
-    assert "model.showo.pretrained_model_path" in said
+    output = complaint(start(world, ddp.folder, options, env, resume))
+    assert "checkpoint-1" in output
+    assert "DDP" in output
+    assert "DeepSpeed ZeRO-2" in output
+    assert "model.showo.pretrained_model_path" in output

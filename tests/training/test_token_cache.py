@@ -1,4 +1,4 @@
-"""Training on codes that were made before: the same numbers, no image opened, and never somebody else's codes."""
+"""Training on cached codes: the same numbers, no image opened, and never the codes of other data."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_resumed_run_on_codes_is_the_uninterrupted_one(coded: Path, tmp_path: 
     assert same(whole.weights(), resumed.weights())
 
 
-def test_the_start_of_a_run_says_which_codes_it_reads(
+def test_the_start_of_a_run_logs_which_codes_it_reads(
     coded: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     train(coded, tmp_path / "run", training__max_train_steps=1)
@@ -118,15 +118,15 @@ def test_codes_need_no_data_workers(coded: Path, tmp_path: Path) -> None:
 def refused(world: Path, tmp_path: Path, **settings: object) -> str:
     with pytest.raises(ConfigError) as error:
         train(world, tmp_path / "refused", **settings)
-    told = str(error.value)
-    assert "\n" not in told
-    return told
+    message = str(error.value)
+    assert "\n" not in message
+    return message
 
 
 def test_images_cannot_be_augmented_that_are_not_read(coded: Path, tmp_path: Path) -> None:
-    told = refused(coded, tmp_path, dataset__augment__crop=0.1)
-    assert "dataset.augment" in told
-    assert "dataset.params.token_cache=false" in told
+    message = refused(coded, tmp_path, dataset__augment__crop=0.1)
+    assert "dataset.augment" in message
+    assert "dataset.params.token_cache=false" in message
     train(coded, tmp_path / "fine", dataset__augment__crop=0.1, dataset__params__token_cache="false")
 
 
@@ -143,10 +143,10 @@ def stale(coded: Path, tmp_path: Path) -> Path:
     return world
 
 
-def test_a_stale_cache_is_refused_and_the_command_that_is_told_mends_it(stale: Path, tmp_path: Path) -> None:
-    told = refused(stale, tmp_path)
-    assert "made of other data" in told
-    command = shlex.split(told.partition("Make it: ")[2].partition(" (or encode")[0])
+def test_a_stale_cache_is_refused_with_the_command_that_renews_it(stale: Path, tmp_path: Path) -> None:
+    message = refused(stale, tmp_path)
+    assert "made of other data" in message
+    command = shlex.split(message.partition("Make it: ")[2].partition(" (or encode")[0])
     assert command[:2] == ["python", "preprocess_data/tokenize_images.py"]
     assert tokenize_images.main(command[2:]) == 0
     train(stale, tmp_path / "mended", training__max_train_steps=1)
@@ -160,9 +160,9 @@ def test_a_foreign_cache_is_refused_also_where_it_is_named(coded: Path, tmp_path
     weights = load_file(magvit / "pytorch_model.safetensors")
     weights["encoder.conv_in.bias"] = weights["encoder.conv_in.bias"] + 1
     save_file(weights, str(magvit / "pytorch_model.safetensors"))
-    told = refused(coded, tmp_path, model__vq_model__vq_model_name=magvit)
-    assert "by a tokenizer of other weights" in told
-    assert f"--tokenizer {magvit}" in told
+    message = refused(coded, tmp_path, model__vq_model__vq_model_name=magvit)
+    assert "by a tokenizer of other weights" in message
+    assert f"--tokenizer {magvit}" in message
     inside = coded / "robot_validation" / "token_cache"
     job = load(coded, tmp_path, dataset__params__token_cache=inside)
     vq = load_magvit(job.model.vq_model.vq_model_name)

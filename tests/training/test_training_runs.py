@@ -52,7 +52,7 @@ def test_coefficients_weigh_the_losses(run: Start) -> None:
     assert record["total/loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_checkpoint_is_what_the_contract_says(run: Start) -> None:
+def test_the_checkpoint_has_the_format_of_the_contract(run: Start) -> None:
     done = run(training__max_train_steps=3, experiment__save_every=2, experiment__tracker="tensorboard")
     assert {p.name for p in done.folder.iterdir()} == {
         "checkpoint-2",
@@ -109,13 +109,13 @@ def test_tensorboard_shows_losses_rates_answers_and_future_frames(run: Start, wo
     assert "**Is it red?**" in answers["answers/blue"]
 
 
-def test_a_run_learns_from_several_sources_and_says_what_they_hold(
+def test_a_run_learns_from_several_sources_and_logs_their_content(
     run: Start, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = [{"from": "human", "value": "What is red?"}, {"from": "gpt", "value": "A colour."}]
+    output = [{"from": "human", "value": "What is red?"}, {"from": "gpt", "value": "A colour."}]
     words = tmp_path / "words"
     words.mkdir()
-    (words / MMU_INDEX).write_text(json.dumps([{"conversations": said}] * 3 + [{"image": "gone.png"}]))
+    (words / MMU_INDEX).write_text(json.dumps([{"conversations": output}] * 3 + [{"image": "gone.png"}]))
     done = run(
         dataset__params__train_mmu_sources=f"[{world / 'chat'}, {words / MMU_INDEX}]",
         dataset__params__train_mmu_weights="[1, 3]",
@@ -124,11 +124,11 @@ def test_a_run_learns_from_several_sources_and_says_what_they_hold(
         experiment__eval_every=2,
         experiment__generate_every=2,
     )
-    told = capsys.readouterr().out
-    assert "2 sources, an epoch is " in told
-    assert "left out: 1 without a question and answer in turn [. 1]: record 3 'gone.png'" in told
-    assert " passes) from " in told
-    assert told.count(f"{MMU_INDEX}: 4 records, 3 usable [no image 3]") == 2  # trained on, and held out
+    message = capsys.readouterr().out
+    assert "2 sources, an epoch is " in message
+    assert "left out: 1 without a question and answer in turn [. 1]: record 3 'gone.png'" in message
+    assert " passes) from " in message
+    assert message.count(f"{MMU_INDEX}: 4 records, 3 usable [no image 3]") == 2  # trained on, and held out
     assert all(math.isfinite(record["text/loss"]) for record in done.metrics if "text/loss" in record)
     assert any("validation/text/nats_per_token" in record for record in done.metrics)
     assert not any("validation/text/picture_gap" in record for record in done.metrics)  # held-out: words alone
@@ -136,21 +136,21 @@ def test_a_run_learns_from_several_sources_and_says_what_they_hold(
 
 def test_without_a_folder_of_images_the_data_is_asked_about_with_its_own_answers(run: Start) -> None:
     done = run(experiment__generate_every=2)
-    said = {tag: text for record in done.metrics for tag, text in record.items() if tag.startswith("answers/")}
-    assert len(said) == 4
-    assert "**Which colour is it?**" in said["answers/picture-0"]
-    assert "*(in the data: It is red.)*" in said["answers/picture-0"]
-    assert "**Is it red?**" in said["answers/picture-0"]
+    output = {tag: text for record in done.metrics for tag, text in record.items() if tag.startswith("answers/")}
+    assert len(output) == 4
+    assert "**Which colour is it?**" in output["answers/picture-0"]
+    assert "*(in the data: It is red.)*" in output["answers/picture-0"]
+    assert "**Is it red?**" in output["answers/picture-0"]
 
 
-def test_a_folder_without_images_is_said_at_start(run: Start, tmp_path: Path) -> None:
+def test_a_folder_without_images_is_reported_at_start(run: Start, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"mmu_image_root=.*holds no image"):
         run(experiment__generate_every=2, mmu_image_root=tmp_path / "empty")
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unreadable_image_to_ask_about_is_said_at_start(run: Start, tmp_path: Path) -> None:
+def test_an_unreadable_image_to_ask_about_is_reported_at_start(run: Start, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(b"no image")
     with pytest.raises(ConfigError, match=r"mmu_image_root=.*a\.png cannot be decoded as an image"):
@@ -257,7 +257,7 @@ def test_data_workers_change_no_number(run: Start) -> None:
     assert run("none").curve("total/loss") == run("one", dataset__params__num_workers=1).curve("total/loss")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(run: Start, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(run: Start, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         run(
             training__max_train_steps=30,
@@ -291,7 +291,7 @@ def test_an_objective_given_to_another_script_names_the_right_one(world: Path, t
         train_upvla.main("ar", argv(world, tmp_path / "out", "training.text_objective=bd"))
 
 
-def test_data_that_is_missing_or_wrong_is_said_at_start(run: Start, tmp_path: Path, world: Path) -> None:
+def test_data_that_is_missing_or_wrong_is_reported_at_start(run: Start, tmp_path: Path, world: Path) -> None:
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "dataset_info.json").write_text('[{"instruction": "go", "frames": []}]')

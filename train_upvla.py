@@ -1,4 +1,4 @@
-"""Train a vision-language-action model: what will be seen (frames), what to do (actions), what to say (words).
+"""Train a vision-language-action model with three losses: future images, actions and text.
 
     python train_upvla.py config=./config/tiny_arvla.yaml training.max_train_steps=100
 
@@ -26,7 +26,7 @@ def main(objective: Objective = "ar", argv: Sequence[str] | None = None) -> None
 
 def train(job: Job) -> None:
     require_start(job)
-    # Imported here: a mistake on the command line is told at once, not after torch and transformers are loaded.
+    # Imported here, so that mistakes on the command line are reported before torch and transformers are loaded.
     from training.distributed.launch_environment import check_environment
 
     check_environment(job)
@@ -42,9 +42,9 @@ def train(job: Job) -> None:
             tasks = []
             for batch in micro_batches:
                 codes = encode_views(parts, batch.robot, trainer.step)  # frames now and act_step later -> image codes
-                future = future_task(parts, codes, trainer.step)  # see now; learn later and the actions between
-                turn = encode_image(parts, batch.text)  # image -> CLIP patches, beside the words
-                text = text_task(parts, turn, trainer.draws())  # the objective decides what is hidden of the answer
+                future = future_task(parts, codes, trainer.step)  # learn later frames, and the actions between
+                turn = encode_image(parts, batch.text)  # image -> CLIP patches
+                text = text_task(parts, turn, trainer.draws())  # the objective masks the answer
                 tasks.append(bundle(parts, future, text))
             for task in trainer.share(tasks):  # counts over micro-batches and ranks, which the losses are divided by
                 losses = trainer.model(task.future, task.text)  # one forward: image, action and text losses

@@ -28,6 +28,7 @@ OPTION = "--out "
 HOLDER = """
 import os, sys, time
 from pathlib import Path
+from common.folder_lock import hold
 with hold(Path(sys.argv[1]), "a test", "--out "):
     if len(sys.argv) > 2 and os.fork() == 0:
         time.sleep(60)

@@ -1,4 +1,4 @@
-"""Train a vision-language-action model to predict frames, actions and text.
+"""Train a vision-language-action model with three losses: future images, actions and text.
 
     python train_upvla.py config=./config/tiny_arvla.yaml training.max_train_steps=100
 
@@ -36,21 +36,15 @@ def train(job: Job) -> None:
     from training.trainer import Trainer
 
     with open_run(job) as run:
-        components = setup(run)
-        trainer = Trainer(run, components)
+        parts = setup(run)
+        trainer = Trainer(run, parts)
         for batches in trainer.steps():  # one optimizer step after another
-            micro_batches = [
-                lay_out(components, batch, trainer.step) for batch in batches
-            ]  # the objective draws its masks
-            for batch in trainer.normalized_microbatches(
-                micro_batches
-            ):  # losses are divided by counts over all of them
-                codes = encode_views(
-                    components, batch.data.robot, trainer.step
-                )  # frames now and act_step later -> codes
-                future = robot_task(components, codes, trainer.step, tokens=batch.action_tokens)  # and actions between
-                text = fill_patches(batch.text, encode_image(components, batch.data.text))  # image -> CLIP patches
-                task = bundle(components, future, text)
+            drawn = [lay_out(parts, batch, trainer.step) for batch in batches]  # the objective draws its masks
+            for batch in trainer.normalized_microbatches(drawn):  # losses are divided by counts over all of them
+                codes = encode_views(parts, batch.data.robot, trainer.step)  # images now and act_step later -> codes
+                future = robot_task(parts, codes, trainer.step, tokens=batch.action_tokens)  # and actions between
+                text = fill_patches(batch.text, encode_image(parts, batch.data.text))  # image -> CLIP patches
+                task = bundle(parts, future, text)
                 losses = trainer.model(task.future, task.text)  # one forward: image, action and text losses
                 trainer.backward(losses)  # pre_coeff * image + act_coeff * action + mmu_coeff * text
             trainer.update()

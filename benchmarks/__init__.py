@@ -1,1 +1,1 @@
-"""How fast and how large: every figure of the documentation comes from a command in here."""
+"""Measure speed and memory: the commands that produce the figures of the documentation."""

@@ -72,8 +72,10 @@ WAYS = ("original", *OWN)
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds of all chains: CPU time of all processes by part, of the busiest process, and wall time. ``started``: CPU
-    time of worker processes before their first environment, not included in the others."""
+    """Seconds of all chains: CPU time of all processes by part, of the busiest process, and wall time.
+
+    ``started``: CPU time of worker processes before their first environment, not included in the others.
+    """
 
     parts: dict[str, float]
     busiest: float
@@ -175,8 +177,7 @@ def _run_in_processes(policy: UPVLAPolicy, jobs: Sequence[ChainJob], sizes: Size
 
 
 def check_records(found: Mapping[str, Run]) -> int:
-    """Return how many chains differ under the original's arithmetic. Raises ``SystemExit`` if the package's ways
-    differ."""
+    """Return how many chains differ under the original's arithmetic. Exit if the package's ways differ."""
     first = found[next(name for name in OWN if name in found)].records
     for name in OWN:
         if name in found and found[name].records != first:

@@ -78,7 +78,7 @@ def make_split(folder: Path, frames: int, from_json: bool, progress: bool) -> fl
 
 
 def private_kb() -> int:
-    """Return the memory that only this process has written. (Pages of the mapped index are clean.)"""
+    """Return the memory that only this process has written; pages of the mapped index are clean."""
     with open("/proc/self/smaps_rollup", encoding="utf-8") as file:
         return sum(int(line.split()[1]) for line in file if line.startswith("Private_Dirty"))
 

@@ -78,8 +78,7 @@ class Pair:
 
 
 def compare(pair: Pair, observed: Sequence[Observation], bf16: bool) -> dict[str, float]:
-    """Return the largest differences. Raises ``SystemExit`` if the two do not compute the same; in bf16 codes near a
-    tie may differ."""
+    """Return the largest differences. Exit if the two do not compute the same; in bf16 codes near a tie may differ."""
     actions = codes = levels = 0.0
     for observation in observed:
         chunk, later, frames = pair.original_step(observation)

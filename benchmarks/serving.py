@@ -46,7 +46,7 @@ from policy_rollout.serving.server import Server, Settings
 
 EMBEDDED = "embedded"
 STAND_INS = {"nothing": 0.0, "fixed": 0.03}
-"""Seconds that a forward of a policy without a network takes, whatever its batch: the remaining time is the server's,
+"""Seconds that a forward of a policy without a network takes for any batch: the remaining time is the server's,
 and the gain of batching is that of a forward bound by latency, as on a GPU."""
 MODES = {"batched": 64, "one by one": 1}
 SAME, SAME_GPU = 1e-4, 0.05
@@ -123,8 +123,7 @@ def ask(port: int, protocol: str, clients: int, requests: int, batch: int) -> di
 
 
 def compare(policy: Policy, port: int, clients: int, tolerance: float) -> float:
-    """Return the largest difference between answers of a full batch and single ones. Raises ``SystemExit`` if they
-    are not the same."""
+    """Return the largest difference between answers of a full batch and single ones. Exit if it is too large."""
     together = np.array(ask(port, "openpi", clients, 1, MODES["batched"])["first"])
     observations = [Observation(image(number, 0), SENTENCES[number % len(SENTENCES)]) for number in range(clients)]
     difference = float(np.abs(together - np.stack([policy.act([one])[0] for one in observations])).max())

@@ -40,6 +40,7 @@ stage("python")
 TRAINING = """
 import torch
 stage("import torch")
+from config.loading import load_job
 from training.run import open_run
 from training.build import setup
 from training.batch_to_tasks import bundle

@@ -131,8 +131,10 @@ def speed(
 def headline(
     qualities: Mapping[str, Quality], speeds: Mapping[str, Mapping[str, Mapping[str, Any]]], tolerance: float
 ) -> dict[str, Any]:
-    """Return for each batch size the fastest block setting that is right as often as next-token decoding, and its
-    speed relative to the faster of the two next-token decoders."""
+    """Return for each batch size the fastest block setting that is right as often as next-token decoding.
+
+    Speed is relative to the faster of the two next-token decoders.
+    """
     least = max(qualities[AR].exact_match, qualities[OWN_AR].exact_match) - tolerance
     good = [n for n, q in qualities.items() if n.startswith("bd, threshold") and q.exact_match >= least]
     found: dict[str, Any] = {"exact_match_needed": least, "tolerance": tolerance, "by_batch": {}}
@@ -192,7 +194,9 @@ def train_models(args: argparse.Namespace) -> dict[str, Trained]:
 def _parser() -> Parser:
     parser = Parser("text_decoding", __doc__)
     thresholds = "1,0.99,0.95,0.9,0.8,0.6,0.4"
-    parser.add_argument("--thresholds", default=thresholds, help="confidences above which tokens are kept, by commas")
+    parser.add_argument(
+        "--thresholds", default=thresholds, help="confidences above which tokens are accepted, by commas"
+    )
     parser.add_argument("--batches", default="1,8", help="batch sizes, by commas (1,8)")
     parser.add_argument("--held-out", type=whole(1), default=128, help="questions that quality is measured on (128)")
     parser.add_argument("--timed", type=whole(1), default=8, help="questions that are timed (8)")

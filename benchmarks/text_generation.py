@@ -3,8 +3,8 @@
 Generates the same tokens twice: by the package (cached prompt, logits of the slots that are read) and by a forward over
 everything for every step with logits of every slot, as the original does. Answers must be equal before anything is
 timed. The original decodes ``ar`` only; for ``bd`` and ``mdm`` the reference fills the same blocks without a cache. The
-weights are random, so bd and mdm keep a fixed number of tokens per forward (benchmarks.text_decoding measures how many
-trained models can keep). The reference is tests/benchmarks/naive_acting.py.
+weights are random, so bd and mdm accept a fixed number of tokens per forward (benchmarks.text_decoding measures how
+many trained models can accept). The reference is tests/benchmarks/naive_acting.py.
 
 Examples:
   the figures of the documentation (a few minutes on one core):
@@ -124,8 +124,11 @@ def measure(work: Work, objective: str, args: argparse.Namespace) -> dict[str, A
 
 
 def times_floor(work: Work, objective: str, forwards: int, timings: Timings, product: Product) -> Spread:
-    """Return how far batch 1 is above its floor: the prompt's operations at the product's rate, and for the other
-    forwards the longer of their operations and of reading the weights once for each."""
+    """Return how many times longer batch 1 takes than its floor.
+
+    The floor is the prompt's operations at the product's rate, and for the other forwards the longer of their
+    operations and of reading the weights once for each.
+    """
     model = work.built.model
     layers = sum(p.numel() * p.element_size() for p in model.backbone.lm.base_model.layers.parameters())
     weights = layers + model.vocab.words * model.backbone.hidden_size * 4
@@ -148,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--words", type=whole(1), default=32, help="tokens of an answer (32)")
     parser.add_argument("--batches", default="1,8", help="batch sizes, by commas (1,8)")
     parser.add_argument("--block-size", type=int, default=8, help="block size of bd (8)")
-    parser.add_argument("--at-once", type=whole(1), default=4, help="tokens that bd and mdm keep per forward (4)")
+    parser.add_argument("--at-once", type=whole(1), default=4, help="tokens that bd and mdm accept per forward (4)")
     args = parser.parse(argv)
     size = check_size(args)
     settings = settings_of(args, "size", "words", "batches", "block_size", "at_once")

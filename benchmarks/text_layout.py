@@ -1,7 +1,7 @@
-"""Compare the layout of the text step (prefix and clean answer shared by all noisy copies, logits of scored slots only)
-with a pass per noisy copy and full logits.
+"""Compare the layout of the text step with a pass per noisy copy and full logits.
 
-Runs forward and backward of the text loss in two ways: the package's one sequence [P | x0 | v1 | v2] with logits of the
+In the package's layout all noisy copies share the prefix and the clean answer, and only scored slots have logits. Runs
+forward and backward of the text loss in two ways: the package's one sequence [P | x0 | v1 | v2] with logits of the
 scored slots, and the reference's pass per copy ([P x0 | P v1], [P x0 | P v2]) with logits of every slot. Times are
 ratios of alternating runs; memory is the peak of a fresh process for each. Losses and gradients are compared first. The
 reference is tests/benchmarks/naive_text.py.

@@ -1,4 +1,4 @@
-"""Types of argparse arguments that say what is allowed: paths with `~`, and numbers with bounds."""
+"""Parsers of commands, and types of their arguments: paths with `~`, and numbers with bounds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.files import expand_home
+
+
+def command_parser(
+    description: str | None, epilog: str | None = None, prog: str | None = None
+) -> argparse.ArgumentParser:
+    """Return a parser whose help keeps the line breaks of ``description`` and ``epilog``."""
+    return argparse.ArgumentParser(
+        prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def path_argument(text: str) -> Path:

@@ -1,4 +1,4 @@
-"""Run the main function of a command; report an error once if several processes of a launcher have it."""
+"""Run the main function of a command: exit codes, messages of errors, closed pipes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import select
 import sys
 import time
 from collections.abc import Callable
+from functools import wraps
 from io import TextIOWrapper
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import NoReturn, ParamSpec, TextIO
+
+P = ParamSpec("P")
+USER_ERROR = 2
+"""Exit code of a command that was given something wrong."""
 
 SIGPIPE_EXIT = 141
 """Exit code that a shell shows for a process ended by SIGPIPE."""
@@ -42,6 +47,28 @@ def run_command(main: Callable[[], object]) -> NoReturn:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         code = SIGPIPE_EXIT
     sys.exit(code if isinstance(code, int) else None)
+
+
+def report_errors(name: str) -> Callable[[Callable[P, int]], Callable[P, int]]:
+    """Return a decorator of main functions: errors of the user are printed as `name: message`, and 2 is returned.
+
+    Errors of the user are ValueError and OSError, except for a broken pipe, which ``run_command`` handles.
+    """
+
+    def decorate(main: Callable[P, int]) -> Callable[P, int]:
+        @wraps(main)
+        def run(*args: P.args, **kwargs: P.kwargs) -> int:
+            try:
+                return main(*args, **kwargs)
+            except BrokenPipeError:
+                raise
+            except (ValueError, OSError) as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                return USER_ERROR
+
+        return run
+
+    return decorate
 
 
 def _reader_is_gone(stream: TextIO) -> bool:

@@ -18,7 +18,7 @@ CONFIG_DIR = PROJECT_DIR / "config"
 # ---------------------------------------------------------------------------------------------------------------- write
 @contextmanager
 def atomic_path(path: Path, sync: bool = False) -> Iterator[Path]:
-    """Yield a path beside ``path``; what was written there takes its name when the block ends.
+    """Yield a temporary path in the folder of ``path``; the file written there replaces ``path`` when the block ends.
 
     The temporary name is used by no other process. Folders above are made. After an error an older file is unchanged
     and nothing else is left.

@@ -41,7 +41,7 @@ EXPIRY = 60.0
 WATCH = 3 * HEARTBEAT
 """Seconds in which a heartbeat of an owner on another machine is waited for, where the last one is no older."""
 PATIENCE = 2.0
-"""Seconds in which a lock that is held is tried again: a killed owner may still be ending."""
+"""Seconds during which a taken lock is tried again, since a killed owner may still be exiting."""
 SETTLE = 0.5
 """Without locks: seconds after which of several that took the folder at once the last one is known."""
 _DENIED = (errno.EACCES, errno.EAGAIN)
@@ -82,10 +82,10 @@ class Owner:
 def hold(folder: Path, purpose: str, option: str, name: str = LOCK_NAME, shown: Path | None = None) -> Iterator[None]:
     """Hold ``folder`` (made if it does not exist) until the block ends.
 
-    ``option``: how the user chose it, with the separator (``experiment.output_dir=``, ``--out ``). ``name``: of the
-    lock file, where parts of the folder are held one by one; ``shown``: what the user gave. Raises ``FolderBusy`` where
-    another process holds it, and ``OSError`` where it cannot be written to. A folder that was made here and stays empty
-    is removed at the end.
+    ``option``: the user's option with its separator (``experiment.output_dir=``, ``--out ``). ``name``: the lock file,
+    if parts of the folder are locked separately; ``shown``: the value of the option. Raises ``FolderBusy`` if another
+    process holds it, and ``OSError`` if it is not writable. A folder that was made here and stays empty is removed at
+    the end.
     """
     made = _make(folder)
     status = folder.stat()
@@ -274,7 +274,7 @@ def _beat(handle: int, ended: threading.Event) -> None:
 
 
 def _release(lock: Path, handle: int, me: Owner) -> None:
-    with suppress(OSError):  # the folder may be gone; a file that stays blocks nobody
+    with suppress(OSError):  # the folder may not exist; a file that stays blocks no process
         if _is_at(handle, lock) and _read(handle) == me:
             lock.unlink()
     os.close(handle)

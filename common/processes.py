@@ -17,9 +17,9 @@ MPI_PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "MV2_COMM_WORLD_", "MPI_LOCAL")
 
 @dataclass(frozen=True)
 class ProcessRank:
-    """The place of this process among all and among those of this machine.
+    """The number of this process among all processes and among those of this machine.
 
-    ``variables``: the environment variables that say so; empty for a process without a launcher.
+    ``variables``: the environment variables that it was read from; empty for a process without a launcher.
     """
 
     rank: int = 0
@@ -134,7 +134,7 @@ def machine() -> str:
 def process_stamp(pid: int) -> str:
     """Return the id and the start time of a process of this machine; ``<pid> gone`` if there is no such process.
 
-    Ids are used again; start times tell them apart.
+    Ids are reused; the start time distinguishes the processes.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""Raw CALVIN split -> LeRobot v3.0 data set at 30 fps, in which every frame is held once.
+"""Write a raw CALVIN split as a LeRobot v3.0 data set at 30 fps, in which every frame is stored once.
 
 python preprocess_data/export_lerobot.py --source-split-dir task_D_D/training --output-dir lerobot/calvin_D
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -19,8 +18,8 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from common.arguments import path_argument
-from common.command import run_command
+from common.arguments import command_parser, path_argument
+from common.command import report_errors, run_command
 from common.files import write_json
 from preprocess_data.formats.lerobot import ANNOTATIONS, INFO, libraries
 from preprocess_data.jobs.resume import output_folder
@@ -34,20 +33,21 @@ VECTORS = {
     "observation.environment_state": ("scene_obs", 24),
     "calvin.absolute_action": ("actions", 7),
 }
-PER_FILE = 200  # episodes in a table and in a film
-UNTOLD = "play"  # the task of frames that no annotation names (with --all-frames)
+EPISODES_PER_FILE = 200
+DEFAULT_TASK = "play"
+"""Task of frames without an annotation (with --all-frames)."""
 Kind = Literal["video", "lossless", "png"]
 
 DESCRIPTION = """\
 Write a raw CALVIN split as a LeRobot v3.0 data set: 30 fps, both cameras, action (CALVIN's rel_actions),
-observation.state, observation.environment_state and the absolute actions, as float32. Every frame is held once,
-though annotated windows overlap: an episode is a stretch of uninterrupted annotated play; the task of a frame is that
-of the first window that covers it, and all windows stand in meta/blockdiff_windows.parquet, by which
+observation.state, observation.environment_state and the absolute actions, as float32. Every frame is stored once,
+although annotated windows overlap: an episode is a stretch of uninterrupted annotated play, the task of a frame is that
+of the first window with it, and meta/blockdiff_windows.parquet lists all windows, from which
 process_lerobot.py makes them episodes again. Needs pyarrow and PyAV (pip install -r requirements-lerobot.txt)."""
 
 
 def stretches(split: CalvinSplit, all_frames: bool) -> list[tuple[int, int]]:
-    """(first, last) frame of every stretch of frames that follow one another, each frame in one stretch."""
+    """Return (first, last) of every stretch of consecutive frames; each frame is in one stretch."""
     if all_frames:
         ids = split.frame_ids
     else:
@@ -57,7 +57,7 @@ def stretches(split: CalvinSplit, all_frames: bool) -> list[tuple[int, int]]:
         ends = split.ranges[:, 1]
     except FileNotFoundError:
         ends = np.empty(0, dtype=np.int64)
-    breaks |= np.isin(ids[:-1], ends)  # play stopped there, though the next number follows
+    breaks |= np.isin(ids[:-1], ends)  # the recording stopped there, even if the next number follows
     starts, lasts = ids[np.r_[True, breaks]], ids[np.r_[breaks, True]]
     return list(zip(starts.tolist(), lasts.tolist(), strict=True))
 
@@ -65,10 +65,10 @@ def stretches(split: CalvinSplit, all_frames: bool) -> list[tuple[int, int]]:
 def export(
     split: CalvinSplit, output: Path, kind: Kind = "video", all_frames: bool = False, progress: bool = True
 ) -> int:
-    """Write the data set; returns its frames. ``meta/info.json`` comes last: a folder without it is none."""
+    """Write the data set and return its number of frames. ``meta/info.json``, which marks it complete, comes last."""
     libraries()
     if (output / INFO).exists():
-        raise ValueError(f"{output} holds a data set already; give another --output-dir")
+        raise ValueError(f"{output} already holds a data set; give another --output-dir")
     with output_folder(output, "export_lerobot"):
         return _export(_Writer(split, output, kind), all_frames, progress)
 
@@ -81,7 +81,7 @@ def _export(writer: _Writer, all_frames: bool, progress: bool) -> int:
             writer.episode(first, last, bar)
     if len(writer.annotations) != len(writer.windows):
         lost = len(writer.windows) - len(writer.annotations)
-        raise ValueError(f"{split.annotation_path}: {lost} windows go over an end of play in ep_start_end_ids.npy")
+        raise ValueError(f"{split.annotation_path}: {lost} windows cross an end of play in ep_start_end_ids.npy")
     writer.finish()
     return writer.frames
 
@@ -94,33 +94,29 @@ class _Writer:
         self.rows: list[dict[str, Any]] = []  # of the open file
         self.episodes: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
-        self.films: dict[str, _Film] = {}
+        self.videos: dict[str, _VideoFile] = {}
         self.sizes: dict[str, tuple[int, int]] = {}
         self.frames = 0
         self.all: dict[str, list[npt.NDArray[np.float32]]] = {key: [] for key in VECTORS}
         self.bright: dict[str, list[npt.NDArray[np.float64]]] = {key: [] for key in CAMERAS}
 
     def episode(self, first: int, last: int, bar: Any) -> None:
-        number, at = len(self.episodes), self.frames
+        number, start = len(self.episodes), self.frames
         inside = [w for w in self.windows if first <= w.start and w.end <= last]
-        file = number // PER_FILE
-        if number and number % PER_FILE == 0:
+        file = number // EPISODES_PER_FILE
+        if number and number % EPISODES_PER_FILE == 0:
             self._close(file - 1)
-        begin = {camera: self.films[camera].count / FPS if camera in self.films else 0.0 for camera in CAMERAS}
-        told: dict[str, None] = {}
+        begin = {camera: self.videos[camera].count / FPS if camera in self.videos else 0.0 for camera in CAMERAS}
+        tasks: dict[str, None] = {}
         for frame in range(first, last + 1):
-            told[self._frame(frame, frame - first, number, file, inside)] = None
+            tasks[self._frame(frame, frame - first, number, file, inside)] = None
             bar.update()
         for window in inside:
-            told[window.instruction] = None
+            tasks[window.instruction] = None
             self.annotations.append(self._window(window, number, first))
-        row: dict[str, Any] = {"episode_index": number, "tasks": list(told), "length": last - first + 1}
-        row |= {
-            "data/chunk_index": 0,
-            "data/file_index": file,
-            "dataset_from_index": at,
-            "dataset_to_index": self.frames,
-        }
+        row: dict[str, Any] = {"episode_index": number, "tasks": list(tasks), "length": last - first + 1}
+        row |= {"data/chunk_index": 0, "data/file_index": file}
+        row |= {"dataset_from_index": start, "dataset_to_index": self.frames}
         for camera in CAMERAS if self.kind != "png" else ():
             row |= {
                 f"videos/{camera}/chunk_index": 0,
@@ -142,9 +138,9 @@ class _Writer:
         }
 
     def _frame(self, frame: int, moment: int, episode: int, file: int, inside: Sequence[Annotation]) -> str:
-        """Write one frame, and return the sentence it goes by."""
+        """Write one frame, and return its task."""
         arrays = self.split.frame(frame, [*CAMERAS.values(), *(name for name, _ in VECTORS.values())])
-        sentence = next((w.instruction for w in inside if w.start <= frame <= w.end), UNTOLD)
+        sentence = next((w.instruction for w in inside if w.start <= frame <= w.end), DEFAULT_TASK)
         row: dict[str, Any] = {}
         for key, (name, _) in VECTORS.items():
             vector = arrays[name].astype(np.float32)
@@ -153,10 +149,8 @@ class _Writer:
         for camera, name in CAMERAS.items():
             image = arrays[name]
             size = (image.shape[0], image.shape[1])
-            if self.sizes.setdefault(camera, size) != size:
-                raise ValueError(
-                    f"{self.split.frame_path(frame)}: {name} is {list(size)}, but {list(self.sizes[camera])} before"
-                )
+            if (known := self.sizes.setdefault(camera, size)) != size:
+                raise ValueError(f"{self.split.frame_path(frame)}: {name} is {list(size)}, but {list(known)} before")
             if self.frames % 30 == 0:
                 self.bright[camera].append(image.reshape(-1, 3) / 255.0)
             if self.kind == "png":
@@ -164,10 +158,10 @@ class _Writer:
                 Image.fromarray(image).save(content, "png")
                 row[camera] = {"bytes": content.getvalue(), "path": f"frame-{frame:07d}.png"}
             else:
-                if camera not in self.films:
+                if camera not in self.videos:
                     path = self.output / "videos" / camera / "chunk-000" / f"file-{file:03d}.mp4"
-                    self.films[camera] = _Film(path, size, self.kind == "lossless")
-                self.films[camera].add(image)
+                    self.videos[camera] = _VideoFile(path, size, self.kind == "lossless")
+                self.videos[camera].add(image)
         row |= {"timestamp": moment / FPS, "frame_index": moment, "episode_index": episode, "index": self.frames}
         row["task_index"] = self.tasks.setdefault(sentence, len(self.tasks))
         self.rows.append(row)
@@ -184,15 +178,15 @@ class _Writer:
         kinds |= dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), pa.int64())
         _table(self.output / f"data/chunk-000/file-{file:03d}.parquet", self.rows, pa.schema(list(kinds.items())))
         self.rows = []
-        for film in self.films.values():
-            film.close()
-        self.films = {}
+        for video in self.videos.values():
+            video.close()
+        self.videos = {}
 
     def finish(self) -> None:
         import pyarrow as pa
 
-        self._close((len(self.episodes) - 1) // PER_FILE)
-        for row in self.annotations:  # a window's own sentence is a task, too
+        self._close((len(self.episodes) - 1) // EPISODES_PER_FILE)
+        for row in self.annotations:  # a window's instruction is a task too
             self.tasks.setdefault(row["instruction"], len(self.tasks))
         _table(self.output / "meta/episodes/chunk-000/file-000.parquet", self.episodes, None)
         numbers = ("episode_index", "from_frame", "to_frame", "calvin_start", "calvin_end")
@@ -218,11 +212,10 @@ class _Writer:
 
         features = {key: feature("float32", [size]) for key, (_, size) in VECTORS.items()}
         for camera, (height, width) in self.sizes.items():
-            seen = feature(
-                "image" if self.kind == "png" else "video", [height, width, 3], ["height", "width", "channels"]
-            )
+            kind = "image" if self.kind == "png" else "video"
+            entry = feature(kind, [height, width, 3], ["height", "width", "channels"])
             if self.kind != "png":
-                seen["info"] = {
+                entry["info"] = {
                     "video.height": height,
                     "video.width": width,
                     "video.codec": "h264",
@@ -232,9 +225,10 @@ class _Writer:
                     "video.channels": 3,
                     "has_audio": False,
                 }
-            features[camera] = seen
+            features[camera] = entry
         features["timestamp"] = feature("float32", [1])
         features |= {key: feature("int64", [1]) for key in ("frame_index", "episode_index", "index", "task_index")}
+        videos = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
         return {
             "codebase_version": "v3.0",
             "robot_type": "panda (CALVIN)",
@@ -247,15 +241,13 @@ class _Writer:
             "fps": FPS,
             "splits": {"train": f"0:{len(self.episodes)}"},
             "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-            "video_path": None
-            if self.kind == "png"
-            else "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+            "video_path": None if self.kind == "png" else videos,
             "features": features,
         }
 
 
-class _Film:
-    """One mp4 at 30 fps with a key frame every two: episodes are read from their middle."""
+class _VideoFile:
+    """An mp4 file at 30 fps with a key frame every two frames, because episodes start anywhere in it."""
 
     def __init__(self, path: Path, size: tuple[int, int], lossless: bool) -> None:
         _, av = libraries()
@@ -266,9 +258,8 @@ class _Film:
         self._stream = self._container.add_stream("libx264rgb" if lossless else "libx264", rate=FPS)
         self._stream.height, self._stream.width = size
         self._stream.pix_fmt = "rgb24" if lossless else "yuv420p"
-        self._stream.options = {"g": "2", "bf": "0", "preset": "veryfast"} | (
-            {"qp": "0"} if lossless else {"crf": "18"}
-        )
+        quality = {"qp": "0"} if lossless else {"crf": "18"}
+        self._stream.options = {"g": "2", "bf": "0", "preset": "veryfast", **quality}
         self._stream.codec_context.time_base = Fraction(1, FPS)
         self._frame = av.VideoFrame
         self.count = 0
@@ -315,30 +306,26 @@ def _spread(values: npt.NDArray[np.float64], count: int) -> dict[str, Any]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument(
-        "--source-split-dir", type=path_argument, required=True, metavar="PATH", help="raw split, also in its zip"
-    )
-    made.add_argument("--output-dir", type=path_argument, required=True, metavar="PATH", help="folder to write")
-    made.add_argument(
+    made = command_parser(DESCRIPTION)
+    add = made.add_argument
+    add("--source-split-dir", type=path_argument, required=True, metavar="PATH", help="raw split, also in its zip")
+    add("--output-dir", type=path_argument, required=True, metavar="PATH", help="folder to write")
+    add(
         "--pictures",
         choices=("video", "lossless", "png"),
         default="video",
         help="h264 (default; small, nearly the same), h264 without loss, or PNG in the tables (no loss, largest)",
     )
-    made.add_argument("--all-frames", action="store_true", help="frames that no annotation names as well")
+    add("--all-frames", action="store_true", help="also frames without an annotation")
     return made
 
 
+@report_errors("export_lerobot")
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    try:
-        split = CalvinSplit(options.source_split_dir)
-        frames = export(split, options.output_dir, options.pictures, options.all_frames)
-        listed = sum(len(window.frames) for window in split.annotations)
-    except (ValueError, OSError) as error:
-        print(f"export_lerobot: {error}", file=sys.stderr)
-        return 2
+    split = CalvinSplit(options.source_split_dir)
+    frames = export(split, options.output_dir, options.pictures, options.all_frames)
+    listed = sum(len(window.frames) for window in split.annotations)
     print(f"{options.output_dir}: {frames} frames, each once (its {len(split.annotations)} windows name {listed})")
     return 0
 

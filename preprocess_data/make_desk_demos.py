@@ -1,4 +1,4 @@
-"""Demonstrations of the embedded desk, recorded as a raw CALVIN split (what process_calvin.py and training read).
+"""Record demonstrations on the embedded desk as a raw CALVIN split, which process_calvin.py and training read.
 
 python preprocess_data/make_desk_demos.py --out data/desk --episodes 100 --scenes A,B,C --workers 4
 """
@@ -11,12 +11,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from tqdm import tqdm
 
-from common.arguments import path_argument, real, whole
+from common.arguments import command_parser, path_argument, real, whole
 from common.command import run_command
 from common.files import remove, write_bytes
 from common.folder_lock import hold, is_lock
@@ -24,19 +24,19 @@ from policy_rollout.calvin.tasks import DOORS_AND_LIGHTS, TASK_NAMES
 from policy_rollout.desk.layout import SCENES
 from policy_rollout.desk.rendering import RENDERERS, check_renderer
 from policy_rollout.desk.rendering.cameras import checked_jitter
-from preprocess_data.desk_demos.files import Placed, json_bytes, write_index_files
+from preprocess_data.desk_demos.files import EpisodeEntry, json_bytes, record_episode, write_index_files
 from preprocess_data.desk_demos.play import INSTRUCTIONS, SPLITS, Settings
 from preprocess_data.desk_demos.preview import write_preview
-from preprocess_data.desk_demos.workers import record_all
+from preprocess_data.jobs.workers import in_processes
 
 DESCRIPTION = """\
 Record demonstrations on the embedded desk: scripted experts with noise do one task after the other, as CALVIN's
-operators did, and every stretch in which a task was done (the task oracle is the judge) is annotated with an
-instruction. The result is a raw CALVIN split: OUT/training or OUT/validation.
+operators did. A stretch in which the task oracle confirms a task is annotated with an instruction. The result is a raw
+CALVIN split: OUT/training or OUT/validation.
 
 An episode is one run of uninterrupted play with --tasks-per-episode attempts, about 40 frames each at 30 Hz.
-Episode k depends on the options and k only: any number of workers gives the same bytes. A recording that was
-stopped goes on where it was when the same command is given again."""
+Episode k depends on the options and k only: any number of workers gives the same bytes. A stopped recording resumes
+when the same command is given again."""
 
 EPILOG = """\
 examples:
@@ -44,26 +44,27 @@ examples:
       40 episodes in scene D: about 12000 frames, 300 annotated windows
   make_desk_demos.py --out data/desk_ABC --episodes 300 --scenes A,B,C --workers 8
   make_desk_demos.py --out data/desk_ABC --episodes 20 --scenes D --split validation
-      train on three scenes, look at a fourth: CALVIN's ABC -> D
+      train on three scenes, evaluate on a fourth: CALVIN's ABC -> D
   make_desk_demos.py --out data/tiny --episodes 4 --static-size 64 --gripper-size 64 --tasks open_drawer,close_drawer
 
 then:
   python preprocess_data/process_calvin.py --source-split-dir data/desk/training --output-dir data/desk_processed"""
 
 _SETS = {"all": TASK_NAMES, "doors_and_lights": DOORS_AND_LIGHTS}
-_STATE = ".recording"  # in the split: settings.json, one JSON per finished episode, episodes in the making
+_STATE = ".recording"
+"""Folder in the split: settings.json, one JSON per finished episode, unfinished episodes."""
 
 
 class SettingsDiffer(ValueError):
     """The folder holds a recording with other options."""
 
 
-# ---- the recording ----
-
-
 @dataclass(frozen=True)
 class Summary:
-    """What lies in `path` now, and what recording the new part of it cost."""
+    """Contents of the split in ``path``, and the cost of its new frames.
+
+    ``milliseconds``: CPU time of a frame, None if no frame was missing.
+    """
 
     path: Path
     episodes: int
@@ -72,12 +73,12 @@ class Summary:
     tasks: int
     failed: int
     megabytes: float
-    milliseconds: float | None  # of CPU per frame; None where nothing was left to record
+    milliseconds: float | None
     images: tuple[Path, ...] = ()
 
 
 class Recording:
-    """A split on disk: which episodes are finished, and how the next one is put behind them."""
+    """A split on disk: its finished episodes, and how the next one is appended."""
 
     def __init__(self, out: Path, settings: Settings) -> None:
         self.settings = settings
@@ -91,12 +92,12 @@ class Recording:
             )
 
     def _open(self) -> None:
-        held, wanted = self.state / "settings.json", self.settings.as_dict()
-        if held.is_file():
-            found = json.loads(held.read_text(encoding="utf-8"))
+        file, wanted = self.state / "settings.json", self.settings.as_dict()
+        if file.is_file():
+            found = json.loads(file.read_text(encoding="utf-8"))
             different = [k for k in wanted if found.get(k) != wanted[k]]
             if different == ["episodes"] and len(self.settings.scenes) == 1:
-                different = []  # of one scene, more may be recorded later
+                different = []  # a recording of one scene can be extended
             if different and self._has_episodes():
                 key = different[0]
                 raise SettingsDiffer(
@@ -104,32 +105,32 @@ class Recording:
                     "give the same options, or another --out"
                 )
         elif any(not is_lock(file.name) for file in self.path.iterdir()):
-            raise FileExistsError(f"{self.path} holds files that are not of this program; give another --out")
+            raise FileExistsError(f"{self.path} holds other files; give another --out")
         (self.state / "episodes").mkdir(parents=True, exist_ok=True)
-        for unfinished in self.state.glob("*.tmp"):  # of workers that were killed
+        for unfinished in self.state.glob("*.tmp"):  # left by workers that were killed
             remove(unfinished)
-        write_bytes(held, json_bytes(wanted))
+        write_bytes(file, json_bytes(wanted))
 
     def _has_episodes(self) -> bool:
         return any(self.state.glob("episodes/*.json")) or any(self.state.glob("[0-9]*/episode.json"))
 
-    def _finished(self) -> Iterator[Placed]:
+    def _finished(self) -> Iterator[EpisodeEntry]:
         for number in range(10**7):
             path = self.state / "episodes" / f"{number:06d}.json"
             if not path.is_file():
                 return
-            yield Placed.from_json(json.loads(path.read_text(encoding="utf-8")))
+            yield EpisodeEntry.from_json(json.loads(path.read_text(encoding="utf-8")))
 
     def folder(self, episode: int) -> Path:
-        """Where a worker puts an episode that cannot be numbered yet, as those before it are not finished."""
+        """Return the folder that a worker writes an episode to; its frames are numbered when all earlier ones are."""
         return self.state / f"{episode:06d}"
 
     def missing(self) -> list[int]:
-        """Episodes that nobody has recorded yet."""
+        """Return the episodes that are not recorded yet."""
         return [k for k in range(len(self.episodes), self.settings.episodes) if not self.folder(k).is_dir()]
 
-    def take_in(self) -> bool:
-        """Number the frames of the next episode if it is there. Can be interrupted anywhere and done again."""
+    def append_next(self) -> bool:
+        """Number the frames of the next episode if it is recorded. Can be interrupted anywhere and repeated."""
         number = len(self.episodes)
         folder = self.folder(number)
         if number >= self.settings.episodes or not folder.is_dir():
@@ -143,8 +144,8 @@ class Recording:
         local["first"] = first
         local["windows"] = [[first + a, first + b, *rest] for a, b, *rest in local["windows"]]
         write_bytes(self.state / "episodes" / f"{number:06d}.json", json_bytes(local))
-        remove(folder)  # what stays of it is ignored: the episode is numbered
-        self.episodes.append(Placed.from_json(local))
+        remove(folder)  # a failure has no effect: the episode is numbered
+        self.episodes.append(EpisodeEntry.from_json(local))
         return True
 
 
@@ -154,10 +155,10 @@ def _short(value: object) -> str:
 
 
 def make_demos(out: Path, settings: Settings, workers: int = 1, progress: bool = True, preview: bool = True) -> Summary:
-    """Record what is missing of `settings` under `out`/`settings.split`.
+    """Record the missing episodes of `settings` under `out`/`settings.split`.
 
-    Raises ValueError where the folder holds a recording with other settings or another process records there,
-    FileExistsError where it holds anything else. `preview` writes a contact sheet and a clip beside the split.
+    `preview` writes a contact sheet and a clip next to the split. Raises ValueError if the folder holds a recording
+    with other settings or another process records there, FileExistsError if it holds anything else.
     """
     with hold(out / settings.split, "make_desk_demos", "--out "):
         recording = Recording(out, settings)
@@ -168,27 +169,25 @@ def make_demos(out: Path, settings: Settings, workers: int = 1, progress: bool =
 
 
 def _record_missing(recording: Recording, workers: int, progress: bool) -> float | None:
-    """Milliseconds of CPU per frame; None where nothing was missing."""
+    """Record, and return the milliseconds of CPU time of a frame; None if no episode was missing."""
     settings = recording.settings
     jobs = [(settings, k, recording.folder(k)) for k in recording.missing()]
     new, seconds = 0, 0.0
     with tqdm(total=settings.episodes, unit="episode", desc=settings.split, disable=not progress) as bar:
 
         def advance() -> None:
-            while recording.take_in():
+            while recording.append_next():
                 pass
-            bar.set_postfix_str(_so_far(recording.episodes), refresh=False)
-            bar.update(len(recording.episodes) - bar.n)
+            episodes = recording.episodes
+            frames, windows = sum(e.frames for e in episodes), sum(len(e.windows) for e in episodes)
+            bar.set_postfix_str(f"{frames} frames, {windows} windows", refresh=False)
+            bar.update(len(episodes) - bar.n)
 
         advance()
-        for frames, took in record_all(jobs, workers):
-            new, seconds = new + frames, seconds + took
+        for frames, cpu in in_processes(record_episode, jobs, workers):
+            new, seconds = new + frames, seconds + cpu
             advance()
     return seconds / new * 1000 if new else None
-
-
-def _so_far(episodes: Sequence[Placed]) -> str:
-    return f"{sum(e.frames for e in episodes)} frames, {sum(len(e.windows) for e in episodes)} windows"
 
 
 def _summary(recording: Recording, milliseconds: float | None, images: tuple[Path, ...]) -> Summary:
@@ -209,8 +208,9 @@ def _summary(recording: Recording, milliseconds: float | None, images: tuple[Pat
 
 
 def describe(summary: Summary) -> str:
+    """Return a summary as text."""
     cost = "no frame was missing" if summary.milliseconds is None else f"{summary.milliseconds:.1f} ms of CPU per frame"
-    lines = [f"look at {path}" for path in summary.images]
+    lines = [f"preview: {path}" for path in summary.images]
     lines.append(
         f"{summary.path}: {summary.episodes} episodes, {summary.frames} frames, {summary.windows} annotated windows of "
         f"{summary.tasks} tasks, {summary.failed} attempts failed, {summary.megabytes:.1f} MB, {cost}"
@@ -218,24 +218,13 @@ def describe(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-# ---- the command line ----
+# --------------------------------------------------------------------------------------------------------- command line
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="make_desk_demos.py",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = command_parser(DESCRIPTION, EPILOG, prog="make_desk_demos.py")
     add = made.add_argument
-    add(
-        "--out",
-        type=path_argument,
-        required=True,
-        metavar="DIR",
-        help="the split is written to DIR/training or DIR/validation",
-    )
+    add("--out", type=path_argument, required=True, metavar="DIR", help="the split is DIR/training or DIR/validation")
     add("--episodes", type=int, required=True, metavar="N", help="runs of play; with several scenes, shared evenly")
     add("--tasks-per-episode", type=whole(1), default=8, metavar="N", help="tasks attempted in a run (default 8)")
     add("--split", choices=SPLITS, default="training", help="which split, with its own random numbers")
@@ -245,34 +234,16 @@ def parser() -> argparse.ArgumentParser:
         "--instructions",
         choices=tuple(INSTRUCTIONS),
         default="training",
-        help="wording: what training uses (default, also for validation, so that the splits differ in what happens and "
-        "not in how it is said) or sentences that training never sees; the frames are the same",
+        help="wording: that of training (default, also for validation, so that splits differ in the scenes only) or "
+        "sentences that training never contains; the frames are the same",
     )
     add("--seed", type=whole(0), default=0, help="of everything random (default 0)")
     add("--workers", type=whole(1), default=1, help="processes (default 1); the result does not depend on it")
-    add(
-        "--static-size",
-        type=whole(1),
-        default=200,
-        metavar="PX",
-        help="edge of the static camera (default 200, CALVIN's)",
-    )
-    add(
-        "--gripper-size",
-        type=whole(1),
-        default=84,
-        metavar="PX",
-        help="edge of the wrist camera (default 84, CALVIN's)",
-    )
+    add("--static-size", type=whole(1), default=200, metavar="PX", help="edge of the static camera (200, CALVIN's)")
+    add("--gripper-size", type=whole(1), default=84, metavar="PX", help="edge of the gripper camera (84, CALVIN's)")
     add("--depth", action="store_true", help="record depth_static and depth_gripper too (three times the size)")
     add("--no-noise", action="store_true", help="experts without disturbances; policies learn less from them")
-    add(
-        "--camera-jitter",
-        type=real(0),
-        default=0.0,
-        metavar="X",
-        help="0 none, 1 clearly visible, new in each episode",
-    )
+    add("--camera-jitter", type=real(0), default=0.0, metavar="X", help="0 none, 1 clearly visible; per episode")
     add("--light-jitter", type=real(0), default=0.0, metavar="X", help="the same for the light")
     add("--renderer", choices=RENDERERS, default="raycast", help="raycast needs no OpenGL (default)")
     add("--no-preview", action="store_true", help="leave out the contact sheet and the clip")
@@ -280,35 +251,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """Raises ValueError naming the option, its value and what is allowed."""
+    """Return the recording's settings. Raise ValueError naming the option, its value and what is allowed."""
     scenes = _names("--scenes", options.scenes, SCENES)
     tasks = _SETS.get(options.tasks) or _names("--tasks", options.tasks, TASK_NAMES)
-    for name in ("episodes", "tasks_per_episode", "workers", "static_size", "gripper_size"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")
-    if options.seed < 0:
-        raise ValueError(f"--seed is {options.seed}; it must not be negative")
+    if options.episodes < 1:
+        raise ValueError(f"--episodes is {options.episodes}; it must be at least 1")
     for name in ("camera_jitter", "light_jitter"):
         checked_jitter(getattr(options, name), f"--{name.replace('_', '-')}")
     if options.episodes < len(scenes):
         raise ValueError(f"--episodes is {options.episodes}; {len(scenes)} scenes need at least one each")
     check_renderer(options.renderer)
-    return Settings(
-        episodes=options.episodes,
-        tasks_per_episode=options.tasks_per_episode,
-        scenes=scenes,
-        split=options.split,
-        instructions=options.instructions,
-        seed=options.seed,
-        tasks=tasks,
-        static_size=options.static_size,
-        gripper_size=options.gripper_size,
-        depth=options.depth,
-        noise=not options.no_noise,
-        camera_jitter=options.camera_jitter,
-        light_jitter=options.light_jitter,
-        renderer=options.renderer,
-    )
+    shared = {field.name: getattr(options, field.name) for field in fields(Settings) if hasattr(options, field.name)}
+    return Settings(**{**shared, "scenes": scenes, "tasks": tasks, "noise": not options.no_noise})
 
 
 def _names(option: str, text: str, allowed: Sequence[str]) -> tuple[str, ...]:
@@ -325,12 +279,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = settings_of(options)
         summary = make_demos(options.out, settings, options.workers, preview=not options.no_preview)
     except (ValueError, OSError, BrokenProcessPool) as error:
-        # A full disk names no file.
+        # The error of a full disk has no file name.
         where = f"{options.out}: " if isinstance(error, OSError) and error.filename is None else ""
         print(f"make_desk_demos: {where}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("make_desk_demos: stopped; give the same command again to go on", file=sys.stderr)
+        print("make_desk_demos: stopped; give the same command again to resume", file=sys.stderr)
         return 130
     print(describe(summary))
     return 0

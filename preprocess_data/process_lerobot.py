@@ -1,4 +1,4 @@
-"""LeRobot data set (v2.1 or v3.0) -> processed split, listed in ``dataset_info.json``.
+"""Convert a LeRobot data set (v2.1 or v3.0) to a processed split, listed in ``dataset_info.json``.
 
 python preprocess_data/process_lerobot.py --source lerobot/my_robot --output-dir data/my_robot
 """
@@ -6,41 +6,41 @@ python preprocess_data/process_lerobot.py --source lerobot/my_robot --output-dir
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from common.arguments import path_argument, real, whole
-from common.command import run_command
-from preprocess_data.formats.lerobot import INFO, LerobotData, Place, libraries
+from common.arguments import real
+from common.command import report_errors, run_command
+from preprocess_data.formats.lerobot import INFO, EpisodeLocation, LerobotData, libraries
 from preprocess_data.formats.lerobot_names import AXES, columns_by_name, static_camera
 from preprocess_data.formats.verify import Report
-from preprocess_data.jobs.convert import Converted, Flags, Floats, Made, Part, Units, convert
-from preprocess_data.jobs.verify_cli import run_verify, verify_options
+from preprocess_data.jobs.conversion_cli import conversion_parser, run_verify
+from preprocess_data.jobs.convert import Conversion, ConvertedEpisode, Flags, Floats, JobResult, Units, convert
 from training.data.checks.dataset import MIN_FRAMES, SMOOTH, ActionChecks, require
 from training.data.dataset_spec import CONTRACT_NAME, read_contract
 
-EPISODES = 8  # that a worker reads at once
-SAMPLED = 32  # episodes whose actions are checked before anything is unpacked
+EPISODES = 8
+"""Episodes of a job."""
+SAMPLED = 32
+"""Episodes whose actions are checked before anything is unpacked."""
 
 DESCRIPTION = """\
-Make a processed split, which training reads, out of a LeRobot data set, v2.1 or v3.0, without lerobot (pyarrow and
+Make a processed split, which training reads, from a LeRobot data set, v2.1 or v3.0, without lerobot (pyarrow and
 PyAV: pip install -r requirements-lerobot.txt). Its images are unpacked. Actions, by --actions:
-  relative  the column holds relative actions in [-1, 1] already (x y z, rotation, gripper), as CALVIN's; they are
-            taken as they are, and more than 1 is clipped and counted
+  relative  the column holds relative actions in [-1, 1] (x y z, rotation, gripper), as CALVIN's; they are used as they
+            are, and larger ones are clipped and counted
   absolute  the column holds target poses (xyz in metres, Euler xyz in radians, gripper); the relative action of a
-            moment is (target - pose) / unit, the pose being the first 6 numbers of --state-key; clipped to [-1, 1]
-The gripper becomes +1 (open) above --gripper-threshold, else -1 (closed). Joint angles are no such actions: convert
-them first. What export_lerobot.py wrote comes back as it was: its annotated windows are the episodes.
-Killed, it goes on where it was when started again."""
+            moment is (target - pose) / unit, where the pose is the first 6 numbers of --state-key; clipped to [-1, 1]
+The gripper becomes +1 (open) above --gripper-threshold, else -1 (closed). Joint angles are not supported: convert them
+first. A data set of export_lerobot.py is restored: its annotated windows are the episodes.
+A killed command resumes when started again."""
 
 EPILOG = """\
 examples:
@@ -49,13 +49,15 @@ examples:
       the second view from another camera; without it, one camera serves as both views
   process_lerobot.py ... --actions absolute --gripper-threshold 0.5 --position-unit 0.05 --rotation-unit 0.25
   process_lerobot.py --verify my_robot [--report problems.json]
-      read every episode, decode every image; also of a processed split; exit code 1 if something is wrong
+      read every episode, decode every image; also of a processed split; exit code 1 if there is a problem
 
 then train with dataset.params.train_pre_shards_path_or_url=<output folder>"""
 
 
 @dataclass(frozen=True)
 class Settings:
+    """``png``: unpack images as PNG, not JPEG; ``instruction``: for episodes whose task is empty."""
+
     output: Path
     cameras: tuple[str, ...]
     units: Units
@@ -63,67 +65,70 @@ class Settings:
     action_key: str = "action"
     state_key: str = "observation.state"
     png: bool = False
-    instruction: str = ""  # for episodes whose task is empty
+    instruction: str = ""
 
 
 @dataclass(frozen=True)
 class Work:
+    """Some episodes, by their position in the list."""
+
     root: Path
-    episodes: tuple[int, ...]  # places in the list
+    episodes: tuple[int, ...]
     settings: Settings
 
 
-def read_work(work: Work) -> Part:
-    part = Part()
+def read_work(work: Work) -> JobResult:
+    """Read some episodes and unpack their images."""
+    result = JobResult()
     data = LerobotData(work.root)
-    for place in (data.episodes[number] for number in work.episodes):
+    for episode in (data.episodes[number] for number in work.episodes):
         try:
-            episodes, left_out = _converted(data, place, work.settings)
-            part.episodes += episodes
-            part.left_out += left_out
+            episodes, left_out = _converted(data, episode, work.settings)
+            result.episodes += episodes
+            result.left_out += left_out
         except (ValueError, FileNotFoundError) as error:
-            part.bad.append(str(error))
-    return part
+            result.bad.append(str(error))
+    return result
 
 
-def actions_of(data: LerobotData, place: Place, settings: Settings) -> tuple[Floats, Floats, Flags]:
-    """(relative [n, 7], absolute [n, 7], clipped [n]) of an episode."""
-    held = recorded_actions(data, place, settings)
-    grip = settings.units.grip(held[:, 6])[:, None]
+def actions_of(data: LerobotData, episode: EpisodeLocation, settings: Settings) -> tuple[Floats, Floats, Flags]:
+    """Return (relative [n, 7], absolute [n, 7], clipped [n]) of an episode."""
+    recorded = recorded_actions(data, episode, settings)
+    grip = settings.units.grip(recorded[:, 6])[:, None]
     if settings.absolute:
-        poses = _named(data, place, settings.state_key, AXES[:6])[:, :6]
-        motion, clipped = settings.units.steps(poses, held[:, :6])
-        return np.concatenate([motion, grip], axis=1), np.concatenate([held[:, :6], grip], axis=1), clipped
-    motion = np.clip(held[:, :6], -1, 1)
-    clipped = (motion != held[:, :6]).any(axis=1)
+        poses = _axes(data, episode, settings.state_key, AXES[:6])[:, :6]
+        motion, clipped = settings.units.steps(poses, recorded[:, :6])
+        return np.concatenate([motion, grip], axis=1), np.concatenate([recorded[:, :6], grip], axis=1), clipped
+    motion = np.clip(recorded[:, :6], -1, 1)
+    clipped = (motion != recorded[:, :6]).any(axis=1)
     relative = np.concatenate([motion, grip], axis=1)
     return relative, relative, clipped
 
 
-def recorded_actions(data: LerobotData, place: Place, settings: Settings) -> Floats:
-    """The actions [n, 7] of an episode as recorded, in the order x y z, roll pitch yaw, gripper."""
-    held = _named(data, place, settings.action_key, AXES)
-    if held.shape[1] != 7:
+def recorded_actions(data: LerobotData, episode: EpisodeLocation, settings: Settings) -> Floats:
+    """Return the recorded actions [n, 7] of an episode, in the order x y z, roll pitch yaw, gripper."""
+    recorded = _axes(data, episode, settings.action_key, AXES)
+    if recorded.shape[1] != 7:
         raise ValueError(
-            f"{data.root}: {settings.action_key} has {held.shape[1]} numbers, but 7 are needed (xyz, rotation, "
+            f"{data.root}: {settings.action_key} has {recorded.shape[1]} numbers, but 7 are needed (xyz, rotation, "
             "gripper); convert them first, docs/extending.md shows how"
         )
-    return held
+    return recorded
 
 
-def _named(data: LerobotData, place: Place, key: str, axes: tuple[str, ...]) -> Floats:
-    """A column of an episode; where its numbers have names, those of ``axes`` alone, by name."""
+def _axes(data: LerobotData, episode: EpisodeLocation, key: str, axes: tuple[str, ...]) -> Floats:
+    """Return a column of an episode; only the numbers of ``axes``, in this order, if the numbers have names."""
     columns = columns_by_name(data.features.get(key, {}), axes, f"{data.root}: {key}")
-    held = data.numbers(place, key, len(axes))
-    return held if columns is None else held[:, columns]
+    numbers = data.numbers(episode, key, len(axes))
+    return numbers if columns is None else numbers[:, columns]
 
 
 def check_source(data: LerobotData, settings: Settings) -> list[str]:
-    """Compare the actions of some episodes with what the options say of them, before anything is unpacked.
+    """Check the actions of some episodes against the options, before anything is unpacked.
 
     Returns lines to print. Raises ValueError for a contradiction, naming the option.
     """
-    places = [data.episodes[at] for at in np.unique(np.linspace(0, len(data.episodes) - 1, SAMPLED).astype(int))]
+    sampled = np.unique(np.linspace(0, len(data.episodes) - 1, SAMPLED).astype(int))
     units = settings.units
     checks = ActionChecks(
         {
@@ -134,12 +139,12 @@ def check_source(data: LerobotData, settings: Settings) -> list[str]:
         }
     )
     grippers, follows = [], []
-    for place in places:
-        held = recorded_actions(data, place, settings)
-        checks.add(held, partial(_where, place))
-        grippers.append(held[:, 6])
+    for episode in (data.episodes[number] for number in sampled):
+        recorded = recorded_actions(data, episode, settings)
+        checks.add(recorded, partial(_location, episode))
+        grippers.append(recorded[:, 6])
         if settings.state_key in data.features and not settings.absolute:
-            follows.append(_follows(held, data.numbers(place, settings.state_key, 1)))
+            follows.append(_follows(recorded, data.numbers(episode, settings.state_key, 1)))
     try:
         lines = [f"warning: {line}" for line in require(checks.findings())]
     except ValueError as error:
@@ -152,80 +157,95 @@ def check_source(data: LerobotData, settings: Settings) -> list[str]:
         if checks.frames >= MIN_FRAMES:
             raise ValueError(f"{what}; convert them by --actions absolute")
         lines.append(f"warning: {what}; --actions absolute converts poses")
-    return [*lines, f"checked the actions of {checks.frames} frames in {len(places)} of {len(data.episodes)} episodes"]
+    return [*lines, f"checked the actions of {checks.frames} frames in {len(sampled)} of {len(data.episodes)} episodes"]
 
 
-def _where(place: Place, row: int) -> str:
-    return f"{place.table}: episode {place.number}, frame {row}"
+def _location(episode: EpisodeLocation, row: int) -> str:
+    return f"{episode.table}: episode {episode.number}, frame {row}"
 
 
 def _follows(actions: Floats, state: Floats) -> bool:
-    """Are the positions of actions those of the state, give or take a step?"""
+    """Return whether the positions of the actions are those of the state within a step."""
     if state.shape[1] < 3:
         return False
-    apart = np.abs(actions[:, :3] - state[:, :3]).max(axis=1)
-    return bool(np.median(apart) < SMOOTH < np.median(np.abs(actions[:, :3]).max(axis=1)) / 2)
+    distance = np.abs(actions[:, :3] - state[:, :3]).max(axis=1)
+    return bool(np.median(distance) < SMOOTH < np.median(np.abs(actions[:, :3]).max(axis=1)) / 2)
 
 
-def _converted(data: LerobotData, place: Place, settings: Settings) -> tuple[list[Converted], list[str]]:
-    """The episodes that a recorded one makes, and why others are left out."""
-    relative, absolute, clipped = actions_of(data, place, settings)
-    gripper = recorded_actions(data, place, settings)[:, 6]
-    data.stamps(place)  # the rate that the contract declares
-    spoken = data.rows(place, ["task_index"])["task_index"]
-    images: list[list[str]] = []
-    sides: list[tuple[int, int]] = []
-    for camera in settings.cameras:
-        names = []
-        for number, image in enumerate(data.images(place, camera)):
-            if not number:
-                sides.append((image.shape[0], image.shape[1]))
-            name = Path("frames", f"e{place.number:06d}", camera, f"{number:06d}.{'png' if settings.png else 'jpg'}")
-            (settings.output / name).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(settings.output / name, quality=95)  # of JPEG; PNG has none
-            names.append(name.as_posix())
-        images.append(names)
+def _converted(
+    data: LerobotData, episode: EpisodeLocation, settings: Settings
+) -> tuple[list[ConvertedEpisode], list[str]]:
+    """Return the episodes that a recorded one contains, and the reasons for leaving out others."""
+    relative, absolute, clipped = actions_of(data, episode, settings)
+    gripper = recorded_actions(data, episode, settings)[:, 6]
+    data.stamps(episode)  # checks the rate that the contract declares
+    tasks = data.rows(episode, ["task_index"])["task_index"]
+    images, sides = _unpack(data, episode, settings)
 
-    def cut(first: int, end: int, instruction: str, task: str | None) -> Converted:
-        return Converted(
+    def cut(first: int, end: int, instruction: str, task: str | None) -> ConvertedEpisode:
+        part = slice(first, end)
+        return ConvertedEpisode(
             instruction,
-            images[0][first:end],
-            images[-1][first:end],
-            relative[first:end],
-            absolute[first:end],
+            images[0][part],
+            images[-1][part],
+            relative[part],
+            absolute[part],
             sides,
-            int(clipped[first:end].sum()),
+            int(clipped[part].sum()),
             task,
-            gripper[first:end],
+            gripper[part],
         )
 
     if data.windows is not None:
         found = [
             cut(row["from_frame"], row["to_frame"], row["instruction"], row["task"])
             for row in data.windows
-            if row["episode_index"] == place.number
+            if row["episode_index"] == episode.number
         ]
-        return _instructed(found, place, settings)
-    if not all(isinstance(number, int) and number in data.tasks for number in spoken):
-        raise ValueError(f"{place.table}: episode {place.number} has a task_index that meta/tasks does not know")
-    # An episode may change its task on the way: each stretch is an episode of its own.
-    edges = [0, *(i for i in range(1, len(spoken)) if spoken[i] != spoken[i - 1]), len(spoken)]
-    return _instructed([cut(a, b, data.tasks[spoken[a]], None) for a, b in pairwise(edges)], place, settings)
+        return _with_instructions(found, episode, settings)
+    if not all(isinstance(number, int) and number in data.tasks for number in tasks):
+        raise ValueError(f"{episode.table}: episode {episode.number} has a task_index that is not in meta/tasks")
+    # The task may change within an episode: each stretch of one task is an episode.
+    edges = [0, *(i for i in range(1, len(tasks)) if tasks[i] != tasks[i - 1]), len(tasks)]
+    found = [cut(start, end, data.tasks[tasks[start]], None) for start, end in pairwise(edges)]
+    return _with_instructions(found, episode, settings)
 
 
-def _instructed(episodes: Sequence[Converted], place: Place, settings: Settings) -> tuple[list[Converted], list[str]]:
-    """Episodes with an instruction, and a line for each of those that have none."""
-    named = [one if one.instruction.strip() else replace(one, instruction=settings.instruction) for one in episodes]
-    lost = [
-        f"{place.table}: episode {place.number} has an empty task (--default-instruction gives it one)"
-        for one in named
-        if not one.instruction
+def _unpack(
+    data: LerobotData, episode: EpisodeLocation, settings: Settings
+) -> tuple[list[list[str]], list[tuple[int, int]]]:
+    """Write the images of an episode; return their paths by camera, and each camera's height and width."""
+    images: list[list[str]] = []
+    sides: list[tuple[int, int]] = []
+    for camera in settings.cameras:
+        names = []
+        for number, image in enumerate(data.images(episode, camera)):
+            if not number:
+                sides.append((image.shape[0], image.shape[1]))
+            name = Path("frames", f"e{episode.number:06d}", camera, f"{number:06d}.{'png' if settings.png else 'jpg'}")
+            (settings.output / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(settings.output / name, quality=95)  # of JPEG; ignored for PNG
+            names.append(name.as_posix())
+        images.append(names)
+    return images, sides
+
+
+def _with_instructions(
+    episodes: Sequence[ConvertedEpisode], location: EpisodeLocation, settings: Settings
+) -> tuple[list[ConvertedEpisode], list[str]]:
+    """Return the episodes with an instruction, and a line for each one without."""
+    found = [one if one.instruction.strip() else replace(one, instruction=settings.instruction) for one in episodes]
+    where = f"{location.table}: episode {location.number}"
+    missing = [
+        f"{where} has an empty task (--default-instruction gives it one)" for one in found if not one.instruction
     ]
-    return [one for one in named if one.instruction], lost
+    return [one for one in found if one.instruction], missing
 
 
-def process(source: Path, settings: Settings, workers: int = 1, progress: bool = True, skip_bad: bool = False) -> Made:
-    """Write the processed split of a data set. Raises ValueError or FileNotFoundError naming the first bad file."""
+def process(
+    source: Path, settings: Settings, workers: int = 1, progress: bool = True, skip_bad: bool = False
+) -> Conversion:
+    """Write the processed split of a data set. Raise ValueError or FileNotFoundError naming the first bad file."""
     libraries()
     data = LerobotData(source)
     for camera in settings.cameras:
@@ -233,104 +253,76 @@ def process(source: Path, settings: Settings, workers: int = 1, progress: bool =
             raise ValueError(f"{source} has no camera {camera!r}; it has {', '.join(data.cameras) or 'none'}")
     for line in check_source(data, settings):
         print(line, file=sys.stderr)
-    numbers = range(len(data.episodes))
-    units = settings.units
-    told = asdict(settings)
-    return convert(
-        [Work(source.absolute(), tuple(numbers[at : at + EPISODES]), settings) for at in numbers[::EPISODES]],
-        read_work,
-        lambda work: [source / INFO, *(file for at in work.episodes for file in data.episodes[at].files)],
-        settings.output,
-        {"format": "lerobot", "settings": {key: str(value) for key, value in told.items()}},
-        {
-            "kind": "relative",
-            "position_m_per_unit": units.position,
-            "rotation_rad_per_unit": units.rotation,
-            "rate_hz": data.fps,
-        },
-        units,
-        workers,
-        progress,
-        skip_bad,
-    )
+    numbers, units = range(len(data.episodes)), settings.units
+    action = {
+        "kind": "relative",
+        "position_m_per_unit": units.position,
+        "rotation_rad_per_unit": units.rotation,
+        "rate_hz": data.fps,
+    }
+    plan = {"format": "lerobot", "settings": {key: str(value) for key, value in asdict(settings).items()}}
+    work = [Work(source.absolute(), tuple(numbers[i : i + EPISODES]), settings) for i in numbers[::EPISODES]]
+
+    def sources(work: Work) -> list[Path]:
+        return [source / INFO, *(file for number in work.episodes for file in data.episodes[number].files)]
+
+    return convert(work, read_work, sources, settings.output, plan, action, units, workers, progress, skip_bad)
 
 
 def verify(source: Path) -> Report:
-    """Read the tables of every episode and decode every image of every camera."""
+    """Read the tables of every episode and decode every image of every camera; return all problems."""
     report = Report(source, full=True)
     try:
         data = LerobotData(source)
-        places = data.episodes
+        episodes = data.episodes
     except (ValueError, FileNotFoundError) as error:
         report.add("data set", source, str(error))
         return report
-    report.windows = len(places)
-    for place in places:
+    report.windows = len(episodes)
+    for episode in episodes:
         for camera in (None, *data.cameras):
             try:
                 if camera is None:
-                    data.rows(place, ["task_index", "index"])
-                    data.stamps(place)
+                    data.rows(episode, ["task_index", "index"])
+                    data.stamps(episode)
                 else:
-                    report.files += sum(1 for _ in data.images(place, camera))
+                    report.files += sum(1 for _ in data.images(episode, camera))
             except (ValueError, FileNotFoundError) as error:
-                report.add(f"damaged episode {place.number}", str(error).split(" ")[0].rstrip(":"), str(error))
+                report.add(f"damaged episode {episode.number}", str(error).split(" ")[0].rstrip(":"), str(error))
     return report
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    made, group = conversion_parser(
+        DESCRIPTION, EPILOG, "folder with meta/info.json", "a LeRobot data set", units=(0.02, 0.05)
     )
-    make = made.add_argument_group("make a processed split")
-    make.add_argument("--source", type=path_argument, metavar="PATH", help="folder with meta/info.json")
-    make.add_argument("--output-dir", type=path_argument, metavar="PATH", help="folder to write; made if missing")
-    make.add_argument("--camera", metavar="KEY", help="the first view (default: the first camera not on the hand)")
-    make.add_argument("--second-camera", metavar="KEY", help="the second view (default: the first again)")
-    make.add_argument("--actions", choices=("relative", "absolute"), default="relative", help="what --action-key holds")
-    make.add_argument("--action-key", default="action", metavar="KEY", help="column of actions (default action)")
-    make.add_argument("--state-key", default="observation.state", metavar="KEY", help="with --actions absolute: poses")
-    make.add_argument(
-        "--position-unit", type=real(above=0), default=0.02, metavar="M", help="metres of 1.0 (default 0.02)"
-    )
-    make.add_argument("--rotation-unit", type=real(above=0), default=0.05, metavar="RAD", help="of 1.0 (default 0.05)")
-    make.add_argument("--gripper-threshold", type=real(), default=0.0, metavar="X", help="open above it (default 0)")
-    make.add_argument("--gripper-inverted", action="store_true", help="open below the threshold instead")
-    make.add_argument("--png", action="store_true", help="unpack images without loss (default: JPEG, quality 95)")
-    make.add_argument("--default-instruction", default="", metavar="TEXT", help="for episodes whose task is empty")
-    make.add_argument("--skip-bad", action="store_true", help="leave out bad episodes, and list them")
-    make.add_argument("--workers", type=whole(1), default=min(os.cpu_count() or 1, 8), help="processes that read")
-    verify_options(made, formats="a LeRobot data set")
+    add = group.add_argument
+    add("--camera", metavar="KEY", help="the first view (default: the first camera not on the hand)")
+    add("--second-camera", metavar="KEY", help="the second view (default: the first again)")
+    add("--actions", choices=("relative", "absolute"), default="relative", help="content of --action-key")
+    add("--action-key", default="action", metavar="KEY", help="column of actions (default action)")
+    add("--state-key", default="observation.state", metavar="KEY", help="with --actions absolute: poses")
+    add("--gripper-threshold", type=real(), default=0.0, metavar="X", help="open above it (default 0)")
+    add("--gripper-inverted", action="store_true", help="open below the threshold instead")
+    add("--png", action="store_true", help="unpack images without loss (default: JPEG, quality 95)")
     return made
 
 
+@report_errors("process_lerobot")
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    try:
-        if (code := run_verify(options, verify)) is not None:
-            return code
-        settings = _settings(options)
-        others = [camera for camera in LerobotData(options.source).cameras if camera not in settings.cameras]
-        if others and len(settings.cameras) == 1:
-            print(
-                f"note: {settings.cameras[0]} alone is both views; --second-camera {others[0]} would be the other",
-                file=sys.stderr,
-            )
-        made = process(options.source, settings, options.workers, skip_bad=options.skip_bad)
-    except (ValueError, OSError) as error:
-        print(f"process_lerobot: {error}", file=sys.stderr)
-        return 2
-    for line in made.left_out:
-        print(f"left out: {line}", file=sys.stderr)
-    print(made.text())
-    where = options.output_dir / CONTRACT_NAME
-    print(f"its actions are declared as {_told(read_contract(options.output_dir).action)} in {where}")
-    print("a LeRobot data set does not say so itself: if that is wrong, give --position-unit and the like, or edit it")
+    if (code := run_verify(options, verify)) is not None:
+        return code
+    settings = _settings(options)
+    others = [camera for camera in LerobotData(options.source).cameras if camera not in settings.cameras]
+    if others and len(settings.cameras) == 1:
+        note = f"{settings.cameras[0]} alone is both views; --second-camera {others[0]} would be the other"
+        print(f"note: {note}", file=sys.stderr)
+    process(options.source, settings, options.workers, skip_bad=options.skip_bad).print()
+    declared = ", ".join(f"{name} {value}" for name, value in read_contract(options.output_dir).action.items())
+    print(f"its actions are declared as {declared} in {options.output_dir / CONTRACT_NAME}")
+    print("a LeRobot data set does not declare them: if they are wrong, give --position-unit and the like, or edit it")
     return 0
-
-
-def _told(action: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in action.items())
 
 
 def _settings(options: argparse.Namespace) -> Settings:

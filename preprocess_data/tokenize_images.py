@@ -1,4 +1,4 @@
-"""Images -> image codes, once: the token cache, with which training opens no image of the robot.
+"""Encode the images of a data set once, into a token cache from which training reads image codes.
 
 python preprocess_data/tokenize_images.py --config config/tiny_arvla.yaml
 """
@@ -6,7 +6,6 @@ python preprocess_data/tokenize_images.py --config config/tiny_arvla.yaml
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,59 +18,58 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.arguments import path_argument, real, whole
-from common.command import run_command
+from common.arguments import real, whole
+from common.command import report_errors, run_command
 from common.constants import CODEBOOK_SIZE
 from common.files import reason_of
-from config.loading import load_job
 from models.processing.image import normalise
 from models.vision.magvitv2 import MagVITv2, load_magvit
 from preprocess_data.jobs.frame_sources import Source, open_source
 from preprocess_data.jobs.shard_writer import (
-    Part,
-    least,
+    ShardTask,
+    cache_parser,
+    lock_plan,
     process_device,
-    rank_options,
-    ranks_of,
-    read_ahead,
-    unfinished,
-    write_all,
-    writing,
+    rank_and_world,
+    read_batches,
+    require_at_least,
+    run_job,
+    write_shards,
 )
 from training.data.caches.token_cache import FIT, FOLDER
 from training.data.formats.shards import FRAMES, Plan, Rows, ShardWriter, begin, is_whole, write_frames
 
 DESCRIPTION = """\
-Make the token cache of a data set: the MagVITv2 codes of every frame and view, 2 bytes a code (a 512-pixel image: 2
-kB), each distinct frame once though windows overlap. Training then finds them by itself
-(dataset.params.token_cache=auto), opens no image of the robot, and does not run the tokenizer. Data sets are
-processed splits (dataset_info.json), and raw CALVIN splits (a folder, or inside its zip) for offline evaluation.
-Killed, it goes on where it was when started again. A cache belongs to one data set, one tokenizer and one resolution;
-for others it is refused, with the command that makes theirs."""
+Write the token cache of a data set: the MagVITv2 codes of every frame and view, 2 bytes per code (2 kB for an image of
+512 pixels), each distinct frame once even if windows overlap. Training then finds them
+(dataset.params.token_cache=auto), opens no image of the robot, and does not run the tokenizer. Data sets are processed
+splits (dataset_info.json), and raw CALVIN splits (a folder, or inside its zip) for offline evaluation. A killed command
+resumes when started again. A cache belongs to one data set, one tokenizer and one resolution; it is refused for others,
+with the command that makes theirs."""
 
 EPILOG = """\
 examples:
   tokenize_images.py --config config/upvla_action_tuning.yaml dataset.params.train_pre_shards_path_or_url=data/D
-      what a run with these settings reads: its training and held-out data, tokenizer and resolution
+      what a run with these settings reads: its training and validation data, tokenizer and resolution
   tokenize_images.py --data data/D_training data/D_validation --tokenizer showlab/magvitv2 --resolution 512
-      the same in one's own words
+      the same without a configuration
   tokenize_images.py --data task_D_D.zip/task_D_D/validation --tokenizer showlab/magvitv2 --output caches
       a raw split, for eval_upvla_offline_actions.py --token-cache caches
   tokenize_images.py ... --processes 2
-      two processes, on two GPUs where there are two (or so many CPU cores)
+      two processes, on two GPUs if there are two (or that many CPU cores)
   srun --ntasks 16 python preprocess_data/tokenize_images.py ...
   torchrun --nproc-per-node 8 preprocess_data/tokenize_images.py ...
-      the shards are dealt out over ranks (SLURM_PROCID or RANK); the last one to finish closes the cache
+      the shards are divided among ranks (SLURM_PROCID or RANK); the last one to finish completes the cache
   tokenize_images.py ... --check
-      encode some frames again and count the codes that differ from the cache (exit code 1 if over --most-flips)
+      encode some frames again and count the codes that differ from the cache (exit code 1 above --most-flips)
 
-A code is 13 signs; one whose number lies next to zero may come out otherwise on another device, precision or batch
-size. The cache says what it was made on (whole.json)."""
+A code is 13 signs; if its number is near zero, the sign may differ on another device, precision or batch size. The
+cache records what it was made on (whole.json)."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How codes are made."""
+    """The data set and the options of encoding."""
 
     data: Path
     tokenizer: str
@@ -84,14 +82,16 @@ class Settings:
     readers: int
 
     def source(self) -> Source:
+        """Open the data set."""
         return open_source(self.data, self.resolution, self.views, self.all_frames)
 
-    def model(self) -> MagVITv2:
-        return load_magvit(self.tokenizer, self.weights, key="--tokenizer").to(self.device)
+    def model(self, device: str = "cpu") -> MagVITv2:
+        """Load the tokenizer."""
+        return load_magvit(self.tokenizer, self.weights, key="--tokenizer").to(device)
 
 
 def plan_of(settings: Settings, source: Source, model: MagVITv2) -> Plan:
-    """What the cache of a data set holds."""
+    """Return the plan of a data set's cache."""
     if settings.resolution % model.stride:
         raise ValueError(f"--resolution {settings.resolution}: must be a multiple of {model.stride}")
     codes = (settings.resolution // model.stride) ** 2
@@ -109,32 +109,31 @@ def plan_of(settings: Settings, source: Source, model: MagVITv2) -> Plan:
     return Plan.of(len(source), columns, about)
 
 
-def encode_share(share: Part[Settings], tick: Callable[[int], object] = lambda done: None) -> None:
-    """Encode and write the shards of a share."""
-    if not share.shards:
-        return
-    settings, plan = share.settings, share.plan
-    source, model = settings.source(), settings.model()
+def encode_shards(task: ShardTask[Settings], tick: Callable[[int], object] = lambda done: None) -> None:
+    """Encode the task's frames, and write its shards."""
+    settings, plan = task.settings, task.plan
+    device = process_device(settings.device, task.process, task.processes)
+    source, model = settings.source(), settings.model(device)
     made = {
-        "device": torch.cuda.get_device_name(settings.device) if settings.device.startswith("cuda") else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "dtype": str(model.encoder.conv_in.weight.dtype).removeprefix("torch."),
-        "tf32": settings.device.startswith("cuda") and torch.backends.cudnn.allow_tf32,
+        "tf32": device.startswith("cuda") and torch.backends.cudnn.allow_tf32,
         "batch_size": settings.batch_size,
         "torch": torch.__version__,
     }
     with ThreadPoolExecutor(settings.readers) as pool:
-        for shard in share.shards:
-            writer = ShardWriter(share.folder, plan, shard)
-            for frames in read_ahead(source.frame, plan.rows_of(shard), settings.batch_size, pool):
-                numbers = {name: np.stack([held[name] for _, held in frames]) for name in source.numbers}
+        for shard in task.shards:
+            writer = ShardWriter(task.folder, plan, shard)
+            for frames in read_batches(source.frame, plan.rows_of(shard), settings.batch_size, pool):
+                numbers = {name: np.stack([arrays[name] for _, arrays in frames]) for name in source.numbers}
                 images = torch.stack([views for views, _ in frames])
-                writer.add({"codes": encode(model, images, settings.device), **numbers})
+                writer.add({"codes": encode(model, images, device), **numbers})
                 tick(len(frames))
             writer.close(made)
 
 
 def encode(model: MagVITv2, images: Tensor, device: str) -> npt.NDArray[np.int16]:
-    """uint8 [B, V, 3, R, R] -> int16 [B, V, n]."""
+    """Return the codes int16 [B, V, n] of images uint8 [B, V, 3, R, R]."""
     assert CODEBOOK_SIZE <= 1 << 15
     codes = model.encode(normalise(images.flatten(0, 1).to(device)))
     found: npt.NDArray[np.int16] = codes.view(*images.shape[:2], -1).to(torch.int16).cpu().numpy()
@@ -142,16 +141,12 @@ def encode(model: MagVITv2, images: Tensor, device: str) -> npt.NDArray[np.int16
 
 
 def tokenize(settings: Settings, output: Path, ranks: tuple[int, int], processes: int, progress: bool = True) -> str:
-    """Make this rank's part of the cache of one data set; returns a line that says what there is now."""
+    """Write this rank's part of the cache of one data set, and return a line to print."""
     source = settings.source()
-    plan = plan_of(settings, source, load_magvit(settings.tokenizer, settings.weights, key="--tokenizer"))
+    plan = plan_of(settings, source, settings.model())
     settings = replace(settings, views=source.views)
     folder = output / f"{settings.resolution}px_{plan.digest}"
-
-    def share(shards: tuple[int, ...], number: int) -> Part[Settings]:
-        return Part(replace(settings, device=process_device(settings.device, number, processes)), folder, plan, shards)
-
-    with writing(folder, plan, ranks, "tokenize_images", "--output "):
+    with lock_plan(folder, plan, ranks, "tokenize_images", "--output "):
         try:
             begin(folder, plan)
             if not (folder / FRAMES).is_file():
@@ -159,96 +154,79 @@ def tokenize(settings: Settings, output: Path, ranks: tuple[int, int], processes
         except OSError as error:
             why = reason_of(error)
             raise ValueError(f"{folder} cannot be written ({why}); --output names another folder") from None
-        missing = write_all(folder, plan, ranks, processes, str(settings.data), share, encode_share, progress)
-        if missing:
-            return unfinished(folder, plan, missing)
+        task = ShardTask(settings, folder, plan)
+        unfinished = write_shards(task, ranks, processes, str(settings.data), encode_shards, progress)
     size = f"{plan.rows} frames x {source.views} views, {plan.rows * plan.row_bytes / 1e6:.1f} MB"
-    return f"codes of {settings.data}: {size}, in {folder}"
+    return unfinished or f"codes of {settings.data}: {size}, in {folder}"
 
 
 def check(settings: Settings, output: Path, samples: int, most: float) -> tuple[str, bool]:
-    """Encode some frames again: (what share of the codes differs, is it at most ``most``?)."""
-    settings = replace(settings, device=process_device(settings.device, 0, 1))
-    source, model = settings.source(), settings.model()
+    """Encode some frames again; return a line about the codes that differ, and whether they are at most ``most``."""
+    device = process_device(settings.device, 0, 1)
+    source, model = settings.source(), settings.model(device)
     plan = plan_of(settings, source, model)
     folder = output / f"{settings.resolution}px_{plan.digest}"
     if not is_whole(folder, plan):
         raise ValueError(f"{folder} is not there or not finished; without --check this command makes it")
     rows = np.unique(np.linspace(0, plan.rows - 1, min(samples, plan.rows)).astype(int))
-    held = Rows(folder, plan)
+    cache = Rows(folder, plan)
     differing = total = 0
-    for at in tqdm(range(0, len(rows), settings.batch_size), desc="encoding again", unit="batch"):
-        batch = rows[at : at + settings.batch_size]
-        again = encode(model, torch.stack([source.frame(int(row))[0] for row in batch]), settings.device)
-        differing += int((again != held.gather("codes", batch)).sum())
+    for start in tqdm(range(0, len(rows), settings.batch_size), desc="encoding again", unit="batch"):
+        batch = rows[start : start + settings.batch_size]
+        again = encode(model, torch.stack([source.frame(int(row))[0] for row in batch]), device)
+        differing += int((again != cache.gather("codes", batch)).sum())
         total += again.size
-    share = differing / total
-    told = f"{folder}: {differing} of {total} codes ({share:.2e}) of {len(rows)} frames came out otherwise"
-    return told, share <= most
+    fraction = differing / total
+    message = f"{folder}: {differing} of {total} codes ({fraction:.2e}) of {len(rows)} frames came out otherwise"
+    return message, fraction <= most
 
 
 # ------------------------------------------------------------------------------------------------------------- command
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    made, data, _ = cache_parser(
+        DESCRIPTION,
+        EPILOG,
+        run="its data, tokenizer, resolution and views",
+        data="splits, processed or raw (default: those of the run)",
+        output=f"{FOLDER} in the data set",
+        batch=16,
     )
-    what = made.add_argument_group("what")
-    what.add_argument("--config", metavar="YAML", help="a run's configuration: its data, tokenizer, resolution, views")
-    what.add_argument("overrides", nargs="*", metavar="key=value", help="with --config: as for training")
-    what.add_argument(
-        "--data", type=path_argument, nargs="+", metavar="PATH", help="splits, processed or raw (default: the run's)"
-    )
-    what.add_argument("--tokenizer", metavar="PATH_OR_ID", help="MagVITv2: a folder, a weights file or a hub id")
-    what.add_argument("--tokenizer-weights", metavar="FILE", help="weights in place of the tokenizer's own")
-    what.add_argument("--resolution", type=whole(1), metavar="R", help="side of the square images in pixels")
-    what.add_argument("--views", type=int, choices=(1, 2), help="cameras (default: both, where there are two)")
-    what.add_argument("--all-frames", action="store_true", help="raw splits: also frames that no annotation names")
-    how = made.add_argument_group("how")
-    how.add_argument(
-        "--output", type=path_argument, metavar="DIR", help=f"folder of caches (default: {FOLDER} in the data set)"
-    )
-    how.add_argument("--device", default="auto", help="auto, cpu, cuda (all of them) or cuda:<n>")
-    how.add_argument("--batch-size", type=int, default=16, metavar="N", help="frames encoded at once (default 16)")
-    rank_options(how)
-    look = made.add_argument_group("look at a cache")
-    look.add_argument("--check", action="store_true", help="encode some frames again and count the codes that differ")
-    look.add_argument("--samples", type=whole(1), default=64, help="with --check: how many frames (default 64)")
-    look.add_argument(
-        "--most-flips", type=real(0, 1), default=0.001, help="with --check: share that is no error (0.001)"
-    )
+    data.add_argument("--tokenizer", metavar="PATH_OR_ID", help="MagVITv2: a folder, a weights file or a hub id")
+    data.add_argument("--tokenizer-weights", metavar="FILE", help="weights in place of the tokenizer's own")
+    data.add_argument("--resolution", type=whole(1), metavar="R", help="side of the square images in pixels")
+    data.add_argument("--views", type=int, choices=(1, 2), help="cameras (default: both, if there are two)")
+    data.add_argument("--all-frames", action="store_true", help="raw splits: also frames without an annotation")
+    add = made.add_argument_group("check a cache").add_argument
+    add("--check", action="store_true", help="encode some frames again and count the codes that differ")
+    add("--samples", type=whole(1), default=64, help="with --check: number of frames (default 64)")
+    add("--most-flips", type=real(0, 1), default=0.001, help="with --check: fraction that is no error (0.001)")
     return made
 
 
+@report_errors("tokenize_images")
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    try:
-        jobs = _settings(options)
-        ranks = ranks_of(options)
-        good = True
-        for settings in jobs:
-            output = options.output or settings.data / FOLDER
-            if options.check:
-                told, fine = check(settings, output, options.samples, options.most_flips)
-                good = good and fine
-            else:
-                began = time.perf_counter()
-                told = tokenize(settings, output, ranks, options.processes)
-                told += f" ({time.perf_counter() - began:.0f} s)"
-            print(told)
-        return 0 if good else 1
-    except (ValueError, OSError) as error:
-        print(f"tokenize_images: {error}", file=sys.stderr)
-        return 2
+    jobs = _settings(options)
+    ranks = rank_and_world(options)
+    good = True
+    for settings in jobs:
+        output = options.output or settings.data / FOLDER
+        if options.check:
+            message, equal = check(settings, output, options.samples, options.most_flips)
+            good = good and equal
+        else:
+            began = time.perf_counter()
+            message = tokenize(settings, output, ranks, options.processes)
+            message += f" ({time.perf_counter() - began:.0f} s)"
+        print(message)
+    return 0 if good else 1
 
 
 def _settings(options: argparse.Namespace) -> list[Settings]:
-    """One for each data set."""
+    """Return the settings of each data set."""
     data, tokenizer, weights = options.data, options.tokenizer, options.tokenizer_weights
     resolution, views = options.resolution, options.views
-    if options.overrides and options.config is None:
-        raise ValueError(f"{options.overrides[0]}: settings of a run go with --config")
-    if options.config is not None:
-        job = load_job([f"config={options.config}", *options.overrides])
+    if (job := run_job(options)) is not None:
         params = job.dataset.params
         roots = (params.train_pre_shards_path_or_url, params.validation_pre_shards_path_or_url)
         data = data or [Path(root) for root in roots if root is not None]
@@ -257,7 +235,7 @@ def _settings(options: argparse.Namespace) -> list[Settings]:
         resolution, views = resolution or job.dataset.preprocessing.resolution, views or job.model.vla.num_view
     if not data or tokenizer is None or resolution is None:
         raise ValueError("give --config, or --data, --tokenizer and --resolution; --help shows examples")
-    least(options, resolution=1, batch_size=1, processes=1, readers=1, samples=1)
+    require_at_least(options, resolution=1, batch_size=1, processes=1, readers=1, samples=1)
     return [
         Settings(
             data=path,

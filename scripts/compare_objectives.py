@@ -20,15 +20,14 @@ import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parents[1]
-
-from common.arguments import path_argument, real, whole  # noqa: E402
-from common.command import run_command  # noqa: E402
-from common.folder_lock import hold  # noqa: E402
-from config.loading import ConfigError, load_job  # noqa: E402
-from config.schema import Job  # noqa: E402
-from scripts.objective_comparison.plan import (  # noqa: E402
+from common.arguments import command_parser, path_argument, real, whole
+from common.command import report_errors, run_command
+from common.folder_lock import hold
+from config.loading import load_job
+from config.schema import Job
+from scripts.objective_comparison.plan import (
     CONFIGS,
     Budget,
     Plan,
@@ -38,31 +37,34 @@ from scripts.objective_comparison.plan import (  # noqa: E402
     write_blank_images,
 )
 
+if TYPE_CHECKING:
+    from scripts.objective_comparison.report import Findings
+
 ROOT = Path(__file__).resolve().parents[1]
 RAW_SPLITS = ROOT / "dummy_data/calvin"
 
 
+@report_errors("compare_objectives")
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     started = time.monotonic()
+    start = () if args.from_run is None else overrides_from_run(args.from_run.resolve())
+    overrides = (*start, *args.overrides)
+    budget = Budget(args.steps, args.batch_size_pre, args.batch_size_mmu, args.learning_rate, overrides)
+    folder = args.output_dir.resolve()
+    plan = Plan(folder, read_objectives(args.objectives), read_seeds(args.seeds), args.blind, budget)
+    jobs = {name: _job(plan, name) for name in plan.objectives}
     try:
-        start = () if args.from_run is None else overrides_from_run(args.from_run.resolve())
-        overrides = (*start, *args.overrides)
-        budget = Budget(args.steps, args.batch_size_pre, args.batch_size_mmu, args.learning_rate, overrides)
-        folder = args.output_dir.resolve()
-        plan = Plan(folder, read_objectives(args.objectives), read_seeds(args.seeds), args.blind, budget)
-        jobs = {name: _job(plan, name) for name in plan.objectives}
         with hold(folder, "compare_objectives", "--output-dir "):
             plan.write_or_check()
             identical = _run(plan, jobs, args, argv)
-    except (ConfigError, ValueError, OSError, RuntimeError) as error:
-        print(f"compare_objectives: {error}", file=sys.stderr)
-        return 2
+    except RuntimeError as error:  # a failed run
+        raise ValueError(str(error)) from error
     except KeyboardInterrupt:
         print("\nstopped; the same command resumes from here", file=sys.stderr)
         return 130
-    took = time.monotonic() - started
-    print(f"done in {took:.0f} s: {folder}/summary.md, summary.json, curves.png; runs in {folder}/runs")
+    seconds = time.monotonic() - started
+    print(f"done in {seconds:.0f} s: {folder}/summary.md, summary.json, curves.png; runs in {folder}/runs")
     if not identical:
         print("image or action losses of the first step differ between objectives: see summary.md", file=sys.stderr)
     return 0 if identical else 1
@@ -70,9 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(plan: Plan, jobs: dict[str, Job], args: argparse.Namespace, argv: Sequence[str] | None) -> bool:
     """Train, evaluate, report; return whether the first steps' image and action losses are identical."""
-    from scripts.objective_comparison.train import (
-        train_all,  # torch and transformers are loaded after the arguments are checked
-    )
+    from scripts.objective_comparison.train import train_all  # loads torch, after the arguments are checked
 
     first_job = next(iter(jobs.values()))
     data = first_job.dataset.params
@@ -159,38 +159,17 @@ def _notes(jobs: dict[str, Job]) -> list[str]:
     ]
 
 
-def _print_summary(findings: object) -> None:
+def _print_summary(findings: Findings) -> None:
     """Print a short table and the main comparisons."""
-    from rich.console import Console
-    from rich.table import Table
-
     from scripts.objective_comparison import pairwise, report
 
-    assert isinstance(findings, report.Findings)
-    shown = Table(title=f"Held out; the best blind guess is right in {100 * findings.floor:.0f} %")
-    for title in ("objective", "nats per token", "exact match", "shuffled images", "tokens/s", "action MAE"):
-        shown.add_column(title, justify="left" if title == "objective" else "right")
-    for name, runs in findings.results.items():
-        exact, shuffled = (pairwise.interval(m, runs) for m in (pairwise.EXACT, pairwise.SHUFFLED))
-        shown.add_row(
-            name,
-            f"{pairwise.interval(pairwise.NATS, runs):.3f}",
-            f"{exact:.2f}",
-            f"{shuffled.point:.2f}",
-            f"{findings.speeds[name].tokens_per_second:.0f}",
-            f"{pairwise.interval(pairwise.ACTION, runs):.3f}",
-        )
-    console = Console()
-    console.print(shown)
+    print(f"Held out; the best blind guess is right in {100 * findings.floor:.0f} %\n{report.text_table(findings)}")
     for pair in pairwise.compare_pairs(findings.results):
         if pair.metric in (pairwise.EXACT, pairwise.ACTION, pairwise.LENGTH):
-            console.print(
-                f"  {pair.first} against {pair.second}, {pair.metric.name}: {pair.words} "
-                f"(P({pair.first} better) = {pair.probability_better:.2f})",
-                highlight=False,
-            )
+            better = f"(P({pair.first} better) = {pair.probability_better:.2f})"
+            print(f"  {pair.first} against {pair.second}, {pair.metric.name}: {pair.words} {better}")
     same = all(first.identical for first in findings.first)
-    console.print(f"  image and action losses of the first step: {'identical' if same else '[red]different[/red]'}")
+    print(f"  image and action losses of the first step: {'identical' if same else 'DIFFERENT'}")
 
 
 def _job(plan: Plan, objective: str) -> Job:
@@ -200,63 +179,28 @@ def _job(plan: Plan, objective: str) -> Job:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="compare_objectives", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    default = Budget()
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for all runs, as in training")
-    parser.add_argument("--steps", type=int, default=default.steps, help="optimizer steps (default: %(default)s)")
-    parser.add_argument("--seeds", default="0", help="seeds; one run of each objective per seed (default: %(default)s)")
-    parser.add_argument("--objectives", default="ar,mdm,bd", help="objectives to compare (default: %(default)s)")
-    parser.add_argument(
-        "--blind", action="store_true", help="also train each on blank images, to measure how far guessing gets"
-    )
-    parser.add_argument(
-        "--output-dir", type=path_argument, default=Path("results"), help="summary, figure, runs (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        default=os.cpu_count() or 1,
-        help="runs trained at once (default: one for each core, %(default)s)",
-    )
-    parser.add_argument(
-        "--batch-size-pre",
-        type=whole(1),
-        default=default.batch_size_pre,
-        help="robot samples per step (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--batch-size-mmu",
-        type=whole(1),
-        default=default.batch_size_mmu,
-        help="conversations per step (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--learning-rate",
-        type=real(above=0),
-        default=default.learning_rate,
-        help="peak learning rate (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--from-run",
-        type=path_argument,
-        metavar="RUN",
-        help="start all runs from its model, on its robot data (default: none)",
-    )
-    parser.add_argument(
-        "--chains",
-        type=whole(0),
-        default=0,
-        help="closed-loop chains of three doors and lights on the desk (default: none)",
-    )
-    parser.add_argument(
-        "--dataset-root",
-        type=path_argument,
-        default=RAW_SPLITS,
-        help="raw recording whose validation split the actions are results on (default: dummy_data/calvin)",
-    )
-    return parser
+    made = command_parser(__doc__, prog="compare_objectives")
+    add, default = made.add_argument, Budget()
+    add("overrides", nargs="*", metavar="section.key=value", help="for all runs, as in training")
+    add("--steps", type=int, default=default.steps, help="optimizer steps (default: %(default)s)")
+    add("--seeds", default="0", help="seeds; one run of each objective per seed (default: %(default)s)")
+    add("--objectives", default="ar,mdm,bd", help="objectives to compare (default: %(default)s)")
+    add("--blind", action="store_true", help="also train each on blank images, to measure how far guessing gets")
+    output = "summary, figure, runs (default: %(default)s)"
+    add("--output-dir", type=path_argument, default=Path("results"), help=output)
+    jobs = "runs trained at once (default: one for each core, %(default)s)"
+    add("--jobs", type=int, default=os.cpu_count() or 1, help=jobs)
+    pre, mmu, rate = default.batch_size_pre, default.batch_size_mmu, default.learning_rate
+    add("--batch-size-pre", type=whole(1), default=pre, help="robot samples per step (default: %(default)s)")
+    add("--batch-size-mmu", type=whole(1), default=mmu, help="conversations per step (default: %(default)s)")
+    add("--learning-rate", type=real(above=0), default=rate, help="peak learning rate (default: %(default)s)")
+    start = "start all runs from its model, on its robot data (default: none)"
+    add("--from-run", type=path_argument, metavar="RUN", help=start)
+    chains = "closed-loop chains of three doors and lights on the desk (default: none)"
+    add("--chains", type=whole(0), default=0, help=chains)
+    recording = "raw recording whose validation split the actions are evaluated on (default: dummy_data/calvin)"
+    add("--dataset-root", type=path_argument, default=RAW_SPLITS, help=recording)
+    return made
 
 
 if __name__ == "__main__":

@@ -5,17 +5,11 @@ python scripts/estimate_memory.py config=./config/bdvla_action_tuning.yaml prese
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
-if __package__ in (None, ""):  # started as a file: the repository's root is not on the path yet
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from common.arguments import path_argument, real
-from common.command import run_command
+from common.arguments import command_parser, path_argument, real
+from common.command import report_errors, run_command
 from config.loading import load_job
 from config.schema import Job
 
@@ -60,24 +54,19 @@ def size_text(size: int) -> str:
     return f"{size / GIB:.1f} GB" if size >= GIB else f"{size / (1 << 20):.0f} MB"
 
 
+@report_errors("estimate_memory")
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the estimate; return 1 if it does not fit on the device that was given."""
-    parser = argparse.ArgumentParser(
-        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(DESCRIPTION, EPILOG)
     parser.add_argument("job", nargs="+", metavar="config=FILE | section.key=value", help="as for train_*.py")
     parser.add_argument("--launch", type=path_argument, metavar="FILE", help="launch file of accelerate")
     parser.add_argument("--device-gb", type=real(above=0), metavar="GB", help="memory of the device to compare with")
     options = parser.parse_args(argv)
-    try:
-        job = load_job(options.job)
-        from training.memory import Sharding, build_shapes, estimate, read_launch  # loads torch
+    job = load_job(options.job)
+    from training.memory import Sharding, build_shapes, estimate, read_launch  # loads torch
 
-        sharding = Sharding() if options.launch is None else read_launch(options.launch, job)
-        found = estimate(build_shapes(job), sharding)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"estimate_memory: {error}", file=sys.stderr)
-        return 2
+    sharding = Sharding() if options.launch is None else read_launch(options.launch, job)
+    found = estimate(build_shapes(job), sharding)
     for name, size in asdict(found).items():
         print(f"{name:12}{size_text(size):>10}")
     print(f"{'total':12}{size_text(found.total):>10} per process, at the longest rows")

@@ -7,11 +7,10 @@ r"""Offline action metrics of a policy on recorded CALVIN frames. No simulator i
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from common.arguments import path_argument
-from common.command import run_command
+from common.arguments import command_parser, path_argument
+from common.command import report_errors, run_command
 from policy_rollout.policies.interface import ACTION_DECODERS, ACTION_KEYS
 from policy_rollout.policies.model_yaml import load_model_yaml
 
@@ -43,62 +42,51 @@ and pass the copy."""
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    data = made.add_argument_group("data")
-    data.add_argument(
+    made = command_parser(DESCRIPTION, EPILOG)
+    add = made.add_argument_group("data").add_argument
+    add(
         "--dataset-root",
         type=path_argument,
         required=True,
-        help="folder with training/ and validation/: CALVIN's, or processed splits (dataset_info.json)",
+        help="folder with training/ and validation/ (CALVIN or processed)",
     )
-    data.add_argument("--split", default="validation", help="folder in it to evaluate (default: validation)")
-    data.add_argument("--start-only", action="store_true", help="only the first frame of each annotation")
-    data.add_argument("--stride", type=int, default=1, help="frames from one sample to the next (default: 1)")
-    data.add_argument("--max-samples", type=int, default=0, help="take the first that many samples (default: 0, all)")
-    data.add_argument("--action-key", choices=ACTION_KEYS, default=ACTION_KEYS[0], help="recorded actions to use")
-    data.add_argument("--clip-action", action="store_true", help="cut predicted actions to [-1, 1]")
-    data.add_argument(
-        "--token-cache",
-        type=path_argument,
-        metavar="DIR",
-        help="image codes of the split, made by preprocess_data/tokenize_images.py; no frame is opened",
-    )
+    add("--split", default="validation", help="folder in it to evaluate (default: validation)")
+    add("--start-only", action="store_true", help="only the first frame of each annotation")
+    add("--stride", type=int, default=1, help="frames from one sample to the next (default: 1)")
+    add("--max-samples", type=int, default=0, help="take the first that many samples (default: 0, all)")
+    add("--action-key", choices=ACTION_KEYS, default=ACTION_KEYS[0], help="recorded actions to use")
+    add("--clip-action", action="store_true", help="cut predicted actions to [-1, 1]")
+    cache = "image codes of the split, made by preprocess_data/tokenize_images.py; no frame is opened"
+    add("--token-cache", type=path_argument, metavar="DIR", help=cache)
     policy = made.add_argument_group("policy (one of --model-config and --baseline)")
-    policy = policy.add_mutually_exclusive_group(required=True)
-    policy.add_argument("--model-config", help="model yaml, e.g. policy_rollout/arvla_model.yaml")
-    made.add_argument(
+    one = policy.add_mutually_exclusive_group(required=True)
+    one.add_argument("--model-config", help="model yaml, e.g. policy_rollout/arvla_model.yaml")
+    one.add_argument("--baseline", choices=("mean", "zero"), help="a constant: mean training action, or zero")
+    add = made.add_argument
+    add(
         "--action-decoder",
         choices=ACTION_DECODERS,
         help="source of the actions of --model-config: the regression head, or block-diffusion action tokens "
-        "(default: as block_diffusion.action_infer_enabled says in the model yaml, else in the training run)",
+        "(default: block_diffusion.action_infer_enabled of the model yaml, else of the training run)",
     )
-    policy.add_argument("--baseline", choices=("mean", "zero"), help="a constant: mean training action, or zero")
-    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>; without CUDA the CPU is used")
-    made.add_argument("--batch-size", type=int, default=0, help="samples per forward (default: 0, as many as fit)")
-    made.add_argument(
-        "--train-split",
-        type=path_argument,
-        help="split, raw or processed, whose mean action is taken (default: training)",
-    )
-    made.add_argument("--act-step", type=int, default=10, help="chunk length of a baseline (default: 10)")
-    made.add_argument("--output-json", type=path_argument, help="where the results are written")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:<n>; without CUDA the CPU is used")
+    add("--batch-size", type=int, default=0, help="samples per forward (default: 0, as many as fit)")
+    mean = "split, raw or processed, whose mean action is taken (default: training)"
+    add("--train-split", type=path_argument, help=mean)
+    add("--act-step", type=int, default=10, help="chunk length of a baseline (default: 10)")
+    add("--output-json", type=path_argument, help="file of the results")
     return made
 
 
+@report_errors("eval_upvla_offline_actions")
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    try:
-        if options.model_config is not None:
-            load_model_yaml(options.model_config).require_checkpoint()
-        # Imported here: --help and errors on the command line come before torch and transformers are loaded.
-        from policy_rollout.benchmarks.offline_cli import run
+    if options.model_config is not None:
+        load_model_yaml(options.model_config).require_checkpoint()
+    # Imported here: --help and errors on the command line come before torch and transformers are loaded.
+    from policy_rollout.benchmarks.offline_cli import run
 
-        run(options)
-    except (ValueError, OSError) as error:
-        print(f"eval_upvla_offline_actions: {error}", file=sys.stderr)
-        return 2
+    run(options)
     return 0
 
 

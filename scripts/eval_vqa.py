@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.arguments import path_argument
-from common.command import run_command
+from common.arguments import command_parser, path_argument
+from common.command import report_errors, run_command
 from common.files import write_text
 from common.folder_lock import hold
 from models.decoding import Decoding, Generation, generate
@@ -89,29 +89,21 @@ class Task:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    group = made.add_argument_group("questions")
-    group.add_argument("--benchmark", choices=(EMBEDDED, *FORMATS), default=EMBEDDED, help="(default: %(default)s)")
-    group.add_argument(
-        "--questions", type=path_argument, nargs="+", metavar="FILE", help="question files of the benchmark"
-    )
-    group.add_argument(
-        "--image-root", type=path_argument, metavar="DIR", help="folder that the files' image names are relative to"
-    )
-    group.add_argument("--max-questions", type=int, default=0, metavar="N", help="the first N only (default: 0, all)")
-    group.add_argument("--suffix", help="text after every question (default: as LLaVA's evaluation of the benchmark)")
-    group.add_argument("--shuffle-pictures", action="store_true", help="ask every question about another image")
+    made = command_parser(DESCRIPTION, EPILOG)
+    add = made.add_argument_group("questions").add_argument
+    add("--benchmark", choices=(EMBEDDED, *FORMATS), default=EMBEDDED, help="(default: %(default)s)")
+    add("--questions", type=path_argument, nargs="+", metavar="FILE", help="question files of the benchmark")
+    add("--image-root", type=path_argument, metavar="DIR", help="folder that the files' image names are relative to")
+    add("--max-questions", type=int, default=0, metavar="N", help="the first N only (default: 0, all)")
+    add("--suffix", help="text after every question (default: as LLaVA's evaluation of the benchmark)")
+    add("--shuffle-pictures", action="store_true", help="ask every question about another image")
     add_model(made)
     how = add_decoding(made)
     how.add_argument("--max-new-tokens", type=int, help="longest answer (default: by benchmark, 16 to 256)")
     how.add_argument("--batch-size", type=int, default=0, help="questions at once (default: 16, on a GPU 64)")
-    out = made.add_argument_group("results")
-    out.add_argument("--log-dir", type=path_argument, help="default: results/vqa/<benchmark>_<digest of all settings>")
-    out.add_argument(
-        "--compare", type=path_argument, nargs="+", metavar="RESULT", help="compare finished results, without a model"
-    )
+    add = made.add_argument_group("results").add_argument
+    add("--log-dir", type=path_argument, help="default: results/vqa/<benchmark>_<digest of all settings>")
+    add("--compare", type=path_argument, nargs="+", metavar="RESULT", help="compare finished results, without a model")
     return made
 
 
@@ -234,20 +226,17 @@ def compare(options: argparse.Namespace) -> None:
     print("; ".join(map(results.verdict, pairs)))
 
 
+@report_errors("eval_vqa")
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    try:
-        if options.compare:
-            compare(options)
-            return 0
-        task = prepare(options)
-        with hold(task.folder, "eval_vqa", "--log-dir "):
-            content = evaluate(task)
-            table = results.markdown(task.folder.name, content)
-            write_text(task.folder / "summary.md", table)
-    except (ValueError, OSError) as error:
-        print(f"eval_vqa: {error}", file=sys.stderr)
-        return 2
+    if options.compare:
+        compare(options)
+        return 0
+    task = prepare(options)
+    with hold(task.folder, "eval_vqa", "--log-dir "):
+        content = evaluate(task)
+        table = results.markdown(task.folder.name, content)
+        write_text(task.folder / "summary.md", table)
     print(table)
     print(f"{results.last_line(content)}; results in {task.folder}")
     return 0

@@ -9,7 +9,6 @@ the model learned from. Writes summary.md and results.json. Outcomes are stored 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import shlex
@@ -25,13 +24,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from common.arguments import path_argument, whole
-from common.command import run_command
+from common.arguments import command_parser, path_argument, whole
+from common.command import report_errors, run_command
 from common.files import write_text
 from common.folder_lock import hold_file
 from common.tables import interval_json, markdown_table, percent, points
 from config.identity import settings_of
-from config.loading import ConfigError, load_job
+from config.loading import load_job
 from config.schema import Job
 from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit
@@ -239,34 +238,27 @@ def results(outcomes: Sequence[Outcome]) -> dict[str, object]:
     }
 
 
+@report_errors("evaluate_desk")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=path_argument, required=True, help="output folder of a training run")
-    parser.add_argument("--episodes", type=whole(1), default=160, help="single tasks (default: %(default)s)")
-    parser.add_argument("--chains", type=whole(0), default=60, help="chains of three tasks (default: %(default)s)")
-    parser.add_argument(
-        "--output-dir", type=path_argument, help="where summary.md and results.json go (default: the model's)"
-    )
-    parser.add_argument(
-        "--only", nargs="+", choices=POLICIES, help="run only these, store their outcomes, write no report"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+    parser = command_parser(__doc__)
+    add = parser.add_argument
+    add("--model", type=path_argument, required=True, help="output folder of a training run")
+    add("--episodes", type=whole(1), default=160, help="single tasks (default: %(default)s)")
+    add("--chains", type=whole(0), default=60, help="chains of three tasks (default: %(default)s)")
+    add("--output-dir", type=path_argument, help="folder of summary.md and results.json (default: the model's)")
+    add("--only", nargs="+", choices=POLICIES, help="run only these, store their outcomes, write no report")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     args = parser.parse_args(argv)
-    try:
-        if not (args.model / "config.yaml").is_file():
-            raise FileNotFoundError(
-                f"{args.model / 'config.yaml'} does not exist; --model is the output folder of a training run"
-            )
-        evaluation = Evaluation(args.model, args.device, args.episodes, args.chains, args.model / "judged")
-        names = args.only or POLICIES
-        with ExitStack() as locks:
-            for name in names:  # several commands may run different policies at the same time
-                locks.enter_context(hold_file(evaluation.file(name), f"evaluate_desk, {name}", "--model "))
-            outcomes = [evaluation.outcome(name) for name in names]
-            made_with = {name: evaluation.conditions(name) for name in names}
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"evaluate_desk: {error}", file=sys.stderr)
-        return 2
+    if not (args.model / "config.yaml").is_file():
+        file = args.model / "config.yaml"
+        raise FileNotFoundError(f"{file} does not exist; --model is the output folder of a training run")
+    evaluation = Evaluation(args.model, args.device, args.episodes, args.chains, args.model / "judged")
+    names = args.only or POLICIES
+    with ExitStack() as locks:
+        for name in names:  # several commands may run different policies at the same time
+            locks.enter_context(hold_file(evaluation.file(name), f"evaluate_desk, {name}", "--model "))
+        outcomes = [evaluation.outcome(name) for name in names]
+        made_with = {name: evaluation.conditions(name) for name in names}
     if args.only:
         for one in outcomes:
             print(f"{one.name}: {sum(one.done)}/{len(one.done)} done, chains {one.chains}")

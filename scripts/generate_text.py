@@ -6,11 +6,10 @@ python scripts/generate_text.py --checkpoint outputs/tiny_bdvla --picture table.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from common.arguments import path_argument, whole
-from common.command import run_command
+from common.arguments import command_parser, path_argument, whole
+from common.command import report_errors, run_command
 from policy_rollout.policies.model_yaml import load_model_yaml
 from policy_rollout.text_generation.cli_options import ACCEPT_HELP, add_decoding, add_model
 
@@ -40,9 +39,7 @@ QUESTION = "Name the toys on the table."
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = command_parser(DESCRIPTION, EPILOG)
     add_model(made)
     group = made.add_argument_group("questions")
     group.add_argument("--picture", type=path_argument, nargs="+", help="files or folders (default: a bundled image)")
@@ -61,22 +58,17 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+@report_errors("generate_text")
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    try:
-        if options.model_config is not None:
-            load_model_yaml(options.model_config, options.checkpoint).require_checkpoint()
-        # Imported here: --help and errors on the command line come before torch and transformers are loaded.
-        from rich.console import Console
+    if options.model_config is not None:
+        load_model_yaml(options.model_config, options.checkpoint).require_checkpoint()
+    # Imported here: --help and errors on the command line come before torch and transformers are loaded.
+    from rich.console import Console
 
-        from policy_rollout.text_generation.generate_cli import run
+    from policy_rollout.text_generation.generate_cli import run
 
-        run(options, Console())
-    except BrokenPipeError:  # of stdout: see run_command
-        raise
-    except (ValueError, OSError) as error:
-        print(f"generate_text: {error}", file=sys.stderr)
-        return 2
+    run(options, Console())
     return 0
 
 

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.arguments import path_argument
-from common.command import run_command
+from common.arguments import command_parser, path_argument
+from common.command import report_errors, run_command
 from preprocess_data.dataset_viewer.interface import Source
 
 DESCRIPTION = """\
@@ -40,9 +40,9 @@ def chosen(source: Source, options: argparse.Namespace) -> list[int]:
     if options.count < 1:
         raise ValueError(f"--count must be at least 1, is {options.count}")
     if options.task is None and options.search is None:
-        from preprocess_data.dataset_viewer.contact_sheet import varied
+        from preprocess_data.dataset_viewer.contact_sheet import select_varied
 
-        return varied(source, options.count)
+        return select_varied(source, options.count)
     words = (options.search or "").casefold()
     found = [
         number
@@ -59,12 +59,7 @@ def chosen(source: Source, options: argparse.Namespace) -> list[int]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="inspect_data",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = command_parser(DESCRIPTION, EPILOG, prog="inspect_data")
     made.add_argument("path", type=path_argument, help="the data set")
     made.add_argument("--out", type=path_argument, help="HTML file to write (default outputs/inspect/<name>.html)")
     made.add_argument("--count", type=int, default=12, help="episodes on the page (default 12)")
@@ -77,31 +72,28 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+@report_errors("inspect_data")
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    try:
-        if options.moments < 1:
-            raise ValueError(f"--moments must be at least 1, is {options.moments}")
-        # These import torch and matplotlib.
-        from preprocess_data.dataset_viewer.contact_sheet import draw_sheet
-        from preprocess_data.dataset_viewer.page import write_page
-        from preprocess_data.dataset_viewer.sources import open_source
-        from preprocess_data.dataset_viewer.stats import Facts
+    if options.moments < 1:
+        raise ValueError(f"--moments must be at least 1, is {options.moments}")
+    # These import torch and matplotlib.
+    from preprocess_data.dataset_viewer.contact_sheet import draw_sheet
+    from preprocess_data.dataset_viewer.page import write_page
+    from preprocess_data.dataset_viewer.sources import open_source
+    from preprocess_data.dataset_viewer.stats import Facts
 
-        source = open_source(options.path)
-        facts = Facts.of(source)
-        print(facts.text())
-        if options.sheet is not None:
-            draw_sheet(source, facts, options.sheet)
-            print(f"contact sheet: {options.sheet}")
-        if options.text:
-            return 0
-        absolute = source.path.absolute()
-        out = options.out or Path("outputs/inspect") / f"{absolute.parent.name}_{absolute.name}.html"
-        faults = write_page(source, facts, chosen(source, options), options.moments, out, progress=sys.stderr.isatty())
-    except (ValueError, OSError) as error:
-        print(f"inspect_data: {error}", file=sys.stderr)
-        return 2
+    source = open_source(options.path)
+    facts = Facts.of(source)
+    print(facts.text())
+    if options.sheet is not None:
+        draw_sheet(source, facts, options.sheet)
+        print(f"contact sheet: {options.sheet}")
+    if options.text:
+        return 0
+    absolute = source.path.absolute()
+    out = options.out or Path("outputs/inspect") / f"{absolute.parent.name}_{absolute.name}.html"
+    faults = write_page(source, facts, chosen(source, options), options.moments, out, progress=sys.stderr.isatty())
     for fault in faults:
         print(f"not shown: {fault}", file=sys.stderr)
     print(f"open in a browser: {out} ({out.stat().st_size / 1e6:.1f} MB, needs no other file)")

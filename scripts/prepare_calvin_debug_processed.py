@@ -7,14 +7,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
-from common.arguments import path_argument, whole
-from common.command import run_command
+from common.arguments import command_parser, path_argument, whole
+from common.command import report_errors, run_command
 from preprocess_data.process_calvin import describe, write_processed
 from training.data.calvin import Annotation, CalvinSplit
 
@@ -40,29 +39,22 @@ def stretches(split: CalvinSplit, start_index: int, max_frames: int, instruction
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--source-split-dir", type=path_argument, required=True, help="folder with episode_*.npz")
-    made.add_argument("--output-dir", type=path_argument, required=True, help="folder to write; made if missing")
-    made.add_argument("--instruction", required=True, help="instruction of every frame")
-    made.add_argument("--max-frames", type=int, default=256, help="number of frames (default 256)")
-    made.add_argument(
-        "--start-index",
-        type=whole(0),
-        default=0,
-        help="first frame, counted from 0 in the order of the files (default 0)",
-    )
+    made = command_parser(DESCRIPTION)
+    add = made.add_argument
+    add("--source-split-dir", type=path_argument, required=True, help="folder with episode_*.npz")
+    add("--output-dir", type=path_argument, required=True, help="folder to write; made if missing")
+    add("--instruction", required=True, help="instruction of every frame")
+    add("--max-frames", type=int, default=256, help="number of frames (default 256)")
+    add("--start-index", type=whole(0), default=0, help="first frame, from 0 in the order of the files (default 0)")
     return made
 
 
+@report_errors("prepare_calvin_debug_processed")
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    try:
-        split = CalvinSplit(options.source_split_dir)
-        windows = stretches(split, options.start_index, options.max_frames, options.instruction)
-        summary = write_processed(split, windows, options.output_dir, placement="copy")
-    except (ValueError, OSError) as error:
-        print(f"prepare_calvin_debug_processed: {error}", file=sys.stderr)
-        return 2
+    split = CalvinSplit(options.source_split_dir)
+    windows = stretches(split, options.start_index, options.max_frames, options.instruction)
+    summary = write_processed(split, windows, options.output_dir, placement="copy")
     print(describe(summary))
     return 0
 

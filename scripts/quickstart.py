@@ -10,10 +10,8 @@ untrained and with the constant mean action, by its action errors and in closed 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,19 +20,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 import train_upvla
-from common.arguments import path_argument, whole
-from common.command import run_command
+from common.arguments import command_parser, path_argument, whole
+from common.command import report_errors, run_command
 from common.files import write_text
 from common.folder_lock import hold
 from common.image_grid import GREEN, RED, add_caption, image_grid, side_by_side, write_png
+from common.tables import markdown_table
 from common.video import write_gif
 from config.identity import difference, settings_in, settings_of
-from config.loading import ConfigError, load_job
+from config.loading import load_job
 from config.schema import Job, Objective
 from models.objectives import text_objective
 from models.pretrained.model_io import build
@@ -193,36 +190,30 @@ def write_report(
 ) -> None:
     """Print the table and the paths of all outputs; write `report.md` and `results.json`."""
     header = ["policy", *COLUMNS, "closed loop (95 % interval)"]
-    table = Table(title="Held-out recordings of the desk (lower errors are better)")
-    for title in header:
-        table.add_column(title, justify="left" if title == "policy" else "right")
-    for row in rows_of(results):
-        table.add_row(*row)
-    console = Console()
-    console.print(table)
-    lines = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows_of(results)]]
+    table = markdown_table(header, rows_of(results))
+    print(f"Held-out recordings of the desk (lower errors are better)\n{table}")
     note = (
-        "Embedded models (random weights), a few minutes of training: this shows that the system works, not how good "
-        "the method is."
+        "Embedded models (random weights) and a few minutes of training show that the system works, not how good the "
+        "method is."
     )
     settings = ", ".join(f"{name} {value}" for name, value in made_with.items())
     links = "\n".join(f"![{p.stem}](pictures/{p.name})" for p in images)
     write_text(
         folder / "report.md",
-        "\n".join(["# Quickstart", "", *lines, "", note, "", f"Made with {settings}.", "", links, ""]),
+        f"# Quickstart\n\n{table}\n\n{note}\n\nMade with {settings}.\n\n{links}\n",
     )
     numbers = {
         result.name: {**result.errors, "closed_loop_success": result.rollout.success().point} for result in results
     }
     write_text(folder / "results.json", json.dumps(numbers, indent=2) + "\n")
-    console.print(f"[bold]done in {seconds:.0f} s[/bold]; results:")
+    print(f"done in {seconds:.0f} s; results:")
     for what, where in (
         ("report", folder / "report.md"),
         ("predicted frames and rollouts", folder / "pictures"),
         ("curves, answers, frames", f"tensorboard --logdir {folder / 'run'}"),
         ("the model", folder / "run"),
     ):
-        console.print(f"  {what:30} {where}", soft_wrap=True)
+        print(f"  {what:30} {where}")
 
 
 def run(objective: Objective, folder: Path, size: Size, started: float) -> None:
@@ -254,28 +245,22 @@ def run(objective: Objective, folder: Path, size: Size, started: float) -> None:
     write_report(results, folder, images, made_with, time.monotonic() - started)
 
 
+@report_errors("quickstart")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objective", choices=list(NAMES), default="ar", help="text objective (default: ar)")
-    parser.add_argument(
-        "--output", type=path_argument, help="folder for everything (default: outputs/quickstart_<objective>)"
-    )
-    parser.add_argument("--steps", type=whole(1), default=Size.steps, help=f"training steps (default: {Size.steps})")
-    parser.add_argument(
-        "--episodes", type=whole(1), default=Size.training_episodes, help="demonstration episodes to record"
-    )
+    parser = command_parser(__doc__)
+    add = parser.add_argument
+    add("--objective", choices=list(NAMES), default="ar", help="text objective (default: ar)")
+    add("--output", type=path_argument, help="folder for everything (default: outputs/quickstart_<objective>)")
+    add("--steps", type=whole(1), default=Size.steps, help=f"training steps (default: {Size.steps})")
+    add("--episodes", type=whole(1), default=Size.training_episodes, help="demonstration episodes to record")
     args = parser.parse_args(argv)
     started = time.monotonic()
     folder = (args.output or Path("outputs") / f"quickstart_{args.objective}").resolve()
     size = Size(steps=args.steps, training_episodes=args.episodes)
-    try:
-        text_objective(args.objective)
-        with hold(folder, "quickstart", "--output "):
-            check_settings(folder, args.objective, size)
-            run(args.objective, folder, size, started)
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"quickstart: {error}", file=sys.stderr)
-        return 2
+    text_objective(args.objective)
+    with hold(folder, "quickstart", "--output "):
+        check_settings(folder, args.objective, size)
+        run(args.objective, folder, size, started)
     return 0
 
 

@@ -6,14 +6,12 @@ python scripts/show_mask.py bd block_diffusion.block_size=3 --png outputs/mask.p
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.arguments import path_argument, whole
-from common.command import run_command
-from common.files import reason_of
+from common.arguments import command_parser, path_argument, whole
+from common.command import report_errors, run_command
+from common.files import atomic_path, reason_of
 from config.loading import find, read_into
 from config.parsing import ConfigError, build, new_tree
 from config.schema import Job
@@ -56,9 +54,7 @@ LARGEST_IMAGE = 4000
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = command_parser(DESCRIPTION, EPILOG)
     made.add_argument(
         "what", nargs="*", metavar="layout | config=FILE | section.key=value", help="see above; in any order"
     )
@@ -146,40 +142,31 @@ def save(path: Path, layout: Layout, title: str, note: str) -> None:
     if path.suffix.lower() != ".png" or path.is_dir():
         raise ValueError(f"--png {path}: expected the name of a .png file")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        draw_mask(layout, title, note).savefig(temporary, format="png")
-        os.replace(temporary, path)
+        with atomic_path(path) as partial:
+            draw_mask(layout, title, note).savefig(partial, format="png")
     except OSError as error:
         raise ValueError(f"--png {path}: cannot be written ({reason_of(error)})") from error
 
 
+@report_errors("show_mask")
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_intermixed_args(argv)
-    try:
-        name, job, configured = job_of(options.what)
-        answers = tuple(int(count) for count in options.answer.split(",") if count.strip().isdigit())
-        if len(answers) != len(options.answer.split(",")):
-            answers = ()
-        sizes = Sizes(
-            options.instruction, options.codes, options.system, options.patches, options.question, answers,
-            options.padding,
-        )  # fmt: skip
-        layout = build_layout(name, job, sizes, SampleRng(options.seed, options.step))
-        count = layout.sequence.ids.shape[1]
-        if options.png is None and count > WIDEST_TEXT:
-            raise ValueError(
-                f"{count} slots are too many for text; write an image with --png FILE, or reduce the sizes"
-            )
-        if count > LARGEST_IMAGE:
-            raise ValueError(f"{count} slots are too many for an image; at most {LARGEST_IMAGE} are drawn")
-        title = f"{name}: {describe_settings(name, job, options.step)}"
-        if options.png is not None:
-            save(options.png, layout, title, "" if configured else "Sizes are reduced for display.")
-    except ValueError as error:
-        print(f"show_mask: {error}", file=sys.stderr)
-        return 2
+    name, job, configured = job_of(options.what)
+    answers = tuple(int(count) for count in options.answer.split(",") if count.strip().isdigit())
+    if len(answers) != len(options.answer.split(",")):
+        answers = ()
+    sizes = Sizes(
+        options.instruction, options.codes, options.system, options.patches, options.question, answers, options.padding
+    )
+    layout = build_layout(name, job, sizes, SampleRng(options.seed, options.step))
+    count = layout.sequence.ids.shape[1]
+    if options.png is None and count > WIDEST_TEXT:
+        raise ValueError(f"{count} slots are too many for text; write an image with --png FILE, or reduce the sizes")
+    if count > LARGEST_IMAGE:
+        raise ValueError(f"{count} slots are too many for an image; at most {LARGEST_IMAGE} are drawn")
+    title = f"{name}: {describe_settings(name, job, options.step)}"
     if options.png is not None:
+        save(options.png, layout, title, "" if configured else "Sizes are reduced for display.")
         print(f"{title}; {count} slots, written to {options.png}")
         return 0
     print(title)

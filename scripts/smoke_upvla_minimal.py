@@ -8,16 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import train_upvla
-from common.arguments import path_argument
-from common.command import run_command
-from config.parsing import ConfigError
+from common.arguments import command_parser, path_argument
+from common.command import report_errors, run_command
 from policy_rollout.policies.upvla import Observation, UPVLAPolicy
 from training.future_view_prediction_w_action_dataset import DataProvider
 
@@ -56,7 +54,7 @@ def act_once(dataset: Path, output_dir: Path) -> list[int]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = command_parser(DESCRIPTION)
     made.add_argument(
         "--dataset-path",
         type=path_argument,
@@ -69,18 +67,15 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+@report_errors("smoke_upvla_minimal")
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     started = time.perf_counter()
     dataset = options.dataset_path.resolve()
     with tempfile.TemporaryDirectory(prefix="blockdiff_smoke_", ignore_cleanup_errors=True) as scratch:
         output_dir = options.output_dir or Path(scratch) / "run"
-        try:
-            losses = train_one_step(options.objective, dataset, output_dir, options.overrides)
-            shape = act_once(dataset, output_dir)
-        except ConfigError as error:
-            print(f"smoke_upvla_minimal: {error}", file=sys.stderr)
-            return 2
+        losses = train_one_step(options.objective, dataset, output_dir, options.overrides)
+        shape = act_once(dataset, output_dir)
     for name, value in losses.items():
         print(f"{name}={value:.6f}")
     print(f"action_chunk={shape}")

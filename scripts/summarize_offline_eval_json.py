@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.arguments import path_argument
-from common.command import run_command
+from common.arguments import command_parser, path_argument
+from common.command import report_errors, run_command
 from common.files import write_text
 from common.tables import markdown_table
 
@@ -96,20 +95,17 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = command_parser(DESCRIPTION)
     made.add_argument("--inputs", type=path_argument, nargs="+", required=True, help="result files")
     made.add_argument("--per-task", choices=tuple(COLUMNS), metavar="METRIC", help=f"one of {', '.join(COLUMNS)}")
     made.add_argument("--output", type=path_argument, help="also write the table to this file")
     return made
 
 
+@report_errors("summarize_offline_eval_json")
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    try:
-        named = list(zip(names_of(options.inputs), map(read, options.inputs), strict=True))
-    except (ValueError, OSError) as error:
-        print(f"summarize_offline_eval_json: {error}", file=sys.stderr)
-        return 2
+    named = list(zip(names_of(options.inputs), map(read, options.inputs), strict=True))
     text = overall_table(named)
     if options.per_task:
         text += "\n\n" + task_table(named, options.per_task)

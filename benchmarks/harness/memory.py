@@ -26,8 +26,10 @@ MB = 1 << 20
 
 @dataclass(frozen=True)
 class Peak:
-    """Megabytes (2^20 bytes). ``before``: held when the work starts (libraries, weights, inputs); ``peak``: the most
-    held while it runs. On a GPU both are torch's allocations there, on a CPU the process's resident memory."""
+    """Megabytes (2^20 bytes) in use ``before`` the work (libraries, weights, inputs), and at its ``peak``.
+
+    On a GPU both are torch's allocations there, on a CPU the process's resident memory.
+    """
 
     before: float
     peak: float
@@ -55,8 +57,10 @@ def peak_of(work: str, settings: Mapping[str, Any]) -> Peak:
 def compare_peaks(
     work: str, variants: Sequence[str], settings: Mapping[str, Any], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Return the peaks of all variants, and those of all but the first as shares of the first. ``work`` receives the
-    name of the variant as ``settings["variant"]``."""
+    """Return the peaks of all variants, and those of all but the first as fractions of the first.
+
+    ``work`` receives the name of the variant as ``settings["variant"]``.
+    """
     shared = {**settings, "device": str(args.device), "threads": args.threads}
     peaks = {name: peak_of(work, {**shared, "variant": name}) for name in variants}
     first = peaks[variants[0]]

@@ -52,8 +52,11 @@ QUESTION, ANSWER = {"cpu": 20, "phi": 44, "qwen3": 44}, {"cpu": 31, "phi": 256, 
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes of all networks. ``llm``: a transformers config; ``words``: ids before the special tokens;
-    ``max_seq_length``: the length that the original pads instructions to, minus one; ``real``: needs a GPU."""
+    """Sizes of all networks.
+
+    ``llm``: a transformers config; ``words``: ids before the special tokens; ``max_seq_length``: the length that the
+    original pads instructions to, minus one; ``real``: needs a GPU.
+    """
 
     name: str
     llm: Any

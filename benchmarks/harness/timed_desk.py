@@ -34,8 +34,10 @@ class Clock:
         self.spent[part] = self.spent.get(part, 0.0) + time.process_time() - began
 
     def time_method(self, owner: object, method: str, part: str, **fixed: Any) -> None:
-        """Replace a method of an object by one that is timed and called with the keyword arguments ``fixed``; calls
-        within a timed part stay as they are."""
+        """Replace a method of an object by one that is timed and called with the keyword arguments ``fixed``.
+
+        Calls within a timed part are not changed.
+        """
         original: Callable[..., Any] = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:

@@ -105,8 +105,10 @@ class Timings:
 
 
 def counted(run: Callable[[], object]) -> int:
-    """Return the floating point operations (a multiply-add is two) of the matrix products, convolutions and attention
-    in ``run``; on the meta device nothing is computed."""
+    """Return the floating point operations of the matrix products, convolutions and attention in ``run``.
+
+    A multiply-add is two operations. On the meta device nothing is computed.
+    """
     with FlopCounterMode(display=False) as counter:
         run()
     return int(counter.get_total_flops())

@@ -1,1 +1,1 @@
-"""Looking at data sets: any that we read, through one small seam (sources.py), as text, image sheet and HTML page."""
+"""View data sets of every supported format as text, contact sheet and HTML page."""

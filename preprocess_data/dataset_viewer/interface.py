@@ -1,4 +1,4 @@
-"""The seam between data sets and what shows them."""
+"""Interfaces between the data sets of all formats and the viewer."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 @dataclass(frozen=True)
 class EpisodeView:
-    """One episode (or one conversation: a single moment) as it is shown."""
+    """One episode to be displayed. A conversation has a single moment.
+
+    ``title``: the instruction; ``note``: location and task; ``length``: moments; ``image``: returns the image of a
+    camera at a moment; ``actions``: [length, A]; ``turns``: speaker and text, of a conversation.
+    """
 
     number: int
-    title: str  # the instruction
-    note: str  # where it is, which task
-    length: int  # moments
+    title: str
+    note: str
+    length: int
     cameras: tuple[str, ...]
-    image: Callable[[str, int], ImageArray]  # of a camera at a moment
-    actions: Floats | None = None  # [length, A]
-    turns: tuple[tuple[str, str], ...] = ()  # speaker and text, of a conversation
+    image: Callable[[str, int], ImageArray]
+    actions: Floats | None = None
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Label:
-    """What is known of an episode without opening its frames."""
+    """Metadata of an episode that is available without opening its frames."""
 
     instruction: str
     task: str | None
@@ -40,23 +44,27 @@ class Label:
 
 
 class Source(Protocol):
-    """A data set to be looked at."""
+    """A data set that the viewer can display.
+
+    ``kind``: name of the format; ``rate``: moments per second, 0 if they are not moments in time.
+    """
 
     path: Path
-    kind: str  # in words
-    rate: float  # moments a second; 0: they are not moments in time
+    kind: str
+    rate: float
     action_names: tuple[str, ...]
 
     def __len__(self) -> int:
-        """Episodes."""
+        """Return the number of episodes."""
 
     def labels(self) -> Iterator[Label]:
-        """Of all episodes, in order."""
+        """Yield the labels of all episodes, in order."""
 
     def actions(self) -> tuple[Iterator[Floats], str]:
-        """Actions in pieces [n, A], and which they are of, in words."""
+        """Return actions in pieces [n, A], and a description of the frames that they are from."""
 
     def notes(self) -> list[str]:
-        """What a reader should know besides."""
+        """Return further remarks about the data set."""
 
-    def episode(self, number: int) -> EpisodeView: ...
+    def episode(self, number: int) -> EpisodeView:
+        """Return an episode. Raise ValueError or FileNotFoundError naming the file that cannot be read."""

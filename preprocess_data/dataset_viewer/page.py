@@ -1,4 +1,4 @@
-"""A data set as one HTML page: counts, distributions of actions, and episodes to play; see dataset.html.j2."""
+"""Write the HTML page of a data set from dataset.html.j2: counts, action distributions, and episodes to play."""
 
 from __future__ import annotations
 
@@ -35,10 +35,7 @@ def write_page(
 ) -> list[str]:
     """Write the page and return an error message for each episode that could not be read.
 
-    Args:
-        numbers: The episodes to show.
-        cells: Number of moments of each episode.
-        progress: Show a progress bar.
+    ``numbers``: the episodes to show; ``cells``: number of moments of each.
     """
     errors: list[str] = []
     cards: list[dict[str, Any]] = []
@@ -118,7 +115,7 @@ def _card(source: Source, view: EpisodeView, cells: int) -> dict[str, Any]:
         turns = [("asks" if speaker == "human" else "answers", text) for speaker, text in view.turns]
         return {"view": view, "image": image, "turns": turns}
     times = moments(view.length, cells)
-    films = [_film(view, camera, times, OTHER_HEIGHT if place else HEIGHT) for place, camera in enumerate(view.cameras)]
+    films = [_film(view, camera, times, OTHER_HEIGHT if row else HEIGHT) for row, camera in enumerate(view.cameras)]
     return {
         "view": view,
         "times": times,

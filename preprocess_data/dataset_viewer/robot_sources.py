@@ -1,4 +1,4 @@
-"""Other robots' data sets to be looked at: BridgeData (raw, RLDS) and LeRobot."""
+"""Read the data sets of other robots for the viewer: BridgeData (raw, RLDS) and LeRobot."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from preprocess_data.formats.bridge import (
     POSITION_UNIT,
     RATE,
     ROTATION_UNIT,
-    LeftOut,
-    Shard,
+    EpisodeSkipped,
     Trajectory,
     find_raw,
     find_rlds,
@@ -28,16 +27,16 @@ from preprocess_data.formats.bridge import (
     relative_actions,
     splits_of,
 )
-from preprocess_data.formats.lerobot import INFO, LerobotData, Place, vectors
+from preprocess_data.formats.lerobot import INFO, EpisodeLocation, LerobotData, vectors
 from preprocess_data.jobs.convert import Units
 from training.data.readers import read_image, read_image_bytes
 
-LOOKED_AT = 200  # trajectories: each costs files
-FOLDERS_TRIED = 500
+SHOWN = 200  # trajectories: each costs several files
+FOLDERS_SEARCHED = 500
 
 
 class BridgeSource:
-    """The first trajectories of BridgeData; actions as process_bridge.py makes them."""
+    """The first trajectories of BridgeData, with the actions that process_bridge.py makes."""
 
     rate: float = float(RATE)
     action_names: tuple[str, ...] = ACTION_NAMES
@@ -48,22 +47,19 @@ class BridgeSource:
         self.kind = "BridgeData, RLDS files" if packed else "BridgeData, raw folders"
         self._folders = [] if packed else find_raw(path)
         shards = [shard for split in splits_of(packed[0]).values() for shard in split] if packed else []
-        self._all = sum(shard.episodes for shard in shards) + len(self._folders)
-        self._places: list[tuple[Shard, int]] = []
-        for shard in shards:
-            room = LOOKED_AT - len(self._places)
-            self._places += [(shard, number) for number in range(min(shard.episodes, room))]
-        self._read = lru_cache(maxsize=4)(self._fresh)
+        self._total = sum(shard.episodes for shard in shards) + len(self._folders)
+        self._positions = list(islice(((shard, number) for shard in shards for number in range(shard.episodes)), SHOWN))
+        self._trajectory = lru_cache(maxsize=4)(self._read)
 
     def __len__(self) -> int:
-        return min(self._all, LOOKED_AT)
+        return min(self._total, SHOWN)
 
-    def _fresh(self, number: int) -> Trajectory:
+    def _read(self, number: int) -> Trajectory:
         if self._folders:
             return read_raw(self._folders[number], (0,))
-        shard, wanted = self._places[number]
-        for place, found in enumerate(read_shard(shard, (0,))):
-            if place == wanted:
+        shard, wanted = self._positions[number]
+        for position, found in enumerate(read_shard(shard, (0,))):
+            if position == wanted:
                 if isinstance(found, ValueError):
                     raise found
                 return found
@@ -72,8 +68,8 @@ class BridgeSource:
     def labels(self) -> Iterator[Label]:
         for number in range(len(self)):
             try:
-                found = self._read(number)
-            except LeftOut:
+                found = self._trajectory(number)
+            except EpisodeSkipped:
                 yield Label("", None, 1)
                 continue
             yield Label(found.instruction, None, len(found))
@@ -82,23 +78,25 @@ class BridgeSource:
         return relative_actions(trajectory, Units(POSITION_UNIT, ROTATION_UNIT, 0.5))[0]
 
     def actions(self) -> tuple[Iterator[Floats], str]:
-        of = "all trajectories" if len(self) == self._all else f"the first {len(self)} of {self._all} trajectories"
-        return self._all_actions(), of
+        whole = len(self) == self._total
+        return self._all_actions(), f"{'all' if whole else f'the first {len(self)} of {self._total}'} trajectories"
 
     def _all_actions(self) -> Iterator[Floats]:
         for number in range(len(self)):
-            with suppress(LeftOut):  # not recorded by this camera: named when the episode is asked for
-                yield self._actions(self._read(number))
+            with suppress(EpisodeSkipped):  # not recorded by this camera: reported when the episode is read
+                yield self._actions(self._trajectory(number))
 
     def notes(self) -> list[str]:
-        return [] if len(self) == self._all else [f"the first {len(self)} of {self._all} trajectories are looked at"]
+        return (
+            [] if len(self) == self._total else [f"only the first {len(self)} of {self._total} trajectories are read"]
+        )
 
     def episode(self, number: int) -> EpisodeView:
-        found = self._read(number)
+        found = self._trajectory(number)
 
         def image(camera: str, moment: int) -> ImageArray:
-            held = found.images[0][moment]
-            return np.asarray(read_image(held) if isinstance(held, Path) else read_image_bytes(held, found.where))
+            stored = found.images[0][moment]
+            return np.asarray(read_image(stored) if isinstance(stored, Path) else read_image_bytes(stored, found.where))
 
         return EpisodeView(
             number=number,
@@ -112,7 +110,7 @@ class BridgeSource:
 
 
 class LerobotSource:
-    """A LeRobot data set; actions as recorded."""
+    """A LeRobot data set with its actions as recorded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -125,45 +123,46 @@ class LerobotSource:
     def __len__(self) -> int:
         return len(self._data.episodes)
 
-    def _actions(self, place: Place) -> Floats:
-        return vectors(self._data.rows(place, ["action"])["action"], 1, f"{place.table}: action")
+    def _actions(self, episode: EpisodeLocation) -> Floats:
+        return vectors(self._data.rows(episode, ["action"])["action"], 1, f"{episode.table}: action")
 
     def labels(self) -> Iterator[Label]:
-        return (Label(" / ".join(place.tasks), None, place.length) for place in self._data.episodes)
+        return (Label(" / ".join(episode.tasks), None, episode.length) for episode in self._data.episodes)
 
     def actions(self) -> tuple[Iterator[Floats], str]:
-        return (self._actions(place) for place in self._data.episodes), "all frames"
+        return (self._actions(episode) for episode in self._data.episodes), "all frames"
 
     def notes(self) -> list[str]:
         windows = self._data.windows
         return [] if windows is None else [f"{len(windows)} annotated windows share these frames"]
 
     def episode(self, number: int) -> EpisodeView:
-        place = self._data.episodes[number]
+        episode = self._data.episodes[number]
 
         @cache
-        def film(camera: str) -> list[ImageArray]:
-            return list(self._data.images(place, camera))
+        def frames(camera: str) -> list[ImageArray]:
+            return list(self._data.images(episode, camera))
 
         return EpisodeView(
             number=number,
-            title=" / ".join(place.tasks) or "(no task)",
-            note=f"episode {place.number}",
-            length=place.length,
+            title=" / ".join(episode.tasks) or "(no task)",
+            note=f"episode {episode.number}",
+            length=episode.length,
             cameras=tuple(self._data.cameras),
-            image=lambda camera, moment: film(camera)[moment],
-            actions=self._actions(place),
+            image=lambda camera, moment: frames(camera)[moment],
+            actions=self._actions(episode),
         )
 
 
 def open_bridge(path: Path) -> Source | None:
-    """Where one of the first folders is a trajectory: a large folder of something else is not walked through."""
+    """Return BridgeData at ``path``, or None. Only the first folders are searched, since the folder may be large."""
     if not path.is_dir():
         return None
-    # BridgeData's own layout has traj0 seven folders down, so what counts is how many are opened, not how deep.
-    near = any({OBSERVATIONS, POLICY} & set(files) for _, _, files in islice(os.walk(path), FOLDERS_TRIED))
+    # BridgeData has traj0 seven folders down: the number of opened folders is limited, not the depth.
+    near = any({OBSERVATIONS, POLICY} & set(files) for _, _, files in islice(os.walk(path), FOLDERS_SEARCHED))
     return BridgeSource(path) if find_rlds(path) or (near and find_raw(path)) else None
 
 
 def open_lerobot(path: Path) -> Source | None:
+    """Return the LeRobot data set at ``path``, or None."""
     return LerobotSource(path) if (path / INFO).is_file() else None

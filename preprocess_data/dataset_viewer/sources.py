@@ -1,4 +1,4 @@
-"""What can be looked at: one small seam, and the data sets behind it.
+"""Open a data set of any supported format for the viewer.
 
 To add a format: a class like ``ProcessedSource`` and its opener in ``OPENERS``.
 """
@@ -24,12 +24,12 @@ from training.data.formats.strings import Strings
 from training.data.llava import image_of
 from training.data.readers import LLAVA_NAME, iterate_json_list, npz_shapes, read_image, read_npz
 
-SAMPLED = 1000  # frames whose actions are read where each costs a file
+SAMPLED = 1000  # frames whose actions are read if each is a file
 RATE = 30.0  # frames a second, of CALVIN and the desk
 
 
 class RawSource:
-    """A raw CALVIN split: its annotated windows; where it has none, its stretches of play."""
+    """A raw CALVIN split: its annotated windows or, without annotations, its stretches of play."""
 
     kind: str = "raw CALVIN split"
     rate: float = RATE
@@ -57,7 +57,7 @@ class RawSource:
     def actions(self) -> tuple[Iterator[Floats], str]:
         ids = self._split.frame_ids
         chosen = ids[np.linspace(0, len(ids) - 1, min(SAMPLED, len(ids))).astype(int)]
-        of = "all frames" if len(chosen) == len(ids) else f"{len(chosen)} frames, evenly out of {len(ids)}"
+        of = "all frames" if len(chosen) == len(ids) else f"{len(chosen)} evenly spaced frames of {len(ids)}"
         return (self._action(int(frame))[None] for frame in chosen), of
 
     def notes(self) -> list[str]:
@@ -84,7 +84,7 @@ class RawSource:
 
 
 class ProcessedSource:
-    """A processed split: dataset_info.json."""
+    """A processed split, listed in dataset_info.json."""
 
     kind: str = "processed split"
     action_names: tuple[str, ...] = ACTION_NAMES
@@ -92,7 +92,7 @@ class ProcessedSource:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.index: ProcessedIndex = read_index(path)
-        self.rate = float(read_contract(path).action["rate_hz"])  # CALVIN's where nothing is declared
+        self.rate = float(read_contract(path).action["rate_hz"])  # CALVIN's if none is declared
 
     def __len__(self) -> int:
         return self.index.episodes
@@ -106,7 +106,7 @@ class ProcessedSource:
         return (self.index.actions[start : start + piece] for start in range(0, len(self.index), piece)), "all frames"
 
     def notes(self) -> list[str]:
-        return [f"frames are found from {self.index.base}"]
+        return [f"frames are stored relative to {self.index.base}"]
 
     def episode(self, number: int) -> EpisodeView:
         index = self.index
@@ -135,7 +135,7 @@ class ProcessedSource:
 
 
 class ConversationSource:
-    """LLaVA json: images and what is said about them."""
+    """Conversations about images in LLaVA's json format."""
 
     kind: str = "conversations about images"
     rate: float = 0.0
@@ -145,14 +145,13 @@ class ConversationSource:
         self.path = path
         self._file = path / LLAVA_NAME if path.is_dir() else path
         self._images, self._turns, self._ids = Strings(), Strings(), Strings()
-        self._without = 0
+        self._imageless = 0
         for number, record in enumerate(iterate_json_list(self._file)):
             turns, image = record.get("conversations"), image_of(record)
             if not isinstance(turns, list) or not all(_is_turn(turn) for turn in turns):
-                raise ValueError(
-                    f"{self._file}: record {number} has no 'conversations' of turns with 'from' and 'value'"
-                )
-            self._without += image == ""
+                expected = "has no 'conversations' of turns with 'from' and 'value'"
+                raise ValueError(f"{self._file}: record {number} {expected}")
+            self._imageless += image == ""
             self._images.append(_printable(image) if isinstance(image, str) else "")
             self._turns.append(_printable("\0".join(f"{turn['from']}\1{turn['value']}" for turn in turns)))
             self._ids.append(_printable(str(record.get("id", ""))))
@@ -164,37 +163,38 @@ class ConversationSource:
 
     def labels(self) -> Iterator[Label]:
         for number in range(len(self)):
-            turns = self._said(number)
-            first = next((text for _, text in turns), "").replace("<image>", "").strip()
-            yield Label(
-                first.splitlines()[0] if first else "", self._images[number].partition("/")[0] or None, len(turns)
-            )
+            first = self._question(number).partition("\n")[0]
+            folder = self._images[number].partition("/")[0]
+            yield Label(first, folder or None, len(self._conversation(number)))
 
     def actions(self) -> tuple[Iterator[Floats], str]:
         return iter(()), "there are none"
 
     def notes(self) -> list[str]:
-        return [f"{self._without} records without an image"] if self._without else []
+        return [f"{self._imageless} records without an image"] if self._imageless else []
 
     def episode(self, number: int) -> EpisodeView:
         image = self._images[number]
         return EpisodeView(
             number=number,
-            title=next((text for _, text in self._said(number)), "").replace("<image>", "").strip() or "(no words)",
+            title=self._question(number) or "(no text)",
             note=" · ".join(filter(None, [f"record {number}", self._ids[number], image or "without an image"])),
             length=1,
             cameras=("picture",) if image else (),
             image=lambda camera, moment: np.asarray(read_image(self._file.parent / image)),
-            turns=tuple((who, text.replace("<image>", "").strip()) for who, text in self._said(number)),
+            turns=tuple((who, text.replace("<image>", "").strip()) for who, text in self._conversation(number)),
         )
 
-    def _said(self, number: int) -> list[tuple[str, str]]:
+    def _question(self, number: int) -> str:
+        return next((text for _, text in self._conversation(number)), "").replace("<image>", "").strip()
+
+    def _conversation(self, number: int) -> list[tuple[str, str]]:
         turns = [turn.partition("\1") for turn in self._turns[number].split("\0") if turn]
         return [(who, text) for who, _, text in turns]
 
 
 def _printable(text: str) -> str:
-    """Write half of a surrogate pair as its escape."""
+    """Return the text with unpaired surrogates escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -218,7 +218,7 @@ def _raw(path: Path) -> Source | None:
 
 
 def _processed(path: Path) -> Source | None:
-    tfds = (path / "features.json").is_file()  # whose dataset_info.json is another
+    tfds = (path / "features.json").is_file()  # TFDS has a dataset_info.json of its own
     return ProcessedSource(path) if (path / INDEX_NAME).is_file() and not tfds else None
 
 
@@ -231,7 +231,7 @@ OPENERS: list[Callable[[Path], Source | None]] = [_processed, _conversations, _r
 
 
 def open_source(path: Path) -> Source:
-    """The data set at ``path``. Raises ValueError or FileNotFoundError saying what could be looked at."""
+    """Return the data set at ``path``. Raise ValueError or FileNotFoundError naming the formats that can be read."""
     if path.name == INDEX_NAME:
         path = path.parent
     if not path.exists() and not zip_reader.is_folder(path):
@@ -242,5 +242,5 @@ def open_source(path: Path) -> Source:
             return source
     below = [str(path / name) for name in splits_in(path)]
     hint = f"; did you mean {' or '.join(below)}?" if below else ""
-    read = f"{INDEX_NAME}, {LLAVA_NAME}, episode_*.npz, meta/info.json, obs_dict.pkl or features.json"
-    raise ValueError(f"{path} is no data set that is read here ({read}){hint}")
+    formats = f"{INDEX_NAME}, {LLAVA_NAME}, episode_*.npz, meta/info.json, obs_dict.pkl or features.json"
+    raise ValueError(f"{path} is no data set that is read here ({formats}){hint}")

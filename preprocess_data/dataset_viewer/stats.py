@@ -1,4 +1,4 @@
-"""What a data set holds, counted: episodes, tasks, sentences, lengths, and how its actions are spread."""
+"""Compute statistics of a data set: episodes, tasks, sentences, lengths, and the distribution of its actions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import numpy.typing as npt
 
 from preprocess_data.dataset_viewer.interface import Source
 
-BINS = 41  # over [-1.025, 1.025]: one bin is centred on zero, where resting actions lie
-SHOWN = 12  # tasks and sentences named in the text
+BINS = 41  # over [-1.025, 1.025]: one bin is centred on zero
+TEXT_ROWS = 12  # tasks and sentences in the text
 _UNITS = ((3600, "h"), (60, "min"), (1, "s"))
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
 class Facts:
+    """Statistics of a data set. E: episodes; A: dimensions of an action."""
+
     kind: str
     path: str
     episodes: int
@@ -27,7 +29,7 @@ class Facts:
     tasks: Counter[str]
     instructions: Counter[str]
     action_names: tuple[str, ...]
-    actions_of: str  # which frames the actions below are of
+    actions_of: str  # the frames that the actions below are from
     histogram: npt.NDArray[np.int64]  # [A, BINS]
     edges: npt.NDArray[np.float64]  # [BINS + 1]
     outside: npt.NDArray[np.int64]  # [A] values beyond the outer edges
@@ -39,6 +41,7 @@ class Facts:
 
     @classmethod
     def of(cls, source: Source) -> Facts:
+        """Read all labels and actions of a data set."""
         lengths: list[int] = []
         tasks: Counter[str] = Counter()
         instructions: Counter[str] = Counter()
@@ -83,7 +86,7 @@ class Facts:
         )
 
     def figures(self) -> list[tuple[str, str]]:
-        """The few numbers that come first: (what, how much)."""
+        """Return the main numbers as (label, value)."""
         if not self.rate:
             return [
                 ("records", f"{self.episodes:,}"),
@@ -102,23 +105,21 @@ class Facts:
         ]
 
     def text(self) -> str:
-        """For a terminal."""
-        lines = [f"{self.path}: {self.kind}", "  " + ", ".join(f"{much} {what}" for what, much in self.figures())]
+        """Return all statistics as text for a terminal."""
+        lines = [f"{self.path}: {self.kind}", "  " + ", ".join(f"{value} {label}" for label, value in self.figures())]
         low, middle, high = np.percentile(self.lengths, [0, 50, 100]).astype(int)
         lines.append(f"  {'frames in an episode' if self.rate else 'turns'}: {low} to {high}, median {middle}")
         lines += [f"  {note}" for note in self.notes]
-        for what, counts in (("tasks" if self.rate else "folders", self.tasks), ("sentences", self.instructions)):
-            if what == "sentences" and not self.rate:
-                continue
-            lines.append(f"{what}:")
-            widest = max(counts.values())
-            for name, count in counts.most_common(SHOWN):
-                lines.append(f"  {count:>7,}  {'█' * max(round(18 * count / widest), 1):<18}  {name or '(empty)'}")
-            if len(counts) > SHOWN:
-                lines.append(
-                    f"  {sum(counts.values()) - sum(c for _, c in counts.most_common(SHOWN)):>7,}  in "
-                    f"{len(counts) - SHOWN} more"
-                )
+        tables = {"tasks": self.tasks, "sentences": self.instructions} if self.rate else {"folders": self.tasks}
+        for title, counts in tables.items():
+            lines.append(f"{title}:")
+            shown = counts.most_common(TEXT_ROWS)
+            for name, count in shown:
+                bar = "█" * max(round(18 * count / shown[0][1]), 1)
+                lines.append(f"  {count:>7,}  {bar:<18}  {name or '(empty)'}")
+            if len(counts) > TEXT_ROWS:
+                hidden = sum(counts.values()) - sum(count for _, count in shown)
+                lines.append(f"  {hidden:>7,}  in {len(counts) - TEXT_ROWS} more")
         if self.action_names:
             lines.append(f"actions of {self.actions_of}, from -1 to 1:")
             for axis, name in enumerate(self.action_names):
@@ -132,6 +133,6 @@ class Facts:
 
 
 def sparkline(counts: npt.NDArray[np.int64]) -> str:
-    """Counts as a row of bars; roots, so that what is rare is still seen."""
+    """Return counts as a row of bars; heights are square roots, so that rare values are visible."""
     heights = np.sqrt(counts / max(int(counts.max()), 1))
     return "".join(_BARS[int(np.ceil(height * (len(_BARS) - 1)))] for height in heights)

@@ -1,0 +1,1 @@
+"""Record demonstrations on the embedded desk."""

@@ -1,63 +1,67 @@
-"""The files of a CALVIN split, written so that equal contents are equal bytes and no file is ever half there."""
+"""Write the files of a CALVIN split, reproducible byte for byte and completely or not at all."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import platform
+import shutil
+import time
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import yaml
 
 from common.files import write_bytes
 from policy_rollout.calvin.tasks import CALVIN_TASKS
 from policy_rollout.desk.engine import mujoco
 from policy_rollout.desk.rendering import cameras
-from preprocess_data.desk_demos.play import Settings
+from preprocess_data.desk_demos.play import Array, Frame, Player, Settings
 
-Array = npt.NDArray[Any]
-
-EMBEDDING = 384  # width of CALVIN's sentence embeddings
-DRAWN = 1  # zlib level: images drawn by a renderer are 10 % larger than at level 6, in a third of the time
+EMBEDDING = 384
+"""Width of CALVIN's sentence embeddings."""
+ZLIB_LEVEL = 1
+"""Rendered images are 10 % larger than at level 6, in a third of the time."""
+EpisodeJob = tuple[Settings, int, Path]
+"""The recording, the number of the episode, and the folder to write."""
 
 
 def npz_bytes(arrays: Mapping[str, Array]) -> bytes:
-    """A compressed .npz; the same arrays in the same order give the same bytes (no time of day in the archive)."""
-    held = io.BytesIO()
-    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED, compresslevel=DRAWN) as archive:
+    """Return a compressed .npz. Equal arrays in equal order give equal bytes: the archive has no time stamp."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=ZLIB_LEVEL) as archive:
         for name, array in arrays.items():
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             entry.compress_type, entry.create_system, entry.external_attr = zipfile.ZIP_DEFLATED, 3, 0o600 << 16
-            archive.writestr(entry, npy_bytes(array), compresslevel=DRAWN)
-    return held.getvalue()
+            archive.writestr(entry, npy_bytes(array), compresslevel=ZLIB_LEVEL)
+    return buffer.getvalue()
 
 
 def npy_bytes(array: Array) -> bytes:
-    held = io.BytesIO()
-    np.lib.format.write_array(held, np.ascontiguousarray(array), allow_pickle=False)
-    return held.getvalue()
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
 
 
 def _pickled_npy(content: dict[str, Any]) -> bytes:
-    """A dictionary as `np.save` writes it: the format of CALVIN's annotations leaves no other way."""
-    held = io.BytesIO()
+    """Return a dictionary as `np.save` writes it: the format of CALVIN's annotations requires it."""
+    buffer = io.BytesIO()
     box = np.empty((), dtype=object)
-    np.lib.format.write_array_header_1_0(held, np.lib.format.header_data_from_array_1_0(box))
+    np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(box))
     box[()] = content
-    pickle.dump(box, held, protocol=4)
-    return held.getvalue()
+    pickle.dump(box, buffer, protocol=4)
+    return buffer.getvalue()
 
 
 @dataclass
 class Moments:
-    """Enough of many vectors to know their mean, spread and bounds."""
+    """Count, sums, sums of squares and bounds of many vectors."""
 
     count: int
     total: Array
@@ -67,10 +71,12 @@ class Moments:
 
     @classmethod
     def of(cls, rows: Array) -> Moments:
+        """Return the moments of the rows of a table [n, d]."""
         return cls(len(rows), rows.sum(0), (rows**2).sum(0), rows.min(0), rows.max(0))
 
     @classmethod
     def merged(cls, parts: Iterable[Moments]) -> Moments:
+        """Return the moments of all parts together."""
         parts = list(parts)
         total, squares = (np.sum([getattr(p, name) for p in parts], axis=0) for name in ("total", "squares"))
         low, high = np.min([p.low for p in parts], axis=0), np.max([p.high for p in parts], axis=0)
@@ -84,17 +90,15 @@ class Moments:
     def std(self) -> Array:
         return np.asarray(np.sqrt(np.maximum(self.squares / self.count - self.mean**2, 0.0)))
 
-    def as_json(self) -> dict[str, Any]:
-        return {k: v if isinstance(v, int) else v.tolist() for k, v in vars(self).items()}
-
     @classmethod
-    def from_json(cls, held: Mapping[str, Any]) -> Moments:
-        return cls(held["count"], *(np.array(held[k]) for k in ("total", "squares", "low", "high")))
+    def from_json(cls, content: Mapping[str, Any]) -> Moments:
+        """Return the moments that ``json_bytes`` wrote."""
+        return cls(content["count"], *(np.array(content[k]) for k in ("total", "squares", "low", "high")))
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A finished episode and where its frames are: ids `first`..`first + frames - 1` of the split."""
+class EpisodeEntry:
+    """A finished episode, whose frames have the ids `first`..`first + frames - 1` of the split."""
 
     first: int
     frames: int
@@ -107,30 +111,56 @@ class Placed:
     def last(self) -> int:
         return self.first + self.frames - 1
 
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "first": self.first,
-            "frames": self.frames,
-            "scene": self.scene,
-            "windows": [list(w) for w in self.windows],
-            "failed": list(self.failed),
-            "moments": {k: m.as_json() for k, m in self.moments.items()},
-        }
-
     @classmethod
-    def from_json(cls, held: Mapping[str, Any]) -> Placed:
+    def from_json(cls, content: Mapping[str, Any]) -> EpisodeEntry:
+        """Return the entry that ``json_bytes`` wrote."""
         return cls(
-            held["first"],
-            held["frames"],
-            held["scene"],
-            tuple((int(a), int(b), str(task), str(text)) for a, b, task, text in held["windows"]),
-            tuple(held["failed"]),
-            {k: Moments.from_json(m) for k, m in held["moments"].items()},
+            content["first"],
+            content["frames"],
+            content["scene"],
+            tuple((int(a), int(b), str(task), str(text)) for a, b, task, text in content["windows"]),
+            tuple(content["failed"]),
+            {name: Moments.from_json(moments) for name, moments in content["moments"].items()},
         )
 
 
-def write_index_files(split: Path, episodes: Sequence[Placed], settings: Settings) -> None:
-    """Everything of a CALVIN split but the frames."""
+_player: Player | None = None
+
+
+def record_episode(job: EpisodeJob) -> tuple[int, float]:
+    """Record one episode as a folder, which appears when it is complete; return its frames and CPU seconds."""
+    settings, episode, folder = job
+    global _player  # the desk of the last episode is used again
+    if _player is None or _player.settings != settings:
+        _player = Player(settings)
+    began = time.process_time()
+    # The name has the process number: a worker of a killed recording may still write the same episode for a moment.
+    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    rows: dict[str, list[Array]] = {"robot_obs": [], "scene_obs": [], "actions": []}
+
+    def sink(number: int, frame: Frame) -> None:
+        (unfinished / f"{number:06d}.npz").write_bytes(npz_bytes(frame))
+        for key, values in rows.items():
+            values.append(frame[key])
+
+    played = _player.play(episode, sink)
+    entry = EpisodeEntry(
+        first=0,
+        frames=played.frames,
+        scene=settings.scene(episode),
+        windows=tuple((w.start, w.end, w.task, w.instruction) for w in played.windows),
+        failed=played.failed,
+        moments={key: Moments.of(np.array(values)) for key, values in rows.items()},
+    )
+    (unfinished / "episode.json").write_bytes(json_bytes(asdict(entry)))
+    os.replace(unfinished, folder)
+    return played.frames, time.process_time() - began
+
+
+def write_index_files(split: Path, episodes: Sequence[EpisodeEntry], settings: Settings) -> None:
+    """Write all files of a CALVIN split except the frames."""
     (split / "lang_annotations").mkdir(exist_ok=True)
     (split / ".hydra").mkdir(exist_ok=True)
     ranges = np.array([[e.first, e.last] for e in episodes], dtype=np.int64)
@@ -145,8 +175,8 @@ def write_index_files(split: Path, episodes: Sequence[Placed], settings: Setting
     write_bytes(split / ".hydra" / "merged_config.yaml", _yaml(merged_config(settings)))
 
 
-def language(episodes: Sequence[Placed]) -> dict[str, Any]:
-    """What auto_lang_ann.npy holds. The desk has no sentence encoder: `emb` is zeros of the right shape."""
+def language(episodes: Sequence[EpisodeEntry]) -> dict[str, Any]:
+    """Return the content of auto_lang_ann.npy. `emb` is zeros, because the desk has no sentence encoder."""
     windows = [window for episode in episodes for window in episode.windows]
     return {
         "language": {
@@ -158,34 +188,31 @@ def language(episodes: Sequence[Placed]) -> dict[str, Any]:
     }
 
 
-def statistics(episodes: Sequence[Placed]) -> dict[str, Any]:
-    """Mean and spread of the observations, bounds of the absolute actions."""
-    held = {k: Moments.merged(e.moments[k] for e in episodes) for k in ("robot_obs", "scene_obs", "actions")}
+def statistics(episodes: Sequence[EpisodeEntry]) -> dict[str, Any]:
+    """Return the content of statistics.yaml: mean and deviation of observations, bounds of absolute actions."""
+    moments = {k: Moments.merged(e.moments[k] for e in episodes) for k in ("robot_obs", "scene_obs", "actions")}
 
     def rounded(values: Array) -> list[float]:
         return [round(float(v), 6) for v in values]
 
+    target = {"_target_": "calvin_agent.utils.transforms.NormalizeVector"}
     table: dict[str, Any] = {
-        key: [
-            {
-                "_target_": "calvin_agent.utils.transforms.NormalizeVector",
-                "mean": rounded(held[key].mean),
-                "std": rounded(held[key].std),
-            }
-        ]
+        key: [{**target, "mean": rounded(moments[key].mean), "std": rounded(moments[key].std)}]
         for key in ("robot_obs", "scene_obs")
     }
-    table["act_min_bound"], table["act_max_bound"] = rounded(held["actions"].low), rounded(held["actions"].high)
-    return table
+    return table | {
+        "act_min_bound": rounded(moments["actions"].low),
+        "act_max_bound": rounded(moments["actions"].high),
+    }
 
 
 def merged_config(settings: Settings) -> dict[str, Any]:
-    """The environment of the recording, with the keys that evaluation reads in CALVIN's, and what wrote it."""
-    camera = {"aspect": 1, "nearval": 0.01, "farval": 10}
+    """Return the environment of the recording, with the keys that evaluation reads, and the program's settings."""
+    shared = {"aspect": 1, "nearval": 0.01, "farval": 10}
     static = {
         "name": "static",
         "fov": cameras.STATIC_FOV,
-        **camera,
+        **shared,
         "width": settings.static_size,
         "height": settings.static_size,
         "look_from": list(cameras.STATIC_FROM),
@@ -193,7 +220,7 @@ def merged_config(settings: Settings) -> dict[str, Any]:
         "up_vector": list(cameras.STATIC_UP),
     }
     size = {"width": settings.gripper_size, "height": settings.gripper_size}
-    gripper = {"name": "gripper", "fov": cameras.GRIPPER_FOV, **camera, **size}
+    gripper = {"name": "gripper", "fov": cameras.GRIPPER_FOV, **shared, **size}
     tasks = {task: [list(a) if isinstance(a, tuple) else a for a in row] for task, row in CALVIN_TASKS.items()}
     return {
         "cameras": {"static": static, "gripper": gripper},
@@ -222,4 +249,5 @@ def _yaml(content: Mapping[str, Any]) -> bytes:
 
 
 def json_bytes(content: Any) -> bytes:
-    return json.dumps(content).encode()
+    """Return ``content`` as JSON, arrays as lists."""
+    return json.dumps(content, default=np.ndarray.tolist).encode()

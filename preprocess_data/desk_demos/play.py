@@ -1,7 +1,7 @@
-"""Chained play on the embedded desk, as CALVIN's operators played: one task after the other, nothing put back between.
+"""Play chains of tasks on the embedded desk, as CALVIN's operators did, without resets between the tasks.
 
-The next task is drawn from those that the desk allows as it is; an expert with noise attempts it. Where the task oracle
-agrees that it was done, the frames of it become a window with an instruction; the frames of failures stay as play.
+The next task is drawn from those that are feasible in the current state, and an expert with noise attempts it. If the
+task oracle confirms success, its frames become a window with an instruction; frames of failures stay as play.
 """
 
 from __future__ import annotations
@@ -29,13 +29,18 @@ Sink = Callable[[int, Frame], None]  # (number of the frame in its episode, its 
 SPLITS = ("training", "validation")
 INSTRUCTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {"training": TRAINING, "held_out": HELD_OUT}
 
-WINDOW = 64  # frames at most, both ends included: CALVIN's
-PATIENCE = 150  # frames for one task; median attempts take 12 to 55
-GIVE_UP = 20  # frames that an expert which believes it is done may wait for the oracle
-TAIL = (2, 9)  # frames from the oracle's yes to the next task, drawn anew each time (low, high exclusive)
-DEPTH_STEP = 2.0**-13  # metres: recorded depth is rounded to this, an eighth of a millimetre, which halves its file
+WINDOW = 64
+"""Frames at most, both ends included, as in CALVIN."""
+PATIENCE = 150
+"""Frames for one task; median attempts take 12 to 55."""
+GIVE_UP = 20
+"""Frames that an expert which has finished waits for the oracle."""
+TAIL = (2, 9)
+"""Frames from success to the next task, drawn for each task (low, high exclusive)."""
+DEPTH_STEP = 2.0**-13
+"""Metres: recorded depth is rounded to an eighth of a millimetre, which halves its file."""
 
-# Tasks whose conditions are seldom met are drawn more readily when they are, so that all come about equally often.
+# Tasks that are rarely feasible are drawn more often when they are, so that all occur equally often.
 _EAGER = {
     "unstack_block": 4.0,
     "push_into_drawer": 6.0,
@@ -45,7 +50,7 @@ _EAGER = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides the bytes of a recording; two recordings with equal settings are equal files."""
+    """All settings that determine the bytes of a recording; equal settings give equal files."""
 
     episodes: int
     tasks_per_episode: int = 8  # attempts, also those that fail
@@ -63,7 +68,7 @@ class Settings:
     renderer: str = "raycast"
 
     def scene(self, episode: int) -> str:
-        """Scenes are recorded one after the other, as `scene_info.npy` wants them."""
+        """Return the scene of an episode. Scenes are recorded one after the other, as `scene_info.npy` requires."""
         return self.scenes[episode * len(self.scenes) // self.episodes]
 
     def as_dict(self) -> dict[str, Any]:
@@ -72,7 +77,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Window:
-    """Frames `start`..`end` (both included, counted within the episode) in which `task` was done."""
+    """Frames `start`..`end` (both included, counted within the episode) in which `task` was completed."""
 
     start: int
     end: int
@@ -81,8 +86,8 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Played:
-    """One episode: how many frames it has, its windows, and the tasks that were attempted in vain."""
+class PlayedEpisode:
+    """One episode: its number of frames, its windows, and the tasks that were attempted without success."""
 
     frames: int
     windows: tuple[Window, ...]
@@ -90,15 +95,15 @@ class Played:
 
 
 class Player:
-    """Plays episodes of one recording. What an episode holds depends on the settings and its number only."""
+    """Plays the episodes of one recording. An episode depends on the settings and its number only."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._oracle = TaskOracle()
         self._env: DeskEnv | None = None
 
-    def play(self, episode: int, sink: Sink) -> Played:
-        """Play one episode; every frame goes to `sink` as soon as it is complete."""
+    def play(self, episode: int, sink: Sink) -> PlayedEpisode:
+        """Play one episode; pass each frame to `sink` when it is complete."""
         env = self._desk(self.settings.scene(episode))
         return _Episode(self.settings, env, self._oracle, episode, sink).play()
 
@@ -119,14 +124,14 @@ class _Episode:
     def __init__(self, settings: Settings, env: DeskEnv, oracle: TaskOracle, episode: int, sink: Sink) -> None:
         self.settings, self.env, self.oracle, self.sink = settings, env, oracle, sink
         source = np.random.SeedSequence([settings.seed, SPLITS.index(settings.split), episode])
-        # The choice of words has its own stream: held-out instructions describe the very same frames.
+        # Instructions have a stream of their own: with other wordings the frames are the same.
         rngs = [np.random.default_rng(child) for child in source.spawn(3)]
-        self.choice, self.hand, self.words = rngs
+        self.choice, self.hand, self.wording = rngs
         self.first_task = _first_task(settings, episode)
         self.count = 0
-        self.tried: list[str] = []
+        self.attempted: list[str] = []
 
-    def play(self) -> Played:
+    def play(self) -> PlayedEpisode:
         seed = int(self.choice.integers(2**31))
         robot_obs, scene_obs = task_resets(self.first_task, seed, self.env.scene)
         self.obs = self.env.reset(robot_obs, scene_obs, seed=seed, render=True)
@@ -134,60 +139,60 @@ class _Episode:
         self.expert = ScriptedExpert(self.env.layout, self.first_task, self.hand, noise)
         windows: list[Window] = []
         failed: list[str] = []
-        while len(self.tried) < self.settings.tasks_per_episode:
+        while len(self.attempted) < self.settings.tasks_per_episode:
             task = self._next_task()
             if task is None:
                 break
-            self.tried.append(task)
+            self.attempted.append(task)
             window = self._attempt(task)
             if window is None:
                 failed.append(task)
             else:
                 windows.append(window)
-        return Played(self.count, tuple(windows), tuple(failed))
+        return PlayedEpisode(self.count, tuple(windows), tuple(failed))
 
     def _next_task(self) -> str | None:
-        """One of the tasks that are feasible now; what was tried already becomes less likely."""
+        """Draw one of the feasible tasks; those that were attempted already become less likely."""
         state = symbolic_state(self.obs["scene_obs"], self.obs["robot_obs"], self.env.get_info())
-        possible = feasible_tasks(state, self.settings.tasks, unique=False)
-        if not possible:
+        feasible = feasible_tasks(state, self.settings.tasks, unique=False)
+        if not feasible:
             return None
-        if not self.tried and self.first_task in possible:
+        if not self.attempted and self.first_task in feasible:
             return self.first_task
-        kinds = [CATEGORIES[task] for task in self.tried]
-        weights = np.array(
-            [
-                _EAGER.get(task, 1.0) / (1 + kinds.count(CATEGORIES[task])) / (1 + self.tried.count(task)) ** 2
-                for task in possible
-            ]
-        )
-        return possible[int(self.choice.choice(len(possible), p=weights / weights.sum()))]
+        categories = [CATEGORIES[task] for task in self.attempted]
+
+        def weight(task: str) -> float:
+            repeats = (1 + categories.count(CATEGORIES[task])) * (1 + self.attempted.count(task)) ** 2
+            return _EAGER.get(task, 1.0) / repeats
+
+        weights = np.array([weight(task) for task in feasible])
+        return feasible[int(self.choice.choice(len(feasible), p=weights / weights.sum()))]
 
     def _attempt(self, task: str) -> Window | None:
-        """Let the expert try. The window if the oracle agrees that it succeeded."""
+        """Let the expert attempt a task; return the window if the oracle confirms success, else None."""
         first, success, idle = self.count, None, 0
         tail = int(self.hand.integers(*TAIL))
         infos = [self.env.get_info()]  # infos[k] belongs to the observation of frame first + k
         self.expert.reset(task, self.obs)
         while True:
             infos.append(self._step())
-            taken = len(infos) - 1
+            steps = len(infos) - 1
             if success is None and self.oracle.done(task, infos[0], infos[-1]):
-                success = taken
+                success = steps
             idle += self.expert.done and success is None
             limit = PATIENCE if success is None else success + tail
-            if taken >= limit or idle > GIVE_UP:
+            if steps >= limit or idle > GIVE_UP:
                 break
         edges = None if success is None else self._edges(task, infos, success)
         if edges is None:
             return None
         phrases = INSTRUCTIONS[self.settings.instructions][task]
-        instruction = phrases[int(self.words.integers(len(phrases)))]
+        instruction = phrases[int(self.wording.integers(len(phrases)))]
         return Window(first + edges[0], first + edges[1], task, instruction)
 
     def _edges(self, task: str, infos: list[Any], success: int) -> tuple[int, int] | None:
-        """First and last frame of the longest window of at most 64 that the oracle confirms by itself."""
-        last = len(infos) - 2  # the last frame whose action was taken for this task
+        """Return first and last frame of the longest window of at most 64 frames that the oracle confirms by itself."""
+        last = len(infos) - 2  # the last frame whose action belongs to this task
         for end in range(min(last, max(success, WINDOW - 1)), success - 1, -1):
             start = max(0, end - WINDOW + 1)
             if self.oracle.done(task, infos[start], infos[end]):
@@ -195,7 +200,7 @@ class _Episode:
         return None
 
     def _step(self) -> dict[str, Any]:
-        """Act once and hand out the frame: the observation before the action, and the action. Returns the new info."""
+        """Act once, pass the frame (observation before the action, and the action) to the sink, return the new info."""
         before = self.obs
         command = self.expert.act(before)
         self.obs, _, _, info = self.env.step(command, render=True)
@@ -205,18 +210,16 @@ class _Episode:
 
 
 def _first_task(settings: Settings, episode: int) -> str:
-    """Every task begins an episode equally often, also the rare ones; a shuffled order, so that few episodes vary."""
-    around, place = divmod(episode, len(settings.tasks))
-    order = np.random.default_rng([settings.seed, SPLITS.index(settings.split), around]).permutation(
-        len(settings.tasks)
-    )
-    return settings.tasks[int(order[place])]
+    """Return the first task of an episode: a shuffled order in which every task occurs equally often."""
+    shuffle, position = divmod(episode, len(settings.tasks))
+    rng = np.random.default_rng([settings.seed, SPLITS.index(settings.split), shuffle])
+    return settings.tasks[int(rng.permutation(len(settings.tasks))[position])]
 
 
 def frame_of(before: Mapping[str, Any], after: Mapping[str, Any], depth: bool = False) -> Frame:
-    """The arrays of one frame, from the observations before and after its action.
+    """Return the arrays of one frame, from the observations before and after its action.
 
-    CALVIN's rule: `actions` is the pose that was reached, with the gripper command, and `rel_actions` is the way there.
+    As in CALVIN, `actions` is the pose that was reached with the gripper command, `rel_actions` the motion to it.
     """
     robot_obs = before["robot_obs"]
     action = np.concatenate([after["robot_obs"][:6], after["robot_obs"][14:15]])

@@ -1,4 +1,4 @@
-"""A contact sheet and a clip of a raw CALVIN split: what was recorded, with what was said."""
+"""Draw a contact sheet and a clip of a raw CALVIN split, with its instructions."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def write_preview(split: Path, out: Path) -> tuple[Path, ...]:
 
 
 def contact_sheet(split: CalvinSplit) -> Frame:
-    """Windows of different tasks, four moments each: the static camera, with the last wrist image beside them."""
+    """Return windows of different tasks: four frames of the static camera, then the last one of the gripper camera."""
     return image_grid([_strip(split, window) for window in varied(split, SHOWN)], columns=2)
 
 
 def varied(split: CalvinSplit, count: int) -> list[Annotation]:
-    """At most `count` windows in the split's order, from runs of play all over it, of as many tasks as can be."""
+    """Return at most `count` windows in order, from runs of play all over the split, of as many tasks as possible."""
     runs = [[w for w in split.annotations if first <= w.start <= last] for first, last in split.ranges.tolist()]
     runs = [run for run in runs if run]
     if len(runs) > count:
@@ -59,11 +59,11 @@ def _strip(split: CalvinSplit, window: Annotation) -> Frame:
 
 
 def clip(split: CalvinSplit) -> list[Frame]:
-    """Some windows one after the other, every second frame, both cameras with the instruction below."""
+    """Return some windows one after the other: every second frame of both cameras above the instruction."""
     frames: list[Frame] = []
     for window in varied(split, CLIPPED):
         for i in window.frames[::2]:
-            held = split.frame(i, ["rgb_static", "rgb_gripper"])
-            row = side_by_side([held["rgb_static"], held["rgb_gripper"]], height=200)
+            images = split.frame(i, ["rgb_static", "rgb_gripper"])
+            row = side_by_side([images["rgb_static"], images["rgb_gripper"]], height=200)
             frames.append(add_caption(row, window.instruction, window.task or ""))
     return frames

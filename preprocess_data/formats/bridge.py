@@ -1,9 +1,9 @@
-"""Reading BridgeData V2: trajectories of the raw folders, and episodes of RLDS (TFDS) files, as one thing.
+"""Read BridgeData V2, from its raw folders or from RLDS (TFDS) files, into the same structure.
 
 Raw: ``.../traj_group0/traj0/{images0/im_0.jpg, ..., obs_dict.pkl, policy_out.pkl, lang.txt}``.
-RLDS: a folder with ``features.json``, TFDS's ``dataset_info.json`` and ``*.tfrecord-00000-of-00512``; both the fields
-of ``bridge_dataset`` (image_0, action [7], language_instruction) and of Open X's ``bridge`` (image, world_vector,
-open_gripper, natural_language_instruction) are known.
+RLDS: a folder with ``features.json``, TFDS's ``dataset_info.json`` and ``*.tfrecord-00000-of-00512``. The fields of
+``bridge_dataset`` (image_0, action [7], language_instruction) and of Open X's ``bridge`` (image, world_vector,
+open_gripper, natural_language_instruction) are supported.
 """
 
 from __future__ import annotations
@@ -28,33 +28,39 @@ ImageSource = Path | bytes
 
 OBSERVATIONS, POLICY, LANGUAGE = "obs_dict.pkl", "policy_out.pkl", "lang.txt"
 RATE = 5  # Hz
-POSITION_UNIT, ROTATION_UNIT = 0.05, 0.25  # which hold all but a few steps in a hundred at 5 Hz
+POSITION_UNIT, ROTATION_UNIT = 0.05, 0.25
+"""Metres and radians of 1.0: few steps at 5 Hz are larger."""
 _IMAGE = re.compile(r"im_(\d+)\.(?:jpg|jpeg|png)", re.IGNORECASE)
 _SHARD = re.compile(r"(?P<name>.+)-(?P<split>\w+)\.tfrecord-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _INSTRUCTIONS = ("language_instruction", "observation/natural_language_instruction")
 _MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PN": ".png"}
 
 
-class LeftOut(ValueError):
-    """The episode is whole, but not what is asked for: no words, or not this camera."""
+class EpisodeSkipped(ValueError):
+    """A valid episode that does not meet the options: it has no instruction, or no images of this camera."""
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """n moments at 5 Hz."""
+    """A trajectory of n moments at 5 Hz.
+
+    ``where``: its location for messages; ``instruction``: may be empty; ``states`` [n, 7]: xyz in metres and Euler xyz
+    in radians, in the robot's base frame, and the gripper (1 open); ``gripper`` [n]: the command, 1 open, 0 closed;
+    ``images``: for each camera n files or encoded images.
+    """
 
     where: str
-    instruction: str  # may be empty
-    states: Floats  # [n, 7]: xyz in metres, Euler xyz in radians, in the robot's base frame; gripper, 1 open
-    gripper: Floats  # [n] commanded, 1 open, 0 closed
-    images: Sequence[Sequence[ImageSource]]  # of each camera asked for, n files or encoded images
+    instruction: str
+    states: Floats
+    gripper: Floats
+    images: Sequence[Sequence[ImageSource]]
 
     def __len__(self) -> int:
         return len(self.states)
 
 
 def relative_actions(trajectory: Trajectory, units: Units) -> tuple[Floats, Floats, Flags]:
-    """Return (relative [n, 7], absolute [n, 7], clipped [n]) by the convention of process_bridge.py --help."""
+    """Return (relative [n, 7], absolute [n, 7], clipped [n]) as `process_bridge.py --help` defines them."""
     states = trajectory.states[:, :6]
     following = np.concatenate([states[1:], states[-1:]])
     motion, clipped = units.steps(states, following)
@@ -64,18 +70,18 @@ def relative_actions(trajectory: Trajectory, units: Units) -> tuple[Floats, Floa
 
 # ------------------------------------------------------------------------------------------------------------------ raw
 def find_raw(root: Path) -> list[Path]:
-    """The trajectory folders below ``root``, in the order of their numbers."""
+    """Return the trajectory folders below ``root``, in numerical order."""
     found = []
     for folder, below, files in os.walk(root):
         if OBSERVATIONS in files or POLICY in files:
             found.append(Path(folder))
             below.clear()
-    # All of the path counts: what ties would come in the order of the file system, which differs between copies.
+    # The whole path is compared: ties would be in the order of the file system, which differs between copies.
     return sorted(found, key=lambda path: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", str(path))])
 
 
 def read_raw(folder: Path, cameras: Sequence[int]) -> Trajectory:
-    """Raises LeftOut, or ValueError or FileNotFoundError naming the file."""
+    """Return a trajectory. Raise EpisodeSkipped, or ValueError or FileNotFoundError naming the file."""
     states = _states(folder / OBSERVATIONS)
     gripper = _commands(folder / POLICY, len(states))
     return Trajectory(
@@ -88,21 +94,21 @@ def read_raw(folder: Path, cameras: Sequence[int]) -> Trajectory:
 
 
 def _states(path: Path) -> Floats:
-    held = read_pickle(path)
-    if not isinstance(held, dict):
-        raise ValueError(f"{path} must hold a dictionary, found {type(held).__name__}")
-    key = next((key for key in ("full_state", "state") if key in held), None)
+    content = read_pickle(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a dictionary, found {type(content).__name__}")
+    key = next((key for key in ("full_state", "state") if key in content), None)
     if key is None:
-        raise ValueError(f"{path} has neither full_state nor state; it has {', '.join(map(str, held)) or 'nothing'}")
-    return _table(held[key], f"{path}: {key}")
+        raise ValueError(f"{path} has neither full_state nor state; it has {', '.join(map(str, content)) or 'nothing'}")
+    return _table(content[key], f"{path}: {key}")
 
 
 def _commands(path: Path, moments: int) -> Floats:
-    """The last number of each action; there is one fewer than moments, and the last is held."""
-    held = read_pickle(path)
-    if not isinstance(held, list) or not held:
-        raise ValueError(f"{path} must hold a list of actions, found {type(held).__name__}")
-    rows = [row.get("actions") if isinstance(row, dict) else row for row in held]
+    """Return the last number of each action. There is one action fewer than moments; the last one is repeated."""
+    content = read_pickle(path)
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"{path} must hold a list of actions, found {type(content).__name__}")
+    rows = [row.get("actions") if isinstance(row, dict) else row for row in content]
     table = _table(rows, f"{path}: actions")
     if len(table) not in (moments - 1, moments):
         raise ValueError(f"{path} has {len(table)} actions for the {moments} states of {OBSERVATIONS}")
@@ -111,7 +117,7 @@ def _commands(path: Path, moments: int) -> Floats:
 
 
 def _table(rows: Any, what: str) -> Floats:
-    """Finite numbers [n, 7]."""
+    """Return finite numbers [n, 7]. Raise ValueError beginning with ``what``."""
     try:
         table = np.asarray(rows, dtype=np.float32)
     except (TypeError, ValueError, OverflowError):
@@ -124,7 +130,7 @@ def _table(rows: Any, what: str) -> Floats:
 
 
 def _sentence(path: Path) -> str:
-    """The first line that says something; annotators' "confidence: ..." lines are none."""
+    """Return the first line that is not empty and not an annotator's "confidence: ..."."""
     if not path.is_file():
         return ""
     try:
@@ -136,7 +142,7 @@ def _sentence(path: Path) -> str:
 
 def _images(folder: Path, moments: int) -> list[Path]:
     if not folder.is_dir():
-        raise LeftOut(f"{folder} does not exist: the trajectory was not recorded by this camera")
+        raise EpisodeSkipped(f"{folder} does not exist: the trajectory was not recorded by this camera")
     numbered = {int(match[1]): folder / name for name in os.listdir(folder) if (match := _IMAGE.fullmatch(name))}
     for number in range(moments):
         if number not in numbered:
@@ -149,8 +155,10 @@ def _images(folder: Path, moments: int) -> list[Path]:
 # ----------------------------------------------------------------------------------------------------------------- RLDS
 @dataclass(frozen=True)
 class Shard:
+    """An RLDS file and its number of episodes, as TFDS's dataset_info.json counts them."""
+
     path: Path
-    episodes: int  # as TFDS's dataset_info.json counts them
+    episodes: int
 
 
 def is_rlds(path: Path) -> bool:
@@ -158,16 +166,14 @@ def is_rlds(path: Path) -> bool:
 
 
 def find_rlds(root: Path) -> list[Path]:
-    """The folders of TFDS files at ``root`` or up to two folders down (name/version)."""
-    return (
-        [root]
-        if is_rlds(root)
-        else [p.parent for p in sorted([*root.glob("*/features.json"), *root.glob("*/*/features.json")])]
-    )
+    """Return the folders of TFDS files at ``root`` or up to two folders below (name/version)."""
+    if is_rlds(root):
+        return [root]
+    return [path.parent for path in sorted([*root.glob("*/features.json"), *root.glob("*/*/features.json")])]
 
 
 def splits_of(root: Path) -> dict[str, list[Shard]]:
-    """Split -> its files. Raises ValueError or FileNotFoundError naming a file that is missing or not as counted."""
+    """Return the files of each split. Raise ValueError or FileNotFoundError naming a missing or inconsistent file."""
     path = root / "dataset_info.json"
     read_object(root / "features.json")
     found: dict[str, list[Shard]] = {}
@@ -183,16 +189,15 @@ def splits_of(root: Path) -> dict[str, list[Shard]]:
     except (KeyError, TypeError, ValueError) as error:
         if str(path) in str(error):
             raise
-        raise ValueError(
-            f"{path} is no dataset_info.json of TFDS: it lacks splits with name and shardLengths"
-        ) from None
+        expected = "splits with name and shardLengths"
+        raise ValueError(f"{path} is no dataset_info.json of TFDS: it lacks {expected}") from None
     if not found:
         raise ValueError(f"{path} counts no split")
     return found
 
 
-def read_shard(shard: Shard, cameras: Sequence[int]) -> Iterator[Trajectory | LeftOut | ValueError]:
-    """The episodes of a file; what is wrong with one in its place, what is wrong with the file raised at its end."""
+def read_shard(shard: Shard, cameras: Sequence[int]) -> Iterator[Trajectory | ValueError]:
+    """Yield the episodes of a file, with an error in place of an unreadable one; raise errors of the file itself."""
     number = 0
     for number, content in enumerate(records(shard.path), 1):
         try:
@@ -206,7 +211,7 @@ def read_shard(shard: Shard, cameras: Sequence[int]) -> Iterator[Trajectory | Le
 
 
 def read_example(content: bytes, where: str, cameras: Sequence[int]) -> Trajectory:
-    """An RLDS episode. Raises LeftOut, or ValueError beginning with ``where``."""
+    """Return an RLDS episode. Raise EpisodeSkipped, or ValueError beginning with ``where``."""
     found = parse_example(content, where)
     steps = {name.removeprefix("steps/"): value for name, value in found.items() if name.startswith("steps/")}
     states = _flat(steps, "observation/state", 7, where)
@@ -216,12 +221,11 @@ def read_example(content: bytes, where: str, cameras: Sequence[int]) -> Trajecto
     except UnicodeDecodeError:
         raise ValueError(f"{where}: its instruction is not UTF-8 text") from None
     name = "action" if "action" in steps else "action/open_gripper"
-    gripper = _flat(steps, name, 7, where)[:, 6] if name == "action" else _opened(steps, len(states), where)
+    gripper = _flat(steps, name, 7, where)[:, 6] if name == "action" else _gripper(steps, len(states), where)
     if len(gripper) != len(states):
         raise ValueError(f"{where} has {len(gripper)} actions for {len(states)} states")
-    return Trajectory(
-        where, instruction, states, gripper, [_encoded(found, steps, c, len(states), where) for c in cameras]
-    )
+    images = [_encoded(found, steps, camera, len(states), where) for camera in cameras]
+    return Trajectory(where, instruction, states, gripper, images)
 
 
 def _flat(steps: dict[str, Feature], name: str, width: int, where: str) -> Floats:
@@ -231,7 +235,7 @@ def _flat(steps: dict[str, Feature], name: str, width: int, where: str) -> Float
     return _table(values.reshape(-1, width), f"{where}: steps/{name}")
 
 
-def _opened(steps: dict[str, Feature], moments: int, where: str) -> Floats:
+def _gripper(steps: dict[str, Feature], moments: int, where: str) -> Floats:
     values = steps.get("action/open_gripper")
     if not isinstance(values, np.ndarray) or len(values) != moments:
         raise ValueError(f"{where} needs steps/action or steps/action/open_gripper for its {moments} moments")
@@ -241,10 +245,10 @@ def _opened(steps: dict[str, Feature], moments: int, where: str) -> Floats:
 def _encoded(
     found: dict[str, Feature], steps: dict[str, Feature], camera: int, moments: int, where: str
 ) -> list[bytes]:
-    told = found.get(f"episode_metadata/has_image_{camera}")
+    flag = found.get(f"episode_metadata/has_image_{camera}")
     name = next((n for n in (f"observation/image_{camera}", "observation/image") if n in steps), None)
-    if name is None or (name == "observation/image" and camera) or (isinstance(told, np.ndarray) and not told.any()):
-        raise LeftOut(f"{where} was not recorded by camera {camera}")
+    if name is None or (name == "observation/image" and camera) or (isinstance(flag, np.ndarray) and not flag.any()):
+        raise EpisodeSkipped(f"{where} was not recorded by camera {camera}")
     images = steps[name]
     if not isinstance(images, list) or len(images) != moments:
         raise ValueError(f"{where} needs {moments} images under steps/{name}")
@@ -254,6 +258,7 @@ def _encoded(
 
 
 def suffix_of(image: bytes, where: str) -> str:
+    """Return ".jpg" or ".png" by the first bytes. Raise ValueError beginning with ``where``."""
     try:
         return _MAGIC[image[:3]]
     except KeyError:

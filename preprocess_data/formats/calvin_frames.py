@@ -1,7 +1,7 @@
-"""Reading the actions of many raw frames (and copying the frames, if asked): in parallel, and not twice when killed.
+"""Read the actions of many raw CALVIN frames in parallel and resumably, and copy the frames if requested.
 
-Frames are read in parts. A finished part lies as a file in ``<output>/.process_calvin`` until all are there; a run
-that is started again with the same source, frames and placement takes what it finds.
+Frames are read in parts. A finished part is a file in ``<output>/.process_calvin`` until all parts are finished; a run
+with the same source, frames and placement uses the finished parts of an earlier one.
 """
 
 from __future__ import annotations
@@ -20,34 +20,37 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from common.files import atomic_path, write_bytes
-from preprocess_data.jobs.resume import is_current, plan_folder, remove_parts
-from preprocess_data.jobs.workers import in_processes
+from preprocess_data.jobs.resume import is_current, plan_folder, remove_parts, run_missing
 from training.data.calvin import CalvinSplit
 from training.data.checks.dataset import row_faults
 from training.data.formats import zip_reader
 from training.data.readers import read_npz
 
 PARTS = ".process_calvin"
-PART = 1024  # frames
-WORTH_PROCESSES = 4096  # frames: fewer are read here before a process has started
+PART = 1024
+"""Frames of a part."""
+MIN_FRAMES_FOR_WORKERS = 4096
+"""Fewer frames are read in this process before another one has started."""
 
 
 @dataclass(frozen=True)
 class Actions:
-    """Of n frames, in order."""
+    """Actions of n frames, in order. ``bad``: frame id -> error of its file."""
 
     relative: npt.NDArray[np.float32]  # [n, 7]
     absolute: npt.NDArray[np.float32]  # [n, 7]
-    bad: dict[int, str] = field(default_factory=dict)  # frame id -> what is wrong with its file
+    bad: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Part:
+    """Frames to read. ``file``: the result; ``copies``: folder to copy to; ``action``: declaration of the split."""
+
     split: Path
     frames: tuple[int, ...]
-    file: Path  # where the result goes
-    copies: Path | None  # the folder frames are copied to
-    action: Mapping[str, Any] | None  # what the split declares of its actions
+    file: Path
+    copies: Path | None
+    action: Mapping[str, Any] | None
 
 
 def read_actions(
@@ -60,39 +63,38 @@ def read_actions(
     keep_bad: bool = False,
     action: Mapping[str, Any] | None = None,
 ) -> Actions:
-    """The actions of frames ``ids``, each file opened once; ``copies``: copy the frames there.
+    """Return the actions of frames ``ids``, opening each file once; copy the frames to ``copies`` if given.
 
-    Raises ValueError or FileNotFoundError naming the first file that is missing or damaged, or whose action is not what
-    the declaration ``action`` says; with ``keep_bad`` such files are listed in the result instead.
+    Raises ValueError or FileNotFoundError naming the first file that is missing, damaged, or contradicts the
+    declaration ``action``; with ``keep_bad`` such files are listed in the result instead.
     """
     folder = _plan(split, ids, output_dir, copies, action)
-    edges = range(0, len(ids), PART)
-    files = [folder / f"part_{start:09d}.npz" for start in edges]
-    held = [_held(file, split, ids[start : start + PART]) for start, file in zip(edges, files, strict=True)]
-    todo = [
-        _Part(split.path.absolute(), tuple(ids[start : start + PART].tolist()), file, copies, action)
-        for start, file, have in zip(edges, files, held, strict=True)
-        if have is None
+    parts = [
+        _Part(
+            split.path.absolute(),
+            tuple(ids[start : start + PART].tolist()),
+            folder / f"part_{start:09d}.npz",
+            copies,
+            action,
+        )
+        for start in range(0, len(ids), PART)
     ]
-    done = len(ids) - sum(len(part.frames) for part in todo)
-    read = in_processes(_read_part, todo, workers if len(ids) >= WORTH_PROCESSES else 1)
-    rows: list[npt.NDArray[np.float32]] = []
+    workers = workers if len(ids) >= MIN_FRAMES_FOR_WORKERS else 1
+    tables: list[npt.NDArray[np.float32]] = []
     bad: dict[int, str] = {}
-    with tqdm(desc="frames", total=len(ids), initial=done, unit="frame", disable=not progress) as bar:
-        for have in held:
-            if have is None:
-                have, wrong = next(read)
-                if wrong and not keep_bad:
-                    raise ValueError(next(iter(wrong.values())))
-                bad |= wrong
-                bar.update(len(have))
-            rows.append(have)
-    table = np.concatenate(rows)
+    with tqdm(desc="frames", total=len(ids), unit="frame", disable=not progress) as bar:
+        for table, errors in run_missing(_read_part, parts, [_finished(part, split) for part in parts], workers):
+            if errors and not keep_bad:
+                raise ValueError(next(iter(errors.values())))
+            bad |= errors
+            tables.append(table)
+            bar.update(len(table))
+    table = np.concatenate(tables)
     return Actions(table[:, :7], table[:, 7:], bad)
 
 
 def finish(output_dir: Path) -> None:
-    """Everything is written: the parts are not needed any more."""
+    """Delete the parts after everything is written."""
     remove_parts(output_dir, PARTS)
 
 
@@ -103,7 +105,7 @@ def _plan(
     copies: Path | None,
     action: Mapping[str, Any] | None,
 ) -> Path:
-    """The folder of parts."""
+    """Return the folder of the parts of this plan."""
     plan = {
         "source": str(split.path.absolute()),
         "frames": hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest(),
@@ -114,17 +116,16 @@ def _plan(
     return plan_folder(output_dir / PARTS, plan)
 
 
-def _held(file: Path, split: CalvinSplit, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:
-    """A part's actions [n, 14] from an earlier run; None where there are none, or frames were changed since."""
-    if not file.is_file() or not is_current(
-        file, {zip_reader.container(split.frame_path(frame)) for frame in ids.tolist()}
-    ):
+def _finished(part: _Part, split: CalvinSplit) -> tuple[npt.NDArray[np.float32], dict[int, str]] | None:
+    """Return a part's actions [n, 14] of an earlier run, or None if there are none or frames have changed since."""
+    sources = (zip_reader.container(split.frame_path(frame)) for frame in part.frames)
+    if not part.file.is_file() or not is_current(part.file, set(sources)):
         return None
     try:
-        table: npt.NDArray[Any] = read_npz(file, ("actions",))["actions"]
+        table: npt.NDArray[Any] = read_npz(part.file, ("actions",))["actions"]
     except (ValueError, FileNotFoundError):
         return None
-    return table if table.shape == (len(ids), 14) and table.dtype == np.float32 else None
+    return (table, {}) if table.shape == (len(part.frames), 14) and table.dtype == np.float32 else None
 
 
 def _read_part(part: _Part) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
@@ -145,7 +146,7 @@ def _read_part(part: _Part) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
     for row, what in () if part.action is None else row_faults(table[read, :7], part.action):
         frame = part.frames[read[row]]
         bad[frame] = f"{split.frame_path(frame)}: rel_actions {what}"
-    if not bad:  # else it is read again, when somebody has seen to it
+    if not bad:  # a part with a bad file is read again after the file is repaired
         content = io.BytesIO()
         np.savez(content, actions=table)
         write_bytes(part.file, content.getvalue())
@@ -153,13 +154,13 @@ def _read_part(part: _Part) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
 
 
 def copy_frame(source: Path, folder: Path) -> None:
-    """A frame's file (of a zip or a packed split: its content) in ``folder``, unless it is there already."""
+    """Copy a frame's file (from a zip or a packed split: its content) to ``folder`` unless the copy is up to date."""
     folder.mkdir(exist_ok=True, parents=True)
     target = folder / source.name
     modified = zip_reader.modified_ns(source)
     if target.is_file():
-        have = target.stat()
-        if (have.st_size, have.st_mtime_ns) == (zip_reader.size(source), modified):
+        copy = target.stat()
+        if (copy.st_size, copy.st_mtime_ns) == (zip_reader.size(source), modified):
             return
     with atomic_path(target) as partial:
         if zip_reader.container(source) == source:
@@ -167,10 +168,10 @@ def copy_frame(source: Path, folder: Path) -> None:
         else:
             with zip_reader.open_binary(source) as packed:
                 partial.write_bytes(packed.read())
-        os.utime(partial, ns=(modified, modified))  # compared above when the command runs again
+        os.utime(partial, ns=(modified, modified))  # compared above by the next run
 
 
 def windows_without(bad: dict[int, str], windows: Iterator[tuple[int, int]]) -> list[bool]:
-    """For each window (first, last), whether none of its frames is bad."""
+    """Return for each window (first, last) whether none of its frames is bad."""
     wrong = np.sort(np.fromiter(bad, dtype=np.int64, count=len(bad)))
     return [bool(np.searchsorted(wrong, first) == np.searchsorted(wrong, last, "right")) for first, last in windows]

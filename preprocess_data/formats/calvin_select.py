@@ -1,4 +1,4 @@
-"""Which raw splits, and which of their annotated windows, are processed."""
+"""Select the raw splits, and their annotated windows, that are processed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from training.data.calvin import Annotation, is_split, splits_in
 
 
 def source_splits(source: Path, split: str | None) -> list[tuple[str, Path]]:
-    """(name, path) of the splits that ``source`` means: itself, or training and validation below it.
+    """Return (name, path) of the splits at ``source``: itself, or training and validation below it.
 
-    ``source`` is a folder or a zip: a split, or what holds ``training`` and ``validation``, at its top or one folder
-    down (task_D_D.zip, calvin_debug_dataset). ``split`` picks one by name.
-    Raises ValueError or FileNotFoundError saying what is there.
+    ``source`` is a folder or a zip: a split, or the parent of ``training`` and ``validation``, at its top or one folder
+    below (task_D_D.zip, calvin_debug_dataset). ``split`` selects one by name.
+    Raises ValueError or FileNotFoundError naming what is there.
     """
     if not source.exists() and not is_split(source):
         raise FileNotFoundError(f"{source} does not exist; give a CALVIN split, the folder above it, or its zip")
@@ -36,19 +36,23 @@ def source_splits(source: Path, split: str | None) -> list[tuple[str, Path]]:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which annotations to take; what is None or empty does not restrict."""
+    """Criteria for annotations; None or an empty tuple does not restrict.
 
-    numbers: tuple[int, ...] | None = None  # counted from 0, in this order
+    ``numbers``: counted from 0, in this order; ``phrases``: one must be in the instruction, in any case; ``fraction``
+    of the remaining ones and ``count`` at most are drawn with ``seed``.
+    """
+
+    numbers: tuple[int, ...] | None = None
     tasks: tuple[str, ...] = ()
-    phrases: tuple[str, ...] = ()  # of which one must be in the instruction, upper or lower case
-    fraction: float | None = None  # of what is left then, drawn
-    count: int | None = None  # at most so many, drawn
+    phrases: tuple[str, ...] = ()
+    fraction: float | None = None
+    count: int | None = None
     seed: int = 0
 
     def of(self, annotations: Sequence[Annotation]) -> list[Annotation]:
-        """The chosen annotations, in the order of the split (numbers: in the order given).
+        """Return the chosen annotations in the order of the split (numbers: in their own order).
 
-        Raises ValueError naming the option that leaves nothing or asks for what is not there.
+        Raises ValueError naming the option that selects nothing or something that does not exist.
         """
         chosen = list(annotations) if self.numbers is None else [self._numbered(n, annotations) for n in self.numbers]
         if self.tasks:
@@ -59,8 +63,8 @@ class Choice:
                     raise ValueError(f"--tasks {task}: the split's tasks are {names}")
             chosen = [window for window in chosen if window.task in self.tasks]
         if self.phrases:
-            wanted = [phrase.casefold() for phrase in self.phrases]
-            chosen = [w for w in chosen if any(phrase in w.instruction.casefold() for phrase in wanted)]
+            phrases = [phrase.casefold() for phrase in self.phrases]
+            chosen = [w for w in chosen if any(phrase in w.instruction.casefold() for phrase in phrases)]
         count = len(chosen)
         if self.fraction is not None:
             if not 0 < self.fraction <= 1:
@@ -76,7 +80,7 @@ class Choice:
             )
         if count < len(chosen):
             drawn = np.random.default_rng(self.seed).permutation(len(chosen))[:count]
-            chosen = [chosen[place] for place in sorted(drawn)]
+            chosen = [chosen[index] for index in sorted(drawn)]
         return chosen
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""Reading LeRobot data sets v2.1 and v3.0 (tables in parquet, images in mp4 or in the tables), without lerobot.
+"""Read LeRobot data sets v2.1 and v3.0 (tables in parquet, images in mp4 or in the tables) without lerobot.
 
-Layout: ``meta/info.json`` names everything. v2.1 has a table and a video a camera for each episode, and lists in
-``meta/*.jsonl``; v3.0 has many episodes in a file, and ``meta/episodes/*.parquet`` says where each one begins.
+``meta/info.json`` describes the layout. v2.1 has one table and one video per camera for each episode, listed in
+``meta/*.jsonl``; v3.0 has many episodes in a file, and ``meta/episodes/*.parquet`` lists where each one begins.
 Needs pyarrow and PyAV (requirements-lerobot.txt).
 """
 
@@ -21,20 +21,22 @@ from common.files import read_object
 from training.data.readers import read_image_bytes
 
 Image = npt.NDArray[np.uint8]  # [height, width, 3]
-Section = tuple[Path, float, float | None]  # video, seconds at which an episode begins and ends there (None: the end)
+Section = tuple[Path, float, float | None]
+"""A video, and the seconds at which an episode begins and ends in it (None: at the end)."""
 INFO = "meta/info.json"
-ANNOTATIONS = "meta/blockdiff_windows.parquet"  # ours: annotated windows that may overlap (export_lerobot.py)
+ANNOTATIONS = "meta/blockdiff_windows.parquet"
+"""Annotated windows, which may overlap; written by export_lerobot.py only."""
 VERSIONS = ("v2.1", "v3.0")
 TOLERANCE_S = 1e-4
 """Seconds by which a timestamp may differ from that of its image, as in lerobot."""
 
 
 class NoFrameError(ValueError):
-    """A video is whole, but has no frame at a timestamp of its table."""
+    """A valid video has no frame at a timestamp of its table."""
 
 
 def libraries() -> tuple[Any, Any]:
-    """(pyarrow.parquet, av). Raises ValueError naming what is missing and how it is installed."""
+    """Return (pyarrow.parquet, av). Raise ValueError naming the missing one and how to install it."""
     try:
         import av
         import pyarrow.parquet as parquet
@@ -46,13 +48,13 @@ def libraries() -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an episode lies."""
+class EpisodeLocation:
+    """The files of an episode. ``first``: row of its first frame in the data set, None if the table is its own."""
 
     number: int
     length: int
     table: Path
-    first: int | None  # row of its first frame, counted over the whole data set; None: the table is its own
+    first: int | None
     tasks: tuple[str, ...]
     videos: dict[str, Section]  # by camera
 
@@ -62,7 +64,7 @@ class Place:
 
 
 class LerobotData:
-    """A LeRobot data set in a folder. Raises ValueError or FileNotFoundError naming the file, here or when asked."""
+    """A LeRobot data set in a folder. Methods raise ValueError or FileNotFoundError naming the file."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -87,7 +89,7 @@ class LerobotData:
 
     @cached_property
     def tasks(self) -> dict[int, str]:
-        """Task number -> sentence."""
+        """Return the sentence of each task number."""
         path = self.root / ("meta/tasks.jsonl" if self.version == "v2.1" else "meta/tasks.parquet")
         if self.version == "v2.1":
             rows: list[dict[str, Any]] = list(_lines(path))
@@ -104,27 +106,25 @@ class LerobotData:
         return found
 
     @cached_property
-    def episodes(self) -> list[Place]:
-        places = list(self._places())
-        if not places:
+    def episodes(self) -> list[EpisodeLocation]:
+        found = list(self._locate())
+        if not found:
             raise ValueError(f"{self.root} lists no episode")
-        if self.info.get("total_episodes", len(places)) != len(places):
-            raise ValueError(
-                f"{self.root / INFO} counts {self.info['total_episodes']} episodes, but {len(places)} are listed"
-            )
-        return places
+        if (total := self.info.get("total_episodes", len(found))) != len(found):
+            raise ValueError(f"{self.root / INFO} counts {total} episodes, but {len(found)} are listed")
+        return found
 
-    def _places(self) -> Iterator[Place]:
-        films = [camera for camera in self.cameras if self.features[camera]["dtype"] == "video"]
-        place = self._v21 if self.version == "v2.1" else self._v30
+    def _locate(self) -> Iterator[EpisodeLocation]:
+        videos = [camera for camera in self.cameras if self.features[camera]["dtype"] == "video"]
+        locate = self._v21 if self.version == "v2.1" else self._v30
         for file, row in self._listed():
             try:
-                yield place(row, films)
+                yield locate(row, videos)
             except (KeyError, TypeError, IndexError) as error:
                 raise ValueError(f"{file}: an episode lacks {error}, which {self.root / INFO} asks for") from None
 
     def _listed(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """(the file that lists an episode, what it says of it)."""
+        """Yield the file that lists an episode, and the episode's row."""
         if self.version == "v2.1":
             file = self.root / "meta/episodes.jsonl"
             yield from ((file, row) for row in _lines(file))
@@ -135,61 +135,58 @@ class LerobotData:
         for file in files:
             yield from ((file, row) for row in read_table(file, without="stats/"))
 
-    def _v21(self, row: dict[str, Any], films: Sequence[str]) -> Place:
+    def _v21(self, row: dict[str, Any], cameras: Sequence[str]) -> EpisodeLocation:
         number = int(row["episode_index"])
         names = {"episode_chunk": number // int(self.info.get("chunks_size", 1000)), "episode_index": number}
         videos: dict[str, Section] = {
-            camera: (self._path("video_path", video_key=camera, **names), 0.0, None) for camera in films
+            camera: (self._path("video_path", video_key=camera, **names), 0.0, None) for camera in cameras
         }
-        return Place(number, int(row["length"]), self._path("data_path", **names), None, tuple(row["tasks"]), videos)
+        table = self._path("data_path", **names)
+        return EpisodeLocation(number, int(row["length"]), table, None, tuple(row["tasks"]), videos)
 
-    def _v30(self, row: dict[str, Any], films: Sequence[str]) -> Place:
-        videos = {
-            camera: (
-                self._path(
-                    "video_path",
-                    video_key=camera,
-                    chunk_index=row[f"videos/{camera}/chunk_index"],
-                    file_index=row[f"videos/{camera}/file_index"],
-                ),
-                float(row[f"videos/{camera}/from_timestamp"]),
-                None if row.get(to := f"videos/{camera}/to_timestamp") is None else float(row[to]),
-            )
-            for camera in films
-        }
+    def _v30(self, row: dict[str, Any], cameras: Sequence[str]) -> EpisodeLocation:
+        def section(camera: str) -> Section:
+            name = f"videos/{camera}/"
+            chunk, file = row[name + "chunk_index"], row[name + "file_index"]
+            path = self._path("video_path", video_key=camera, chunk_index=chunk, file_index=file)
+            end = row.get(name + "to_timestamp")
+            return path, float(row[name + "from_timestamp"]), None if end is None else float(end)
+
+        videos = {camera: section(camera) for camera in cameras}
         table = self._path("data_path", chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
-        first = int(row["dataset_from_index"])
-        return Place(int(row["episode_index"]), int(row["length"]), table, first, tuple(row["tasks"] or ()), videos)
+        number, length, first = (int(row[key]) for key in ("episode_index", "length", "dataset_from_index"))
+        return EpisodeLocation(number, length, table, first, tuple(row["tasks"] or ()), videos)
 
     def _path(self, key: str, **names: Any) -> Path:
         pattern = self._get(key, str)
         try:
             return self.root / str(pattern.format(**names))
         except (KeyError, IndexError, ValueError, AttributeError):
-            raise ValueError(f"{self.root / INFO}: {key} {pattern!r} is no pattern that is known") from None
+            raise ValueError(f"{self.root / INFO}: {key} {pattern!r} is not a known pattern") from None
 
-    def rows(self, place: Place, columns: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[Any]]:
-        """Columns of an episode's frames, in order, and those of ``optional`` that are there."""
-        table = read_table(place.table, [*columns, "episode_index", "frame_index"], optional=optional)
-        rows = [row for row in table if row["episode_index"] == place.number]
+    def rows(
+        self, episode: EpisodeLocation, columns: Sequence[str], optional: Sequence[str] = ()
+    ) -> dict[str, list[Any]]:
+        """Return columns of an episode's frames, in order, and the existing ones of ``optional``."""
+        table = read_table(episode.table, [*columns, "episode_index", "frame_index"], optional=optional)
+        rows = [row for row in table if row["episode_index"] == episode.number]
         numbers = [row["frame_index"] for row in rows]
-        if numbers != list(range(place.length)):
-            raise ValueError(
-                f"{place.table}: episode {place.number} has {len(rows)} frames, which are not 0 to {place.length - 1}"
-            )
-        there = [column for column in optional if rows and column in rows[0]]
-        return {column: [row[column] for row in rows] for column in (*columns, *there)}
+        if numbers != list(range(episode.length)):
+            expected = f"which are not 0 to {episode.length - 1}"
+            raise ValueError(f"{episode.table}: episode {episode.number} has {len(rows)} frames, {expected}")
+        present = [column for column in optional if rows and column in rows[0]]
+        return {column: [row[column] for row in rows] for column in (*columns, *present)}
 
-    def stamps(self, place: Place) -> npt.NDArray[np.float64]:
-        """Return the timestamp of each frame of an episode, in seconds; from ``fps`` where the table has none.
+    def stamps(self, episode: EpisodeLocation) -> npt.NDArray[np.float64]:
+        """Return the timestamp of each frame of an episode, in seconds; computed from ``fps`` without such a column.
 
-        Raises ValueError where they are not those of ``fps`` frames a second.
+        Raises ValueError if they are not spaced by ``fps``.
         """
-        held = self.rows(place, (), ("timestamp",)).get("timestamp")
-        if held is None:
-            return np.arange(place.length) / self.fps
-        where = f"{place.table}: episode {place.number}: timestamp"
-        stamps = vectors([[stamp] for stamp in held], 1, where)[:, 0]
+        stored = self.rows(episode, (), ("timestamp",)).get("timestamp")
+        if stored is None:
+            return np.arange(episode.length) / self.fps
+        where = f"{episode.table}: episode {episode.number}: timestamp"
+        stamps = vectors([[stamp] for stamp in stored], 1, where)[:, 0]
         off = np.abs(np.diff(stamps.astype(np.float64)) - 1 / self.fps) > TOLERANCE_S + 2 * _rounding(stamps)[1:]
         if off.any() or stamps[0] < -TOLERANCE_S:
             row = int(np.argmax(off)) if off.any() else 0
@@ -200,31 +197,32 @@ class LerobotData:
             )
         return stamps.astype(np.float64)
 
-    def numbers(self, place: Place, column: str, width: int) -> npt.NDArray[np.float32]:
-        """A column of vectors [n, width]."""
-        return vectors(self.rows(place, [column])[column], width, f"{place.table}: {column}")
+    def numbers(self, episode: EpisodeLocation, column: str, width: int) -> npt.NDArray[np.float32]:
+        """Return a column of vectors [n, width]."""
+        return vectors(self.rows(episode, [column])[column], width, f"{episode.table}: {column}")
 
-    def images(self, place: Place, camera: str) -> Iterator[Image]:
-        """The n images of an episode, one after the other."""
+    def images(self, episode: EpisodeLocation, camera: str) -> Iterator[Image]:
+        """Yield the n images of an episode."""
         if camera not in self.cameras:
             raise ValueError(f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}")
-        if camera in place.videos:
-            yield from film(*place.videos[camera], self.stamps(place))
+        if camera in episode.videos:
+            yield from read_video_frames(*episode.videos[camera], self.stamps(episode))
             return
-        for number, held in enumerate(self.rows(place, [camera])[camera]):
-            where = f"{place.table}: {camera}, frame {number}"
-            if not isinstance(held, dict) or not isinstance(held.get("bytes"), bytes):
+        for number, cell in enumerate(self.rows(episode, [camera])[camera]):
+            where = f"{episode.table}: {camera}, frame {number}"
+            if not isinstance(cell, dict) or not isinstance(cell.get("bytes"), bytes):
                 raise ValueError(f"{where} holds no image")
-            yield np.asarray(read_image_bytes(held["bytes"], where))
+            yield np.asarray(read_image_bytes(cell["bytes"], where))
 
     @cached_property
     def windows(self) -> list[dict[str, Any]] | None:
-        """Annotated windows that export_lerobot.py wrote: first and last row of the data set, sentence, task."""
+        """Return the annotated windows of export_lerobot.py: first and last row, sentence, task; None without any."""
         path = self.root / ANNOTATIONS
         return read_table(path) if path.is_file() else None
 
 
 def vectors(rows: Sequence[Any], width: int, what: str) -> npt.NDArray[np.float32]:
+    """Return float32 [n, at least width]. Raise ValueError beginning with ``what`` for anything else."""
     try:
         table = np.asarray(rows, dtype=np.float32)
     except (TypeError, ValueError):
@@ -235,14 +233,14 @@ def vectors(rows: Sequence[Any], width: int, what: str) -> npt.NDArray[np.float3
 
 
 def _rounding(stamps: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """By how much float32 may have moved each timestamp."""
+    """Return the largest error of each timestamp due to float32."""
     return np.spacing(np.abs(stamps).astype(np.float32)).astype(np.float64)
 
 
 def read_table(
     path: Path, columns: Sequence[str] | None = None, without: str = "", optional: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """The rows of a parquet file, with page checksums compared; columns of ``optional`` need not be there."""
+    """Return the rows of a parquet file after checking its page checksums. Columns of ``optional`` may be absent."""
     parquet, _ = libraries()
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
@@ -259,17 +257,17 @@ def read_table(
             rows: list[dict[str, Any]] = file.read(columns).to_pylist()
             return rows
     except (ValueError, OSError, RuntimeError, TypeError, KeyError, NotImplementedError, MemoryError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{path} cannot be read as parquet: {said[0][:200]}") from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} cannot be read as parquet: {reason[:200]}") from None
 
 
-def film(
+def read_video_frames(
     path: Path, begin: float, end: float | None, stamps: npt.NDArray[np.float64], tolerance: float = TOLERANCE_S
 ) -> Iterator[Image]:
     """Yield the frame of a video at each of the ascending ``stamps``, in seconds after ``begin``.
 
-    Raises ValueError where the video has no frame within ``tolerance`` of one, or where it lies behind ``end``, where
-    another episode begins.
+    Raises ValueError if the video has no frame within ``tolerance`` of a timestamp, or if the timestamp lies behind
+    ``end``, where another episode begins.
     """
     _, av = libraries()
     if not path.is_file():
@@ -281,7 +279,7 @@ def film(
             tick = float(stream.time_base)
             if begin + stamps[0] > 0:
                 container.seek(int((begin + stamps[0] - tolerance) / tick), stream=stream)  # the key frame before
-            frames = _whole(container.decode(stream))
+            frames = _valid(container.decode(stream))
             before, now = None, next(frames, None)
             for stamp, most in zip(begin + stamps, allowed + tick / 2, strict=True):
                 while now is not None and now.time < stamp:
@@ -300,7 +298,7 @@ def film(
         raise ValueError(f"{path} cannot be read as a video: {str(error).splitlines()[0][:200]}") from None
 
 
-def _whole(frames: Iterator[Any]) -> Iterator[Any]:
+def _valid(frames: Iterator[Any]) -> Iterator[Any]:
     for frame in frames:
         if frame.is_corrupt:
             raise ValueError(f"a frame at {frame.time} s is corrupt")

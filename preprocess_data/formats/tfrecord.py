@@ -1,4 +1,4 @@
-"""Reader of TFRecord files and of the tf.train.Example inside them, without TensorFlow; every checksum is compared.
+"""Read TFRecord files and the tf.train.Example messages in them without TensorFlow, checking every checksum.
 
 A TFRecord file is a row of [length u64][masked CRC-32C of it u32][content][masked CRC-32C of it u32], little endian
 (https://www.tensorflow.org/tutorials/load_data/tfrecord). An Example is a protocol buffer: a map from names to lists

@@ -1,4 +1,4 @@
-"""Is a raw or processed split whole? Every fault is listed with the file it is in; nothing is changed."""
+"""Verify raw and processed splits: list every problem with its file, without changing anything."""
 
 from __future__ import annotations
 
@@ -26,21 +26,27 @@ from training.data.readers import IMAGE_SUFFIXES, npz_shapes, read_image, read_n
 if TYPE_CHECKING:
     from training.data.dataset_spec import DataContract
 
-SHOWN = 8  # problems of a kind that are printed
-PART = 512  # files
+SHOWN = 8
+"""Problems of a kind that are printed."""
+PART = 512
+"""Files of a job."""
 _VECTORS = {"actions": 7, "rel_actions": 7, "robot_obs": 15, "scene_obs": 24}
 _Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Problem:
-    kind: str  # "missing frame", "damaged frame", "wrong shape", "action out of range", "annotation", "split", ...
+    """A problem of one file. ``kind``: "missing frame", "damaged frame", "wrong shape", "annotation", "split", ..."""
+
+    kind: str
     file: str
     what: str
 
 
 @dataclass
 class Report:
+    """The result of a verification. ``full``: whether images were decoded too."""
+
     path: Path
     full: bool
     files: int = 0
@@ -49,9 +55,11 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def add(self, kind: str, file: Path | str, what: str) -> None:
+        """Add a problem."""
         self.problems.append(Problem(kind, str(file), what))
 
     def text(self) -> str:
+        """Return the report for a terminal."""
         kinds: dict[str, list[Problem]] = {}
         for problem in self.problems:
             kinds.setdefault(problem.kind, []).append(problem)
@@ -66,10 +74,10 @@ class Report:
 
 
 def verify(path: Path, full: bool, workers: int, report_file: Path | None, progress: bool = True) -> int:
-    """Check what lies at ``path``, print it, and return the exit code: 1 if there is a problem.
+    """Verify the data at ``path``, print the reports, and return the exit code: 1 if there is a problem.
 
-    ``path``: a processed split, a raw one, or a folder or zip that holds raw ones.
-    Raises ValueError or FileNotFoundError when it is none of these.
+    ``path``: a processed split, a raw one, or a folder or zip of raw ones.
+    Raises ValueError or FileNotFoundError if it is none of these.
     """
     if (path / INDEX_NAME).is_file():
         reports = [verify_processed(path, full, workers, progress)]
@@ -86,11 +94,11 @@ def verify(path: Path, full: bool, workers: int, report_file: Path | None, progr
             else verify_raw(CalvinSplit(path / name), full, workers, progress)
             for name in below
         ]
-    return tell(reports, report_file)
+    return print_reports(reports, report_file)
 
 
-def tell(reports: Sequence[Report], report_file: Path | None) -> int:
-    """Print the reports, write all problems to ``report_file``, and return the exit code: 1 if there is one."""
+def print_reports(reports: Sequence[Report], report_file: Path | None) -> int:
+    """Print the reports, write all problems to ``report_file``, and return the exit code: 1 if there is a problem."""
     for report in reports:
         print(report.text())
     if report_file is not None:
@@ -101,6 +109,7 @@ def tell(reports: Sequence[Report], report_file: Path | None) -> int:
 
 
 def verify_raw(split: CalvinSplit, full: bool = False, workers: int = 1, progress: bool = True) -> Report:
+    """Return the problems of a raw split."""
     report = Report(split.path, full)
     try:
         ids = split.frame_ids
@@ -118,6 +127,7 @@ def verify_raw(split: CalvinSplit, full: bool = False, workers: int = 1, progres
 
 
 def verify_processed(root: Path, full: bool = False, workers: int = 1, progress: bool = True) -> Report:
+    """Return the problems of a processed split."""
     report = Report(root, full)
     try:
         index = read_index(root)
@@ -131,19 +141,19 @@ def verify_processed(root: Path, full: bool = False, workers: int = 1, progress:
     hands = (index.gripper_frames[i] for i in range(len(index.gripper_frames)))
     paths = [index.base / name for name in dict.fromkeys([*named, *hands])]
     report.files = len(paths)
-    there = [path for path in paths if zip_reader.is_file(path)]
-    for path in set(paths) - set(there) if len(there) < len(paths) else ():
+    existing = [path for path in paths if zip_reader.is_file(path)]
+    for path in set(paths) - set(existing) if len(existing) < len(paths) else ():
         report.add("missing frame", path, "does not exist")
-    _frames(there, _Rules(_first_shapes(there), full), workers, progress, report)
+    _frames(existing, _Rules(_first_shapes(existing), full), workers, progress, report)
     return report
 
 
-# -------------------------------------------------------------------------------------------- what belongs to a split
+# ----------------------------------------------------------------------------------------------- metadata of a split
 def _ranges(split: CalvinSplit, ids: npt.NDArray[np.int64], report: Report) -> npt.NDArray[np.int64] | None:
     try:
         return split.ranges
     except FileNotFoundError:
-        report.notes.append(f"{split.path} has no ep_start_end_ids.npy: gaps between frames cannot be told from losses")
+        report.notes.append(f"{split.path} has no ep_start_end_ids.npy: gaps may be lost frames or ends of recordings")
     except ValueError as error:
         report.add("split", split.path / "ep_start_end_ids.npy", str(error))
     return None
@@ -152,7 +162,7 @@ def _ranges(split: CalvinSplit, ids: npt.NDArray[np.int64], report: Report) -> n
 def _missing(
     split: CalvinSplit, ids: npt.NDArray[np.int64], ranges: npt.NDArray[np.int64] | None, report: Report
 ) -> set[int]:
-    """Frames that the ranges promise and that are not there."""
+    """Report and return the frames that lie in the ranges but do not exist."""
     missing: set[int] = set()
     for first, last in ranges.tolist() if ranges is not None else ():
         start, stop = np.searchsorted(ids, [first, last + 1])
@@ -179,10 +189,10 @@ def _windows(
         report.add("annotation", split.annotation_path, str(error))
         return
     report.windows = len(windows)
-    held = set(ids.tolist())
+    existing = set(ids.tolist())
     for number, window in enumerate(windows):
         what = f"annotation {number}, {window.instruction!r}, frames {window.start} to {window.end}"
-        lost = [frame for frame in window.frames if frame not in held]
+        lost = [frame for frame in window.frames if frame not in existing]
         if ranges is not None and not is_within(ranges, window.start, window.end):
             report.add("annotation", split.annotation_path, f"{what}: out of the bounds of every stretch of play")
         for frame in lost:
@@ -191,7 +201,7 @@ def _windows(
 
 
 def _contract(root: Path, report: Report) -> DataContract:
-    """What the split declares; what is wrong with the declaration is a problem."""
+    """Return the split's contract; report a fault of it as a problem."""
     from training.data.dataset_spec import DataContract, read_contract  # loads torch, which workers need not
 
     try:
@@ -202,7 +212,7 @@ def _contract(root: Path, report: Report) -> DataContract:
 
 
 def _processed_findings(index: ProcessedIndex, contract: DataContract, report: Report) -> None:
-    """What training would refuse is a problem, and so is each action beyond 1; what it would warn of is a note."""
+    """Report what training would refuse, and each action beyond 1, as problems; training's warnings as notes."""
     from training.data.checks.split import check_processed
 
     try:
@@ -227,7 +237,7 @@ def _processed_findings(index: ProcessedIndex, contract: DataContract, report: R
 
 
 def _token_caches(root: Path, index: ProcessedIndex, report: Report) -> None:
-    """Caches beside the data that were made of other data."""
+    """Report token caches that were made from other data."""
     for folder in sorted((root / FOLDER).glob("*/")):
         plan = read_plan(folder)
         if plan is None or plan.about.get("kind") != "tokens":
@@ -241,7 +251,7 @@ def _token_caches(root: Path, index: ProcessedIndex, report: Report) -> None:
 
 # ----------------------------------------------------------------------------------------------------- files of frames
 def _first_shapes(paths: Sequence[Path]) -> _Shapes:
-    """Shapes of the images in the first readable frame; the others should be like it."""
+    """Return the shapes of the images in the first readable frame, which the other frames should have too."""
     for path in paths[:20]:
         if path.suffix == ".npz":
             try:
@@ -253,8 +263,11 @@ def _first_shapes(paths: Sequence[Path]) -> _Shapes:
 
 @dataclass(frozen=True)
 class _Rules:
-    """How frames are judged. ``expected``: shapes of the cameras; ``full``: all is decompressed; ``action``: what
-    raw frames declare of their actions, None for a processed split's frames, of which only the images are read."""
+    """How frames are checked.
+
+    ``expected``: shapes of the cameras; ``full``: decompress everything; ``action``: declaration of a raw split's
+    actions, None for a processed split, of whose frames only the images are read.
+    """
 
     expected: _Shapes
     full: bool
@@ -278,7 +291,7 @@ def _check_part(part: tuple[Sequence[Path], _Rules]) -> list[Problem]:
 
 
 def check_frame(path: Path, rules: _Rules) -> Iterator[Problem]:
-    """What is wrong with one frame's file."""
+    """Yield the problems of one frame's file."""
     if path.suffix.lower() in IMAGE_SUFFIXES:
         yield from _check_image(path)
         return
@@ -299,16 +312,15 @@ def check_frame(path: Path, rules: _Rules) -> Iterator[Problem]:
     if rules.action is None:
         return
     if "rel_actions" not in shapes and not {"actions", "robot_obs"} <= set(shapes):
-        yield Problem(
-            "wrong shape", str(path), "has neither rel_actions nor actions and robot_obs to compute them from"
-        )
+        missing = "rel_actions nor actions and robot_obs to compute them from"
+        yield Problem("wrong shape", str(path), f"has neither {missing}")
     for key, size in _VECTORS.items():
         if key in arrays:
             yield from _check_vector(path, key, arrays[key], size, rules.action)
 
 
 def _check_image(path: Path) -> Iterator[Problem]:
-    """Images are decoded whole in either mode: there is no cheaper way to know that one is not cut off."""
+    """Decode an image completely in either mode: truncation cannot be detected otherwise."""
     try:
         read_image(path)
     except (ValueError, FileNotFoundError) as error:

@@ -1,0 +1,1 @@
+"""Convert data in parallel and resumably."""

@@ -1,13 +1,13 @@
-"""Demonstrations of any robot -> processed split: in parallel, and not twice when killed.
+"""Convert demonstrations of any robot to a processed split, in parallel and resumably.
 
-A format brings a list of jobs (a few episodes each) and a function that reads one; a finished job lies as a file of
-records in ``<output>/.parts`` until all are there. Numbers that the demonstrations hold in metres and radians become
-relative actions by one convention, ``Units``.
+A format provides a list of jobs (a few episodes each) and a function that reads one. A finished job is a file of
+records in ``<output>/.parts`` until all are finished. ``Units`` converts metres and radians to relative actions.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,14 +18,15 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from common.files import write_bytes
-from preprocess_data.jobs.resume import is_current, output_folder, plan_folder, remove_parts
-from preprocess_data.jobs.workers import in_processes
+from preprocess_data.jobs.resume import is_current, output_folder, plan_folder, remove_parts, run_missing
 from training.data.checks.dataset import MIN_FRAMES
 from training.data.episode_index import INDEX_NAME, MIN_INDEXED, Episode, Frame, build_index, write_index
 
 PARTS = ".parts"
-MOST_CLIPPED = 0.5  # share of actions that may pass the units: beyond it they are of other units, or poses
-UNCLEAR = 0.02  # share of frames that a gripper's threshold may tell otherwise than the middle of the range
+MAX_CLIPPED = 0.5
+"""Fraction of actions that may exceed the units; more means other units, or poses."""
+UNCLEAR = 0.02
+"""Fraction of frames that a gripper threshold may classify differently from the middle of the range."""
 Floats = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
 Job = TypeVar("Job")
@@ -33,12 +34,15 @@ Job = TypeVar("Job")
 
 @dataclass(frozen=True)
 class Units:
-    """What a relative action of 1.0 means; larger steps are clipped, and counted."""
+    """Metres and radians per step of a relative action of 1.0; larger steps are clipped and counted.
 
-    position: float  # metres per step
-    rotation: float  # radians per step
-    gripper_threshold: float  # the gripper's command is +1 (open) above it, else -1 (closed)
-    gripper_inverted: bool = False  # where the recording's larger number is closed
+    A recorded gripper above ``gripper_threshold`` is open (+1), else closed (-1); ``gripper_inverted`` reverses it.
+    """
+
+    position: float
+    rotation: float
+    gripper_threshold: float
+    gripper_inverted: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("--position-unit", self.position), ("--rotation-unit", self.rotation)):
@@ -46,12 +50,12 @@ class Units:
                 raise ValueError(f"{name} must be a positive number, is {value}")
 
     def grip(self, recorded: Floats) -> Floats:
-        """Commands -1 or +1 [n] of recorded openings [n]."""
+        """Return the commands -1 or +1 [n] of recorded openings [n]."""
         opened = (recorded > self.gripper_threshold) != self.gripper_inverted
         return np.where(opened, np.float32(1), np.float32(-1))
 
     def gripper_fault(self, recorded: Floats) -> str | None:
-        """Return why the threshold does not tell open from closed in recorded openings [n]; None if it does."""
+        """Return why the threshold does not separate open from closed in recorded openings [n]; None if it does."""
         low, high = float(recorded.min()), float(recorded.max())
         middle, threshold = (low + high) / 2, self.gripper_threshold
         if high - low < 1e-6:
@@ -61,13 +65,13 @@ class Units:
             return None
         return (
             f"the recorded gripper goes from {low:.4g} to {high:.4g}, and the threshold {threshold:g} (open above it) "
-            f"does not tell open from closed; a threshold near {middle:.4g} would"
+            f"does not separate open from closed; a threshold near {middle:.4g} would"
         )
 
     def steps(self, poses: Floats, targets: Floats) -> tuple[Floats, Flags]:
-        """Relative motions [n, 6] from ``poses`` to ``targets`` (xyz, Euler xyz), and which of the n were clipped.
+        """Return relative motions [n, 6] from ``poses`` to ``targets`` (xyz, Euler xyz), and which ones are clipped.
 
-        Rotation: the difference of the angles, wrapped to [-pi, pi), as CALVIN's relative actions have it.
+        Rotations are differences of angles, wrapped to [-pi, pi), as in CALVIN's relative actions.
         """
         difference = targets.astype(np.float64) - poses
         difference[:, 3:] = (difference[:, 3:] + np.pi) % (2 * np.pi) - np.pi
@@ -77,57 +81,68 @@ class Units:
 
 
 @dataclass(frozen=True)
-class Converted:
-    """One episode of n frames, read."""
+class ConvertedEpisode:
+    """One episode of n frames.
+
+    ``images``: n paths, as in dataset_info.json; ``second``: those of the other camera (the same if there is one
+    camera); ``relative``, ``absolute``: [n, 7]; ``sides``: height and width of the first image of each camera;
+    ``clipped``: number of frames; ``gripper`` [n]: as recorded, before the threshold.
+    """
 
     instruction: str
-    images: Sequence[str]  # n paths, as dataset_info.json has them
-    second: Sequence[str]  # n, of the other camera; the same again where the robot has one
-    relative: Floats  # [n, 7]
-    absolute: Floats  # [n, 7]
-    sides: Sequence[tuple[int, int]]  # height and width of the first image of each camera
-    clipped: int = 0  # frames
+    images: Sequence[str]
+    second: Sequence[str]
+    relative: Floats
+    absolute: Floats
+    sides: Sequence[tuple[int, int]]
+    clipped: int = 0
     task: str | None = None
-    gripper: Floats | None = None  # [n] as recorded, before the threshold
+    gripper: Floats | None = None
 
     def episode(self) -> Episode:
+        """Return the episode as dataset_info.json lists it."""
         rows = zip(self.images, self.second, self.relative.tolist(), self.absolute.tolist(), strict=True)
-        return Episode(
-            self.instruction, self.task, [Frame(one, rel, absolute, other) for one, other, rel, absolute in rows]
-        )
+        frames = [Frame(image, relative, absolute, second) for image, second, relative, absolute in rows]
+        return Episode(self.instruction, self.task, frames)
 
 
 @dataclass
-class Part:
-    """What a job gave. ``left_out``: episodes that are not taken, and why."""
+class JobResult:
+    """The result of a job. ``left_out``: episodes that do not meet the options, with the reason; ``bad``: errors."""
 
-    episodes: list[Converted] = field(default_factory=list)
+    episodes: list[ConvertedEpisode] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Made:
-    """What was written."""
+class Conversion:
+    """Statistics of a written split. ``instructions``: distinct ones; ``clipped``: frames."""
 
     path: Path
     episodes: int
     frames: int
-    instructions: int  # distinct
-    clipped: int  # frames
+    instructions: int
+    clipped: int
     left_out: tuple[str, ...]
 
-    def text(self) -> str:
-        share = f"; {self.clipped} actions ({self.clipped / self.frames:.1%}) were clipped to the units"
-        left = f"; {len(self.left_out)} episodes left out" if self.left_out else ""
-        return f"{self.path}: {self.episodes} episodes, {self.frames} frames, {self.instructions} different " + (
-            f"instructions{share if self.clipped else ''}{left}"
+    def print(self) -> None:
+        """Print the statistics, and the episodes that were left out to stderr."""
+        for line in self.left_out:
+            print(f"left out: {line}", file=sys.stderr)
+        text = (
+            f"{self.path}: {self.episodes} episodes, {self.frames} frames, {self.instructions} different instructions"
         )
+        if self.clipped:
+            text += f"; {self.clipped} actions ({self.clipped / self.frames:.1%}) were clipped to the units"
+        if self.left_out:
+            text += f"; {len(self.left_out)} episodes left out"
+        print(text)
 
 
 def convert(
     jobs: Sequence[Job],
-    read: Callable[[Job], Part],
+    read: Callable[[Job], JobResult],
     sources: Callable[[Job], Iterable[Path]],
     output: Path,
     plan: Mapping[str, Any],
@@ -136,17 +151,20 @@ def convert(
     workers: int,
     progress: bool = True,
     skip_bad: bool = False,
-) -> Made:
-    """Write what ``read`` makes of all ``jobs`` as a processed split, with its contract.
+) -> Conversion:
+    """Write the episodes that ``read`` returns for all ``jobs`` as a processed split with its contract.
 
     Args:
-        read: a module's own function; called in ``workers`` processes. What is wrong with an episode it lists under
-            ``bad``.
-        sources: the files that a job reads; a part of an earlier run is not taken where one was changed since.
-        plan: what the result depends on besides the jobs; parts of another plan are not taken up.
-        action: what differs from CALVIN's actions, for the contract.
-        units: how actions were made, which has to fit what was recorded.
-        skip_bad: list bad episodes instead of raising ValueError with the first.
+        jobs: One job for each part.
+        read: A module-level function, called in ``workers`` processes; it lists unreadable episodes under ``bad``.
+        sources: Returns the files that a job reads; a finished part is used only if none has changed since.
+        output: The folder to write.
+        plan: What the result depends on besides the jobs; parts of another plan are not used.
+        action: The declaration of the actions in the contract, as far as it differs from CALVIN's.
+        units: The units of the actions, which must fit the recorded values.
+        workers: Number of processes.
+        progress: Show a progress bar.
+        skip_bad: List bad episodes instead of raising ValueError with the first.
     """
     if not jobs:
         raise ValueError("there is no episode to convert")
@@ -156,59 +174,55 @@ def convert(
         folder = plan_folder(output / PARTS, {**plan, "jobs": [str(job) for job in jobs]})
         files = [folder / f"part_{number:06d}.json" for number in range(len(jobs))]
         left_out = _read_all(jobs, files, read, sources, workers, progress, skip_bad)
-        made = _write(output, files, action, units, left_out, progress)
+        result = _write(output, files, action, units, left_out, progress)
         remove_parts(output, PARTS)
-    return made
+    return result
 
 
 def _read_all(
     jobs: Sequence[Job],
     files: Sequence[Path],
-    read: Callable[[Job], Part],
+    read: Callable[[Job], JobResult],
     sources: Callable[[Job], Iterable[Path]],
     workers: int,
     progress: bool,
     skip_bad: bool,
 ) -> list[str]:
-    """Have a file for every job; return the episodes that are left out, and why."""
-    held = [_held(file) if is_current(file, sources(job)) else None for job, file in zip(jobs, files, strict=True)]
-    todo = [(job, file, read) for job, file, have in zip(jobs, files, held, strict=True) if have is None]
-    fresh = in_processes(_run, todo, workers if len(todo) >= 2 else 1)
+    """Write the file of every job; return the episodes that are left out, with the reason."""
+    finished = [
+        _finished(file) if is_current(file, sources(job)) else None for job, file in zip(jobs, files, strict=True)
+    ]
+    work = [(job, file, read) for job, file in zip(jobs, files, strict=True)]
     left_out: list[str] = []
     with tqdm(desc="converting", total=len(jobs), unit="part", disable=not progress) as bar:
-        for have in held:
-            missed, bad = have if have is not None else next(fresh)
+        for skipped, bad in run_missing(_run, work, finished, workers):
             if bad and not skip_bad:
                 raise ValueError(bad[0])
-            left_out += missed + bad
+            left_out += skipped + bad
             bar.update()
     return left_out
 
 
-def _run(work: tuple[Any, Path, Callable[[Any], Part]]) -> tuple[list[str], list[str]]:
+def _run(work: tuple[Any, Path, Callable[[Any], JobResult]]) -> tuple[list[str], list[str]]:
     job, file, read = work
-    part = read(job)
-    records = [
-        {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in asdict(one).items()}
-        for one in part.episodes
-    ]
-    # A bad episode's part is kept for this run alone: it is read again when somebody has seen to it.
-    write_bytes(file, json.dumps({"episodes": records, "left_out": part.left_out, "bad": part.bad}).encode())
-    return part.left_out, part.bad
+    # The part of a bad episode is used in this run only: it is read again after the episode is repaired.
+    content = asdict(read(job))
+    write_bytes(file, json.dumps(content, default=np.ndarray.tolist).encode())
+    return content["left_out"], content["bad"]
 
 
-def _held(file: Path) -> tuple[list[str], list[str]] | None:
+def _finished(file: Path) -> tuple[list[str], list[str]] | None:
     part = json.loads(file.read_text(encoding="utf-8"))
     return None if part["bad"] else (part["left_out"], [])
 
 
-def _episodes(files: Sequence[Path]) -> Iterator[Converted]:
+def _episodes(files: Sequence[Path]) -> Iterator[ConvertedEpisode]:
     for file in files:
         for record in json.loads(file.read_text(encoding="utf-8"))["episodes"]:
             for name in ("relative", "absolute", "gripper"):
                 if record.get(name) is not None:
                     record[name] = np.asarray(record[name], dtype=np.float32)
-            yield Converted(**record)
+            yield ConvertedEpisode(**record)
 
 
 def _write(
@@ -218,8 +232,8 @@ def _write(
     units: Units,
     left_out: Sequence[str],
     progress: bool,
-) -> Made:
-    from training.data.dataset_spec import write_contract  # loads torch, which workers need not
+) -> Conversion:
+    from training.data.dataset_spec import write_contract  # loads torch, which workers do not need
 
     clipped = episodes = 0
     instructions: set[str] = set()
@@ -240,7 +254,7 @@ def _write(
 
     def declare() -> None:
         total = sum(map(len, actions))
-        if total >= MIN_FRAMES and clipped > MOST_CLIPPED * total:
+        if total >= MIN_FRAMES and clipped > MAX_CLIPPED * total:
             raise ValueError(
                 f"{clipped} of {total} actions pass the units of {units.position:g} m and {units.rotation:g} rad, so "
                 "that they would be learned clipped; are they poses, or of other units (see --help)?"
@@ -248,20 +262,20 @@ def _write(
         fault = units.gripper_fault(np.concatenate(grippers)) if grippers else None
         if fault is not None:
             raise ValueError(f"{output}: {fault}")
-        # One camera is both views, in the frames and here, or a model that looks through two would be refused.
+        # A single camera is declared as both views, because a model of two views would refuse the split otherwise.
         write_contract(output, {"rgb_static": sides[0], "rgb_gripper": sides[-1]}, action, np.concatenate(actions))
 
     if next(_episodes(files), None) is None:
         raise ValueError(f"no episode is left to write; the first: {next(iter(left_out), 'there is none')}")
-    # The contract is there first: a folder without one is taken for CALVIN's, which this is not.
+    # The contract is written first, because a folder without one is assumed to be CALVIN's.
     frames = write_index(output, counted(), before=declare)
     if (output / INDEX_NAME).stat().st_size >= MIN_INDEXED:
         build_index(output, progress)
-    return Made(output / INDEX_NAME, episodes, frames, len(instructions), clipped, tuple(left_out))
+    return Conversion(output / INDEX_NAME, episodes, frames, len(instructions), clipped, tuple(left_out))
 
 
 def is_processed(root: Path) -> bool:
-    """Is there a dataset_info.json, and is it a list (ours), not an object (TFDS has one, too)?"""
+    """Return whether there is a dataset_info.json that is a list (ours), not an object (TFDS's)."""
     path = root / INDEX_NAME
     if not path.is_file():
         return False

@@ -1,7 +1,7 @@
-"""The distinct frames of a data set, by row: what is made of every frame once (codes, packed images) walks these.
+"""Read the distinct frames of a data set by row, for caches that hold each frame once.
 
-A processed split names a frame as often as windows overlap, which in CALVIN is often; here it is one row. A raw split
-(folder, or inside its zip) gives the frames of its annotated windows, or all.
+A processed split lists a frame once for each window that contains it; here it is one row. A raw split (a folder, or
+inside its zip) has the frames of its annotated windows, or all.
 """
 
 from __future__ import annotations
@@ -26,33 +26,38 @@ ACTIONS: Columns = {"rel_actions": ("<f8", (7,)), "actions": ("<f8", (7,))}
 
 
 class Source(Protocol):
-    """F distinct frames."""
+    """F distinct frames.
+
+    ``about``: the identity of the data (kind, digest, probes); ``numbers``: columns of a frame other than its images.
+    """
 
     path: Path
     views: int
-    about: dict[str, Any]  # what it is known by: kind, data (a digest), probes
-    numbers: Columns  # what a frame has beside its images
+    about: dict[str, Any]
+    numbers: Columns
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Return F."""
+
     def frame(self, row: int) -> tuple[Tensor, dict[str, npt.NDArray[Any]]]:
-        """(uint8 [V, 3, R, R], the arrays of ``numbers``), from one open of its file."""
+        """Return the images uint8 [V, 3, R, R] and the arrays of ``numbers``, opening the file once."""
         ...
 
     def rows(self) -> dict[str, tuple[str, npt.NDArray[Any]]]:
-        """Which row belongs to which frame, as ``write_frames`` takes it."""
+        """Return the columns that map rows to frames, as ``write_frames`` takes them."""
         ...
 
 
 def open_source(path: Path, resolution: int, views: int | None, all_frames: bool = False) -> Source:
-    """A processed or a raw split. ``views``: None takes both cameras where there are two.
+    """Open a processed or a raw split. ``views``: None means both cameras if there are two.
 
     Raises ValueError or FileNotFoundError naming what is wrong.
     """
-    for wanted in (2, 1) if views is None else (views,):
+    for count in (2, 1) if views is None else (views,):
         try:
-            return _open(path, resolution, wanted, all_frames)
+            return _open(path, resolution, count, all_frames)
         except ValueError as error:
-            if wanted == 1 or views is not None or not ("gripper" in str(error) or "one image" in str(error)):
+            if count == 1 or views is not None or not ("gripper" in str(error) or "one image" in str(error)):
                 raise
     raise AssertionError
 
@@ -68,7 +73,7 @@ def _open(path: Path, resolution: int, views: int, all_frames: bool) -> Source:
 
 
 def frames_of(split: CalvinSplit, all_frames: bool) -> npt.NDArray[np.int64]:
-    """Ascending ids of the frames of a raw split's annotated windows, or of all that lie there."""
+    """Return the ascending ids of the frames of a raw split's annotated windows, or of all its frames."""
     if all_frames:
         return split.frame_ids
     windows = [np.arange(window.start, window.end + 1) for window in split.annotations]
@@ -78,7 +83,7 @@ def frames_of(split: CalvinSplit, all_frames: bool) -> npt.NDArray[np.int64]:
 
 
 class ProcessedFrames:
-    """The distinct frames of a processed split, in the order in which they first come."""
+    """The distinct frames of a processed split, in order of first appearance."""
 
     def __init__(self, path: Path, resolution: int, views: int) -> None:
         self.path, self.views = path, views
@@ -96,8 +101,8 @@ class ProcessedFrames:
                 first.append(frame)
             self._row_of[frame] = row
         self._first = np.asarray(first, dtype=np.int64)
-        places = [data.frame_path(int(frame)) for frame in self._first]
-        self.about: dict[str, Any] = {"data": processed_digest(data), "probes": probes(places, path)}
+        paths = [data.frame_path(int(frame)) for frame in self._first]
+        self.about: dict[str, Any] = {"data": processed_digest(data), "probes": probes(paths, path)}
         if (reading := reading_version(data)) is not None:
             self.about["reading"] = reading
 
@@ -112,15 +117,15 @@ class ProcessedFrames:
 
 
 class RawFrames:
-    """The frames of a raw split, by ascending id, with what was recorded of the actions."""
+    """The frames of a raw split by ascending id, with their recorded actions."""
 
     def __init__(self, path: Path, resolution: int, views: int, all_frames: bool) -> None:
         self.path, self.views, self.resolution, self.numbers = path, views, resolution, ACTIONS
         self.split = CalvinSplit(path)
         self._ids = frames_of(self.split, all_frames)
-        ends = [self.split.frame_path(int(frame)) for frame in self._ids]
-        self.about = {"data": raw_digest(self.split), "probes": probes(ends, path)}
-        self.frame(0)  # a missing camera is better said now
+        paths = [self.split.frame_path(int(frame)) for frame in self._ids]
+        self.about = {"data": raw_digest(self.split), "probes": probes(paths, path)}
+        self.frame(0)  # raises if a camera is missing
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -1,7 +1,7 @@
-"""Work in parts, and not twice when killed: a finished part lies as a file until all are there.
+"""Resume work in parts: a finished part is a file until all parts are finished.
 
-The parts lie in a hidden folder of the output, with the plan they belong to; a run that is started again with the
-same plan takes what it finds, one with another plan starts anew.
+The parts are in a hidden folder of the output, together with the plan they belong to. A run with the same plan uses
+them; a run with another plan starts from the beginning.
 """
 
 from __future__ import annotations
@@ -9,41 +9,47 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from common.files import reason_of, remove, write_bytes
 from common.folder_lock import hold
+from preprocess_data.jobs.workers import in_processes
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 def plan_folder(folder: Path, plan: Mapping[str, Any]) -> Path:
-    """Return ``folder``, emptied if it holds the parts of another plan (which is anything that JSON can hold); where
-    those cannot be deleted, a folder beside it that is named after the plan."""
-    if not _holds(folder, plan) and remove(folder) is not None:
+    """Return ``folder``, emptied if it has the parts of another plan (any JSON value).
+
+    If those cannot be deleted, return a folder next to it that is named after the plan.
+    """
+    if not _has_plan(folder, plan) and remove(folder) is not None:
         text = json.dumps(plan, sort_keys=True).encode()
         folder = folder.with_name(f"{folder.name}-{hashlib.blake2b(text, digest_size=8).hexdigest()}")
-    if not _holds(folder, plan):
+    if not _has_plan(folder, plan):
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / "plan.json", json.dumps(plan).encode())
     return folder
 
 
-def _holds(folder: Path, plan: Mapping[str, Any]) -> bool:
+def _has_plan(folder: Path, plan: Mapping[str, Any]) -> bool:
     with suppress(OSError, ValueError):
         return bool(json.loads((folder / "plan.json").read_text(encoding="utf-8")) == plan)
     return False
 
 
 def remove_parts(output: Path, name: str) -> None:
-    """Delete the folders of parts of an output that is written, as far as they can be."""
+    """Delete the folders of parts of a complete output, as far as possible."""
     for folder in output.glob(f"{name}*"):
         remove(folder)
 
 
 def is_current(part: Path, sources: Iterable[Path]) -> bool:
-    """Return whether a finished part is there, and none of the files it was read from was changed since."""
+    """Return whether a finished part exists and no file that it was read from has changed since."""
     if not part.is_file():
         return False
     made = part.stat().st_mtime_ns
@@ -51,11 +57,22 @@ def is_current(part: Path, sources: Iterable[Path]) -> bool:
     return all(max(state.st_mtime_ns, state.st_ctime_ns) <= made for state in states)
 
 
+def run_missing(
+    function: Callable[[Job], Result], jobs: Sequence[Job], finished: Sequence[Result | None], workers: int
+) -> Iterator[Result]:
+    """Yield the result of each job, in order: the finished one or, if that is None, a new one (``in_processes``)."""
+    missing = [job for job, result in zip(jobs, finished, strict=True) if result is None]
+    new = in_processes(function, missing, workers)
+    for result in finished:
+        yield next(new) if result is None else result
+
+
 @contextmanager
 def output_folder(path: Path, purpose: str) -> Iterator[None]:
-    """Make the folder, with those above it, and hold it until the block ends (``common.folder_lock``).
+    """Make the folder, with those above it, and lock it until the block ends (``common.folder_lock``).
 
-    Raises ValueError where it cannot be written or another process holds it, before anything is read."""
+    Raises ValueError if it cannot be written or another process has locked it, before anything is read.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,1 +1,1 @@
-"""Makers of the small models and data that the project brings along; `scripts/make_assets.py` runs them."""
+"""Train and write the small models and data of the project; ``python -m preprocess_data.tiny_assets`` runs them."""

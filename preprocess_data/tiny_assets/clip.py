@@ -1,9 +1,8 @@
-"""A small CLIP vision tower that knows toys.
+"""Train a small CLIP vision tower on images of toys.
 
-The real architecture at toy size. It is trained for a minute or two, on generated images of arrangements that are
-not held out, to tell from each patch what lies in that patch's corner: its features then carry what CLIP's carry,
-things and where they are, and a language model can learn in minutes to speak of them. It has seen no language, and
-nothing but toys.
+It has the real architecture at toy size, and is trained for a minute or two on generated images, to classify from each
+patch the toy in that patch's corner. Its features then encode objects and their positions as CLIP's do, and a language
+model learns in minutes to describe them. It has seen no language, and nothing but toys.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ STD = [0.26862954, 0.26130258, 0.27577711]
 """CLIP's normalisation of red, green and blue."""
 IMAGES, STEPS, BATCH, LEARNING_RATE = 4000, 1600, 32, 3e-3
 NOTHING = 1
-"""Classes before the colours and before the shapes: an empty corner."""
+"""Number of classes that precede the colours and the shapes: an empty corner."""
 
 PREPROCESSOR = {
     "crop_size": {"height": SIDE, "width": SIDE},
@@ -49,8 +48,7 @@ PREPROCESSOR = {
 
 
 def images(count: int, seed: int, held_out: bool = False) -> tuple[Tensor, Tensor]:
-    """Pixels [count, 3, S, S] as the tower wants them, and what lies in every corner: [count, 4, (colour, shape)],
-    0 for nothing."""
+    """Return pixels [count, 3, S, S] and the contents of every corner, [count, 4, (colour, shape)], 0 for nothing."""
     rng = np.random.default_rng(seed)
     scenes = random_scenes(count, rng, held_out)
     spec = ClipImageSpec.from_fields(PREPROCESSOR)
@@ -58,13 +56,13 @@ def images(count: int, seed: int, held_out: bool = False) -> tuple[Tensor, Tenso
 
 
 def classes(scene: Scene) -> list[tuple[int, int]]:
-    """(colour, shape) of every corner, 0 for nothing."""
+    """Return (colour, shape) of every corner, 0 for nothing."""
     colours = list(COLOURS)
     return [(0, 0) if t is None else (colours.index(t.colour) + 1, SHAPES.index(t.shape) + 1) for t in scene]
 
 
 def corner_of_patch() -> Tensor:
-    """[P]: number of the corner that each patch lies in."""
+    """Return the corner's number of each patch, [P]."""
     rows, columns = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
     half = GRID // 2
     return (2 * (rows // half) + columns // half).flatten()
@@ -73,9 +71,10 @@ def corner_of_patch() -> Tensor:
 def train_tower(
     pixels: Tensor, labels: Tensor, steps: int = STEPS, seed: int = 0
 ) -> tuple[CLIPVisionModel, list[float]]:
-    """4 x 4 = 16 patches of width 64, three layers (the features are those after the second), and the loss by step.
+    """Return the trained tower and the loss of each step.
 
-    The last layer is never used and stays as it is drawn. Deterministic on one machine and number of threads.
+    It has 4 x 4 = 16 patches of width 64 and three layers; the features are the outputs of the second, and the last one
+    keeps its random weights. Deterministic on one machine and number of threads.
     """
     config = CLIPVisionConfig(
         hidden_size=WIDTH,
@@ -93,13 +92,14 @@ def train_tower(
     draws = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW([*tower.parameters(), *probe.parameters()], lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
-    wanted = labels[:, corner_of_patch()]  # [count, P, 2]
+    targets = labels[:, corner_of_patch()]  # [count, P, 2]
     losses = []
     for _ in tqdm(range(steps), desc="clip", unit="step", mininterval=0.5):
         chosen = torch.randint(0, len(pixels), (BATCH,), generator=draws)
-        seen = tower(pixel_values=pixels[chosen], output_hidden_states=True).hidden_states[-2][:, 1:]  # [B, P, C]
-        colour, shape = probe(seen).flatten(0, 1).split([NOTHING + len(COLOURS), NOTHING + len(SHAPES)], dim=-1)
-        truth = wanted[chosen].flatten(0, 1)
+        features = tower(pixel_values=pixels[chosen], output_hidden_states=True).hidden_states[-2][:, 1:]  # [B, P, C]
+        classes = [NOTHING + len(COLOURS), NOTHING + len(SHAPES)]
+        colour, shape = probe(features).flatten(0, 1).split(classes, dim=-1)
+        truth = targets[chosen].flatten(0, 1)
         loss = F.cross_entropy(colour, truth[:, 0]) + F.cross_entropy(shape, truth[:, 1])
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -110,11 +110,11 @@ def train_tower(
 
 
 def write_clip(folder: Path) -> None:
-    """In the layout of a CLIP vision model's folder."""
+    """Train the tower and write it in the layout of a CLIP vision model."""
     tower, losses = train_tower(*images(IMAGES, seed=0))
     folder.mkdir(parents=True, exist_ok=True)
     tower.config.save_pretrained(str(folder))
-    # Half precision is plenty, and half the bytes to commit; everyone who uses the tower uses these numbers.
+    # Half precision suffices and halves the committed bytes.
     state = {
         name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tower.state_dict().items()
     }

@@ -1,4 +1,4 @@
-"""The small desk recording that the project brings along, in CALVIN's formats, and the check that it repeats."""
+"""Record the small desk demonstrations of the project in CALVIN's formats, and check that they are reproducible."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SIZES = ("--static-size", "96", "--gripper-size", "48")
 """Pixels; CALVIN's 200 and 84 would be four times the megabytes."""
 FRAMES_COMPARED = 40
 PIXEL_TOLERANCE = 0.5
-"""Mean absolute difference of a frame, in grey levels: another processor rounds a ray's hit differently."""
+"""Mean absolute difference of a frame in grey levels: processors round the rays of the renderer differently."""
 
 
 def write_demonstrations(folder: Path) -> None:
-    """`folder/calvin/<split>` raw, and `folder/calvin_processed_<split>` that refers to it, for both splits."""
+    """Write `folder/calvin/<split>`, and `folder/calvin_processed_<split>` which refers to it, for both splits."""
     for split in EPISODES:
-        shutil.rmtree(folder / RAW / split, ignore_errors=True)  # a complete recording would be left as it is
+        shutil.rmtree(folder / RAW / split, ignore_errors=True)  # else a complete recording would stay unchanged
         record(folder / RAW, split)
         process_calvin.main(
             ["--source-split-dir", str(folder / RAW / split), "--output-dir", str(folder / f"calvin_processed_{split}")]
@@ -34,20 +34,21 @@ def write_demonstrations(folder: Path) -> None:
 
 
 def record(folder: Path, split: str) -> None:
+    """Record the raw split `folder/<split>`."""
     episodes, tasks = EPISODES[split]
     made = {"--out": folder, "--episodes": episodes, "--tasks-per-episode": tasks, "--split": split, "--tasks": TASKS}
-    make_desk_demos.main([*[str(word) for pair in made.items() for word in pair], *SIZES, "--no-preview"])
+    make_desk_demos.main([*[str(part) for pair in made.items() for part in pair], *SIZES, "--no-preview"])
 
 
 def differences(committed: Path, scratch: Path) -> list[str]:
-    """Re-records the validation split into `scratch` and compares its first frames with the committed ones."""
+    """Record the validation split again into `scratch`, and return how its first frames differ."""
     record(scratch / RAW, "validation")
     problems = []
-    again = sorted((scratch / RAW / "validation").glob("episode_*.npz"))
-    there = sorted((committed / RAW / "validation").glob("episode_*.npz"))
-    if [file.name for file in again] != [file.name for file in there]:
-        return [f"{committed.name}/{RAW}/validation holds {len(there)} frames, made again it has {len(again)}"]
-    for new, old in list(zip(again, there, strict=True))[:FRAMES_COMPARED]:
+    remade = sorted((scratch / RAW / "validation").glob("episode_*.npz"))
+    existing = sorted((committed / RAW / "validation").glob("episode_*.npz"))
+    if [file.name for file in remade] != [file.name for file in existing]:
+        return [f"{committed.name}/{RAW}/validation holds {len(existing)} frames, made again it has {len(remade)}"]
+    for new, old in list(zip(remade, existing, strict=True))[:FRAMES_COMPARED]:
         with np.load(new) as a, np.load(old) as b:
             for key in sorted(set(a.files) | set(b.files)):
                 if key not in a.files or key not in b.files or not _alike(a[key], b[key]):

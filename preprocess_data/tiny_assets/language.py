@@ -1,7 +1,7 @@
-"""A tokenizer and two language model configurations, small enough to train on two CPU cores.
+"""Write a tokenizer and language model configurations that can be trained on two CPU cores.
 
 The tokenizer is a byte-level BPE trained on sentences of this project: instructions, questions, prompts. The language
-models are transformers' own Phi and Qwen3 at toy size; no weights are written: they start random, and say so.
+models are transformers' Phi and Qwen3 at toy size. No weights are written: they are random at the start of training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def corpus() -> Iterator[str]:
-    """Everything the embedded models will be told or asked, each sentence once."""
+    """Yield every sentence that the embedded models receive or generate, each once."""
     yield SYSTEM_PROMPT
     for phrases in (TRAINING, HELD_OUT):
         for task in sorted(phrases):
@@ -31,7 +31,7 @@ def corpus() -> Iterator[str]:
 
 
 def train_bpe() -> Tokenizer:
-    """The same tokenizer every time: BPE merges are counted, not drawn."""
+    """Train the tokenizer. The result is deterministic, because BPE merges are counted, not drawn."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -44,7 +44,7 @@ def train_bpe() -> Tokenizer:
 
 
 def write_phi(folder: Path, hidden: int = 192, layers: int = 4) -> None:
-    """Phi with Phi-1.5's tokenizer convention: one token is both bos and eos. Heads of 32 channels."""
+    """Write a Phi with Phi-1.5's tokenizer convention (one token is both bos and eos) and heads of 32 channels."""
     _write_tokenizer(folder, bos=True)
     PhiConfig(
         vocab_size=VOCABULARY,
@@ -58,7 +58,7 @@ def write_phi(folder: Path, hidden: int = 192, layers: int = 4) -> None:
 
 
 def write_qwen3(folder: Path) -> None:
-    """Qwen3 with Qwen3's convention: a tokenizer without bos, grouped keys and values, tied embeddings."""
+    """Write a Qwen3 with Qwen3's convention: a tokenizer without bos, grouped keys and values, tied embeddings."""
     _write_tokenizer(folder, bos=False)
     Qwen3Config(
         vocab_size=VOCABULARY,

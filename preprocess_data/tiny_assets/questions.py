@@ -1,8 +1,8 @@
-"""Questions about toys on a table whose answers are in the image and nowhere else.
+"""Generate questions about toys on a table whose answers only the image determines.
 
-Every question has its answers in equal shares, so that a model that does not look is right exactly as often as its one
-guess is true (`blind_floor`), however well it knows the language. Answers have 5 to 12 words
-and signs; where a list ends has to be seen, too.
+The answers of each question occur equally often, so that a model without the image is right as often as its best guess
+(`blind_floor`), however well it knows the language. Answers have 5 to 12 words and punctuation marks; the end of a list
+depends on the image too.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ PAIRS = tuple(str(Toy(colour, shape)) for colour in COLOURS for shape in SHAPES)
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of question: `subjects` it is asked about, `answers` it can have, `read(scene, subject)` (None where it
-    cannot be asked), and the words of both; `{s}` stands for the subject, `{a}` for the answer."""
+    """A kind of question.
+
+    ``subjects``: what it can be about; ``answers``: all possible ones; ``read(scene, subject)``: the answer, None if
+    the question does not apply; ``question``, ``sentence``: templates with `{s}` for the subject, `{a}` for the answer.
+    """
 
     name: str
     subjects: tuple[str, ...]
@@ -31,17 +34,19 @@ class Kind:
     question: str
     sentence: str
 
-    def ask(self, subject: str) -> str:
+    def question_about(self, subject: str) -> str:
+        """Return the question about a subject."""
         return self.question.format(s=subject)
 
-    def say(self, subject: str, answer: str) -> str:
+    def answer_sentence(self, subject: str, answer: str) -> str:
+        """Return an answer as a sentence."""
         text = self.sentence.format(s=subject, a=answer)
         return text[0].upper() + text[1:]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One question about the scene of this number."""
+class SceneQuestion:
+    """A question and its answer about the scene of this number."""
 
     scene: int
     kind: str
@@ -50,7 +55,7 @@ class Asked:
 
 
 def _found(scene: Scene, word: str) -> tuple[str, Toy] | None:
-    """Corner and toy that this colour or shape names."""
+    """Return corner and toy that a colour or a shape identifies."""
     for corner, toy in zip(CORNERS, scene, strict=True):
         if toy is not None and word in (toy.colour, toy.shape):
             return corner, toy
@@ -78,7 +83,7 @@ def _corner(scene: Scene, corner: str) -> str | None:
 
 
 def listing(scene: Scene) -> str:
-    """All toys in reading order."""
+    """Return all toys in reading order."""
     return ", ".join(f"{toy.colour} {toy.shape}" for toy in toys(scene))
 
 
@@ -98,45 +103,48 @@ KINDS: tuple[Kind, ...] = (
     ),
 )
 LIST = Kind("list", TABLE, (), lambda scene, _: listing(scene), "Name the toys on the {s}.", "{a}.")
-"""Too many answers to balance one by one; scenes are listed once each."""
+"""Answers are not balanced, because there are too many; each scene is listed at most once."""
 NAMES = (*(kind.name for kind in KINDS), LIST.name)
 
 
-def balanced(scenes: Sequence[Scene], per_kind: int, rng: np.random.Generator) -> list[Asked]:
-    """About `per_kind` questions of each kind; each subject of a kind is asked about equally often, with each of its
-    answers equally often. Raises `ValueError` where the scenes do not have them."""
-    asked: list[Asked] = []
+def balanced(scenes: Sequence[Scene], per_kind: int, rng: np.random.Generator) -> list[SceneQuestion]:
+    """Draw about `per_kind` questions of each kind: subjects equally often, and each subject's answers equally often.
+
+    Raises `ValueError` if the scenes are too few.
+    """
+    questions: list[SceneQuestion] = []
     for kind in KINDS:
         share = per_kind // (len(kind.subjects) * len(kind.answers))
         for subject in kind.subjects:
-            read = [kind.read(scene, subject) for scene in scenes]
+            answers = [kind.read(scene, subject) for scene in scenes]
             for answer in kind.answers:
-                found = [index for index, here in enumerate(read) if here == answer]
+                found = [index for index, other in enumerate(answers) if other == answer]
+                question = kind.question_about(subject)
                 if len(found) < share or share == 0:
                     raise ValueError(
-                        f"{len(scenes)} scenes hold {len(found)} for {kind.ask(subject)!r} {answer!r}, "
-                        f"and {per_kind} questions a kind ask {share} of them; give more scenes"
+                        f"{len(scenes)} scenes hold {len(found)} for {question!r} {answer!r}, "
+                        f"and {per_kind} questions a kind need {share} of them; give more scenes"
                     )
-                words = kind.ask(subject), kind.say(subject, answer)
-                asked += [Asked(int(index), kind.name, *words) for index in rng.permutation(found)[:share]]
+                texts = question, kind.answer_sentence(subject, answer)
+                questions += [SceneQuestion(int(i), kind.name, *texts) for i in rng.permutation(found)[:share]]
     for index in rng.permutation(len(scenes))[:per_kind]:
-        words = LIST.ask(TABLE[0]), LIST.say(TABLE[0], listing(scenes[index]))
-        asked.append(Asked(int(index), LIST.name, *words))
-    return asked
+        texts = LIST.question_about(TABLE[0]), LIST.answer_sentence(TABLE[0], listing(scenes[index]))
+        questions.append(SceneQuestion(int(index), LIST.name, *texts))
+    return questions
 
 
 def kind_of(question: str) -> str:
-    """Name of the kind that a question is of. Raises `ValueError` for a question that nobody here asks."""
+    """Return the name of the kind that a question is of. Raise `ValueError` for other questions."""
     for kind in (*KINDS, LIST):
-        if question in map(kind.ask, kind.subjects):
+        if question in map(kind.question_about, kind.subjects):
             return kind.name
     raise ValueError(f"{question!r} is no question about toys")
 
 
 def blind_floor(pairs: Sequence[tuple[str, str]]) -> float:
-    """Share of (question, answer) pairs that the best fixed answer to each question gets right."""
+    """Return the fraction of (question, answer) pairs that the best fixed answer to each question gets right."""
     if not pairs:
-        raise ValueError("there is no floor of no questions")
+        raise ValueError("there are no questions to compute a floor of")
     by_question: dict[str, Counter[str]] = {}
     for question, answer in pairs:
         by_question.setdefault(question, Counter())[answer] += 1
@@ -144,10 +152,13 @@ def blind_floor(pairs: Sequence[tuple[str, str]]) -> float:
 
 
 def sentences() -> Iterator[tuple[str, str]]:
-    """Every question with every answer it can have (of the lists: a pair in each place): the tokenizer's text."""
+    """Yield every question with every possible answer (of lists: each pair once), to train the tokenizer on."""
     for kind in KINDS:
         for subject in kind.subjects:
             for answer in kind.answers:
-                yield kind.ask(subject), kind.say(subject, answer)
+                yield kind.question_about(subject), kind.answer_sentence(subject, answer)
     for first, last in zip(PAIRS, reversed(PAIRS), strict=True):
-        yield LIST.ask(TABLE[0]), LIST.say(TABLE[0], ", ".join((first, last, first)).replace("a ", ""))
+        yield (
+            LIST.question_about(TABLE[0]),
+            LIST.answer_sentence(TABLE[0], f"{first}, {last}, {first}".replace("a ", "")),
+        )

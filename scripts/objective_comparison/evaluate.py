@@ -81,14 +81,14 @@ class HeldOut:
 class TextResult:
     """Results by question, in the order of ``HeldOut.questions``.
 
-    ``exact``: whether the answer matches exactly; ``said``: the answer; ``right_tokens``: how many of its ``tokens``
-    are at the right position; ``nats``, ``nats_variance``: negative log-likelihood (or its bound) and the variance of
-    that estimate; ``exact_shuffled``: whether the answer matches with another question's image; ``cut``: whether it
-    was cut at ``max_new_tokens``. The names are keys of the stored file.
+    ``exact``: whether the answer matches exactly; ``right_tokens``: how many of its ``tokens`` are at the right
+    position; ``nats``, ``nats_variance``: negative log-likelihood (or its bound) and the variance of that estimate;
+    ``exact_shuffled``: whether the answer matches with another question's image; ``cut``: whether it was cut at
+    ``max_new_tokens``. The names are keys of the stored file, where ``answers`` is `said`.
     """
 
     exact: list[bool]
-    said: list[str]
+    answers: list[str]
     right_tokens: list[int]
     tokens: list[int]
     nats: list[float]
@@ -124,7 +124,15 @@ class RunResult:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.get(MADE_WITH) != made_with:
             return None
-        return cls(TextResult(**data["words"]), ActionResult(**data["actions"]), data.get("chains", []))
+        answers = data["words"].pop("said")
+        text = TextResult(**data["words"], answers=answers)
+        return cls(text, ActionResult(**data["actions"]), data.get("chains", []))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the results as they are stored."""
+        content = asdict(self)
+        content["words"]["said"] = content["words"].pop("answers")
+        return content
 
 
 @dataclass(frozen=True)
@@ -185,8 +193,8 @@ def evaluate_text(built: Built, job: Job, held_out: HeldOut, progress: Progress)
     truths = [_answer_ids(built, question) for question in held_out.questions]
     nats, variances = _nats(built, job, held_out, progress)
     return TextResult(
-        exact=[said == q.answer for (said, _, _), q in zip(answered, held_out.questions, strict=True)],
-        said=[said for said, _, _ in answered],
+        exact=[text == q.answer for (text, _, _), q in zip(answered, held_out.questions, strict=True)],
+        answers=[text for text, _, _ in answered],
         right_tokens=[
             sum(a == b for a, b in zip(ids, truth, strict=False))
             for (_, ids, _), truth in zip(answered, truths, strict=True)
@@ -194,7 +202,7 @@ def evaluate_text(built: Built, job: Job, held_out: HeldOut, progress: Progress)
         tokens=[len(truth) for truth in truths],
         nats=nats,
         nats_variance=variances,
-        exact_shuffled=[said == q.answer for (said, _, _), q in zip(shuffled, held_out.questions, strict=True)],
+        exact_shuffled=[text == q.answer for (text, _, _), q in zip(shuffled, held_out.questions, strict=True)],
         cut=[cut for _, _, cut in answered],
     )
 
@@ -203,16 +211,16 @@ def _answers(
     built: Built, job: Job, questions: Sequence[Question], patches: Tensor, progress: Progress
 ) -> list[tuple[str, list[int], bool]]:
     """Return (text, ids, whether it was cut at ``max_new_tokens``) of the greedy answers."""
-    said: list[tuple[str, list[int], bool]] = []
+    found: list[tuple[str, list[int], bool]] = []
     for start in range(0, len(questions), ANSWER_BATCH):
         some = slice(start, start + ANSWER_BATCH)
         texts = [question.text for question in questions[some]]
         answer = generate(
             built.model, built.prompter, texts, patches[some].to(built.model.device), max_new_tokens=job.max_new_tokens
         )
-        said += zip(answer.texts, answer.ids, answer.cut, strict=True)
+        found += zip(answer.texts, answer.ids, answer.cut, strict=True)
         progress(len(texts))
-    return said
+    return found
 
 
 def _conversation(built: Built, question: Question) -> tuple[list[int], list[bool]]:
@@ -295,7 +303,7 @@ def evaluate_run(
         built = _load_trained(run, job)
         results = RunResult(evaluate_text(built, job, held_out, progress), evaluate_actions(policy, split))
     results = replace(results, chains=run_policy_chains(policy, desk_chains(chains)) if chains else [])
-    write_text(run.results_file, json.dumps({**asdict(results), MADE_WITH: made_with}) + "\n")
+    write_text(run.results_file, json.dumps({**results.as_json(), MADE_WITH: made_with}) + "\n")
     return results
 
 

@@ -93,7 +93,7 @@ def as_markdown(found: Findings, answers: Sequence[PairResult]) -> str:
         TEMPLATE,
         found=found,
         figure=FIGURE,
-        text_table=_text_table(found),
+        text_table=text_table(found),
         image_lines=_image_lines(found),
         clearly=CLEAR_GAIN,
         kind_table=_kind_table(found),
@@ -110,7 +110,8 @@ def as_markdown(found: Findings, answers: Sequence[PairResult]) -> str:
     )
 
 
-def _text_table(found: Findings) -> str:
+def text_table(found: Findings) -> str:
+    """Return the results of text as a Markdown table."""
     rows = []
     for name, runs in found.results.items():
         nats, error, speed = interval(NATS, runs), drawing_error(runs), found.speeds[name]
@@ -142,7 +143,7 @@ def _kind_table(found: Findings) -> str:
 
 
 def _image_lines(found: Findings) -> list[str]:
-    """Return whether each objective needs the image, metrics_of with wrong and with blank ones."""
+    """Return whether each objective needs the image, measured with wrong and with blank ones."""
     lines = []
     for name, runs in found.results.items():
         others: list[tuple[str, Sequence[RunResult] | None]] = [("another question's image", None)]

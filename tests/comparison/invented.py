@@ -35,7 +35,7 @@ def results(share_right: float, nats: float, mae: float, seed: int = 0) -> RunRe
     right = [i < share_right * QUESTIONS for i in range(QUESTIONS)]
     words = TextResult(
         exact=right,
-        said=["so"] * QUESTIONS,
+        answers=["so"] * QUESTIONS,
         right_tokens=[8 if r else 4 for r in right],
         tokens=[8] * QUESTIONS,
         nats=list(8 * nats + 0.1 * rng.normal(size=QUESTIONS)),

@@ -44,7 +44,7 @@ def test_every_shipped_run_configuration_loads_for_its_objective_and_no_other(ru
     embedded = run.startswith(("tiny", "debug"))
     needed = ("assets/tiny_phi", "assets/tiny_magvit", "assets/tiny_clip", "dummy_data/calvin_processed_training")
     if embedded and not all((PROJECT_DIR / folder).is_dir() for folder in needed):
-        pytest.skip("the embedded models and data are not made yet (python scripts/make_assets.py)")
+        pytest.skip("the embedded models and data are not made yet (python -m preprocess_data.tiny_assets)")
     argv = [f"config=./config/{run}.yaml", *([] if embedded else given.argv)]
     if "stage2" in run:
         argv.append("model.showo.pretrained_model_path=org/stage1")

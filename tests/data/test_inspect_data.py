@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess_data.dataset_viewer.contact_sheet import moments, varied
+from preprocess_data.dataset_viewer.contact_sheet import moments, select_varied
 from preprocess_data.dataset_viewer.sources import ConversationSource, ProcessedSource, RawSource, open_source
 from preprocess_data.dataset_viewer.stats import Facts, sparkline
 from scripts import inspect_data
@@ -197,11 +197,11 @@ def test_facts_count_what_is_there(tmp_path: Path, llava: Path) -> None:
 def test_episodes_on_a_page_are_of_many_tasks_and_from_all_over(tmp_path: Path) -> None:
     raw = raw_split(tmp_path / "training", range(60), [(n, n + 1) for n in range(58)])
     source = RawSource(raw)
-    chosen = varied(source, 10)
+    chosen = select_varied(source, 10)
     assert len(set(chosen)) == 10
     assert chosen == sorted(chosen)
     tasks = [label.task for label in source.labels()]
     assert sum(tasks[number] == "task_0" for number in chosen) == 5
-    assert varied(source, 100) == list(range(58))
+    assert select_varied(source, 100) == list(range(58))
     assert moments(100, 3) == [0, 50, 99] or moments(100, 3) == [0, 49, 99]
     assert moments(2, 9) == [0, 1]

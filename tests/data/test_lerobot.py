@@ -252,7 +252,7 @@ def test_a_folder_with_a_data_set_is_not_written_over(
 ) -> None:
     assert export(raw, tmp_path / "out") == 0
     assert export(raw, tmp_path / "out") == 2
-    assert "holds a data set already" in capsys.readouterr().err
+    assert "already holds a data set" in capsys.readouterr().err
 
 
 def test_a_lerobot_data_set_can_be_looked_at(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

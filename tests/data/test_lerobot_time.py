@@ -18,7 +18,7 @@ import pyarrow.parquet as parquet
 from PIL import Image
 
 from preprocess_data import process_lerobot
-from preprocess_data.formats.lerobot import NoFrameError, film
+from preprocess_data.formats.lerobot import NoFrameError, read_video_frames
 from preprocess_data.formats.lerobot_names import columns_by_name, names_of, static_camera
 from training.data.episode_index import read_index
 
@@ -179,10 +179,10 @@ def test_a_timestamp_without_a_frame_is_refused(
 def test_the_nearest_frame_within_the_tolerance_is_taken(tmp_path: Path) -> None:
     path = video(tmp_path / "a.mp4", 10, 12)
     stamps = np.array([0.02, 0.11, 0.49])
-    seen = [round(float(image.mean()) / 10) for image in film(path, 0.5, None, stamps, tolerance=0.03)]
+    seen = [round(float(image.mean()) / 10) for image in read_video_frames(path, 0.5, None, stamps, tolerance=0.03)]
     assert seen == [5, 6, 10]
     with pytest.raises(NoFrameError, match=r"no frame at 0\.5200 s.*nearest is at 0\.5000 s"):
-        list(film(path, 0.5, None, stamps))
+        list(read_video_frames(path, 0.5, None, stamps))
 
 
 # --- names --------------------------------------------------------------------------------------------------------

@@ -330,7 +330,7 @@ def test_one_camera_is_taken_where_there_is_no_second(tmp_path: Path, magvit: Pa
         (("--rank", "2", "--world", "2"), "a rank is at least 0 and less than the world"),
         (("--rank", "0"), "--rank and --world go together"),
         (("--data", "/nowhere"), "/nowhere is neither a processed split"),
-        (("seed=3",), "settings of a run go with --config"),
+        (("seed=3",), "settings of a run need --config"),
     ],
 )
 def test_a_wrong_option_is_one_line(

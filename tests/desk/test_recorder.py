@@ -25,9 +25,9 @@ from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.desk import DeskEnv
 from preprocess_data import make_desk_demos
+from preprocess_data.desk_demos.files import record_episode
 from preprocess_data.desk_demos.play import WINDOW, Settings
 from preprocess_data.desk_demos.preview import varied
-from preprocess_data.desk_demos.workers import record
 from preprocess_data.make_desk_demos import make_demos
 from preprocess_data.process_calvin import write_processed
 from training.data.calvin import CalvinSplit, relative_action
@@ -213,7 +213,7 @@ def test_a_recording_that_was_interrupted_anywhere_ends_with_the_same_bytes(
         with pytest.raises(KeyboardInterrupt):
             make_demos(tmp_path, SMALL, progress=False, preview=False)
     assert not (folder / "episodes" / "000000.json").exists()
-    record((SMALL, 2, folder / "000002"))  # out of turn, as workers do
+    record_episode((SMALL, 2, folder / "000002"))  # out of turn, as workers do
     shutil.copytree(folder / "000002", folder / "000001.tmp")  # left behind by a worker that was killed
     summary = make_demos(tmp_path, SMALL, progress=False, preview=False)
     assert contents(tmp_path / "training") == contents(desk)
@@ -348,7 +348,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest
     (tmp_path / "training").mkdir()
     (tmp_path / "training" / "mine.txt").write_text("important")
     assert make_desk_demos.main(["--out", str(tmp_path), *OPTIONS]) == 2
-    assert "not of this program" in capsys.readouterr().err
+    assert "holds other files" in capsys.readouterr().err
     assert os.listdir(tmp_path / "training") == ["mine.txt"]
 
 

@@ -14,12 +14,12 @@ from PIL import Image
 from models.processing.image import fit, normalise, to_uint8
 from models.vision.clip_encoder import load_clip
 from models.vision.magvitv2 import load_magvit
+from preprocess_data.tiny_assets import __main__ as make_assets
 from preprocess_data.tiny_assets import clip, conversations, tokenizer_training
 from preprocess_data.tiny_assets.questions import KINDS, LIST, NAMES, balanced, blind_floor, kind_of
-from preprocess_data.tiny_assets.scenes import random_scenes
+from preprocess_data.tiny_assets.tokenizer_training import random_scenes
 from preprocess_data.tiny_assets.toys import COLOURS, SIDE, Toy, draw
 from preprocess_data.tiny_assets.toys import random_scenes as random_toys
-from scripts import make_assets
 from training.data.calvin import CalvinSplit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +61,7 @@ def test_the_image_tokenizer_shows_what_it_was_given() -> None:
 def test_training_the_tokenizer_lowers_errors_repeats_and_lets_the_encoder_rest_while_the_decoder_learns() -> None:
     images = tokenizer_training.random_images(14, seed=5)
     assert set(images.groups.tolist()) == {-1, 0, 1, 2, 3}
-    assert images.told.tolist() == [g == 3 for g in images.groups.tolist()]
+    assert images.known.tolist() == [g == 3 for g in images.groups.tolist()]
     model, errors = tokenizer_training.train_encoder(images, steps=10, batch_size=6)
     again, same = tokenizer_training.train_encoder(images, steps=10, batch_size=6)
     assert errors == same
@@ -116,8 +116,8 @@ def test_every_question_has_its_answers_in_equal_shares(folder: str) -> None:
     asked = pairs(folder)
     for kind in KINDS:
         for subject in kind.subjects:
-            answers = Counter(answer for question, answer in asked if question == kind.ask(subject))
-            assert set(answers) == {kind.say(subject, answer) for answer in kind.answers}
+            answers = Counter(answer for question, answer in asked if question == kind.question_about(subject))
+            assert set(answers) == {kind.answer_sentence(subject, answer) for answer in kind.answers}
             assert len(set(answers.values())) == 1, (kind.name, subject, answers)
     assert {kind_of(question) for question, _ in asked} == set(NAMES)
 
@@ -150,8 +150,8 @@ def test_answers_are_read_from_the_scene() -> None:
     assert (read["corner", "bottom left"], read["corner", "top right"]) == ("a blue star", None)
     assert (read["count", "table"], read["list", "table"]) == ("three", "red ball, blue star, green box")
     place = next(kind for kind in KINDS if kind.name == "place")
-    assert place.ask("red") == "Where is the red toy?"
-    assert place.say("red", "top left") == "The red toy is in the top left corner."
+    assert place.question_about("red") == "Where is the red toy?"
+    assert place.answer_sentence("red", "top left") == "The red toy is in the top left corner."
 
 
 def test_a_drawn_scene_shows_its_toys_where_they_lie() -> None:

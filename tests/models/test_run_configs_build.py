@@ -83,7 +83,7 @@ def test_a_full_size_run_builds_the_released_network_on_the_meta_device(run: str
 @pytest.mark.parametrize("run", EMBEDDED)
 def test_an_embedded_run_builds_on_the_meta_device(run: str) -> None:
     if not (PROJECT_DIR / "assets" / "tiny_phi").is_dir():
-        pytest.skip("the embedded models are not made yet (python scripts/make_assets.py)")
+        pytest.skip("the embedded models are not made yet (python -m preprocess_data.tiny_assets)")
     built = build(load_job([f"config=config/{run}.yaml"]), device="meta")
     assert all(parameter.is_meta for parameter in built.model.parameters())
     ids = built.prompter.instruction("open the drawer")

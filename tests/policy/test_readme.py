@@ -30,7 +30,7 @@ def repository(tmp_path: Path) -> Path:
     """A folder that looks like the repository, in which commands may write."""
     for name in NEEDED:
         if not (ROOT / name).is_dir():
-            pytest.skip(f"{name} is not there; scripts/make_assets.py makes it")
+            pytest.skip(f"{name} is not there; python -m preprocess_data.tiny_assets makes it")
     for path in ROOT.iterdir():
         if not path.name.startswith(".") and path.name not in ("outputs", "results", "debug_data"):
             (tmp_path / path.name).symlink_to(path)

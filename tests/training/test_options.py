@@ -314,7 +314,6 @@ def test_a_model_description_without_the_word_weights_is_an_older_one(run: Start
 def fp16(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Accelerate supports fp16 on GPUs only. This sets on a CPU what its constructor sets there, so that its code for
     scaled losses runs (torch has both the arithmetic and the scaler for the CPU)."""
-    start = training_run.start_processes
 
     def switch_on(scale: float) -> None:
         def starting(job: Job) -> Accelerator:

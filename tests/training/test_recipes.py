@@ -91,8 +91,8 @@ def test_stage_2_trains_on_and_speaks(stage_1: Outcome, world: Path, tmp_path: P
     done = run("mdmvla_stage2_action_tuning", "mdm", [*small(world, tmp_path / "out"), *more], tmp_path / "out")
     assert not same(done.weights(), stage_1.weights())
     built = load_folder(done.folder)
-    output = generate(built.model, built.prompter, ["Which colour is it?"], None, 8)
-    assert 1 <= len(output.ids[0]) <= 8
+    answer = generate(built.model, built.prompter, ["Which colour is it?"], None, 8)
+    assert 1 <= len(answer.ids[0]) <= 8
 
 
 def test_stage_2_without_stage_1_names_what_is_missing(world: Path, tmp_path: Path) -> None:
@@ -128,8 +128,8 @@ def test_qwen3_without_bos_trains_on_elastic_blocks_saves_reloads_and_speaks(wor
         built.model.backbone.lm.get_input_embeddings().weight, next(iter(reloaded.values())), rtol=0, atol=0
     )
     for size in (1, 4):  # one model decodes with any of the sizes
-        output = generate(
+        answer = generate(
             built.model, built.prompter, ["Which colour is it?"], None, 6, decoding=Decoding(block_size=size)
         )
-        assert 1 <= len(output.ids[0]) <= 6
-        assert max(output.ids[0]) < words
+        assert 1 <= len(answer.ids[0]) <= 6
+        assert max(answer.ids[0]) < words

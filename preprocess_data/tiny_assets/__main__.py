@@ -1,8 +1,8 @@
 """Make the small models and data that come with the project, or check that they are reproducible.
 
-    python scripts/make_assets.py                    # everything (an hour of one core)
-    python scripts/make_assets.py phi clip           # only these
-    python scripts/make_assets.py --check            # make the quick parts in a scratch folder and compare
+    python -m preprocess_data.tiny_assets            # everything (an hour of one core)
+    python -m preprocess_data.tiny_assets phi clip   # only these
+    python -m preprocess_data.tiny_assets --check    # make the quick parts in a scratch folder and compare
 
 The same command makes the same files: tokenizer, configurations and questions byte for byte; images up to a grey level
 or two (other versions of Pillow blend edges differently); demonstrations to the last digit. The trained image tokenizer
@@ -12,7 +12,6 @@ are not compared.
 
 from __future__ import annotations
 
-import argparse
 import filecmp
 import json
 import tempfile
@@ -21,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
+from common.arguments import command_parser
 from common.command import run_command
+from common.files import PROJECT_DIR
 from preprocess_data.tiny_assets import clip, conversations, demonstrations, language, tokenizer_training
 
-ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER_SCENES, TOKENIZER_PLAY = 1500, 120
 """Random scenes; recorded episodes."""
 ENCODER_STEPS, DECODER_STEPS = (1200, 1200), 1200
@@ -69,15 +69,15 @@ def check() -> list[str]:
             MAKERS[name](remade)
         for made in sorted(path for path in remade.rglob("*") if path.is_file()):
             name = str(made.relative_to(remade))
-            committed = ROOT / name
+            committed = PROJECT_DIR / name
             if not committed.is_file():
                 problems.append(f"{name} is missing")
             elif made.suffix == ".json" and _same_json(made, committed):
                 continue
             elif not filecmp.cmp(made, committed, shallow=False):
                 problems.append(f"{name} differs")
-        problems += conversations.differences(ROOT / "dummy_data", remade)
-        problems += demonstrations.differences(ROOT / "dummy_data", remade)
+        problems += conversations.differences(PROJECT_DIR / "dummy_data", remade)
+        problems += demonstrations.differences(PROJECT_DIR / "dummy_data", remade)
     return problems
 
 
@@ -91,7 +91,7 @@ def _same_json(a: Path, b: Path) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, prog="python -m preprocess_data.tiny_assets")
     parser.add_argument("assets", nargs="*", metavar="asset", help=f"which: {', '.join(MAKERS)} (default: all)")
     parser.add_argument("--check", action="store_true", help="compare instead of writing; exit code 1 on a difference")
     args = parser.parse_args(argv)
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if problems else 0
     for name in args.assets or MAKERS:
         print(f"making {name}")
-        MAKERS[name](ROOT)
+        MAKERS[name](PROJECT_DIR)
     return 0
 
 

@@ -1,13 +1,13 @@
-# Two commands on a fresh machine: `make quickstart` and `make test`. `make help` lists the rest.
+# On a new machine: `make quickstart` and `make test`. `make help` lists all targets.
 
 PYTHON ?= python3
-# torch comes first: the plain wheel brings gigabytes of CUDA, so a machine without a GPU takes the CPU build where
-# PyTorch's own index can be reached. Any other choice: make quickstart TORCH="torch==2.12.0 --index-url https://..."
+# torch is installed first: the default wheel includes gigabytes of CUDA, so a machine without a GPU gets the CPU build
+# if PyTorch's index is reachable. To select another: make quickstart TORCH="torch==2.12.0 --index-url https://..."
 TORCH ?= torch==2.13.0
 CPU_WHEELS ?= https://download.pytorch.org/whl/cpu
 VENV ?= .venv
 OBJECTIVE ?= ar
-# Test processes: as many as cores, at most 4 (each holds a torch of its own).
+# Test processes: one per core, at most 4 (each loads torch).
 WORKERS ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
 PYTEST ?= -n $(WORKERS)
 
@@ -21,17 +21,17 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 .DEFAULT_GOAL := help
 .PHONY: help quickstart compare recipe headline test test-all lint smoke venv venv-train venv-dev requirements clean distclean
 
-help: ## this list
+help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-quickstart: $(VENV)/.minimal ## train a few minutes on embedded models and data, evaluate, show a table (OBJECTIVE=ar|mdm|bd)
+quickstart: $(VENV)/.minimal ## train for minutes on embedded models and data, evaluate, print a table (OBJECTIVE=ar|mdm|bd)
 	@case "$(OBJECTIVE)" in ar|mdm|bd) ;; *) echo "OBJECTIVE=$(OBJECTIVE): expected ar, mdm or bd" >&2; exit 2;; esac
 	$(BIN)/python -m scripts.quickstart --objective $(OBJECTIVE)
 
-compare: $(VENV)/.minimal ## train ar, mdm and bd alike, evaluate them on held-out items: results/summary.md (ARGS="--steps 1000")
+compare: $(VENV)/.minimal ## train ar, mdm and bd equally, evaluate them on validation items: results/summary.md (ARGS="--steps 1000")
 	$(BIN)/python -m scripts.compare_objectives $(ARGS)
 
-recipe: $(VENV)/.minimal ## a small model that acts: record, tokenize, train, evaluate on doors and lights of the desk (docs/desk.md)
+recipe: $(VENV)/.minimal ## a small policy: record, tokenize, train, evaluate on doors and lights of the desk (docs/desk.md)
 	$(RUN) preprocess_data/make_desk_demos.py --out data/desk_doors --episodes 60 $(DOORS)
 	$(RUN) preprocess_data/make_desk_demos.py --out data/desk_doors --episodes 6 --split validation $(DOORS)
 	$(RUN) preprocess_data/process_calvin.py --source-split-dir data/desk_doors/training --output-dir data/desk_doors_training
@@ -47,7 +47,7 @@ headline: recipe ## ar, mdm and bd continue from that model: text and actions, w
 test: lint ## style, types, import rules and the CPU test suite
 	$(RUN) -m pytest $(PYTEST) -m "not slow and not slurm and not gpu"
 
-test-all: lint ## the slow tests too; those that need a GPU or Slurm skip themselves where there is none
+test-all: lint ## the slow tests too; tests without their GPU or Slurm are skipped
 	$(RUN) -m pytest $(PYTEST)
 
 lint: $(VENV)/.dev ## ruff, mypy, import-linter
@@ -60,13 +60,13 @@ smoke: $(VENV)/.minimal ## one training step on bundled data
 	$(BIN)/python scripts/smoke_upvla_minimal.py --dataset-path ./dummy_data/calvin_processed_training
 
 venv: $(VENV)/.minimal ## the environment of quickstart, smoke and offline evaluation
-venv-train: $(VENV)/.train ## and of training with DeepSpeed
-venv-dev: $(VENV)/.dev ## and of the tests
+venv-train: $(VENV)/.train ## the environment of training with DeepSpeed
+venv-dev: $(VENV)/.dev ## the environment of the tests
 
 $(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \
 	    "Python 3.10 to 3.13 is needed, $(PYTHON) is %d.%d; use make PYTHON=python3.12 ..." % v)'
-	@test -x $(BIN)/python || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@test -x $(BIN)/python || { echo "creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing $(TORCH) into $(VENV)"
 	@$(PIP) install --quiet --no-compile --upgrade pip
 	@index=; if ! command -v nvidia-smi >/dev/null && [ "$(origin TORCH)" = file ] && $(BIN)/python -c \
@@ -75,17 +75,17 @@ $(VENV)/.torch:
 	@touch $@
 
 $(VENV)/.minimal: requirements_minimal.txt | $(VENV)/.torch
-	@echo "installing this checkout and what it needs into $(VENV)"
+	@echo "installing this checkout and its requirements into $(VENV)"
 	@$(PIP) install --quiet --no-compile --editable ".[serve]"
 	@touch $@
 
 $(VENV)/.train: requirements.txt $(VENV)/.minimal
-	@echo "installing what training needs into $(VENV)"
+	@echo "installing the requirements of training into $(VENV)"
 	@$(PIP) install --quiet --no-compile --editable ".[serve,train]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.train
-	@echo "installing what tests and linters need into $(VENV)"
+	@echo "installing the requirements of tests and linters into $(VENV)"
 	@$(PIP) install --quiet --no-compile --editable ".[dev]"
 	@$(PIP) install --quiet --no-compile --no-deps --group no-deps
 	@touch $@
@@ -93,9 +93,9 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.train
 requirements: $(VENV)/.dev ## write the requirements files from pyproject.toml
 	$(BIN)/python scripts/dev/write_requirements.py
 
-clean: ## remove caches (outputs/ and the environment stay)
+clean: ## remove caches (keeps outputs/ and the environment)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
-distclean: clean ## and the environment
+distclean: clean ## remove caches and the environment
 	rm -rf $(VENV)

@@ -1,22 +1,22 @@
 # shellcheck shell=bash
-# What the sbatch files have in common; they source it after they have found the project (PROJECT).
+# Functions shared by the sbatch files, which source this file after setting PROJECT.
 #
-# From the environment, each with a default:
-#   RUN_ROOT       where outputs/, results/ and debug_data/ go         (quick checks: a folder of the job, e.g.
-#                  blockdiff_quick_ar_<jobid>, in the home folder, or where that cannot be written to in the folder
-#                  sbatch was called in; other jobs: the folder sbatch was called in)
+# Environment variables and their defaults:
+#   RUN_ROOT       folder of outputs/, results/ and debug_data/        (quick checks: a folder of the job, for example
+#                  blockdiff_quick_ar_<jobid>, in the home folder, or, if that is read-only, in the folder of the
+#                  sbatch call; other jobs: the folder of the sbatch call)
 #   DATASET_ROOT   CALVIN data with training/ and validation/           (the embedded frames, dummy_data/calvin)
-#   ENV_MODE       venv: VENV, made if missing; system: PYTHON as it is; auto: VENV if it exists, else PYTHON if it has
-#                  the packages, else VENV is made                      (auto)
+#   ENV_MODE       venv: VENV, created if missing; system: PYTHON; auto: VENV if it exists, else PYTHON if it has
+#                  the packages, else a new VENV                      (auto)
 #   VENV           a virtual environment                                (.venv of the project)
 #   PYTHON         the interpreter of ENV_MODE=system                   (python3)
 #   PIP_USER       ENV_MODE=system: install missing packages: 1 into the home folder (pip --user), 0 into PYTHON's own
 #                  environment; empty: install nothing                  (empty)
 #   INSTRUCTION, MAX_FRAMES   of the small training split               (open the drawer, 256)
-#   MAX_SAMPLES    samples of the offline evaluation, one an annotation; 0: all   (64)
-#   PRETRAINED_MODEL_PATH, LLM_MODEL_PATH, VQ_MODEL_PATH, CLIP_MODEL_PATH   real networks: the first switches from the
-#                  embedded models to the full-size recipe              (none: the embedded models)
-#   OVERRIDES      further section.key=value, separated by blanks       (none)
+#   MAX_SAMPLES    samples of the offline evaluation, one per annotation; 0: all   (64)
+#   PRETRAINED_MODEL_PATH, LLM_MODEL_PATH, VQ_MODEL_PATH, CLIP_MODEL_PATH   networks; the first replaces the
+#                  embedded models by the full-size recipe              (none: the embedded models)
+#   OVERRIDES      further section.key=value, separated by spaces       (none)
 
 say() { echo "[$(date '+%F %T')] $*"; }
 
@@ -25,16 +25,16 @@ die() {
     exit 2
 }
 
-# Every setting that one of the sbatch files reads from the environment.
+# All settings that the sbatch files read from the environment.
 SETTINGS="RUN_ROOT DATASET_ROOT ENV_MODE VENV PYTHON PIP_USER INSTRUCTION MAX_FRAMES MAX_SAMPLES TRAIN_STEPS OVERRIDES \
     PRETRAINED_MODEL_PATH LLM_MODEL_PATH VQ_MODEL_PATH CLIP_MODEL_PATH PROJECT INSTALL_DEEPSPEED DEEPSPEED_SPEC \
     NUM_PROCESSES ACCELERATE_CONFIG PROCESSES_PER_NODE MASTER_ADDR MASTER_PORT MODEL_CFG MODEL_YAML CALVIN_DATA_ROOT \
     NUM_SEQUENCES LOG_DIR"
 
 # Compare the names in the environment with the settings by their longest common subsequence. A near miss (other case, a
-# few letters too many or too few, one other letter, two exchanged) is an error unless the setting that it resembles is
-# set too. A name that resembles a setting less is reported and ignored. Names that other software sets for itself are
-# no near misses: CALVIN's installation page exports CALVIN_ROOT, some clusters export PROJECTS.
+# few letters too many or too few, one other letter, two exchanged) is an error unless the similar setting is set too.
+# Less similar names are reported and ignored. Names set by other software are no near misses: CALVIN's installation
+# page exports CALVIN_ROOT, some clusters export PROJECTS.
 check_names() {
     local name setting near
     while read -r name setting near; do
@@ -75,40 +75,40 @@ check_names() {
         }')
 }
 
-# argument NAME: the default RUN_ROOT of a job that shares no folder with another. A requeued job has the same number.
+# argument NAME: the default RUN_ROOT of a job with its own folder. A requeued job has the same number.
 job_folder() {
     local base=${HOME:-}
     [[ -n $base && -d $base && -w $base ]] || base=${SLURM_SUBMIT_DIR:-$PWD}
     echo "$base/$1_${SLURM_JOB_ID:-$$}"
 }
 
-# argument [DEFAULT]: the folders of the run, DEFAULT for RUN_ROOT; from here on everything happens in the project.
-# Relative paths in the environment start from the folder sbatch was called in, which is where a job starts.
+# argument [DEFAULT]: sets the folders of the run (DEFAULT for RUN_ROOT) and changes to the project.
+# Relative paths in the environment start at the folder of the sbatch call, the working directory of a job.
 enter_project() {
     local name part
     for name in PRETRAINED_MODEL_PATH LLM_MODEL_PATH VQ_MODEL_PATH CLIP_MODEL_PATH ACCELERATE_CONFIG MODEL_YAML \
         CALVIN_DATA_ROOT; do
-        # What is no file here may be a hub id, or a file of the project.
+        # Other values may be a hub id, or a file of the project.
         [[ -z ${!name:-} || ! -e ${!name} ]] || export "$name=$(realpath "${!name}")"
     done
     [[ -z ${LOG_DIR:-} ]] || LOG_DIR=$(realpath -m "$LOG_DIR")
     RUN_ROOT=$(realpath -m "${RUN_ROOT:-${1:-${SLURM_SUBMIT_DIR:-$PWD}}}")
     DATASET_ROOT=$(realpath -m "${DATASET_ROOT:-$PROJECT/dummy_data/calvin}")
     VENV=$(realpath -m "${VENV:-$PROJECT/.venv}")
-    mkdir -p "$RUN_ROOT/outputs" "$RUN_ROOT/results" || die "RUN_ROOT=$RUN_ROOT cannot be written to"
+    mkdir -p "$RUN_ROOT/outputs" "$RUN_ROOT/results" || die "RUN_ROOT=$RUN_ROOT is not writable"
     for part in training validation; do
         [[ -d $DATASET_ROOT/$part ]] || die "DATASET_ROOT=$DATASET_ROOT has no folder $part"
     done
     export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
-    # Since 22.05 srun does not take the job's CPUs for each task's by itself: every task would have one.
+    # Since Slurm 22.05 srun does not inherit the CPUs per task of the job: every task would have one.
     [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
-    # The job runs the project that it was submitted from, even if the environment has another one installed.
+    # Run the submitted project, even if another checkout is installed in the environment.
     export PYTHONPATH=$PROJECT${PYTHONPATH:+:$PYTHONPATH}
-    cd "$PROJECT" || die "PROJECT=$PROJECT cannot be entered"
+    cd "$PROJECT" || die "PROJECT=$PROJECT is not accessible"
     say "job ${SLURM_JOB_ID:-(none)} on ${SLURM_JOB_NODELIST:-$(hostname -s)}, project $PROJECT, results under $RUN_ROOT"
 }
 
-# The packages of the project's dependencies that $1 lacks.
+# Print the dependencies that the interpreter $1 lacks.
 missing_packages() {
     "$1" - <<'PYTHON'
 from importlib.util import find_spec
@@ -118,7 +118,7 @@ print(*[name for name in needed if find_spec(name) is None])
 PYTHON
 }
 
-# arguments COMMAND...: one job of this user after the other; what is installed is shared by all of them.
+# arguments COMMAND...: run it under a lock of this user, because jobs share the installed packages.
 one_at_a_time() {
     local cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/blockdiff-vla
     mkdir -p "$cache"
@@ -130,14 +130,14 @@ one_at_a_time() {
 
 make_environment() {
     local system=$1
-    # Another job may have made it meanwhile.
+    # Another job may have created it in the meantime.
     if [[ ! -x $PYTHON ]] || [[ -n $(missing_packages "$PYTHON") ]]; then
-        say "making the environment $VENV"
+        say "creating the environment $VENV"
         make venv VENV="$VENV" PYTHON="$system"
     fi
 }
 
-# Sets PYTHON to an interpreter that can run the project.
+# Set PYTHON to an interpreter that can run the project.
 choose_python() {
     local system=${PYTHON:-python3} mode=${ENV_MODE:-auto} lacks packages
     case $mode in
@@ -158,8 +158,8 @@ choose_python() {
         PYTHON=$(command -v "$system")
         lacks=$(missing_packages "$PYTHON")
         if [[ -n $lacks ]]; then
-            [[ -n ${PIP_USER:-} ]] || die "$PYTHON lacks: $lacks (PIP_USER=1 installs them, or take ENV_MODE=venv)"
-            # An editable install writes into the project. Jobs find a read-only one through PYTHONPATH alone.
+            [[ -n ${PIP_USER:-} ]] || die "$PYTHON lacks: $lacks (PIP_USER=1 installs them; or set ENV_MODE=venv)"
+            # An editable install writes into the project. A read-only project is found through PYTHONPATH.
             packages=(--editable "$PROJECT[serve]")
             [[ -w $PROJECT ]] || packages=(-r requirements_minimal.txt)
             one_at_a_time install_packages "${packages[@]}"
@@ -174,7 +174,7 @@ choose_python() {
     say "python: $PYTHON ($("$PYTHON" -c 'import torch; print("torch", torch.__version__, "- CUDA devices:", torch.cuda.device_count())'))"
 }
 
-# pip install into PYTHON's environment, or into the home folder where PIP_USER=1 says so.
+# Run pip install into the environment of PYTHON, or with PIP_USER=1 into the home folder.
 install_packages() {
     local user=()
     [[ ${PIP_USER:-0} != 1 ]] || user=(--user)
@@ -182,7 +182,7 @@ install_packages() {
     env -u PIP_USER "$PYTHON" -m pip install --disable-pip-version-check --quiet "${user[@]}" "$@"
 }
 
-# A small processed split out of the first frames of DATASET_ROOT/training, in TRAIN_DATA.
+# Write a small processed split of the first frames of DATASET_ROOT/training to TRAIN_DATA.
 prepare_data() {
     TRAIN_DATA=$RUN_ROOT/debug_data/calvin_debug_processed_training
     "$PYTHON" scripts/prepare_calvin_debug_processed.py --source-split-dir "$DATASET_ROOT/training" \
@@ -217,7 +217,7 @@ training_command() {
     TRAIN+=("${extra[@]}")
 }
 
-# argument OUTPUT_DIR: OUTPUT_DIR/model.yaml, the model yaml of what a run wrote
+# argument OUTPUT_DIR: write OUTPUT_DIR/model.yaml, the model yaml of a run
 write_model_yaml() {
     "$PYTHON" - "$1" <<'PYTHON'
 import sys
@@ -232,7 +232,7 @@ OmegaConf.save(settings, run / "model.yaml")
 PYTHON
 }
 
-# arguments OUTPUT_DIR RESULT: offline evaluation of what a run wrote, on DATASET_ROOT/validation
+# arguments OUTPUT_DIR RESULT: evaluate the model of a run offline on DATASET_ROOT/validation
 evaluate_offline() {
     local output_dir=$1 result=$2
     write_model_yaml "$output_dir"
@@ -241,7 +241,7 @@ evaluate_offline() {
         --output-json "$result"
 }
 
-# arguments RESULT...: one row for each, in results/summary.md
+# arguments RESULT...: write results/summary.md with one row each
 summarize() {
     "$PYTHON" scripts/summarize_offline_eval_json.py --inputs "$@" --output "$RUN_ROOT/results/summary.md"
     say "done: $RUN_ROOT/results/summary.md"

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# A Slurm cluster on this machine, for trying the sbatch files: munge, one controller, and N nodes that are all this
-# machine. Everything lies in DIR; no systemd, no database, no cgroups; every port is on 127.0.0.1.
+# A Slurm cluster on this machine, to test the sbatch files: munge, one controller, and N nodes, all on this machine.
+# All files are in DIR; no systemd, no database, no cgroups; every port is on 127.0.0.1.
 #
-#   scripts/dev/slurm_cluster.sh up   DIR [GPUS]    # start; prints the line to put into the shell that submits
-#   scripts/dev/slurm_cluster.sh down DIR           # stop every daemon that was started for DIR
+#   scripts/dev/slurm_cluster.sh up   DIR [GPUS]    # start; print the line for the submitting shell
+#   scripts/dev/slurm_cluster.sh down DIR           # stop every daemon of DIR
 #
-# GPUS (8): pretended GPUs per node. They are clones of /dev/null, good enough to be requested, allotted and queued for.
-# NODES (2), CPUS (32, per node, pretended), PORT (16817, and as many above it as there are nodes): from the environment.
-# Debian: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge. Has to be root, as slurmd has.
+# GPUS (8): simulated GPUs per node. They are clones of /dev/null, which Slurm can allocate.
+# NODES (2), CPUS (32, per node, simulated), PORT (16817, and one above it per node): from the environment.
+# Debian: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge. Needs root, as slurmd does.
 set -Eeuo pipefail
 
-# Prints the comment above.
+# Print the comment above.
 usage() {
     sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
     exit 2
@@ -21,7 +21,7 @@ die() {
     exit 1
 }
 
-# Daemons must not keep what this script inherited (pipes that somebody reads to their end, locks) open.
+# Daemons must not keep inherited files (pipes read to their end, locks) open.
 detached() {
     local fd
     for fd in /proc/self/fd/*; do
@@ -74,7 +74,7 @@ CONF
             "CoresPerSocket=$cpus ThreadsPerCore=1 RealMemory=$memory${gpus:+ Gres=gpu:$gpus} State=UNKNOWN"
     done
     echo "PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60"
-    echo "PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF" # takes nodes from the other
+    echo "PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF" # preempts the other
 }
 
 up() {
@@ -97,13 +97,13 @@ up() {
     : >"$dir/cgroup.conf"
     : >"$dir/gres.conf"
     for ((i = 0; i < ${gpus:-0}; i++)); do
-        # A plain file can be allotted too, but then jobs get no CUDA_VISIBLE_DEVICES.
+        # A plain file can be allocated too, but then jobs get no CUDA_VISIBLE_DEVICES.
         [[ -e $dir/dev/nvidia$i ]] || mknod "$dir/dev/nvidia$i" c 1 3 2>/dev/null || : >"$dir/dev/nvidia$i"
     done
     [[ -z ${gpus:-} ]] || echo "Name=gpu Flags=nvidia_gpu_env File=$dir/dev/nvidia[0-$((gpus - 1))]" >"$dir/gres.conf"
     export SLURM_CONF=$dir/slurm.conf
     trap 'tail -n 5 "$dir"/log/*.log "$dir/munge/log" >&2; down; die "did not come up; the last lines of the logs are above"' ERR
-    # --force: DIR may lie in a folder that only root enters; all of this is root's.
+    # --force: DIR may be in a folder that only root can enter; everything here belongs to root.
     (detached munged --force --key-file="$dir/munge/key" --socket="$dir/munge/run/socket" --pid-file="$dir/munge/pid" \
         --log-file="$dir/munge/log" --seed-file="$dir/munge/seed" --num-threads=2)
     (detached slurmctld -c -f "$dir/slurm.conf")
@@ -131,7 +131,7 @@ down() {
         pid=$(<"$file")
         kill "$pid" 2>/dev/null || true
         for ((i = 0; i < 40; i++)); do
-            # A zombie is gone too: in a container nobody may reap it.
+            # A zombie counts as ended: a container may have no process that reaps it.
             [[ -d /proc/$pid && $(sed 's/.*) //; s/ .*//' "/proc/$pid/stat" 2>/dev/null) != Z ]] || break
             sleep 0.1
         done

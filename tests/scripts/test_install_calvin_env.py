@@ -59,7 +59,7 @@ def test_a_checkout_is_put_where_python_finds_it_and_tried(python: Path, checkou
     install(*arguments)
     done = install(*arguments)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith(f"installed {checkout / 'calvin_env'}; play it with: ")
+    assert done.stdout.splitlines()[-1].startswith(f"installed {checkout / 'calvin_env'}; evaluate with: ")
     assert "new_playtable_validation.yaml" in done.stdout
     found = subprocess.run(
         [python, "-c", "import calvin_env; print(calvin_env.__file__)"], capture_output=True, text=True, check=True
@@ -78,12 +78,12 @@ def test_what_is_missing_is_said_in_the_last_line(python: Path, checkout: Path, 
     done = install("--source", str(checkout), *arguments)
     assert done.returncode == 2
     assert "gymnasium" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("install_calvin_env: calvin_env is in place but does not work")
+    assert done.stderr.splitlines()[-1].startswith("install_calvin_env: calvin_env is installed but does not work")
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--sauce"], "--sauce: no such option"), (["--dir"], "--dir has to be given a value")],
+    [(["--sauce"], "--sauce: no such option"), (["--dir"], "--dir needs a value")],
 )
 def test_a_mistyped_command_line_is_one_line(arguments: list[str], said: str) -> None:
     done = install(*arguments)

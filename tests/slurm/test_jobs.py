@@ -227,7 +227,7 @@ def test_a_job_that_saved_when_a_more_urgent_one_came_is_requeued(
     urgent, _ = slurm.submit("-p", "urgent", "--nodes=2", "--gres=gpu:4", "--wrap=true", cwd=tmp_path, wait=False)
     wait_for(lambda: slurm.job(job).get("Restarts") == "1", 60, told)
     assert "SIGTERM came" in told()
-    assert "stopped before its time (code 1): back into the queue" in told()
+    assert "stopped early (code 1): requeueing the job" in told()
     wait_for(lambda: slurm.job(urgent)["JobState"] == "COMPLETED", 60, told)
     slurm.command("scontrol", "update", f"JobId={job}", "StartTime=now")
     wait_for(lambda: slurm.job(job)["JobState"] in ("COMPLETED", "FAILED"), 60, told)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Interval(Protocol):
-    """A point estimate with the ends of its confidence interval; see ``policy_rollout.intervals.Interval``."""
+    """A point estimate with the ends of its confidence interval; see ``common.statistics.Interval``."""
 
     @property
     def point(self) -> float: ...

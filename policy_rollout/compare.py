@@ -19,9 +19,8 @@ import numpy as np
 from common.arguments import path_argument
 from common.command import run_command
 from common.files import expand_home, write_text
+from common.statistics import Interval, Pair, pairs_of, rate_difference, wilson
 from common.tables import interval_json, markdown_table, percent, points, probability
-from policy_rollout.intervals import Interval, rate_difference, wilson
-from policy_rollout.paired import Pair, pairs_of
 from policy_rollout.reports.results import Results, average_length, names_of, read_results, success_rates, task_counts
 
 DESCRIPTION = """\

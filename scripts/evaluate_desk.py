@@ -28,6 +28,7 @@ from common.arguments import command_parser, path_argument, whole
 from common.command import report_errors, run_command
 from common.files import write_text
 from common.folder_lock import hold_file
+from common.statistics import Interval, average_length, paired_difference, wilson
 from common.tables import interval_json, markdown_table, percent, points
 from config.identity import settings_of
 from config.loading import load_job
@@ -35,7 +36,6 @@ from config.schema import Job
 from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit
 from policy_rollout.desk import doors_and_lights as desk
-from policy_rollout.intervals import Interval, average_length, paired_difference, wilson
 from policy_rollout.policies.upvla import ConstantPolicy, Policy, RandomPolicy, UPVLAPolicy, pick_device
 from scripts.objective_comparison.evaluate import machine
 from training.data.episode_index import read_index

@@ -37,6 +37,7 @@ FIXED = {
     "picture_gap": "a metric's name in metrics.jsonl",
     "shuffle_pictures": "an option of scripts/eval_vqa.py",
     "no_picture": "an option of scripts/generate_text.py",
+    "looked": "a key of the answers that scripts/eval_vqa.py stores",
     "picture": "an option of scripts/generate_text.py",
     "pictures": "an option of preprocess_data/export_lerobot.py",
 }

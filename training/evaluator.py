@@ -105,7 +105,7 @@ class Evaluator:
             return
         losses = self.model(task)
         meter.add({"image/loss": losses.image, "action/loss": losses.action, "action_bd/loss": losses.action_bd})
-        meter.add({name: losses.details[name] for name in ACTION_METRICS})
+        meter.add({name: losses.details[name] for name in ACTION_STEP_METRICS})
         if task.actions is None or codes is None:
             return
         true = codes.batch.actions.to(self.run.device)  # errors are in the robot's units, not in normalized ones

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from common.files import read_object, remove, write_json
+from common.statistics import Interval, average_length, wilson
 from policy_rollout.calvin.sequences import success_rates
 from policy_rollout.closed_loop.interface import ChainRecord
-from policy_rollout.intervals import Interval, average_length, wilson
 
 RESULTS_FILE = "results.json"
 

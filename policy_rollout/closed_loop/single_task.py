@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.constants import CALVIN_MAX_STEPS
+from common.statistics import Interval, wilson
 from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, Env, Oracle
 from policy_rollout.closed_loop.runner import run_chains
-from policy_rollout.intervals import Interval, wilson
 from policy_rollout.policies.action_chunking import Actions
 from policy_rollout.policies.interface import ActionConvention, Observation, Policy
 

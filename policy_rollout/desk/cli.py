@@ -36,7 +36,7 @@ examples:
       both cameras' images of a random start
   python -m policy_rollout.desk --draw scenes.png --scene all
       the four scenes
-  python -m policy_rollout.desk --image_grid tasks.png
+  python -m policy_rollout.desk --sheet tasks.png
       every task before and after its expert
   python -m policy_rollout.desk --task open_drawer --expert --save clip.gif
       run the expert; the clip shows both cameras, the instruction and the outcome
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--draw", type=path_argument, metavar="FILE.png", help="draw a random start with both cameras")
     command.add_argument(
-        "--image_grid", type=path_argument, metavar="FILE.png", help="draw every task before and after (a minute)"
+        "--sheet", type=path_argument, metavar="FILE.png", help="draw every task before and after (a minute)"
     )
     command.add_argument("--bench", action="store_true", help="measure physics, expert and cameras (a few seconds)")
     actor = made.add_mutually_exclusive_group()
@@ -181,7 +181,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--size is {options.size}; it must be from 16 to 2000 pixels")
     if options.seed < 0:
         raise ValueError(f"--seed is {options.seed}; it must not be negative")
-    files = ("--save", options.save, ".gif"), ("--draw", options.draw, ".png"), ("--image_grid", options.sheet, ".png")
+    files = ("--save", options.save, ".gif"), ("--draw", options.draw, ".png"), ("--sheet", options.sheet, ".png")
     for option, path, suffix in files:
         if path is not None and path.suffix.lower() != suffix:
             raise ValueError(f"{option} {path}: the file must end in {suffix}")

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common import statistics
 from common.files import read_json
+from common.statistics import Interval, bootstrap_runs, wilson
 from common.text import shortened
-from policy_rollout import intervals
 from policy_rollout.closed_loop.interface import ChainRecord
 from policy_rollout.closed_loop.records import RESULTS_FILE, chain_of
 from policy_rollout.closed_loop.records import attempts as attempts
-from policy_rollout.intervals import Interval, bootstrap_runs, wilson
 
 PLAYER = ("checkpoint", "model", "weights", "image_tokenizer", "policy", "action_decoder", "precision", "num_sequences")
 """Prefixes of the settings of the policy, and the number of chains; all other settings are of the benchmark."""
@@ -121,7 +121,7 @@ def average_length(runs: Sequence[Results]) -> Interval:
     """Return the tasks done per chain, of one evaluation or of several (seeds) on the same chains."""
     done = np.stack([run.completed() for run in runs])
     if len(runs) == 1 or (done == done[0, 0]).all():
-        return intervals.average_length(done[0], runs[0].length)
+        return statistics.average_length(done[0], runs[0].length)
     return bootstrap_runs(done)
 
 

@@ -1,4 +1,4 @@
-"""Videos of chains, and images of the policy's future prediction beside the true frames.
+"""Videos of chains, and images of the policy's future prediction and the true frames.
 
     <folder>/videos/chain_0007_2_done.gif                a chain, with instructions and outcome (or .mp4)
     <folder>/input_predict_truth/chain_0007_task_1.png   steps of its first task: input | prediction | T steps later

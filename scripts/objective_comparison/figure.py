@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from common.files import write_bytes
-from policy_rollout.intervals import Interval
+from common.statistics import Interval
 
 COLOURS = {"ar": "#0072B2", "mdm": "#D55E00", "bd": "#009E73"}
 """Distinguishable for colour-blind readers too."""

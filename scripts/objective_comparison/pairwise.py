@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy_rollout.intervals import Difference, Interval, bootstrap_runs, paired_difference, wilson
-from policy_rollout.paired import Pair, pair_of
+from common.statistics import Difference, Interval, Pair, bootstrap_runs, pair_of, paired_difference, wilson
 from scripts.objective_comparison.evaluate import HeldOut, RunResult
 from scripts.objective_comparison.plan import RunPlan, pairs_of, read_curve
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from common.files import write_text
+from common.statistics import Interval
 from common.tables import markdown_table, percent, points, probability
 from policy_rollout.calvin.sequences import success_rates
 from policy_rollout.desk import doors_and_lights
-from policy_rollout.intervals import Interval
 from preprocess_data.tiny_assets.questions import blind_floor
 from scripts.objective_comparison.evaluate import HeldOut, RunResult, Speed
 from scripts.objective_comparison.figure import Bars, draw_figure

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from policy_rollout.paired import pair_of
+from common.statistics import pair_of
 from scripts.objective_comparison.figure import smooth
 from scripts.objective_comparison.pairwise import (
     ACTION,

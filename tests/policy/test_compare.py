@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.statistics import FEWEST_APART, paired_difference, pairs_of, rate_difference, wilson
 from policy_rollout import compare
-from policy_rollout.intervals import paired_difference, rate_difference, wilson
-from policy_rollout.paired import FEWEST_APART, pairs_of
 from policy_rollout.reports.results import attempts, names_of, read_results
 from tests.policy.results_file import BENCHMARK, drawn, write
 

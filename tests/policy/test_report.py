@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from common.image_grid import write_png
+from common.statistics import Interval
 from common.video import write_gif
 from policy_rollout import report
 from policy_rollout.closed_loop import records
 from policy_rollout.closed_loop.records import merge_results
-from policy_rollout.intervals import Interval
 from policy_rollout.reports.html_report import BOTTOM, HEIGHT, TOP, rate_chart, steps_histogram
 from tests.policy.results_file import TASKS, drawn, write
 

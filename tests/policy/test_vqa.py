@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.statistics import clustered_rate, wilson
 from models.decoding import DecodingStats, Generation
 from policy_rollout.benchmarks.vqa.inference import Answer, Batch, answer_questions, order_by_image
 from policy_rollout.benchmarks.vqa.questions import Question, digest, read_questions, require_images
@@ -26,7 +27,6 @@ from policy_rollout.benchmarks.vqa.scores import (
     vqa_form,
     yes_or_no,
 )
-from policy_rollout.intervals import clustered_rate, wilson
 
 
 def question(number: int, image: str, *truths: str, text: str = "", kind: str = "all") -> Question:

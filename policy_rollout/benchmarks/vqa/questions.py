@@ -75,7 +75,10 @@ def require_images(questions: Sequence[Question], root: Path) -> None:
 
 
 def digest(questions: Sequence[Question]) -> str:
-    """Return the SHA-256 of all questions. The key ``picture`` keeps digests of earlier results valid."""
+    """Return the SHA-256 of all questions.
+
+    The key ``picture`` keeps digests of earlier results valid.
+    """
     rows = [{"picture" if k == "image" else k: v for k, v in asdict(question).items()} for question in questions]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 

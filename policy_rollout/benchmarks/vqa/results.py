@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.files import read_object
+from common.statistics import Interval, Pair, pairs_of
 from common.tables import interval_json, markdown_table, percent, points, probability
 from policy_rollout.benchmarks.vqa.inference import Batch, ShownQuestion
 from policy_rollout.benchmarks.vqa.questions import Question
@@ -22,8 +23,6 @@ from policy_rollout.benchmarks.vqa.scores import (
     pope_figures,
     score_of,
 )
-from policy_rollout.intervals import Interval
-from policy_rollout.paired import Pair, pairs_of
 from policy_rollout.reports.results import dotted
 
 FILE = "results.json"

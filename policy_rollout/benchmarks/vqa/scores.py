@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.statistics import Interval, bootstrap_runs, bootstrap_sums, clustered_rate
 from common.tables import interval_json
 from policy_rollout.benchmarks.vqa.questions import Question
-from policy_rollout.intervals import Interval, bootstrap_runs, bootstrap_sums, clustered_rate
 
 ENOUGH = 3
 """Number of agreeing other annotators for a full score in TextVQA."""

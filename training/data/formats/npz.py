@@ -80,7 +80,7 @@ def _array(content: bytes) -> npt.NDArray[Any] | None:
 
 @lru_cache(256)
 def _header(text: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]] | None:
-    """(shape, Fortran order, type) that a header says, which in a million frames is always the same."""
+    """Return the shape, Fortran order and type in a header; cached, because the frames of a split share one."""
     try:
         return np.lib.format.read_array_header_1_0(io.BytesIO(text))
     except ValueError:

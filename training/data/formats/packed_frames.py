@@ -47,7 +47,7 @@ class Pack:
         return row if row < len(self.ids) and self.ids[row] == number else None
 
     def arrays(self, row: int, keys: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-        """Arrays of a frame, as views of the mapped shard (which nobody can write to)."""
+        """Return arrays of a frame as read-only views of the mapped shard."""
         return {key: self.rows.row(key, row) for key in keys}
 
     def npz(self, row: int) -> bytes:

@@ -130,7 +130,7 @@ def has_shard(folder: Path, plan: Plan, shard: int) -> bool:
 
 
 def finish(folder: Path, plan: Plan) -> int:
-    """Say that it is whole, if it is. Returns how many shards are missing."""
+    """Mark the folder as complete if it is. Return the number of missing shards."""
     missing = [shard for shard in range(plan.shards) if not has_shard(folder, plan, shard)]
     if not missing and not is_whole(folder, plan):  # one that is may lie where nobody can write
         made = [IndexFile(shard_path(folder, shard)).about["made"] for shard in range(plan.shards)]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy_rollout.intervals import average_length, bootstrap_mean, bootstrap_runs, paired_difference, wilson
+from common.statistics import average_length, bootstrap_mean, bootstrap_runs, paired_difference, wilson
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (1, 10), (7, 10), (10, 10), (503, 1000)])

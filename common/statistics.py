@@ -1,16 +1,17 @@
-"""Intervals for the two figures a robot benchmark reports: a success rate and a mean.
-
-A rate without an interval carries no claim, so every table of this package prints one.
-"""
+"""Confidence intervals of success rates and means, and comparisons of results on the same items."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
+
+from common.tables import interval_json
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,11 @@ def wilson(successes: float, trials: float, confidence: float = 0.95) -> Interva
 
 
 def clustered_rate(successes: np.ndarray, trials: np.ndarray, confidence: float = 0.95) -> Interval:
-    """Wilson's interval of a rate whose trials come in groups [groups] that stand or fall together (questions about one
-    image): as many trials are counted as they are worth, from the variance between groups (Kish's design effect).
+    """Return Wilson's interval of a rate whose trials are correlated within groups (questions about one image).
 
-    Where all succeed or all fail that variance says nothing, and a group counts as one trial. Groups without a trial
-    are left out. Unlike a bootstrap over groups it is never without width.
+    The effective number of trials follows from the variance between groups (Kish's design effect). If all trials
+    succeed or all fail, a group counts as one trial. Groups without a trial are ignored. Unlike a bootstrap over groups
+    it is never without width.
     """
     done, tried = (np.asarray(counts, dtype=np.float64)[np.asarray(trials) > 0] for counts in (successes, trials))
     groups, total = len(tried), float(tried.sum())
@@ -85,7 +86,7 @@ def average_length(completed: Sequence[float] | np.ndarray, length: int) -> Inte
 def bootstrap_mean(
     values: Sequence[float] | np.ndarray, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Percentile bootstrap interval of a mean (for a chain length, say, which is not a rate).
+    """Return the percentile bootstrap interval of a mean, such as a chain length.
 
     Deterministic for a seed. One value or none has no spread to resample: the interval collapses to the point.
     """
@@ -138,7 +139,7 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Does the interval leave zero out? If not, the data cannot tell which of the two is higher."""
+        """Return True if the interval excludes zero."""
         return bool(self.interval.low > 0 or self.interval.high < 0)
 
 
@@ -190,9 +191,10 @@ def paired_difference(
 
 
 def rate_difference(first: tuple[int, int], second: tuple[int, int], confidence: float = 0.95) -> Interval:
-    """`first` minus `second`, each (successes, trials) of its own: Newcombe's interval from two Wilson intervals
-    (1998, method 10). It is right for a handful of trials, where a bootstrap is not. No trials on a side: [-1, 1] and
-    no point."""
+    """Return Newcombe's interval (1998, method 10) of `first` minus `second`, each (successes, trials).
+
+    It is valid for few trials, unlike a bootstrap. Without trials on one side it is [-1, 1], and the point is nan.
+    """
     one, other = wilson(*first, confidence), wilson(*second, confidence)
     if first[1] == 0 or second[1] == 0:
         return Interval(float("nan"), -1.0, 1.0)
@@ -203,8 +205,10 @@ def rate_difference(first: tuple[int, int], second: tuple[int, int], confidence:
 
 
 def _resampled(data: np.ndarray, weights: np.ndarray | None, resamples: int, seed: int, runs_of: int = 1) -> np.ndarray:
-    """[resamples] weighted means of `data` [runs, items], runs and items drawn with replacement. `runs_of`: another
-    number draws other runs beside the same items."""
+    """Return [resamples] weighted means of `data` [runs, items]; runs and items are drawn with replacement.
+
+    `runs_of`: stream of the draws of runs; the items are drawn alike in every stream.
+    """
     runs, items = data.shape
     if runs == 0 or items == 0:
         raise ValueError("there is nothing to resample")
@@ -221,7 +225,73 @@ def _resampled(data: np.ndarray, weights: np.ndarray | None, resamples: int, see
 
 @lru_cache(maxsize=8)
 def _times_drawn(items: int, count: int, seed: int, start: int, of: int = 0) -> np.ndarray:
-    """[count, items]: how often each item comes up when as many are drawn with replacement. Kept, because a report
-    asks for many figures over the same items. `of`: another number gives independent draws."""
+    """Return [count, items]: how often each item is drawn in samples of that size with replacement.
+
+    Cached, because a report needs many figures over the same items. `of`: stream of independent draws.
+    """
     rng = np.random.default_rng([seed, start, of] if of else [seed, start])
     return rng.multinomial(items, np.full(items, 1 / items), size=count).astype(np.float64)
+
+
+# ------------------------------------------------------------------------------------------------------------- pairs
+FEWEST_APART = 6
+"""Smallest number of differing items for a clear result: with 5 a sign test is not significant at 95 % (2 / 2^5 >
+0.05)."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Difference ``first`` minus ``second`` on the same items; higher is better.
+
+    ``items``: number of items; ``apart``: those on which the two differ.
+    """
+
+    first: str
+    second: str
+    difference: Difference
+    items: int
+    apart: int
+
+    @property
+    def clear(self) -> bool:
+        return self.difference.clear and self.apart >= FEWEST_APART
+
+    @property
+    def better(self) -> str | None:
+        if not self.clear:
+            return None
+        return self.first if self.difference.interval.point > 0 else self.second
+
+    def needed(self) -> int | None:
+        """Return about how many items would show a difference of this size; None for no difference."""
+        interval = self.difference.interval
+        half = (interval.high - interval.low) / 2
+        if interval.point == 0 or half == 0:
+            return None
+        return max(self.items + 1, round(self.items * (half / interval.point) ** 2))
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **interval_json(self.difference.interval),
+            "probability_first_better": self.difference.probability,
+            "clear": self.clear,
+        }
+
+
+def pairs_of(values: Mapping[str, np.ndarray], weights: np.ndarray | None = None) -> list[Pair]:
+    """Return every pair of the names.
+
+    Args:
+        values: Name -> [runs, items] of the same items; higher is better.
+        weights: Weight of each item [items]; None for equal weights.
+    """
+    found = []
+    for first, second in combinations(values, 2):
+        found.append(pair_of(first, second, np.atleast_2d(values[first]), np.atleast_2d(values[second]), weights))
+    return found
+
+
+def pair_of(first: str, second: str, one: np.ndarray, other: np.ndarray, weights: np.ndarray | None = None) -> Pair:
+    """Return the pair of two results ``one`` and ``other`` [runs, items] on the same items."""
+    apart = int((one.mean(axis=0) != other.mean(axis=0)).sum())
+    return Pair(first, second, paired_difference(one, other, weights), one.shape[1], apart)

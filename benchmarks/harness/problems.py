@@ -92,7 +92,7 @@ class Size:
             max_seq_length=self.max_seq_length,
             resolution=self.resolution,
         )
-        return replace(spec, **changes)
+        return spec.updated(**changes)
 
 
 def _llm(kind: type, **sizes: Any) -> Any:

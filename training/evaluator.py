@@ -191,7 +191,7 @@ class Evaluator:
             return []
         samples = read_samples(flow, evenly_spaced(len(flow.dataset), LOGGED_IMAGES))
         return [
-            ImageQuestions(f"image-{s.index}", s.pixels, [self._first_turn(s), *questions])
+            ImageQuestions(f"picture-{s.index}", s.pixels, [self._first_turn(s), *questions])
             for s in samples
             if s.pixels is not None
         ]

@@ -83,7 +83,7 @@ def test_the_robot_flow_has_the_same_losses_actions_and_future_codes(parity: Pat
             future_targets(model.vocab, torch.tensor(arrays["codes_future"])),
             torch.tensor(arrays["actions"]),
         )
-        image, action = model.future_losses(task)
+        image, action = model.robot_losses(task)
         assert_allclose(image.mean.item(), arrays["loss_pre"], rtol=LOSS)
         assert_allclose(action.mean.item(), arrays["loss_act"], rtol=LOSS)
         prediction = model.predict(sequence, want_codes=True)

@@ -37,9 +37,8 @@ def start(
     script: str = "train_upvla.py",
     port: str = "0",
 ) -> subprocess.CompletedProcess[str]:
-    """Run the entry point on the CPU by ``accelerate launch`` and wait for its end. FSDP gets the helper it needs."""
+    """Run the entry point on the CPU by ``accelerate launch`` and wait for its end."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *options, "--main_process_port", port]
-    launcher += ["tests/training/fsdp_on_cpu.py"] if any("fsdp" in option for option in options) else []
     launcher.append(script)
     given = argv(world, folder, "optimizer.params.epsilon=1e-3", *overrides)
     settings = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "SLURM_"))}

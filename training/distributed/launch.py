@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.utils._pytree as pytree
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType, DynamoBackend, KwargsHandler
+from accelerate.utils import DistributedType, DynamoBackend, FullyShardedDataParallelPlugin, KwargsHandler
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations import unset_hf_deepspeed_config
 
@@ -94,8 +94,24 @@ def start_processes(job: Job) -> Accelerator:
         # Accelerate configures transformers for ZeRO-3, which would then build sharded networks. Here DeepSpeed shards
         # the network after its weights are loaded.
         unset_hf_deepspeed_config()
+    if fsdp and world > 1 and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        _shard_on_cpu(accelerator)
     _check(job, accelerator, world, deepspeed, fsdp)
     return accelerator
+
+
+def _shard_on_cpu(accelerator: Accelerator) -> None:
+    """Switch accelerate from DDP to FSDP2 on a CPU, so that launch files for GPUs can be tried without one.
+
+    Accelerate supports FSDP on accelerators only and would silently train DDP. Torch's FSDP2 works over gloo. This sets
+    the state that accelerate's constructor sets on a GPU.
+    """
+    plugin, state = FullyShardedDataParallelPlugin(), accelerator.state
+    if accelerator.mixed_precision != "no":
+        plugin.set_mixed_precision(accelerator.mixed_precision)
+    state.fsdp_plugin = plugin
+    state.distributed_type = DistributedType.FSDP
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
 def describe(accelerator: Accelerator) -> str:
@@ -228,9 +244,7 @@ def _check(job: Job, accelerator: Accelerator, world: int, deepspeed: bool, fsdp
             "leave out --cpu and ACCELERATE_USE_CPU (without a GPU DeepSpeed takes the CPU by itself)"
         )
     if fsdp and world > 1 and kind != DistributedType.FSDP:
-        raise ConfigError(
-            f"the launch file asks for FSDP, which needs a GPU; accelerate would train with {describe(accelerator)}"
-        )
+        raise ConfigError(f"the launch file asks for FSDP but accelerate would train with {describe(accelerator)}")
     if kind == DistributedType.FSDP and accelerator.state.fsdp_plugin.fsdp_version != 2:
         raise ConfigError("the launch file asks for FSDP version 1; set fsdp_config.fsdp_version: 2")
     steps, compiled = accelerator.gradient_accumulation_steps, accelerator.state.dynamo_plugin.backend

@@ -10,19 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from models.losses import SumAndCount
 from models.objectives import TextObjective, TextTask, text_objective
+from models.processing.text import Prompter
 from models.rng import SampleRng
 from models.sequence import TextTurn
-
-if TYPE_CHECKING:  # the network imports the metrics of its losses from here
-    from models.processing.text import Prompter
-    from models.upvla import UPVLA
 
 BINS = ("00_25", "25_50", "50_75", "75_100")
 """Quarters of a block's mask ratio, upper ends included; a ratio of 0 (predicted from the clean stream) is in none."""
@@ -109,9 +106,18 @@ def derived(values: Mapping[str, float], objective: str) -> dict[str, float]:
     return {**found, CLEAN: nats} if objective == "ar" else found
 
 
+class TextScorer(Protocol):
+    """A model that scores the targets of a text task (``models.upvla.UPVLA``)."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def text_scores(self, task: TextTask) -> tuple[Tensor, Tensor]: ...
+
+
 @torch.no_grad()
 def evaluate_text_likelihood(
-    model: UPVLA, prompter: Prompter, objective: TextObjective, turn: TextTurn, seed: int = 0, draws: int = DRAWS
+    model: TextScorer, prompter: Prompter, objective: TextObjective, turn: TextTurn, seed: int = 0, draws: int = DRAWS
 ) -> dict[str, SumAndCount]:
     """Return sums and counts of the likelihood of held-out answers, under names of ``LIKELIHOOD_METRICS``.
 
@@ -186,7 +192,7 @@ def _has_masks(objective: TextObjective) -> bool:
 
 
 def _score(
-    model: UPVLA, prompter: Prompter, objective: TextObjective, turn: TextTurn, seed: int
+    model: TextScorer, prompter: Prompter, objective: TextObjective, turn: TextTurn, seed: int
 ) -> tuple[TextTask, Tensor, Tensor]:
     """Return (task, [S] cross-entropies, [S] 1 where the target is the most likely token)."""
     task = objective.prepare(prompter.vocab, prompter.system_ids, turn, SampleRng(seed)).to(model.device)

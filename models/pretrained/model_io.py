@@ -397,7 +397,3 @@ def _upstream_spec(
         decoding=upstream.decoding,
     )
     return spec, tokenizer, config
-
-
-def _write_json(file: Path, data: Mapping[str, Any]) -> None:
-    write_text(file, json.dumps(data, indent=2, sort_keys=True, default=str) + "\n")

@@ -75,6 +75,11 @@ def test_quick_checks_submitted_together_share_no_folder(slurm: Slurm, tmp_path:
         assert not list(folder.glob("outputs/quick_arvla/earlier-*"))
 
 
+def _nodes_are_idle(slurm: Slurm) -> bool:
+    time.sleep(1)
+    return set(slurm.command("sinfo", "-h", "-o", "%T").stdout.split()) == {"idle"}
+
+
 def test_a_requeued_quick_check_continues_in_its_folder(slurm: Slurm, tmp_path: Path) -> None:
     """The job requeues itself once, between its training and its evaluation."""
     data = tmp_path / "data"
@@ -99,8 +104,9 @@ def test_a_requeued_quick_check_continues_in_its_folder(slurm: Slurm, tmp_path: 
         return (log.read_text(encoding="utf-8") if log.is_file() else "") + str(slurm.job(number))
 
     wait_for(lambda: slurm.job(number).get("Restarts") == "1", 200, told)
-    # A job that starts while its node still ends the first start fails at once.
-    wait_for(lambda: set(slurm.command("sinfo", "-h", "-o", "%T").stdout.split()) == {"idle"}, 60, told)
+    # A job that starts while its node still ends the first start fails at once. The node is idle for a moment before it
+    # starts to end the job, so it must be idle several times in a row.
+    wait_for(lambda: all(_nodes_are_idle(slurm) for _ in range(4)), 60, told)
     slurm.command("scontrol", "update", f"JobId={number}", "StartTime=now")
     wait_for(lambda: slurm.job(number)["JobState"] in ("COMPLETED", "FAILED"), 300, told)
     assert slurm.job(number)["JobState"] == "COMPLETED", told()

@@ -117,19 +117,19 @@ def evaluate_policy(name: str, policy: Policy, split: CalvinSplit, size: Size) -
     samples = list_samples(split.annotations, policy.act_step)
     chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(size.offline_samples, len(samples))).astype(int)]
     with tqdm(total=len(chosen), desc=f"{name}: offline", unit="sample") as bar:
-        report = evaluate(split, policy, chosen, progress=lambda done: _advance_to(bar, done))
+        report = evaluate(split, policy, chosen, progress=lambda count: _advance(bar, count))
     with tqdm(total=size.rollouts, desc=f"{name}: closed loop", unit="episode") as bar:
         rollout = desk.run_policy_episodes(
             policy,
             desk.episodes(size.rollouts),
-            progress=lambda _: _advance_to(bar, bar.n + 1),
+            progress=lambda _: _advance(bar, 1),
             film=range(4) if name == "trained" else (),
         )
     return Result(name, report.overall, rollout)
 
 
-def _advance_to(bar: tqdm[None], done: int) -> None:
-    bar.update(done - bar.n)
+def _advance(bar: tqdm[None], count: int) -> None:
+    bar.update(count)
 
 
 def draw_futures(policy: UPVLAPolicy, split: CalvinSplit, path: Path, rows: int = 4) -> None:

@@ -338,15 +338,3 @@ def write_safetensors(
             dict(metadata or {"format": "pt"}),
         )
         give_usual_mode(scratch)  # newer safetensors leave 0600
-
-
-def _sort_metadata(path: Path) -> None:
-    """Put a safetensors header's metadata in order; the library writes it in a random one (seen in 0.8)."""
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        assert len(text) <= length, "the same header, reordered, cannot have grown"
-        file.seek(8)
-        file.write(text.ljust(length))

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from policy_rollout.benchmarks.base import Settings, official_jobs
-from policy_rollout.calvin.oracle import TaskOracle
+from policy_rollout.calvin.oracle import VERSION, TaskOracle
 from policy_rollout.closed_loop.interface import ChainJob, Env
 from policy_rollout.policies.interface import ActionConvention
 
 DESK_VERSION = 2
-"""Version of the desk in the stamp of records: records of different versions do not mix. Increase it with every change
-of the effect of actions or of the oracle's verdicts (``tests/desk/test_golden_rollout.py`` fails then)."""
+"""Version of the desk in the stamp of records: records of different versions do not mix.
+
+Increase it with every change of what an action does, of the start states or of the instructions
+(``tests/desk/test_golden_rollout.py`` fails then).
+"""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class DeskBenchmark:
             "renderer": self.renderer,
             "static_size": self.static_size,
             "gripper_size": self.gripper_size,
+            "oracle": VERSION,
             "versions": {"mujoco": mujoco.__version__, "desk": str(DESK_VERSION)},
         }
 

@@ -7,6 +7,8 @@ output into ``GOLDEN``.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pprint import pprint
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 
 from policy_rollout.benchmarks.desk import DESK_VERSION
 from policy_rollout.calvin.initial_states import initial_state
+from policy_rollout.calvin.instructions import HELD_OUT, TRAINING
 from policy_rollout.calvin.oracle import VERSION, TaskOracle
 from policy_rollout.desk import DeskEnv
 from policy_rollout.desk import layout as L
@@ -27,6 +30,9 @@ STATE = {
 OPEN, CLOSED = 1.0, -1.0
 TOLERANCE = 2e-3
 """Metres. Physics differ in the last digits between machines and MuJoCo builds."""
+
+INSTRUCTIONS = "f81ecb47b1a2fbeb"
+"""First digits of the SHA-256 of all instructions."""
 
 GOLDEN: dict[str, list[dict[str, Any]]] = {
     "B": [
@@ -153,6 +159,11 @@ def test_fixed_actions_lead_to_fixed_states_contacts_and_verdicts(scene: str) ->
         for key in ("hand", "scene", "blocks"):
             np.testing.assert_allclose(found[key], expected[key], atol=TOLERANCE, err_msg=f"{stage}: {key}")
         assert (found["contacts"], found["done"]) == (expected["contacts"], expected["done"]), stage
+
+
+def test_instructions_are_those_of_this_version() -> None:
+    content = json.dumps([TRAINING, HELD_OUT], sort_keys=True).encode()
+    assert hashlib.sha256(content).hexdigest()[:16] == INSTRUCTIONS
 
 
 def test_the_golden_rollouts_are_of_this_version() -> None:

@@ -38,6 +38,8 @@ from training.optim.optimizer import not_finite_moments
 
 NAME = re.compile(r"checkpoint-(\d+)")
 PARTIAL = ".checkpoint-*"
+LEFTOVERS = ".*.tmp"
+"""Temporary files of ``common.files.atomic_path`` that a killed process has left."""
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -95,7 +97,7 @@ def archive_previous_run(output_dir: Path, resumed: Checkpoint | None) -> list[s
     Returns notes for the log.
     """
     notes = []
-    for partial in sorted(output_dir.glob(PARTIAL)):
+    for partial in sorted({*output_dir.glob(PARTIAL), *output_dir.glob(LEFTOVERS)}):
         if (reason := remove(partial)) is not None:
             notes.append(f"warning: {partial} is not needed any more and could not be deleted ({reason})")
     final = _final_model(output_dir)

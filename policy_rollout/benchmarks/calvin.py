@@ -13,9 +13,16 @@ from typing import Any
 
 from common.files import expand_home
 from policy_rollout.benchmarks.base import Settings, official_jobs
-from policy_rollout.calvin.annotations import IN_CALVIN, find_annotations, read_annotations
 from policy_rollout.calvin.egl import Graphics, find_graphics
-from policy_rollout.calvin.installation import check_packages, find_split, package_commit, package_folder
+from policy_rollout.calvin.installation import (
+    ANNOTATIONS_IN_CALVIN,
+    check_packages,
+    find_annotations,
+    find_split,
+    package_commit,
+    package_folder,
+    read_annotations,
+)
 from policy_rollout.calvin.oracle import VERSION, TaskOracle
 from policy_rollout.calvin.simulator import CONFIGURATION, SECTIONS, WARM_UP_IMAGES, read_configuration
 from policy_rollout.calvin.trial import try_environment
@@ -100,8 +107,8 @@ def _instructions(given: Any) -> tuple[dict[str, str] | None, str]:
     file = expand_home(str(given)) if given else find_annotations()
     if file is None:
         raise ValueError(
-            f"annotations: the installed calvin_env is not in a checkout of CALVIN with {IN_CALVIN}; name that "
-            f"file, or set annotations={OWN} for this project's instructions (not comparable to published results)"
+            f"annotations: the installed calvin_env is not in a checkout of CALVIN with {ANNOTATIONS_IN_CALVIN}; "
+            f"name that file, or set annotations={OWN} for this project's instructions (not comparable to published results)"
         )
     instructions = read_annotations(file)
     digest = hashlib.sha256(json.dumps(instructions, sort_keys=True).encode()).hexdigest()

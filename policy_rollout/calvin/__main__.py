@@ -10,9 +10,8 @@ from pathlib import Path
 
 from common.arguments import path_argument
 from common.command import run_command
-from policy_rollout.calvin.annotations import find_annotations
 from policy_rollout.calvin.egl import Graphics, find_graphics
-from policy_rollout.calvin.installation import check_files, find_split, package_commit, package_folder
+from policy_rollout.calvin.installation import check_files, find_annotations, find_split, package_commit, package_folder
 from policy_rollout.calvin.simulator import import_simulator
 from policy_rollout.calvin.trial import try_environment
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from policy_rollout.calvin.tasks import TASK_NAMES
+
 REQUIRED = {
     "pybullet": "pybullet==3.2.7",
     "cv2": "opencv-python-headless",
@@ -22,6 +24,8 @@ REQUIRED = {
 """Modules that calvin_env imports, and the pip requirement of each. gymnasium or gym is needed too."""
 POINTER = b"version https://git-lfs.github.com/spec/"
 INCOMPLETE = "the checkout of calvin_env is not complete"
+ANNOTATIONS_IN_CALVIN = Path("calvin_models") / "conf" / "annotations" / "new_playtable_validation.yaml"
+"""CALVIN's validation instructions, with which no demonstration is annotated, in a checkout of CALVIN."""
 
 
 def package_folder() -> Path | None:
@@ -141,3 +145,33 @@ def _missing_meshes(urdf: Path, data: Path) -> Iterator[str]:
         name = element.get("filename", "").removeprefix("package://")
         if not any((folder / name).is_file() for folder in folders):
             yield name
+
+
+def find_annotations() -> Path | None:
+    """Return the file in the checkout of CALVIN that has the installed calvin_env; None without one."""
+    package = package_folder()
+    file = None if package is None else package.parent / ANNOTATIONS_IN_CALVIN
+    return file if file is not None and file.is_file() else None
+
+
+def read_annotations(file: Path) -> dict[str, str]:
+    """Return CALVIN's instruction for each of the 34 tasks: the first one listed.
+
+    Raises ``FileNotFoundError`` or ``ValueError`` in one line naming the file.
+    """
+    import yaml
+
+    if not file.is_file():
+        raise FileNotFoundError(f"annotations={file}: no such file; give CALVIN's {ANNOTATIONS_IN_CALVIN}")
+    try:
+        table = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"annotations={file} cannot be read: {' '.join(str(error).split())}") from error
+    instructions: dict[str, str] = {}
+    for task in TASK_NAMES:
+        listed = table.get(task) if isinstance(table, dict) else None
+        instruction = listed[0] if isinstance(listed, list) and listed else listed
+        if not isinstance(instruction, str) or not instruction.strip():
+            raise ValueError(f"annotations={file} has no instruction for the task {task}")
+        instructions[task] = instruction
+    return instructions

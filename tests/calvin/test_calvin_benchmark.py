@@ -13,8 +13,8 @@ import pytest
 
 from policy_rollout.benchmarks import calvin
 from policy_rollout.benchmarks.base import find_benchmark
-from policy_rollout.calvin.annotations import IN_CALVIN, find_annotations, read_annotations
 from policy_rollout.calvin.egl import Graphics, _physical, find_graphics
+from policy_rollout.calvin.installation import ANNOTATIONS_IN_CALVIN, find_annotations, read_annotations
 from policy_rollout.calvin.instructions import validation_instruction
 from policy_rollout.calvin.oracle import VERSION
 from policy_rollout.calvin.tasks import TASK_NAMES
@@ -113,11 +113,11 @@ def test_the_official_chains_have_calvins_instructions(fake_calvin_env: None, da
 
 
 def test_sentences_are_found_in_the_checkout_of_calvin(monkeypatch: Any, tmp_path: Path) -> None:
-    monkeypatch.setattr("policy_rollout.calvin.annotations.package_folder", lambda: tmp_path / "calvin_env")
+    monkeypatch.setattr("policy_rollout.calvin.installation.package_folder", lambda: tmp_path / "calvin_env")
     assert find_annotations() is None
-    (tmp_path / IN_CALVIN).parent.mkdir(parents=True)
-    sentences((tmp_path / IN_CALVIN).parent)
-    assert find_annotations() == tmp_path / IN_CALVIN
+    (tmp_path / ANNOTATIONS_IN_CALVIN).parent.mkdir(parents=True)
+    sentences((tmp_path / ANNOTATIONS_IN_CALVIN).parent)
+    assert find_annotations() == tmp_path / ANNOTATIONS_IN_CALVIN
 
 
 @pytest.mark.parametrize("sentence", [None, [], [""], 3])

@@ -169,3 +169,12 @@ def test_a_killed_run_does_not_block_the_next_start(run: Start, tmp_path: Path) 
     started = time.monotonic()
     with hold(done.folder, "a test", "experiment.output_dir="):
         assert time.monotonic() - started < 1
+
+
+def test_temporary_files_of_a_killed_process_are_deleted_at_the_next_start(run: Start, tmp_path: Path) -> None:
+    done = run(training__max_train_steps=1, experiment__save_every=1)
+    left = done.folder / ".status.json.0123abcd.tmp"
+    left.write_text("{", encoding="utf-8")
+    run(training__max_train_steps=2, experiment__resume_from_checkpoint="latest")
+    assert not left.exists()
+    assert (done.folder / "status.json").is_file()

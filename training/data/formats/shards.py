@@ -1,12 +1,12 @@
-"""Rows of one size, found by number, in mapped files: what was made of every frame, once.
+"""Rows of fixed size in memory-mapped files, such as the token cache of every frame.
 
-    <folder>/plan.json            what is made, and of what; the folder's name holds its digest
+    <folder>/plan.json            content and source; the folder's name holds its digest
     <folder>/frames.index         which row belongs to which frame
-    <folder>/rows_00000.shard     an index file (``index_file.py``): as many rows as the plan says, checksums, the plan
+    <folder>/rows_00000.shard     a column file (``column_file.py``): the rows of one shard, checksums, the plan
     <folder>/whole.json           written last: all shards are there
 
-A shard appears complete or not at all and says which plan it belongs to, so processes on several machines write into
-one folder without knowing of each other, a killed one loses the shard it was at, and nobody reads half of anything.
+A shard appears complete or not at all and names its plan. Processes on several machines therefore write to one folder
+independently, a killed process loses its current shard only, and incomplete shards are never read.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """What lies in a folder of shards: ``rows`` rows of ``columns`` (name -> (dtype, shape of a row)), and ``about``,
-    any JSON: of what they were made, and how."""
+    """Content of a folder of shards.
+
+    ``rows``: number of rows; ``columns``: name -> (dtype, shape of a row); ``about``: source and settings, any JSON.
+    """
 
     rows: int
     shard_rows: int
@@ -49,7 +51,7 @@ class Plan:
 
     @classmethod
     def of(cls, rows: int, columns: Mapping[str, tuple[str, tuple[int, ...]]], about: Mapping[str, Any]) -> Plan:
-        """Shards as small as their number allows: one is what a kill costs."""
+        """Return a plan with shards as small as their number allows, because a kill costs one shard."""
         return cls(rows, max(LEAST_ROWS, -(-rows // MOST_SHARDS)), columns, about)
 
     def to_json(self) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def begin(folder: Path, plan: Plan) -> None:
 
 
 class ShardWriter:
-    """One shard, piece by piece; it appears when it is closed, complete or not at all."""
+    """Write one shard in pieces; it appears when it is closed, complete or not at all."""
 
     def __init__(self, folder: Path, plan: Plan, shard: int) -> None:
         self.folder, self.plan, self.shard = folder, plan, shard
@@ -95,17 +97,17 @@ class ShardWriter:
             name: f"({','.join(map(str, shape))},){kind}" if shape else kind
             for name, (kind, shape) in plan.columns.items()
         }
-        # Scratch files lie beside it only where a shard is too large for memory.
+        # A shard that is too large for memory uses scratch files in its folder.
         large = plan.row_bytes * plan.shard_rows > IN_MEMORY
         self._writer = IndexWriter(kinds, (), folder if large else None)
 
     def add(self, columns: Mapping[str, npt.ArrayLike]) -> None:
-        """The next rows of every column."""
+        """Add rows to every column."""
         for name in self.plan.columns:
             self._writer.numbers(name, columns[name])
 
     def close(self, made: Mapping[str, Any]) -> None:
-        """``made``: what may differ from shard to shard (device, batch size).
+        """Write the shard. ``made``: settings that may differ between shards (device, batch size).
 
         Raises ValueError naming a file that cannot be written.
         """
@@ -117,12 +119,12 @@ class ShardWriter:
                 os.fsync(file.fileno())
         except OSError as error:  # a full disk names no file
             raise ValueError(
-                f"{path} cannot be written ({reason_of(error)}); mend that, and the same command goes on from there"
+                f"{path} cannot be written ({reason_of(error)}); correct that and run the same command again to continue"
             ) from None
 
 
 def has_shard(folder: Path, plan: Plan, shard: int) -> bool:
-    """Is there a whole shard of this plan? (Its rows are compared with their checksums when they are read.)"""
+    """Return True if there is a complete shard of this plan. Checksums are compared when rows are read."""
     with suppress(ValueError, OSError):
         about = IndexFile(shard_path(folder, shard)).about
         return bool(about["plan"] == plan.digest and about["shard"] == shard)
@@ -132,7 +134,7 @@ def has_shard(folder: Path, plan: Plan, shard: int) -> bool:
 def finish(folder: Path, plan: Plan) -> int:
     """Mark the folder as complete if it is. Return the number of missing shards."""
     missing = [shard for shard in range(plan.shards) if not has_shard(folder, plan, shard)]
-    if not missing and not is_whole(folder, plan):  # one that is may lie where nobody can write
+    if not missing and not is_whole(folder, plan):  # a complete folder may be read-only
         made = [IndexFile(shard_path(folder, shard)).about["made"] for shard in range(plan.shards)]
         different = list({json.dumps(one, sort_keys=True): one for one in made}.values())
         write_json(folder / WHOLE, {"plan": plan.digest, "made": different})
@@ -146,7 +148,7 @@ def write_frames(
     columns: Mapping[str, tuple[str, npt.NDArray[Any]]],
     texts: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """``FRAMES``: columns of numbers, name -> (dtype, rows), and of texts. Many processes may write the same."""
+    """Write ``FRAMES``: columns of numbers, name -> (dtype, rows), and of texts. Several processes may write the same."""
     texts = texts or {}
     writer = IndexWriter({name: kind for name, (kind, _) in columns.items()}, tuple(texts), None)
     for name, (_, rows) in columns.items():

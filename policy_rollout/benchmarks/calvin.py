@@ -107,8 +107,8 @@ def _instructions(given: Any) -> tuple[dict[str, str] | None, str]:
     file = expand_home(str(given)) if given else find_annotations()
     if file is None:
         raise ValueError(
-            f"annotations: the installed calvin_env is not in a checkout of CALVIN with {ANNOTATIONS_IN_CALVIN}; "
-            f"name that file, or set annotations={OWN} for this project's instructions (not comparable to published results)"
+            f"annotations: the installed calvin_env is not in a checkout of CALVIN with {ANNOTATIONS_IN_CALVIN}; name "
+            f"that file, or set annotations={OWN} for this project's instructions (not comparable to published results)"
         )
     instructions = read_annotations(file)
     digest = hashlib.sha256(json.dumps(instructions, sort_keys=True).encode()).hexdigest()

@@ -119,7 +119,7 @@ class ShardWriter:
                 os.fsync(file.fileno())
         except OSError as error:  # a full disk names no file
             raise ValueError(
-                f"{path} cannot be written ({reason_of(error)}); correct that and run the same command again to continue"
+                f"{path} cannot be written ({reason_of(error)}); mend that and run the same command again"
             ) from None
 
 
@@ -148,7 +148,7 @@ def write_frames(
     columns: Mapping[str, tuple[str, npt.NDArray[Any]]],
     texts: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Write ``FRAMES``: columns of numbers, name -> (dtype, rows), and of texts. Several processes may write the same."""
+    """Write ``FRAMES``: columns of numbers, name -> (dtype, rows), and of texts. Several processes may do so."""
     texts = texts or {}
     writer = IndexWriter({name: kind for name, (kind, _) in columns.items()}, tuple(texts), None)
     for name, (_, rows) in columns.items():

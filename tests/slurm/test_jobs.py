@@ -75,9 +75,19 @@ def test_quick_checks_submitted_together_share_no_folder(slurm: Slurm, tmp_path:
         assert not list(folder.glob("outputs/quick_arvla/earlier-*"))
 
 
-def _nodes_are_idle(slurm: Slurm) -> bool:
-    time.sleep(1)
-    return set(slurm.command("sinfo", "-h", "-o", "%T").stdout.split()) == {"idle"}
+def _start_requeued(slurm: Slurm, job: int, why: Callable[[], str]) -> None:
+    """Start a requeued job without Slurm's delay of two minutes, once its nodes have ended its first start.
+
+    A job that starts while its node still ends the first start fails at once. The node is idle for a moment before it
+    starts to end the job, so it must be idle several times in a row.
+    """
+
+    def nodes_are_idle() -> bool:
+        time.sleep(1)
+        return set(slurm.command("sinfo", "-h", "-o", "%T").stdout.split()) == {"idle"}
+
+    wait_for(lambda: all(nodes_are_idle() for _ in range(4)), 60, why)
+    slurm.command("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
 def test_a_requeued_quick_check_continues_in_its_folder(slurm: Slurm, tmp_path: Path) -> None:
@@ -104,10 +114,7 @@ def test_a_requeued_quick_check_continues_in_its_folder(slurm: Slurm, tmp_path: 
         return (log.read_text(encoding="utf-8") if log.is_file() else "") + str(slurm.job(number))
 
     wait_for(lambda: slurm.job(number).get("Restarts") == "1", 200, told)
-    # A job that starts while its node still ends the first start fails at once. The node is idle for a moment before it
-    # starts to end the job, so it must be idle several times in a row.
-    wait_for(lambda: all(_nodes_are_idle(slurm) for _ in range(4)), 60, told)
-    slurm.command("scontrol", "update", f"JobId={number}", "StartTime=now")
+    _start_requeued(slurm, number, told)
     wait_for(lambda: slurm.job(number)["JobState"] in ("COMPLETED", "FAILED"), 300, told)
     assert slurm.job(number)["JobState"] == "COMPLETED", told()
     folder = tmp_path / f"blockdiff_quick_ar_{number}"
@@ -187,7 +194,7 @@ def test_two_nodes_train_together_and_go_on_after_a_preemption(slurm: Slurm, wor
     wait_for(lambda: slurm.job(job).get("Restarts") == "1", 120, told)
     stopped_at = max(int(folder.name.rpartition("-")[2]) for folder in out.glob("checkpoint-*"))
     assert 3 <= stopped_at < last
-    slurm.command("scontrol", "update", f"JobId={job}", "StartTime=now")  # not in two minutes, if it waits for that
+    _start_requeued(slurm, job, told)
     wait_for(lambda: slurm.job(job)["JobState"] in ("COMPLETED", "FAILED"), 300, told)
     assert slurm.job(job)["JobState"] == "COMPLETED", told()
     assert "start 2: 2 node(s) x 1 process(es)" in told()
@@ -235,9 +242,9 @@ def test_a_job_that_saved_when_a_more_urgent_one_came_is_requeued(
     assert "SIGTERM came" in told()
     assert "stopped early (code 1): requeueing the job" in told()
     wait_for(lambda: slurm.job(urgent)["JobState"] == "COMPLETED", 60, told)
-    slurm.command("scontrol", "update", f"JobId={job}", "StartTime=now")
+    _start_requeued(slurm, job, told)
     wait_for(lambda: slurm.job(job)["JobState"] in ("COMPLETED", "FAILED"), 60, told)
-    assert slurm.job(job)["JobState"] == ends
+    assert slurm.job(job)["JobState"] == ends, told()
     assert slurm.job(job)["Restarts"] == "1"
 
 

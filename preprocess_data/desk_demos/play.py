@@ -204,7 +204,7 @@ class _Episode:
         before = self.obs
         command = self.expert.act(before)
         self.obs, _, _, info = self.env.step(command, render=True)
-        self.sink(self.count, frame_of(before, self.obs, self.settings.depth))
+        self.sink(self.count, frame_of(before, self.obs, self.expert.intended, self.settings.depth))
         self.count += 1
         return info
 
@@ -216,10 +216,12 @@ def _first_task(settings: Settings, episode: int) -> str:
     return settings.tasks[int(rng.permutation(len(settings.tasks))[position])]
 
 
-def frame_of(before: Mapping[str, Any], after: Mapping[str, Any], depth: bool = False) -> Frame:
+def frame_of(before: Mapping[str, Any], after: Mapping[str, Any], intended: Array, depth: bool = False) -> Frame:
     """Return the arrays of one frame, from the observations before and after its action.
 
     As in CALVIN, `actions` is the pose that was reached with the gripper command, `rel_actions` the motion to it.
+    `expert_actions` is added to CALVIN's arrays: `intended` (7,), the relative action that the expert wanted in the
+    observed state, before any noise (DART, arXiv 1703.09327).
     """
     robot_obs = before["robot_obs"]
     action = np.concatenate([after["robot_obs"][:6], after["robot_obs"][14:15]])
@@ -231,4 +233,5 @@ def frame_of(before: Mapping[str, Any], after: Mapping[str, Any], depth: bool = 
     frame["rel_actions"] = relative_action(action, robot_obs)
     frame["robot_obs"] = robot_obs
     frame["scene_obs"] = before["scene_obs"]
+    frame["expert_actions"] = intended
     return frame

@@ -118,7 +118,8 @@ class ScriptedExpert:
     """A controller for one task at a time that reads only observations and the layout.
 
     `act(obs)` takes the observation (only robot_obs and scene_obs are read) and returns the action (7,) in [-1, 1].
-    `done` is its own opinion that the task is finished; it then does not move.
+    `intended` is that action without the noise: what the expert wants in the observed state, wherever earlier noise
+    has led. `done` is its own opinion that the task is finished; it then does not move.
 
     Args:
         layout: that of the desk (`env.layout`).
@@ -142,6 +143,7 @@ class ScriptedExpert:
         self._plan: Plan = iter(())
         self._move: Move | None = None
         self._steps, self._euler = 0, np.zeros(3)
+        self.intended = np.zeros(7)
         self.done = False
 
     def reset(self, task: str, obs: Mapping[str, Any] | None = None) -> None:
@@ -167,10 +169,12 @@ class ScriptedExpert:
         desk.state = state
         self.done = self._succeeded(desk.start, state)
         if self.done:
-            return np.array([0.0, 0, 0, 0, 0, 0, CLOSED if state.closing else OPEN])
+            self.intended = np.array([0.0, 0, 0, 0, 0, 0, CLOSED if state.closing else OPEN])
+            return self.intended.copy()
         move = self._current_move(desk)
         self._steps += 1
-        return self._disturber.disturb(move.action(state, self._euler))
+        self.intended = move.action(state, self._euler)
+        return self._disturber.disturb(self.intended)
 
     def _current_move(self, desk: Desk) -> Move:
         """Return the current move; a plan that ended without success is restarted."""

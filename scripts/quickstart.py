@@ -38,7 +38,7 @@ from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit
 from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action
 from policy_rollout.closed_loop.single_task import Rollout
-from policy_rollout.desk import doors_and_lights as desk
+from policy_rollout.desk.task_sets import DOORS
 from policy_rollout.policies.upvla import ConstantPolicy, Observation, Policy, UPVLAPolicy
 from preprocess_data import make_desk_demos, process_calvin
 from training.data.calvin import CalvinSplit
@@ -77,10 +77,10 @@ def record(folder: Path, size: Size) -> None:
             "--out": folder / "desk",
             "--episodes": episodes,
             "--split": split,
-            "--scenes": desk.SCENE,
-            "--static-size": desk.STATIC_SIZE,
+            "--scenes": DOORS.scene,
+            "--static-size": DOORS.static_size,
             "--workers": max(1, min(4, os.cpu_count() or 1)),
-            "--tasks": "doors_and_lights",
+            "--tasks": DOORS.name,
         }
         _run(make_desk_demos.main, arguments)
         arguments = {"--source-split-dir": folder / "desk" / split, "--output-dir": folder / f"processed_{split}"}
@@ -119,9 +119,9 @@ def evaluate_policy(name: str, policy: Policy, split: CalvinSplit, size: Size) -
     with tqdm(total=len(chosen), desc=f"{name}: offline", unit="sample") as bar:
         report = evaluate(split, policy, chosen, progress=lambda count: _advance(bar, count))
     with tqdm(total=size.rollouts, desc=f"{name}: closed loop", unit="episode") as bar:
-        rollout = desk.run_policy_episodes(
+        rollout = DOORS.run_policy_episodes(
             policy,
-            desk.episodes(size.rollouts),
+            DOORS.make_episodes(size.rollouts),
             progress=lambda _: _advance(bar, 1),
             film=range(4) if name == "trained" else (),
         )
@@ -218,7 +218,7 @@ def write_report(
 
 def run(objective: Objective, folder: Path, size: Size, started: float) -> None:
     """Record, train, evaluate, report."""
-    print(f"1/3 recording demonstrations on the embedded desk, scene {desk.SCENE}")
+    print(f"1/3 recording demonstrations on the embedded desk, scene {DOORS.scene}")
     record(folder, size)
     print("2/3 training")
     arguments = training_arguments(objective, folder, size)
@@ -237,7 +237,7 @@ def run(objective: Objective, folder: Path, size: Size, started: float) -> None:
     draw_futures(trained, validation, images[0])
     for index, frames in results[0].rollout.frames.items():
         outcome = results[0].rollout.records[index]
-        ending, color = ("done", GREEN) if outcome.success else (f"not done in {desk.MAX_STEPS} steps", RED)
+        ending, color = ("done", GREEN) if outcome.success else (f"not done in {DOORS.max_steps} steps", RED)
         captions = [add_caption(frame, outcome.instruction, ending, color) for frame in frames]
         images.append(folder / f"pictures/rollout_{index}_{outcome.task}.gif")
         write_gif(images[-1], captions)

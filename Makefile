@@ -19,7 +19,7 @@ RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart compare recipe headline test test-all lint smoke venv venv-train venv-dev requirements clean distclean
+.PHONY: help quickstart demo compare recipe headline test test-all lint smoke venv venv-train venv-dev requirements clean distclean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ help: ## list the targets
 quickstart: $(VENV)/.minimal ## train for minutes on embedded models and data, evaluate, print a table (OBJECTIVE=ar|mdm|bd)
 	@case "$(OBJECTIVE)" in ar|mdm|bd) ;; *) echo "OBJECTIVE=$(OBJECTIVE): expected ar, mdm or bd" >&2; exit 2;; esac
 	$(BIN)/python -m scripts.quickstart --objective $(OBJECTIVE)
+
+demo: $(VENV)/.minimal ## the bundled model on the desk, with films and a report (ARGS="--instruction 'pull the drawer open'")
+	@$(RUN) -m policy_rollout.demo $(ARGS)
 
 compare: $(VENV)/.minimal ## train ar, mdm and bd equally, evaluate them on validation items: results/summary.md (ARGS="--steps 1000")
 	$(BIN)/python -m scripts.compare_objectives $(ARGS)

@@ -83,7 +83,7 @@ def evaluate(settings: Mapping[str, Any], process: ProcessRank) -> Path:
         workers=workers,
     )
     progress = Progress(folder, jobs, process.rank, settings if settings["log_wandb"] else None)
-    policy_from = {**_policy_from(policy), "cut_instructions": cut}
+    policy_from = {**policy_origin(policy), "cut_instructions": cut}
     run_distributed(
         folder, benchmark, policy, jobs, rollout, progress, recorder, process.world, policy_from=policy_from
     )
@@ -119,7 +119,7 @@ def _cut_instructions(policy: UPVLAPolicy, jobs: Sequence[ChainJob], process: Pr
     return list(cut)
 
 
-def _policy_from(policy: UPVLAPolicy) -> dict[str, Any]:
+def policy_origin(policy: UPVLAPolicy) -> dict[str, Any]:
     """Return the origin of the policy, for reports."""
     assert policy.source is not None
     return {

@@ -6,6 +6,8 @@ wording. No instruction is of two tasks. CALVIN's own instructions come from its
 
 from __future__ import annotations
 
+import re
+
 from policy_rollout.calvin.tasks import COLOURS, TASK_NAMES
 
 Phrases = tuple[str, ...]
@@ -300,9 +302,33 @@ def _all() -> dict[str, Pair]:
 TRAINING: dict[str, Phrases] = {task: pair[0] for task, pair in _all().items()}
 HELD_OUT: dict[str, Phrases] = {task: pair[1] for task, pair in _all().items()}
 
+_FILLERS = frozenset("a an and it its now of please that the then this to you your".split())
+_MIN_OVERLAP = 0.6
+"""Smallest Dice coefficient of two sets of words at which a sentence is close to a phrasing."""
+
 
 def validation_instruction(task: str) -> str:
     """Return the instruction of `task` in benchmark runs: the first training phrasing."""
     if task not in TRAINING:
         raise ValueError(f"unknown task {task!r}; allowed are {', '.join(TASK_NAMES)}")
     return TRAINING[task][0]
+
+
+def closest_task(sentence: str) -> str | None:
+    """Return the task with the phrasing that shares the most words with ``sentence``; None if no phrasing is close."""
+    given = _words(sentence)
+    overlap = {
+        task: max(_overlap(given, _words(phrase)) for phrase in (task.replace("_", " "), *TRAINING[task], *HELD_OUT[task]))
+        for task in TASK_NAMES
+    }
+    best = max(overlap, key=lambda task: overlap[task])
+    return best if overlap[best] >= _MIN_OVERLAP else None
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[a-z]+", text.lower())) - _FILLERS
+
+
+def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
+    """Return the Dice coefficient of two sets."""
+    return 2 * len(one & other) / max(len(one) + len(other), 1)

@@ -235,13 +235,22 @@ class UPVLAPolicy:
         found: NDArray[np.int64] = expected.cpu().numpy()
         return found
 
-    @torch.inference_mode()
     def predict_future(self, observations: Sequence[Observation]) -> NDArray[np.uint8]:
         """Return the predicted frames T steps ahead, uint8 [B, V, R, R, 3]."""
-        codes = torch.from_numpy(self.predict_codes(observations)).to(self.device)
-        pixels = self.vq.decode(codes.reshape(-1, self.spec.num_vq_tokens))  # [B * V, 3, R, R]
+        return self.decode(self.predict_codes(observations))
+
+    @torch.inference_mode()
+    def encode(self, observations: Sequence[Observation]) -> NDArray[np.int64]:
+        """Return the image codes [B, N] of the observations, camera views in sequence."""
+        codes: NDArray[np.int64] = self._codes(observations).cpu().numpy()
+        return codes
+
+    @torch.inference_mode()
+    def decode(self, codes: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the images of codes [B, N], uint8 [B, V, R, R, 3]."""
+        pixels = self.vq.decode(torch.from_numpy(codes).to(self.device).reshape(-1, self.spec.num_vq_tokens))
         size = self.spec.resolution
-        frames = to_uint8(pixels).permute(0, 2, 3, 1).reshape(len(observations), self.spec.num_view, size, size, 3)
+        frames = to_uint8(pixels).permute(0, 2, 3, 1).reshape(len(codes), self.spec.num_view, size, size, 3)
         images: NDArray[np.uint8] = frames.cpu().numpy()
         return images
 

@@ -1,0 +1,124 @@
+"""Rollouts in the terminal while they run: camera image, control step and state of the scene."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, Recorder
+from policy_rollout.policies.action_chunking import Actions
+from policy_rollout.policies.interface import Observation
+
+IMAGE_COLUMNS = 56
+"""Width of the camera image in characters; one character is one pixel wide and two high."""
+MIN_COLUMNS = 100
+"""A narrower terminal shows no image."""
+RATE = 30.0
+"""Control steps per second of the robot, which the window does not exceed."""
+
+
+@dataclass
+class LiveView:
+    """A ``Recorder`` that shows each chain in a window of ``console`` and forwards all calls to ``recorder``.
+
+    Args:
+        state: Returns the present state of the scene, as names and texts.
+        max_steps: Largest number of control steps of a task.
+
+    Without a terminal nothing is shown.
+    """
+
+    recorder: Recorder
+    console: Console
+    state: Callable[[], Mapping[str, str]]
+    max_steps: int
+    _live: Live | None = None
+    _next_frame: float = 0.0
+    _image: RenderableType = field(default_factory=Text)
+
+    @property
+    def frame_interval(self) -> int:
+        return self.recorder.frame_interval
+
+    def selects(self, job: ChainJob) -> bool:
+        return self.recorder.selects(job)
+
+    def start_chain(self, job: ChainJob) -> None:
+        self.recorder.start_chain(job)
+        self.close()
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
+            self._live.start()
+            self._next_frame = time.monotonic()
+
+    def add_observation(
+        self, job: ChainJob, task_index: int, step: int, observation: Observation, chunk: Actions
+    ) -> None:
+        self.recorder.add_observation(job, task_index, step, observation, chunk)
+        if step == 0:
+            self._show(job, task_index, step, observation.rgb_static)
+
+    def add_frame(self, job: ChainJob, task_index: int, step: int, image: NDArray[np.uint8]) -> None:
+        self.recorder.add_frame(job, task_index, step, image)
+        self._show(job, task_index, step + 1, image)
+
+    def finish_chain(self, job: ChainJob, record: ChainRecord) -> None:
+        self.close()
+        self.recorder.finish_chain(job, record)
+
+    def close(self) -> None:
+        """Remove the window. Called after an interrupted chain, too."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _show(self, job: ChainJob, task_index: int, step: int, image: NDArray[np.uint8]) -> None:
+        """Update the window, not faster than the robot moves."""
+        if self._live is None:
+            return
+        time.sleep(max(0.0, self._next_frame - time.monotonic()))
+        self._next_frame = time.monotonic() + self.frame_interval / RATE
+        figures = Table.grid(padding=(0, 2))
+        figures.add_row("step", Group(Text(f"{step} of at most {self.max_steps}"), self._bar(step)))
+        for name, text in self.state().items():
+            figures.add_row(name, Text(text, style="bold"))
+        body = Table.grid(padding=(0, 2))
+        body.add_row(*([image_text(image, IMAGE_COLUMNS)] if self._shows_image else []), figures)
+        title = Text(f" {job.index + 1}. {job.instructions[task_index]} ", style="bold")
+        self._live.update(Panel(body, title=title, title_align="left"), refresh=True)
+
+    @property
+    def _shows_image(self) -> bool:
+        return self.console.width >= MIN_COLUMNS and self.console.color_system in ("256", "truecolor")
+
+    def _bar(self, step: int) -> ProgressBar:
+        return ProgressBar(total=self.max_steps, completed=step, width=30)
+
+
+def image_text(image: NDArray[np.uint8], columns: int) -> Text:
+    """Return an image as coloured half blocks, ``columns`` characters wide, in square pixels."""
+    rows = max(2, round(columns * image.shape[0] / image.shape[1] / 2) * 2)
+    pixels = np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BOX)).tolist()
+    text = Text()
+    for top, bottom in zip(pixels[::2], pixels[1::2], strict=True):
+        for above, below in zip(top, bottom, strict=True):
+            text.append("▀", Style(color=_rgb(above), bgcolor=_rgb(below)))
+        text.append("\n")
+    text.rstrip()
+    return text
+
+
+def _rgb(pixel: list[int]) -> str:
+    return "rgb({},{},{})".format(*pixel)

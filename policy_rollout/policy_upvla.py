@@ -27,13 +27,13 @@ import numpy as np
 
 from common.command import run_command
 from policy_rollout.policies.action_chunking import ChunkPlayer
-from policy_rollout.policies.interface import Observation, Policy
+from policy_rollout.policies.interface import Observation, Policy, state_read_by
 from policy_rollout.robot.arms import make_guard
 from policy_rollout.robot.async_planner import Planner
 from policy_rollout.robot.cli import StepLog, announcement, limits_of, make_policy, make_robot, parser
 from policy_rollout.robot.interface import Command, Robot, RobotObservation
 from policy_rollout.robot.rate import Clock, RateLimiter, RealClock
-from policy_rollout.robot.safety import SafetyLimits, Unsafe
+from policy_rollout.robot.safety import SafetyLimits, Unsafe, checked_state
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,7 @@ class _Loop:
     def __init__(self, policy: Policy, robot: Robot, settings: ControlSettings, clock: Clock, on_step: OnStep) -> None:
         self.policy, self.robot, self.settings, self.clock, self.on_step = policy, robot, settings, clock, on_step
         self.guard = make_guard(policy.convention, settings.limits)
+        self.state = state_read_by(policy)
         self.rate = RateLimiter(settings.rate_hz or policy.convention.rate_hz, clock)
         self.planner = Planner(policy, self.rate.period, settings.synchronous)
         self.replan_every = ChunkPlayer(policy.act_step, settings.replan_every).replan_every  # with its default
@@ -163,13 +164,14 @@ class _Loop:
         if not self.has_start:
             self.guard.start_at(observation.pose)
             self.has_start = True
+        state = checked_state(self.state, observation)
         # 2. Take a ready plan, without its outdated actions.
         if not self.take_plan(observation):
             return
         # 3. Start the next plan early enough to be ready when the current chunk ends.
         if not self.planner.busy and self.should_plan():
             self.planned_at = self.report.actions
-            inputs = Observation(observation.rgb_static, self.settings.instruction, observation.rgb_gripper)
+            inputs = Observation(observation.rgb_static, self.settings.instruction, observation.rgb_gripper, state)
             self.planner.start(inputs, self.report.actions, observation.taken_at)
             if self.planner.synchronous:
                 self.rate.restart()  # standing still for planning is no overrun

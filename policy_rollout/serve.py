@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from common.command import run_command
-from policy_rollout.policies.interface import CAMERAS, Policy
+from policy_rollout.policies.interface import CAMERAS, Policy, state_read_by
 from policy_rollout.policies.model_yaml import load_model_yaml
 
 if TYPE_CHECKING:  # websockets and msgpack are imported only to start a server
@@ -151,6 +151,8 @@ def banner(policy: Policy, model: str, chosen: Settings, port: int, device: str)
         f"{chosen.limits.message_bytes / (1 << 20):g} MB a message",
         f"token     {'required' if chosen.token else 'none'}",
     ]
+    if (state := state_read_by(policy)) is not None:
+        lines.insert(2, f"state     {state} in every observation: openpi's observation/state, vla-eval's states")
     if not is_local(chosen.host) and not chosen.token:
         lines.append(
             f"WARNING   {chosen.host} is open to other machines and no token is required: anyone there can use this "

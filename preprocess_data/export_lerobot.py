@@ -33,6 +33,9 @@ VECTORS = {
     "observation.environment_state": ("scene_obs", 24),
     "calvin.absolute_action": ("actions", 7),
 }
+JOINTS = tuple(f"joint_{number}" for number in range(1, 8))
+NAMES = {"observation.state": ["x", "y", "z", "roll", "pitch", "yaw", "opening_width", *JOINTS, "gripper"]}
+"""Names of the numbers of ``robot_obs``, from which process_lerobot.py declares the state."""
 EPISODES_PER_FILE = 200
 DEFAULT_TASK = "play"
 """Task of frames without an annotation (with --all-frames)."""
@@ -210,7 +213,7 @@ class _Writer:
         def feature(dtype: str, shape: Sequence[int], names: Any = None) -> dict[str, Any]:
             return {"dtype": dtype, "shape": list(shape), "names": names}
 
-        features = {key: feature("float32", [size]) for key, (_, size) in VECTORS.items()}
+        features = {key: feature("float32", [size], NAMES.get(key)) for key, (_, size) in VECTORS.items()}
         for camera, (height, width) in self.sizes.items():
             kind = "image" if self.kind == "png" else "video"
             entry = feature(kind, [height, width, 3], ["height", "width", "channels"])

@@ -25,6 +25,7 @@ from preprocess_data.formats.bridge import (
     POSITION_UNIT,
     RATE,
     ROTATION_UNIT,
+    STATE,
     EpisodeSkipped,
     ImageSource,
     Shard,
@@ -55,7 +56,8 @@ Actions are computed from the recorded states: the relative action of a moment i
   rotation  (next Euler xyz - Euler xyz, wrapped) / --rotation-unit radians, clipped to [-1, 1]
   gripper   +1 open, -1 closed: the recorded command above 0.5 (BridgeData: 1 open, 0 closed)
 in the robot's base frame, at 5 Hz; the last moment of an episode does not move. The number of clipped actions is
-printed. A killed command resumes when started again."""
+printed. The recorded states (xyz in metres, Euler xyz in radians, opening of the gripper, 1 open) are kept as the
+robot's state, which model.vla.proprioception=pose reads. A killed command resumes when started again."""
 
 EPILOG = """\
 examples:
@@ -131,7 +133,17 @@ def _converted(trajectory: Trajectory, work: Work, number: int) -> ConvertedEpis
         for camera, images in zip(work.settings.cameras, trajectory.images, strict=True)
     ]
     count, gripper = int(clipped.sum()), trajectory.gripper
-    return ConvertedEpisode(instruction, names[0], names[-1], relative, absolute, sides, count, gripper=gripper)
+    return ConvertedEpisode(
+        instruction,
+        names[0],
+        names[-1],
+        relative,
+        absolute,
+        sides,
+        count,
+        gripper=gripper,
+        state=trajectory.states,
+    )
 
 
 def size_of(image: ImageSource, where: str) -> tuple[int, int]:
@@ -212,7 +224,7 @@ def process(
     }
     plan = {"format": "bridge", "settings": {key: str(value) for key, value in asdict(settings).items()}}
     work = find_work(source, split, settings)
-    return convert(work, read_work, _files, settings.output, plan, action, units, workers, progress, skip_bad)
+    return convert(work, read_work, _files, settings.output, plan, action, units, workers, progress, skip_bad, STATE)
 
 
 def verify(source: Path, cameras: tuple[int, ...], split: str | None = None) -> Report:

@@ -20,6 +20,7 @@ from common.arguments import real
 from common.command import report_errors, run_command
 from preprocess_data.formats.lerobot import INFO, EpisodeLocation, LerobotData, libraries
 from preprocess_data.formats.lerobot_names import AXES, columns_by_name, static_camera
+from preprocess_data.formats.lerobot_state import NO_STATE, STATE, StateColumn, parse_groups
 from preprocess_data.formats.verify import Report
 from preprocess_data.jobs.conversion_cli import conversion_parser, run_verify
 from preprocess_data.jobs.convert import Conversion, ConvertedEpisode, Flags, Floats, JobResult, Units, convert
@@ -39,8 +40,9 @@ PyAV: pip install -r requirements-lerobot.txt). Its images are unpacked. Actions
   absolute  the column holds target poses (xyz in metres, Euler xyz in radians, gripper); the relative action of a
             moment is (target - pose) / unit, where the pose is the first 6 numbers of --state-key; clipped to [-1, 1]
 The gripper becomes +1 (open) above --gripper-threshold, else -1 (closed). Joint angles are not supported: convert them
-first. A data set of export_lerobot.py is restored: its annotated windows are the episodes.
-A killed command resumes when started again."""
+first. The column of --state-key is kept as the robot's state, which model.vla.proprioception=pose reads; its names, or
+--state-groups, declare which of its numbers are position, rotation and gripper. A data set of export_lerobot.py is
+restored: its annotated windows are the episodes. A killed command resumes when started again."""
 
 EPILOG = """\
 examples:
@@ -48,6 +50,8 @@ examples:
   process_lerobot.py ... --second-camera observation.images.wrist
       the second view from another camera; without it, one camera serves as both views
   process_lerobot.py ... --actions absolute --gripper-threshold 0.5 --position-unit 0.05 --rotation-unit 0.25
+  process_lerobot.py ... --state-groups position=0,1,2 rotation=3,4,5 gripper=6
+      a state without names: metres, Euler xyz in radians, gripper; --state-key none leaves the state out
   process_lerobot.py --verify my_robot [--report problems.json]
       read every episode, decode every image; also of a processed split; exit code 1 if there is a problem
 
@@ -56,16 +60,21 @@ then train with dataset.params.train_pre_shards_path_or_url=<output folder>"""
 
 @dataclass(frozen=True)
 class Settings:
-    """``png``: unpack images as PNG, not JPEG; ``instruction``: for episodes whose task is empty."""
+    """Options of a conversion.
+
+    ``png``: unpack images as PNG, not JPEG; ``instruction``: for episodes whose task is empty; ``state``: column of the
+    robot's state, None without.
+    """
 
     output: Path
     cameras: tuple[str, ...]
     units: Units
     absolute: bool = False
     action_key: str = "action"
-    state_key: str = "observation.state"
+    state_key: str = STATE
     png: bool = False
     instruction: str = ""
+    state: StateColumn | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +151,8 @@ def check_source(data: LerobotData, settings: Settings) -> list[str]:
     for episode in (data.episodes[number] for number in sampled):
         recorded = recorded_actions(data, episode, settings)
         checks.add(recorded, partial(_location, episode))
+        if settings.state is not None:
+            settings.state.check(data, episode)
         grippers.append(recorded[:, 6])
         if settings.state_key in data.features and not settings.absolute:
             follows.append(_follows(recorded, data.numbers(episode, settings.state_key, 1)))
@@ -180,6 +191,7 @@ def _converted(
     gripper = recorded_actions(data, episode, settings)[:, 6]
     data.stamps(episode)  # checks the rate that the contract declares
     tasks = data.rows(episode, ["task_index"])["task_index"]
+    states = None if settings.state is None else settings.state.read(data, episode)
     images, sides = _unpack(data, episode, settings)
 
     def cut(first: int, end: int, instruction: str, task: str | None) -> ConvertedEpisode:
@@ -194,6 +206,7 @@ def _converted(
             int(clipped[part].sum()),
             task,
             gripper[part],
+            None if states is None else states[part],
         )
 
     if data.windows is not None:
@@ -266,7 +279,8 @@ def process(
     def sources(work: Work) -> list[Path]:
         return [source / INFO, *(file for number in work.episodes for file in data.episodes[number].files)]
 
-    return convert(work, read_work, sources, settings.output, plan, action, units, workers, progress, skip_bad)
+    output, state = settings.output, None if settings.state is None else settings.state.declared
+    return convert(work, read_work, sources, output, plan, action, units, workers, progress, skip_bad, state)
 
 
 def verify(source: Path) -> Report:
@@ -301,7 +315,19 @@ def parser() -> argparse.ArgumentParser:
     add("--second-camera", metavar="KEY", help="the second view (default: the first again)")
     add("--actions", choices=("relative", "absolute"), default="relative", help="content of --action-key")
     add("--action-key", default="action", metavar="KEY", help="column of actions (default action)")
-    add("--state-key", default="observation.state", metavar="KEY", help="with --actions absolute: poses")
+    add(
+        "--state-key",
+        default=STATE,
+        metavar="KEY",
+        help=f"column of the robot's state (default {STATE}; {NO_STATE}: leave it out); with --actions absolute: poses",
+    )
+    add(
+        "--state-groups",
+        nargs="+",
+        default=[],
+        metavar="GROUP=I,J,K",
+        help="indices of position (metres), rotation (Euler xyz, radians) and gripper in the state",
+    )
     add("--gripper-threshold", type=real(), default=0.0, metavar="X", help="open above it (default 0)")
     add("--gripper-inverted", action="store_true", help="open below the threshold instead")
     add("--png", action="store_true", help="unpack images without loss (default: JPEG, quality 95)")
@@ -322,20 +348,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     declared = ", ".join(f"{name} {value}" for name, value in read_contract(options.output_dir).action.items())
     print(f"its actions are declared as {declared} in {options.output_dir / CONTRACT_NAME}")
     print("a LeRobot data set does not declare them: if they are wrong, give --position-unit and the like, or edit it")
+    print(f"its state: {settings.state or 'none'}")
     return 0
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    camera = options.camera or static_camera(LerobotData(options.source).cameras)
+    data, absolute = LerobotData(options.source), options.actions == "absolute"
+    camera = options.camera or static_camera(data.cameras)
+    if absolute and options.state_key == NO_STATE:
+        raise ValueError(f"--state-key {NO_STATE}: --actions absolute computes actions from the poses of that column")
     return Settings(
         options.output_dir,
         (camera,) if options.second_camera is None else (camera, options.second_camera),
         Units(options.position_unit, options.rotation_unit, options.gripper_threshold, options.gripper_inverted),
-        options.actions == "absolute",
+        absolute,
         options.action_key,
         options.state_key,
         options.png,
         options.default_instruction.strip(),
+        StateColumn.of(data, options.state_key, parse_groups(options.state_groups)),
     )
 
 

@@ -12,7 +12,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common.constants import CALVIN_ACTION_DIM, ActionLayout, action_layout
+from common.constants import (
+    ACTION_GROUPS,
+    CALVIN_ACTION_DIM,
+    CALVIN_STATE,
+    CALVIN_STATE_DIM,
+    ActionLayout,
+    action_layout,
+)
 from common.constants import CAMERAS as CAMERAS
 
 ACTION_KEYS = ("rel_actions", "actions")
@@ -67,6 +74,52 @@ class ActionConvention:
             if fields["dim"] == CALVIN_ACTION_DIM:
                 del fields["dim"]
         return fields
+
+
+@dataclass(frozen=True)
+class StateLayout(ActionLayout):
+    """Meaning of the robot's state that a policy reads; its other numbers are not read. ``angles``: the name of the
+    rotation's numbers (``euler_xyz``: radians)."""
+
+    angles: str = "euler_xyz"
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> StateLayout:
+        """Return the layout of ``to_json`` or of a saved model's ``state``, whose other fields are not used."""
+        rows = {name: tuple(map(int, fields[name])) for name in ("position", "rotation", "gripper")}
+        return cls(int(fields["dim"]), **rows, angles=str(fields["angles"]))
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @property
+    def is_calvin(self) -> bool:
+        """True for CALVIN's ``robot_obs``."""
+        groups = {name: list(getattr(self, name)) for name in CALVIN_STATE["groups"]}
+        return (self.dim, groups) == (CALVIN_STATE_DIM, CALVIN_STATE["groups"])
+
+    def __str__(self) -> str:
+        groups = ", ".join(f"{name} {list(getattr(self, name))}" for name in ACTION_GROUPS if getattr(self, name))
+        return f"{self.dim} numbers ({groups}; {self.angles})"
+
+    def check(self, state: NDArray[Any] | None, name: str) -> NDArray[Any]:
+        """Return the state if it has ``dim`` finite numbers. Raises `ValueError` naming it by ``name``."""
+        if state is None:
+            raise ValueError(f"{name} is missing: this model reads the robot's state, {self.dim} numbers")
+        if not isinstance(state, np.ndarray) or state.dtype.kind not in "fiu" or state.shape != (self.dim,):
+            found = f"{state.dtype} {list(state.shape)}" if isinstance(state, np.ndarray) else type(state).__name__
+            raise ValueError(f"{name} must be the robot's state, {self.dim} numbers, got {found}")
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(state.astype(np.float32)).all()  # as the network reads it
+        if not finite:
+            raise ValueError(f"{name} has a number that is not finite")
+        return state
+
+
+def state_read_by(policy: Policy) -> StateLayout | None:
+    """Return the state that a policy reads (its ``state``); None if it reads none, as policies without it."""
+    found: StateLayout | None = getattr(policy, "state", None)
+    return found
 
 
 def require_same_convention(policy: ActionConvention, benchmark: ActionConvention, name: str) -> None:

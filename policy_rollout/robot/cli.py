@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from common.arguments import path_argument, whole
 from common.files import PROJECT_DIR
 from common.text import check_text
-from policy_rollout.policies.interface import ActionConvention, Policy
+from policy_rollout.policies.interface import ActionConvention, Policy, state_read_by
 from policy_rollout.policies.model_yaml import load_model_yaml
 from policy_rollout.robot.arms import make_guard
 from policy_rollout.robot.interface import Command, Robot, RobotObservation
@@ -147,6 +147,8 @@ def make_robot(options: argparse.Namespace, policy: Policy) -> tuple[Robot, str]
         instruction = options.instruction or recording.instruction
         if not instruction:
             raise ValueError(f"{options.recorded} has no instruction; give --instruction")
+        if (state := state_read_by(policy)) is not None:
+            state.check(recording.frame(0).get("state"), f"{options.recorded}: state")
         return RecordedRobot(recording, options.rate or policy.convention.rate_hz, RealClock()), instruction
     if not options.instruction:
         raise ValueError("a robot needs an instruction; give --instruction")

@@ -12,18 +12,21 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class RobotObservation:
-    """Images and measured pose at one time.
+    """Images, measured pose and state at one time.
 
     `rgb_static`, `rgb_gripper`: uint8 [H, W, 3], RGB (OpenCV's images are BGR). `taken_at`: time of the older image, in
     seconds of `time.monotonic()`; needed to detect a camera that hangs. `pose`: the measured pose of the hand, x y z in
     metres and roll pitch yaw in radians, in the frame of the actions; None if it is not measured (then there is no
-    workspace limit).
+    workspace limit). `state`: the robot's state as in the training data ([S], CALVIN's `robot_obs` or the column of
+    `process_lerobot.py --state-key`), in their order and units; needed by models that read it
+    (`model.vla.proprioception=pose`).
     """
 
     rgb_static: NDArray[np.uint8]
     taken_at: float
     rgb_gripper: NDArray[np.uint8] | None = None
     pose: NDArray[np.float64] | None = None
+    state: NDArray[np.floating[Any]] | None = None
 
 
 @dataclass(frozen=True)

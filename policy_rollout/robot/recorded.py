@@ -27,7 +27,7 @@ class Recording(Protocol):
 
     def __len__(self) -> int: ...
     def frame(self, index: int) -> dict[str, NDArray[Any]]:
-        """Return `rgb_static`, and `rgb_gripper` and `pose` if recorded."""
+        """Return `rgb_static`, and `rgb_gripper`, `pose` and `state` if recorded."""
         ...
 
 
@@ -50,8 +50,8 @@ class RecordedSplit:
 
     def frame(self, index: int) -> dict[str, NDArray[Any]]:
         arrays = self._split.frame(self._frames[index], self._keys)
-        pose = np.asarray(arrays.pop("robot_obs")[:6], dtype=np.float64)
-        return {**arrays, "pose": pose}
+        state = np.asarray(arrays.pop("robot_obs"), dtype=np.float64)
+        return {**arrays, "pose": state[:6], "state": state}
 
 
 class RecordedImages:
@@ -150,8 +150,8 @@ class RecordedRobot:
         if self._observation is None or index != self._index:
             found = self.recording.frame(index)
             taken_at = self._start + index / self.rate_hz
-            gripper, pose = found.get("rgb_gripper"), found.get("pose")
-            self._observation = RobotObservation(found["rgb_static"], taken_at, gripper, pose)
+            measured = (found.get(name) for name in ("rgb_gripper", "pose", "state"))
+            self._observation = RobotObservation(found["rgb_static"], taken_at, *measured)
             self._index = index
         return self._observation
 

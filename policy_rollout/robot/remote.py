@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.policies.interface import CAMERAS, ActionConvention, Observation
+from policy_rollout.policies.interface import CAMERAS, ActionConvention, Observation, StateLayout
 from policy_rollout.serving.wire import Limits, WireError, unpack
 
 if TYPE_CHECKING:
@@ -21,22 +21,25 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Contract:
     """The action convention of a server and the cameras that it reads. `image_shapes`: (height, width) of the training
-    frames by camera, if the server declares them."""
+    frames by camera, if the server declares them; `state`: the robot's state, None if the model does not read it."""
 
     convention: ActionConvention
     cameras: tuple[str, ...]
     act_step: int
     image_shapes: Mapping[str, tuple[int, ...]]
+    state: StateLayout | None = None
 
     @classmethod
     def of(cls, metadata: Any, url: str) -> Contract:
         """Return the contract in a server's metadata. Raises `ValueError`."""
         try:
+            state = metadata.get("state")
             contract = cls(
                 ActionConvention(**metadata["action_convention"]),
                 tuple(metadata["cameras"]),
                 int(metadata["act_step"]),
                 {str(name): tuple(map(int, shape)) for name, shape in metadata.get("image_shapes", {}).items()},
+                None if state is None else StateLayout.from_json(state),
             )
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ValueError(f"{url} declares no action convention; it is no policy_rollout.serve") from None
@@ -102,6 +105,10 @@ class RemotePolicy:
     def cameras(self) -> tuple[str, ...]:
         return self.contract.cameras
 
+    @property
+    def state(self) -> StateLayout | None:
+        return self.contract.state
+
     def reset(self) -> None:
         """Do nothing: the server keeps no state."""
 
@@ -120,7 +127,8 @@ class RemotePolicy:
         missing = [camera for camera, image in images.items() if image is None]
         if missing:
             raise ValueError(f"the model reads {', '.join(self.cameras)}; the robot has no {missing[0]}")
-        answer = self._exchange(openpi.observation(images, observation.instruction))
+        state = None if self.state is None else self.state.check(observation.robot_obs, "robot_obs")
+        answer = self._exchange(openpi.observation(images, observation.instruction, state))
         chunk = answer.get("actions") if isinstance(answer, dict) else None
         if not isinstance(chunk, np.ndarray) or chunk.shape != (self.act_step, self.convention.dim):
             raise RuntimeError(f"{self.url} returned something other than a chunk of {self.act_step} actions")

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_rollout.policies.action_units import gripper_values, in_metres
-from policy_rollout.policies.interface import ActionConvention
-from policy_rollout.robot.interface import Command
+from policy_rollout.policies.interface import ActionConvention, StateLayout
+from policy_rollout.robot.interface import Command, RobotObservation
 
 Vector = NDArray[np.float64]
 
@@ -54,6 +54,18 @@ class SafetyLimits:
                 raise ValueError(f"{name} must be above 0, got {value}")
         if not 0 <= self.gripper_hysteresis < 1:
             raise ValueError(f"gripper_hysteresis must lie in 0..1 (1 excluded), got {self.gripper_hysteresis}")
+
+
+def checked_state(layout: StateLayout | None, observation: RobotObservation) -> NDArray[Any] | None:
+    """Return the state that the policy reads; None if it reads none. Raises `Unsafe` without one, for another size, and
+    for numbers that are not finite."""
+    if layout is None:
+        return None
+    try:
+        measured = observation.state
+        return layout.check(None if measured is None else np.asarray(measured), "RobotObservation.state")
+    except ValueError as error:
+        raise Unsafe(str(error)) from None
 
 
 class SafetyGuard:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from common.text import check_text
-from policy_rollout.policies.interface import Observation
+from policy_rollout.policies.interface import Observation, StateLayout
 from policy_rollout.serving.wire import Limits, WireError, WireImage, check_image, pixels
 
 
@@ -17,11 +21,12 @@ class Request:
     instruction: str
     images: Mapping[str, WireImage]
     restart: bool = False
+    state: NDArray[Any] | None = None
 
     def observation(self, limits: Limits) -> Observation:
         """Decode the images and return the policy's observation. Raises `WireError` for a damaged image."""
         decoded = {camera: pixels(image, camera, limits) for camera, image in self.images.items()}
-        return Observation(decoded["rgb_static"], self.instruction, decoded.get("rgb_gripper"))
+        return Observation(decoded["rgb_static"], self.instruction, decoded.get("rgb_gripper"), self.state)
 
 
 def parse_request(
@@ -31,8 +36,10 @@ def parse_request(
     cameras: Sequence[str],
     limits: Limits,
     restart: bool = False,
+    state: NDArray[Any] | None = None,
 ) -> Request:
-    """Check everything that can be checked without decoding. ``names``: the client's name of each camera.
+    """Check everything that can be checked without decoding. ``names``: the client's name of each camera; ``state``: as
+    `parse_state` returns it.
 
     Raises `WireError` naming what is missing or wrong.
     """
@@ -54,4 +61,16 @@ def parse_request(
         image = found[names[camera]]
         check_image(image, names[camera], limits)
         images[camera] = image  # type: ignore[assignment]  # check_image refuses all else
-    return Request(instruction, images, restart)
+    return Request(instruction, images, restart, state)
+
+
+def parse_state(value: object, layout: StateLayout, name: str) -> NDArray[Any]:
+    """Return the robot's state in a message, an array or a list of numbers. Raises `WireError` naming the field."""
+    if isinstance(value, list):
+        if not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in value):
+            raise WireError(f"{name} must be the robot's state, {layout.dim} numbers, got a list of other values")
+        value = np.array(value, dtype=np.float64)
+    try:
+        return layout.check(value, name)  # type: ignore[arg-type]  # check refuses all else
+    except ValueError as error:
+        raise WireError(str(error)) from None

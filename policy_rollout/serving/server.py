@@ -20,7 +20,7 @@ from websockets.http11 import Request, Response
 
 from policy_rollout.policies.action_chunking import ChunkPlayer
 from policy_rollout.policies.action_units import gripper_values, in_metres
-from policy_rollout.policies.interface import CAMERAS, Policy
+from policy_rollout.policies.interface import CAMERAS, Policy, state_read_by
 from policy_rollout.serving import openpi, vla_eval
 from policy_rollout.serving.auth import CONFIG_PATH, HEALTH_PATHS, WS_PATHS, configure, has_token, is_browser_request
 from policy_rollout.serving.batching import Batcher, PolicyError, Session
@@ -78,6 +78,7 @@ class Server:
         log: Callable[[str], None] = print,
     ) -> None:
         self.policy, self.settings, self.model, self.image_shapes = policy, settings, model, image_shapes
+        self._state = state_read_by(policy)
         if policy.convention.layout.gripper:
             gripper_values(policy.convention)  # raises before the server starts
         self._new_player()  # likewise for replan_every and ensemble
@@ -239,8 +240,9 @@ class Server:
                 if message.type == "hello":
                     vla_eval.require_hello(message.payload, self.policy.convention)
                     greeted = True
+                    policy = self.policy
                     await client.send(
-                        vla_eval.hello(seq, NAME, self.model, self.policy.convention, self.policy.cameras)
+                        vla_eval.hello(seq, NAME, self.model, policy.convention, policy.cameras, self._state)
                     )
                 elif not greeted:
                     raise WireError(f"send hello before {message.type}")
@@ -261,8 +263,8 @@ class Server:
                 return
 
     async def _action(self, session: Session, message: vla_eval.Message) -> Any:
-        settings = self.settings
-        request = vla_eval.parse_observation(message.payload, settings.names, self.policy.cameras, settings.limits)
+        settings, cameras = self.settings, self.policy.cameras
+        request = vla_eval.parse_observation(message.payload, settings.names, cameras, settings.limits, self._state)
         return in_metres(await session.act(request), self.policy.convention)
 
     async def _openpi(self, client: ServerConnection, messages: AsyncIterator[bytes | str]) -> None:
@@ -271,14 +273,21 @@ class Server:
         replan_every = self.settings.replan_every or policy.act_step
         await client.send(
             openpi.metadata(
-                NAME, self.model, policy.convention, policy.cameras, policy.act_step, replan_every, self.image_shapes
+                NAME,
+                self.model,
+                policy.convention,
+                policy.cameras,
+                policy.act_step,
+                replan_every,
+                self.image_shapes,
+                self._state,
             )
         )
         async for data in messages:
             started = time.perf_counter()
             self._busy += 1
             try:
-                request = openpi.parse_message(data, policy.cameras, limits)
+                request = openpi.parse_message(data, policy.cameras, limits, self._state)
                 observation = await asyncio.to_thread(request.observation, limits)
                 decoded = time.perf_counter()
                 chunk = await self._batcher.act(observation)

@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.policies.interface import ActionConvention
-from policy_rollout.serving.request import Request, parse_request
+from policy_rollout.policies.interface import ActionConvention, StateLayout
+from policy_rollout.serving.request import Request, parse_request, parse_state
 from policy_rollout.serving.wire import Limits, WireError, pack, unpack
 
 PROTOCOL_VERSION = 1
+STATES = ("states", "state")
+"""Keys of the robot's state; benchmarks use one of the two."""
+CALVIN_STATES = (0, 1, 2, 3, 4, 5, 6, 14)
+"""Indices of the numbers of ``robot_obs`` that vla-eval's CALVIN sends: all but the joints."""
 TYPES = ("hello", "observation", "action", "episode_start", "episode_end", "error")
 
 
@@ -93,7 +97,14 @@ def require_hello(payload: Mapping[Any, Any], convention: ActionConvention) -> N
                 )
 
 
-def hello(seq: int, server: str, model: str, convention: ActionConvention, cameras: Sequence[str]) -> bytes:
+def hello(
+    seq: int,
+    server: str,
+    model: str,
+    convention: ActionConvention,
+    cameras: Sequence[str],
+    state: StateLayout | None = None,
+) -> bytes:
     """Return the server's answer to hello: the observations it needs, and the meaning of its actions."""
     position = "absolute_xyz" if convention.kind == "absolute" else "delta_xyz"
     meaning = f"{convention.kind} in the {convention.frame} frame"
@@ -113,25 +124,46 @@ def hello(seq: int, server: str, model: str, convention: ActionConvention, camer
             "description": "as the model predicts them",
         }
     image = {"name": "image", "dims": 0, "format": "rgb_hwc_uint8"}
+    inputs = dict.fromkeys(cameras, image) | {"language": {"name": "language", "dims": 0, "format": "language"}}
+    if state is not None:
+        calvin = {"dims": len(CALVIN_STATES), "format": "eef_pos3_euler3_gripper2"}
+        inputs["state"] = {"name": "state", **(calvin if state.is_calvin else {"dims": state.dim, "format": "raw"})}
     payload = {
         "harness_version": server,
         "protocol_version": PROTOCOL_VERSION,
         "model_server": model,
         "capabilities": {},
-        "observation_params": {"send_wrist_image": "rgb_gripper" in cameras, "send_state": False},
+        "observation_params": {"send_wrist_image": "rgb_gripper" in cameras, "send_state": state is not None},
         "action_spec": spec,
-        "observation_spec": dict.fromkeys(cameras, image)
-        | {"language": {"name": "language", "dims": 0, "format": "language"}},
+        "observation_spec": inputs,
     }
     return write("hello", payload, seq)
 
 
 def parse_observation(
-    payload: Mapping[Any, Any], names: Mapping[str, str], cameras: Sequence[str], limits: Limits
+    payload: Mapping[Any, Any],
+    names: Mapping[str, str],
+    cameras: Sequence[str],
+    limits: Limits,
+    state: StateLayout | None = None,
 ) -> Request:
     """Return the request in an observation's payload. Raises `WireError`."""
     images = payload.get("images")
     if not isinstance(images, dict):
         raise WireError("an observation's payload needs images: a map from camera names to images")
     restart = bool(payload.get("episode_restart", False))
-    return parse_request(payload.get("task_description"), images, names, cameras, limits, restart)
+    numbers = None if state is None else _state(payload, state)
+    return parse_request(payload.get("task_description"), images, names, cameras, limits, restart, numbers)
+
+
+def _state(payload: Mapping[Any, Any], layout: StateLayout) -> NDArray[Any]:
+    """Return the robot's state of an observation; the joints of CALVIN's, which it does not have, are 0."""
+    key = next((key for key in STATES if payload.get(key) is not None), STATES[0])
+    sent = payload.get(key)
+    size = len(sent) if isinstance(sent, list) else np.size(sent) if isinstance(sent, np.ndarray) else 0
+    if not layout.is_calvin or size != len(CALVIN_STATES):
+        return parse_state(sent, layout, key)
+    numbers = parse_state(sent, StateLayout(len(CALVIN_STATES)), key)
+    whole = np.zeros(layout.dim, dtype=numbers.dtype)
+    whole[list(CALVIN_STATES)] = numbers
+    return whole

@@ -30,6 +30,12 @@ OBSERVATIONS, POLICY, LANGUAGE = "obs_dict.pkl", "policy_out.pkl", "lang.txt"
 RATE = 5  # Hz
 POSITION_UNIT, ROTATION_UNIT = 0.05, 0.25
 """Metres and radians of 1.0: few steps at 5 Hz are larger."""
+STATE: dict[str, Any] = {
+    "dim": 7,
+    "groups": {"position": [0, 1, 2], "rotation": [3, 4, 5], "gripper": [6]},
+    "rotation": "euler_xyz",
+}
+"""Declaration of ``Trajectory.states`` in a contract."""
 _IMAGE = re.compile(r"im_(\d+)\.(?:jpg|jpeg|png)", re.IGNORECASE)
 _SHARD = re.compile(r"(?P<name>.+)-(?P<split>\w+)\.tfrecord-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _INSTRUCTIONS = ("language_instruction", "observation/natural_language_instruction")

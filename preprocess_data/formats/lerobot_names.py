@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from common.constants import CALVIN_STATE, CALVIN_STATE_DIM
+
 AXES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 """Dimensions of a 7-dimensional action, in order."""
 
@@ -13,6 +15,7 @@ _GRIPPER = re.compile(r"grip|finger|jaw|grasp")
 _JOINT = re.compile(r"joint|shoulder|elbow|waist|forearm|upperarm|upper_arm|qpos|servo|wrist|(^|[_.])j_?\d+($|[_.])")
 _OTHER_ROTATION = re.compile(r"quat|axis_?angle|rot_?vec|(^|[_.])q_?[wxyz]($|[_.])")
 _ROTATION = {"rx": "roll", "ry": "pitch", "rz": "yaw"}
+_NO_POSE = re.compile(r"vel|acc|force|torque|effort|current|target|goal")
 _HAND_CAMERA = re.compile(r"wrist|hand|gripper|eye_in|tool")
 
 
@@ -43,14 +46,14 @@ def columns_by_name(feature: Mapping[str, Any], axes: tuple[str, ...], what: str
         return None
     listed = ", ".join(names)
     meanings = [_axis(name) for name in names]
+    found = {axis: meanings.index(axis) for axis in axes if meanings.count(axis) == 1}
+    if len(found) == len(axes):
+        return [found[axis] for axis in axes]
     if "joint" in meanings:
         raise ValueError(
             f"{what} holds joints by its names ({listed}), but {', '.join(axes)} are needed; convert them first, "
             "docs/extending.md shows how"
         )
-    found = {axis: meanings.index(axis) for axis in axes if meanings.count(axis) == 1}
-    if len(found) == len(axes):
-        return [found[axis] for axis in axes]
     if "rotation" in meanings:
         raise ValueError(
             f"{what} holds a rotation that is not roll, pitch, yaw by its names ({listed}); convert it to Euler angles"
@@ -61,6 +64,43 @@ def columns_by_name(feature: Mapping[str, Any], axes: tuple[str, ...], what: str
             f"{what} names its numbers {listed}, which are not {', '.join(axes)} each once; rename or convert them"
         )
     return None
+
+
+def state_declaration(feature: Mapping[str, Any], dim: int, robot: str = "") -> dict[str, Any]:
+    """Return the declaration of a state of ``dim`` numbers in a contract, by the names of its column.
+
+    Names of x, y and z declare a position; a rotation (roll, pitch, yaw, or another representation by its name) and
+    grippers are declared beside one only, because the position of joints is unknown. Several arms have one of each
+    axis each. Unnamed states of ``robot`` "... (CALVIN)" are ``robot_obs``; other unnamed numbers are not declared.
+    """
+    names = names_of({**feature, "shape": [dim]})
+    if names is None:
+        calvin = dim == CALVIN_STATE_DIM and "CALVIN" in robot
+        return dict(CALVIN_STATE) if calvin else {"dim": dim, "groups": {}}
+    meanings = [None if _NO_POSE.search(name.lower()) else _axis(name) for name in names]
+    position, euler = _each_axis(meanings, AXES[:3]), _each_axis(meanings, AXES[3:6])
+    if not position:
+        return {"dim": dim, "groups": {}}
+    others = [index for index, meaning in enumerate(meanings) if meaning == "rotation"]
+    groups = {
+        "position": position,
+        "rotation": euler or others,
+        "gripper": [index for index, meaning in enumerate(meanings) if meaning == "gripper"],
+    }
+    kind = "euler_xyz" if euler or not others else _representation(names[others[0]])
+    return {"dim": dim, "groups": {name: indices for name, indices in groups.items() if indices}, "rotation": kind}
+
+
+def _each_axis(meanings: list[str | None], axes: tuple[str, ...]) -> list[int]:
+    """Return the indices of three axes, arm by arm; none if an axis is missing or occurs more often than another."""
+    columns = [[index for index, meaning in enumerate(meanings) if meaning == axis] for axis in axes]
+    if len({len(column) for column in columns}) != 1:
+        return []
+    return [index for arm in zip(*columns, strict=True) for index in arm]
+
+
+def _representation(name: str) -> str:
+    return "axis_angle" if re.search(r"axis|vec", name.lower()) else "quaternion"
 
 
 def _axis(name: str) -> str | None:

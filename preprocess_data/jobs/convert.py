@@ -86,7 +86,8 @@ class ConvertedEpisode:
 
     ``images``: n paths, as in dataset_info.json; ``second``: those of the other camera (the same if there is one
     camera); ``relative``, ``absolute``: [n, 7]; ``sides``: height and width of the first image of each camera;
-    ``clipped``: number of frames; ``gripper`` [n]: as recorded, before the threshold.
+    ``clipped``: number of frames; ``gripper`` [n]: as recorded, before the threshold; ``state`` [n, S]: the robot's
+    state, None if it is not recorded.
     """
 
     instruction: str
@@ -98,11 +99,15 @@ class ConvertedEpisode:
     clipped: int = 0
     task: str | None = None
     gripper: Floats | None = None
+    state: Floats | None = None
 
     def episode(self) -> Episode:
         """Return the episode as dataset_info.json lists it."""
-        rows = zip(self.images, self.second, self.relative.tolist(), self.absolute.tolist(), strict=True)
-        frames = [Frame(image, relative, absolute, second) for image, second, relative, absolute in rows]
+        states: Sequence[Any] = [None] * len(self.images) if self.state is None else self.state.tolist()
+        rows = zip(self.images, self.second, self.relative.tolist(), self.absolute.tolist(), states, strict=True)
+        frames = [
+            Frame(image, relative, absolute, second, state=state) for image, second, relative, absolute, state in rows
+        ]
         return Episode(self.instruction, self.task, frames)
 
 
@@ -151,6 +156,7 @@ def convert(
     workers: int,
     progress: bool = True,
     skip_bad: bool = False,
+    state: Mapping[str, Any] | None = None,
 ) -> Conversion:
     """Write the episodes that ``read`` returns for all ``jobs`` as a processed split with its contract.
 
@@ -165,6 +171,7 @@ def convert(
         workers: Number of processes.
         progress: Show a progress bar.
         skip_bad: List bad episodes instead of raising ValueError with the first.
+        state: The declaration of the robot's state in the contract; None if the episodes have none.
     """
     if not jobs:
         raise ValueError("there is no episode to convert")
@@ -174,7 +181,7 @@ def convert(
         folder = plan_folder(output / PARTS, {**plan, "jobs": [str(job) for job in jobs]})
         files = [folder / f"part_{number:06d}.json" for number in range(len(jobs))]
         left_out = _read_all(jobs, files, read, sources, workers, progress, skip_bad)
-        result = _write(output, files, action, units, left_out, progress)
+        result = _write(output, files, action, units, left_out, progress, state)
         remove_parts(output, PARTS)
     return result
 
@@ -219,7 +226,7 @@ def _finished(file: Path) -> tuple[list[str], list[str]] | None:
 def _episodes(files: Sequence[Path]) -> Iterator[ConvertedEpisode]:
     for file in files:
         for record in json.loads(file.read_text(encoding="utf-8"))["episodes"]:
-            for name in ("relative", "absolute", "gripper"):
+            for name in ("relative", "absolute", "gripper", "state"):
                 if record.get(name) is not None:
                     record[name] = np.asarray(record[name], dtype=np.float32)
             yield ConvertedEpisode(**record)
@@ -232,6 +239,7 @@ def _write(
     units: Units,
     left_out: Sequence[str],
     progress: bool,
+    state: Mapping[str, Any] | None,
 ) -> Conversion:
     from training.data.dataset_spec import write_contract  # loads torch, which workers do not need
 
@@ -240,6 +248,7 @@ def _write(
     sides: Sequence[tuple[int, int]] = ()
     actions: list[Floats] = []
     grippers: list[Floats] = []
+    states: list[Floats] = []
 
     def counted() -> Iterator[Episode]:
         nonlocal clipped, episodes, sides
@@ -250,6 +259,7 @@ def _write(
             sides = sides or one.sides
             actions.append(one.relative)
             grippers.extend([] if one.gripper is None else [one.gripper])
+            states.extend([] if one.state is None else [one.state])
             yield one.episode()
 
     def declare() -> None:
@@ -263,7 +273,9 @@ def _write(
         if fault is not None:
             raise ValueError(f"{output}: {fault}")
         # A single camera is declared as both views, because a model of two views would refuse the split otherwise.
-        write_contract(output, {"rgb_static": sides[0], "rgb_gripper": sides[-1]}, action, np.concatenate(actions))
+        cameras = {"rgb_static": sides[0], "rgb_gripper": sides[-1]}
+        measured = np.concatenate(states) if states else None
+        write_contract(output, cameras, action, np.concatenate(actions), state=state, states=measured)
 
     if next(_episodes(files), None) is None:
         raise ValueError(f"no episode is left to write; the first: {next(iter(left_out), 'there is none')}")

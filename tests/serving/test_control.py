@@ -340,7 +340,7 @@ def test_a_recording_is_shown_in_real_time(clock, tmp_path):
 def test_recordings_are_splits_images_and_folders_of_them(tmp_path, views):
     split = open_recording(Path(__file__).parents[2] / "dummy_data" / "calvin" / "validation", views, window=1)
     frame = split.frame(0)
-    assert set(frame) == {*views, "pose"}
+    assert set(frame) == {*views, "pose", "state"}
     assert split.instruction
     assert len(split) == 48
     for camera in views:

@@ -28,8 +28,8 @@ from training.data.formats import zip_reader
 from training.data.readers import read_npz
 
 PARTS = ".process_calvin"
-SIZES = {"rel_actions": 7, "actions": 7, STATE_KEY: CALVIN_STATE_DIM}
-"""Numbers that are read of each frame."""
+WIDTH = 7 + 7 + CALVIN_STATE_DIM
+"""Numbers that are read of each frame: relative action, absolute action, state (NaN where a frame has none)."""
 PART = 1024
 """Frames of a part."""
 MIN_FRAMES_FOR_WORKERS = 4096
@@ -42,29 +42,19 @@ class Actions:
 
     relative: npt.NDArray[np.float32]  # [n, 7]
     absolute: npt.NDArray[np.float32]  # [n, 7]
-    states: npt.NDArray[np.float32]  # [n, 15], or [n, 0] if the first frame has none
+    states: npt.NDArray[np.float32]  # [n, 15], or [n, 0] if the frames have none
     bad: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Frames to read.
-
-    ``file``: the result; ``copies``: folder to copy to; ``action``: declaration of the split; ``keys``: arrays of a
-    frame.
-    """
+    """Frames to read. ``file``: the result; ``copies``: folder to copy to; ``action``: declaration of the split."""
 
     split: Path
     frames: tuple[int, ...]
     file: Path
     copies: Path | None
     action: Mapping[str, Any] | None
-    keys: tuple[str, ...]
-
-    @property
-    def width(self) -> int:
-        """Numbers of a frame."""
-        return sum(SIZES[key] for key in self.keys)
 
 
 def read_actions(
@@ -82,7 +72,6 @@ def read_actions(
     Raises ValueError or FileNotFoundError naming the first file that is missing, damaged, or contradicts the
     declaration ``action``; with ``keep_bad`` such files are listed in the result instead.
     """
-    keys = tuple(key for key in SIZES if key != STATE_KEY or split.has(int(ids[0]), STATE_KEY))
     folder = _plan(split, ids, output_dir, copies, action)
     parts = [
         _Part(
@@ -91,7 +80,6 @@ def read_actions(
             folder / f"part_{start:09d}.npz",
             copies,
             action,
-            keys,
         )
         for start in range(0, len(ids), PART)
     ]
@@ -106,7 +94,23 @@ def read_actions(
             tables.append(table)
             bar.update(len(table))
     table = np.concatenate(tables)
-    return Actions(table[:, :7], table[:, 7:14], table[:, 14:], bad)
+    states, faults = _states(split, ids, table[:, 14:], bad)
+    if faults and not keep_bad:
+        raise ValueError(next(iter(faults.values())))
+    return Actions(table[:, :7], table[:, 7:14], states, bad | faults)
+
+
+def _states(
+    split: CalvinSplit, ids: npt.NDArray[np.int64], table: npt.NDArray[np.float32], bad: Mapping[int, str]
+) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
+    """Return the states, [n, 0] if no good frame has one, and the errors of frames without a finite one otherwise."""
+    good = ~np.isin(ids, list(bad))
+    given = good & ~np.isnan(table).all(axis=1)
+    if not given.any():
+        return table[:, :0], {}
+    wrong = ids[good & ~np.isfinite(table).all(axis=1)].tolist()
+    what = f"has no finite {STATE_KEY}, the robot's state, as other frames do"
+    return table, {frame: f"{split.frame_path(frame)} {what}" for frame in wrong}
 
 
 def finish(output_dir: Path) -> None:
@@ -133,7 +137,7 @@ def _plan(
 
 
 def _finished(part: _Part, split: CalvinSplit) -> tuple[npt.NDArray[np.float32], dict[int, str]] | None:
-    """Return a part's numbers [n, width] of an earlier run, or None if there are none or frames have changed since."""
+    """Return a part's numbers [n, WIDTH] of an earlier run, or None if there are none or frames have changed since."""
     sources = (zip_reader.container(split.frame_path(frame)) for frame in part.frames)
     if not part.file.is_file() or not is_current(part.file, set(sources)):
         return None
@@ -141,23 +145,25 @@ def _finished(part: _Part, split: CalvinSplit) -> tuple[npt.NDArray[np.float32],
         table: npt.NDArray[Any] = read_npz(part.file, ("numbers",))["numbers"]
     except (ValueError, FileNotFoundError):
         return None
-    return (table, {}) if table.shape == (len(part.frames), part.width) and table.dtype == np.float32 else None
+    return (table, {}) if table.shape == (len(part.frames), WIDTH) and table.dtype == np.float32 else None
 
 
 def _read_part(part: _Part) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
     split = CalvinSplit(part.split)
-    table = np.zeros((len(part.frames), part.width), dtype=np.float32)
+    table = np.zeros((len(part.frames), WIDTH), dtype=np.float32)
+    no_state = np.full(CALVIN_STATE_DIM, np.nan)
     bad: dict[int, str] = {}
     read: list[int] = []
     for row, frame in enumerate(part.frames):
         try:
-            arrays = split.frame(frame, part.keys)
+            arrays = split.frame(frame, ("rel_actions", "actions"), optional=(STATE_KEY,))
             if part.copies is not None:
                 copy_frame(split.frame_path(frame), part.copies)
         except (ValueError, FileNotFoundError) as error:
             bad[frame] = str(error)
             continue
-        table[row] = np.concatenate([arrays[key] for key in part.keys])
+        numbers = [arrays["rel_actions"], arrays["actions"], arrays.get(STATE_KEY, no_state)]
+        table[row] = np.concatenate(numbers)
         read.append(row)
     for row, what in () if part.action is None else row_faults(table[read, :7], part.action):
         frame = part.frames[read[row]]

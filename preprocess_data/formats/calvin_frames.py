@@ -28,12 +28,17 @@ from training.data.formats import zip_reader
 from training.data.readers import read_npz
 
 PARTS = ".process_calvin"
-WIDTH = 7 + 7 + CALVIN_STATE_DIM
-"""Numbers that are read of each frame: relative action, absolute action, state (NaN where a frame has none)."""
+SIZES = {"rel_actions": 7, "actions": 7, STATE_KEY: CALVIN_STATE_DIM}
+"""Numbers that are read of each frame, and are columns of a table [n, WIDTH] in this order."""
+OPTIONAL = (STATE_KEY,)
+"""Arrays that all frames of a split have, or none. A frame without one has NaN in its columns."""
+WIDTH = sum(SIZES.values())
 PART = 1024
 """Frames of a part."""
 MIN_FRAMES_FOR_WORKERS = 4096
 """Fewer frames are read in this process before another one has started."""
+
+Table = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -94,23 +99,38 @@ def read_actions(
             tables.append(table)
             bar.update(len(table))
     table = np.concatenate(tables)
-    states, faults = _states(split, ids, table[:, 14:], bad)
+    found = _columns(table)
+    faults: dict[int, str] = {}
+    for key in OPTIONAL:
+        found[key] = _if_given(split, ids, key, found[key], bad, faults)
     if faults and not keep_bad:
         raise ValueError(next(iter(faults.values())))
-    return Actions(table[:, :7], table[:, 7:14], states, bad | faults)
+    return Actions(found["rel_actions"], found["actions"], found[STATE_KEY], bad | faults)
 
 
-def _states(
-    split: CalvinSplit, ids: npt.NDArray[np.int64], table: npt.NDArray[np.float32], bad: Mapping[int, str]
-) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
-    """Return the states, [n, 0] if no good frame has one, and the errors of frames without a finite one otherwise."""
+def _columns(table: Table) -> dict[str, Table]:
+    """Return the columns of each array in a table [n, WIDTH]."""
+    return dict(zip(SIZES, np.split(table, np.cumsum(list(SIZES.values()))[:-1], axis=1), strict=True))
+
+
+def _if_given(
+    split: CalvinSplit,
+    ids: npt.NDArray[np.int64],
+    key: str,
+    rows: Table,
+    bad: Mapping[int, str],
+    faults: dict[int, str],
+) -> Table:
+    """Return the rows of an optional array, [n, 0] if no good frame has it.
+
+    Otherwise the frames without a finite one are added to ``faults``.
+    """
     good = ~np.isin(ids, list(bad))
-    given = good & ~np.isnan(table).all(axis=1)
-    if not given.any():
-        return table[:, :0], {}
-    wrong = ids[good & ~np.isfinite(table).all(axis=1)].tolist()
-    what = f"has no finite {STATE_KEY}, the robot's state, as other frames do"
-    return table, {frame: f"{split.frame_path(frame)} {what}" for frame in wrong}
+    if np.isnan(rows[good]).all():
+        return rows[:, :0]
+    for frame in ids[good & ~np.isfinite(rows).all(axis=1)].tolist():
+        faults.setdefault(frame, f"{split.frame_path(frame)} has no finite {key}, as other frames do")
+    return rows
 
 
 def finish(output_dir: Path) -> None:
@@ -151,19 +171,18 @@ def _finished(part: _Part, split: CalvinSplit) -> tuple[npt.NDArray[np.float32],
 def _read_part(part: _Part) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
     split = CalvinSplit(part.split)
     table = np.zeros((len(part.frames), WIDTH), dtype=np.float32)
-    no_state = np.full(CALVIN_STATE_DIM, np.nan)
     bad: dict[int, str] = {}
     read: list[int] = []
     for row, frame in enumerate(part.frames):
         try:
-            arrays = split.frame(frame, ("rel_actions", "actions"), optional=(STATE_KEY,))
+            arrays = split.frame(frame, ("rel_actions", "actions"), optional=OPTIONAL)
             if part.copies is not None:
                 copy_frame(split.frame_path(frame), part.copies)
         except (ValueError, FileNotFoundError) as error:
             bad[frame] = str(error)
             continue
-        numbers = [arrays["rel_actions"], arrays["actions"], arrays.get(STATE_KEY, no_state)]
-        table[row] = np.concatenate(numbers)
+        for key, columns in _columns(table[row : row + 1]).items():
+            columns[:] = arrays.get(key, np.nan)
         read.append(row)
     for row, what in () if part.action is None else row_faults(table[read, :7], part.action):
         frame = part.frames[read[row]]

@@ -49,7 +49,7 @@ VERSION = 2
 _WEIGHTS = {
     "lift_block_drawer": 300.0,
     "lift_block_slider": 200.0,
-    "lift_block_table": 70.0,
+    "lift_block_table": 110.0,
     "push_into_drawer": 40.0,
     "unstack_block": 3.6,
     "rotate_block": 0.42,

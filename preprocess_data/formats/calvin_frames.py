@@ -28,12 +28,17 @@ from training.data.formats import zip_reader
 from training.data.readers import read_npz
 
 PARTS = ".process_calvin"
-SIZES = {"rel_actions": 7, "actions": 7, STATE_KEY: CALVIN_STATE_DIM}
+SIZES = {"rel_actions": 7, "actions": 7, STATE_KEY: CALVIN_STATE_DIM, "expert_actions": 7}
 """Numbers that are read of each frame."""
+OPTIONAL = (STATE_KEY, "expert_actions")
+"""Arrays that a split may lack. The first frame shows which ones it has."""
 PART = 1024
 """Frames of a part."""
 MIN_FRAMES_FOR_WORKERS = 4096
 """Fewer frames are read in this process before another one has started."""
+
+
+Table = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Actions:
     relative: npt.NDArray[np.float32]  # [n, 7]
     absolute: npt.NDArray[np.float32]  # [n, 7]
     states: npt.NDArray[np.float32]  # [n, 15], or [n, 0] if the first frame has none
+    expert: npt.NDArray[np.float32]  # [n, 7] what the expert wanted, or [n, 0] if the first frame has none
     bad: dict[int, str] = field(default_factory=dict)
 
 
@@ -82,7 +88,7 @@ def read_actions(
     Raises ValueError or FileNotFoundError naming the first file that is missing, damaged, or contradicts the
     declaration ``action``; with ``keep_bad`` such files are listed in the result instead.
     """
-    keys = tuple(key for key in SIZES if key != STATE_KEY or split.has(int(ids[0]), STATE_KEY))
+    keys = tuple(key for key in SIZES if key not in OPTIONAL or split.has(int(ids[0]), key))
     folder = _plan(split, ids, output_dir, copies, action)
     parts = [
         _Part(
@@ -106,7 +112,15 @@ def read_actions(
             tables.append(table)
             bar.update(len(table))
     table = np.concatenate(tables)
-    return Actions(table[:, :7], table[:, 7:14], table[:, 14:], bad)
+    found = columns_of(table, keys)
+    return Actions(found["rel_actions"], found["actions"], found[STATE_KEY], found["expert_actions"], bad)
+
+
+def columns_of(table: Table, keys: tuple[str, ...]) -> dict[str, Table]:
+    """Return the columns of each array in a table [n, width] of the arrays ``keys``; [n, 0] of the others."""
+    ends = np.cumsum([SIZES[key] for key in keys])[:-1]
+    parts = dict(zip(keys, np.split(table, ends, axis=1), strict=True))
+    return {key: parts.get(key, table[:, :0]) for key in SIZES}
 
 
 def finish(output_dir: Path) -> None:
@@ -159,9 +173,12 @@ def _read_part(part: _Part) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
             continue
         table[row] = np.concatenate([arrays[key] for key in part.keys])
         read.append(row)
-    for row, what in () if part.action is None else row_faults(table[read, :7], part.action):
-        frame = part.frames[read[row]]
-        bad[frame] = f"{split.frame_path(frame)}: rel_actions {what}"
+    if part.action is not None:
+        found = columns_of(table[read], part.keys)
+        for key in ("expert_actions", "rel_actions"):
+            for row, what in row_faults(found[key], part.action) if found[key].size else ():
+                frame = part.frames[read[row]]
+                bad[frame] = f"{split.frame_path(frame)}: {key} {what}"
     if not bad:  # a part with a bad file is read again after the file is repaired
         content = io.BytesIO()
         np.savez(content, numbers=table)

@@ -21,6 +21,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Attention = Literal["sdpa", "eager", "flex_attention"]
 Proprioception = Literal["none", "pose"]
 ActionNormalisation = Literal["none", "min_max", "quantile"]
+ActionKey = Literal["rel_actions", "expert_actions"]
 OnBadRecord = Literal["skip", "error"]
 TextOnly = Literal["skip", "use"]
 Schedule = Literal[
@@ -243,6 +244,9 @@ class Dataset:
     augment: Augment = section(Augment)
     action_normalisation: ActionNormalisation = field(
         "none", "scale each action dimension to [-1, 1] by the training data's extremes or 1st and 99th percentiles"
+    )
+    action_key: ActionKey = field(
+        "rel_actions", "label: the recorded motion, or what the expert wanted in the recorded state (expert_actions)"
     )
     preprocessing: Preprocessing = section(Preprocessing)
 

@@ -99,6 +99,11 @@ class Recording:
             if different == ["episodes"] and len(self.settings.scenes) == 1:
                 different = []  # a recording of one scene can be extended
             if different and self._has_episodes():
+                if "version" in different:
+                    raise SettingsDiffer(
+                        f"{self.path} is a recording of an earlier version, which draws other tasks and has no "
+                        "expert_actions; give another --out"
+                    )
                 key = different[0]
                 raise SettingsDiffer(
                     f"{self.path} was recorded with {key} {_short(found.get(key))}, now it is {_short(wanted[key])}; "

@@ -22,7 +22,7 @@ from common.constants import (
 )
 from common.constants import CAMERAS as CAMERAS
 
-ACTION_KEYS = ("rel_actions", "actions")
+ACTION_KEYS = ("rel_actions", "actions", "expert_actions")
 """Recorded actions that offline evaluation compares with."""
 ACTION_DECODERS = ("regression", "block_diffusion")
 """Sources of actions: the regression head, or decoded action tokens."""

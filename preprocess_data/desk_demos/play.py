@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ import numpy.typing as npt
 from policy_rollout.calvin.instructions import HELD_OUT, TRAINING
 from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.calvin.scene_state import symbolic_state
-from policy_rollout.calvin.symbolic import CATEGORIES, feasible_tasks
-from policy_rollout.calvin.tasks import BLOCKS, TASK_NAMES
+from policy_rollout.calvin.symbolic import Frozen, feasible_tasks, freeze, successors, thaw
+from policy_rollout.calvin.tasks import COLOURS, TASK_NAMES
 from policy_rollout.desk import DeskEnv
 from policy_rollout.desk.experts.policy import PLAY, QUIET, ScriptedExpert, task_resets
 from training.data.calvin import relative_action
@@ -40,12 +41,30 @@ TAIL = (2, 9)
 DEPTH_STEP = 2.0**-13
 """Metres: recorded depth is rounded to an eighth of a millimetre, which halves its file."""
 
-# Tasks that are rarely feasible are drawn more often when they are, so that all occur equally often.
-_EAGER = {
-    "unstack_block": 4.0,
-    "push_into_drawer": 6.0,
-    **{f"lift_{block.removeprefix('block_')}_block_drawer": 3.0 for block in BLOCKS},
+VERSION = 2
+"""Of the recorder: another version draws other tasks or writes other arrays. 2: even draws, `expert_actions`."""
+
+# Weights of the tasks of a kind (without colour and side) in the draw, and how often each task starts an episode. They
+# make all tasks occur about equally often, as far as the tasks that lead to others allow (docs/desk.md).
+_WEIGHTS = {
+    "lift_block_drawer": 300.0,
+    "lift_block_slider": 200.0,
+    "lift_block_table": 110.0,
+    "push_into_drawer": 40.0,
+    "unstack_block": 3.6,
+    "rotate_block": 0.42,
+    "push_block": 0.42,
+    "open_drawer": 0.24,
+    "close_drawer": 0.24,
+    "turn": 0.15,
+    "move_slider": 0.13,
+    "stack_block": 0.12,
+    "place_in_slider": 0.026,
+    "place_in_drawer": 0.019,
 }
+_STARTS = {"lift_block_drawer": 3, "lift_block_slider": 2}
+_NO_PROSPECT = 0.001
+"""Prospect of a task that no other task can follow."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +91,9 @@ class Settings:
         return self.scenes[episode * len(self.scenes) // self.episodes]
 
     def as_dict(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """Return all settings and the recorder's version, with lists in place of tuples."""
+        settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {**settings, "version": VERSION}
 
 
 @dataclass(frozen=True)
@@ -152,18 +173,19 @@ class _Episode:
         return PlayedEpisode(self.count, tuple(windows), tuple(failed))
 
     def _next_task(self) -> str | None:
-        """Draw one of the feasible tasks; those that were attempted already become less likely."""
-        state = symbolic_state(self.obs["scene_obs"], self.obs["robot_obs"], self.env.get_info())
-        feasible = feasible_tasks(state, self.settings.tasks, unique=False)
+        """Draw one of the feasible tasks: rare ones and those that lead to rare ones more often, repeats less often."""
+        values = symbolic_state(self.obs["scene_obs"], self.obs["robot_obs"], self.env.get_info())
+        feasible = feasible_tasks(values, self.settings.tasks, unique=False)
         if not feasible:
             return None
         if not self.attempted and self.first_task in feasible:
             return self.first_task
-        categories = [CATEGORIES[task] for task in self.attempted]
+        is_last = len(self.attempted) == self.settings.tasks_per_episode - 1
+        state = freeze(values)
 
         def weight(task: str) -> float:
-            repeats = (1 + categories.count(CATEGORIES[task])) * (1 + self.attempted.count(task)) ** 2
-            return _EAGER.get(task, 1.0) / repeats
+            prospect = 1.0 if is_last else _prospect(state, task, self.settings.tasks)
+            return _WEIGHTS[_kind(task)] * prospect / (1 + self.attempted.count(task)) ** 2
 
         weights = np.array([weight(task) for task in feasible])
         return feasible[int(self.choice.choice(len(feasible), p=weights / weights.sum()))]
@@ -209,11 +231,34 @@ class _Episode:
         return info
 
 
+def _kind(task: str) -> str:
+    """Return a task's kind: its name without colour and side; all four tasks of the lights are one kind."""
+    words = [word for word in task.split("_") if word not in COLOURS]
+    if words[0] == "turn":
+        return "turn"
+    return "_".join(words[:2] if words[0] in ("rotate", "push", "move") and words[1] != "into" else words)
+
+
+@cache
+def _prospect(state: Frozen, task: str, tasks: tuple[str, ...]) -> float:
+    """Return the largest weight of the other tasks that are feasible after `task`, the mean over its outcomes."""
+    largest = [
+        max(
+            (_WEIGHTS[_kind(other)] for other in feasible_tasks(thaw(after), tasks, unique=False) if other != task),
+            default=_NO_PROSPECT,
+        )
+        for after in successors(state, task)
+    ]
+    return sum(largest) / len(largest)
+
+
 def _first_task(settings: Settings, episode: int) -> str:
-    """Return the first task of an episode: a shuffled order in which every task occurs equally often."""
-    shuffle, position = divmod(episode, len(settings.tasks))
+    """Return the first task of an episode, from a shuffled order of all tasks; rare ones occur in it repeatedly."""
+    is_chained = settings.tasks_per_episode > 1
+    order = [task for task in settings.tasks for _ in range(_STARTS.get(_kind(task), 1) if is_chained else 1)]
+    shuffle, position = divmod(episode, len(order))
     rng = np.random.default_rng([settings.seed, SPLITS.index(settings.split), shuffle])
-    return settings.tasks[int(rng.permutation(len(settings.tasks))[position])]
+    return order[int(rng.permutation(len(order))[position])]
 
 
 def frame_of(before: Mapping[str, Any], after: Mapping[str, Any], intended: Array, depth: bool = False) -> Frame:

@@ -227,6 +227,7 @@ def robot_dataset(job: Job, root: str, vq: MagVITv2 | None = None) -> DataProvid
         resolution=job.dataset.preprocessing.resolution,
         num_view=job.model.vla.num_view,
         tokens=None if vq is None else token_cache(job, root, vq),
+        action_key=job.dataset.action_key,
     )
 
 

@@ -213,7 +213,8 @@ class Evaluation:
 
     def _untrained(self) -> Policy:
         vq = load_magvit(self.job.model.vq_model.vq_model_name)
-        return UPVLAPolicy(build(self.job), vq, device=pick_device(self.device))
+        built = build(self.job, state=self.trained.spec.data.state_convention)
+        return UPVLAPolicy(built, vq, device=pick_device(self.device))
 
     def _mean_action(self) -> np.ndarray:
         return mean_of_training(Path(self.job.dataset.params.train_pre_shards_path_or_url))

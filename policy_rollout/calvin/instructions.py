@@ -302,7 +302,7 @@ def _all() -> dict[str, Pair]:
 TRAINING: dict[str, Phrases] = {task: pair[0] for task, pair in _all().items()}
 HELD_OUT: dict[str, Phrases] = {task: pair[1] for task, pair in _all().items()}
 
-_FILLERS = frozenset("a an and it its now of please that the then this to you your".split())  # noqa: SIM905
+_FILLERS = frozenset(("a", "an", "and", "it", "its", "now", "please", "that", "the", "then", "this", "to", "your"))
 _MIN_OVERLAP = 0.6
 """Smallest Dice coefficient of two sets of words at which a sentence is close to a phrasing."""
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.arguments import command_parser, path_argument, whole
@@ -47,7 +46,9 @@ def draw(policy: UPVLAPolicy, recording: Recording, found: FutureFrames, rows: i
     cells = []
     for i in moving[np.linspace(0, len(moving) - 1, min(rows, len(moving))).astype(int)]:
         sample = found.samples[i]
-        now, later = (observe(recording, frame, sample.instruction, policy) for frame in (sample.start, sample.start + steps))
+        now, later = (
+            observe(recording, frame, sample.instruction, policy) for frame in (sample.start, sample.start + steps)
+        )
         decoded = policy.decode(np.concatenate([policy.encode([later]), policy.predict_codes([now])]))[:, 0]
         true = camera.project(found.later[i], CELL)
         for image, source, text in (

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,7 +86,7 @@ def train_probe(codes: Codes, positions: Positions, bits: int, seed: int = 0) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes = (inputs.shape[1], WIDTH, WIDTH, 3)
-        layers = [layer for i, o in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(i, o), nn.GELU())]
+        layers = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), nn.GELU())]
         network = nn.Sequential(*layers[:-1])
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
     steps = EPOCHS * -(-len(inputs) // 128)
@@ -102,7 +103,11 @@ def train_probe(codes: Codes, positions: Positions, bits: int, seed: int = 0) ->
 
 
 def probe_of(
-    policy: UPVLAPolicy, recording: Recording, frames: int = PROBE_FRAMES, seed: int = 0, progress: Progress = lambda n: None
+    policy: UPVLAPolicy,
+    recording: Recording,
+    frames: int = PROBE_FRAMES,
+    seed: int = 0,
+    progress: Progress = lambda n: None,
 ) -> HandProbe:
     """Train the probe for the policy's image tokenizer on frames spread evenly over the windows of a recording."""
     every = sorted({frame for window in recording.annotations for frame in range(window.start, window.end + 1)})

@@ -302,7 +302,7 @@ def _all() -> dict[str, Pair]:
 TRAINING: dict[str, Phrases] = {task: pair[0] for task, pair in _all().items()}
 HELD_OUT: dict[str, Phrases] = {task: pair[1] for task, pair in _all().items()}
 
-_FILLERS = frozenset("a an and it its now of please that the then this to you your".split())
+_FILLERS = frozenset(("a", "an", "and", "it", "its", "now", "please", "that", "the", "then", "this", "to", "your"))
 _MIN_OVERLAP = 0.6
 """Smallest Dice coefficient of two sets of words at which a sentence is close to a phrasing."""
 
@@ -318,7 +318,9 @@ def closest_task(sentence: str) -> str | None:
     """Return the task with the phrasing that shares the most words with ``sentence``; None if no phrasing is close."""
     given = _words(sentence)
     overlap = {
-        task: max(_overlap(given, _words(phrase)) for phrase in (task.replace("_", " "), *TRAINING[task], *HELD_OUT[task]))
+        task: max(
+            _overlap(given, _words(phrase)) for phrase in (task.replace("_", " "), *TRAINING[task], *HELD_OUT[task])
+        )
         for task in TASK_NAMES
     }
     best = max(overlap, key=lambda task: overlap[task])

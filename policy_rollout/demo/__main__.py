@@ -83,7 +83,8 @@ def run(args: argparse.Namespace, folder: Path, interactive: bool) -> None:
 
     print(f"loading {args.model}", flush=True)
     policy = UPVLAPolicy.from_config(args.model / "config.yaml", args.device, checkpoint=args.model)
-    steps, replan_every = args.max_steps or desk.MAX_STEPS, args.replan_every or desk.REPLAN_EVERY
+    steps = args.max_steps or desk.MAX_STEPS
+    replan_every = args.replan_every or min(desk.REPLAN_EVERY, policy.act_step)
     session = Session(policy, args.scene, args.seed, folder, Console(), steps, replan_every)
     if args.task or args.instruction:
         instruction = args.instruction or validation_instruction(args.task)

@@ -36,7 +36,7 @@ from policy_rollout.closed_loop.evaluation import RolloutSettings, run_distribut
 from policy_rollout.closed_loop.interface import ChainJob
 from policy_rollout.closed_loop.progress import Progress, require_wandb
 from policy_rollout.policies.action_chunking import ChunkPlayer
-from policy_rollout.policies.interface import require_same_convention
+from policy_rollout.policies.interface import require_calvin_state, require_same_convention
 from policy_rollout.policies.model_yaml import load_model_yaml
 from policy_rollout.report import write_report
 
@@ -63,6 +63,7 @@ def evaluate(settings: Mapping[str, Any], process: ProcessRank) -> Path:
     policy = UPVLAPolicy.from_config(settings["model_config"], device=_device(settings["device"], process))
     # All checks come before the folder is claimed for these settings.
     require_same_convention(policy.convention, benchmark.convention, f"environment={settings['environment']}")
+    require_calvin_state(policy, f"environment={settings['environment']}")
     ChunkPlayer(policy.act_step, settings["replan_every"], settings["ensemble"])
     jobs = benchmark.jobs(int(settings["num_sequences"]))
     cut = _cut_instructions(policy, jobs, process)

@@ -23,6 +23,7 @@ import io
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
@@ -212,7 +213,8 @@ def import_simulator() -> None:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # calvin_env imports GitPython, which needs a git program
     excepthook = sys.excepthook  # calvin_env 1431a46 replaces it
     try:
-        with _silent():
+        with _silent(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # calvin_env uses Hydra as older versions of it did
             modules = [import_module(name) for name in MODULES]
     except (ImportError, AttributeError) as error:  # an old gym uses attributes that NumPy no longer has
         module = error.name if isinstance(error, ImportError) else None

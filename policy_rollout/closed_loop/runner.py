@@ -14,7 +14,7 @@ from common.constants import CALVIN_MAX_STEPS
 from policy_rollout.closed_loop.env_slot import EnvSlots, LocalSlots, NeedsChunk, SlotEvent, SlotSettings, WorkerCrashed
 from policy_rollout.closed_loop.env_worker import WorkerSlots
 from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, EnvFactory, Recorder
-from policy_rollout.policies.interface import Policy, require_same_convention
+from policy_rollout.policies.interface import Policy, require_calvin_state, require_same_convention
 
 MAX_ATTEMPTS = 2
 """How often a chain is started whose worker process crashes in it."""
@@ -41,10 +41,11 @@ def run_chains(
     ``parallel``   number of environments; in ``workers`` processes, or in this one if 0.
     ``recorder``   receives frames and outcomes; ``replan_every``, ``ensemble``: see ``ChunkPlayer``.
 
-    Raises ``ValueError`` if the action conventions of policy and environment differ, and if a worker process crashed
-    twice in the same chain.
+    Raises ``ValueError`` if the action conventions of policy and environment differ, if the policy reads another state
+    than CALVIN's, and if a worker process crashed twice in the same chain.
     """
     require_same_convention(policy.convention, factory.convention, "the environment")
+    require_calvin_state(policy, "the environment")
     policy.reset()
     cameras = tuple(name.removeprefix("rgb_") for name in policy.cameras)
     frame_interval = recorder.frame_interval if recorder is not None else 1

@@ -92,12 +92,6 @@ class StateLayout(ActionLayout):
     def to_json(self) -> dict[str, Any]:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
-    @property
-    def is_calvin(self) -> bool:
-        """True for CALVIN's ``robot_obs``."""
-        groups = {name: list(getattr(self, name)) for name in CALVIN_STATE["groups"]}
-        return (self.dim, groups) == (CALVIN_STATE_DIM, CALVIN_STATE["groups"])
-
     def __str__(self) -> str:
         groups = ", ".join(f"{name} {list(getattr(self, name))}" for name in ACTION_GROUPS if getattr(self, name))
         return f"{self.dim} numbers ({groups}; {self.angles})"
@@ -116,10 +110,24 @@ class StateLayout(ActionLayout):
         return state
 
 
+ROBOT_OBS = StateLayout(CALVIN_STATE_DIM, *(tuple(CALVIN_STATE["groups"][name]) for name in ACTION_GROUPS))
+"""CALVIN's state."""
+
+
 def state_read_by(policy: Policy) -> StateLayout | None:
     """Return the state that a policy reads (its ``state``); None if it reads none, as policies without it."""
     found: StateLayout | None = getattr(policy, "state", None)
     return found
+
+
+def require_calvin_state(policy: Policy, name: str) -> None:
+    """Raise `ValueError` if a policy reads another state than `robot_obs`, which every environment gives.
+
+    Checked before a run, as `require_same_convention`, with benchmark ``name``.
+    """
+    layout = state_read_by(policy)
+    if layout not in (None, ROBOT_OBS):
+        raise ValueError(f"{name} gives CALVIN's robot_obs, {ROBOT_OBS}; the policy reads another state, {layout}")
 
 
 def require_same_convention(policy: ActionConvention, benchmark: ActionConvention, name: str) -> None:

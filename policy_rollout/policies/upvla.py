@@ -34,6 +34,7 @@ from policy_rollout.policies.interface import CAMERAS as CAMERAS
 from policy_rollout.policies.interface import ActionConvention as ActionConvention
 from policy_rollout.policies.interface import Observation as Observation
 from policy_rollout.policies.interface import Policy as Policy
+from policy_rollout.policies.interface import StateLayout as StateLayout
 from policy_rollout.policies.interface import require_same_convention as require_same_convention
 from policy_rollout.policies.model_yaml import CHECKPOINT_KEY, load_model_yaml, located
 
@@ -186,6 +187,11 @@ class UPVLAPolicy:
     def reads_state(self) -> bool:
         """True if observations must have ``robot_obs``."""
         return self._state is not None
+
+    @property
+    def state(self) -> StateLayout | None:
+        """Meaning of the ``robot_obs`` that observations must have; None if the model reads none."""
+        return None if self._state is None else StateLayout.from_json(self._state.to_json())
 
     @property
     def action_decoder(self) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.policies.interface import ActionConvention, StateLayout
+from policy_rollout.policies.interface import ROBOT_OBS, ActionConvention, StateLayout
 from policy_rollout.serving.request import Request, parse_request, parse_state
 from policy_rollout.serving.wire import Limits, WireError, pack, unpack
 
@@ -127,7 +127,7 @@ def hello(
     inputs = dict.fromkeys(cameras, image) | {"language": {"name": "language", "dims": 0, "format": "language"}}
     if state is not None:
         calvin = {"dims": len(CALVIN_STATES), "format": "eef_pos3_euler3_gripper2"}
-        inputs["state"] = {"name": "state", **(calvin if state.is_calvin else {"dims": state.dim, "format": "raw"})}
+        inputs["state"] = {"name": "state", **(calvin if state == ROBOT_OBS else {"dims": state.dim, "format": "raw"})}
     payload = {
         "harness_version": server,
         "protocol_version": PROTOCOL_VERSION,
@@ -161,7 +161,7 @@ def _state(payload: Mapping[Any, Any], layout: StateLayout) -> NDArray[Any]:
     key = next((key for key in STATES if payload.get(key) is not None), STATES[0])
     sent = payload.get(key)
     size = len(sent) if isinstance(sent, list) else np.size(sent) if isinstance(sent, np.ndarray) else 0
-    if not layout.is_calvin or size != len(CALVIN_STATES):
+    if layout != ROBOT_OBS or size != len(CALVIN_STATES):
         return parse_state(sent, layout, key)
     numbers = parse_state(sent, StateLayout(len(CALVIN_STATES)), key)
     whole = np.zeros(layout.dim, dtype=numbers.dtype)

@@ -6,7 +6,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from policy_rollout.calvin.oracle import VERSION
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.closed_loop.interface import ChainRecord
 from policy_rollout.closed_loop.runner import run_chains
-from policy_rollout.policies.interface import Observation
+from policy_rollout.policies.interface import ROBOT_OBS, Observation, StateLayout
 from policy_rollout.policies.upvla import ConstantPolicy
 
 Data = Callable[[str], Path]
@@ -154,6 +154,23 @@ def test_chains_are_run_in_the_simulator(fake_calvin_env: None, data: Data, work
     assert opened == [job.tasks[0] == "open_drawer" for job in jobs]
     assert set(opened) == {True, False}
     assert all(records[job.index].steps[0] == (7 if job.tasks[0] == "open_drawer" else 10) for job in jobs)
+
+
+def test_the_simulators_robot_obs_is_the_state_that_a_policy_reads(fake_calvin_env: None, data: Data) -> None:
+    class Reader(ConstantPolicy):
+        state = ROBOT_OBS
+        read: ClassVar[list[np.ndarray]] = []
+
+        def act(self, observations: list[Observation]) -> np.ndarray:
+            self.read += [self.state.check(seen.robot_obs, "robot_obs") for seen in observations]
+            return super().act(observations)
+
+    benchmark, policy = find_benchmark(settings(data("D"))), Reader(np.zeros(7, np.float32), act_step=3)
+    run_chains(benchmark, policy, benchmark.jobs(1), lambda record: None, max_steps=6, workers=0)
+    assert len(policy.read) == 2, "one for each chunk"
+    policy.state = StateLayout(7, (0, 1, 2), (3, 4, 5), (6,))
+    with pytest.raises(ValueError, match=r"gives CALVIN's robot_obs, 15 numbers .*another state, 7 numbers"):
+        run_chains(benchmark, policy, benchmark.jobs(1), lambda record: None, max_steps=6, workers=0)
 
 
 def prober(folder: Path, ending: str) -> dict[str, str]:

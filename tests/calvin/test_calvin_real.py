@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from common.constants import CALVIN_STATE
+from models.action.state import StateConvention
 from policy_rollout.calvin.initial_states import initial_state
 from policy_rollout.calvin.installation import package_folder
 from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.calvin.sequences import official_sequences
 from policy_rollout.calvin.simulator import CalvinEnv
 from policy_rollout.calvin.tasks import CALVIN_TASKS
+from policy_rollout.closed_loop.interface import observation
+from policy_rollout.policies.interface import Observation
+from policy_rollout.policies.upvla import UPVLAPolicy
+from tests.policy.saved_model import write_model
 
 RECORDED = Path(os.environ.get("BLOCKDIFF_CALVIN_DIR", Path(__file__).parents[3] / "shared" / "calvin")) / "mini_D_D"
 pytestmark = [
@@ -46,6 +54,27 @@ def test_a_recorded_state_comes_back(env: CalvinEnv, index: int) -> None:
     assert {name: image.shape for name, image in images.items()} == {
         name: frame[name].shape for name in ("rgb_static", "rgb_gripper")
     }
+
+
+def test_a_policy_that_reads_the_state_acts_by_what_the_simulator_measures(env: CalvinEnv, tmp_path: Path) -> None:
+    convention = StateConvention.of(CALVIN_STATE, dict.fromkeys(range(15), 0.0), dict.fromkeys(range(15), 1.0))
+    policy = UPVLAPolicy.from_config(write_model(tmp_path, state=convention.to_json()), device="cpu")
+    frames = [recorded(index) for index in (738, 844)]
+    measured, moved = [], []
+    for frame in frames:
+        env.reset(frame["robot_obs"], frame["scene_obs"])
+        seen = observation(env.get_obs(("static",)), "open the drawer")
+        (chunk,) = policy.act([seen])
+        recorded_chunk = policy.act([replace(seen, robot_obs=frame["robot_obs"])])[0]
+        np.testing.assert_allclose(chunk, recorded_chunk, atol=1e-2)  # the simulator's state is that of the recording
+        measured.append(convention.apply(torch.from_numpy(seen.robot_obs)).numpy())
+        moved.append([env.step(action, render=False)[0]["robot_obs"][:3] for action in chunk])
+    expected = convention.apply(torch.from_numpy(np.stack([frame["robot_obs"] for frame in frames]))).numpy()
+    np.testing.assert_allclose(measured, expected, atol=5e-3)
+    assert np.isfinite(moved).all()
+    static = env.get_obs(("static",))["rgb_obs"]["rgb_static"]
+    one, other = policy.act([Observation(static, "open the drawer", robot_obs=frame["robot_obs"]) for frame in frames])
+    assert np.abs(one - other).max() > 1e-4, "the same image, another state"
 
 
 def test_neither_drawing_nor_the_chain_before_moves_anything(env: CalvinEnv) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from policy_rollout import policy_upvla
-from policy_rollout.policies.interface import Observation, StateLayout
+from policy_rollout.policies.interface import ROBOT_OBS, Observation, StateLayout
 from policy_rollout.policy_upvla import ControlSettings, control
 from policy_rollout.robot.interface import RobotObservation
 from policy_rollout.robot.remote import RemotePolicy
@@ -53,7 +53,7 @@ def seen(state: Any = STATE) -> Observation:
 @pytest.mark.parametrize("layout", [ARM, CALVIN, StateLayout(3, (2, 0), angles="axis_angle")])
 def test_a_layout_survives_its_json(layout):
     assert StateLayout.from_json(layout.to_json()) == layout
-    assert layout.is_calvin == (layout is CALVIN)
+    assert (layout == ROBOT_OBS) == (layout is CALVIN)
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ from policy_rollout.desk.rendering.cameras import checked_jitter
 from preprocess_data.desk_demos.files import npy_bytes, pickled_npy
 from preprocess_data.desk_demos.play import SPLITS
 from preprocess_data.desk_scenes.draw import PLACES, draw_scene
-from preprocess_data.desk_scenes.objects import object_of_task
 from preprocess_data.desk_scenes.locate import locate
+from preprocess_data.desk_scenes.objects import object_of_task
 from preprocess_data.jobs.shard_writer import ShardTask, lock_plan, rank_and_world, rank_options, write_shards
 from training.data.dataset_spec import write_contract
 from training.data.episode_index import INDEX_NAME, MIN_INDEXED, Episode, Frame, build_index, write_index

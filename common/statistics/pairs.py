@@ -98,7 +98,7 @@ def pairs_of(values: Mapping[str, np.ndarray], weights: np.ndarray | None = None
 def pair_of(first: str, second: str, one: np.ndarray, other: np.ndarray, weights: np.ndarray | None = None) -> Pair:
     """Return the pair of two results ``one`` and ``other`` [runs, items] on the same items."""
     apart = int((one.mean(axis=0) != other.mean(axis=0)).sum())
-    value_range = float(max(one.max(), other.max()) - min(one.min(), other.min()))
+    value_range = max(float(one.max()), float(other.max())) - min(float(one.min()), float(other.min()))
     return Pair(first, second, paired_difference(one, other, weights), one.shape[1], apart, value_range)
 
 

@@ -1,16 +1,16 @@
 """The settings of a training run: one dataclass for each section, and the only list of keys.
 
-Every key is declared by `field(default, doc, ...)`. `--help` prints its one-line `doc`. `config.parsing` checks its
-type and bounds, and `config.validation` its path, before torch is imported.
+Every key is declared by `field(default, doc, ...)` (`config.fields`). `--help` prints its one-line `doc`.
+`config.parsing` checks its type and bounds, and `config.validation` its path, before torch is imported.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from common.constants import CODEBOOK_SIZE
+from config.fields import field, internal, section
 
 Objective = Literal["ar", "mdm", "bd"]
 Framework = Literal["upvla", "arvla", "mdmvla", "bdvla"]
@@ -19,6 +19,7 @@ LoaderMode = Literal["min_size", "max_size", "max_size_cycle", "sequential"]
 Precision = Literal["no", "fp16", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 Attention = Literal["sdpa", "eager", "flex_attention"]
+Proprioception = Literal["none", "pose"]
 ActionNormalisation = Literal["none", "min_max", "quantile"]
 OnBadRecord = Literal["skip", "error"]
 TextOnly = Literal["skip", "use"]
@@ -33,40 +34,6 @@ VQ_STRIDE: Final = 16
 """Pixels along one side of an image that become one VQ token (four stride-2 convolutions)."""
 ROBOT_INDEX: Final = "dataset_info.json"
 MMU_INDEX: Final = "llava_v1_5_mix665k.json"
-
-PathKind = Literal["dir", "list", "model", "weights", "other"]
-"""dir: an existing folder. list: a folder or a JSON file. model: a folder, a weights file or a hub id. weights: a file.
-other: a path that is not checked at start, or a word. Each text of a list is such a path. A leading `~` is expanded."""
-
-
-def field(
-    default: Any, doc: str, *, path: PathKind | None = None, requires: str = "", allowed: str = "", **bounds: float
-) -> Any:
-    """Declare one key. A union in its annotation names narrow types first.
-
-    Args:
-        default: its value where no file and no argument sets it; a list is copied for each job.
-        doc: one line of documentation.
-        path: the kind of path that the value is.
-        requires: name of a file that the folder has to contain.
-        allowed: the allowed values in words, where the annotation alone does not give them.
-        bounds: `ge`, `gt`, `le`, `lt`: bounds of a number, or of each number of a list.
-    """
-    assert bounds.keys() <= {"ge", "gt", "le", "lt"}
-    metadata = {"doc": doc, "path": path, "requires": requires, "allowed": allowed, **bounds}
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def section(cls: type) -> Any:
-    """Declare a section of keys."""
-    return dataclasses.field(default_factory=cls)
-
-
-def internal(factory: Any) -> Any:
-    """Declare an attribute of the job that is not a key and does not count when jobs are compared."""
-    return dataclasses.field(default_factory=factory, compare=False, metadata={"internal": True})
 
 
 @dataclass
@@ -142,6 +109,9 @@ class VLA:
 
     num_view: int = field(1, "cameras: 1 = static, 2 = static + gripper", ge=1, le=2)
     action_dim: int = field(7, "numbers of an action; the robot data must have as many", ge=1)
+    proprioception: Proprioception = field(
+        "none", "also read the robot's state: pose = position, rotation and gripper, as the robot data declare them"
+    )
 
 
 @dataclass
@@ -363,6 +333,7 @@ class Training:
     seed: int = field(10086, "seed of weights, data order and masks", ge=0)
     max_train_steps: int = field(200000, "optimizer steps of the run", ge=1)
     cond_dropout_prob: float = field(0.0, "fraction of robot samples whose instruction is emptied", ge=0.0, le=1.0)
+    state_dropout_prob: float = field(0.0, "fraction of robot samples whose state is left out", ge=0.0, le=1.0)
     label_smoothing: float = field(0.0, "label smoothing of the image loss", ge=0.0, lt=1.0)
     max_grad_norm: float | None = field(None, "clip the gradient to this norm; null = do not clip", gt=0.0)
     explosion_factor: float | None = field(

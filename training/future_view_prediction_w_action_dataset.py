@@ -114,6 +114,7 @@ class DataProvider(Dataset[RobotSample]):
             actions=torch.from_numpy(actions),
             action_is_pad=torch.from_numpy(is_pad),
             index=index,
+            state=None if self.data.states is None else torch.from_numpy(self.data.states[index].copy()),
         )
 
     def batch(self, indices: Sequence[int]) -> RobotBatch:
@@ -134,6 +135,7 @@ class DataProvider(Dataset[RobotSample]):
             actions=torch.from_numpy(actions),
             action_is_pad=torch.from_numpy(is_pad),
             indices=torch.from_numpy(now),
+            states=None if self.data.states is None else torch.from_numpy(self.data.states[now]),
         )
 
     def _text(self, number: int) -> str:

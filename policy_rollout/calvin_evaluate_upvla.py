@@ -10,6 +10,7 @@ for the environments of its worker processes (``closed_loop/runner.py``).
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -35,6 +36,7 @@ from policy_rollout.closed_loop.arguments import CONFIG, hydra_arguments
 from policy_rollout.closed_loop.evaluation import RolloutSettings, run_distributed
 from policy_rollout.closed_loop.interface import ChainJob
 from policy_rollout.closed_loop.progress import Progress, require_wandb
+from policy_rollout.closed_loop.stopping import EarlyStop
 from policy_rollout.policies.action_chunking import ChunkPlayer
 from policy_rollout.policies.interface import require_calvin_state, require_same_convention
 from policy_rollout.policies.model_yaml import load_model_yaml
@@ -68,6 +70,7 @@ def evaluate(settings: Mapping[str, Any], process: ProcessRank) -> Path:
     jobs = benchmark.jobs(int(settings["num_sequences"]))
     cut = _cut_instructions(policy, jobs, process)
     recorder = make_recorder(settings, folder, policy)
+    stop = _early_stop(settings, record_settings(policy, benchmark, settings), jobs)
     records.claim(folder, record_settings(policy, benchmark, settings))
     unrecorded = recorder.without_video(records.read(folder)) if recorder is not None and process.rank == 0 else []
     if unrecorded:
@@ -86,8 +89,10 @@ def evaluate(settings: Mapping[str, Any], process: ProcessRank) -> Path:
     progress = Progress(folder, jobs, process.rank, settings if settings["log_wandb"] else None)
     policy_from = {**policy_origin(policy), "cut_instructions": cut}
     run_distributed(
-        folder, benchmark, policy, jobs, rollout, progress, recorder, process.world, policy_from=policy_from
+        folder, benchmark, policy, jobs, rollout, progress, recorder, process.world, stop, policy_from=policy_from
     )
+    if stop is not None and process.rank == 0:
+        print(f"{folder} is {stop.verdict()}")
     if process.rank == 0:
         print(f"report in {write_report(folder)}")
     elif not _is_reported(folder):  # process 0 may have been killed
@@ -107,6 +112,17 @@ def record_settings(policy: UPVLAPolicy, benchmark: Benchmark, settings: Mapping
         **{name: settings[name] for name in ("ep_len", "replan_every", "ensemble")},
         "benchmark": benchmark.stamp(),
     }
+
+
+def _early_stop(
+    settings: Mapping[str, Any], of_records: Mapping[str, Any], jobs: Sequence[ChainJob]
+) -> EarlyStop | None:
+    """Return the test that ends the evaluation, if ``compare_with`` names another one."""
+    if settings["compare_with"] is None:
+        return None
+    other = expand_home(str(settings["compare_with"])).resolve()
+    plain = json.loads(json.dumps(of_records))
+    return EarlyStop(other, plain, max(len(job.tasks) for job in jobs), settings["margin"])
 
 
 def _cut_instructions(policy: UPVLAPolicy, jobs: Sequence[ChainJob], process: ProcessRank) -> list[str]:
@@ -156,6 +172,11 @@ def _check(settings: Mapping[str, Any]) -> None:
     ensemble = settings["ensemble"]
     if ensemble is not None and (type(ensemble) not in (int, float) or not 0 <= ensemble < float("inf")):
         raise ValueError(f"ensemble={ensemble}: expected null or a number of at least 0")
+    margin = settings["margin"]
+    if margin is not None and (type(margin) not in (int, float) or not 0 < margin < float("inf")):
+        raise ValueError(f"margin={margin}: expected null or a number above 0")
+    if margin is not None and settings["compare_with"] is None:
+        raise ValueError(f"margin={margin} has no effect without compare_with")
     for name in ("save_rollout_as_video", "log_wandb"):
         if not isinstance(settings[name], bool):  # YAML's no is a text here, which would be true
             raise ValueError(f"{name}={settings[name]}: expected true or false")

@@ -13,7 +13,7 @@ from pathlib import Path
 from common.arguments import path_argument, real
 from common.command import run_command
 from common.files import write_text
-from policy_rollout.compare import Side, compare, sides_of
+from policy_rollout.reports.comparison import Side, compare, sides_of
 from policy_rollout.reports.results import names_of, read_results
 
 FILE = "report.html"

@@ -14,7 +14,7 @@ from config.parsing import NULLS, ConfigError, Quoted, TextLoader, Tree, shown
 CONFIG = PROJECT_DIR / "policy_conf" / "calvin_evaluate_upvla.yaml"
 USAGE = "key=value"
 NUMBERS = frozenset(
-    {"num_sequences", "ep_len", "replan_every", "ensemble", "parallel", "workers", "num_videos"}
+    {"num_sequences", "ep_len", "replan_every", "ensemble", "margin", "parallel", "workers", "num_videos"}
     | {"save_rollout_as_video", "log_wandb"}
 )
 """Keys whose value is a number, true or false, or null. All other values are text or null."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from policy_rollout.closed_loop import records
 from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, EnvFactory, Recorder
 from policy_rollout.closed_loop.progress import Progress
 from policy_rollout.closed_loop.runner import run_chains
+from policy_rollout.closed_loop.stopping import EarlyStop
 from policy_rollout.closed_loop.work_queue import Worker
 from policy_rollout.policies.interface import Policy
 
@@ -40,13 +41,15 @@ def run_distributed(
     progress: Progress,
     recorder: Recorder | None = None,
     processes: int = 1,
+    stop: EarlyStop | None = None,
     **extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Run the chains of ``jobs`` that no other process of ``folder`` has claimed, and wait for the others.
 
     Claims the chains of processes that died. Writes the results, with ``extra`` in them, and returns them. ``folder``
     has to be claimed for the settings (``records.claim``). ``processes``: number of processes that take part; none runs
-    more than its share of the missing chains at a time, so that all have work if there are few chains.
+    more than its share of the missing chains at a time, so that all have work if there are few chains. ``stop``: no
+    chain is started after its decision.
     """
     _recorded(folder, jobs)
     with progress, Worker(folder) as worker:
@@ -55,18 +58,28 @@ def run_distributed(
             records.append(folder, worker.name, record)
             progress.add(record)
 
-        while missing := progress.missing():
+        def is_decided() -> bool:
+            return stop is not None and stop.is_decided(records.read(folder))
+
+        def claims(missing: Sequence[ChainJob]) -> Iterator[ChainJob]:
+            found = worker.claim(missing, lambda index: index in records.read(folder))
+            while not is_decided() and (job := next(found, None)) is not None:
+                yield job
+
+        while (missing := progress.missing()) and not is_decided():
             share = -(-len(missing) // processes)
             run_chains(
                 factory,
                 policy,
-                worker.claim(missing, lambda index: index in records.read(folder)),
+                claims(missing),
                 on_record,
                 recorder=recorder,
                 **vars(replace(settings, parallel=min(settings.parallel, share))),
             )
-            if progress.missing():
+            if progress.missing() and not is_decided():
                 time.sleep(POLL_SECONDS)
+        if stop is not None:
+            extra = {**extra, "sequential": stop.as_json()}
         results = records.write_results(folder, _recorded(folder, jobs), records.settings_of(folder), **extra)
         progress.report(results)
     return results

@@ -17,7 +17,7 @@ from common.html import data_url, render
 from common.html.figures import COLOURS, new_figure, svg
 from common.statistics import Interval, wilson
 from policy_rollout.closed_loop.interface import ChainRecord
-from policy_rollout.compare import Comparison, Side, TaskRow, task_difference, verdict
+from policy_rollout.reports.comparison import Comparison, Side, TaskRow, task_difference, verdict
 from policy_rollout.reports.results import (
     FIGURES,
     Results,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from common import statistics
 from common.files import read_json
-from common.statistics import Interval, bootstrap_runs, wilson
+from common.statistics import Interval, mean_of_runs, wilson
 from common.text import shortened
 from policy_rollout.closed_loop.interface import ChainRecord
 from policy_rollout.closed_loop.records import RESULTS_FILE, chain_of
@@ -46,7 +46,7 @@ class Results:
     @property
     def benchmark_settings(self) -> dict[str, Any]:
         """The settings of the benchmark, without those of the policy: dotted name -> value."""
-        return {name: value for name, value in dotted(self.settings).items() if not name.startswith(PLAYER)}
+        return benchmark_settings(self.settings)
 
     @property
     def cut_instructions(self) -> list[str]:
@@ -77,6 +77,11 @@ class Results:
         outcomes = sorted((task, done) for chain in self.chains for task, done, _ in attempts(chain))
         tried, succeeded = Counter(task for task, _ in outcomes), Counter(task for task, done in outcomes if done)
         return {task: (succeeded[task], count) for task, count in tried.items()}
+
+
+def benchmark_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of records without those of the policy: dotted name -> value."""
+    return {name: value for name, value in dotted(settings).items() if not name.startswith(PLAYER)}
 
 
 def dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -122,7 +127,7 @@ def average_length(runs: Sequence[Results]) -> Interval:
     done = np.stack([run.completed() for run in runs])
     if len(runs) == 1 or (done == done[0, 0]).all():
         return statistics.average_length(done[0], runs[0].length)
-    return bootstrap_runs(done)
+    return mean_of_runs(done, limits=(0, runs[0].length))
 
 
 def success_rates(runs: Sequence[Results]) -> list[Interval]:
@@ -130,7 +135,8 @@ def success_rates(runs: Sequence[Results]) -> list[Interval]:
     found = []
     for count in range(1, runs[0].length + 1):
         done = np.stack([run.completed() >= count for run in runs])
-        found.append(wilson(int(done.sum()), done.size) if len(runs) == 1 else bootstrap_runs(done))
+        alike = len(runs) == 1 or (done == done[0, 0]).all()  # a chain then counts once: runs are no new chains
+        found.append(wilson(int(done[0].sum()), done.shape[1]) if alike else mean_of_runs(done, limits=(0, 1)))
     return found
 
 

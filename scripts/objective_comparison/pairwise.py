@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from common.statistics import Difference, Interval, Pair, bootstrap_runs, pair_of, paired_difference, wilson
+from common.statistics import (
+    Control,
+    Difference,
+    Interval,
+    Pair,
+    control_of,
+    mean_of_runs,
+    pair_of,
+    paired_difference,
+    wilson,
+    with_holm,
+)
 from scripts.objective_comparison.evaluate import HeldOut, RunResult
 from scripts.objective_comparison.plan import RunPlan, pairs_of, read_curve
 
@@ -16,11 +27,15 @@ FIRST_STEP = ("image/loss", "action/loss")
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric by item: ``values(run)`` [items], ``weights(run)`` [items]; ``higher``: whether higher is better."""
+    """A metric by item: ``values(run)`` [items], ``weights(run)`` [items]; ``higher``: whether higher is better.
+
+    ``margin``: a difference below this does not matter, in the metric's unit. The margins were fixed before any result.
+    """
 
     name: str
     unit: str
     higher: bool
+    margin: float
     values: Callable[[RunResult], np.ndarray]
     weights: Callable[[RunResult], np.ndarray]
 
@@ -37,19 +52,22 @@ def _per_token(of: Callable[[RunResult], Sequence[float]]) -> Callable[[RunResul
     return lambda results: np.array(of(results), dtype=float) / _tokens(results)
 
 
-NATS = Metric("nats per token", "nats", False, _per_token(lambda run: run.words.nats), _tokens)
-EXACT = Metric("exact match", "share", True, lambda run: np.array(run.words.exact, float), _ones)
-TOKENS = Metric("token accuracy", "share", True, _per_token(lambda run: run.words.right_tokens), _tokens)
-SHUFFLED = Metric("exact, shuffled images", "share", True, lambda run: np.array(run.words.exact_shuffled, float), _ones)
+NATS = Metric("nats per token", "nats", False, 0.05, _per_token(lambda run: run.words.nats), _tokens)
+EXACT = Metric("exact match", "share", True, 0.05, lambda run: np.array(run.words.exact, float), _ones)
+TOKENS = Metric("token accuracy", "share", True, 0.05, _per_token(lambda run: run.words.right_tokens), _tokens)
+SHUFFLED = Metric(
+    "exact, shuffled images", "share", True, 0.05, lambda run: np.array(run.words.exact_shuffled, float), _ones
+)
 ACTION = Metric(
     "action MAE",
     "unit",
     False,
+    0.01,
     lambda run: np.array(run.actions.errors),
     lambda run: np.array(run.actions.steps, float),
 )
 LENGTH = Metric(
-    "tasks in a row", "tasks", True, lambda run: np.array(run.chains, float), lambda run: np.ones(len(run.chains))
+    "tasks in a row", "tasks", True, 0.2, lambda run: np.array(run.chains, float), lambda run: np.ones(len(run.chains))
 )
 METRICS = (NATS, EXACT, TOKENS, ACTION)
 """Metrics of every comparison; LENGTH is added if chains were run."""
@@ -89,28 +107,67 @@ class PairResult:
     @property
     def words(self) -> str:
         if not self.pair.clear:
-            return "these data cannot tell"
+            return "equivalent" if self.pair.equivalent(self.metric.margin) else "these data cannot tell"
         better = self.first if (self.difference.interval.low > 0) == self.metric.higher else self.second
         return f"{better} is better"
 
 
 def interval(metric: Metric, runs: Sequence[RunResult]) -> Interval:
     """Return the interval over one objective's runs (seeds). A rate of one run has a Wilson interval."""
-    values = np.stack([metric.values(results) for results in runs])
+    values = _table(metric, runs)
     if len(runs) == 1 and metric in (EXACT, SHUFFLED):
         return wilson(int(values.sum()), values.shape[1])
-    return bootstrap_runs(values, metric.weights(runs[0]))
+    return mean_of_runs(values, metric.weights(runs[0]))
 
 
 def compare_pairs(results: Mapping[str, Sequence[RunResult]]) -> list[PairResult]:
-    """Compare every pair of objectives in every metric; runs of an objective are in the order of the seeds."""
-    found = []
+    """Compare every pair of objectives in every metric, with Holm's correction over all of them.
+
+    Runs of an objective are in the order of the seeds.
+    """
+    metrics, found = [], []
     for metric in metrics_of(results):
         for first, second in pairs_of(list(results)):
-            one, other = (np.stack([metric.values(run) for run in results[name]]) for name in (first, second))
-            weights = metric.weights(results[first][0])
-            found.append(PairResult(metric, pair_of(first, second, one, other, weights)))
-    return found
+            one, other = (_table(metric, results[name]) for name in (first, second))
+            metrics.append(metric)
+            found.append(pair_of(first, second, one, other, metric.weights(results[first][0])))
+    return [PairResult(metric, pair) for metric, pair in zip(metrics, with_holm(found), strict=True)]
+
+
+def controls(results: Mapping[str, Sequence[RunResult]]) -> dict[str, Control]:
+    """Return the differences between seeds of one objective, by metric; empty if there is one seed."""
+    first = next(iter(results.values()))[0]
+    found = {
+        metric.name: control_of({name: _table(metric, runs) for name, runs in results.items()}, metric.weights(first))
+        for metric in metrics_of(results)
+    }
+    return {name: control for name, control in found.items() if control is not None}
+
+
+def _table(metric: Metric, runs: Sequence[RunResult]) -> np.ndarray:
+    """Return the values of a metric [runs, items]."""
+    return np.stack([metric.values(run) for run in runs])
+
+
+def record_rows(
+    results: Mapping[str, Sequence[RunResult]], seeds: Sequence[int], blind: bool = False
+) -> Iterator[dict[str, str | int | float | None]]:
+    """Yield a row for every item of every metric and run, in the columns of the table ``objectives/1``."""
+    for name, runs in results.items():
+        for seed, run in zip(seeds, runs, strict=True):
+            for metric in (*metrics_of(results), SHUFFLED):
+                for item, (value, weight) in enumerate(zip(metric.values(run), metric.weights(run), strict=True)):
+                    yield {
+                        "objective": name,
+                        "seed": seed,
+                        "blind": int(blind),
+                        "metric": metric.name,
+                        "unit": metric.unit,
+                        "higher_is_better": int(metric.higher),
+                        "item": item,
+                        "value": float(value),
+                        "weight": float(weight),
+                    }
 
 
 def drawing_error(runs: Sequence[RunResult]) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from common.files import write_text
+from common.record_table import write_record_table
 from common.statistics import Interval
 from common.tables import markdown_table, percent, points, probability
 from policy_rollout.calvin.sequences import success_rates
@@ -29,16 +30,21 @@ from scripts.objective_comparison.pairwise import (
     PairResult,
     by_kind,
     compare_pairs,
+    controls,
     drawing_error,
     image_gain,
     interval,
     metrics_of,
     questions_and_answers,
+    record_rows,
 )
 from scripts.objective_comparison.plan import Plan, read_curve
 
 TEMPLATE = Path(__file__).with_name("summary.md.j2")
 FIGURE = "curves.png"
+RECORDS = "records.csv"
+TABLE = "objectives/1"
+"""Kind and version of the table of records (docs/evaluation.md)."""
 CLEAR_GAIN = 0.25
 """A model clearly needs the image if the interval of its lead over a model without the image stays above this."""
 
@@ -70,10 +76,12 @@ class Findings:
 
 
 def write_report(found: Findings) -> list[Path]:
-    """Write ``summary.md``, ``summary.json`` and the figure to the plan's folder; return their paths."""
+    """Write summary.md, summary.json, the figure and the table of records to the plan's folder; return their paths."""
     folder = found.plan.folder
     answers = compare_pairs(found.results)
-    paths = [folder / "summary.md", folder / "summary.json", folder / FIGURE]
+    paths = [folder / "summary.md", folder / "summary.json", folder / FIGURE, folder / RECORDS]
+    rows = [*record_rows(found.results, found.plan.seeds), *record_rows(found.blind, found.plan.seeds, blind=True)]
+    write_record_table(paths[3], TABLE, rows)
     draw(found, paths[2])
     write_text(paths[1], json.dumps(as_json(found, answers), indent=1) + "\n")
     write_text(paths[0], as_markdown(found, answers))
@@ -104,6 +112,8 @@ def as_markdown(found: Findings, answers: Sequence[PairResult]) -> str:
         trial=DOORS,
         answers=answers,
         answer_table=_answer_table(answers),
+        control_lines=[f"{name}: {control}." for name, control in controls(found.results).items()],
+        records=RECORDS,
         same_first_step=all(first.identical for first in found.first),
         first_step_table=_first_step_table(found),
         initial_weights=earlier[-1] if earlier else "",
@@ -188,12 +198,20 @@ def _chain_table(found: Findings) -> str:
 def _answer_table(answers: Sequence[PairResult]) -> str:
     rows = []
     for pair in answers:
-        apart = pair.difference.interval
+        apart, margin = pair.difference.interval, pair.metric.margin
         shown = f"{points(apart)} points" if pair.metric.unit == "share" else f"{apart:+.3f}"
         rows.append(
-            [f"{pair.first} − {pair.second}", pair.metric.name, shown, probability(pair.probability_better), pair.words]
+            [
+                f"{pair.first} − {pair.second}",
+                pair.metric.name,
+                shown,
+                probability(pair.probability_better),
+                f"{pair.pair.adjusted:.3f}",
+                f"{100 * margin:g} points" if pair.metric.unit == "share" else f"{margin:g}",
+                pair.words,
+            ]
         )
-    return markdown_table(["", "in", "difference", "P(first is better)", "answer"], rows)
+    return markdown_table(["", "in", "difference", "P(first is better)", "p (Holm)", "margin", "answer"], rows)
 
 
 def _first_step_table(found: Findings) -> str:
@@ -229,11 +247,15 @@ def as_json(found: Findings, answers: Sequence[PairResult]) -> dict[str, Any]:
                 "measure": v.metric.name,
                 "difference": asdict(v.difference.interval),
                 "probability_first_better": v.probability_better,
+                "p_value": v.pair.p_value,
+                "p_holm": v.pair.adjusted,
+                "margin": v.metric.margin,
                 "clear": v.pair.clear,
                 "answer": v.words,
             }
             for v in answers
         ],
+        "controls": {name: asdict(control) for name, control in controls(found.results).items()},
         "first_step": [
             {"seed": first.seed, "identical": first.identical, "losses": first.losses} for first in found.first
         ],

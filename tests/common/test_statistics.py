@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.statistics import average_length, bootstrap_mean, bootstrap_runs, paired_difference, wilson
+from common.statistics import average_length, bootstrap_mean, mean_of_runs, paired_difference, wilson
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (1, 10), (7, 10), (10, 10), (503, 1000)])
@@ -94,7 +94,7 @@ def test_a_paired_difference_is_clear_where_the_unpaired_intervals_overlap():
     rng = np.random.default_rng(0)
     hardness = rng.normal(size=200)
     one, other = hardness + 0.2 + 0.1 * rng.normal(size=200), hardness + 0.1 * rng.normal(size=200)
-    assert bootstrap_runs(one).low < bootstrap_runs(other).high
+    assert mean_of_runs(one).low < mean_of_runs(other).high
     apart = paired_difference(one, other)
     assert apart.clear
     assert apart.probability == 1.0
@@ -119,14 +119,14 @@ def test_the_sign_of_a_difference_follows_the_order_of_the_two():
 
 def test_weights_are_the_lengths_of_items():
     values, tokens = np.array([1.0, 0.0, 0.0]), np.array([2.0, 1.0, 1.0])
-    assert bootstrap_runs(values, tokens).point == pytest.approx(0.5)
+    assert mean_of_runs(values, tokens).point == pytest.approx(0.5)
 
 
 def test_an_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(2)
     held = 0
     for seed in range(200):
-        interval = bootstrap_runs(rng.normal(size=80), resamples=400, seed=seed)
+        interval = mean_of_runs(rng.normal(size=80), resamples=400, seed=seed)
         held += interval.low <= 0.0 <= interval.high
     assert 0.88 <= held / 200 <= 0.99
 
@@ -135,7 +135,7 @@ def test_seeds_that_disagree_widen_the_interval():
     rng = np.random.default_rng(3)
     item = rng.normal(size=100)
     agreeing, apart = np.stack([item, item, item]), np.stack([item - 1, item, item + 1])
-    width = [bootstrap_runs(runs).high - bootstrap_runs(runs).low for runs in (agreeing, apart)]
+    width = [mean_of_runs(runs).high - mean_of_runs(runs).low for runs in (agreeing, apart)]
     assert width[1] > 2 * width[0]
 
 
@@ -143,4 +143,4 @@ def test_other_items_and_no_items_are_refused():
     with pytest.raises(ValueError, match="same items"):
         paired_difference(np.zeros(3), np.zeros(4))
     with pytest.raises(ValueError, match="nothing to resample"):
-        bootstrap_runs(np.zeros((1, 0)))
+        mean_of_runs(np.zeros((1, 0)))

@@ -33,13 +33,13 @@ def test_a_clear_difference_is_told_and_an_unclear_one_is_not_claimed(tmp_path: 
     assert told["bd", "ar", NATS].words == "bd is better"  # fewer nats
     assert told["bd", "ar", NATS].probability_better == 1.0
     assert told["mdm", "ar", EXACT].words == "these data cannot tell"
-    assert told["bd", "mdm", ACTION].words == "these data cannot tell"
+    assert told["bd", "mdm", ACTION].words == "equivalent"  # the same errors
 
 
 def test_the_report_has_the_answers_the_floor_and_the_warning_of_one_seed(tmp_path: Path) -> None:
     found = findings(tmp_path)
     paths = write_report(found)
-    assert [path.name for path in paths] == ["summary.md", "summary.json", "curves.png"]
+    assert [path.name for path in paths] == ["summary.md", "summary.json", "curves.png", "records.csv"]
     text = paths[0].read_text()
     assert "right in 50 %" in text  # two answers to each question
     assert "| bd − ar | exact match | +30 [" in text
@@ -96,7 +96,8 @@ def test_blind_runs_and_several_seeds_are_reported(tmp_path: Path) -> None:
     text = write_report(found)[0].read_text()
     assert "exact, trained blind" in text
     assert "a model trained and evaluated with blank images" in text
-    assert "the 2 seeds are resampled together" in text
+    assert "cover other questions and other seeds; 2 seeds are few" in text
+    assert "exact match: another seed changes it by 0 (median of 3 pairs of runs)" in text
     assert len(found.first) == 2
 
 

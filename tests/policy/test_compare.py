@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -231,3 +232,69 @@ def test_as_many_runs_are_paired_and_other_numbers_are_not() -> None:
     apart = paired_difference(one, other[:2])
     assert apart.interval.point == pytest.approx(one.mean() - other[:2].mean())
     assert apart.interval.high - apart.interval.low > 1
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_margin_calls_close_policies_equivalent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = drawn(0, 0.6, 400)
+    write(tmp_path / "a", base)
+    write(tmp_path / "b", [max(d - 1, 0) if i % 20 == 0 else min(d + (i % 20 == 10), 5) for i, d in enumerate(base)])
+    last = run(capsys, tmp_path / "a", tmp_path / "b", "--margin", "0.2").splitlines()[-1]
+    assert last.startswith("a and b are equivalent: ")
+    assert "cannot distinguish" in run(capsys, tmp_path / "a", tmp_path / "b").splitlines()[-1]
+
+
+def test_the_sequential_test_states_when_it_was_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "a", drawn(0, 0.3)), write(tmp_path / "b", drawn(1, 0.95)), write(tmp_path / "c", drawn(0, 0.3))
+    out = run(capsys, *(tmp_path / name for name in "abc"), "--sequential")
+    assert "b is better than a, known after " in out
+    assert "a against c: open after 40 chains" in out
+    data = json.loads(run(capsys, tmp_path / "a", tmp_path / "b", "--sequential", "--json"))
+    assert data["pairs"][0]["sequential"]["decided_at"] < 40
+
+
+def test_three_policies_are_corrected_for_three_comparisons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, name in enumerate("abc"):
+        write(tmp_path / name, drawn(seed, 0.6))
+    data = json.loads(run(capsys, *(tmp_path / name for name in "abc"), "--json"))
+    for pair in data["pairs"]:
+        assert pair["average_length"]["p_value"] <= pair["average_length"]["p_holm"]
+        assert all(row["p_holm"] <= 1 for row in pair["per_task"].values())
+    text = run(capsys, *(tmp_path / name for name in "abc"))
+    assert "different after Holm's correction: none." in text
+
+
+def test_the_control_arm_shows_what_a_seed_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(2):
+        write(tmp_path / f"a{seed}", drawn(seed, 0.5)), write(tmp_path / f"b{seed}", drawn(10 + seed, 0.9))
+    sides = [f"{name}={tmp_path / name}0,{tmp_path / name}1" for name in "ab"]
+    assert "Control, tasks per chain: another seed changes it by " in run(capsys, *sides)
+    assert len(json.loads(run(capsys, *sides, "--json"))["control"]["sizes"]) == 2
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_the_figures_can_be_computed_again_from_the_table_of_records(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "a", drawn(0, 0.5)), write(tmp_path / "b", drawn(1, 0.8))
+    file = tmp_path / f"records{suffix}"
+    data = json.loads(run(capsys, tmp_path / "a", tmp_path / "b", "--json", "--records", file))
+    if suffix == ".csv":
+        rows = list(csv.DictReader(file.open(encoding="utf-8")))
+    else:
+        rows = pytest.importorskip("pyarrow.parquet").read_table(file).to_pylist()
+    assert {row["format"] for row in rows} == {"closed_loop/1"}
+    for side in data["sides"]:
+        done = sum(int(row["success"]) for row in rows if row["policy"] == side["name"])
+        assert done / data["chains"] == pytest.approx(side["average_length"]["value"])
+    task = rows[0]["task"]
+    tried = sum(row["task"] == task for row in rows if row["policy"] == "a")
+    assert tried == data["pairs"][0]["per_task"][task]["first"]["tried"]
+
+
+def test_a_table_of_another_kind_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "a", drawn(0, 0.5)), write(tmp_path / "b", drawn(1, 0.8))
+    error = refusal(capsys, tmp_path / "a", tmp_path / "b", "--records", tmp_path / "x.xlsx")
+    assert ".csv or .parquet" in error

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.statistics import Interval, bootstrap_runs, bootstrap_sums, clustered_rate
+from common.statistics import Interval, bootstrap_sums, clustered_rate, mean_of_runs
 from common.tables import interval_json
 from policy_rollout.benchmarks.vqa.questions import Question
 
@@ -147,7 +147,7 @@ def accuracy(scores: NDArray[np.float64], images: Sequence[str]) -> tuple[Interv
     if set(np.unique(scores)) <= {0.0, 1.0}:
         together = f", {len(means)} images as groups" if len(means) < len(scores) else ""
         return clustered_rate(np.round(means * count), count), f"Wilson{together}"
-    return bootstrap_runs(means, count), f"bootstrap over {len(means)} images"
+    return mean_of_runs(means, count), f"bootstrap over {len(means)} images"
 
 
 def by_kind(scores: NDArray[np.float64], questions: Sequence[Question]) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.constants import CAMERAS
+from common.constants import CAMERAS, STATE_KEY
 from training.data.calvin import Annotation, CalvinSplit
 from training.data.dataset_spec import read_contract
 from training.data.episode_index import INDEX_NAME, read_index
@@ -49,7 +49,7 @@ class ProcessedSplit:
         return []
 
     def frame(self, index: int, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Return the images and actions of one frame, as far as ``keys`` names them."""
+        """Return the images, actions and ``robot_obs`` of one frame, as far as ``keys`` names them."""
         cameras = [camera for camera in CAMERAS if camera in keys]
         found: dict[str, NDArray[Any]] = {}
         if cameras:
@@ -57,11 +57,13 @@ class ProcessedSplit:
             found = {camera: images[CAMERAS.index(camera)] for camera in cameras}
         if "rel_actions" in keys:
             found["rel_actions"] = self.index.actions[index]
-        if "expert_actions" in keys and self.index.expert_actions is not None:
-            found["expert_actions"] = self.index.expert_actions[index]
+        for key, column in {STATE_KEY: self.index.states, "expert_actions": self.index.expert_actions}.items():
+            if key in keys and column is not None:
+                found[key] = column[index]
         missing = [key for key in keys if key not in found]
         if missing:
-            raise ValueError(f"{self.path}: this processed split has no {missing[0]!r}; allowed: {self.action_keys}")
+            allowed = ", ".join(self.action_keys)
+            raise ValueError(f"{self.path}: a processed split has no {missing[0]!r}; allowed: {allowed}")
         return found
 
     def _provider(self, views: int) -> DataProvider:

@@ -57,13 +57,13 @@ class ProcessedSplit:
             found = {camera: images[CAMERAS.index(camera)] for camera in cameras}
         if "rel_actions" in keys:
             found["rel_actions"] = self.index.actions[index]
-        if "expert_actions" in keys and self.index.expert_actions is not None:
-            found["expert_actions"] = self.index.expert_actions[index]
-        if STATE_KEY in keys and self.index.states is not None:
-            found[STATE_KEY] = self.index.states[index]
+        for key, column in {STATE_KEY: self.index.states, "expert_actions": self.index.expert_actions}.items():
+            if key in keys and column is not None:
+                found[key] = column[index]
         missing = [key for key in keys if key not in found]
         if missing:
-            raise ValueError(f"{self.path}: this processed split has no {missing[0]!r}; allowed: {self.action_keys}")
+            allowed = ", ".join(self.action_keys)
+            raise ValueError(f"{self.path}: a processed split has no {missing[0]!r}; allowed: {allowed}")
         return found
 
     def _provider(self, views: int) -> DataProvider:

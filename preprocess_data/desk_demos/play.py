@@ -86,6 +86,15 @@ class Settings:
     light_jitter: float = 0.0
     renderer: str = "raycast"
 
+    @property
+    def program(self) -> str:
+        """The command that makes the recording."""
+        return "preprocess_data/make_desk_demos.py"
+
+    def player(self) -> Player:
+        """Return a new player of the episodes."""
+        return Player(self)
+
     def scene(self, episode: int) -> str:
         """Return the scene of an episode. Scenes are recorded one after the other, as `scene_info.npy` requires."""
         return self.scenes[episode * len(self.scenes) // self.episodes]
@@ -104,6 +113,7 @@ class Window:
     end: int
     task: str
     instruction: str
+    by_policy: bool | None = None  # whether a policy completed the task; None where an expert played
 
 
 @dataclass(frozen=True)
@@ -120,15 +130,18 @@ class Player:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._oracle = TaskOracle()
+        self.oracle = TaskOracle()
         self._env: DeskEnv | None = None
 
     def play(self, episode: int, sink: Sink) -> PlayedEpisode:
         """Play one episode; pass each frame to `sink` when it is complete."""
-        env = self._desk(self.settings.scene(episode))
-        return _Episode(self.settings, env, self._oracle, episode, sink).play()
+        return self.make_run(self.desk(self.settings.scene(episode)), episode, sink).play()
 
-    def _desk(self, scene: str) -> DeskEnv:
+    def make_run(self, env: DeskEnv, episode: int, sink: Sink) -> EpisodeRun:
+        """Return an episode that is not played yet."""
+        return EpisodeRun(self.settings, env, self.oracle, episode, sink)
+
+    def desk(self, scene: str) -> DeskEnv:
         if self._env is None or self._env.scene != scene:
             self.close()
             s = self.settings
@@ -141,7 +154,9 @@ class Player:
             self._env = None
 
 
-class _Episode:
+class EpisodeRun:
+    """One episode while it is played."""
+
     def __init__(self, settings: Settings, env: DeskEnv, oracle: TaskOracle, episode: int, sink: Sink) -> None:
         self.settings, self.env, self.oracle, self.sink = settings, env, oracle, sink
         source = np.random.SeedSequence([settings.seed, SPLITS.index(settings.split), episode])
@@ -151,26 +166,28 @@ class _Episode:
         self.first_task = _first_task(settings, episode)
         self.count = 0
         self.attempted: list[str] = []
+        self.failed: list[str] = []
 
     def play(self) -> PlayedEpisode:
         seed = int(self.choice.integers(2**31))
         robot_obs, scene_obs = task_resets(self.first_task, seed, self.env.scene)
         self.obs = self.env.reset(robot_obs, scene_obs, seed=seed, render=True)
-        noise = PLAY if self.settings.noise else QUIET
-        self.expert = ScriptedExpert(self.env.layout, self.first_task, self.hand, noise)
+        self.expert = self.make_expert()
         windows: list[Window] = []
-        failed: list[str] = []
         while len(self.attempted) < self.settings.tasks_per_episode:
             task = self._next_task()
             if task is None:
                 break
             self.attempted.append(task)
-            window = self._attempt(task)
-            if window is None:
-                failed.append(task)
-            else:
+            window = self.attempt(task)
+            if window is not None:
                 windows.append(window)
-        return PlayedEpisode(self.count, tuple(windows), tuple(failed))
+        return PlayedEpisode(self.count, tuple(windows), tuple(self.failed))
+
+    def make_expert(self) -> ScriptedExpert:
+        """Return the expert that does all tasks of the episode."""
+        noise = PLAY if self.settings.noise else QUIET
+        return ScriptedExpert(self.env.layout, self.first_task, self.hand, noise)
 
     def _next_task(self) -> str | None:
         """Draw one of the feasible tasks: rare ones and those that lead to rare ones more often, repeats less often."""
@@ -190,14 +207,14 @@ class _Episode:
         weights = np.array([weight(task) for task in feasible])
         return feasible[int(self.choice.choice(len(feasible), p=weights / weights.sum()))]
 
-    def _attempt(self, task: str) -> Window | None:
+    def attempt(self, task: str) -> Window | None:
         """Let the expert attempt a task; return the window if the oracle confirms success, else None."""
         first, success, idle = self.count, None, 0
         tail = int(self.hand.integers(*TAIL))
         infos = [self.env.get_info()]  # infos[k] belongs to the observation of frame first + k
         self.expert.reset(task, self.obs)
         while True:
-            infos.append(self._step())
+            infos.append(self.step())
             steps = len(infos) - 1
             if success is None and self.oracle.done(task, infos[0], infos[-1]):
                 success = steps
@@ -207,10 +224,14 @@ class _Episode:
                 break
         edges = None if success is None else self._edges(task, infos, success)
         if edges is None:
+            self.failed.append(task)
             return None
+        return Window(first + edges[0], first + edges[1], task, self.draw_instruction(task))
+
+    def draw_instruction(self, task: str) -> str:
+        """Return one of the instructions of a task."""
         phrases = INSTRUCTIONS[self.settings.instructions][task]
-        instruction = phrases[int(self.wording.integers(len(phrases)))]
-        return Window(first + edges[0], first + edges[1], task, instruction)
+        return phrases[int(self.wording.integers(len(phrases)))]
 
     def _edges(self, task: str, infos: list[Any], success: int) -> tuple[int, int] | None:
         """Return first and last frame of the longest window of at most 64 frames that the oracle confirms by itself."""
@@ -221,10 +242,14 @@ class _Episode:
                 return start, end
         return None
 
-    def _step(self) -> dict[str, Any]:
+    def command(self, wanted: Array) -> Array:
+        """Return the action (7,) that is executed; ``wanted``: that of the expert."""
+        return wanted
+
+    def step(self) -> dict[str, Any]:
         """Act once, pass the frame (observation before the action, and the action) to the sink, return the new info."""
         before = self.obs
-        command = self.expert.act(before)
+        command = self.command(self.expert.act(before))
         self.obs, _, _, info = self.env.step(command, render=True)
         self.sink(self.count, frame_of(before, self.obs, self.expert.intended, self.settings.depth))
         self.count += 1

@@ -233,7 +233,7 @@ def test_a_recording_that_was_interrupted_anywhere_ends_with_the_same_bytes(
         real_replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("preprocess_data.make_desk_demos.os.replace", fails_in_the_middle)
+        patch.setattr("preprocess_data.desk_demos.recording.os.replace", fails_in_the_middle)
         with pytest.raises(KeyboardInterrupt):
             make_demos(tmp_path, SMALL, progress=False, preview=False)
     assert not (folder / "episodes" / "000000.json").exists()

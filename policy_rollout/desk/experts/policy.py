@@ -126,10 +126,20 @@ class ScriptedExpert:
         task: one of the 34 names.
         rng: random generator of the noise.
         noise: disturbances of the actions (QUIET, PLAY, or your own `Noise`).
+        restarts: restart the plan when a move reaches its time limit far from its goal. For an expert that labels the
+            states of another controller, which does not follow it.
     """
 
-    def __init__(self, layout: Layout, task: str, rng: np.random.Generator | None = None, noise: Noise = QUIET) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        task: str,
+        rng: np.random.Generator | None = None,
+        noise: Noise = QUIET,
+        restarts: bool = False,
+    ) -> None:
         self.layout = layout
+        self.restarts = restarts
         self.rng = np.random.default_rng(0) if rng is None else rng
         self._disturber = Disturber(noise, self.rng)
         self._set_task(task)
@@ -162,6 +172,12 @@ class ScriptedExpert:
         self._plan = self._planner(self._desk)
         return self._desk
 
+    def restart(self) -> None:
+        """Plan again from the next observation. The state at the start of the task stays."""
+        if self._desk is not None:
+            self._plan = self._planner(self._desk)
+            self._move = None
+
     def act(self, obs: Mapping[str, Any]) -> Array:
         """Return the next action (7,) float64."""
         state = DeskState.of(obs, self.layout)
@@ -182,6 +198,8 @@ class ScriptedExpert:
             move = self._move
             if move is not None and self._steps < move.limit and not move.is_over(desk.state, self._euler):
                 return move
+            if move is not None and self.restarts and self._steps >= move.limit and move.is_far(desk.state):
+                self.restart()
             self._move = next(self._plan, None)
             self._steps = 0
             if self._move is None:

@@ -21,7 +21,7 @@ from training.future_view_prediction_w_action_dataset import DataProvider
 class ProcessedSplit:
     """A processed split as ``CalvinSplit`` gives a raw one: frames by number, and windows with instructions.
 
-    ``rel_actions`` are the only actions that it has.
+    ``rel_actions`` are the only actions that it has; ``robot_obs`` are its states, if it has any.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,7 +44,7 @@ class ProcessedSplit:
         return []
 
     def frame(self, index: int, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Return the images and ``rel_actions`` of one frame, as far as ``keys`` names them."""
+        """Return the images, ``rel_actions`` and ``robot_obs`` of one frame, as far as ``keys`` names them."""
         cameras = [camera for camera in CAMERAS if camera in keys]
         found: dict[str, NDArray[Any]] = {}
         if cameras:
@@ -52,9 +52,14 @@ class ProcessedSplit:
             found = {camera: images[CAMERAS.index(camera)] for camera in cameras}
         if "rel_actions" in keys:
             found["rel_actions"] = self.index.actions[index]
+        if "robot_obs" in keys and self.index.states is not None:
+            found["robot_obs"] = self.index.states[index]
         missing = [key for key in keys if key not in found]
         if missing:
-            raise ValueError(f"{self.path}: a processed split has no {missing[0]!r}; allowed: rel_actions")
+            raise ValueError(
+                f"{self.path}: a processed split has no {missing[0]!r}; allowed: rel_actions, and robot_obs if its "
+                "frames have a state (process the split again to add it)"
+            )
         return found
 
     def _provider(self, views: int) -> DataProvider:

@@ -107,8 +107,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.benchmark = self.tasks.desk
-        sizes = {"static_size": self.tasks.static_size, "gripper_size": self.tasks.gripper_size}
-        self.desk = DeskEnv(self.tasks.scene, **sizes)
+        self.desk = DeskEnv(self.tasks.scene, static_size=self.tasks.static_size, gripper_size=self.tasks.gripper_size)
         self._oracle = AnyTaskOracle(self.benchmark.oracle())
         films = RolloutVideoRecorder(self.folder, sys.maxsize, self.policy, self._write_film)
         self._view = LiveView(
@@ -129,7 +128,8 @@ class Session:
 
     def reset(self, task: str | None) -> None:
         """Start from a random state in which ``task`` is feasible; None: closed, off, with blocks at random places."""
-        self.desk.reset(*(task_resets(task, self.seed, self.tasks.scene) if task else ()), seed=self.seed)
+        robot_obs, scene_obs = task_resets(task, self.seed, self.tasks.scene) if task else (None, None)
+        self.desk.reset(robot_obs, scene_obs, seed=self.seed)
         self.seed += 1
 
     def feasible(self, tasks: Sequence[str] = TASK_NAMES) -> tuple[str, ...]:

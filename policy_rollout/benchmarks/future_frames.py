@@ -195,7 +195,13 @@ def evaluate(
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> FutureFrames:
-    """Train the probe on a recording and measure predicted frames on another one, with progress bars."""
+    """Train the probe on a recording and measure predicted frames on another one, with progress bars.
+
+    Raises ``ValueError`` or ``OSError`` in one line if a recording lacks windows, frames or states.
+    """
+    for recording in (held_out, training):
+        ((_, sample),) = list_samples(recording.annotations, policy.act_step, 1)
+        observe(recording, sample.start, sample.instruction, policy)
     with tqdm(total=probe_frames, desc="frames of the probe", unit="frame") as bar:
         probe = probe_of(policy, training, probe_frames, seed, lambda count: _advance(bar, count))
     with tqdm(total=samples, desc="predicted frames", unit="frame") as bar:

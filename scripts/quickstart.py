@@ -56,16 +56,16 @@ NAMES = {"ar": "arvla", "mdm": "mdmvla", "bd": "bdvla"}
 SETTINGS_OF_TRAINING = (
     "model.showo.llm_model_path=./assets/nano_phi",
     "model.vla.proprioception=pose",
-    "optimizer.params.learning_rate=1.5e-3",
+    "optimizer.params.learning_rate=1.2e-3",
     "optimizer.params.beta2=0.98",
     "lr_scheduler.params.warmup_steps=100",
     "training.pre_coeff=0.05",  # most of the few minutes are for actions
     "training.mmu_coeff=0.1",
-    "training.batch_size_pre=32",
-    "training.batch_size_mmu=4",
-    "experiment.eval_every=400",
-    "experiment.generate_every=400",
-    "experiment.save_every=400",
+    "training.batch_size_pre=16",
+    "training.batch_size_mmu=2",
+    "experiment.eval_every=500",
+    "experiment.generate_every=500",
+    "experiment.save_every=500",
     "experiment.checkpoints_total_limit=1",
 )
 """Differences from config/tiny_*.yaml: those of config/tiny_desk.yaml, with less weight on images and text."""
@@ -77,7 +77,7 @@ class Size:
 
     training_episodes: int = 64
     validation_episodes: int = 4
-    steps: int = 1200
+    steps: int = 1500
     offline_samples: int = 240
     rollouts: int = 16
 

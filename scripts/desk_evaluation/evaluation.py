@@ -203,7 +203,7 @@ class Evaluation:
         return self._run_policy(name, make[name]())
 
     def _run_policy(self, name: str, policy: Policy) -> Outcome:
-        """Run all episodes, then all chains (with wrong instructions a chain has no meaning, and none is run)."""
+        """Run all episodes, then all chains (none with a control: it would end at once, or has no meaning)."""
         rules, indices = self.rules, None
         episodes = rules.make_episodes(self.episodes)
         if name == WRONG:
@@ -212,7 +212,7 @@ class Evaluation:
             kept = [one for one in episodes if one.task in rules.colour_tasks]
             episodes = [replace(one, instruction=other_colour(one.index, one.task)) for one in kept]
             indices = [one.index for one in episodes]
-        chains = 0 if name in (WRONG, COLOUR) else self.chains
+        chains = 0 if name in CONTROLS else self.chains
         with tqdm(total=len(episodes) + chains, desc=name, unit="episode", dynamic_ncols=True) as bar:
             rollout = rules.run_policy_episodes(policy, episodes, lambda _: _advance(bar))
             jobs = rules.make_chains(chains)

@@ -25,6 +25,7 @@ from common.arguments import command_parser, path_argument, real, whole
 from common.command import report_errors, run_command
 from common.files import write_text
 from common.folder_lock import hold_file
+from policy_rollout.benchmarks.processed import open_split
 from policy_rollout.desk.layout import SCENES
 from policy_rollout.desk.task_sets import DOORS, TASK_SETS, TaskSet
 from policy_rollout.policies.upvla import pick_device
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (args.model / "config.yaml").is_file():
         file = args.model / "config.yaml"
         raise FileNotFoundError(f"{file} does not exist; --model is the output folder of a training run")
+    if args.held_out is not None:
+        open_split(args.held_out)  # raises before the episodes are run
     folder = (args.output_dir or args.model).resolve()
     evaluation = _evaluation(args, folder)
     names = _policies(args, evaluation)
@@ -56,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     where = machine(pick_device(args.device))
     text = summary(outcomes, sensitivity, evaluation.rules, args.model, where, command)
     found = {**results(outcomes, sensitivity, evaluation.rules), "made_with": made_with}
+    if args.held_out is not None:
+        future = evaluation.future_frames(args.held_out)
+        text += f"\n## Future frames\n\n{future.summary(evaluation.trained.act_step)}\n"
+        found["future_frames"] = future.as_json()
     write_text(folder / "summary.md", text)
     write_text(folder / "results.json", json.dumps(found, indent=1) + "\n")
     print(text)
@@ -101,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--replan-every", type=whole(1), help="actions executed of a chunk before the next (default: 5)")
     add("--ensemble", type=real(at_least=0), help="average overlapping chunks, weight exp(-m i) (default: do not)")
+    add("--held-out", type=path_argument, help="split of other recordings: measure the hand in predicted frames, too")
     add("--output-dir", type=path_argument, help="folder of summary.md, results.json, judged/ (default: the model's)")
     add("--only", nargs="+", choices=POLICIES, help="run only these, store their outcomes, write no report")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")

@@ -92,11 +92,11 @@ def train_probe(codes: Codes, positions: Positions, bits: int, seed: int = 0) ->
     steps = EPOCHS * -(-len(inputs) // 128)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
     for _ in range(EPOCHS):
-        for rows in torch.randperm(len(inputs), generator=rng).split(128):
+        for rows in torch.split(torch.randperm(len(inputs), generator=rng), 128):
             flips = 1 - 2 * (torch.rand(inputs[rows].shape, generator=rng) < NOISE).float()
             loss = nn.functional.smooth_l1_loss(network(inputs[rows] * flips), targets[rows], beta=0.1)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     return HandProbe(network.eval(), bits, mean, scale)
@@ -195,7 +195,13 @@ def evaluate(
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> FutureFrames:
-    """Train the probe on a recording and measure predicted frames on another one, with progress bars."""
+    """Train the probe on a recording and measure predicted frames on another one, with progress bars.
+
+    Raises ``ValueError`` or ``OSError`` in one line if a recording lacks windows, frames or states.
+    """
+    for recording in (held_out, training):
+        ((_, sample),) = list_samples(recording.annotations, policy.act_step, 1)
+        observe(recording, sample.start, sample.instruction, policy)
     with tqdm(total=probe_frames, desc="frames of the probe", unit="frame") as bar:
         probe = probe_of(policy, training, probe_frames, seed, lambda count: _advance(bar, count))
     with tqdm(total=samples, desc="predicted frames", unit="frame") as bar:

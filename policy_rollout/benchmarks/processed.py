@@ -21,7 +21,7 @@ from training.future_view_prediction_w_action_dataset import DataProvider
 class ProcessedSplit:
     """A processed split as ``CalvinSplit`` gives a raw one: frames by number, and windows with instructions.
 
-    It has ``rel_actions`` and, if they were recorded, ``expert_actions``.
+    It has ``rel_actions`` and, if they were recorded, ``expert_actions`` and the states as ``robot_obs``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,8 +62,11 @@ class ProcessedSplit:
                 found[key] = column[index]
         missing = [key for key in keys if key not in found]
         if missing:
-            allowed = ", ".join(self.action_keys)
-            raise ValueError(f"{self.path}: a processed split has no {missing[0]!r}; allowed: {allowed}")
+            allowed = ", ".join([*self.action_keys, *([] if self.index.states is None else [STATE_KEY])])
+            raise ValueError(
+                f"{self.path}: this processed split has no {missing[0]!r}; allowed: {allowed} (a newer conversion of the "
+                "raw data may have more)"
+            )
         return found
 
     def _provider(self, views: int) -> DataProvider:

@@ -13,6 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,14 +79,18 @@ def run(args: argparse.Namespace, folder: Path, interactive: bool) -> None:
     from rich.console import Console
 
     from policy_rollout.demo.session import ANY_TASK, Attempt, Session
-    from policy_rollout.desk import doors_and_lights as desk
+    from policy_rollout.desk.task_sets import DOORS
     from policy_rollout.policies.upvla import UPVLAPolicy
 
     print(f"loading {args.model}", flush=True)
     policy = UPVLAPolicy.from_config(args.model / "config.yaml", args.device, checkpoint=args.model)
-    steps = args.max_steps or desk.MAX_STEPS
-    replan_every = args.replan_every or min(desk.REPLAN_EVERY, policy.act_step)
-    session = Session(policy, args.scene, args.seed, folder, Console(), steps, replan_every)
+    tasks = replace(
+        DOORS.with_cameras(policy.spec.data.cameras),
+        scene=args.scene,
+        max_steps=args.max_steps or DOORS.max_steps,
+        replan_every=args.replan_every or min(DOORS.replan_every, policy.act_step),
+    )
+    session = Session(policy, tasks, args.seed, folder, Console())
     if args.task or args.instruction:
         instruction = args.instruction or validation_instruction(args.task)
         play_one(session, Attempt(instruction, args.task or ANY_TASK))
@@ -108,7 +113,7 @@ def play_several(session: Session, count: int) -> None:
     """Play tasks of doors and lights in a row, without a reset in between."""
     from policy_rollout.demo.session import Attempt
 
-    print(f"{count} tasks in a row, scene {session.scene}, seed {session.seed}")
+    print(f"{count} tasks in a row, scene {session.tasks.scene}, seed {session.seed}")
     session.reset("open_drawer")
     for _ in range(count):
         task = session.next_task()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -21,10 +21,10 @@ from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, Recorder
 from policy_rollout.policies.action_chunking import Actions
 from policy_rollout.policies.interface import Observation
 
-IMAGE_COLUMNS = 56
+MAX_IMAGE, MIN_IMAGE = 56, 24
 """Width of the camera image in characters; one character is one pixel wide and two high."""
-MIN_COLUMNS = 100
-"""A narrower terminal shows no image."""
+FIGURES_WIDTH, FRAME_HEIGHT = 50, 4
+"""Characters that the window needs next to the image, and lines above and below it."""
 RATE = 30.0
 """Control steps per second of the robot, which the window does not exceed."""
 
@@ -46,7 +46,6 @@ class LiveView:
     max_steps: int
     _live: Live | None = None
     _next_frame: float = 0.0
-    _image: RenderableType = field(default_factory=Text)
 
     @property
     def frame_interval(self) -> int:
@@ -90,21 +89,26 @@ class LiveView:
             return
         time.sleep(max(0.0, self._next_frame - time.monotonic()))
         self._next_frame = time.monotonic() + self.frame_interval / RATE
+        self._live.update(self._window(job, task_index, step, image), refresh=True)
+
+    def _window(self, job: ChainJob, task_index: int, step: int, image: NDArray[np.uint8]) -> Panel:
         figures = Table.grid(padding=(0, 2))
-        figures.add_row("step", Group(Text(f"{step} of at most {self.max_steps}"), self._bar(step)))
+        figures.add_row("step", Text(f"{step} of at most {self.max_steps}", style="bold"))
+        figures.add_row("", ProgressBar(total=self.max_steps, completed=step, width=30))
+        figures.add_row()
         for name, text in self.state().items():
             figures.add_row(name, Text(text, style="bold"))
         body = Table.grid(padding=(0, 2))
-        body.add_row(*([image_text(image, IMAGE_COLUMNS)] if self._shows_image else []), figures)
+        columns = self._image_columns()
+        body.add_row(*([image_text(image, columns)] if columns >= MIN_IMAGE else []), figures)
         title = Text(f" {job.index + 1}. {job.instructions[task_index]} ", style="bold")
-        self._live.update(Panel(body, title=title, title_align="left"), refresh=True)
+        return Panel(body, title=title, title_align="left", expand=False)
 
-    @property
-    def _shows_image(self) -> bool:
-        return self.console.width >= MIN_COLUMNS and self.console.color_system in ("256", "truecolor")
-
-    def _bar(self, step: int) -> ProgressBar:
-        return ProgressBar(total=self.max_steps, completed=step, width=30)
+    def _image_columns(self) -> int:
+        """Return the width of an image that fits into the terminal; 0 if it cannot show colours."""
+        if self.console.color_system not in ("256", "truecolor"):
+            return 0
+        return min(MAX_IMAGE, self.console.width - FIGURES_WIDTH, 2 * (self.console.height - FRAME_HEIGHT))
 
 
 def image_text(image: NDArray[np.uint8], columns: int) -> Text:

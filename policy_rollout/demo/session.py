@@ -17,15 +17,15 @@ from common.image_grid import RgbImage
 from common.video import write_gif
 from policy_rollout.calvin.scene_state import symbolic_state
 from policy_rollout.calvin.symbolic import CATEGORIES, feasible_tasks
-from policy_rollout.calvin.tasks import DOORS_AND_LIGHTS, TASK_NAMES
+from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.calvin_evaluate_upvla import policy_origin, record_settings
 from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, Env, Info, Oracle, Render
 from policy_rollout.closed_loop.records import write_results
 from policy_rollout.closed_loop.runner import run_chains
 from policy_rollout.demo.live_view import LiveView
-from policy_rollout.desk import doors_and_lights as desk
 from policy_rollout.desk.env import DeskEnv
 from policy_rollout.desk.experts.policy import task_resets
+from policy_rollout.desk.task_sets import TaskSet
 from policy_rollout.policies.interface import ActionConvention
 from policy_rollout.policies.upvla import UPVLAPolicy
 from policy_rollout.report import write_report
@@ -93,25 +93,26 @@ class PersistentDesk:
 class Session:
     """A model on a desk, its attempts so far, and the folder of films and report.
 
-    ``seed``: of the next random start; it increases with every reset. ``max_steps``: control steps of an attempt.
+    ``tasks``: the tasks that follow each other, and the rules of every attempt. ``seed``: of the next random start; it
+    increases with every reset.
     """
 
     policy: UPVLAPolicy
-    scene: str
+    tasks: TaskSet
     seed: int
     folder: Path
     console: Console
-    max_steps: int
-    replan_every: int
     records: list[ChainRecord] = field(default_factory=list)
     frames: list[RgbImage] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.benchmark = replace(desk.DESK, scene=self.scene)
-        self.desk = DeskEnv(self.scene, self.benchmark.renderer, desk.STATIC_SIZE, self.benchmark.gripper_size)
+        self.benchmark = self.tasks.desk
+        self.desk = DeskEnv(self.tasks.scene, static_size=self.tasks.static_size, gripper_size=self.tasks.gripper_size)
         self._oracle = AnyTaskOracle(self.benchmark.oracle())
         films = RolloutVideoRecorder(self.folder, sys.maxsize, self.policy, self._write_film)
-        self._view = LiveView(films, self.console, lambda: state_texts(self.desk.get_obs(render=False)), self.max_steps)
+        self._view = LiveView(
+            films, self.console, lambda: state_texts(self.desk.get_obs(render=False)), self.tasks.max_steps
+        )
 
     # The factory of run_chains: every chain gets the one desk.
 
@@ -127,7 +128,8 @@ class Session:
 
     def reset(self, task: str | None) -> None:
         """Start from a random state in which ``task`` is feasible; None: closed, off, with blocks at random places."""
-        self.desk.reset(*(task_resets(task, self.seed, self.scene) if task else ()), seed=self.seed)
+        robot_obs, scene_obs = task_resets(task, self.seed, self.tasks.scene) if task else (None, None)
+        self.desk.reset(robot_obs, scene_obs, seed=self.seed)
         self.seed += 1
 
     def feasible(self, tasks: Sequence[str] = TASK_NAMES) -> tuple[str, ...]:
@@ -137,9 +139,9 @@ class Session:
         return feasible_tasks(state, tasks, unique=False)
 
     def next_task(self) -> str:
-        """Return the feasible task of doors and lights whose kind was attempted least."""
+        """Return the feasible task of the task set whose kind was attempted least."""
         attempted = [CATEGORIES[record.tasks[0]] for record in self.records if record.tasks[0] in CATEGORIES]
-        feasible = self.feasible(DOORS_AND_LIGHTS) or DOORS_AND_LIGHTS
+        feasible = self.feasible(self.tasks.tasks) or self.tasks.tasks
         return min(feasible, key=lambda task: attempted.count(CATEGORIES[task]))
 
     def play(self, attempt: Attempt) -> ChainRecord:
@@ -151,8 +153,9 @@ class Session:
                 self.policy,
                 [job],
                 self.records.append,
-                max_steps=self.max_steps,
-                replan_every=self.replan_every,
+                max_steps=self.tasks.max_steps,
+                replan_every=self.tasks.replan_every,
+                ensemble=self.tasks.ensemble,
                 parallel=1,
                 recorder=self._view,
             )
@@ -179,7 +182,8 @@ class Session:
     def write(self) -> None:
         """Write demo.gif, results.json and report.html, and print where they are."""
         write_gif(self.folder / "demo.gif", self.frames)
-        settings = {"ep_len": self.max_steps, "replan_every": self.replan_every, "ensemble": None}
+        rules = self.tasks
+        settings = {"ep_len": rules.max_steps, "replan_every": rules.replan_every, "ensemble": rules.ensemble}
         made_with = record_settings(self.policy, self.benchmark, settings)
         write_results(self.folder, self.records, made_with, policy_from=policy_origin(self.policy))
         report = write_report(self.folder)

@@ -21,6 +21,9 @@ from config.loading import load_job
 from config.schema import Job
 from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit
+from policy_rollout.benchmarks import future_frames
+from policy_rollout.benchmarks.future_frames import FutureFrames
+from policy_rollout.benchmarks.processed import open_split
 from policy_rollout.desk.task_sets import TaskSet, other_colour
 from policy_rollout.policies.controls import ExchangedImages, action_change, with_images_of
 from policy_rollout.policies.interface import Observation
@@ -162,6 +165,11 @@ class Evaluation:
             colours = [replace(one, instruction=other_colour(i, task)) for i, (task, one) in enumerate(named)]
             parts["colour in the instruction"] = ([one for _, one in named], colours)
         return {name: action_change(self.trained, *pair) for name, pair in parts.items()}
+
+    def future_frames(self, held_out: Path) -> FutureFrames:
+        """Return where the hand is in the model's predicted frames of a split that it was not trained on."""
+        training = open_split(Path(self.job.dataset.params.train_pre_shards_path_or_url))
+        return future_frames.evaluate(self.trained, training, open_split(held_out))
 
     def _identity(self, name: str) -> dict[str, Any]:
         """Return what identifies a policy: one with another identity is run again."""

@@ -34,8 +34,11 @@ complete example, for episodes that are folders with
 Name it in ``robot_dataset`` of ``training/data/dataloader.py``, the only place where training creates its provider.
 Actions are relative: three of position, three of rotation (scaled so that 1.0 is the largest step of your robot), and
 the gripper command, +1 open, -1 closed; another robot declares its ``dim`` and ``groups`` in ``dataset_contract.json``
-and sets ``model.vla.action_dim``. It is often easier to write ``dataset_info.json`` next to your images
-(``training/data/episode_index.py`` shows the format) and to use the class below unchanged.
+and sets ``model.vla.action_dim``. For ``model.vla.proprioception=pose`` a sample also has the robot's state of that
+frame, ``state=torch.from_numpy(self.states[episode][now])`` from a ``states.npy`` ([n, S], float32), whose ``dim``,
+``groups`` and statistics are declared under ``state`` in ``dataset_contract.json``. It is often easier to write
+``dataset_info.json`` next to your images (``training/data/episode_index.py`` shows the format) and to use the class
+below unchanged.
 """
 
 from __future__ import annotations

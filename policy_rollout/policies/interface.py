@@ -16,7 +16,6 @@ from common.constants import (
     ACTION_GROUPS,
     CALVIN_ACTION_DIM,
     CALVIN_STATE,
-    CALVIN_STATE_DIM,
     ActionLayout,
     action_layout,
 )
@@ -110,7 +109,7 @@ class StateLayout(ActionLayout):
         return state
 
 
-ROBOT_OBS = StateLayout(CALVIN_STATE_DIM, *(tuple(CALVIN_STATE["groups"][name]) for name in ACTION_GROUPS))
+ROBOT_OBS = StateLayout(**asdict(action_layout(CALVIN_STATE, "state")))
 """CALVIN's state."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -161,7 +161,7 @@ def test_the_simulators_robot_obs_is_the_state_that_a_policy_reads(fake_calvin_e
         state = ROBOT_OBS
         read: ClassVar[list[np.ndarray]] = []
 
-        def act(self, observations: list[Observation]) -> np.ndarray:
+        def act(self, observations: Sequence[Observation]) -> np.ndarray:
             self.read += [self.state.check(seen.robot_obs, "robot_obs") for seen in observations]
             return super().act(observations)
 

@@ -41,6 +41,7 @@ WEIGHTS_FILE = "model.safetensors"
 SPEC_FIELD = "blockdiff_vla"
 ACTION_HEAD_KEYS = ("action_head.pool.", "action_head.out.")
 STATE_KEYS = "state_encoder."
+GROUND_KEYS = "ground_head."
 RELEASED_CLIP_WIDTH = 1024
 """CLIP ViT-L/14's width, which the original hard-codes and does not write down."""
 
@@ -93,11 +94,17 @@ def _rename(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
 # --- build ----------------------------------------------------------------------------------------------------------
 
 
-def build(job: Job, device: torch.device | str = "cpu", state: StateConvention | None = None) -> Built:
+def build(
+    job: Job,
+    device: torch.device | str = "cpu",
+    state: StateConvention | None = None,
+    workspace: Mapping[str, Any] | None = None,
+) -> Built:
     """Build the network of a run configuration, with its initial weights.
 
     ``device="meta"`` builds shapes only and reads no weights. ``state``: the state that the data declare, read if
-    ``model.vla.proprioception`` is ``pose`` (None: CALVIN's). Raises ``ValueError`` naming the config key or the file.
+    ``model.vla.proprioception`` is ``pose`` (None: CALVIN's). ``workspace``: that of the positions, which are learned
+    if ``training.ground_coeff`` is above 0 (None: a cube of 2 m). Raises ``ValueError`` naming the config key or the file.
     """
     showo = job.model.showo
     config = backbone_config(showo.llm_model_path, showo.llm_backbone, trust_remote_code=showo.trust_remote_code)
@@ -105,6 +112,8 @@ def build(job: Job, device: torch.device | str = "cpu", state: StateConvention |
     spec = _spec_of(job, tokenizer, words, config)
     if job.model.vla.proprioception != "none":
         spec = spec.updated(state=(state or calvin_state()).to_json())
+    if job.training.ground_coeff > 0:
+        spec = spec.updated(workspace=workspace or {"low": [-1.0] * 3, "high": [1.0] * 3})
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(job.training.seed)
         model = UPVLA(spec, config)
@@ -231,24 +240,31 @@ def load_weights(model: UPVLA, file: Path, initial: bool = False) -> tuple[str, 
 
     A base Show-o checkpoint has no action head yet, which stays random. So do, at the start of a run (``initial``), the
     last layer of a head for actions of another size, and a state encoder that the checkpoint lacks or that reads other
-    numbers. Returned notes name these. Any other missing, unexpected or resized key raises ``ValueError``.
+    numbers, and a ground head that it lacks. Returned notes name these. Any other missing, unexpected or resized key
+    raises ``ValueError``.
     """
     state = _with_tied_head(model, from_disk_names(read_weights(file)))
     notes = _drop_unfit(model, state, file) if initial else []
-    optional = (*ACTION_HEAD_KEYS, STATE_KEYS) if initial else ACTION_HEAD_KEYS
+    optional = (*ACTION_HEAD_KEYS, STATE_KEYS, GROUND_KEYS) if initial else ACTION_HEAD_KEYS
     absent = load_strict(model, state, file, optional, named=lambda name: _rename(name, KEY_PREFIXES))
     if any(name.startswith(ACTION_HEAD_KEYS) for name in absent) and not notes:
         notes.append("the checkpoint has no action head: it starts from random weights")
     if any(name.startswith(STATE_KEYS) for name in absent):
         notes.append("the checkpoint has no state encoder that reads these numbers: it starts from random weights")
+    if any(name.startswith(GROUND_KEYS) for name in absent):
+        notes.append("the checkpoint has no ground head: it starts from random weights")
     return tuple(notes)
 
 
 def _drop_unfit(model: UPVLA, state: dict[str, Tensor], file: Path) -> list[str]:
-    """Remove the modules of a start's weights that were trained for another robot; return notes on the action head.
+    """Remove the modules of a start's weights that were trained for another robot, and a ground head that this run does
+    not train; return notes on the action head.
 
     Raises ``ValueError`` if the weights read the robot's state and the model does not.
     """
+    if model.ground_head is None:
+        for name in [name for name in state if name.startswith(GROUND_KEYS)]:
+            del state[name]
     ours, encoder = model.state_encoder, [name for name in state if name.startswith(STATE_KEYS)]
     if encoder and ours is None:
         raise ValueError(

@@ -62,7 +62,9 @@ def evaluate(settings: Mapping[str, Any], process: ProcessRank) -> Path:
     from policy_rollout.policies.upvla import UPVLAPolicy
     from policy_rollout.reports.rollout_video import make_recorder
 
-    policy = UPVLAPolicy.from_config(settings["model_config"], device=_device(settings["device"], process))
+    policy = UPVLAPolicy.from_config(
+        settings["model_config"], _device(settings["device"], process), action_decoder=settings["action_decoder"]
+    )
     # All checks come before the folder is claimed for these settings.
     require_same_convention(policy.convention, benchmark.convention, f"environment={settings['environment']}")
     ChunkPlayer(policy.act_step, settings["replan_every"], settings["ensemble"])
@@ -90,6 +92,8 @@ def evaluate(settings: Mapping[str, Any], process: ProcessRank) -> Path:
     run_distributed(
         folder, benchmark, policy, jobs, rollout, progress, recorder, process.world, stop, policy_from=policy_from
     )
+    if policy.speaker is not None:
+        print(f"{policy.speaker.spoken} (this process)")
     if stop is not None and process.rank == 0:
         print(f"{folder} is {stop.verdict()}")
     if process.rank == 0:

@@ -171,7 +171,7 @@ def record(options: argparse.Namespace, job: Evaluation, report: Report, seconds
         if job.policy.decoding is not None:
             policy |= {"action_decoding": asdict(job.policy.decoding)}
         if job.policy.speaker is not None:
-            policy |= {"sentences": job.policy.speaker.as_json()}
+            policy |= {"sentences": job.policy.speaker.counts}
     if isinstance(job.policy, ConstantPolicy):
         policy["action"] = [float(number) for number in job.policy.action]
     return {

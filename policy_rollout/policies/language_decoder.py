@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,13 @@ class LanguageDecoding:
     """How sentences are decoded: ``max_new_tokens`` of one; ``threshold``: masked tokens above this probability are
     accepted (no effect on ``ar``)."""
 
-    max_new_tokens: int = 64
+    max_new_tokens: int = 96
     threshold: float = 0.9
 
 
 @dataclass
 class Spoken:
-    """Counts since the last reset: ``sentences``; those outside the grammar, with ``examples``; their ``tokens``."""
+    """Counts: ``sentences``; those outside the grammar (``unparsable``), with ``examples``; ``tokens`` of all."""
 
     sentences: int = 0
     unparsable: int = 0
@@ -110,9 +110,15 @@ class LanguageActor:
             self.spoken.unparsable += 1
             return self.language.no_motion(observation.robot_obs)
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the counts for records."""
-        return asdict(self.spoken)
+    @property
+    def counts(self) -> dict[str, Any]:
+        """The counts for records, which follow further sentences."""
+        return vars(self.spoken)
+
+    @property
+    def clip_sha256(self) -> str:
+        """The SHA-256 of the CLIP tower's weights."""
+        return self._clip.weights_hash
 
 
 def load_language_actor(built: Built, clip_model: str | Path, decoding: LanguageDecoding) -> LanguageActor:

@@ -205,10 +205,8 @@ class UPVLAPolicy:
         return self._forwards / max(self._chunks, 1)
 
     def reset(self) -> None:
-        """Reset the counters of `forwards_per_chunk` and of sentences; there is no episode state."""
+        """Reset the counters of `forwards_per_chunk`; there is no episode state."""
         self._chunks = self._forwards = 0
-        if self.speaker is not None:
-            self.speaker.reset()
 
     def warm_up(self) -> None:
         """Run one forward on black images, so that the first observation is fast and an unusable model fails early."""
@@ -217,6 +215,8 @@ class UPVLAPolicy:
         state = None if self._state is None else np.zeros(self._state.dim)
         self.act([Observation(black["rgb_static"], "warm up", black.get("rgb_gripper"), state)])
         self.reset()
+        if self.speaker is not None:
+            self.speaker.reset()
 
     @torch.inference_mode()
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:

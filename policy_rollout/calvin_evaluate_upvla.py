@@ -62,7 +62,9 @@ def evaluate(settings: Mapping[str, Any], process: ProcessRank) -> Path:
     from policy_rollout.policies.upvla import UPVLAPolicy
     from policy_rollout.reports.rollout_video import make_recorder
 
-    policy = UPVLAPolicy.from_config(settings["model_config"], device=_device(settings["device"], process))
+    policy = UPVLAPolicy.from_config(
+        settings["model_config"], _device(settings["device"], process), action_decoder=settings["action_decoder"]
+    )
     # All checks come before the folder is claimed for these settings.
     require_same_convention(policy.convention, benchmark.convention, f"environment={settings['environment']}")
     require_calvin_state(policy, f"environment={settings['environment']}")
@@ -70,7 +72,7 @@ def evaluate(settings: Mapping[str, Any], process: ProcessRank) -> Path:
     jobs = benchmark.jobs(int(settings["num_sequences"]))
     cut = _cut_instructions(policy, jobs, process)
     recorder = make_recorder(settings, folder, policy)
-    stop = _early_stop(settings, record_settings(policy, benchmark, settings), jobs)
+    stop = _early_stop(settings, record_settings(policy, benchmark, settings), jobs, folder)
     records.claim(folder, record_settings(policy, benchmark, settings))
     unrecorded = recorder.without_video(records.read(folder)) if recorder is not None and process.rank == 0 else []
     if unrecorded:
@@ -88,9 +90,13 @@ def evaluate(settings: Mapping[str, Any], process: ProcessRank) -> Path:
     )
     progress = Progress(folder, jobs, process.rank, settings if settings["log_wandb"] else None)
     policy_from = {**policy_origin(policy), "cut_instructions": cut}
+    if policy.speaker is not None:
+        policy_from["sentences"] = policy.speaker.counts
     run_distributed(
         folder, benchmark, policy, jobs, rollout, progress, recorder, process.world, stop, policy_from=policy_from
     )
+    if policy.speaker is not None:
+        print(f"{policy.speaker.spoken} (this process)")
     if stop is not None and process.rank == 0:
         print(f"{folder} is {stop.verdict()}")
     if process.rank == 0:
@@ -107,20 +113,30 @@ def record_settings(policy: UPVLAPolicy, benchmark: Benchmark, settings: Mapping
         "checkpoint_sha256": policy.source.weights_sha256,
         "image_tokenizer_sha256": policy.vq.weights_hash,
         "action_decoder": policy.action_decoder,
-        "action_decoder_settings": None if policy.decoding is None else asdict(policy.decoding),
+        "action_decoder_settings": _decoder_settings(policy),
         "precision": policy.precision,
         **{name: settings[name] for name in ("ep_len", "replan_every", "ensemble")},
         "benchmark": benchmark.stamp(),
     }
 
 
+def _decoder_settings(policy: UPVLAPolicy) -> dict[str, Any] | None:
+    """Return how action tokens or sentences are decoded; None for the regression head."""
+    if policy.decoding is None:
+        return None
+    tower = {} if policy.speaker is None else {"clip_sha256": policy.speaker.clip_sha256}
+    return {**asdict(policy.decoding), **tower}
+
+
 def _early_stop(
-    settings: Mapping[str, Any], of_records: Mapping[str, Any], jobs: Sequence[ChainJob]
+    settings: Mapping[str, Any], of_records: Mapping[str, Any], jobs: Sequence[ChainJob], folder: Path
 ) -> EarlyStop | None:
     """Return the test that ends the evaluation, if ``compare_with`` names another one."""
     if settings["compare_with"] is None:
         return None
     other = expand_home(str(settings["compare_with"])).resolve()
+    if other == folder:
+        raise ValueError(f"compare_with={other}: is this evaluation's own log_dir; name another one")
     plain = json.loads(json.dumps(of_records))
     return EarlyStop(other, plain, max(len(job.tasks) for job in jobs), settings["margin"])
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from common.command import run_command
-from policy_rollout.policies.interface import CAMERAS, Policy, state_read_by
+from policy_rollout.policies.interface import ACTION_DECODERS, CAMERAS, Policy, state_read_by
 from policy_rollout.policies.model_yaml import load_model_yaml
 
 if TYPE_CHECKING:  # websockets and msgpack are imported only to start a server
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--checkpoint", help="overrides the yaml's model.showo.tuned_model_path")
     model.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:<n>")
     model.add_argument("--precision", choices=("no", "bf16", "fp16"), help="of the network (default: as in the yaml)")
-    model.add_argument("--action-decoder", choices=("regression", "block_diffusion"), help="(default: as in the yaml)")
+    model.add_argument("--action-decoder", choices=ACTION_DECODERS, help="(default: as in the yaml)")
     chunks = made.add_argument_group("execution of chunks (vla-eval; openpi's clients execute chunks themselves)")
     chunks.add_argument("--replan-every", type=int, help="actions executed of every chunk (default: all)")
     chunks.add_argument("--ensemble", type=float, help="average overlapping chunks with exp(-m * age) (default: none)")

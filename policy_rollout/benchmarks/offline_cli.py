@@ -174,6 +174,8 @@ def record(options: argparse.Namespace, job: Evaluation, report: Report, seconds
         }
         if job.policy.decoding is not None:
             policy |= {"action_decoding": asdict(job.policy.decoding)}
+        if job.policy.speaker is not None:
+            policy |= {"sentences": job.policy.speaker.counts}
     if isinstance(job.policy, ConstantPolicy):
         policy["action"] = [float(number) for number in job.policy.action]
     return {
@@ -245,6 +247,8 @@ def _run(options: argparse.Namespace) -> None:
         print(f"{report.clipped} predicted numbers were outside [-1, 1] and were clipped (--clip-action)")
     if isinstance(job.policy, UPVLAPolicy):
         print(f"actions by {job.policy.action_decoder}, {job.policy.forwards_per_chunk:.2f} forwards per chunk")
+        if job.policy.speaker is not None:
+            print(job.policy.speaker.spoken)
     if options.output_json is not None:
         content = record(options, job, report, time.perf_counter() - started)
         write_text(options.output_json, json.dumps(content, indent=2) + "\n")

@@ -23,8 +23,8 @@ from common.constants import CAMERAS as CAMERAS
 
 ACTION_KEYS = ("rel_actions", "actions", "expert_actions")
 """Recorded actions that offline evaluation compares with."""
-ACTION_DECODERS = ("regression", "block_diffusion")
-"""Sources of actions: the regression head, or decoded action tokens."""
+ACTION_DECODERS = ("regression", "block_diffusion", "language")
+"""Sources of actions: the regression head, decoded action tokens, or spoken sentences."""
 
 
 @dataclass(frozen=True)

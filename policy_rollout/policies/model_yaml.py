@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # errors in the file are found without torch
     from models.decoding import ActionDecoding
     from models.pretrained.model_config import ModelConfig
     from models.pretrained.model_io import UpstreamSettings
+    from policy_rollout.policies.language_decoder import LanguageDecoding
 
 CHECKPOINT_KEY = "model.showo.tuned_model_path"
 DECODING_KEYS = ("action_conf_threshold", "action_infer_steps")
@@ -78,8 +79,10 @@ class ModelYaml:
             return self.job.training.text_objective
         return OBJECTIVE_OF[self.job.model.framework] if "model.framework" in self.given else None
 
-    def decoding(self, spec: ModelConfig, folder: Path, decoder: str | None = None) -> ActionDecoding | None:
-        """Return how action tokens are decoded; None if the regression head is used.
+    def decoding(
+        self, spec: ModelConfig, folder: Path, decoder: str | None = None
+    ) -> ActionDecoding | LanguageDecoding | None:
+        """Return how action tokens or sentences are decoded; None if the regression head is used.
 
         ``decoder`` (one of ``ACTION_DECODERS``) overrides the file's ``block_diffusion.action_infer_enabled``; the
         default is that of the training run. Raises `ConfigError` for a checkpoint without action tokens.
@@ -90,8 +93,12 @@ class ModelYaml:
         default = spec.decoding.action_decoder
         if "block_diffusion.action_infer_enabled" in self.given:
             default = ACTION_DECODERS[int(settings.action_infer_enabled)]
-        if (decoder or default) == ACTION_DECODERS[0]:
+        if (decoder or default) == "regression":
             return None
+        if decoder == "language":
+            from policy_rollout.policies.language_decoder import LanguageDecoding
+
+            return LanguageDecoding()
         if spec.decoding.action_bins is None:
             setting = f"block_diffusion.action_infer_enabled=true ({display(self.path)})"
             raise ConfigError(

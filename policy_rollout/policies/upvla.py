@@ -36,6 +36,7 @@ from policy_rollout.policies.interface import Observation as Observation
 from policy_rollout.policies.interface import Policy as Policy
 from policy_rollout.policies.interface import StateLayout as StateLayout
 from policy_rollout.policies.interface import require_same_convention as require_same_convention
+from policy_rollout.policies.language_decoder import LanguageActor, LanguageDecoding, load_language_actor
 from policy_rollout.policies.model_yaml import CHECKPOINT_KEY, load_model_yaml, located
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class UPVLAPolicy:
     """UP-VLA as a policy: a saved model, its prompter, and the frozen image tokenizer.
 
     Has no episode state: a chunk depends on the observation alone. ``action_decoder`` is ``regression`` (the regression
-    head) or ``block_diffusion`` (decoded action tokens).
+    head), ``block_diffusion`` (decoded action tokens) or ``language`` (spoken sentences).
     """
 
     def __init__(
@@ -100,7 +101,8 @@ class UPVLAPolicy:
         device: torch.device | str = "cpu",
         precision: str = "no",
         source: PolicySource | None = None,
-        decoding: ActionDecoding | None = None,
+        decoding: ActionDecoding | LanguageDecoding | None = None,
+        clip_model: str = "",
         compiled: bool = False,
     ) -> None:
         """Move the networks to `device` and set them to evaluation mode.
@@ -108,7 +110,8 @@ class UPVLAPolicy:
         Args:
             precision: "bf16" or "fp16" runs the network in autocast, but not the image tokenizer, whose codes would
                 change. Frozen linear layers are then stored in that type.
-            decoding: how action tokens are decoded; None: use the regression head.
+            decoding: how action tokens or sentences are decoded; None: use the regression head.
+            clip_model: folder or hub id of the CLIP tower, for sentences.
             compiled: compile the regression head's forward at the first call of each shape.
         """
         self.device = torch.device(device)
@@ -127,6 +130,9 @@ class UPVLAPolicy:
             _cast_linear_layers(self.model.backbone.lm.base_model, self._precision)
         if self.device.type == "cpu":
             keep_freed_memory()
+        self.speaker: LanguageActor | None = None
+        if isinstance(decoding, LanguageDecoding):
+            self.speaker = load_language_actor(built, clip_model, decoding)
         self._reader = ActionPredictor(self.model, compiled=compiled)
         self._ids = lru_cache(INSTRUCTION_CACHE_SIZE)(self._instruction)
         self._cut_is_logged = False
@@ -173,6 +179,7 @@ class UPVLAPolicy:
             precision=precision,
             source=PolicySource(config.path, path),
             decoding=config.decoding(built.spec, folder, action_decoder),
+            clip_model=located(config.job.model.showo.clip_model_path),
         )
 
     @property
@@ -196,7 +203,7 @@ class UPVLAPolicy:
     @property
     def action_decoder(self) -> str:
         """The one of `ACTION_DECODERS` in use."""
-        return ACTION_DECODERS[0 if self.decoding is None else 1]
+        return ACTION_DECODERS[0 if self.decoding is None else 1 if self.speaker is None else 2]
 
     @property
     def forwards_per_chunk(self) -> float:
@@ -214,12 +221,19 @@ class UPVLAPolicy:
         state = None if self._state is None else np.zeros(self._state.dim)
         self.act([Observation(black["rgb_static"], "warm up", black.get("rgb_gripper"), state)])
         self.reset()
+        if self.speaker is not None:
+            self.speaker.reset()
 
     @torch.inference_mode()
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:
+        if self.speaker is not None:
+            with self._autocast():
+                spoken, forwards = self.speaker.act(observations)
+            self._chunks, self._forwards = self._chunks + len(observations), self._forwards + forwards
+            return spoken
         codes, instructions, state = self._inputs(observations)
         with self._autocast():
-            if self.decoding is None:
+            if not isinstance(self.decoding, ActionDecoding):
                 predicted = self._reader.predict(instructions, codes, state=state)
                 actions, forwards = predicted.actions, len(observations)
             else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.statistics import (
@@ -82,6 +82,7 @@ def test_holm_of_a_textbook_case():
     assert holm([0.7, 0.6]) == [1.0, 1.0]
 
 
+@settings(deadline=None)  # a shared machine
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_holm_lies_between_the_p_value_and_bonferroni_and_keeps_the_order(p_values: list[float]):
     adjusted = holm(p_values)

@@ -1,0 +1,1 @@
+"""Conversations that teach a model to speak the next motion of a demonstration."""

@@ -20,6 +20,7 @@ Precision = Literal["no", "fp16", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 Attention = Literal["sdpa", "eager", "flex_attention"]
 ActionNormalisation = Literal["none", "min_max", "quantile"]
+ActionLoss = Literal["mse", "l1"]
 OnBadRecord = Literal["skip", "error"]
 TextOnly = Literal["skip", "use"]
 Schedule = Literal[
@@ -339,6 +340,7 @@ class Training:
     pre_coeff: float = field(1.0, "weight of the image (future frame) loss", ge=0.0)
     mmu_coeff: float = field(0.1, "weight of the text loss", ge=0.0)
     act_coeff: float = field(1.0, "weight of the action loss", ge=0.0)
+    action_loss: ActionLoss = field("mse", "error of a number of an action: squared (mse) or absolute (l1)")
     batch_size_pre: int = field(4, "robot samples per micro-batch and process", ge=1)
     batch_size_mmu: int = field(4, "conversations per micro-batch and process; unused with dataset.und_type=null", ge=0)
     gradient_accumulation_steps: int = field(1, "micro-batches per optimizer step", ge=1)

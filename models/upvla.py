@@ -33,6 +33,7 @@ class RobotTask:
 
     ``sequence``: from ``robot_sequence``; ``targets`` [B, N + 2]: ids of the future frame (None: no image loss);
     ``actions`` [B, T, A] with ``action_weight`` [B, T] (1 includes a step, 0 excludes it); None: no action loss.
+    ``action_loss``: ``mse`` (squared errors) or ``l1`` (absolute errors).
     ``action_tokens``: the chunk as tokens after the sequence (``models.objectives.action_diffusion``); None: no
     block-diffusion actions.
     """
@@ -41,6 +42,7 @@ class RobotTask:
     targets: Tensor | None
     actions: Tensor | None
     action_weight: Tensor | None = None
+    action_loss: str = "mse"
     label_smoothing: float = 0.0
     action_tokens: TextTask | None = None
 
@@ -137,8 +139,8 @@ class UPVLA(nn.Module):
         """Return the image loss and the action loss.
 
         The image loss is the cross-entropy of the future frame's codes over the image span (same slot, no shift, full
-        vocabulary, as released weights were trained), the action loss a squared error. ``hidden`` [B, L, D]: hidden
-        states of ``task.full_sequence``, if already computed.
+        vocabulary, as released weights were trained), the action loss a squared error (absolute, with
+        ``task.action_loss`` l1). ``hidden`` [B, L, D]: hidden states of ``task.full_sequence``, if already computed.
         """
         hidden = self.hidden_states(task.sequence) if hidden is None else hidden
         image = action = SumAndCount.zero(hidden.device)
@@ -151,7 +153,8 @@ class UPVLA(nn.Module):
             image = SumAndCount(losses.sum(), torch.full((), float(losses.numel()), device=hidden.device))
         if task.actions is not None:
             predicted = self._actions(task.sequence, hidden).float()  # [B, T, A]
-            errors = (predicted - task.actions).square()
+            errors = predicted - task.actions
+            errors = errors.abs() if task.action_loss == "l1" else errors.square()
             weight = torch.ones_like(errors[..., 0]) if task.action_weight is None else task.action_weight
             action = SumAndCount((errors * weight[..., None]).sum(), weight.sum() * errors.shape[-1])
         return image, action

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.files import expand_home
@@ -58,6 +58,15 @@ def real(
         return value
 
     return convert
+
+
+def name_list(option: str, text: str, allowed: Sequence[str]) -> tuple[str, ...]:
+    """Return the names in a comma-separated text, each once. Raise ValueError naming one that is not allowed."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    wrong = [name for name in names if name not in allowed]
+    if wrong or not names:
+        raise ValueError(f"{option} {text!r}: {wrong[0] if wrong else 'nothing'!r} is not one of {', '.join(allowed)}")
+    return names
 
 
 def _within(value: float, at_least: float | None, at_most: float | None) -> bool:

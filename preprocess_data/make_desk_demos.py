@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.arguments import command_parser, path_argument, real, whole
+from common.arguments import command_parser, name_list, path_argument, real, whole
 from common.command import run_command
 from common.files import remove, write_bytes
 from common.folder_lock import hold, is_lock
@@ -252,8 +252,8 @@ def parser() -> argparse.ArgumentParser:
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """Return the recording's settings. Raise ValueError naming the option, its value and what is allowed."""
-    scenes = _names("--scenes", options.scenes, SCENES)
-    tasks = _SETS.get(options.tasks) or _names("--tasks", options.tasks, TASK_NAMES)
+    scenes = name_list("--scenes", options.scenes, SCENES)
+    tasks = _SETS.get(options.tasks) or name_list("--tasks", options.tasks, TASK_NAMES)
     if options.episodes < 1:
         raise ValueError(f"--episodes is {options.episodes}; it must be at least 1")
     for name in ("camera_jitter", "light_jitter"):
@@ -263,14 +263,6 @@ def settings_of(options: argparse.Namespace) -> Settings:
     check_renderer(options.renderer)
     shared = {field.name: getattr(options, field.name) for field in fields(Settings) if hasattr(options, field.name)}
     return Settings(**{**shared, "scenes": scenes, "tasks": tasks, "noise": not options.no_noise})
-
-
-def _names(option: str, text: str, allowed: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    wrong = [name for name in names if name not in allowed]
-    if wrong or not names:
-        raise ValueError(f"{option} {text!r}: {wrong[0] if wrong else 'nothing'!r} is not one of {', '.join(allowed)}")
-    return names
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -49,7 +49,7 @@ def npy_bytes(array: Array) -> bytes:
     return buffer.getvalue()
 
 
-def _pickled_npy(content: dict[str, Any]) -> bytes:
+def pickled_npy(content: dict[str, Any]) -> bytes:
     """Return a dictionary as `np.save` writes it: the format of CALVIN's annotations requires it."""
     buffer = io.BytesIO()
     box = np.empty((), dtype=object)
@@ -169,8 +169,8 @@ def write_index_files(split: Path, episodes: Sequence[EpisodeEntry], settings: S
     scenes: dict[str, list[int]] = {}
     for episode in episodes:
         scenes.setdefault(f"calvin_scene_{episode.scene}", [episode.first, episode.last])[1] = episode.last
-    write_bytes(split / "scene_info.npy", _pickled_npy({k: list(v) for k, v in scenes.items()}))
-    write_bytes(split / "lang_annotations" / "auto_lang_ann.npy", _pickled_npy(language(episodes)))
+    write_bytes(split / "scene_info.npy", pickled_npy({k: list(v) for k, v in scenes.items()}))
+    write_bytes(split / "lang_annotations" / "auto_lang_ann.npy", pickled_npy(language(episodes)))
     write_bytes(split / "statistics.yaml", _yaml(statistics(episodes)))
     write_bytes(split / ".hydra" / "merged_config.yaml", _yaml(merged_config(settings)))
 

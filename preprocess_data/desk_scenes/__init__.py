@@ -1,0 +1,1 @@
+"""Draw random scenes of the desk, and locate the objects in them."""

@@ -126,6 +126,9 @@ class Showo:
     attn_implementation: Attention = field(
         "sdpa", "attention kernel: torch's fused one, plain matrix products, or block-sparse flex_attention (GPU)"
     )
+    code_bits: bool = field(
+        False, "add one learned vector for each of its 13 bits to the embedding of an image code (small models)"
+    )
     auto_set_llm_vocab_size: bool = field(False, "set vocab_size and llm_vocab_size from the tokenizer")
     w_clip_vit: bool = field(True, "image questions read CLIP patches through the projector")
     clip_model_path: str = field("openai/clip-vit-large-patch14-336", "folder or hub id of CLIP's tower", path="model")

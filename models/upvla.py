@@ -102,6 +102,11 @@ class UPVLA(nn.Module):
         width = self.backbone.hidden_size
         self.projector = None if spec.clip_width is None else projector(spec.clip_width, width)
         self.action_head = PooledRegression(width, spec.act_step, spec.action_dim)
+        self.code_bits = None
+        """One vector for each bit of an image code (lookup-free quantisation), beside the code's own embedding."""
+        if spec.code_bits:
+            self.code_bits = nn.Linear(self.vocab.code_bit_count, width, bias=False)
+            nn.init.normal_(self.code_bits.weight, std=float(getattr(llm, "initializer_range", 0.02)))
         self.length_multiple = TILE if self.backbone.uses_flex_attention else 1
         """In training, sequences are padded to a multiple of this many slots (``training.length_multiple``)."""
         self.float()  # whatever torch's default type is
@@ -195,7 +200,7 @@ class UPVLA(nn.Module):
 
     def embed(self, sequence: TokenSequence) -> Tensor:
         """Return [B, L, D]: embeddings of tokens, with projected CLIP patches at the patch span."""
-        embeds = self.backbone.embed(sequence.ids)
+        embeds = self._add_code_bits(self.backbone.embed(sequence.ids), sequence)
         if sequence.patches is None or sequence.patch_span is None:
             return embeds
         if self.projector is None:
@@ -203,6 +208,13 @@ class UPVLA(nn.Module):
         patches = self.projector(sequence.patches.to(embeds.dtype)).to(embeds.dtype)
         span = sequence.patch_span
         return torch.cat([embeds[:, : span.start], patches, embeds[:, span.stop :]], dim=1)
+
+    def _add_code_bits(self, embeds: Tensor, sequence: TokenSequence) -> Tensor:
+        if self.code_bits is None or sequence.image is None:
+            return embeds
+        codes = slice(sequence.image.start + 1, sequence.image.stop - 1)  # without <|soi|> and <|eoi|>
+        of_bits = self.code_bits(self.vocab.code_bits(sequence.ids[:, codes]).to(embeds.dtype)).to(embeds.dtype)
+        return torch.cat([embeds[:, : codes.start], embeds[:, codes] + of_bits, embeds[:, codes.stop :]], dim=1)
 
     def hidden_states(self, sequence: TokenSequence) -> Tensor:
         """Return [B, L, D] hidden states after the final norm."""

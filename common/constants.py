@@ -16,6 +16,16 @@ CALVIN_MAX_STEPS = 360
 CALVIN_ACTION_DIM = 7
 """Numbers of a CALVIN action: three of position, three of rotation, one gripper command."""
 ACTION_GROUPS = ("position", "rotation", "gripper")
+STATE_KEY = "robot_obs"
+"""Name of the robot's state in CALVIN's frames and observations."""
+CALVIN_STATE_DIM = 15
+"""Numbers of CALVIN's ``robot_obs``: position, Euler angles, gripper width, seven joints, gripper command."""
+CALVIN_STATE: dict[str, Any] = {
+    "dim": CALVIN_STATE_DIM,
+    "groups": {"position": [0, 1, 2], "rotation": [3, 4, 5], "gripper": [14]},
+    "rotation": "euler_xyz",
+}
+"""Declaration of a state as in a contract: CALVIN's ``robot_obs``, in metres and radians."""
 CODEBOOK_SIZE = 8192
 """Codes of the image tokenizer (MagVIT-v2): 13 bits each."""
 
@@ -25,7 +35,7 @@ _GRIPPER = re.compile(r"([+-]?\d+(?:\.\d+)?) (closed|open), ([+-]?\d+(?:\.\d+)?)
 
 @dataclass(frozen=True)
 class ActionLayout:
-    """Number of values in an action, and the indices of those whose meaning is declared."""
+    """Number of values in an action or a state, and the indices of those whose meaning is declared."""
 
     dim: int
     position: tuple[int, ...] = ()
@@ -41,28 +51,29 @@ class ActionLayout:
 CALVIN_LAYOUT = ActionLayout(CALVIN_ACTION_DIM, (0, 1, 2), (3, 4, 5), (6,))
 
 
-def action_layout(action: Mapping[str, Any]) -> ActionLayout:
+def action_layout(action: Mapping[str, Any], name: str = "action") -> ActionLayout:
     """Return the layout that an action convention declares by its ``dim`` and ``groups``.
 
-    Without ``dim`` it is CALVIN's. An action of another size has the groups that are named, and no others.
+    Without ``dim`` it is that of CALVIN's actions. Numbers of another size have the groups that are named, and no
+    others. ``name``: what is declared, in messages.
 
     Raises:
         ValueError: a size below 1, or groups that are unknown, overlap or exceed the size; names the key.
     """
     dim, groups = action.get("dim", CALVIN_ACTION_DIM), action.get("groups")
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-        raise ValueError(f"action.dim must be an integer of at least 1, found {dim!r}")
+        raise ValueError(f"{name}.dim must be an integer of at least 1, found {dim!r}")
     if groups is None:
         return CALVIN_LAYOUT if dim == CALVIN_ACTION_DIM else ActionLayout(dim)
     if not isinstance(groups, Mapping) or not all(isinstance(indices, (list, tuple)) for indices in groups.values()):
-        raise ValueError(f"action.groups must be an object, group -> list of indices, found {groups!r}")
+        raise ValueError(f"{name}.groups must be an object, group -> list of indices, found {groups!r}")
     unknown = sorted(set(groups) - set(ACTION_GROUPS))
     if unknown:
-        raise ValueError(f"unknown action.groups.{unknown[0]}; allowed: {', '.join(ACTION_GROUPS)}")
+        raise ValueError(f"unknown {name}.groups.{unknown[0]}; allowed: {', '.join(ACTION_GROUPS)}")
     indices = [index for members in groups.values() for index in members]
     if not all(type(index) is int and 0 <= index < dim for index in indices) or len(set(indices)) < len(indices):
         raise ValueError(
-            f"action.groups must hold different indices from 0 to {dim - 1} (action.dim is {dim}), found {groups!r}"
+            f"{name}.groups must hold different indices from 0 to {dim - 1} ({name}.dim is {dim}), found {groups!r}"
         )
     return ActionLayout(dim, *(tuple(groups.get(name, ())) for name in ACTION_GROUPS))
 

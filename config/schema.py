@@ -19,6 +19,7 @@ LoaderMode = Literal["min_size", "max_size", "max_size_cycle", "sequential"]
 Precision = Literal["no", "fp16", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 Attention = Literal["sdpa", "eager", "flex_attention"]
+Proprioception = Literal["none", "pose"]
 ActionNormalisation = Literal["none", "min_max", "quantile"]
 ActionLoss = Literal["mse", "l1"]
 OnBadRecord = Literal["skip", "error"]
@@ -146,6 +147,9 @@ class VLA:
 
     num_view: int = field(1, "cameras: 1 = static, 2 = static + gripper", ge=1, le=2)
     action_dim: int = field(7, "numbers of an action; the robot data must have as many", ge=1)
+    proprioception: Proprioception = field(
+        "none", "also read the robot's state: pose = position, rotation and gripper, as the robot data declare them"
+    )
 
 
 @dataclass
@@ -368,6 +372,7 @@ class Training:
     seed: int = field(10086, "seed of weights, data order and masks", ge=0)
     max_train_steps: int = field(200000, "optimizer steps of the run", ge=1)
     cond_dropout_prob: float = field(0.0, "fraction of robot samples whose instruction is emptied", ge=0.0, le=1.0)
+    state_dropout_prob: float = field(0.0, "fraction of robot samples whose state is left out", ge=0.0, le=1.0)
     label_smoothing: float = field(0.0, "label smoothing of the image loss", ge=0.0, lt=1.0)
     max_grad_norm: float | None = field(None, "clip the gradient to this norm; null = do not clip", gt=0.0)
     explosion_factor: float | None = field(

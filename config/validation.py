@@ -161,7 +161,12 @@ def _text(job: Job) -> Problems:
 
 
 def _actions(job: Job) -> Problems:
-    blocks = job.block_diffusion
+    blocks, dropout = job.block_diffusion, job.training.state_dropout_prob
+    yield (
+        job.model.vla.proprioception != "none" and dropout == 1,
+        "training.state_dropout_prob=1: a state that is always left out is not learned; set it below 1, or "
+        "model.vla.proprioception=none",
+    )
     yield (
         blocks.action_infer_enabled and not blocks.action_enabled,
         "block_diffusion.action_infer_enabled=true: needs block_diffusion.action_enabled=true",
@@ -208,6 +213,7 @@ def without_effect(job: Job, tree: Tree) -> list[str]:
         (text and objective == "bd", ours, bd_keys),
         (elastic, f"{bd}elastic_block_enabled=false and {bd}anneal_steps=0", (f"{bd}block_size_candidates",)),
         (blocks.action_enabled, f"{bd}action_enabled=false", action_keys),
+        (job.model.vla.proprioception != "none", "model.vla.proprioception=none", ("training.state_dropout_prob",)),
         (job.lora.rank > 0, "lora.rank=0", ("lora.alpha", "lora.targets", "lora.train_fully")),
         (not job.model.showo.auto_set_llm_vocab_size, "model.showo.auto_set_llm_vocab_size=true", sizes),
         (not sources, f"{params}train_mmu_sources", (f"{params}train_mmu_shards",)),

@@ -40,7 +40,9 @@ class TokenSequence:
     """Input of the backbone.
 
     ``ids`` [B, L]; ``slots``: tags of the same shape; ``rule``: attention rule; ``image``: the robot flow's span
-    soi..eoi; ``actions``: its <|lvg|> span; ``patches`` [B, P, C]: CLIP features at ``patch_span``.
+    soi..eoi; ``actions``: its <|lvg|> span; ``patches`` [B, P, C]: CLIP features at ``patch_span``; ``state`` [B, F]:
+    features of the robot's state, which are encoded and added to the slots of ``actions``; ``state_given`` [B]: rows
+    whose state is added (None: all).
     """
 
     ids: Tensor
@@ -50,6 +52,8 @@ class TokenSequence:
     actions: Span | None = None
     patches: Tensor | None = None
     patch_span: Span | None = None
+    state: Tensor | None = None
+    state_given: Tensor | None = None
 
     def to(self, device: torch.device | str) -> TokenSequence:
         return fields_to_device(self, device)
@@ -134,14 +138,20 @@ def pad_right(rows: Sequence[Sequence[int]], pad: int, width: int | None = None)
 
 
 def robot_sequence(
-    vocab: Vocabulary, instructions: Sequence[Sequence[int]], codes: Tensor, act_step: int, pad_to: int | None = None
+    vocab: Vocabulary,
+    instructions: Sequence[Sequence[int]],
+    codes: Tensor,
+    act_step: int,
+    pad_to: int | None = None,
+    state: Tensor | None = None,
 ) -> TokenSequence:
     """Build the robot flow of a batch.
 
     ``instructions``: ids of ``Prompter.instruction``, one row each; ``codes`` [B, N]: image codes of the current frame,
-    view by view. The text span is as wide as the longest instruction (``pad_to`` widens it to the original's fixed
-    length). Positions count from a row's first real token. Rotary positions are relative and padding is not attended,
-    so the width does not change any output.
+    view by view; ``state`` [B, F]: features of the robot's state, None if the model reads none. The text span is as
+    wide as the longest instruction (``pad_to`` widens it to the original's fixed length). Positions count from a row's
+    first real token. Rotary positions are relative and padding is not attended, so the width does not change any
+    output.
     """
     batch, n_codes = codes.shape
     if len(instructions) != batch:
@@ -167,7 +177,7 @@ def robot_sequence(
     kind[:, actions.columns] = Kind.ACTION
     kind = torch.where(columns < padding, int(Kind.PAD), kind)
     pos = (columns - padding).clamp_min(0)
-    return TokenSequence(ids=ids, slots=Slots.clean(kind, pos), rule=ROBOT, image=image, actions=actions)
+    return TokenSequence(ids, Slots.clean(kind, pos), ROBOT, image=image, actions=actions, state=state)
 
 
 def with_action_tokens(robot: TokenSequence, ids: Tensor, real: Tensor) -> TokenSequence:

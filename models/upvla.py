@@ -50,14 +50,19 @@ class RobotTask:
     def full_sequence(self) -> TokenSequence:
         """Input of the forward: the robot flow and the action tokens after it.
 
-        Action tokens are laid out on the host without the image codes, so the ids of the flow are taken from
-        ``sequence``.
+        Action tokens are laid out on the host without the image codes, so the ids of the flow, and the state, are taken
+        from ``sequence``.
         """
         if self.action_tokens is None:
             return self.sequence
         full = self.action_tokens.sequence
         tokens = full.ids[:, self.sequence.ids.shape[1] :]
-        return replace(full, ids=torch.cat([self.sequence.ids, tokens], dim=1))
+        return replace(
+            full,
+            ids=torch.cat([self.sequence.ids, tokens], dim=1),
+            state=self.sequence.state,
+            state_given=self.sequence.state_given,
+        )
 
     def to(self, device: torch.device | str) -> RobotTask:
         return fields_to_device(self, device)
@@ -102,6 +107,8 @@ class UPVLA(nn.Module):
         width = self.backbone.hidden_size
         self.projector = None if spec.clip_width is None else projector(spec.clip_width, width)
         self.action_head = PooledRegression(width, spec.act_step, spec.action_dim)
+        state = spec.data.state_convention
+        self.state_encoder = None if state is None else projector(state.features, width)
         self.code_bits = None
         """One vector for each bit of an image code (lookup-free quantisation), beside the code's own embedding."""
         if spec.code_bits:
@@ -199,8 +206,10 @@ class UPVLA(nn.Module):
         return self.vocab.mask if self.spec.mask_logit_banned else None
 
     def embed(self, sequence: TokenSequence) -> Tensor:
-        """Return [B, L, D]: embeddings of tokens, with projected CLIP patches at the patch span."""
+        """Return [B, L, D]: embeddings of tokens, with projected CLIP patches at the patch span, and with the encoded
+        state added at the action slots."""
         embeds = self._add_code_bits(self.backbone.embed(sequence.ids), sequence)
+        embeds = self._add_state(embeds, sequence)
         if sequence.patches is None or sequence.patch_span is None:
             return embeds
         if self.projector is None:
@@ -215,6 +224,19 @@ class UPVLA(nn.Module):
         codes = slice(sequence.image.start + 1, sequence.image.stop - 1)  # without <|soi|> and <|eoi|>
         of_bits = self.code_bits(self.vocab.code_bits(sequence.ids[:, codes]).to(embeds.dtype)).to(embeds.dtype)
         return torch.cat([embeds[:, : codes.start], embeds[:, codes] + of_bits, embeds[:, codes.stop :]], dim=1)
+
+    def _add_state(self, embeds: Tensor, sequence: TokenSequence) -> Tensor:
+        if sequence.state is None:
+            return embeds
+        if self.state_encoder is None:
+            raise ValueError("this model reads no state: it was built with model.vla.proprioception=none")
+        assert sequence.actions is not None
+        encoded = self.state_encoder(sequence.state.to(embeds.dtype)).to(embeds.dtype)  # [B, D]
+        if sequence.state_given is not None:
+            encoded = torch.where(sequence.state_given[:, None], encoded, 0)
+        span = sequence.actions
+        slots = embeds[:, span.columns] + encoded[:, None]
+        return torch.cat([embeds[:, : span.start], slots, embeds[:, span.stop :]], dim=1)
 
     def hidden_states(self, sequence: TokenSequence) -> Tensor:
         """Return [B, L, D] hidden states after the final norm."""
@@ -256,9 +278,10 @@ class UPVLA(nn.Module):
         return self.backbone.logits(hidden, slice(first, self.vocab.mask if count is None else first + count))
 
 
-def projector(clip_width: int, width: int) -> nn.Sequential:
-    """Return the map from CLIP patches to backbone embeddings: two linear layers with an exact GELU between."""
-    return nn.Sequential(nn.Linear(clip_width, width), nn.GELU(), nn.Linear(width, width))
+def projector(features: int, width: int) -> nn.Sequential:
+    """Return the map from CLIP patches, or from a state, to backbone embeddings: two linear layers with an exact GELU
+    between."""
+    return nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, width))
 
 
 def llm_config(spec: ModelConfig) -> Any:

@@ -35,8 +35,8 @@ Ids = npt.NDArray[np.int64]
 DESCRIPTION = """\
 Make a processed split, which training reads, from a raw CALVIN split (task_D_D/training, the debug data set, the zip
 of the download, or a recording of the embedded desk): a folder with dataset_info.json, in which every language
-annotation is one episode with its instruction, the files of its frames (first to last, both included) and their
-relative and absolute actions; and dataset_info.index, from which training starts immediately.
+annotation is one episode with its instruction, the files of its frames (first to last, both included), their relative
+and absolute actions and the robot's state; and dataset_info.index, from which training starts immediately.
 A killed command resumes when started again."""
 
 EPILOG = """\
@@ -138,14 +138,21 @@ def _write(
             first = int(np.searchsorted(ids, window.start))
             rows = range(first, first + len(window.frames))
             frames = [
-                Frame(name(int(ids[row])), read.relative[row].tolist(), read.absolute[row].tolist()) for row in rows
+                Frame(
+                    name(int(ids[row])),
+                    read.relative[row].tolist(),
+                    read.absolute[row].tolist(),
+                    state=read.states[row].tolist() or None,
+                )
+                for row in rows
             ]
             yield Episode(window.instruction, window.task, frames)
 
     def declare() -> None:
         """Write the declaration of the raw split (CALVIN's convention by default) as the contract."""
         rows = np.concatenate([np.searchsorted(ids, np.arange(window.start, window.end + 1)) for window in windows])
-        write_contract(output_dir, _cameras(split, windows[0].start), action, read.relative[rows])
+        states = read.states[rows] if read.states.shape[1] else None
+        write_contract(output_dir, _cameras(split, windows[0].start), action, read.relative[rows], states=states)
 
     return write_index(output_dir, episodes(), before=declare)
 

@@ -21,7 +21,7 @@ from models.device import to_device_async
 from models.objectives import TextObjective, TextTask, action_diffusion, action_task
 from models.processing.image import normalise
 from models.rng import SampleRng, generator
-from models.sequence import TextTurn, future_targets, robot_sequence
+from models.sequence import TextTurn, TokenSequence, future_targets, robot_sequence
 from models.upvla import RobotTask
 from training import augmentation
 from training.build.components import Components
@@ -161,8 +161,8 @@ def robot_task(
     """Return the robot flow's task: read the frames of now; predict the frames T steps later and the T actions between.
 
     Args:
-        step: optimizer step that seeds the dropped instructions and the masks of action tokens. None (evaluation) drops
-            no instruction and masks the same tokens at every evaluation, over all mask ratios.
+        step: optimizer step that seeds the dropped instructions and states and the masks of action tokens. None
+            (evaluation) drops none and masks the same tokens at every evaluation, over all mask ratios.
         measured_draws: independent masks of a chunk in an evaluation.
         tokens: the action tokens, if ``lay_out`` has prepared them already.
     """
@@ -177,8 +177,9 @@ def robot_task(
     masked = with_actions and job.dataset.params.mask_action_padding
     if tokens is None and with_actions:
         tokens = action_tokens(components, batch, instructions, step, measured_draws)
+    sequence = robot_sequence(prompter.vocab, instructions, codes.now, batch.actions.shape[1])
     return RobotTask(
-        sequence=robot_sequence(prompter.vocab, instructions, codes.now, batch.actions.shape[1]),
+        sequence=_with_state(components, sequence, batch, step),
         targets=None if codes.later is None else future_targets(prompter.vocab, codes.later),
         actions=components.normalize_actions(batch.actions) if with_actions else None,
         action_weight=(~batch.action_is_pad).float() if masked else None,
@@ -212,9 +213,38 @@ def action_tokens(
     )
 
 
-def drop_conditions(indices: Sequence[int], probability: float, seed: int, step: int) -> list[bool]:
-    """Return for each sample whether this step drops its instruction. The rank of the sample does not matter."""
-    return [bool(torch.rand((), generator=generator(seed, "condition", step, i)) < probability) for i in indices]
+def state_features(components: Components, batch: RobotBatch) -> Tensor | None:
+    """Return the features [B, F] of the robot's states, on the host; None if the model reads none."""
+    convention = components.model.spec.data.state_convention
+    if convention is None:
+        return None
+    if batch.states is None:
+        raise ValueError(
+            "model.vla.proprioception=pose reads the robot's state, and the robot data provider gives none "
+            "(RobotSample.state); add it, or set model.vla.proprioception=none"
+        )
+    return convention.apply(batch.states)
+
+
+def _with_state(components: Components, sequence: TokenSequence, batch: RobotBatch, step: int | None) -> TokenSequence:
+    """Return the robot flow with the features of the states, some of which step ``step`` leaves out."""
+    state, training = state_features(components, batch), components.job.training
+    if state is None:
+        return sequence
+    given = None
+    if step is not None and training.state_dropout_prob > 0:
+        indices, probability = batch.indices.tolist(), training.state_dropout_prob
+        dropped = drop_conditions(indices, probability, training.seed, step, "state")
+        given = ~torch.tensor(dropped)
+    return replace(sequence, state=state, state_given=given)
+
+
+def drop_conditions(
+    indices: Sequence[int], probability: float, seed: int, step: int, purpose: str = "condition"
+) -> list[bool]:
+    """Return for each sample whether this step drops its instruction (or, with the ``purpose`` state, its state). The
+    rank of the sample does not matter."""
+    return [bool(torch.rand((), generator=generator(seed, purpose, step, i)) < probability) for i in indices]
 
 
 def text_task(

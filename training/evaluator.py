@@ -23,7 +23,7 @@ from models.sequence import robot_sequence
 from models.text_metrics import ACTION_METRICS as ACTION_STEP_METRICS
 from models.text_metrics import DRAWS, VARIANCE, evaluate_text_likelihood, summarize_text_likelihood
 from models.text_metrics import LIKELIHOOD_METRICS as TEXT_METRICS
-from training.batch_to_tasks import bundle, encode_image, encode_views, robot_task
+from training.batch_to_tasks import bundle, encode_image, encode_views, robot_task, state_features
 from training.build import Components
 from training.data.batch import CoBatch, RobotBatch, TextSample, collate_robot
 from training.data.dataloader import Batch, Flow
@@ -144,7 +144,10 @@ class Evaluator:
         codes = encode_views(self.components, batch, with_later=False)
         assert codes is not None
         instructions = [self.components.prompter.instruction(text) for text in batch.instructions]
-        sequence = robot_sequence(self.components.prompter.vocab, instructions, codes.now, self.job.act_step)
+        state = state_features(self.components, batch)
+        state = None if state is None else state.to(self.run.device)
+        vocab = self.components.prompter.vocab
+        sequence = robot_sequence(vocab, instructions, codes.now, self.job.act_step, state=state)
         predicted = self.model.predict(sequence, want_codes=True).codes
         assert predicted is not None
         pixels = self._decode(predicted.view(len(batch) * views, -1))  # [B * V, 3, R, R]

@@ -36,11 +36,20 @@ class ActionPredictor:
         self._compiled: Callable[..., Tensor] | None = _compile(model) if compiled else None
 
     @torch.no_grad()
-    def predict(self, instructions: Sequence[Sequence[int]], codes: Tensor, want_codes: bool = False) -> Prediction:
-        """Return ``UPVLA.predict`` of ``robot_sequence(vocab, instructions, codes, act_step)``. ``codes`` [B, N]."""
+    def predict(
+        self,
+        instructions: Sequence[Sequence[int]],
+        codes: Tensor,
+        want_codes: bool = False,
+        state: Tensor | None = None,
+    ) -> Prediction:
+        """Return ``UPVLA.predict`` of ``robot_sequence(vocab, instructions, codes, act_step, state=state)``.
+
+        ``codes`` [B, N]; ``state`` [B, F] features of the robot's state, if the model reads it.
+        """
         if self._compiled is not None:
-            return self._predict_compiled(self._compiled, instructions, codes, want_codes)
-        flow = robot_sequence(self.model.vocab, instructions, codes, self.model.spec.act_step)
+            return self._predict_compiled(self._compiled, instructions, codes, want_codes, state)
+        flow = robot_sequence(self.model.vocab, instructions, codes, self.model.spec.act_step, state=state)
         mask, pos = self._layout(flow, tuple(len(ids) for ids in instructions))
         return self._predict_from_hidden(flow, self.model.backbone(self.model.embed(flow), mask, pos), want_codes)
 
@@ -58,14 +67,21 @@ class ActionPredictor:
         return mask.expand(len(lengths), -1, -1, -1), pos.expand(len(lengths), -1)
 
     def _predict_compiled(
-        self, backbone: Callable[..., Tensor], instructions: Sequence[Sequence[int]], codes: Tensor, want_codes: bool
+        self,
+        backbone: Callable[..., Tensor],
+        instructions: Sequence[Sequence[int]],
+        codes: Tensor,
+        want_codes: bool,
+        state: Tensor | None,
     ) -> Prediction:
         """Predict with rows and text slots padded to their buckets."""
         model, batch = self.model, len(instructions)
-        padded = [*instructions, *[instructions[-1]] * (_power_of_two(batch) - batch)]
-        codes = torch.cat([codes, codes[-1:].expand(len(padded) - batch, -1)])
+        more = _power_of_two(batch) - batch
+        padded = [*instructions, *[instructions[-1]] * more]
+        codes = _with_last_row_repeated(codes, more)
+        state = None if state is None else _with_last_row_repeated(state, more)
         width = -(-max(map(len, padded)) // TEXT_BUCKET) * TEXT_BUCKET
-        flow = robot_sequence(model.vocab, padded, codes, model.spec.act_step, pad_to=width)
+        flow = robot_sequence(model.vocab, padded, codes, model.spec.act_step, width, state)
         hidden = backbone(model.embed(flow), flow.rule.dense(flow.slots), flow.slots.pos)[:batch]
         return self._predict_from_hidden(flow, hidden, want_codes)
 
@@ -75,6 +91,10 @@ class ActionPredictor:
         assert flow.actions is not None
         image, actions = hidden[:, flow.image.columns], hidden[:, flow.actions.columns]
         return self.model.predict_from_hidden(image, actions, want_codes)
+
+
+def _with_last_row_repeated(rows: Tensor, more: int) -> Tensor:
+    return torch.cat([rows, rows[-1:].expand(more, -1)])
 
 
 def _power_of_two(count: int) -> int:

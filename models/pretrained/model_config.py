@@ -11,6 +11,7 @@ from typing import Any
 
 from common.constants import CALVIN_ACTION_DIM, CAMERAS
 from models.action.encoding import ActionScale
+from models.action.state import StateConvention
 from models.processing.text import SYSTEM_PROMPT
 from models.vocabulary import Vocabulary
 
@@ -33,13 +34,20 @@ class DataSpec:
     ``action_convention``: meaning of an action's numbers (``policy_rollout.policies.interface.ActionConvention``).
     ``action_scale``: their normalisation (``models.action.encoding.ActionScale``), None if not normalised. ``cameras``:
     view -> (height, width) of the training images. ``image_tokenizer``: hash of the weights of the image tokenizer,
-    empty if unknown.
+    empty if unknown. ``state``: the robot's state that the model reads (``models.action.state.StateConvention``), None
+    if it reads none (``model.vla.proprioception=none``).
     """
 
     action_convention: Mapping[str, Any] = field(default_factory=lambda: dict(CALVIN_RELATIVE))
     action_scale: Mapping[str, Any] | None = None
     cameras: Mapping[str, Any] = field(default_factory=dict)
     image_tokenizer: str = ""
+    state: Mapping[str, Any] | None = None
+
+    @property
+    def state_convention(self) -> StateConvention | None:
+        """Meaning of the robot's state, None if the model reads none."""
+        return None if self.state is None else StateConvention.from_json(self.state)
 
     @property
     def scale(self) -> ActionScale | None:
@@ -108,14 +116,22 @@ class ModelConfig:
         return Vocabulary(words=self.words, bos=self.bos, eos=self.eos, codebook_size=self.codebook_size)
 
     @property
+    def proprioception(self) -> str:
+        """``model.vla.proprioception`` of the model."""
+        return "none" if self.data.state is None else "pose"
+
+    @property
     def num_image_tokens(self) -> int:
         """Number of image codes of all views."""
         return self.num_view * self.num_vq_tokens
 
     def to_json(self) -> dict[str, Any]:
-        """Return all fields as one flat object; without ``code_bits`` if it is off, as in older versions."""
+        """Return all fields as one flat object; without options that are off and came later (``state``,
+        ``code_bits``), as older versions wrote it."""
         flat = asdict(self)
         data, decoding = flat.pop("data"), flat.pop("decoding")
+        if data["state"] is None:
+            del data["state"]
         if not self.code_bits:
             del flat["code_bits"]
         return {**flat, **data, **decoding}

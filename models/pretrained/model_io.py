@@ -19,6 +19,7 @@ from torch import Tensor
 from common.constants import CALVIN_ACTION_DIM
 from common.files import read_object, write_text
 from config.schema import Job
+from models.action.state import StateConvention, calvin_state
 from models.language_model import backbone_config, ignored_settings, load_pretrained, save_code
 from models.language_model.weight_init import init_code_embeddings
 from models.pretrained.folders import CODE_FOLDER, CONFIG_FILE, STEP_FIELD, TOKENIZER_FOLDER
@@ -39,6 +40,7 @@ KEY_PREFIXES: tuple[tuple[str, str], ...] = (
 WEIGHTS_FILE = "model.safetensors"
 SPEC_FIELD = "blockdiff_vla"
 ACTION_HEAD_KEYS = ("action_head.pool.", "action_head.out.")
+STATE_KEYS = "state_encoder."
 RELEASED_CLIP_WIDTH = 1024
 """CLIP ViT-L/14's width, which the original hard-codes and does not write down."""
 
@@ -91,15 +93,18 @@ def _rename(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
 # --- build ----------------------------------------------------------------------------------------------------------
 
 
-def build(job: Job, device: torch.device | str = "cpu") -> Built:
+def build(job: Job, device: torch.device | str = "cpu", state: StateConvention | None = None) -> Built:
     """Build the network of a run configuration, with its initial weights.
 
-    ``device="meta"`` builds shapes only and reads no weights. Raises ``ValueError`` naming the config key or the file.
+    ``device="meta"`` builds shapes only and reads no weights. ``state``: the state that the data declare, read if
+    ``model.vla.proprioception`` is ``pose`` (None: CALVIN's). Raises ``ValueError`` naming the config key or the file.
     """
     showo = job.model.showo
     config = backbone_config(showo.llm_model_path, showo.llm_backbone, trust_remote_code=showo.trust_remote_code)
     tokenizer, words = load_tokenizer(showo.llm_model_path, trust_remote_code=showo.trust_remote_code)
     spec = _spec_of(job, tokenizer, words, config)
+    if job.model.vla.proprioception != "none":
+        spec = spec.updated(state=(state or calvin_state()).to_json())
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(job.training.seed)
         model = UPVLA(spec, config)
@@ -211,7 +216,7 @@ def _load_start(job: Job, model: UPVLA, config: Any) -> tuple[str, ...]:
                 "give a Show-o or UP-VLA checkpoint, or set load_from_showo=false"
             )
         source = resolve_model_dir(showo.pretrained_model_path, key="model.showo.pretrained_model_path")
-        return load_weights(model, _weights_file(source), other_actions=True)
+        return load_weights(model, _weights_file(source), initial=True)
     folder = resolve_model_dir(showo.llm_model_path, key="model.showo.llm_model_path")
     init_code_embeddings(model, job.training.seed)
     rest = "projector and action head start from random weights"
@@ -222,27 +227,47 @@ def _load_start(job: Job, model: UPVLA, config: Any) -> tuple[str, ...]:
     return ("the rows of the special tokens, image codes and mask start from random weights", *norms, rest)
 
 
-def load_weights(model: UPVLA, file: Path, other_actions: bool = False) -> tuple[str, ...]:
+def load_weights(model: UPVLA, file: Path, initial: bool = False) -> tuple[str, ...]:
     """Load a Show-o or UP-VLA weight file.
 
-    A base Show-o checkpoint has no action head yet: it stays random, as does, with ``other_actions``, the last layer of
-    a head for actions of another size. Returned notes name both. Any other missing, unexpected or resized key raises
-    ``ValueError``.
+    A base Show-o checkpoint has no action head yet, which stays random. So do, at the start of a run (``initial``), the
+    last layer of a head for actions of another size, and a state encoder that the checkpoint lacks or that reads other
+    numbers. Returned notes name these. Any other missing, unexpected or resized key raises ``ValueError``.
     """
     state = _with_tied_head(model, from_disk_names(read_weights(file)))
+    notes = _drop_unfit(model, state, file) if initial else []
+    optional = (*ACTION_HEAD_KEYS, STATE_KEYS) if initial else ACTION_HEAD_KEYS
+    absent = load_strict(model, state, file, optional, named=lambda name: _rename(name, KEY_PREFIXES))
+    if any(name.startswith(ACTION_HEAD_KEYS) for name in absent) and not notes:
+        notes.append("the checkpoint has no action head: it starts from random weights")
+    if any(name.startswith(STATE_KEYS) for name in absent):
+        notes.append("the checkpoint has no state encoder that reads these numbers: it starts from random weights")
+    return tuple(notes)
+
+
+def _drop_unfit(model: UPVLA, state: dict[str, Tensor], file: Path) -> list[str]:
+    """Remove the modules of a start's weights that were trained for another robot; return notes on the action head.
+
+    Raises ``ValueError`` if the weights read the robot's state and the model does not.
+    """
+    ours, encoder = model.state_encoder, [name for name in state if name.startswith(STATE_KEYS)]
+    if encoder and ours is None:
+        raise ValueError(
+            f"{file} reads the robot's state, and model.vla.proprioception is none; set model.vla.proprioception=pose"
+        )
+    if encoder and state[encoder[0]].shape != dict(model.named_parameters())[encoder[0]].shape:
+        for name in encoder:
+            del state[name]
     saved, wanted = _saved_action_dim(file), model.spec.action_dim
     last = [name for name in state if name.startswith(ACTION_HEAD_KEYS[1])]
-    if other_actions and saved != wanted and last:
-        for name in last:
-            del state[name]
-        note = (
-            f"the checkpoint has an action head of {saved} numbers, and model.vla.action_dim is {wanted}: the head's "
-            "last layer starts from random weights"
-        )
-    else:
-        note = "the checkpoint has no action head: it starts from random weights"
-    absent = load_strict(model, state, file, ACTION_HEAD_KEYS, named=lambda name: _rename(name, KEY_PREFIXES))
-    return (note,) if absent else ()
+    if saved == wanted or not last:
+        return []
+    for name in last:
+        del state[name]
+    return [
+        f"the checkpoint has an action head of {saved} numbers, and model.vla.action_dim is {wanted}: the head's last "
+        "layer starts from random weights"
+    ]
 
 
 def _saved_action_dim(weights: Path) -> int:

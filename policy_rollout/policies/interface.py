@@ -26,7 +26,7 @@ class Observation:
     """Observation of one control step.
 
     `rgb_static`, `rgb_gripper`: uint8 HWC of any size (two-view models alone need the gripper's);
-    `robot_obs`: CALVIN's 15 proprioceptive numbers (UP-VLA does not read them);
+    `robot_obs`: the robot's state, in CALVIN 15 numbers (models with `model.vla.proprioception=pose` alone need it);
     `codes`: int16 [V, n] from a token cache; the images are then not read and may be empty.
     """
 

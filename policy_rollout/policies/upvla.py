@@ -118,6 +118,7 @@ class UPVLAPolicy:
         self.notes = built.notes
         self.source = source
         self.convention = ActionConvention(**built.spec.data.action_convention)
+        self._state = built.spec.data.state_convention
         self.decoding = decoding
         self.precision = precision
         self._precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -182,6 +183,11 @@ class UPVLAPolicy:
         return CAMERAS[: self.spec.num_view]
 
     @property
+    def reads_state(self) -> bool:
+        """True if observations must have ``robot_obs``."""
+        return self._state is not None
+
+    @property
     def action_decoder(self) -> str:
         """The one of `ACTION_DECODERS` in use."""
         return ACTION_DECODERS[0 if self.decoding is None else 1]
@@ -199,17 +205,19 @@ class UPVLAPolicy:
         """Run one forward on black images, so that the first observation is fast and an unusable model fails early."""
         sizes = self.spec.data.cameras
         black = {name: np.zeros((*sizes.get(name, WARM_UP_SIZE)[:2], 3), np.uint8) for name in self.cameras}
-        self.act([Observation(black["rgb_static"], "warm up", black.get("rgb_gripper"))])
+        state = None if self._state is None else np.zeros(self._state.dim)
+        self.act([Observation(black["rgb_static"], "warm up", black.get("rgb_gripper"), state)])
         self.reset()
 
     @torch.inference_mode()
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:
-        codes, instructions = self._inputs(observations)
+        codes, instructions, state = self._inputs(observations)
         with self._autocast():
             if self.decoding is None:
-                actions, forwards = self._reader.predict(instructions, codes).actions, len(observations)
+                predicted = self._reader.predict(instructions, codes, state=state)
+                actions, forwards = predicted.actions, len(observations)
             else:
-                flow = robot_sequence(self.model.vocab, instructions, codes, self.act_step)
+                flow = robot_sequence(self.model.vocab, instructions, codes, self.act_step, state=state)
                 decoded = decode_actions(self.model, flow, self.decoding)
                 actions, forwards = decoded.actions, int(decoded.forwards.sum())
         self._chunks, self._forwards = self._chunks + len(observations), self._forwards + forwards
@@ -220,9 +228,9 @@ class UPVLAPolicy:
     @torch.inference_mode()
     def predict_codes(self, observations: Sequence[Observation]) -> NDArray[np.int64]:
         """Return the predicted image codes [B, N] of the frames T steps ahead, camera views in sequence."""
-        codes, instructions = self._inputs(observations)
+        codes, instructions, state = self._inputs(observations)
         with self._autocast():
-            expected = self._reader.predict(instructions, codes, want_codes=True).codes
+            expected = self._reader.predict(instructions, codes, want_codes=True, state=state).codes
         assert expected is not None
         found: NDArray[np.int64] = expected.cpu().numpy()
         return found
@@ -240,11 +248,29 @@ class UPVLAPolicy:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self._precision, enabled=self._precision is not None)
 
-    def _inputs(self, observations: Sequence[Observation]) -> tuple[Tensor, list[list[int]]]:
-        """Return the network's inputs: image codes [B, N] and the token ids of the instructions."""
+    def _inputs(self, observations: Sequence[Observation]) -> tuple[Tensor, list[list[int]], Tensor | None]:
+        """Return the network's inputs: image codes [B, N], the token ids of the instructions, and the features [B, F]
+        of the robot's states (None if the model reads none)."""
         if not observations:
             raise ValueError("a policy needs at least one observation")
-        return self._codes(observations), [self._ids(observation.instruction) for observation in observations]
+        state = self._state_features(observations)
+        return self._codes(observations), [self._ids(observation.instruction) for observation in observations], state
+
+    def _state_features(self, observations: Sequence[Observation]) -> Tensor | None:
+        if self._state is None:
+            return None
+        rows = [observation.robot_obs for observation in observations]
+        size = self._state.dim
+        for row in rows:
+            if row is None:
+                raise ValueError(
+                    "this model reads the robot's state (model.vla.proprioception=pose), but the observation has no "
+                    f"robot_obs; send its {size} numbers"
+                )
+            if np.shape(row) != (size,) or not np.isfinite(row).all():
+                raise ValueError(f"this model reads a robot_obs of {size} finite numbers, found {row!r}")
+        states = np.stack([np.asarray(row, dtype=np.float32) for row in rows])
+        return self._state.apply(torch.from_numpy(states)).to(self.device)
 
     def _instruction(self, text: str) -> list[int]:
         """Return the token ids of an instruction; log a warning for the first one that is cut."""

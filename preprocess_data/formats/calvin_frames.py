@@ -1,4 +1,4 @@
-"""Read the actions of many raw CALVIN frames in parallel and resumably, and copy the frames if requested.
+"""Read the actions and states of many raw CALVIN frames in parallel and resumably, and copy the frames if requested.
 
 Frames are read in parts. A finished part is a file in ``<output>/.process_calvin`` until all parts are finished; a run
 with the same source, frames and placement uses the finished parts of an earlier one.
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from common.constants import CALVIN_STATE_DIM, STATE_KEY
 from common.files import atomic_path, write_bytes
 from preprocess_data.jobs.resume import is_current, plan_folder, remove_parts, run_missing
 from training.data.calvin import CalvinSplit
@@ -27,6 +28,8 @@ from training.data.formats import zip_reader
 from training.data.readers import read_npz
 
 PARTS = ".process_calvin"
+SIZES = {"rel_actions": 7, "actions": 7, STATE_KEY: CALVIN_STATE_DIM}
+"""Numbers that are read of each frame."""
 PART = 1024
 """Frames of a part."""
 MIN_FRAMES_FOR_WORKERS = 4096
@@ -35,22 +38,33 @@ MIN_FRAMES_FOR_WORKERS = 4096
 
 @dataclass(frozen=True)
 class Actions:
-    """Actions of n frames, in order. ``bad``: frame id -> error of its file."""
+    """Actions and states of n frames, in order. ``bad``: frame id -> error of its file."""
 
     relative: npt.NDArray[np.float32]  # [n, 7]
     absolute: npt.NDArray[np.float32]  # [n, 7]
+    states: npt.NDArray[np.float32]  # [n, 15], or [n, 0] if the first frame has none
     bad: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Frames to read. ``file``: the result; ``copies``: folder to copy to; ``action``: declaration of the split."""
+    """Frames to read.
+
+    ``file``: the result; ``copies``: folder to copy to; ``action``: declaration of the split; ``keys``: arrays of a
+    frame.
+    """
 
     split: Path
     frames: tuple[int, ...]
     file: Path
     copies: Path | None
     action: Mapping[str, Any] | None
+    keys: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        """Numbers of a frame."""
+        return sum(SIZES[key] for key in self.keys)
 
 
 def read_actions(
@@ -63,11 +77,12 @@ def read_actions(
     keep_bad: bool = False,
     action: Mapping[str, Any] | None = None,
 ) -> Actions:
-    """Return the actions of frames ``ids``, opening each file once; copy the frames to ``copies`` if given.
+    """Return the actions and states of frames ``ids``, opening each file once; copy the frames to ``copies`` if given.
 
     Raises ValueError or FileNotFoundError naming the first file that is missing, damaged, or contradicts the
     declaration ``action``; with ``keep_bad`` such files are listed in the result instead.
     """
+    keys = tuple(key for key in SIZES if key != STATE_KEY or split.has(int(ids[0]), STATE_KEY))
     folder = _plan(split, ids, output_dir, copies, action)
     parts = [
         _Part(
@@ -76,6 +91,7 @@ def read_actions(
             folder / f"part_{start:09d}.npz",
             copies,
             action,
+            keys,
         )
         for start in range(0, len(ids), PART)
     ]
@@ -90,7 +106,7 @@ def read_actions(
             tables.append(table)
             bar.update(len(table))
     table = np.concatenate(tables)
-    return Actions(table[:, :7], table[:, 7:], bad)
+    return Actions(table[:, :7], table[:, 7:14], table[:, 14:], bad)
 
 
 def finish(output_dir: Path) -> None:
@@ -117,38 +133,38 @@ def _plan(
 
 
 def _finished(part: _Part, split: CalvinSplit) -> tuple[npt.NDArray[np.float32], dict[int, str]] | None:
-    """Return a part's actions [n, 14] of an earlier run, or None if there are none or frames have changed since."""
+    """Return a part's numbers [n, width] of an earlier run, or None if there are none or frames have changed since."""
     sources = (zip_reader.container(split.frame_path(frame)) for frame in part.frames)
     if not part.file.is_file() or not is_current(part.file, set(sources)):
         return None
     try:
-        table: npt.NDArray[Any] = read_npz(part.file, ("actions",))["actions"]
+        table: npt.NDArray[Any] = read_npz(part.file, ("numbers",))["numbers"]
     except (ValueError, FileNotFoundError):
         return None
-    return (table, {}) if table.shape == (len(part.frames), 14) and table.dtype == np.float32 else None
+    return (table, {}) if table.shape == (len(part.frames), part.width) and table.dtype == np.float32 else None
 
 
 def _read_part(part: _Part) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
     split = CalvinSplit(part.split)
-    table = np.zeros((len(part.frames), 14), dtype=np.float32)
+    table = np.zeros((len(part.frames), part.width), dtype=np.float32)
     bad: dict[int, str] = {}
     read: list[int] = []
     for row, frame in enumerate(part.frames):
         try:
-            arrays = split.frame(frame, ("rel_actions", "actions"))
+            arrays = split.frame(frame, part.keys)
             if part.copies is not None:
                 copy_frame(split.frame_path(frame), part.copies)
         except (ValueError, FileNotFoundError) as error:
             bad[frame] = str(error)
             continue
-        table[row, :7], table[row, 7:] = arrays["rel_actions"], arrays["actions"]
+        table[row] = np.concatenate([arrays[key] for key in part.keys])
         read.append(row)
     for row, what in () if part.action is None else row_faults(table[read, :7], part.action):
         frame = part.frames[read[row]]
         bad[frame] = f"{split.frame_path(frame)}: rel_actions {what}"
     if not bad:  # a part with a bad file is read again after the file is repaired
         content = io.BytesIO()
-        np.savez(content, actions=table)
+        np.savez(content, numbers=table)
         write_bytes(part.file, content.getvalue())
     return table, bad
 

@@ -53,7 +53,7 @@ def test_every_annotation_becomes_an_episode_with_both_ends_included(
         assert index.frame_path(place).resolve() == (raw / f"episode_{frame:07d}.npz").resolve()
         np.testing.assert_array_equal(index.actions[place], frame_arrays(frame)["rel_actions"].astype(np.float32))
     record = json.loads((output / "dataset_info.json").read_text())[1]["frames"][0]
-    assert set(record) == {"dir", "rel_action", "abs_action"}
+    assert set(record) == {"dir", "rel_action", "abs_action", "state"}
     np.testing.assert_array_equal(np.float32(record["abs_action"]), frame_arrays(12)["actions"].astype(np.float32))
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from config.schema import Job
+from models.action.state import StateConvention
 from models.attention_mask import TILE
 from models.language_model import FLEX
 from models.pretrained.model_io import Built, build, decoding_defaults, load_folder, require_same_words
@@ -25,6 +26,7 @@ SAME_FIELDS = {
     "act_step": "act_step",
     "action_dim": "model.vla.action_dim",
     "num_view": "model.vla.num_view",
+    "proprioception": "model.vla.proprioception",
     "num_vq_tokens": "model.showo.num_vq_tokens",
     "code_bits": "model.showo.code_bits",
     "clip_width": "the width of model.showo.clip_model_path",
@@ -37,17 +39,19 @@ SAME_SIZES = ("model_type", "hidden_size", "num_hidden_layers")
 """Fields of the language model's configuration that a resumed run must share with its checkpoint."""
 
 
-def build_network(job: Job, resumed: Checkpoint | None) -> tuple[Built, trained_weights.TrainedWeights | None]:
+def build_network(
+    job: Job, resumed: Checkpoint | None, state: StateConvention | None = None
+) -> tuple[Built, trained_weights.TrainedWeights | None]:
     """Return the network at the start of the run, and the trained weights of the resumed checkpoint if it stores them
-    separately (EMA or LoRA)."""
+    separately (EMA or LoRA). ``state``: the states that the training data declare."""
     saved = None if resumed is None else trained_weights.read(resumed.state_dir)
     if resumed is None:
-        built = build(job)
+        built = build(job, state=state)
     elif job.lora.rank == 0:
         built = _load_resumed(job, resumed)
     elif saved is not None and saved.lora.get("rank"):
         _load_resumed(job, resumed)  # for its checks; merged weights cannot be split into weights and adapters again
-        built = replace(build(job), notes=())
+        built = replace(build(job, state=state), notes=())
     else:
         raise ValueError(
             f"lora.rank={job.lora.rank}, but {resumed.path}, which this run continues, was trained without adapters; "
@@ -148,6 +152,9 @@ def freeze_modules_without_loss(job: Job, model: UPVLA) -> list[str]:
     if job.training.act_coeff == 0:
         model.action_head.requires_grad_(False)
         notes.append("training.act_coeff is 0: the action head is not trained")
+        if model.state_encoder is not None and job.training.pre_coeff == 0:
+            model.state_encoder.requires_grad_(False)
+            notes.append("no weighted loss of the robot flow: the state encoder is not trained")
     if model.projector is not None and (job.dataset.und_type is None or job.training.mmu_coeff == 0):
         model.projector.requires_grad_(False)
         notes.append("no weighted text loss: the projector of images is not trained")

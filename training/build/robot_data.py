@@ -9,11 +9,12 @@ from common.constants import CAMERAS, action_layout, by_view
 from config.parsing import get, put
 from config.schema import Job
 from models.action.encoding import ActionScale
+from models.action.state import StateConvention
 from models.upvla import UPVLA
 from training.checkpointing.manifest import Checkpoint
 from training.data.checks.dataset import require
 from training.data.checks.split import check_processed
-from training.data.dataset_spec import DataContract, action_scale, read_contract
+from training.data.dataset_spec import DataContract, action_scale, read_contract, state_convention
 from training.data.episode_index import read_index
 
 
@@ -31,6 +32,7 @@ def drop_unusable_validation(job: Job, why: str | None = None) -> list[str]:
         if reason is None and name.endswith("validation_pre_shards_path_or_url"):
             try:
                 _declared(job.dataset.params.train_pre_shards_path_or_url).require_same(_declared(root))
+                _require_same_state(job, root)
             except (ValueError, FileNotFoundError) as error:
                 reason = str(error)
         if reason is not None:
@@ -40,6 +42,32 @@ def drop_unusable_validation(job: Job, why: str | None = None) -> list[str]:
                 f"validation data {root}, which were not chosen for these training data, are left out: {reason}"
             )
     return lines
+
+
+def declared_state(job: Job) -> StateConvention | None:
+    """Return the convention of the states that the run trains on; None for ``model.vla.proprioception=none``.
+
+    Raises ValueError if the training data have no states or do not declare them.
+    """
+    if job.model.vla.proprioception == "none":
+        return None
+    root = job.dataset.params.train_pre_shards_path_or_url
+    return state_convention(read_contract(root), root)
+
+
+def _require_same_state(job: Job, root: str) -> None:
+    """Raise ValueError if the states of the data set ``root`` mean something else than those of the training data."""
+    ours = declared_state(job)
+    if ours is None:
+        return
+    theirs = state_convention(read_contract(root), root)
+    for name in ("dim", "position", "rotation", "gripper", "angles"):
+        if getattr(ours, name) != getattr(theirs, name):
+            raise ValueError(
+                f"{job.dataset.params.train_pre_shards_path_or_url} declares the state's {name} as "
+                f"{getattr(ours, name)!r}, but {root} as {getattr(theirs, name)!r}; convert one of them, or set "
+                "model.vla.proprioception=none"
+            )
 
 
 def declare_data(job: Job, model: UPVLA, resumed: Checkpoint | None) -> list[str]:
@@ -61,6 +89,7 @@ def declare_data(job: Job, model: UPVLA, resumed: Checkpoint | None) -> list[str
     if params.validation_pre_shards_path_or_url is not None:
         validation = _declared(params.validation_pre_shards_path_or_url)
         contract.require_same(validation)
+        _require_same_state(job, params.validation_pre_shards_path_or_url)
         # Its actions are normalised by the training data's statistics; its own are not used.
         notes += _checked(job, params.validation_pre_shards_path_or_url, replace(validation, statistics=None))
     cameras = _cameras(job, contract)
@@ -74,6 +103,11 @@ def declare_data(job: Job, model: UPVLA, resumed: Checkpoint | None) -> list[str
         raise ValueError(
             f"dataset.action_normalisation={kind} gives {_describe(scale)}, but {resumed.path}, which this run "
             f"continues, learned with {_describe(saved.data.scale)}; choose another experiment.output_dir"
+        )
+    if resumed is not None and saved.data.state_convention != declared_state(job):
+        raise ValueError(
+            f"{contract.path or params.train_pre_shards_path_or_url} declares other states, or has other statistics of "
+            f"them, than the data of {resumed.path}, which this run continues; choose another experiment.output_dir"
         )
     model.spec = saved.updated(
         action_convention=dict(contract.action),

@@ -4,7 +4,7 @@ Images of the robot flow are pixels, uint8 [V, 3, R, R], or, from a token cache,
 samples of a data set have the same form.
 
 Shape letters: B batch, V views (cameras), R resolution, n codes of a view, T actions per chunk, A action size,
-S CLIP image size.
+S CLIP image size, D numbers of the robot's state.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class RobotSample:
     actions: Tensor  # float32 [T, A]
     action_is_pad: Tensor  # bool [T], True after the end of the episode
     index: int  # in the data set
+    state: Tensor | None = None  # float32 [D], the robot's state now; None if the data have none
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class RobotBatch:
     actions: Tensor  # float32 [B, T, A]
     action_is_pad: Tensor  # bool [B, T]
     indices: Tensor  # int64 [B]
+    states: Tensor | None = None  # float32 [B, D], None if the data have none
 
     @property
     def coded(self) -> bool:
@@ -110,7 +112,9 @@ class CoBatch:
 
 
 def collate_robot(samples: Sequence[RobotSample]) -> RobotBatch:
-    """Stack samples of one data set (all have the same V, R and T)."""
+    """Stack samples of one data set (all have the same V, R and T, and a state or none)."""
+    states = [sample.state for sample in samples if sample.state is not None]
+    assert len(states) in (0, len(samples)), "all samples of a data set have a state, or none"
     return RobotBatch(
         views=torch.stack([sample.views for sample in samples]),
         future_views=torch.stack([sample.future_views for sample in samples]),
@@ -118,6 +122,7 @@ def collate_robot(samples: Sequence[RobotSample]) -> RobotBatch:
         actions=torch.stack([sample.actions for sample in samples]),
         action_is_pad=torch.stack([sample.action_is_pad for sample in samples]),
         indices=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+        states=torch.stack(states) if states else None,
     )
 
 

@@ -97,6 +97,14 @@ class CalvinSplit:
             arrays["rel_actions"] = relative_action(arrays["actions"], arrays["robot_obs"])
         return {key: arrays[key] for key in keys}
 
+    def has(self, index: int, key: str) -> bool:
+        """Return whether frame ``index`` has an array ``key``; an unreadable frame has none."""
+        try:
+            read_npz(self.frame_path(index), (key,))
+        except (ValueError, FileNotFoundError):
+            return False
+        return True
+
     @cached_property
     def ranges(self) -> npt.NDArray[np.int64]:
         """First and last frame id (both included) of each stretch of uninterrupted play, int64 [n, 2]."""

@@ -12,6 +12,13 @@
 A robot whose actions are not CALVIN's seven numbers adds to ``action`` its ``dim`` and, as far as they exist, the
 ``groups`` of indices: ``"dim": 8, "groups": {"position": [0, 1, 2], "rotation": [3, 4, 5, 6], "gripper": [7]}``.
 
+A data set whose frames have a ``state`` declares its numbers (in metres and radians) and their statistics:
+
+    "state": {"dim": 15, "groups": {"position": [0, 1, 2], "rotation": [3, 4, 5], "gripper": [14]},
+              "rotation": "euler_xyz", "statistics": {"min": [15 numbers], ...}}
+
+Undeclared states of 15 numbers are CALVIN's ``robot_obs``.
+
 Training saves it in the checkpoint, and evaluation compares it with the robot's convention. A folder without one has
 CALVIN's conventions, which are the defaults.
 """
@@ -29,13 +36,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.constants import CALVIN_ACTION_DIM, CALVIN_LAYOUT, action_layout
+from common.constants import CALVIN_ACTION_DIM, CALVIN_LAYOUT, CALVIN_STATE, CALVIN_STATE_DIM, action_layout
 from common.files import atomic_path, read_object
 from config.schema import ActionNormalisation
 from models.action.encoding import ActionScale
+from models.action.state import StateConvention
 from models.pretrained.model_config import CALVIN_RELATIVE
 from training.data.checks.dataset import actions_digest
-from training.data.episode_index import read_index
+from training.data.episode_index import INDEX_NAME, read_index
+from training.data.formats.column_file import Column
 
 CONTRACT_NAME = "dataset_contract.json"
 FORMAT = 1
@@ -45,7 +54,7 @@ _ROWS = ("min", "max", "mean", "std", "q01", "q99")
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics of relative actions over ``frames`` frames, one number for each of the A dimensions."""
+    """Statistics of relative actions (or of states) over ``frames`` frames, one number for each of the A dimensions."""
 
     frames: int
     min: tuple[float, ...]
@@ -74,6 +83,11 @@ class Statistics:
             digest=actions_digest(table),
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields with the digits that float32 needs."""
+        rows = {name: _rounded(getattr(self, name)) for name in _ROWS}
+        return rows | {"frames": self.frames, "digest": self.digest}
+
     def scale(self, kind: ActionNormalisation, gripper: Sequence[int] = CALVIN_LAYOUT.gripper) -> ActionScale | None:
         """Return the scale of ``dataset.action_normalisation`` to [-1, 1]; None for no normalisation.
 
@@ -93,13 +107,16 @@ class DataContract:
     """The declarations of a data set.
 
     ``cameras``: name -> (height, width) as recorded, the static one first, empty if unknown; ``action``: fields as in
-    ``policy_rollout.policies.upvla.ActionConvention``; ``path``: for messages.
+    ``policy_rollout.policies.upvla.ActionConvention``; ``state``: ``dim``, ``groups`` and ``rotation`` of the robot's
+    state, None if they are not declared; ``path``: for messages.
     """
 
     cameras: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     action: Mapping[str, Any] = field(default_factory=lambda: dict(CALVIN_RELATIVE))
     statistics: Statistics | None = None
     path: Path | None = None
+    state: Mapping[str, Any] | None = None
+    state_statistics: Statistics | None = None
 
     def require_same(self, other: DataContract) -> None:
         """Raise ValueError with both values if actions have another meaning in ``other``."""
@@ -142,11 +159,12 @@ def read_contract(root: str | os.PathLike[str]) -> DataContract:
 def _parse(file: Path, path: Path) -> DataContract:
     """Parse ``file``, which messages call ``path``."""
     content = read_object(file, named=path)
-    unknown = sorted(set(content) - {"format", "cameras", "action", "statistics"})
+    unknown = sorted(set(content) - {"format", "cameras", "action", "statistics", "state"})
     if unknown or content.get("format") != FORMAT:
         what = f"unknown key {unknown[0]!r}" if unknown else f"format {content.get('format')!r}"
-        raise ValueError(f"{path}: {what}; allowed: format {FORMAT}, cameras, action, statistics")
+        raise ValueError(f"{path}: {what}; allowed: format {FORMAT}, cameras, action, statistics, state")
     action, statistics = _action(path, content.get("action", {})), None
+    state, state_statistics = _state(path, content.get("state"))
     if content.get("statistics") is not None:
         statistics = _statistics(path, content["statistics"], action.get("dim"))
         if len(statistics.min) != CALVIN_ACTION_DIM:
@@ -156,6 +174,8 @@ def _parse(file: Path, path: Path) -> DataContract:
         action=action,
         statistics=statistics,
         path=path,
+        state=state,
+        state_statistics=state_statistics,
     )
 
 
@@ -164,6 +184,8 @@ def write_contract(
     cameras: Mapping[str, Sequence[int]],
     action: Mapping[str, Any] | None = None,
     actions: npt.ArrayLike | None = None,
+    states: npt.ArrayLike | None = None,
+    state: Mapping[str, Any] | None = None,
 ) -> DataContract:
     """Write ``<root>/dataset_contract.json``, completely or not at all, and return it.
 
@@ -171,6 +193,8 @@ def write_contract(
         cameras: name -> (height, width) as recorded, the static camera first.
         action: fields that differ from CALVIN's relative actions (``models.pretrained.model_config.CALVIN_RELATIVE``).
         actions: all relative actions [N, A], for the statistics; None reads them from ``<root>/dataset_info.json``.
+        states: all states [N, S], for their statistics; None if the frames have none.
+        state: ``dim``, ``groups`` and ``rotation`` of the states, if they are not CALVIN's.
     """
     path = Path(root) / CONTRACT_NAME
     statistics = Statistics.of(_all_actions(root) if actions is None else actions)
@@ -180,9 +204,10 @@ def write_contract(
         "format": FORMAT,
         "cameras": {name: [int(side) for side in sides] for name, sides in cameras.items()},
         "action": {**CALVIN_RELATIVE, **size, **(action or {})},
-        "statistics": {name: _rounded(getattr(statistics, name)) for name in _ROWS}
-        | {"frames": statistics.frames, "digest": statistics.digest},
+        "statistics": statistics.to_json(),
     }
+    if states is not None:
+        content["state"] = {**(state or CALVIN_STATE), "statistics": Statistics.of(states).to_json()}
     with atomic_path(path) as partial:
         partial.write_text(_format(content), encoding="utf-8")
         return _parse(partial, path)  # raises ValueError for a wrong camera or key before the file takes its name
@@ -197,8 +222,41 @@ def action_scale(contract: DataContract, kind: ActionNormalisation, root: str | 
     return statistics.scale(kind, action_layout(contract.for_actions(len(statistics.min)).action).gripper)
 
 
+def state_convention(contract: DataContract, root: str | os.PathLike[str]) -> StateConvention:
+    """Return the convention of a data set's states, with statistics from the contract or, if it has none, from the
+    states themselves.
+
+    Raises ValueError if the data set has no states, or if the contract does not declare them.
+    """
+    column = read_index(root, images=False).states
+    if column is None:
+        raise ValueError(
+            f"model.vla.proprioception=pose reads the robot's state, but the frames of {Path(root) / INDEX_NAME} have "
+            "no 'state'; convert the data again (preprocess_data/process_calvin.py writes it), or set "
+            "model.vla.proprioception=none"
+        )
+    size = int(column.array.shape[1])
+    declared = contract.state or (CALVIN_STATE if size == CALVIN_STATE_DIM else None)
+    where = Path(root) / CONTRACT_NAME
+    if declared is None:
+        raise ValueError(
+            f"{where} does not declare the {size} numbers of a state that model.vla.proprioception=pose reads; add "
+            f"'state': {{'dim': {size}, 'groups': ...}}, or set model.vla.proprioception=none"
+        )
+    if declared["dim"] != size:
+        raise ValueError(
+            f"{where}: state.dim is {declared['dim']}, but the states of {INDEX_NAME} have {size} numbers; set it to "
+            f"{size}, or convert the data again"
+        )
+    statistics = contract.state_statistics or Statistics.of(_all_rows(column))
+    return StateConvention.of(declared, dict(enumerate(statistics.mean)), dict(enumerate(statistics.std)))
+
+
 def _all_actions(root: str | os.PathLike[str]) -> npt.NDArray[np.float32]:
-    column = read_index(root).actions
+    return _all_rows(read_index(root).actions)
+
+
+def _all_rows(column: Column[np.float32]) -> npt.NDArray[np.float32]:
     return np.concatenate([column[start : start + _CHUNK] for start in range(0, len(column), _CHUNK)])
 
 
@@ -235,26 +293,43 @@ def _action(path: Path, found: Any) -> dict[str, Any]:
     return {**CALVIN_RELATIVE, **found}
 
 
-def _statistics(path: Path, found: Any, dim: int | None) -> Statistics:
+def _state(path: Path, found: Any) -> tuple[dict[str, Any] | None, Statistics | None]:
+    """Check the declaration of the robot's state, and its statistics."""
+    if found is None:
+        return None, None
+    if not isinstance(found, dict) or not {"dim", "groups"} <= set(found) <= {*CALVIN_STATE, "statistics"}:
+        raise ValueError(f"{path}: state must have dim and groups, and may have rotation and statistics")
+    declared = {name: value for name, value in found.items() if name != "statistics"}
+    if not isinstance(declared.get("rotation", ""), str):
+        raise ValueError(f"{path}: state.rotation must be a text, found {declared['rotation']!r}")
+    try:
+        dim = action_layout(declared, "state").dim
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    counted = found.get("statistics")
+    return declared, None if counted is None else _statistics(path, counted, dim, "state.statistics")
+
+
+def _statistics(path: Path, found: Any, dim: int | None, name: str = "statistics") -> Statistics:
     """Check the statistics of actions of ``dim`` numbers; None: not declared, then all rows must be of one length."""
     if not isinstance(found, dict) or set(found) - {"digest"} != {"frames", *_ROWS}:
-        raise ValueError(f"{path}: statistics must have frames, {', '.join(_ROWS)}")
+        raise ValueError(f"{path}: {name} must have frames, {', '.join(_ROWS)}")
     if not isinstance(found.get("digest", ""), str):
-        raise ValueError(f"{path}: statistics.digest must be a text, found {found['digest']!r}")
-    lengths = {len(found[name]) if isinstance(found[name], list) else 0 for name in _ROWS}
+        raise ValueError(f"{path}: {name}.digest must be a text, found {found['digest']!r}")
+    lengths = {len(found[key]) if isinstance(found[key], list) else 0 for key in _ROWS}
     if dim is None:
         dim = lengths.pop() if len(lengths) == 1 else CALVIN_ACTION_DIM
-    for name in _ROWS:
-        row = found[name]
+    for key in _ROWS:
+        row = found[key]
         if not (
             isinstance(row, list)
             and len(row) == dim
             and all(isinstance(number, (int, float)) and math.isfinite(number) for number in row)
         ):
-            raise ValueError(f"{path}: statistics.{name} must be {dim} finite numbers, found {row!r}")
-    rows = {name: tuple(float(number) for number in found[name]) for name in _ROWS}
+            raise ValueError(f"{path}: {name}.{key} must be {dim} finite numbers, found {row!r}")
+    rows = {key: tuple(float(number) for number in found[key]) for key in _ROWS}
     if any(low > high for low, high in zip(rows["min"] + rows["q01"], rows["max"] + rows["q99"], strict=True)):
-        raise ValueError(f"{path}: statistics.min and q01 must not be above max and q99")
+        raise ValueError(f"{path}: {name}.min and q01 must not be above max and q99")
     return Statistics(frames=int(found["frames"]), **rows, digest=found.get("digest", ""))
 
 
@@ -265,6 +340,16 @@ def _rounded(numbers: Sequence[float]) -> list[float]:
 
 def _format(content: Mapping[str, Any]) -> str:
     """Return readable JSON with one line for each part and each statistic."""
-    rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(value)}" for name, value in content["statistics"].items())
     parts = [f"  {json.dumps(name)}: {json.dumps(content[name])}" for name in ("format", "cameras", "action")]
-    return "{\n" + ",\n".join([*parts, '  "statistics": {\n' + rows + "\n  }"]) + "\n}\n"
+    parts.append('  "statistics": ' + _block(content["statistics"], "  "))
+    if "state" in content:
+        rows = {name: json.dumps(value) for name, value in content["state"].items() if name != "statistics"}
+        lines = [f"    {json.dumps(name)}: {value}" for name, value in rows.items()]
+        lines.append('    "statistics": ' + _block(content["state"]["statistics"], "    "))
+        parts.append('  "state": {\n' + ",\n".join(lines) + "\n  }")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _block(values: Mapping[str, Any], indent: str) -> str:
+    rows = ",\n".join(f"{indent}  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
+    return "{\n" + rows + f"\n{indent}}}"

@@ -4,7 +4,9 @@
       "frames": [{"dir": "frames/episode_0000000.npz", "rel_action": [A numbers], "abs_action": [A numbers]}, ...]},
      ...]
 
-A is 7 for CALVIN; all frames of a split have the same A.
+A is 7 for CALVIN; all frames of a split have the same A. A frame may have ``"state": [S numbers]``, the robot's state
+as it was measured (CALVIN: the 15 numbers of ``robot_obs``), and ``"expert_chunk": [C * A numbers]``, the next C actions
+of an expert; then all frames of the split have one.
 
 ``dir`` is a file with the images of that moment: an ``.npz`` with ``rgb_static`` (and ``rgb_gripper``), or an image
 file, with a second one under ``gripper_dir`` for a second camera. Relative paths start at the folder of
@@ -18,7 +20,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -26,12 +28,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from common.constants import CALVIN_ACTION_DIM
 from common.files import atomic_path, flush
-from common.text import check_text
+from training.data.checks.records import OPTIONAL, action_dim, optional_columns, require_text, table, text_of
 from training.data.formats import zip_reader
 from training.data.formats.column_file import Column, IndexFile, IndexWriter, OtherVersion, Texts
 from training.data.readers import iterate_json_list
@@ -72,6 +73,8 @@ class ProcessedIndex:
     texts: Texts  # unique instructions and task names
     instruction_of: Column[np.int32]  # [E] into texts
     task_of: Column[np.int32]  # [E] into texts, -1 where not given
+    states: Column[np.float32] | None = None  # [N, S] the robot's state, None if frames have none
+    expert_chunks: Column[np.float32] | None = None  # [N, C * A] actions of an expert, None if frames have none
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -152,12 +155,23 @@ def _up_to_date_index(path: Path) -> IndexFile | None:
     except OtherVersion:
         return None
     state, source = path.stat(), file.about["source"]
-    if state.st_size != source["bytes"] or list(file.about["columns"]) != [*NUMBERS, *TEXTS]:
+    if state.st_size != source["bytes"] or not _has_all_columns(path, file):
         return None
     # Copies have other modification times; then the content is compared.
     untouched = state.st_mtime_ns == source["modified_ns"] and state.st_ctime_ns <= binary.stat().st_mtime_ns
     same = untouched or _digest(path) == source["blake2b"]
     return file if same else None
+
+
+def _has_all_columns(path: Path, file: IndexFile) -> bool:
+    """Return whether an index has the columns that this version makes of its json."""
+    columns = list(file.about["columns"])
+    if [name for name in columns if name not in OPTIONAL] != [*NUMBERS, *TEXTS]:
+        return False
+    if set(OPTIONAL) <= set(file.about.get("optional", ())):
+        return True
+    first = next(iterate_json_list(path), {})  # an older version did not look for all of them
+    return {name for name in OPTIONAL if name in columns} == set(optional_columns(first))
 
 
 def _digest(path: Path) -> str:
@@ -178,7 +192,8 @@ def _write(path: Path, scratch: Path | None, file: BinaryIO, progress: bool | No
     with suppress(FileNotFoundError):
         after = path.stat()
         if (after.st_size, after.st_mtime_ns) == (state.st_size, state.st_mtime_ns):
-            writer.write(file, {"source": source, "columns": [*NUMBERS, *TEXTS]})
+            columns = [*NUMBERS, *(name for name in OPTIONAL if name in writer.columns), *TEXTS]
+            writer.write(file, {"source": source, "columns": columns, "optional": list(OPTIONAL)})
             return
     raise ValueError(f"{path} was changed while it was read; start again")
 
@@ -194,8 +209,9 @@ def gather(
     first = next(records, None)
     if first is None:
         raise ValueError(f"{path} lists no episode")
-    dim = _action_dim(first)
-    writer = IndexWriter({**NUMBERS, "actions": f"({dim},)<f4"}, TEXTS, scratch)
+    dim, optional = action_dim(first), optional_columns(first)
+    tables = {"actions": dim, **optional}
+    writer = IndexWriter({**NUMBERS, **{name: f"({size},)<f4" for name, size in tables.items()}}, TEXTS, scratch)
     known: dict[str, int] = {}
 
     def number(text: str) -> int:
@@ -208,16 +224,21 @@ def gather(
     frames = 0
     for episode, record in enumerate(chain([first], records)):
         where = f"{path}: episode {episode}"
-        instruction = _text(record, "instruction", where, may_be_empty=True)
+        instruction = text_of(record, "instruction", where, may_be_empty=True)
         task, listed = record.get("task"), record.get("frames")
-        _check_text(str(task), f"{where}, 'task'")
+        require_text(str(task), f"{where}, 'task'")
         if not isinstance(listed, list) or not listed:
             raise ValueError(f"{where} needs a list of at least one frame under 'frames'")
-        writer.numbers("actions", _actions(listed, where, dim))
-        writer.text("frames", [_text(frame, "dir", f"{where}, frame {at}") for at, frame in enumerate(listed)])
+        writer.numbers("actions", table(listed, "rel_action", where, dim))
+        for name, key in OPTIONAL.items():
+            if name in optional:
+                writer.numbers(name, table(listed, key, where, optional[name]))
+            elif any(key in frame for frame in listed):
+                raise ValueError(f"{where} must have {key!r} in no frame, as the first frame of the split, or in all")
+        writer.text("frames", [text_of(frame, "dir", f"{where}, frame {at}") for at, frame in enumerate(listed)])
         gripper_frames = [(at, frame) for at, frame in enumerate(listed) if "gripper_dir" in frame]
         writer.text(
-            "gripper_frames", [_text(frame, "gripper_dir", f"{where}, frame {at}") for at, frame in gripper_frames]
+            "gripper_frames", [text_of(frame, "gripper_dir", f"{where}, frame {at}") for at, frame in gripper_frames]
         )
         frames += len(listed)
         if writer.count("gripper_frames") not in (0, frames):
@@ -244,59 +265,12 @@ def _open(path: Path, file: IndexFile, images: bool) -> ProcessedIndex:
         texts=file.texts("texts"),
         instruction_of=file.column("instruction_of"),
         task_of=file.column("task_of"),
+        **{name: file.column(name) for name in OPTIONAL if name in file.about["columns"]},
     )
     last = index.frame_path(len(index) - 1)
     if images and not zip_reader.is_file(last):
         raise FileNotFoundError(f"{last}, the last frame that {path} names, does not exist")
     return index
-
-
-def _action_dim(record: Mapping[str, Any]) -> int:
-    """Return the size of the first action; CALVIN's if it has none, which is then reported as wrong."""
-    with suppress(LookupError, TypeError):
-        action = record["frames"][0]["rel_action"]
-        if isinstance(action, list) and action:
-            return len(action)
-    return CALVIN_ACTION_DIM
-
-
-def _actions(frames: list[Any], where: str, dim: int) -> npt.NDArray[np.float32]:
-    """Return the relative actions [n, dim] of an episode's frames."""
-    for position, frame in enumerate(frames):
-        if not isinstance(frame, dict) or "rel_action" not in frame:
-            raise ValueError(f"{where}, frame {position} needs a 'rel_action' of {dim} numbers")
-    try:
-        table = np.asarray([frame["rel_action"] for frame in frames], dtype=np.float32)
-    except (TypeError, ValueError):
-        table = np.empty(0, dtype=np.float32)
-    if table.shape != (len(frames), dim):
-        for position, frame in enumerate(frames):
-            action = frame["rel_action"]
-            if not (
-                isinstance(action, list)
-                and len(action) == dim
-                and all(isinstance(number, (int, float)) for number in action)
-            ):
-                raise ValueError(f"{where}, frame {position}: rel_action must be {dim} numbers, is {action!r}")
-    if not np.isfinite(table).all():
-        position = int(np.argmin(np.isfinite(table).all(axis=1)))
-        raise ValueError(f"{where}, frame {position}: rel_action holds a number that is not finite")
-    return table
-
-
-def _text(record: dict[str, Any], key: str, where: str, may_be_empty: bool = False) -> str:
-    value = record.get(key)
-    if not isinstance(value, str) or not (value or may_be_empty):
-        raise ValueError(f"{where} needs a text under {key!r}, found {value!r}")
-    _check_text(value, f"{where}, {key!r}")
-    return value
-
-
-def _check_text(text: str, where: str) -> None:
-    try:
-        check_text(text)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
 
 
 def _base(path: Path, first: str) -> Path:
@@ -317,6 +291,8 @@ class Frame:
     rel_action: Sequence[float]
     abs_action: Sequence[float]
     gripper_dir: str | None = None  # image of the second camera, if it is a file of its own
+    state: Sequence[float] | None = None  # the robot's state, if it is known
+    expert_chunk: Sequence[float] | None = None  # C actions of an expert, one after the other
 
 
 @dataclass(frozen=True)
@@ -341,16 +317,11 @@ def write_index(root: Path, episodes: Iterable[Episode], before: Callable[[], ob
         with partial.open("w", encoding="utf-8") as file:
             file.write("[")
             for number, episode in enumerate(episodes):
-                _check_text(episode.instruction, f"{path}: episode {number}, 'instruction'")
+                require_text(episode.instruction, f"{path}: episode {number}, 'instruction'")
                 record: dict[str, Any] = {"instruction": episode.instruction}
                 if episode.task is not None:
                     record["task"] = episode.task
-                record["frames"] = [
-                    {"dir": frame.dir}
-                    | ({} if frame.gripper_dir is None else {"gripper_dir": frame.gripper_dir})
-                    | {"rel_action": _short(frame.rel_action), "abs_action": _short(frame.abs_action)}
-                    for frame in episode.frames
-                ]
+                record["frames"] = [_frame_record(frame) for frame in episode.frames]
                 file.write(("," if number else "") + "\n" + json.dumps(record, ensure_ascii=False))
                 frames += len(episode.frames)
             file.write("\n]\n")
@@ -358,6 +329,17 @@ def write_index(root: Path, episodes: Iterable[Episode], before: Callable[[], ob
         if before is not None:
             before()
     return frames
+
+
+def _frame_record(frame: Frame) -> dict[str, Any]:
+    record: dict[str, Any] = {"dir": frame.dir}
+    if frame.gripper_dir is not None:
+        record["gripper_dir"] = frame.gripper_dir
+    for name in ("rel_action", "abs_action", *OPTIONAL.values()):
+        numbers = getattr(frame, name)
+        if numbers is not None:
+            record[name] = _short(numbers)
+    return record
 
 
 def _short(numbers: Sequence[float]) -> list[float]:

@@ -215,6 +215,11 @@ class IndexWriter:
         for name in texts:
             self.numbers(f"{name}.ends", [0])
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns of numbers."""
+        return tuple(self._kinds)
+
     def numbers(self, name: str, rows: npt.ArrayLike) -> None:
         kind = self._kinds[name]
         self._scratch[name].write(np.ascontiguousarray(rows, dtype=kind.base).tobytes())

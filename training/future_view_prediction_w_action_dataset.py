@@ -175,7 +175,7 @@ class DataProvider(Dataset[RobotSample]):
 
     def _cut(self, chunks: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return the first T actions, [n, T, A], of chunks [n, C * A]."""
-        return np.ascontiguousarray(chunks.reshape(len(chunks), self._chunk_steps, -1)[:, : self.act_step])
+        return np.array(chunks.reshape(len(chunks), self._chunk_steps, -1)[:, : self.act_step])
 
     def bounds(self, index: int) -> tuple[int, int]:
         """Return the first frame of the episode of frame ``index``, and one past its last."""

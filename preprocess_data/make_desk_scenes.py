@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 
 from common.arguments import command_parser, name_list, path_argument, real, whole
 from common.command import report_errors, run_command
@@ -28,12 +29,14 @@ from preprocess_data.desk_demos.files import npy_bytes, pickled_npy
 from preprocess_data.desk_demos.play import SPLITS
 from preprocess_data.desk_scenes.draw import PLACES, draw_scene
 from preprocess_data.desk_scenes.objects import object_of_task
+from preprocess_data.desk_scenes.locate import locate
 from preprocess_data.jobs.shard_writer import ShardTask, lock_plan, rank_and_world, rank_options, write_shards
 from training.data.dataset_spec import write_contract
 from training.data.episode_index import INDEX_NAME, MIN_INDEXED, Episode, Frame, build_index, write_index
 from training.data.formats.column_file import IndexFile
 from training.data.formats.packed_frames import KIND, Pack, pack_at
 from training.data.formats.shards import Plan, ShardWriter, begin, has_shard, read_plan, shard_path, write_frames
+from training.data.object_positions import FILE
 
 DESCRIPTION = """\
 Write random scenes of the embedded desk, to learn where objects are: no episodes, only resets. Doors, drawer, switch
@@ -174,6 +177,8 @@ def make_scenes(out: Path, settings: Settings, ranks: tuple[int, int] = (0, 1), 
         assert pack is not None
         if missing or not (folder / INDEX_NAME).is_file():
             _write_index_files(folder, settings, pack)
+        if missing or not (folder / FILE).is_file():
+            locate(folder)
     size = plan.rows * plan.row_bytes / 1e6
     return (
         f"{folder}: {plan.rows} scenes of {', '.join(settings.scenes)}, {size:.1f} MB, {_cost(pack):.1f} ms of CPU each"
@@ -210,6 +215,9 @@ def _write_index_files(folder: Path, settings: Settings, pack: Pack) -> None:
     ranges = {f"calvin_scene_{s}": [settings.first_row(n), ends[n] - 1] for n, s in enumerate(settings.scenes)}
     write_bytes(folder / "ep_start_end_ids.npy", npy_bytes(np.stack([rows, rows], axis=1)))
     write_bytes(folder / "scene_info.npy", pickled_npy(ranges))
+    (folder / ".hydra").mkdir(exist_ok=True)
+    env = {"_target_": "policy_rollout.desk.DeskEnv", "scene": settings.scenes[0], "renderer": settings.renderer}
+    write_bytes(folder / ".hydra" / "merged_config.yaml", yaml.safe_dump({"env": env}, sort_keys=False).encode())
     relative = np.stack([pack.arrays(row, ["rel_actions"])["rel_actions"] for row in rows.tolist()])
 
     def episodes() -> Iterator[Episode]:

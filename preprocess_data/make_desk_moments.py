@@ -1,5 +1,4 @@
-"""Write moments of play on the embedded desk, each with what experts would do next for several tasks, as a processed
-split.
+"""Write moments of play on the embedded desk, with the next actions of experts for several tasks, as a processed split.
 
 python preprocess_data/make_desk_moments.py --out data/desk_moments --count 20000 --processes 2
 """
@@ -189,7 +188,9 @@ def _write_index_files(folder: Path, settings: Settings, pack: Pack) -> None:
             absolute = [*(robot[:3] + first[:3] * 0.02), *(robot[3:6] + first[3:6] * 0.05), first[6]]
             phrases = TRAINING[label.task]
             words = phrases[int(settings.random(row, f"wording of {label.task}").integers(len(phrases)))]
-            frame = Frame(name, first.tolist(), absolute, state=robot.tolist(), expert_chunk=label.chunk.ravel().tolist())
+            frame = Frame(
+                name, first.tolist(), absolute, state=robot.tolist(), expert_chunk=label.chunk.ravel().tolist()
+            )
             yield Episode(words, label.task, [frame])
 
     cameras = {key: plan.columns[key][1][:2] for key in ("rgb_static", "rgb_gripper")}

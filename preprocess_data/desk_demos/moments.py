@@ -18,7 +18,7 @@ from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.calvin.scene_state import symbolic_state
 from policy_rollout.calvin.symbolic import feasible_tasks
 from policy_rollout.desk import DeskEnv
-from policy_rollout.desk.experts.motion import Disturber, DeskState
+from policy_rollout.desk.experts.motion import DeskState, Disturber
 from policy_rollout.desk.experts.policy import QUIET, Noise, ScriptedExpert, task_resets
 from preprocess_data.desk_demos.play import PATIENCE
 from preprocess_data.desk_scenes.objects import OBJECTS, object_of_task, object_positions
@@ -104,7 +104,7 @@ class MomentPlayer:
             if len(actions) >= PATIENCE:
                 return None, obs
             if not succeeded and rng.random() < SHARE:
-                seen = {**obs, **{"rgb_obs": self.env.get_obs(render=True)["rgb_obs"]}}
+                seen = {**obs, "rgb_obs": self.env.get_obs(render=True)["rgb_obs"]}
                 moments.append((len(actions), seen, self._other_labels(obs, task, rng)))
             actions.append(np.clip(expert.act(obs), -1.0, 1.0))
             obs, _, _, info = self.env.step(disturber.disturb(actions[-1]))

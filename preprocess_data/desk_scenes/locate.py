@@ -119,4 +119,3 @@ def _ranges(folder: Path) -> list[tuple[int, int, str]] | None:
         return None
     content = read_pickled_npy(info)
     return [(int(first), int(last), name.removeprefix(PREFIX)) for name, (first, last) in content.items()]
-

@@ -5,8 +5,8 @@
      ...]
 
 A is 7 for CALVIN; all frames of a split have the same A. A frame may have ``"state": [S numbers]``, the robot's state
-as it was measured (CALVIN: the 15 numbers of ``robot_obs``), and ``"expert_chunk": [C * A numbers]``, the next C actions
-of an expert; then all frames of the split have one.
+as it was measured (CALVIN: the 15 numbers of ``robot_obs``), and ``"expert_chunk": [C * A numbers]``, the next C
+actions of an expert; then all frames of the split have one.
 
 ``dir`` is a file with the images of that moment: an ``.npz`` with ``rgb_static`` (and ``rgb_gripper``), or an image
 file, with a second one under ``gripper_dir`` for a second camera. Relative paths start at the folder of

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 
 from common.arguments import command_parser, name_list, path_argument, whole
 from common.command import report_errors, run_command
@@ -27,11 +28,13 @@ from policy_rollout.desk.layout import SCENES
 from preprocess_data.desk_demos.files import npy_bytes, pickled_npy
 from preprocess_data.desk_demos.moments import Label, Moment, MomentPlayer
 from preprocess_data.desk_demos.play import SPLITS
+from preprocess_data.desk_scenes.locate import locate
 from preprocess_data.jobs.shard_writer import ShardTask, lock_plan, rank_and_world, rank_options, write_shards
 from training.data.dataset_spec import write_contract
 from training.data.episode_index import INDEX_NAME, MIN_INDEXED, Episode, Frame, build_index, write_index
 from training.data.formats.packed_frames import KIND, Pack, pack_at
 from training.data.formats.shards import Plan, ShardWriter, begin, has_shard, read_plan, write_frames
+from training.data.object_positions import FILE
 
 DESCRIPTION = """\
 Write moments of play on the embedded desk. Experts play as for make_desk_demos.py, and about every fifth frame is kept,
@@ -41,7 +44,7 @@ instructions with different actions, and only the instruction determines them.
 
 The result is a processed split in OUT/training or OUT/validation with one episode of one frame for every instruction;
 its actions are the frame's expert_chunk. tokenize_images.py makes its token cache, which holds each image once. A shard
-of 64 moments depends on the options and its number only, so any number of processes writes the same moments. A stopped
+of 256 moments depends on the options and its number only, so any number of processes writes the same moments. A stopped
 command resumes when it is given again."""
 
 EPILOG = """\
@@ -57,7 +60,7 @@ then:
   python preprocess_data/tokenize_images.py --data data/desk_moments/training --tokenizer assets/tiny_magvit \\
       --resolution 96"""
 
-SHARD_ROWS = 64
+SHARD_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,8 @@ def make_moments(out: Path, settings: Settings, ranks: tuple[int, int] = (0, 1),
         assert pack is not None
         if missing or not (folder / INDEX_NAME).is_file():
             _write_index_files(folder, settings, pack)
+        if missing or not (folder / FILE).is_file():
+            locate(folder)
     tasks = Counter(label.task for row in range(plan.rows) for label in labels_of(pack, row))
     rare, common = min(tasks, key=tasks.__getitem__), max(tasks, key=tasks.__getitem__)
     return (
@@ -180,6 +185,9 @@ def _write_index_files(folder: Path, settings: Settings, pack: Pack) -> None:
         ranges.setdefault(f"calvin_scene_{settings.scene(shard)}", [own.start, own.stop - 1])[1] = own.stop - 1
     write_bytes(folder / "ep_start_end_ids.npy", npy_bytes(np.stack([rows, rows], axis=1)))
     write_bytes(folder / "scene_info.npy", pickled_npy(ranges))
+    (folder / ".hydra").mkdir(exist_ok=True)
+    env = {"_target_": "policy_rollout.desk.DeskEnv", "scene": settings.scenes[0]}
+    write_bytes(folder / ".hydra" / "merged_config.yaml", yaml.safe_dump({"env": env}, sort_keys=False).encode())
     found = [(row, name, label) for row, name in enumerate(pack.names()) for label in labels_of(pack, row)]
 
     def episodes() -> Iterator[Episode]:

@@ -33,6 +33,8 @@ INTERRUPTED = 0.25
 """Share of attempts that end early, at a random frame, so that tasks begin anywhere."""
 ATTEMPTS = 4
 """Attempts from one reset at most."""
+MOST = 1.5
+"""A task gets no further label of an expert that only begins it when it has this multiple of the mean of all tasks."""
 CLEAR = 0.13
 """Metres between the hand and the object of another task. Nearer, its expert would first raise the hand, although one
 that is already on its way would go on."""
@@ -61,31 +63,33 @@ class MomentPlayer:
         self.env, self.tasks, self.others, self.chunk = env, tuple(tasks), others, chunk
         self._trial = DeskEnv(env.scene, static_size=1, gripper_size=1)
         self._oracle = TaskOracle()
+        self._labelled: Counter[str] = Counter()
 
     def close(self) -> None:
         self._trial.close()
 
     def moments(self, rng: np.random.Generator) -> Iterator[Moment]:
         """Yield moments without end; they depend on ``rng`` only."""
-        played: Counter[str] = Counter()
+        self._labelled = Counter()
         while True:
-            task = self._draw(self.tasks, played, rng)
+            task = self._draw(self.tasks, 1, rng)[0]
             obs = self.env.reset(*task_resets(task, int(rng.integers(2**31)), self.env.scene), seed=0)
             for _ in range(ATTEMPTS):
                 found, obs = self._attempt(obs, task, rng)
                 if found is None:
                     break
+                self._labelled.update(label.task for moment in found for label in moment.labels)
                 yield from found
-                played[task] += 1
                 feasible = self._feasible(obs)
                 if not feasible:
                     break
-                task = self._draw(feasible, played, rng)
+                task = self._draw(feasible, 1, rng)[0]
 
-    def _draw(self, tasks: Sequence[str], played: Counter[str], rng: np.random.Generator) -> str:
-        """Draw one of the tasks; those that were played become less likely."""
-        weights = np.array([1 / (1 + played[task]) ** 2 for task in tasks])
-        return tasks[int(rng.choice(len(tasks), p=weights / weights.sum()))]
+    def _draw(self, tasks: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
+        """Draw at most ``count`` different tasks; those with many labels are less likely, so that all get equally many."""
+        weights = np.array([1 / (1 + self._labelled[task]) ** 2 for task in tasks])
+        drawn = rng.choice(len(tasks), min(count, len(tasks)), replace=False, p=weights / weights.sum())
+        return [tasks[int(number)] for number in drawn]
 
     def _feasible(self, obs: dict[str, Any]) -> tuple[str, ...]:
         state = symbolic_state(obs["scene_obs"], obs["robot_obs"], self.env.get_info())
@@ -123,10 +127,10 @@ class MomentPlayer:
         """Return what the experts of other tasks would do from here, each on a desk of its own."""
         state = DeskState.of(obs, self.env.layout)
         positions = dict(zip(OBJECTS, object_positions(self.env.layout, obs["scene_obs"]), strict=True))
-        feasible = [task for task in self._feasible(obs) if task != running]
+        enough = 2 + MOST * self._labelled.total() / len(self.tasks)
+        wanted = [task for task in self._feasible(obs) if task != running and self._labelled[task] < enough]
         labels: list[Label] = []
-        for number in rng.permutation(len(feasible))[: self.others]:
-            task = feasible[int(number)]
+        for task in self._draw(wanted, self.others, rng) if wanted else ():
             place = positions.get(object_of_task(task) or "")
             is_near = place is not None and float(np.linalg.norm(place - state.tcp)) < CLEAR
             if state.held_block is not None or not is_near:

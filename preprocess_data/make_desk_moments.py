@@ -37,7 +37,7 @@ from training.data.formats.shards import Plan, ShardWriter, begin, has_shard, re
 from training.data.object_positions import FILE
 
 DESCRIPTION = """\
-Write moments of play on the embedded desk. Experts play as for make_desk_demos.py, and about every fifth frame is kept,
+Write moments of play on the embedded desk. Experts play as for make_desk_demos.py, and about every second frame is kept,
 with both images, the state, and the next actions of several experts: of the one that plays, and of OTHERS that would
 begin another feasible task in this frame (each is simulated from there, without images). One image so has several
 instructions with different actions, and only the instruction determines them.
@@ -50,7 +50,7 @@ command resumes when it is given again."""
 EPILOG = """\
 examples:
   make_desk_moments.py --out data/desk_moments --count 20000 --processes 2
-      20000 moments of layout D, about 54000 training samples
+      20000 moments of layout D, about 32000 training samples
   make_desk_moments.py --out data/desk_moments --count 1000 --split validation
       others to validate on, with their own random numbers
   srun --ntasks 16 python preprocess_data/make_desk_moments.py ...
@@ -68,7 +68,7 @@ class Settings:
     """All settings that determine the moments of a split."""
 
     count: int
-    others: int = 2
+    others: int = 1
     chunk: int = 10
     scenes: tuple[str, ...] = ("D",)
     split: str = "training"
@@ -217,7 +217,7 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--out", type=path_argument, required=True, metavar="DIR", help="the split is DIR/training or DIR/validation")
     add("--count", type=whole(1), required=True, metavar="N", help="moments (images), each with 1 to 1 + OTHERS labels")
-    add("--others", type=whole(0), default=2, metavar="N", help="labels of other tasks at most (default 2)")
+    add("--others", type=whole(0), default=1, metavar="N", help="labels of other tasks at most (default 1)")
     add("--chunk", type=whole(1), default=10, metavar="C", help="actions of a label, at least act_step (default 10)")
     add("--split", choices=SPLITS, default="training", help="which split, with its own random numbers")
     add("--scenes", default="D", help=f"layouts, of {','.join(SCENES)}, separated by commas (default D)")

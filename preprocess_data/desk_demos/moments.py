@@ -27,9 +27,9 @@ Array = npt.NDArray[Any]
 
 NOISE = Noise(sigma=0.06, burst_rate=0.03)
 """Rare pushes: most chunks are then undisturbed, and all of them start in states that pushes lead to."""
-SHARE = 0.22
+SHARE = 0.45
 """Probability that a frame of an attempt is a moment: successive frames hardly differ."""
-INTERRUPTED = 0.25
+INTERRUPTED = 0.15
 """Share of attempts that end early, at a random frame, so that tasks begin anywhere."""
 ATTEMPTS = 4
 """Attempts from one reset at most."""
@@ -86,7 +86,7 @@ class MomentPlayer:
                 task = self._draw(feasible, 1, rng)[0]
 
     def _draw(self, tasks: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
-        """Draw at most ``count`` different tasks; those with many labels are less likely, so that all get equally many."""
+        """Draw at most ``count`` different tasks; those with few labels are more likely: all get equally many."""
         weights = np.array([1 / (1 + self._labelled[task]) ** 2 for task in tasks])
         drawn = rng.choice(len(tasks), min(count, len(tasks)), replace=False, p=weights / weights.sum())
         return [tasks[int(number)] for number in drawn]
@@ -102,7 +102,8 @@ class MomentPlayer:
         expert, disturber = ScriptedExpert(self.env.layout, task, rng, QUIET), Disturber(NOISE, rng)
         expert.reset(task, obs)
         interrupted_at = int(rng.integers(4, 28)) if rng.random() < INTERRUPTED else PATIENCE
-        start, actions, succeeded, is_over = self.env.get_info(), [], False, False
+        start, succeeded, is_over = self.env.get_info(), False, False
+        actions: list[Array] = []
         moments: list[tuple[int, dict[str, Any], list[Label]]] = []
         while not is_over:
             if len(actions) >= PATIENCE:

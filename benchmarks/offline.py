@@ -57,7 +57,7 @@ def token_cache(folder: Path, split: CalvinSplit, policy: UPVLAPolicy, size: Siz
     given = ["--data", split.path, "--tokenizer", tokenizer, "--resolution", spec.resolution, "--output", caches]
     tokenize_images.main([str(word) for word in given])
     wanted = CacheKey(raw_digest(split), policy.vq.weights_hash, spec.resolution, spec.num_view)
-    return CodedFrames(find([caches], wanted, "(made by this benchmark)", split.path))
+    return CodedFrames(find([caches], wanted, "(made by this benchmark)", split.path), split)
 
 
 @dataclass(frozen=True)

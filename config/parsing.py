@@ -50,7 +50,7 @@ class Quoted(str):
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """A key: its dotted name, annotation and default, and the metadata that `config.schema.field` attaches to it."""
+    """A key: its dotted name, annotation and default, and the metadata that `config.fields.field` attaches to it."""
 
     name: str
     annotation: Any

@@ -20,6 +20,7 @@ import yaml
 
 from common.arguments import command_parser, name_list, path_argument, whole
 from common.command import report_errors, run_command
+from common.constants import CALVIN_STATE
 from common.files import write_bytes
 from policy_rollout.calvin.instructions import TRAINING
 from policy_rollout.calvin.tasks import TASK_NAMES
@@ -61,6 +62,8 @@ then:
       --resolution 96"""
 
 SHARD_ROWS = 256
+STATE = {**CALVIN_STATE, "groups": {**CALVIN_STATE["groups"], "position": [0, 1, 2, 6]}}
+"""Declaration of the states: CALVIN's, with the distance of the fingers among the positions, which are normalised."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,7 @@ def _write_index_files(folder: Path, settings: Settings, pack: Pack) -> None:
     cameras = {key: plan.columns[key][1][:2] for key in ("rgb_static", "rgb_gripper")}
     first_actions = np.stack([label.chunk[0] for _, _, label in found])
     states = np.stack([pack.arrays(row, ["robot_obs"])["robot_obs"] for row, _, _ in found])
-    write_index(folder, episodes(), before=lambda: write_contract(folder, cameras, None, first_actions, states))
+    write_index(folder, episodes(), before=lambda: write_contract(folder, cameras, None, first_actions, states, STATE))
     if (folder / INDEX_NAME).stat().st_size >= MIN_INDEXED:
         build_index(folder)
 

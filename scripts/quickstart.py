@@ -25,6 +25,7 @@ from tqdm import tqdm
 import train_upvla
 from common.arguments import command_parser, path_argument, whole
 from common.command import report_errors, run_command
+from common.constants import STATE_KEY
 from common.files import write_text
 from common.folder_lock import hold
 from common.image_grid import GREEN, RED, add_caption, image_grid, side_by_side, write_png
@@ -138,9 +139,10 @@ def draw_futures(policy: UPVLAPolicy, split: CalvinSplit, path: Path, rows: int 
     cells = []
     for window in windows:
         moments = (window.start, window.start + policy.act_step)
-        now, later = (split.frame(moment, ("rgb_static",))["rgb_static"] for moment in moments)
-        predicted = policy.predict_future([Observation(now, window.instruction)])[0, 0]
-        row = side_by_side([now, predicted, later], height=192)
+        now, later = (split.frame(moment, ("rgb_static",), optional=(STATE_KEY,)) for moment in moments)
+        observation = Observation(now["rgb_static"], window.instruction, robot_obs=now.get(STATE_KEY))
+        predicted = policy.predict_future([observation])[0, 0]
+        row = side_by_side([now["rgb_static"], predicted, later["rgb_static"]], height=192)
         cells.append(add_caption(row, window.instruction, f"now | predicted | true, {policy.act_step} steps ahead"))
     write_png(path, image_grid(cells, columns=1))
 

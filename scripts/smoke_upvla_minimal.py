@@ -49,7 +49,8 @@ def act_once(dataset: Path, output_dir: Path) -> list[int]:
     spec = policy.spec
     sample = DataProvider(dataset, act_step=spec.act_step, resolution=spec.resolution, num_view=spec.num_view)[0]
     views = [view.permute(1, 2, 0).numpy() for view in sample.views]
-    observation = Observation(views[0], sample.instruction, rgb_gripper=views[1] if len(views) > 1 else None)
+    gripper, state = views[1] if len(views) > 1 else None, None if sample.state is None else sample.state.numpy()
+    observation = Observation(views[0], sample.instruction, gripper, state)
     return list(policy.act([observation]).shape)
 
 

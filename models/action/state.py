@@ -1,4 +1,4 @@
-"""Features of the robot's state that the network reads beside its cameras (``model.vla.proprioception``).
+"""Features of the robot's state that the network reads in addition to images (``model.vla.proprioception``).
 
 A state is S numbers of one frame, as the robot measures them. ``pose`` features are its position, normalised by the
 mean and standard deviation of the training data, the sines and then the cosines of the Euler angles, and the gripper

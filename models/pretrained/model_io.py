@@ -7,7 +7,7 @@ so that checkpoints are exchangeable: base Show-o checkpoints, UP-VLA training f
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.constants import CALVIN_ACTION_DIM
 from common.files import read_object, write_text
 from config.schema import Job
 from models.action.state import StateConvention, calvin_state
@@ -24,24 +23,16 @@ from models.language_model import backbone_config, ignored_settings, load_pretra
 from models.language_model.weight_init import init_code_embeddings
 from models.pretrained.folders import CODE_FOLDER, CONFIG_FILE, STEP_FIELD, TOKENIZER_FOLDER
 from models.pretrained.folders import model_folder as model_folder  # part of this module's interface
+from models.pretrained.initial_weights import SPEC_FIELD as SPEC_FIELD
+from models.pretrained.initial_weights import from_disk_names as from_disk_names  # part of this module's interface
+from models.pretrained.initial_weights import load_weights, tied_names
+from models.pretrained.initial_weights import to_disk_names as to_disk_names
 from models.pretrained.model_config import DecodingDefaults, ModelConfig
-from models.pretrained.weights_io import find_weights, load_strict, read_weights, resolve_model_dir, write_safetensors
+from models.pretrained.weights_io import find_weights, read_weights, resolve_model_dir, write_safetensors
 from models.processing.text import Prompter, load_tokenizer, vocabulary_of
 from models.upvla import UPVLA
 
-KEY_PREFIXES: tuple[tuple[str, str], ...] = (
-    ("backbone.lm.", "showo."),
-    ("projector.", "mm_projector."),
-    ("action_head.pool.", "token_learner."),
-    ("action_head.out.", "to_logits.0."),
-)
-"""(ours, on disk)."""
-
 WEIGHTS_FILE = "model.safetensors"
-SPEC_FIELD = "blockdiff_vla"
-ACTION_HEAD_KEYS = ("action_head.pool.", "action_head.out.")
-STATE_KEYS = "state_encoder."
-CODE_BITS_KEYS = "code_bits."
 RELEASED_CLIP_WIDTH = 1024
 """CLIP ViT-L/14's width, which the original hard-codes and does not write down."""
 
@@ -69,26 +60,6 @@ class UpstreamSettings:
     resolution: int = 512
     mask_logit_banned: bool = True
     decoding: DecodingDefaults = field(default_factory=DecodingDefaults)
-
-
-# --- key names ------------------------------------------------------------------------------------------------------
-
-
-def to_disk_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename our state-dict names to the original's."""
-    return {_rename(name, KEY_PREFIXES): tensor for name, tensor in state.items()}
-
-
-def from_disk_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the original's names to ours; unknown names are unchanged, and reported as unexpected on loading."""
-    return {_rename(name, [(theirs, ours) for ours, theirs in KEY_PREFIXES]): t for name, t in state.items()}
-
-
-def _rename(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
-    for old, new in prefixes:
-        if name.startswith(old):
-            return new + name[len(old) :]
-    return name
 
 
 # --- build ----------------------------------------------------------------------------------------------------------
@@ -228,76 +199,6 @@ def _load_start(job: Job, model: UPVLA, config: Any) -> tuple[str, ...]:
     return ("the rows of the special tokens, image codes and mask start from random weights", *norms, rest)
 
 
-def load_weights(model: UPVLA, file: Path, initial: bool = False) -> tuple[str, ...]:
-    """Load a Show-o or UP-VLA weight file.
-
-    A base Show-o checkpoint has no action head yet, which stays random. So do, at the start of a run (``initial``), the
-    last layer of a head for actions of another size, a state encoder that the checkpoint lacks or that reads other
-    numbers, and the vectors of code bits that it lacks. Returned notes name these. Any other missing, unexpected or
-    resized key raises ``ValueError``.
-    """
-    state = _with_tied_head(model, from_disk_names(read_weights(file)))
-    notes = _drop_unfit(model, state, file) if initial else []
-    optional = (*ACTION_HEAD_KEYS, STATE_KEYS, CODE_BITS_KEYS) if initial else ACTION_HEAD_KEYS
-    absent = load_strict(model, state, file, optional, named=lambda name: _rename(name, KEY_PREFIXES))
-    if any(name.startswith(ACTION_HEAD_KEYS) for name in absent) and not notes:
-        notes.append("the checkpoint has no action head: it starts from random weights")
-    if any(name.startswith(STATE_KEYS) for name in absent):
-        notes.append("the checkpoint has no state encoder that reads these numbers: it starts from random weights")
-    if any(name.startswith(CODE_BITS_KEYS) for name in absent):
-        notes.append("the checkpoint has no vectors for the bits of image codes: they start from random weights")
-    return tuple(notes)
-
-
-def _drop_unfit(model: UPVLA, state: dict[str, Tensor], file: Path) -> list[str]:
-    """Remove the modules of a start's weights that were trained for another robot; return notes on the action head.
-
-    Raises ``ValueError`` if the weights read the robot's state and the model does not.
-    """
-    ours, encoder = model.state_encoder, [name for name in state if name.startswith(STATE_KEYS)]
-    if encoder and ours is None:
-        raise ValueError(
-            f"{file} reads the robot's state, and model.vla.proprioception is none; set model.vla.proprioception=pose"
-        )
-    if encoder and state[encoder[0]].shape != dict(model.named_parameters())[encoder[0]].shape:
-        for name in encoder:
-            del state[name]
-    saved, wanted = _saved_action_dim(file), model.spec.action_dim
-    last = [name for name in state if name.startswith(ACTION_HEAD_KEYS[1])]
-    if saved == wanted or not last:
-        return []
-    for name in last:
-        del state[name]
-    return [
-        f"the checkpoint has an action head of {saved} numbers, and model.vla.action_dim is {wanted}: the head's last "
-        "layer starts from random weights"
-    ]
-
-
-def _saved_action_dim(weights: Path) -> int:
-    """Return the action size of the model whose weights these are; CALVIN's if no description names another."""
-    config = weights.parent / CONFIG_FILE
-    described = read_object(config).get(SPEC_FIELD) if config.is_file() else None
-    return int(described.get("action_dim", CALVIN_ACTION_DIM)) if isinstance(described, dict) else CALVIN_ACTION_DIM
-
-
-def _with_tied_head(model: UPVLA, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add a tied head to a state dict, in which it is stored once, as the embedding."""
-    head, embedding = _tied_names(model)
-    if head and head not in state and embedding in state:
-        state[head] = state[embedding]
-    return state
-
-
-def _tied_names(model: UPVLA) -> tuple[str | None, str]:
-    """Return (name of the head if it is tied to the embedding, else None; name of the embedding)."""
-    embedding, head = model.backbone.lm.get_input_embeddings().weight, model.backbone.lm.get_output_embeddings()
-    names = [name for name, p in model.named_parameters(remove_duplicate=False) if p is embedding]
-    within = {name for name, module in model.named_modules() if module is head}
-    tied = next((name for name in names if name.rpartition(".")[0] in within), None)
-    return tied, next(name for name in names if name != tied)
-
-
 # --- folders --------------------------------------------------------------------------------------------------------
 
 
@@ -316,7 +217,7 @@ def save_folder(
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = dict(model.state_dict() if state is None else state)
-    tied_head, _ = _tied_names(model)
+    tied_head, _ = tied_names(model)
     if tied_head:
         tensors.pop(tied_head, None)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

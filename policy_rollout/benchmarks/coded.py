@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.constants import STATE_KEY
 from policy_rollout.policies.model_yaml import load_model_yaml, located
 from policy_rollout.policies.upvla import UPVLAPolicy
 from training.data.caches.token_cache import CacheKey, TokenCache, find, raw_digest, remake_command
@@ -19,14 +20,18 @@ CODES = "codes"
 
 
 class CodedFrames:
-    """The frames of a raw split as ``CalvinSplit.frame`` gives them, but ``CODES`` int16 [V, n] in place of cameras."""
+    """The frames of a raw split as ``CalvinSplit.frame`` gives them, but ``CODES`` int16 [V, n] in place of cameras.
 
-    def __init__(self, cache: TokenCache) -> None:
-        self.cache = cache
+    ``split``: where the robot's states are read, which a token cache does not hold.
+    """
+
+    def __init__(self, cache: TokenCache, split: CalvinSplit) -> None:
+        self.cache, self.split = cache, split
 
     def frame(self, index: int, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
         row = self.cache.row_of_id(index)
-        return {key: self.cache.rows.row(key, row) for key in keys}
+        found = {key: self.cache.rows.row(key, row) for key in keys if key != STATE_KEY}
+        return found | (self.split.frame(index, (STATE_KEY,)) if STATE_KEY in keys else {})
 
 
 def coded_frames(caches: Path, split: CalvinSplit, policy: UPVLAPolicy) -> CodedFrames:
@@ -42,7 +47,7 @@ def coded_frames(caches: Path, split: CalvinSplit, policy: UPVLAPolicy) -> Coded
     weights = None if vq.pretrained_model_path is None else str(located(vq.pretrained_model_path))
     tokenizer = str(located(vq.vq_model_name))
     remake = remake_command(split.path, tokenizer, weights, spec.resolution, spec.num_view, caches)
-    return CodedFrames(find([caches], wanted, remake, split.path))
+    return CodedFrames(find([caches], wanted, remake, split.path), split)
 
 
 NO_IMAGE: NDArray[np.uint8] = np.empty((0, 0, 3), dtype=np.uint8)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.constants import CALVIN_LAYOUT, ActionLayout
+from common.constants import CALVIN_LAYOUT, STATE_KEY, ActionLayout
 from policy_rollout.benchmarks.coded import CODES, NO_IMAGE, CodedFrames
 from policy_rollout.policies.interface import ACTION_KEYS
 from policy_rollout.policies.upvla import Observation, Policy
@@ -152,14 +152,15 @@ class Frames(Protocol):
 class FrameReader:
     """Reads observations and action chunks of samples in ascending order of their start frame.
 
-    Every frame file is opened once: for its action, and for its images if a sample starts there. Images are freed after
-    the last sample that starts there.
+    Every frame file is opened once: for its action, and for what the policy observes (``inputs``: cameras or codes, and
+    the robot's state if it reads it) if a sample starts there. Images are freed after the last sample that starts
+    there.
     """
 
-    def __init__(self, split: Frames, samples: Sequence[Sample], action_key: str, cameras: Sequence[str]) -> None:
+    def __init__(self, split: Frames, samples: Sequence[Sample], action_key: str, inputs: Sequence[str]) -> None:
         self._split = split
         self._action_key = action_key
-        self._cameras = cameras
+        self._inputs = inputs
         self._pending: dict[int, int] = {}  # start frame -> samples not read yet
         for sample in samples:
             self._pending[sample.start] = self._pending.get(sample.start, 0) + 1
@@ -171,7 +172,7 @@ class FrameReader:
     def _frame(self, frame: int) -> dict[str, NDArray[Any]]:
         if frame not in self._frames:
             starts_here = self._pending.get(frame, 0) > 0
-            keys = (*self._cameras, self._action_key) if starts_here else (self._action_key,)
+            keys = (*self._inputs, self._action_key) if starts_here else (self._action_key,)
             self._frames[frame] = dict(self._split.frame(frame, keys))
         return self._frames[frame]
 
@@ -181,6 +182,7 @@ class FrameReader:
             rgb_static=frame.get("rgb_static", NO_IMAGE),
             rgb_gripper=frame.get("rgb_gripper"),
             instruction=sample.instruction,
+            robot_obs=frame.get(STATE_KEY),
             codes=frame.get(CODES),
         )
         self._pending[sample.start] -= 1
@@ -214,8 +216,10 @@ def evaluate(
     if action_key not in ACTION_KEYS:
         raise ValueError(f"action_key must be one of {', '.join(ACTION_KEYS)}, got {action_key!r}")
     ordered = sorted(samples, key=lambda sample: sample.start)
-    cameras = policy.cameras if coded is None else (CODES,)
-    reader = FrameReader(split if coded is None else coded, ordered, action_key, cameras)
+    inputs = policy.cameras if coded is None else (CODES,)
+    if getattr(policy, "reads_state", False):
+        inputs = (*inputs, STATE_KEY)
+    reader = FrameReader(split if coded is None else coded, ordered, action_key, inputs)
     layout = policy.convention.layout
     overall, per_task = Errors(layout), {task: Errors(layout) for task in sorted({sample.task for sample in samples})}
     clipped = 0

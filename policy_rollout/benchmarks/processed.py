@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.constants import CAMERAS
+from common.constants import CAMERAS, STATE_KEY
 from training.data.calvin import Annotation, CalvinSplit
 from training.data.dataset_spec import read_contract
 from training.data.episode_index import INDEX_NAME, read_index
@@ -44,7 +44,7 @@ class ProcessedSplit:
         return []
 
     def frame(self, index: int, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Return the images and ``rel_actions`` of one frame, as far as ``keys`` names them."""
+        """Return the images, ``rel_actions`` and ``robot_obs`` of one frame, as far as ``keys`` names them."""
         cameras = [camera for camera in CAMERAS if camera in keys]
         found: dict[str, NDArray[Any]] = {}
         if cameras:
@@ -52,6 +52,8 @@ class ProcessedSplit:
             found = {camera: images[CAMERAS.index(camera)] for camera in cameras}
         if "rel_actions" in keys:
             found["rel_actions"] = self.index.actions[index]
+        if STATE_KEY in keys and self.index.states is not None:
+            found[STATE_KEY] = self.index.states[index]
         missing = [key for key in keys if key not in found]
         if missing:
             raise ValueError(f"{self.path}: a processed split has no {missing[0]!r}; allowed: rel_actions")

@@ -106,7 +106,9 @@ class ProcessedSource:
         return (self.index.actions[start : start + piece] for start in range(0, len(self.index), piece)), "all frames"
 
     def notes(self) -> list[str]:
-        return [f"frames are stored relative to {self.index.base}"]
+        states = self.index.states
+        more = [] if states is None else [f"every frame has the robot's state, {states.array.shape[1]} numbers"]
+        return [f"frames are stored relative to {self.index.base}", *more]
 
     def episode(self, number: int) -> EpisodeView:
         index = self.index

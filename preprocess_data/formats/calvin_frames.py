@@ -29,11 +29,16 @@ from training.data.readers import read_npz
 
 PARTS = ".process_calvin"
 SIZES = {"rel_actions": 7, "actions": 7, STATE_KEY: CALVIN_STATE_DIM}
-"""Numbers that are read of each frame."""
+"""Numbers that are read of each frame, and are columns of a table [n, WIDTH] in this order."""
+OPTIONAL = (STATE_KEY,)
+"""Arrays that all frames of a split have, or none. A frame without one has NaN in its columns."""
+WIDTH = sum(SIZES.values())
 PART = 1024
 """Frames of a part."""
 MIN_FRAMES_FOR_WORKERS = 4096
 """Fewer frames are read in this process before another one has started."""
+
+Table = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -42,29 +47,19 @@ class Actions:
 
     relative: npt.NDArray[np.float32]  # [n, 7]
     absolute: npt.NDArray[np.float32]  # [n, 7]
-    states: npt.NDArray[np.float32]  # [n, 15], or [n, 0] if the first frame has none
+    states: npt.NDArray[np.float32]  # [n, 15], or [n, 0] if the frames have none
     bad: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Frames to read.
-
-    ``file``: the result; ``copies``: folder to copy to; ``action``: declaration of the split; ``keys``: arrays of a
-    frame.
-    """
+    """Frames to read. ``file``: the result; ``copies``: folder to copy to; ``action``: declaration of the split."""
 
     split: Path
     frames: tuple[int, ...]
     file: Path
     copies: Path | None
     action: Mapping[str, Any] | None
-    keys: tuple[str, ...]
-
-    @property
-    def width(self) -> int:
-        """Numbers of a frame."""
-        return sum(SIZES[key] for key in self.keys)
 
 
 def read_actions(
@@ -82,7 +77,6 @@ def read_actions(
     Raises ValueError or FileNotFoundError naming the first file that is missing, damaged, or contradicts the
     declaration ``action``; with ``keep_bad`` such files are listed in the result instead.
     """
-    keys = tuple(key for key in SIZES if key != STATE_KEY or split.has(int(ids[0]), STATE_KEY))
     folder = _plan(split, ids, output_dir, copies, action)
     parts = [
         _Part(
@@ -91,7 +85,6 @@ def read_actions(
             folder / f"part_{start:09d}.npz",
             copies,
             action,
-            keys,
         )
         for start in range(0, len(ids), PART)
     ]
@@ -106,7 +99,38 @@ def read_actions(
             tables.append(table)
             bar.update(len(table))
     table = np.concatenate(tables)
-    return Actions(table[:, :7], table[:, 7:14], table[:, 14:], bad)
+    found = _columns(table)
+    faults: dict[int, str] = {}
+    for key in OPTIONAL:
+        found[key] = _if_given(split, ids, key, found[key], bad, faults)
+    if faults and not keep_bad:
+        raise ValueError(next(iter(faults.values())))
+    return Actions(found["rel_actions"], found["actions"], found[STATE_KEY], bad | faults)
+
+
+def _columns(table: Table) -> dict[str, Table]:
+    """Return the columns of each array in a table [n, WIDTH]."""
+    return dict(zip(SIZES, np.split(table, np.cumsum(list(SIZES.values()))[:-1], axis=1), strict=True))
+
+
+def _if_given(
+    split: CalvinSplit,
+    ids: npt.NDArray[np.int64],
+    key: str,
+    rows: Table,
+    bad: Mapping[int, str],
+    faults: dict[int, str],
+) -> Table:
+    """Return the rows of an optional array, [n, 0] if no good frame has it.
+
+    Otherwise the frames without a finite one are added to ``faults``.
+    """
+    good = ~np.isin(ids, list(bad))
+    if np.isnan(rows[good]).all():
+        return rows[:, :0]
+    for frame in ids[good & ~np.isfinite(rows).all(axis=1)].tolist():
+        faults.setdefault(frame, f"{split.frame_path(frame)} has no finite {key}, as other frames do")
+    return rows
 
 
 def finish(output_dir: Path) -> None:
@@ -133,7 +157,7 @@ def _plan(
 
 
 def _finished(part: _Part, split: CalvinSplit) -> tuple[npt.NDArray[np.float32], dict[int, str]] | None:
-    """Return a part's numbers [n, width] of an earlier run, or None if there are none or frames have changed since."""
+    """Return a part's numbers [n, WIDTH] of an earlier run, or None if there are none or frames have changed since."""
     sources = (zip_reader.container(split.frame_path(frame)) for frame in part.frames)
     if not part.file.is_file() or not is_current(part.file, set(sources)):
         return None
@@ -141,23 +165,24 @@ def _finished(part: _Part, split: CalvinSplit) -> tuple[npt.NDArray[np.float32],
         table: npt.NDArray[Any] = read_npz(part.file, ("numbers",))["numbers"]
     except (ValueError, FileNotFoundError):
         return None
-    return (table, {}) if table.shape == (len(part.frames), part.width) and table.dtype == np.float32 else None
+    return (table, {}) if table.shape == (len(part.frames), WIDTH) and table.dtype == np.float32 else None
 
 
 def _read_part(part: _Part) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
     split = CalvinSplit(part.split)
-    table = np.zeros((len(part.frames), part.width), dtype=np.float32)
+    table = np.zeros((len(part.frames), WIDTH), dtype=np.float32)
     bad: dict[int, str] = {}
     read: list[int] = []
     for row, frame in enumerate(part.frames):
         try:
-            arrays = split.frame(frame, part.keys)
+            arrays = split.frame(frame, ("rel_actions", "actions"), optional=OPTIONAL)
             if part.copies is not None:
                 copy_frame(split.frame_path(frame), part.copies)
         except (ValueError, FileNotFoundError) as error:
             bad[frame] = str(error)
             continue
-        table[row] = np.concatenate([arrays[key] for key in part.keys])
+        for key, columns in _columns(table[row : row + 1]).items():
+            columns[:] = arrays.get(key, np.nan)
         read.append(row)
     for row, what in () if part.action is None else row_faults(table[read, :7], part.action):
         frame = part.frames[read[row]]

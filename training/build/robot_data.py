@@ -90,8 +90,9 @@ def declare_data(job: Job, model: UPVLA, resumed: Checkpoint | None) -> list[str
         validation = _declared(params.validation_pre_shards_path_or_url)
         contract.require_same(validation)
         _require_same_state(job, params.validation_pre_shards_path_or_url)
-        # Its actions are normalised by the training data's statistics; its own are not used.
-        notes += _checked(job, params.validation_pre_shards_path_or_url, replace(validation, statistics=None))
+        # Its actions and states are normalised by the training data's statistics; its own are not used.
+        validation = replace(validation, statistics=None, state_statistics=None)
+        notes += _checked(job, params.validation_pre_shards_path_or_url, validation)
     cameras = _cameras(job, contract)
     scale, saved = action_scale(contract, kind, params.train_pre_shards_path_or_url), model.spec
     if resumed is not None and dict(saved.data.action_convention) != dict(contract.action):
@@ -135,6 +136,7 @@ def _checked(job: Job, root: str, contract: DataContract) -> list[str]:
         normalised=job.dataset.action_normalisation != "none",
         tokens=job.block_diffusion.action_enabled,
         images=images,
+        states=job.model.vla.proprioception != "none",
     )
     return [*(f"data: {line}" for line in require(checked.findings)), f"data: {checked.about}"]
 

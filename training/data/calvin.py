@@ -83,27 +83,22 @@ class CalvinSplit:
     def frame_path(self, index: int) -> Path:
         return self.path / f"episode_{index:0{self._digits}d}.npz"
 
-    def frame(self, index: int, keys: Sequence[str]) -> dict[str, Array]:
-        """Return the arrays ``keys`` of frame ``index``. Its file is opened once; other arrays are not decompressed.
+    def frame(self, index: int, keys: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Array]:
+        """Return the arrays ``keys`` of frame ``index``, and those of ``optional`` that it has.
+
+        Its file is opened once; other arrays are not decompressed.
 
         Cameras are uint8 [height, width, 3]; ``actions`` and ``rel_actions`` [7], ``robot_obs`` [15], ``scene_obs``
         [24] keep their recorded float type. A missing ``rel_actions`` is computed from ``actions`` and ``robot_obs``
         as in the simulator (``relative_action``).
         """
         path = self.frame_path(index)
-        arrays = read_npz(path, keys, instead={"rel_actions": ("actions", "robot_obs")})
+        instead = {"rel_actions": ("actions", "robot_obs"), **dict.fromkeys(optional, ())}
+        arrays = read_npz(path, (*keys, *optional), instead)
         _check(path, arrays)
         if "rel_actions" in keys and "rel_actions" not in arrays:
             arrays["rel_actions"] = relative_action(arrays["actions"], arrays["robot_obs"])
-        return {key: arrays[key] for key in keys}
-
-    def has(self, index: int, key: str) -> bool:
-        """Return whether frame ``index`` has an array ``key``; an unreadable frame has none."""
-        try:
-            read_npz(self.frame_path(index), (key,))
-        except (ValueError, FileNotFoundError):
-            return False
-        return True
+        return {key: arrays[key] for key in (*keys, *optional) if key in arrays}
 
     @cached_property
     def ranges(self) -> npt.NDArray[np.int64]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from config.parsing import shown
 from config.schema import Job, LoRA
 from models.language_model import Backbone
-from models.pretrained.model_io import CODE_BITS_KEYS, STATE_KEYS
+from models.pretrained.initial_weights import CODE_BITS_KEYS, STATE_KEYS
 from models.pretrained.weights_io import write_safetensors
 from models.upvla import UPVLA
 from training.optim.freeze import matching

@@ -1,4 +1,4 @@
-"""Read and check what ``dataset_info.json`` says of one episode: its texts, and the numbers of its frames."""
+"""Read and check the texts of an episode of ``dataset_info.json``, and the numbers of its frames."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -49,6 +50,7 @@ def check_processed(
     normalised: bool = False,
     tokens: bool = False,
     images: bool = True,
+    states: bool = True,
 ) -> Checked:
     """Check every action and instruction of a split, and a sample of its images and episodes.
 
@@ -56,6 +58,7 @@ def check_processed(
         normalised: training normalises actions to [-1, 1] by the contract's statistics.
         tokens: actions are trained on as tokens, which end at -1 and 1.
         images: frames are opened (False: training reads their codes, and the frames may be gone).
+        states: the robot's states are read (False: their statistics are not checked).
     """
     contract = contract.for_actions(index.action_dim)
     checks = ActionChecks(contract.action, bounded=not normalised, tokens=tokens)
@@ -67,6 +70,7 @@ def check_processed(
     findings = [
         *checks.findings(),
         *_statistics(contract, checks, normalised),
+        *(_state_statistics(index, contract) if states else ()),
         *_instructions(index),
         *ends,
         *(_sizes(index, contract) if images else ()),
@@ -109,6 +113,24 @@ def _statistics(contract: DataContract, checks: ActionChecks, used: bool) -> Ite
         "start), or convert the data again"
     )
     yield Finding("statistics", str(contract.path), what, used)
+
+
+def _state_statistics(index: ProcessedIndex, contract: DataContract) -> Iterator[Finding]:
+    """Yield a finding if the statistics of states were computed from other states than those of the data set."""
+    statistics, column = contract.state_statistics, index.states
+    if statistics is None or column is None:
+        return
+    digest = hashlib.blake2b(digest_size=16)
+    for start in range(0, len(column), CHUNK):
+        digest.update(column[start : start + CHUNK].tobytes())
+    if statistics.digest in ("", digest.hexdigest()) and statistics.frames == len(column):
+        return
+    what = (
+        f"state.statistics are those of other states ({statistics.frames} frames) than dataset_info.json has now "
+        f"({len(column)} frames); remove the key 'statistics' of 'state' from {CONTRACT_NAME} (they are then computed "
+        "at start), or convert the data again"
+    )
+    yield Finding("statistics", str(contract.path), what, True)
 
 
 def _is_outdated(statistics: Statistics, checks: ActionChecks) -> bool:

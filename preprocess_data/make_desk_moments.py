@@ -38,8 +38,8 @@ from training.data.formats.shards import Plan, ShardWriter, begin, has_shard, re
 from training.data.object_positions import FILE
 
 DESCRIPTION = """\
-Write moments of play on the embedded desk. Experts play as for make_desk_demos.py, and about every second frame is kept,
-with both images, the state, and the next actions of several experts: of the one that plays, and of OTHERS that would
+Write moments of play on the embedded desk. Experts play as for make_desk_demos.py, and nearly every second frame is
+kept, with both images, the state, and the next actions of several experts: of the one that plays, and of OTHERS that
 begin another feasible task in this frame (each is simulated from there, without images). One image so has several
 instructions with different actions, and only the instruction determines them.
 

@@ -211,6 +211,15 @@ class DataParams:
         "next to the JSON file, if it exists), false (encode images in the step), or a folder of caches",
         path="other",
     )
+    ground_shards_path: str | None = field(
+        None,
+        "random scenes (preprocess_data/make_desk_scenes.py), in which positions of objects are learned; null = none",
+        path="dir",
+        requires=ROBOT_INDEX,
+    )
+    validation_ground_shards_path: str | None = field(
+        None, "held-out random scenes; null = none", path="dir", requires=ROBOT_INDEX
+    )
     mask_action_padding: bool = field(False, "exclude the padded actions at the end of an episode from the action loss")
 
 
@@ -314,8 +323,12 @@ class Training:
     mmu_coeff: float = field(0.1, "weight of the text loss", ge=0.0)
     act_coeff: float = field(1.0, "weight of the action loss", ge=0.0)
     action_loss: ActionLoss = field("mse", "error of a number of an action: squared (mse) or absolute (l1)")
+    ground_coeff: float = field(
+        0.0, "weight of the position of the object that the instruction names (needs object_positions.index)", ge=0.0
+    )
     batch_size_pre: int = field(4, "robot samples per micro-batch and process", ge=1)
     batch_size_mmu: int = field(4, "conversations per micro-batch and process; unused with dataset.und_type=null", ge=0)
+    batch_size_ground: int = field(24, "random scenes (ground_shards_path) per micro-batch and process", ge=1)
     gradient_accumulation_steps: int = field(1, "micro-batches per optimizer step", ge=1)
     mixed_precision: Precision = field("bf16", "precision of the forward pass")
     enable_tf32: bool = field(True, "TF32 matrix products on NVIDIA GPUs")

@@ -74,7 +74,7 @@ def _losses(job: Job) -> Problems:
     )
     unused = "" if text else " (training.mmu_coeff has no effect with dataset.und_type=null)"
     yield (
-        training.pre_coeff == training.act_coeff == 0 and not (text and training.mmu_coeff),
+        training.pre_coeff == training.act_coeff == training.ground_coeff == 0 and not (text and training.mmu_coeff),
         f"training.pre_coeff=0, training.act_coeff=0: one loss needs a weight above 0{unused}",
     )
 
@@ -205,6 +205,7 @@ def without_effect(job: Job, tree: Tree) -> list[str]:
     action_keys = tuple(
         f"{bd}action_{name}" for name in ("coeff", "block_size", "num_bins", "conf_threshold", "infer_")
     )
+    ground_keys = (f"{params}ground_", f"{params}validation_ground_", "training.batch_size_ground")
     sizes = ("model.showo.vocab_size", "model.showo.llm_vocab_size")
     rules: list[tuple[bool, str, tuple[str, ...]]] = [  # is read, otherwise the reason, keys or prefixes of keys
         (text, "dataset.und_type=null", mmu_keys),
@@ -213,6 +214,7 @@ def without_effect(job: Job, tree: Tree) -> list[str]:
         (text and objective == "bd", ours, bd_keys),
         (elastic, f"{bd}elastic_block_enabled=false and {bd}anneal_steps=0", (f"{bd}block_size_candidates",)),
         (blocks.action_enabled, f"{bd}action_enabled=false", action_keys),
+        (job.training.ground_coeff > 0, "training.ground_coeff=0", ground_keys),
         (job.model.vla.proprioception != "none", "model.vla.proprioception=none", ("training.state_dropout_prob",)),
         (job.lora.rank > 0, "lora.rank=0", ("lora.alpha", "lora.targets", "lora.train_fully")),
         (not job.model.showo.auto_set_llm_vocab_size, "model.showo.auto_set_llm_vocab_size=true", sizes),

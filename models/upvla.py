@@ -19,6 +19,7 @@ from transformers import AutoConfig
 from models.action.head import PooledRegression
 from models.attention_mask import TILE
 from models.device import fields_to_device
+from models.grounding import GROUND_METRICS, PositionHead, PositionTargets, SceneTask, position_losses
 from models.language_model import Backbone
 from models.losses import SumAndCount, cross_entropy_with_accuracy, token_cross_entropy
 from models.objectives.base import TextTask
@@ -35,7 +36,8 @@ class RobotTask:
     ``actions`` [B, T, A] with ``action_weight`` [B, T] (1 includes a step, 0 excludes it); None: no action loss.
     ``action_loss``: ``mse`` (squared errors) or ``l1`` (absolute errors).
     ``action_tokens``: the chunk as tokens after the sequence (``models.objectives.action_diffusion``); None: no
-    block-diffusion actions.
+    block-diffusion actions. ``positions``: of the objects that the instructions name; ``scenes``: further
+    rows, in which only positions are learned; None: no ground loss.
     """
 
     sequence: TokenSequence
@@ -45,6 +47,8 @@ class RobotTask:
     action_loss: str = "mse"
     label_smoothing: float = 0.0
     action_tokens: TextTask | None = None
+    positions: PositionTargets | None = None
+    scenes: SceneTask | None = None
 
     @property
     def full_sequence(self) -> TokenSequence:
@@ -74,7 +78,8 @@ class Losses:
 
     ``image`` over span slots, ``action`` over numbers, ``text`` over what the text objective counts. ``nats``: negative
     log-likelihood of the answers, or its bound, over answer tokens. ``action_bd``: block-diffusion actions, over what
-    their objective counts. ``details``: further metrics (``models.text_metrics.STEP_METRICS``, ``ACTION_METRICS``).
+    their objective counts. ``ground``: positions of named objects, over numbers. ``details``: further metrics
+    (``models.text_metrics.STEP_METRICS``, ``ACTION_METRICS``, ``models.grounding.GROUND_METRICS``).
     """
 
     image: SumAndCount
@@ -82,6 +87,7 @@ class Losses:
     text: SumAndCount
     nats: SumAndCount
     action_bd: SumAndCount
+    ground: SumAndCount
     details: Mapping[str, SumAndCount] = field(default_factory=dict)
 
 
@@ -109,6 +115,7 @@ class UPVLA(nn.Module):
         self.action_head = PooledRegression(width, spec.act_step, spec.action_dim)
         state = spec.data.state_convention
         self.state_encoder = None if state is None else projector(state.features, width)
+        self.ground_head = None if spec.data.workspace is None else PositionHead(width)
         self.code_bits = None
         """One vector for each bit of an image code (lookup-free quantisation), beside the code's own embedding."""
         if spec.code_bits:
@@ -128,13 +135,16 @@ class UPVLA(nn.Module):
         """Return the losses of one micro-batch. One call for both flows: wrappers (DDP, DeepSpeed, FSDP) hook it
         once."""
         zero = SumAndCount.zero(self.device)
-        image = action = action_bd = zero
-        action_metrics = zero_metrics(zero.sum.device, ACTION_METRICS)
+        image = action = action_bd = ground = zero
+        action_metrics = zero_metrics(zero.sum.device, (*ACTION_METRICS, *GROUND_METRICS))
         if future is not None:
             hidden = self.hidden_states(future.full_sequence)
             image, action = self.robot_losses(future, hidden)
             if future.action_tokens is not None:
-                action_bd, action_metrics = self.action_token_losses(future.action_tokens, hidden)
+                action_bd, metrics = self.action_token_losses(future.action_tokens, hidden)
+                action_metrics |= metrics
+            ground, metrics = self.ground_losses(future, hidden)
+            action_metrics |= metrics
         text_loss, nats, details = (
             (zero, zero, zero_metrics(zero.sum.device)) if text is None else self.text_losses(text)
         )
@@ -144,6 +154,7 @@ class UPVLA(nn.Module):
             text=text_loss,
             nats=nats,
             action_bd=action_bd,
+            ground=ground,
             details={**details, **action_metrics},
         )
 
@@ -170,6 +181,30 @@ class UPVLA(nn.Module):
             weight = torch.ones_like(errors[..., 0]) if task.action_weight is None else task.action_weight
             action = SumAndCount((errors * weight[..., None]).sum(), weight.sum() * errors.shape[-1])
         return image, action
+
+    def ground_losses(self, task: RobotTask, hidden: Tensor) -> tuple[SumAndCount, dict[str, SumAndCount]]:
+        """Return (loss of the positions in the robot flow and in its scenes; errors, as in ``GROUND_METRICS``).
+
+        ``hidden`` [B, L, D]: hidden states of the same forward as for the robot losses.
+        """
+        loss, errors = SumAndCount.zero(hidden.device), {}
+        if task.positions is not None:
+            loss, errors[GROUND_METRICS[0]] = self._positions(task.sequence, hidden, task.positions)
+        if task.scenes is not None:
+            of_scenes, errors[GROUND_METRICS[1]] = self.scene_losses(task.scenes)
+            loss = loss + of_scenes
+        return loss, errors
+
+    def scene_losses(self, task: SceneTask) -> tuple[SumAndCount, SumAndCount]:
+        """Return (loss of the positions in random scenes; their error in millimetres)."""
+        return self._positions(task.sequence, self.hidden_states(task.sequence), task.positions)
+
+    def _positions(
+        self, sequence: TokenSequence, hidden: Tensor, targets: PositionTargets
+    ) -> tuple[SumAndCount, SumAndCount]:
+        assert self.ground_head is not None
+        assert sequence.actions is not None
+        return position_losses(self.ground_head(hidden[:, sequence.actions.columns]), targets)
 
     def text_losses(self, task: TextTask) -> tuple[SumAndCount, SumAndCount, dict[str, SumAndCount]]:
         """Return (training loss; negative log-likelihood or its bound per real answer token; metrics)."""

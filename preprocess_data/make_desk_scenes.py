@@ -28,8 +28,8 @@ from policy_rollout.desk.rendering.cameras import checked_jitter
 from preprocess_data.desk_demos.files import npy_bytes, pickled_npy
 from preprocess_data.desk_demos.play import SPLITS
 from preprocess_data.desk_scenes.draw import PLACES, draw_scene
-from preprocess_data.desk_scenes.objects import object_of_task
 from preprocess_data.desk_scenes.locate import locate
+from preprocess_data.desk_scenes.objects import object_of_task
 from preprocess_data.jobs.shard_writer import ShardTask, lock_plan, rank_and_world, rank_options, write_shards
 from training.data.dataset_spec import write_contract
 from training.data.episode_index import INDEX_NAME, MIN_INDEXED, Episode, Frame, build_index, write_index
@@ -66,6 +66,8 @@ then:
 NAMED_TASKS = tuple(task for task in TASK_NAMES if object_of_task(task))
 """Tasks whose instructions name an object that has a position."""
 SHARD_ROWS = 64
+STATISTICS = ("rel_actions", "robot_obs")
+"""Arrays of which the contract has statistics."""
 BATCH = 32
 """Scenes held in memory before they are added to a shard."""
 
@@ -218,16 +220,17 @@ def _write_index_files(folder: Path, settings: Settings, pack: Pack) -> None:
     (folder / ".hydra").mkdir(exist_ok=True)
     env = {"_target_": "policy_rollout.desk.DeskEnv", "scene": settings.scenes[0], "renderer": settings.renderer}
     write_bytes(folder / ".hydra" / "merged_config.yaml", yaml.safe_dump({"env": env}, sort_keys=False).encode())
-    relative = np.stack([pack.arrays(row, ["rel_actions"])["rel_actions"] for row in rows.tolist()])
+    motions, states = (np.stack([pack.arrays(row, [key])[key] for row in rows.tolist()]) for key in STATISTICS)
 
     def episodes() -> Iterator[Episode]:
         for row, name in enumerate(pack.names()):
-            arrays = pack.arrays(row, ["actions", "rel_actions"])
-            frame = Frame(name, arrays["rel_actions"].tolist(), arrays["actions"].tolist())
+            arrays = pack.arrays(row, ["actions", "rel_actions", "robot_obs"])
+            relative, absolute, state = (arrays[key].tolist() for key in ("rel_actions", "actions", "robot_obs"))
+            frame = Frame(name, relative, absolute, state=state)
             yield Episode(settings.instruction(row), settings.task(row)[0], [frame])
 
     cameras = {key: pack.rows.plan.columns[key][1][:2] for key in ("rgb_static", "rgb_gripper")}
-    write_index(folder, episodes(), before=lambda: write_contract(folder, cameras, None, relative))
+    write_index(folder, episodes(), before=lambda: write_contract(folder, cameras, None, motions, states))
     if (folder / INDEX_NAME).stat().st_size >= MIN_INDEXED:
         build_index(folder)
 

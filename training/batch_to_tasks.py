@@ -18,6 +18,7 @@ from torch import Tensor
 from config.schema import Job
 from models.action.encoding import ActionBins
 from models.device import to_device_async
+from models.grounding import PositionTargets, SceneTask
 from models.objectives import TextObjective, TextTask, action_diffusion, action_task
 from models.processing.image import normalise
 from models.rng import SampleRng, generator
@@ -26,8 +27,9 @@ from models.upvla import RobotTask
 from training import augmentation
 from training.build.components import Components
 from training.data.batch import CoBatch, RobotBatch, TextBatch
+from training.grounding.targets import draw_sentences, named_positions, positions_at, scaled_targets
 
-COUNTED = ("image", "action", "text", "action_bd")
+COUNTED = ("image", "action", "text", "action_bd", "ground")
 """Names of the losses, in the order of every row of counts."""
 
 
@@ -35,22 +37,23 @@ def coefficients(job: Job) -> list[float]:
     """Return the weights of ``COUNTED`` in the total loss. Block-diffusion actions share the weight of actions."""
     training = job.training
     action_bd = training.act_coeff * job.block_diffusion.action_coeff
-    return [training.pre_coeff, training.act_coeff, training.mmu_coeff, action_bd]
+    return [training.pre_coeff, training.act_coeff, training.mmu_coeff, action_bd, training.ground_coeff]
 
 
 @dataclass(frozen=True)
 class RobotCodes:
     """A robot batch and the codes of its frames: ``now`` and ``later`` [B, N], on the device. ``later`` is None if the
-    future frame is not trained on (``training.pre_coeff: 0``)."""
+    future frame is not trained on (``training.pre_coeff: 0``). ``scenes``: codes of the batch's random scenes."""
 
     now: Tensor
     later: Tensor | None
     batch: RobotBatch
+    scenes: RobotCodes | None = None
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """One micro-batch of tasks on the device. ``counts`` [4], on the host: the divisor of each loss in ``COUNTED``."""
+    """One micro-batch of tasks on the device. ``counts`` [5], on the host: the divisor of each loss in ``COUNTED``."""
 
     future: RobotTask | None
     text: TextTask | None
@@ -61,7 +64,7 @@ class Tasks:
 class MicroBatch:
     """A micro-batch whose tokens are laid out and whose images are not encoded yet.
 
-    ``data``: samples; ``action_tokens``, ``text``: tasks on the host, without image codes and patches; ``counts`` [4]:
+    ``data``: samples; ``action_tokens``, ``text``: tasks on the host, without image codes and patches; ``counts`` [5]:
     as in ``Tasks``.
     """
 
@@ -78,8 +81,7 @@ def lay_out(components: Components, data: CoBatch, step: int) -> MicroBatch:
     """
     codes = None
     if data.robot is not None:
-        empty = torch.empty(len(data.robot), components.model.spec.num_image_tokens, dtype=torch.long, device="meta")
-        codes = RobotCodes(empty, empty if components.job.training.pre_coeff > 0 else None, data.robot)
+        codes = _placeholder(components, data.robot)
     future = robot_task(components, codes, step)
     turn = None
     if data.text is not None:
@@ -88,6 +90,13 @@ def lay_out(components: Components, data: CoBatch, step: int) -> MicroBatch:
         turn = _text_turn(components, data.text, None if shape is None else torch.empty(shape, device="meta"))
     text = text_task(components, turn, SampleRng(components.job.training.seed, step))
     return MicroBatch(data, None if future is None else future.action_tokens, text, target_counts(future, text))
+
+
+def _placeholder(components: Components, batch: RobotBatch) -> RobotCodes:
+    """Return the shapes of a batch's codes."""
+    empty = torch.empty(len(batch), components.model.spec.num_image_tokens, dtype=torch.long, device="meta")
+    later = empty if components.job.training.pre_coeff > 0 else None
+    return RobotCodes(empty, later, batch, None if batch.scenes is None else _placeholder(components, batch.scenes))
 
 
 @torch.no_grad()
@@ -104,6 +113,7 @@ def encode_views(
     """
     if batch is None:
         return None
+    scenes = encode_views(components, batch.scenes, step, with_later=False)
     with_later = components.job.training.pre_coeff > 0 if with_later is None else with_later
     moments = [batch.views, batch.future_views] if with_later else [batch.views]
     num_view = components.job.model.vla.num_view
@@ -111,7 +121,7 @@ def encode_views(
     frames = to_device_async(frames, components.device)
     if batch.coded:
         codes = frames.flatten(2).long()  # [M, B, N]
-        return RobotCodes(now=codes[0], later=codes[1] if with_later else None, batch=batch)
+        return RobotCodes(codes[0], codes[1] if with_later else None, batch, scenes)
     settings = components.job.dataset.augment
     if step is not None and not augmentation.is_off(settings):
         seed = components.job.training.seed
@@ -119,7 +129,7 @@ def encode_views(
         frames = augmentation.apply(frames, change)
     pixels = normalise(frames.flatten(0, 2))
     codes = components.vq.encode(pixels).view(len(moments), len(batch), -1)  # [M, B, N]
-    return RobotCodes(now=codes[0], later=codes[1] if with_later else None, batch=batch)
+    return RobotCodes(codes[0], codes[1] if with_later else None, batch, scenes)
 
 
 @torch.no_grad()
@@ -186,7 +196,35 @@ def robot_task(
         action_loss=job.training.action_loss,
         label_smoothing=job.training.label_smoothing,
         action_tokens=tokens,
+        positions=_position_targets(components, named_positions(batch)),
+        scenes=None if codes.scenes is None else scene_task(components, codes.scenes, step),
     )
+
+
+def scene_task(components: Components, codes: RobotCodes, step: int | None = None) -> SceneTask:
+    """Return the task of random scenes: the position of the object that an instruction names.
+
+    ``step``: optimizer step that draws an instruction for each scene; None (evaluation) takes the scenes' own.
+    """
+    batch, prompter = codes.batch, components.prompter
+    texts, targets = batch.instructions, batch.targets
+    if step is not None:
+        seed = components.job.training.seed
+        texts, targets = draw_sentences(components.sentences, batch.indices.tolist(), seed, step)
+    assert batch.positions is not None
+    assert targets is not None
+    instructions = [prompter.instruction(text) for text in texts]
+    sequence = robot_sequence(prompter.vocab, instructions, codes.now, batch.actions.shape[1])
+    positions = _position_targets(components, positions_at(batch.positions, targets))
+    assert positions is not None
+    return SceneTask(_with_state(components, sequence, batch, step), positions)
+
+
+def _position_targets(components: Components, metres: Tensor | None) -> PositionTargets | None:
+    workspace = components.model.spec.data.workspace
+    if metres is None or workspace is None or components.job.training.ground_coeff == 0:
+        return None
+    return scaled_targets(metres, workspace)
 
 
 def action_tokens(
@@ -277,12 +315,15 @@ def bundle(components: Components, future: RobotTask | None, text: TextTask | No
 
 
 def target_counts(future: RobotTask | None, text: TextTask | None) -> Tensor:
-    """Return how much each loss in ``COUNTED`` sums over, [4] on the host."""
-    image, action, tokens = 0.0, 0.0, None
+    """Return how much each loss in ``COUNTED`` sums over, [5] on the host."""
+    image, action, tokens, ground = 0.0, 0.0, None, 0.0
     if future is not None:
         tokens = future.action_tokens
         image = 0.0 if future.targets is None else float(future.targets.numel())
         if future.actions is not None:
             steps = future.actions[..., 0].numel() if future.action_weight is None else future.action_weight.sum()
             action = float(steps) * future.actions.shape[-1]
-    return torch.tensor([image, action, *(0.0 if task is None else float(task.counted) for task in (text, tokens))])
+        scenes = None if future.scenes is None else future.scenes.positions
+        ground = sum(targets.count for targets in (future.positions, scenes) if targets is not None)
+    texts = [0.0 if task is None else float(task.counted) for task in (text, tokens)]
+    return torch.tensor([image, action, *texts, ground])

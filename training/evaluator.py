@@ -16,6 +16,7 @@ from torch import Tensor
 
 from config.loading import ConfigError
 from models.decoding import ActionDecoding, decode_actions, generate
+from models.grounding import GROUND_METRICS
 from models.losses import SumAndCount
 from models.processing.image import clip_pixels, to_uint8
 from models.processing.text import questions_in
@@ -23,24 +24,31 @@ from models.sequence import robot_sequence
 from models.text_metrics import ACTION_METRICS as ACTION_STEP_METRICS
 from models.text_metrics import DRAWS, VARIANCE, evaluate_text_likelihood, summarize_text_likelihood
 from models.text_metrics import LIKELIHOOD_METRICS as TEXT_METRICS
-from training.batch_to_tasks import bundle, encode_image, encode_views, robot_task, state_features
+from training.batch_to_tasks import bundle, encode_image, encode_views, robot_task, scene_task, state_features
 from training.build import Components
 from training.data.batch import CoBatch, RobotBatch, TextSample, collate_robot
 from training.data.dataloader import Batch, Flow
 from training.data.readers import images_in, read_image
 from training.distributed.full_state import FullModel
+from training.grounding.measures import SQUARES, colour_change, colour_samples, colour_squares
 from training.metrics_logger import Meter, means
 from training.run import Run
 
 EVAL_SAMPLES = 64
 """Samples of each validation data set that an evaluation uses, spread evenly over it."""
+EVAL_SCENES = 256
+"""Random scenes that an evaluation uses."""
 LOGGED_FRAMES = 4
 """Samples whose predicted future frames are logged."""
 LOGGED_IMAGES = 4
 """Images about which answers are logged."""
 ACTION_METRICS = ("action_bd/loss", "action_bd/mae", "action_bd/forwards_per_chunk", *ACTION_STEP_METRICS)
 """Metrics of block-diffusion actions: loss, error of the decoded chunk, forwards to decode it."""
-METRICS = ("image/loss", "action/loss", "action/mae", *ACTION_METRICS, *TEXT_METRICS)
+METRICS = (
+    *("image/loss", "action/loss", "action/mae", "ground/loss", *GROUND_METRICS, *SQUARES),
+    *ACTION_METRICS,
+    *TEXT_METRICS,
+)
 
 
 @dataclass(frozen=True)
@@ -83,13 +91,15 @@ class Evaluator:
             try:
                 for batch in self._batches():
                     self._add(batch, meter)
+                self._add_standing_measures(meter)
             except SystemExit as error:  # a bad file; the other ranks still wait for the sums of this one
                 failure = error
         totals = meter.totals(self.run.sum)
         if failure is not None:
             raise failure
-        found = {**means(totals), **summarize_text_likelihood(totals)}
-        found.pop(VARIANCE, None)  # reported as a standard error
+        found = {**means(totals), **summarize_text_likelihood(totals), **colour_change(totals)}
+        for name in (VARIANCE, *SQUARES):  # reported as a standard error, and as a ratio
+            found.pop(name, None)
         return {f"validation/{name}": value for name, value in sorted(found.items())}
 
     def _add(self, batch: CoBatch, meter: Meter) -> None:
@@ -105,7 +115,8 @@ class Evaluator:
             return
         losses = self.model(task)
         meter.add({"image/loss": losses.image, "action/loss": losses.action, "action_bd/loss": losses.action_bd})
-        meter.add({name: losses.details[name] for name in ACTION_STEP_METRICS})
+        meter.add({"ground/loss": losses.ground})
+        meter.add({name: losses.details[name] for name in (*ACTION_STEP_METRICS, *GROUND_METRICS)})
         if task.actions is None or codes is None:
             return
         true = codes.batch.actions.to(self.run.device)  # errors are in the robot's units, not in normalized ones
@@ -116,6 +127,22 @@ class Evaluator:
             meter.add({"action_bd/mae": _sum_of_absolutes(self.components.denormalize_actions(decoded.actions) - true)})
             meter.add({"action_bd/forwards_per_chunk": _sum_of_absolutes(decoded.forwards.float())})
 
+    def _add_standing_measures(self, meter: Meter) -> None:
+        """Add what the actions take from the colour word, and the error of positions in random scenes."""
+        parts = self.components
+        if parts.validation_robot is not None and self.job.training.act_coeff > 0:
+            samples = colour_samples(parts.validation_robot, EVAL_SAMPLES)
+            for robot in self._read(parts.validation_robot, samples):
+                codes = encode_views(parts, robot, with_later=False)
+                assert codes is not None
+                meter.add(colour_squares(self.model, parts, codes))
+        scenes = parts.validation_scenes
+        for batch in () if scenes is None else self._read(scenes, evenly_spaced(len(scenes.dataset), EVAL_SCENES)):
+            codes = encode_views(parts, batch, with_later=False)
+            assert codes is not None
+            _, error = self.model.scene_losses(scene_task(parts, codes).to(self.run.device))
+            meter.add({GROUND_METRICS[1]: error})
+
     def _batches(self) -> Iterator[CoBatch]:
         """Yield this rank's batches, evenly spread over each data set: robot flow first, then the mmu flow."""
         if self.components.validation_robot is not None:
@@ -124,7 +151,11 @@ class Evaluator:
             yield from (CoBatch(robot=None, text=batch) for batch in self._part_of(self.components.validation_text))
 
     def _part_of(self, flow: Flow[Batch]) -> Iterator[Batch]:
-        indices = evenly_spaced(len(flow.dataset), EVAL_SAMPLES)[self.run.rank :: self.run.world]
+        yield from self._read(flow, evenly_spaced(len(flow.dataset), EVAL_SAMPLES))
+
+    def _read(self, flow: Flow[Batch], samples: Sequence[int]) -> Iterator[Batch]:
+        """Yield this rank's part of some samples in batches."""
+        indices = samples[self.run.rank :: self.run.world]
         for start in range(0, len(indices), flow.batch_size):
             yield flow.collate(read_samples(flow, indices[start : start + flow.batch_size]))
 

@@ -57,6 +57,7 @@ from training.data.batch import RobotBatch, RobotSample
 from training.data.caches.token_cache import TokenCache
 from training.data.dataset_spec import read_contract
 from training.data.episode_index import read_index
+from training.data.object_positions import read_positions
 from training.data.readers import IMAGE_SUFFIXES, read_image, read_npz
 
 
@@ -70,6 +71,7 @@ class DataProvider(Dataset[RobotSample]):
         num_view: V, cameras: 1 static, 2 static and gripper. Other cameras are not read.
         tokens: the token cache of this data set. With it samples hold codes in place of images, and no image is
             opened or has to exist.
+        with_positions: samples have the positions of objects, if the data set does (``object_positions.index``).
 
     The index is mapped from disk (for a small data set: in memory), shared by data workers, and finds a sample in
     constant time. A sample opens the file of its frame and the file of the future frame, once each.
@@ -85,6 +87,7 @@ class DataProvider(Dataset[RobotSample]):
         resolution: int,
         num_view: int,
         tokens: TokenCache | None = None,
+        with_positions: bool = False,
     ) -> None:
         if act_step < 1:
             raise ValueError(f"act_step must be at least 1, is {act_step}")
@@ -96,6 +99,7 @@ class DataProvider(Dataset[RobotSample]):
         self.tokens = tokens
         self._texts: dict[int, str] = {}
         self.data = read_index(root, images=tokens is None)
+        self.positions = read_positions(root, self.data) if with_positions else None
         self.layout = action_layout(read_contract(root).for_actions(self.data.action_dim).action)
         self._chunk_steps = self._steps_of_chunks()
         self.views(0)  # raises for a missing camera before workers start
@@ -108,14 +112,17 @@ class DataProvider(Dataset[RobotSample]):
             raise IndexError(f"sample {index} of {len(self)}")
         future, actions, is_pad = self.chunk(index)
         views = self.views(index)
+        episode, positions = int(self.data.episode_of[index]), self.positions
         return RobotSample(
             views=views,
             future_views=views if future == index else self.views(future),
-            instruction=self.data.instruction(int(self.data.episode_of[index])),
+            instruction=self.data.instruction(episode),
             actions=torch.from_numpy(actions),
             action_is_pad=torch.from_numpy(is_pad),
             index=index,
             state=None if self.data.states is None else torch.from_numpy(self.data.states[index].copy()),
+            positions=None if positions is None else torch.from_numpy(positions.of_frames(np.array([index]))[0]),
+            target=-1 if positions is None else int(positions.object_of[episode]),
         )
 
     def batch(self, indices: Sequence[int]) -> RobotBatch:
@@ -133,6 +140,7 @@ class DataProvider(Dataset[RobotSample]):
             is_pad = np.zeros_like(is_pad)
         codes = self.tokens.codes(np.concatenate([now, future]), self.num_view)  # [2 B, V, n]
         views, later = torch.from_numpy(codes).chunk(2)
+        positions = self.positions
         return RobotBatch(
             views=views,
             future_views=later,
@@ -141,6 +149,8 @@ class DataProvider(Dataset[RobotSample]):
             action_is_pad=torch.from_numpy(is_pad),
             indices=torch.from_numpy(now),
             states=None if self.data.states is None else torch.from_numpy(self.data.states[now]),
+            positions=None if positions is None else torch.from_numpy(positions.of_frames(now)),
+            targets=None if positions is None else torch.from_numpy(positions.object_of[episodes]),
         )
 
     def _text(self, number: int) -> str:

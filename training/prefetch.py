@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.device import to_device_async
-from training.data.batch import CoBatch
+from training.data.batch import CoBatch, RobotBatch
 
 
 class DevicePrefetcher:
@@ -55,15 +55,20 @@ def to_device(batch: CoBatch, device: torch.device) -> CoBatch:
     """Return the batch with its images on the device."""
     robot, text = batch.robot, batch.text
     if robot is not None:
-        robot = replace(
-            robot, views=to_device_async(robot.views, device), future_views=to_device_async(robot.future_views, device)
-        )
+        scenes = None if robot.scenes is None else _robot_to_device(robot.scenes, device)
+        robot = replace(_robot_to_device(robot, device), scenes=scenes)
     if text is not None:
         text = replace(text, pixels=to_device_async(text.pixels, device))
     return CoBatch(robot=robot, text=text)
 
 
+def _robot_to_device(batch: RobotBatch, device: torch.device) -> RobotBatch:
+    views, later = (to_device_async(images, device) for images in (batch.views, batch.future_views))
+    return replace(batch, views=views, future_views=later)
+
+
 def images(batch: CoBatch) -> list[Tensor]:
     """Return the tensors that ``to_device`` moves."""
-    found = [] if batch.robot is None else [batch.robot.views, batch.robot.future_views]
+    flows = [] if batch.robot is None else [batch.robot, batch.robot.scenes]
+    found = [tensor for flow in flows if flow is not None for tensor in (flow.views, flow.future_views)]
     return found if batch.text is None else [*found, batch.text.pixels]

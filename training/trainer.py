@@ -68,7 +68,7 @@ class Trainer:
         if run.resumed is not None:
             self._restore_progress(run.resumed)
         run.prepare_output_dir()
-        self._coefficients = torch.tensor(coefficients(job), device=run.device)  # [4], as COUNTED
+        self._coefficients = torch.tensor(coefficients(job), device=run.device)  # as COUNTED
         self._divisors = torch.ones(len(COUNTED), device=run.device)
         self._total = torch.zeros((), device=run.device)  # this rank's part of the last step's loss
         self._grad_norm: Tensor | None = None  # of the last step, if it was measured

@@ -35,7 +35,8 @@ class DataSpec:
     ``action_scale``: their normalisation (``models.action.encoding.ActionScale``), None if not normalised. ``cameras``:
     view -> (height, width) of the training images. ``image_tokenizer``: hash of the weights of the image tokenizer,
     empty if unknown. ``state``: the robot's state that the model reads (``models.action.state.StateConvention``), None
-    if it reads none (``model.vla.proprioception=none``).
+    if it reads none (``model.vla.proprioception=none``).``workspace``: corners ``low`` and ``high`` in metres,
+    by which the ground head scales positions, None without such a head (``training.ground_coeff``).
     """
 
     action_convention: Mapping[str, Any] = field(default_factory=lambda: dict(CALVIN_RELATIVE))
@@ -43,6 +44,7 @@ class DataSpec:
     cameras: Mapping[str, Any] = field(default_factory=dict)
     image_tokenizer: str = ""
     state: Mapping[str, Any] | None = None
+    workspace: Mapping[str, Any] | None = None
 
     @property
     def state_convention(self) -> StateConvention | None:
@@ -126,12 +128,11 @@ class ModelConfig:
         return self.num_view * self.num_vq_tokens
 
     def to_json(self) -> dict[str, Any]:
-        """Return all fields as one flat object; without options that are off and came later (``state``,
+        """Return all fields as one flat object; without later options that are off (``state``, ``workspace``,
         ``code_bits``), as older versions wrote it."""
         flat = asdict(self)
         data, decoding = flat.pop("data"), flat.pop("decoding")
-        if data["state"] is None:
-            del data["state"]
+        data = {name: value for name, value in data.items() if value is not None or name not in ("state", "workspace")}
         if not self.code_bits:
             del flat["code_bits"]
         return {**flat, **data, **decoding}

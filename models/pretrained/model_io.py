@@ -65,11 +65,17 @@ class UpstreamSettings:
 # --- build ----------------------------------------------------------------------------------------------------------
 
 
-def build(job: Job, device: torch.device | str = "cpu", state: StateConvention | None = None) -> Built:
+def build(
+    job: Job,
+    device: torch.device | str = "cpu",
+    state: StateConvention | None = None,
+    workspace: Mapping[str, Any] | None = None,
+) -> Built:
     """Build the network of a run configuration, with its initial weights.
 
     ``device="meta"`` builds shapes only and reads no weights. ``state``: the state that the data declare, read if
-    ``model.vla.proprioception`` is ``pose`` (None: CALVIN's). Raises ``ValueError`` naming the config key or the file.
+    ``model.vla.proprioception`` is ``pose`` (None: CALVIN's). ``workspace``: that of the positions, which are learned
+    if ``training.ground_coeff`` is above 0 (None: a cube of 2 m). Raises ``ValueError`` naming the config key or the file.
     """
     showo = job.model.showo
     config = backbone_config(showo.llm_model_path, showo.llm_backbone, trust_remote_code=showo.trust_remote_code)
@@ -77,6 +83,8 @@ def build(job: Job, device: torch.device | str = "cpu", state: StateConvention |
     spec = _spec_of(job, tokenizer, words, config)
     if job.model.vla.proprioception != "none":
         spec = spec.updated(state=(state or calvin_state()).to_json())
+    if job.training.ground_coeff > 0:
+        spec = spec.updated(workspace=workspace or {"low": [-1.0] * 3, "high": [1.0] * 3})
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(job.training.seed)
         model = UPVLA(spec, config)

@@ -40,8 +40,9 @@ Array = npt.NDArray[np.float64]
 def locate(root: Path, scene: str | None = None, workers: int = 1, progress: bool = True) -> str:
     """Write the positions of the objects in the processed split ``root``, and return a line to print.
 
-    ``scene``: layout of the desk in all frames, or ``CALVIN``; None takes it from the recordings that the frames belong to. Raises
-    ValueError or FileNotFoundError naming a frame that does not record the state, or a recording that is unknown.
+    ``scene``: layout of the desk in all frames, or ``CALVIN``; None takes it from the recordings that the frames belong
+    to. Raises ValueError or FileNotFoundError naming a frame that does not record the state, or a recording that does
+    not declare its layout.
     """
     index = read_index(root)
     paths = [index.frame_path(frame) for frame in range(len(index))]

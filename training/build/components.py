@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from models.vision.magvitv2 import MagVITv2
 from training.checkpointing import trained_weights
 from training.data.batch import RobotBatch, TextBatch
 from training.data.dataloader import CotrainLoader, Flow
+from training.grounding.targets import Sentence
 from training.optim import lora
 from training.optim.ema import EMA
 from training.optim.optimizer import Schedule
@@ -31,7 +32,8 @@ class Components:
 
     The trainer wraps ``model`` for its processes; the attribute stays the unwrapped network. ``data``: training data;
     ``validation_...``: validation data, None if there are none. ``ema``: average of the weights, if one is kept
-    (``training.ema_decay``); ``frozen_hash``: digest of all weights that are not trained.
+    (``training.ema_decay``); ``frozen_hash``: digest of all weights that are not trained; ``sentences``: instructions
+    that random scenes are combined with (``training.ground_coeff``).
     """
 
     job: Job
@@ -48,6 +50,8 @@ class Components:
     validation_text: Flow[TextBatch] | None = None
     ema: EMA | None = None
     frozen_hash: str = ""
+    sentences: Sequence[Sentence] = ()
+    validation_scenes: Flow[RobotBatch] | None = None
 
     def normalize_actions(self, actions: Tensor) -> Tensor:
         """Return actions [..., A] in the units that the network learns (``dataset.action_normalisation``)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -40,18 +42,21 @@ SAME_SIZES = ("model_type", "hidden_size", "num_hidden_layers")
 
 
 def build_network(
-    job: Job, resumed: Checkpoint | None, state: StateConvention | None = None
+    job: Job,
+    resumed: Checkpoint | None,
+    state: StateConvention | None = None,
+    workspace: Mapping[str, Any] | None = None,
 ) -> tuple[Built, trained_weights.TrainedWeights | None]:
     """Return the network at the start of the run, and the trained weights of the resumed checkpoint if it stores them
-    separately (EMA or LoRA). ``state``: the states that the training data declare."""
+    separately (EMA or LoRA). ``state``: the states that the training data declare; ``workspace``: that of positions."""
     saved = None if resumed is None else trained_weights.read(resumed.state_dir)
     if resumed is None:
-        built = build(job, state=state)
+        built = build(job, state=state, workspace=workspace)
     elif job.lora.rank == 0:
         built = _load_resumed(job, resumed)
     elif saved is not None and saved.lora.get("rank"):
         _load_resumed(job, resumed)  # for its checks; merged weights cannot be split into weights and adapters again
-        built = replace(build(job, state=state), notes=())
+        built = replace(build(job, state=state, workspace=workspace), notes=())
     else:
         raise ValueError(
             f"lora.rank={job.lora.rank}, but {resumed.path}, which this run continues, was trained without adapters; "
@@ -139,6 +144,11 @@ def _load_resumed(job: Job, resumed: Checkpoint) -> Built:
                 f"{key} is {now}, but {resumed.path}, which this run continues, was trained with {before}; "
                 "choose another experiment.output_dir, or experiment.resume_from_checkpoint=false"
             )
+    if wanted.data.workspace is not None and saved.data.workspace is None:
+        raise ValueError(
+            f"training.ground_coeff is {job.training.ground_coeff:g}, but {resumed.path}, which this run continues, "
+            "has no ground head; start a new run from its weights (model.showo.pretrained_model_path)"
+        )
     require_same_words(built.prompter.tokenizer, meta.prompter.tokenizer, str(resumed.path))
     recipe, banned = job.model.framework, job.model.showo.mask_logit_banned
     built.model.spec = replace(saved, decoding=decoding_defaults(job), framework=recipe, mask_logit_banned=banned)
@@ -155,6 +165,9 @@ def freeze_modules_without_loss(job: Job, model: UPVLA) -> list[str]:
         if model.state_encoder is not None and job.training.pre_coeff == 0:
             model.state_encoder.requires_grad_(False)
             notes.append("no weighted loss of the robot flow: the state encoder is not trained")
+    if model.ground_head is not None and job.training.ground_coeff == 0:
+        model.ground_head.requires_grad_(False)
+        notes.append("training.ground_coeff is 0: the ground head is not trained")
     if model.projector is not None and (job.dataset.und_type is None or job.training.mmu_coeff == 0):
         model.projector.requires_grad_(False)
         notes.append("no weighted text loss: the projector of images is not trained")

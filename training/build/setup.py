@@ -19,8 +19,10 @@ from training.build.summary import instruction_notes, position_notes, summary
 from training.checkpointing import trained_weights
 from training.data.batch import RobotBatch, TextBatch, collate_robot, collate_text
 from training.data.dataloader import Flow, cotrain_loader, robot_dataset, text_dataset
+from training.data.object_positions import COMMAND, FILE
 from training.data.worker_processes import shared_memory_note
 from training.future_view_prediction_w_action_dataset import DataProvider
+from training.grounding.targets import declared_workspace, sentences_of
 from training.optim.optimizer import Schedule, build_optimizer, schedule_notes
 from training.run import Run
 
@@ -41,7 +43,7 @@ def setup(run: Run) -> Components:
 
 def _build(run: Run) -> tuple[Components, list[str]]:
     job = run.job
-    built, saved = build_network(job, run.resumed, declared_state(job))
+    built, saved = build_network(job, run.resumed, declared_state(job), declared_workspace(job))
     set_attention(job, built.model, run.device)
     frozen_hash = trained_weights.frozen_weights_hash(built.model) if trained_weights.is_needed(job) else ""
     model, notes = built.model.to(run.device), [*built.notes, *drop_unusable_validation(job)]
@@ -80,6 +82,8 @@ def _build(run: Run) -> tuple[Components, list[str]]:
         validation_text=validation[1],
         ema=ema,
         frozen_hash=frozen_hash,
+        sentences=sentences_of(data.scenes),
+        validation_scenes=_validation_scenes(run, vq),
     )
     return components, notes
 
@@ -88,6 +92,18 @@ def needs_clip(job: Job) -> bool:
     """Return True if the mmu flow or the answers that are logged read images."""
     logs_answers = bool(job.experiment.generate_every) and job.mmu_image_root is not None
     return job.model.showo.w_clip_vit and (job.dataset.und_type is not None or logs_answers)
+
+
+def _validation_scenes(run: Run, vq: MagVITv2) -> Flow[RobotBatch] | None:
+    """Return the random scenes that ``eval_every`` evaluates on."""
+    job, root = run.job, run.job.dataset.params.validation_ground_shards_path
+    if root is None or job.training.ground_coeff == 0:
+        return None
+    data = robot_dataset(job, root, vq)
+    if data.positions is None:
+        raise ValueError(f"dataset.params.validation_ground_shards_path={root} has no {FILE}; run {COMMAND} {root}")
+    size = job.training.batch_size_ground
+    return Flow(data, collate_robot, size, job.training.seed, rank=run.rank, world=run.world)
 
 
 def _validation_flows(

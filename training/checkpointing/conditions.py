@@ -26,7 +26,7 @@ ORDER = "version of the data order"
 
 def conditions(job: Job, accelerator: Accelerator, data: CotrainLoader) -> dict[str, Any]:
     """Return everything except the checkpoint that the numbers of the next steps depend on: name -> JSON value."""
-    flows = {"robot samples": data.robot, "mmu samples": data.text}
+    flows = {"robot samples": data.robot, "mmu samples": data.text, "scenes": data.scenes}
     settings = {key: value for key, value in _flat(asdict(job)).items() if not key.startswith(WITHOUT_EFFECT)}
     return {
         "processes": accelerator.num_processes,
@@ -50,7 +50,7 @@ def changes(checkpoint: Checkpoint, now: Mapping[str, Any]) -> list[str]:
         return []
     changed = ", ".join(f"{name} {now[name]} (was {before[name]})" for name in names)
     data = "no sample of the epoch comes again or is left out"
-    if {"robot samples", "mmu samples", "training.seed", ORDER} & {*names}:
+    if {"robot samples", "mmu samples", "scenes", "training.seed", ORDER} & {*names}:
         data = "the order of the data is another one, so samples of this epoch may come again or be left out"
     return [f"note: from here on not bit for bit the run that was interrupted: {changed}; {data}"]
 

@@ -4,7 +4,7 @@ Images of the robot flow are pixels, uint8 [V, 3, R, R], or, from a token cache,
 samples of a data set have the same form.
 
 Shape letters: B batch, V views (cameras), R resolution, n codes of a view, T actions per chunk, A action size,
-S CLIP image size, D numbers of the robot's state.
+S CLIP image size, D numbers of the robot's state, K objects with a position.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class RobotSample:
     action_is_pad: Tensor  # bool [T], True after the end of the episode
     index: int  # in the data set
     state: Tensor | None = None  # float32 [D], the robot's state now; None if the data have none
+    positions: Tensor | None = None  # float32 [K, 3], of all objects in metres; None if they are not learned
+    target: int = -1  # the object that the instruction names, -1 for none
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class RobotBatch:
     action_is_pad: Tensor  # bool [B, T]
     indices: Tensor  # int64 [B]
     states: Tensor | None = None  # float32 [B, D], None if the data have none
+    positions: Tensor | None = None  # float32 [B, K, 3], of all objects in metres; None if they are not learned
+    targets: Tensor | None = None  # int64 [B], the object that each instruction names, -1 for none
+    scenes: RobotBatch | None = None  # random scenes of the same step, in which only positions are learned
 
     @property
     def coded(self) -> bool:
@@ -114,7 +119,9 @@ class CoBatch:
 def collate_robot(samples: Sequence[RobotSample]) -> RobotBatch:
     """Stack samples of one data set (all have the same V, R and T, and a state or none)."""
     states = [sample.state for sample in samples if sample.state is not None]
+    positions = [sample.positions for sample in samples if sample.positions is not None]
     assert len(states) in (0, len(samples)), "all samples of a data set have a state, or none"
+    assert len(positions) in (0, len(samples)), "all samples of a data set have positions of objects, or none"
     return RobotBatch(
         views=torch.stack([sample.views for sample in samples]),
         future_views=torch.stack([sample.future_views for sample in samples]),
@@ -123,6 +130,8 @@ def collate_robot(samples: Sequence[RobotSample]) -> RobotBatch:
         action_is_pad=torch.stack([sample.action_is_pad for sample in samples]),
         indices=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
         states=torch.stack(states) if states else None,
+        positions=torch.stack(positions) if positions else None,
+        targets=torch.tensor([sample.target for sample in samples]) if positions else None,
     )
 
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -150,6 +150,7 @@ class CotrainLoader:
     robot: Flow[RobotBatch] | None
     text: Flow[TextBatch] | None
     mode: LoaderMode = "max_size_cycle"
+    scenes: Flow[RobotBatch] | None = None  # random scenes, a batch of which accompanies each batch of the robot flow
 
     def __post_init__(self) -> None:
         if self.robot is None and self.text is None:
@@ -170,7 +171,7 @@ class CotrainLoader:
     @property
     def in_flight(self) -> int:
         """Bytes of shared memory that finished batches of both flows may occupy."""
-        return sum(flow.in_flight for flow in (self.robot, self.text) if flow is not None)
+        return sum(flow.in_flight for flow in (self.robot, self.text, self.scenes) if flow is not None)
 
     @property
     def epoch_steps(self) -> int:
@@ -185,12 +186,20 @@ class CotrainLoader:
         table = self.timetable(start)
         robot = self.robot.batches(start.robot.samples) if self.robot is not None else iter(())
         text = self.text.batches(start.text.samples) if self.text is not None else iter(())
+        scenes = self._scene_batches(start)
         for step in itertools.count():
             robot_number, text_number = table.at(step)
             yield CoBatch(
-                robot=None if robot_number is None else next(robot),
+                robot=None if robot_number is None else replace(next(robot), scenes=next(scenes, None)),
                 text=None if text_number is None else next(text),
             )
+
+    def _scene_batches(self, start: Position) -> Iterator[RobotBatch]:
+        """Return the batches of scenes from ``start`` on; there were as many before as of the robot flow."""
+        if self.scenes is None or self.robot is None:
+            return iter(())
+        done = start.robot.samples // self.robot.global_batch_size
+        return self.scenes.batches(done * self.scenes.global_batch_size)
 
     def after(self, start: Position, micro_steps: int) -> Position:
         """Return the position of a run ``micro_steps`` after ``start``."""
@@ -210,14 +219,14 @@ class CotrainLoader:
         """Return one line for the log: samples, batches, epoch."""
         parts = [
             f"{name} {len(flow.dataset)} samples in batches of {flow.batch_size} x {flow.world} ({flow.steps} a pass)"
-            for name, flow in (("robot flow", self.robot), ("mmu flow", self.text))
+            for name, flow in (("robot flow", self.robot), ("mmu flow", self.text), ("scenes", self.scenes))
             if flow is not None
         ]
         return f"{', '.join(parts)}; an epoch is {self.epoch_steps} micro-steps ({self.mode})"
 
 
 def robot_dataset(job: Job, root: str, vq: MagVITv2 | None = None) -> DataProvider:
-    """Return the data set of a processed split (``dataset.gen_type``).
+    """Return the data set of a processed split (``dataset.gen_type``), with positions of objects if they are learned.
 
     ``vq``: read its cached codes in place of images, if there are any (``dataset.params.token_cache``).
     """
@@ -227,6 +236,25 @@ def robot_dataset(job: Job, root: str, vq: MagVITv2 | None = None) -> DataProvid
         resolution=job.dataset.preprocessing.resolution,
         num_view=job.model.vla.num_view,
         tokens=None if vq is None else token_cache(job, root, vq),
+        with_positions=job.training.ground_coeff > 0,
+    )
+
+
+def robot_flow(
+    job: Job, root: str, name: str, batch_size: int, rank: int, world: int, vq: MagVITv2 | None
+) -> Flow[RobotBatch]:
+    """Return the training flow of a processed split; ``name`` seeds its order."""
+    data = robot_dataset(job, root, vq)
+    return Flow(
+        dataset=data,
+        collate=collate_robot,
+        batch_size=batch_size,
+        seed=flow_seed(job.training.seed, name),
+        # Sending a batch of codes from another process takes longer than gathering it.
+        workers=job.dataset.params.num_workers if data.tokens is None else 0,
+        rank=rank,
+        world=world,
+        sample_bytes=2 * job.model.vla.num_view * 3 * job.dataset.preprocessing.resolution**2,
     )
 
 
@@ -347,18 +375,11 @@ def cotrain_loader(
     FileNotFoundError for missing or wrong data.
     """
     params, training = job.dataset.params, job.training
-    demonstrations = robot_dataset(job, params.train_pre_shards_path_or_url, vq)
-    robot = Flow(
-        dataset=demonstrations,
-        collate=collate_robot,
-        batch_size=training.batch_size_pre,
-        seed=flow_seed(training.seed, "robot"),
-        # Sending a batch of codes from another process takes longer than gathering it.
-        workers=params.num_workers if demonstrations.tokens is None else 0,
-        rank=rank,
-        world=world,
-        sample_bytes=2 * job.model.vla.num_view * 3 * job.dataset.preprocessing.resolution**2,
-    )
+    robot = robot_flow(job, params.train_pre_shards_path_or_url, "robot", training.batch_size_pre, rank, world, vq)
+    scenes = None
+    if params.ground_shards_path is not None and training.ground_coeff > 0:
+        size = training.batch_size_ground
+        scenes = robot_flow(job, params.ground_shards_path, "scenes", size, rank, world, vq)
     text: Flow[TextBatch] | None = None
     if job.dataset.und_type is not None and training.batch_size_mmu > 0:
         conversations = training_conversations(job, prompter, image_spec, patches, clip)
@@ -373,8 +394,8 @@ def cotrain_loader(
             order=conversations.order if isinstance(conversations, Mixture) else None,
             sample_bytes=_conversation_bytes(conversations, image_spec, patches, clip),
         )
-    loader = CotrainLoader(robot, text, job.dataset.combined_loader_mode)
-    for name, flow in (("robot", robot), ("mmu", text)):
+    loader = CotrainLoader(robot, text, job.dataset.combined_loader_mode, scenes)
+    for name, flow in (("robot", robot), ("mmu", text), ("ground", scenes)):
         if flow is not None and len(flow.dataset) < flow.batch_size * world:
             logger.warning(
                 "the %s data has %d samples, fewer than one batch of all processes (%d): samples repeat within it",

@@ -1,0 +1,1 @@
+"""Learn and measure where the objects that instructions name are."""

@@ -52,8 +52,8 @@ def load_weights(model: UPVLA, file: Path, initial: bool = False) -> tuple[str, 
 
     A base Show-o checkpoint has no action head yet, which stays random. So do, at the start of a run (``initial``), the
     last layer of a head for actions of another size, a state encoder that the checkpoint lacks or that reads other
-    numbers, and the vectors of code bits and the ground head that it lacks. Returned notes name these. Any other missing, unexpected or
-    resized key raises ``ValueError``.
+    numbers, and the vectors of code bits and the ground head that it lacks. Returned notes name these. Any other
+    missing, unexpected or resized key raises ``ValueError``.
     """
     state = _with_tied_head(model, from_disk_names(read_weights(file)))
     notes = _drop_unfit(model, state, file) if initial else []

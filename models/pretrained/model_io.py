@@ -75,7 +75,8 @@ def build(
 
     ``device="meta"`` builds shapes only and reads no weights. ``state``: the state that the data declare, read if
     ``model.vla.proprioception`` is ``pose`` (None: CALVIN's). ``workspace``: that of the positions, which are learned
-    if ``training.ground_coeff`` is above 0 (None: a cube of 2 m). Raises ``ValueError`` naming the config key or the file.
+    if ``training.ground_coeff`` is above 0 (None: a cube of 2 m). Raises ``ValueError`` naming the config key or the
+    file.
     """
     showo = job.model.showo
     config = backbone_config(showo.llm_model_path, showo.llm_backbone, trust_remote_code=showo.trust_remote_code)

@@ -19,7 +19,7 @@ RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart demo compare recipe desk-policy headline test test-all lint smoke venv venv-train venv-dev requirements clean distclean
+.PHONY: help quickstart demo compare recipe recipe-all desk-policy headline test test-all lint smoke venv venv-train venv-dev requirements clean distclean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,12 @@ recipe: $(VENV)/.minimal ## a small policy: record, tokenize, train, evaluate on
 desk-policy: recipe ## the shipped model (assets/desk_policy) from that model, evaluated as it is shipped
 	$(RUN) -m scripts.dev.package_policy --run outputs/tiny_desk --out assets/desk_policy
 	$(RUN) -m scripts.evaluate_desk --model assets/desk_policy --output-dir outputs/desk_policy
+
+recipe-all: $(VENV)/.minimal ## a policy for all 34 tasks of the desk in scene D: moments, train, evaluate (hours; docs/desk.md)
+	$(RUN) preprocess_data/make_desk_moments.py --out data/desk_all --count 28000 --static-size 128 --gripper-size 64 --processes 2
+	$(RUN) preprocess_data/tokenize_images.py --data data/desk_all/training --tokenizer assets/tiny_magvit --resolution 96 --processes 2
+	$(RUN) train_upvla.py config=./config/tiny_desk_all.yaml dataset.params.train_pre_shards_path_or_url=data/desk_all/training
+	$(RUN) -m scripts.evaluate_desk --model outputs/tiny_desk_all --tasks all
 
 headline: recipe ## ar, mdm and bd continue from that model: text and actions, with closed loop: results/headline (ARGS="--seeds 0,1,2")
 	$(RUN) -m scripts.compare_objectives --from-run outputs/tiny_desk --dataset-root data/desk_doors \

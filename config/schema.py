@@ -22,6 +22,7 @@ Attention = Literal["sdpa", "eager", "flex_attention"]
 Proprioception = Literal["none", "pose"]
 ActionNormalisation = Literal["none", "min_max", "quantile"]
 ActionKey = Literal["rel_actions", "expert_actions"]
+ActionLoss = Literal["mse", "l1"]
 OnBadRecord = Literal["skip", "error"]
 TextOnly = Literal["skip", "use"]
 Schedule = Literal[
@@ -92,6 +93,9 @@ class Showo:
     trust_remote_code: bool = field(False, "let transformers run code from llm_model_path")
     attn_implementation: Attention = field(
         "sdpa", "attention kernel: torch's fused one, plain matrix products, or block-sparse flex_attention (GPU)"
+    )
+    code_bits: bool = field(
+        False, "add one learned vector for each of its 13 bits to the embedding of an image code (small models)"
     )
     auto_set_llm_vocab_size: bool = field(False, "set vocab_size and llm_vocab_size from the tokenizer")
     w_clip_vit: bool = field(True, "image questions read CLIP patches through the projector")
@@ -322,6 +326,7 @@ class Training:
     pre_coeff: float = field(1.0, "weight of the image (future frame) loss", ge=0.0)
     mmu_coeff: float = field(0.1, "weight of the text loss", ge=0.0)
     act_coeff: float = field(1.0, "weight of the action loss", ge=0.0)
+    action_loss: ActionLoss = field("mse", "error of a number of an action: squared (mse) or absolute (l1)")
     ground_coeff: float = field(
         0.0, "weight of the position of the object that the instruction names (needs object_positions.index)", ge=0.0
     )

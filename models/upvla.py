@@ -34,6 +34,7 @@ class RobotTask:
 
     ``sequence``: from ``robot_sequence``; ``targets`` [B, N + 2]: ids of the future frame (None: no image loss);
     ``actions`` [B, T, A] with ``action_weight`` [B, T] (1 includes a step, 0 excludes it); None: no action loss.
+    ``action_loss``: ``mse`` (squared errors) or ``l1`` (absolute errors).
     ``action_tokens``: the chunk as tokens after the sequence (``models.objectives.action_diffusion``); None: no
     block-diffusion actions. ``positions``: of the objects that the instructions name; ``scenes``: further
     rows, in which only positions are learned; None: no ground loss.
@@ -43,6 +44,7 @@ class RobotTask:
     targets: Tensor | None
     actions: Tensor | None
     action_weight: Tensor | None = None
+    action_loss: str = "mse"
     label_smoothing: float = 0.0
     action_tokens: TextTask | None = None
     positions: PositionTargets | None = None
@@ -114,6 +116,11 @@ class UPVLA(nn.Module):
         state = spec.data.state_convention
         self.state_encoder = None if state is None else projector(state.features, width)
         self.ground_head = None if spec.data.workspace is None else PositionHead(width)
+        self.code_bits = None
+        """One vector for each bit of an image code (lookup-free quantisation), beside the code's own embedding."""
+        if spec.code_bits:
+            self.code_bits = nn.Linear(self.vocab.code_bit_count, width, bias=False)
+            nn.init.normal_(self.code_bits.weight, std=float(getattr(llm, "initializer_range", 0.02)))
         self.length_multiple = TILE if self.backbone.uses_flex_attention else 1
         """In training, sequences are padded to a multiple of this many slots (``training.length_multiple``)."""
         self.float()  # whatever torch's default type is
@@ -155,8 +162,8 @@ class UPVLA(nn.Module):
         """Return the image loss and the action loss.
 
         The image loss is the cross-entropy of the future frame's codes over the image span (same slot, no shift, full
-        vocabulary, as released weights were trained), the action loss a squared error. ``hidden`` [B, L, D]: hidden
-        states of ``task.full_sequence``, if already computed.
+        vocabulary, as released weights were trained), the action loss a squared error (absolute, with
+        ``task.action_loss`` l1). ``hidden`` [B, L, D]: hidden states of ``task.full_sequence``, if already computed.
         """
         hidden = self.hidden_states(task.sequence) if hidden is None else hidden
         image = action = SumAndCount.zero(hidden.device)
@@ -169,7 +176,8 @@ class UPVLA(nn.Module):
             image = SumAndCount(losses.sum(), torch.full((), float(losses.numel()), device=hidden.device))
         if task.actions is not None:
             predicted = self._actions(task.sequence, hidden).float()  # [B, T, A]
-            errors = (predicted - task.actions).square()
+            errors = predicted - task.actions
+            errors = errors.abs() if task.action_loss == "l1" else errors.square()
             weight = torch.ones_like(errors[..., 0]) if task.action_weight is None else task.action_weight
             action = SumAndCount((errors * weight[..., None]).sum(), weight.sum() * errors.shape[-1])
         return image, action
@@ -235,7 +243,8 @@ class UPVLA(nn.Module):
     def embed(self, sequence: TokenSequence) -> Tensor:
         """Return [B, L, D]: embeddings of tokens, with projected CLIP patches at the patch span, and with the encoded
         state added at the action slots."""
-        embeds = self._add_state(self.backbone.embed(sequence.ids), sequence)
+        embeds = self._add_code_bits(self.backbone.embed(sequence.ids), sequence)
+        embeds = self._add_state(embeds, sequence)
         if sequence.patches is None or sequence.patch_span is None:
             return embeds
         if self.projector is None:
@@ -243,6 +252,13 @@ class UPVLA(nn.Module):
         patches = self.projector(sequence.patches.to(embeds.dtype)).to(embeds.dtype)
         span = sequence.patch_span
         return torch.cat([embeds[:, : span.start], patches, embeds[:, span.stop :]], dim=1)
+
+    def _add_code_bits(self, embeds: Tensor, sequence: TokenSequence) -> Tensor:
+        if self.code_bits is None or sequence.image is None:
+            return embeds
+        codes = slice(sequence.image.start + 1, sequence.image.stop - 1)  # without <|soi|> and <|eoi|>
+        of_bits = self.code_bits(self.vocab.code_bits(sequence.ids[:, codes]).to(embeds.dtype)).to(embeds.dtype)
+        return torch.cat([embeds[:, : codes.start], embeds[:, codes] + of_bits, embeds[:, codes.stop :]], dim=1)
 
     def _add_state(self, embeds: Tensor, sequence: TokenSequence) -> Tensor:
         if sequence.state is None:

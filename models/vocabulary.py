@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from common.constants import CODEBOOK_SIZE
@@ -97,3 +98,15 @@ class Vocabulary:
     def codes(self, ids: Tensor) -> Tensor:
         """Return the image codes 0..codebook_size-1 of ids."""
         return ids - self.first_code
+
+    @property
+    def code_bit_count(self) -> int:
+        """Bits of an image code. Raises ``ValueError`` if the size of the codebook is not a power of two."""
+        if self.codebook_size & (self.codebook_size - 1):
+            raise ValueError(f"image codes are bits only in a codebook of 2, 4, 8, ... codes, not {self.codebook_size}")
+        return self.codebook_size.bit_length() - 1
+
+    def code_bits(self, ids: Tensor) -> Tensor:
+        """Return the bits of image codes as float32 +1/-1, the most significant first: ids [...] to [..., bits]."""
+        shifts = torch.arange(self.code_bit_count - 1, -1, -1, device=ids.device)
+        return (self.codes(ids)[..., None] >> shifts & 1).float() * 2 - 1

@@ -136,7 +136,7 @@ def _early_stop(
         return None
     other = expand_home(str(settings["compare_with"])).resolve()
     if other == folder:
-        raise ValueError(f"compare_with={other}: is this evaluation's own log_dir; name another one")
+        raise ValueError(f"compare_with={other} is this evaluation's own log_dir; name another one")
     plain = json.loads(json.dumps(of_records))
     return EarlyStop(other, plain, max(len(job.tasks) for job in jobs), settings["margin"])
 

@@ -193,6 +193,7 @@ def robot_task(
         targets=None if codes.later is None else future_targets(prompter.vocab, codes.later),
         actions=components.normalize_actions(batch.actions) if with_actions else None,
         action_weight=(~batch.action_is_pad).float() if masked else None,
+        action_loss=job.training.action_loss,
         label_smoothing=job.training.label_smoothing,
         action_tokens=tokens,
         positions=_position_targets(components, named_positions(batch)),

@@ -107,6 +107,7 @@ class DataProvider(Dataset[RobotSample]):
         self.data = read_index(root, images=tokens is None, action_key=action_key)
         self.positions = read_positions(root, self.data) if with_positions else None
         self.layout = action_layout(read_contract(root).for_actions(self.data.action_dim).action)
+        self._chunk_steps = self._steps_of_chunks()
         self.views(0)  # raises for a missing camera before workers start
 
     def __len__(self) -> int:
@@ -139,6 +140,10 @@ class DataProvider(Dataset[RobotSample]):
         actions = self.data.actions[rows]  # [B, T, A]
         for index in self.layout.motion:
             actions[..., index][is_pad] = 0
+        if self._chunk_steps:
+            assert self.data.expert_chunks is not None
+            actions = self._cut(self.data.expert_chunks[now])
+            is_pad = np.zeros_like(is_pad)
         codes = self.tokens.codes(np.concatenate([now, future]), self.num_view)  # [2 B, V, n]
         views, later = torch.from_numpy(codes).chunk(2)
         positions = self.positions
@@ -163,10 +168,30 @@ class DataProvider(Dataset[RobotSample]):
     def chunk(self, index: int) -> tuple[int, npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """Return (index of the future frame, actions [T, A], is_pad [T]) of a sample; opens no file."""
         start, end = self.bounds(index)
+        if self._chunk_steps:
+            assert self.data.expert_chunks is not None
+            actions = self._cut(self.data.expert_chunks[index : index + 1])[0]
+            return min(index + self.act_step, end - 1), actions, np.zeros(self.act_step, dtype=np.bool_)
         future, actions, is_pad = action_chunk(
             self.data.actions[start:end], index - start, self.act_step, self.layout.gripper
         )
         return start + future, actions, is_pad
+
+    def _steps_of_chunks(self) -> int:
+        """Return C, the actions of a frame's ``expert_chunk``; 0 without. Raises ValueError if C is too small."""
+        if self.data.expert_chunks is None:
+            return 0
+        steps = int(self.data.expert_chunks.array.shape[1]) // self.data.action_dim
+        if steps < self.act_step:
+            raise ValueError(
+                f"act_step is {self.act_step}, but {self.data.path} holds chunks of {steps} actions; set act_step to "
+                f"at most {steps}, or make the data with longer chunks"
+            )
+        return steps
+
+    def _cut(self, chunks: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the first T actions, [n, T, A], of chunks [n, C * A]."""
+        return np.array(chunks.reshape(len(chunks), self._chunk_steps, -1)[:, : self.act_step])
 
     def bounds(self, index: int) -> tuple[int, int]:
         """Return the first frame of the episode of frame ``index``, and one past its last."""

@@ -8,16 +8,8 @@ rows.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from models.upvla import UPVLA
-
-
-def code_bits(count: int) -> Tensor:
-    """Return [count, bits] of +1/-1, the most significant bit first; ``count`` is a power of two."""
-    width = count.bit_length() - 1
-    shifts = torch.arange(width - 1, -1, -1)
-    return (torch.arange(count)[:, None] >> shifts & 1).float() * 2 - 1
 
 
 @torch.no_grad()
@@ -30,7 +22,7 @@ def init_code_embeddings(model: UPVLA, seed: int) -> bool:
     vocab, lm = model.vocab, model.backbone.lm
     if vocab.codebook_size & (vocab.codebook_size - 1):
         return False
-    bits = code_bits(vocab.codebook_size)
+    bits = vocab.code_bits(torch.arange(vocab.first_code, vocab.mask))
     std = float(getattr(model.backbone.config, "initializer_range", 0.02))
     draw = torch.Generator().manual_seed(seed)
     tables = {id(layer.weight): layer.weight for layer in (lm.get_input_embeddings(), lm.get_output_embeddings())}

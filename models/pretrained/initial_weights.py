@@ -25,6 +25,7 @@ SPEC_FIELD = "blockdiff_vla"
 """Field of ``config.json`` with the description of the model (``models.pretrained.model_config``)."""
 ACTION_HEAD_KEYS = ("action_head.pool.", "action_head.out.")
 STATE_KEYS = "state_encoder."
+CODE_BITS_KEYS = "code_bits."
 GROUND_KEYS = "ground_head."
 """Prefixes of modules that a file may lack."""
 
@@ -51,17 +52,19 @@ def load_weights(model: UPVLA, file: Path, initial: bool = False) -> tuple[str, 
 
     A base Show-o checkpoint has no action head yet, which stays random. So do, at the start of a run (``initial``), the
     last layer of a head for actions of another size, a state encoder that the checkpoint lacks or that reads other
-    numbers, and a ground head that it lacks. Returned notes name these. Any other missing, unexpected or resized key
-    raises ``ValueError``.
+    numbers, and the vectors of code bits and the ground head that it lacks. Returned notes name these. Any other
+    missing, unexpected or resized key raises ``ValueError``.
     """
     state = _with_tied_head(model, from_disk_names(read_weights(file)))
     notes = _drop_unfit(model, state, file) if initial else []
-    optional = (*ACTION_HEAD_KEYS, STATE_KEYS, GROUND_KEYS) if initial else ACTION_HEAD_KEYS
+    optional = (*ACTION_HEAD_KEYS, STATE_KEYS, CODE_BITS_KEYS, GROUND_KEYS) if initial else ACTION_HEAD_KEYS
     absent = load_strict(model, state, file, optional, named=lambda name: _rename(name, KEY_PREFIXES))
     if any(name.startswith(ACTION_HEAD_KEYS) for name in absent) and not notes:
         notes.append("the checkpoint has no action head: it starts from random weights")
     if any(name.startswith(STATE_KEYS) for name in absent):
         notes.append("the checkpoint has no state encoder that reads these numbers: it starts from random weights")
+    if any(name.startswith(CODE_BITS_KEYS) for name in absent):
+        notes.append("the checkpoint has no vectors for the bits of image codes: they start from random weights")
     if any(name.startswith(GROUND_KEYS) for name in absent):
         notes.append("the checkpoint has no ground head: it starts from random weights")
     return tuple(notes)

@@ -85,7 +85,8 @@ class ModelConfig:
     the id space. ``act_step``: T. ``num_view``: number of cameras. ``num_vq_tokens``: image codes per view.
     ``clip_width``: channels of a CLIP feature, None without a CLIP tower. ``action_dim``: A. ``resolution``: side of a
     square frame in pixels. ``mask_logit_banned``: the mask's logit is -inf in text heads (False: it is not, as in the
-    original). ``weights``: which weights are saved, the trained ones or their average over steps. ``framework``: name
+    original). ``code_bits``: the embedding of an image code has one learned vector for each of its bits added.
+    ``weights``: which weights are saved, the trained ones or their average over steps. ``framework``: name
     of the recipe, empty if unknown. ``versions``: of libraries.
     """
 
@@ -103,6 +104,7 @@ class ModelConfig:
     resolution: int = 512
     system_prompt: str = SYSTEM_PROMPT
     mask_logit_banned: bool = True
+    code_bits: bool = False
     attn_implementation: str = "sdpa"
     llm_model_path: str = ""
     weights: str = "trained"
@@ -126,11 +128,13 @@ class ModelConfig:
         return self.num_view * self.num_vq_tokens
 
     def to_json(self) -> dict[str, Any]:
-        """Return all fields as one flat object; without ``state`` and ``workspace`` if the model has none, as in older
-        versions."""
+        """Return all fields as one flat object; without later options that are off (``state``, ``workspace``,
+        ``code_bits``), as older versions wrote it."""
         flat = asdict(self)
         data, decoding = flat.pop("data"), flat.pop("decoding")
         data = {name: value for name, value in data.items() if value is not None or name not in ("state", "workspace")}
+        if not self.code_bits:
+            del flat["code_bits"]
         return {**flat, **data, **decoding}
 
     @classmethod

@@ -128,6 +128,7 @@ def _spec_of(job: Job, tokenizer: Any, words: int, config: Any) -> ModelConfig:
         max_seq_length=job.dataset.preprocessing.max_seq_length,
         resolution=job.dataset.preprocessing.resolution,
         mask_logit_banned=showo.mask_logit_banned,
+        code_bits=showo.code_bits,
         framework=job.model.framework,
         decoding=decoding_defaults(job),
         attn_implementation=showo.attn_implementation,

@@ -160,6 +160,7 @@ def _declared(spec: ModelConfig) -> dict[str, Any]:
         "dataset.params.resolution": spec.resolution,
         "training.text_objective": spec.decoding.text_objective,
         "model.showo.mask_logit_banned": spec.mask_logit_banned,
+        "model.showo.code_bits": spec.code_bits,
     } | {**_declared_of_answers(spec), **_declared_of_tokens(spec)}
 
 

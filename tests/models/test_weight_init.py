@@ -8,14 +8,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.language_model.weight_init import code_bits, init_code_embeddings
+from models.language_model.weight_init import init_code_embeddings
 from models.vision.magvitv2 import SignTable
+from models.vocabulary import Vocabulary
 from tests.models.test_model_io import job
 from tests.tiny import tiny_model
 
 
 def test_the_bits_of_a_code_are_the_signs_that_the_tokenizer_reads_it_from() -> None:
-    assert torch.equal(code_bits(8192), SignTable().embedding)
+    vocab = Vocabulary(words=10, bos=0, eos=1)
+    assert torch.equal(vocab.code_bits(torch.arange(vocab.first_code, vocab.mask)), SignTable().embedding)
 
 
 @pytest.mark.parametrize("kind", ["phi", "qwen3"])

@@ -30,6 +30,7 @@ SAME_FIELDS = {
     "num_view": "model.vla.num_view",
     "proprioception": "model.vla.proprioception",
     "num_vq_tokens": "model.showo.num_vq_tokens",
+    "code_bits": "model.showo.code_bits",
     "clip_width": "the width of model.showo.clip_model_path",
     "resolution": "dataset.preprocessing.resolution",
     "max_seq_length": "dataset.preprocessing.max_seq_length",

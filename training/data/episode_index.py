@@ -5,8 +5,9 @@
      ...]
 
 A is 7 for CALVIN; all frames of a split have the same A. A frame may have ``"state": [S numbers]``, the robot's state
-as it was measured (CALVIN: the 15 numbers of ``robot_obs``), and ``"expert_action": [A numbers]``, the relative action
-that the expert wanted in this state, in the unit of ``rel_action``; then all frames of the split have one.
+as it was measured (CALVIN: the 15 numbers of ``robot_obs``); ``"expert_action": [A numbers]``, the relative action that
+the expert wanted in this state, in the unit of ``rel_action``; and ``"expert_chunk": [C * A numbers]``, the next C
+actions of an expert. Then all frames of the split have one.
 
 ``dir`` is a file with the images of that moment: an ``.npz`` with ``rgb_static`` (and ``rgb_gripper``), or an image
 file, with a second one under ``gripper_dir`` for a second camera. Relative paths start at the folder of
@@ -77,6 +78,7 @@ class ProcessedIndex:
     states: Column[np.float32] | None = None  # [N, S] the robot's state, None if frames have none
     expert_actions: Column[np.float32] | None = None  # [N, A] what the expert wanted, None if frames have none
     action_key: ActionKey = "rel_actions"  # the recorded actions that ``actions`` holds
+    expert_chunks: Column[np.float32] | None = None  # [N, C * A] actions of an expert, None if frames have none
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -322,6 +324,7 @@ class Frame:
     gripper_dir: str | None = None  # image of the second camera, if it is a file of its own
     state: Sequence[float] | None = None  # the robot's state, if it is known
     expert_action: Sequence[float] | None = None  # what the expert wanted, if it is known
+    expert_chunk: Sequence[float] | None = None  # C actions of an expert, one after the other
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from config.parsing import shown
 from config.schema import Job, LoRA
 from models.language_model import Backbone
-from models.pretrained.initial_weights import GROUND_KEYS, STATE_KEYS
+from models.pretrained.initial_weights import CODE_BITS_KEYS, GROUND_KEYS, STATE_KEYS
 from models.pretrained.weights_io import write_safetensors
 from models.upvla import UPVLA
 from training.optim.freeze import matching
@@ -36,8 +36,8 @@ def scale(settings: LoRA) -> float:
 
 
 def attach(model: UPVLA, job: Job) -> list[str]:
-    """Insert the adapters of ``lora``, and freeze all other weights except ``lora.train_fully``, the state encoder and
-    the ground head, which no backbone was pretrained with. Returns a note.
+    """Insert the adapters of ``lora``, and freeze all other weights except ``lora.train_fully``, the state encoder,
+    the ground head and the vectors of code bits, which no backbone was pretrained with. Returns a note.
 
     Without adapters (rank 0) nothing changes. Raises ValueError that names the key that does not fit the model.
     """
@@ -47,7 +47,7 @@ def attach(model: UPVLA, job: Job) -> list[str]:
     layers = attach_to(model.backbone, settings, job.training.seed)
     names = [name for name, _ in model.named_parameters()]
     fully = matching([n for n in names if ".lora_" not in n], settings.train_fully, "lora.train_fully")
-    fully |= {name for name in names if name.startswith((STATE_KEYS, GROUND_KEYS))}
+    fully |= {name for name in names if name.startswith((STATE_KEYS, CODE_BITS_KEYS, GROUND_KEYS))}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name or name in fully)
     return [f"lora: rank {settings.rank}, scale {scale(settings):g}, in {layers} linear layers of the backbone"]

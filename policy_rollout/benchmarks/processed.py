@@ -64,7 +64,7 @@ class ProcessedSplit:
         if missing:
             allowed = ", ".join([*self.action_keys, *([] if self.index.states is None else [STATE_KEY])])
             raise ValueError(
-                f"{self.path}: this processed split has no {missing[0]!r}; allowed: {allowed} (a newer conversion of the "
+                f"{self.path}: this processed split has no {missing[0]!r}; allowed: {allowed} (a newer conversion of "
                 "raw data may have more)"
             )
         return found

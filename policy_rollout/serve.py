@@ -152,7 +152,7 @@ def banner(policy: Policy, model: str, chosen: Settings, port: int, device: str)
         f"token     {'required' if chosen.token else 'none'}",
     ]
     if (state := state_read_by(policy)) is not None:
-        lines.insert(2, f"state     {state} in every observation: openpi's observation/state, vla-eval's states")
+        lines.insert(2, f"state     {state}, in every observation (openpi observation/state, vla-eval states)")
     if not is_local(chosen.host) and not chosen.token:
         lines.append(
             f"WARNING   {chosen.host} is open to other machines and no token is required: anyone there can use this "

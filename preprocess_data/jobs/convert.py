@@ -178,7 +178,7 @@ def convert(
     if (output / INDEX_NAME).is_file() and not is_processed(output):
         raise ValueError(f"{output} holds a data set of another format; give another --output-dir")
     with output_folder(output, "a conversion"):
-        folder = plan_folder(output / PARTS, {**plan, "jobs": [str(job) for job in jobs]})
+        folder = plan_folder(output / PARTS, {**plan, "state": state, "jobs": [str(job) for job in jobs]})
         files = [folder / f"part_{number:06d}.json" for number in range(len(jobs))]
         left_out = _read_all(jobs, files, read, sources, workers, progress, skip_bad)
         result = _write(output, files, action, units, left_out, progress, state)

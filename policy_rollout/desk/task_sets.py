@@ -19,7 +19,7 @@ from policy_rollout.closed_loop.single_task import Episode, Rollout, run_episode
 from policy_rollout.desk.env import DeskEnv
 from policy_rollout.desk.experts.evaluate import run_chain, run_episode
 from policy_rollout.desk.experts.policy import QUIET, ScriptedExpert, task_resets
-from policy_rollout.policies.interface import Observation, Policy
+from policy_rollout.policies.interface import CAMERAS, Observation, Policy
 
 FIRST_SEED = 1000
 """Seed of the first episode's reset; recordings draw theirs from 2^31 others."""
@@ -58,14 +58,18 @@ class TaskSet:
         return DeskBenchmark(scene=self.scene, static_size=self.static_size, gripper_size=self.gripper_size)
 
     @property
+    def _sizes(self) -> tuple[int, int]:
+        return self.static_size, self.gripper_size
+
+    @property
     def colour_tasks(self) -> tuple[str, ...]:
         """The tasks that name the colour of a block."""
         return tuple(task for task in self.tasks if any(colour in task.split("_") for colour in COLOURS))
 
     def with_cameras(self, cameras: Mapping[str, Sequence[int]]) -> TaskSet:
         """Return the task set with images of a model's training data: camera -> (height, width)."""
-        sizes = {"static_size": "rgb_static", "gripper_size": "rgb_gripper"}
-        return replace(self, **{name: int(cameras[key][0]) for name, key in sizes.items() if key in cameras})
+        static, gripper = (cameras.get(name, (size,))[0] for name, size in zip(CAMERAS, self._sizes, strict=True))
+        return replace(self, static_size=int(static), gripper_size=int(gripper))
 
     def rules(self) -> dict[str, Any]:
         """Return everything that outcomes depend on, except the policy and the number of episodes."""
@@ -139,8 +143,16 @@ class TaskSet:
             done[record.index] = record.completed
             progress(record)
 
-        rules = {"max_steps": self.max_steps, "replan_every": self.replan_every}
-        run_chains(self.desk, policy, jobs, finished, **rules, ensemble=self.ensemble, parallel=16)
+        run_chains(
+            self.desk,
+            policy,
+            jobs,
+            finished,
+            max_steps=self.max_steps,
+            replan_every=self.replan_every,
+            ensemble=self.ensemble,
+            parallel=16,
+        )
         return [done[job.index] for job in jobs]
 
     def expert_frames(self, episodes: int) -> list[tuple[str, Observation]]:

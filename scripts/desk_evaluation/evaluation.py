@@ -78,8 +78,8 @@ class Outcome:
         """Return by how much the success of ``other`` is higher in the same episodes, by a paired bootstrap."""
         mine, theirs = self.by_episode, other.by_episode
         both = [index for index in mine if index in theirs]
-        pair = (np.array([done[index] for index in both], float) for done in (theirs, mine))
-        return paired_difference(*pair).interval
+        first, second = (np.array([done[index] for index in both], float) for done in (theirs, mine))
+        return paired_difference(first, second).interval
 
 
 def available(tasks: TaskSet) -> tuple[str, ...]:

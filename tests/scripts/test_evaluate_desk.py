@@ -133,7 +133,7 @@ def test_held_out_recordings_add_the_hand_in_predicted_frames(
         ("trained", SimpleNamespace(act_step=5)),
         ("rules", DOORS),
     ):
-        monkeypatch.setattr(evaluate_desk.Evaluation, name, value)
+        monkeypatch.setattr(Evaluation, name, value)
     monkeypatch.setattr(evaluate_desk, "_policies", lambda args, evaluation: ("trained", "scripted experts"))
     arguments = ["--model", str(tmp_path), "--held-out"]
     assert evaluate_desk.main([*arguments, str(tmp_path / "nothing")]) == 2

@@ -46,7 +46,8 @@ recipe: $(VENV)/.minimal ## a small policy: record, tokenize, train, evaluate on
 desk-policy: recipe ## the shipped model (assets/desk_policy): that model learns future frames; evaluated as it is shipped
 	$(RUN) train_upvla.py config=./config/tiny_desk_future.yaml dataset.params.train_pre_shards_path_or_url=data/desk_doors_training
 	$(RUN) -m scripts.dev.package_policy --run outputs/tiny_desk_future --out assets/desk_policy
-	$(RUN) -m scripts.evaluate_desk --model assets/desk_policy --output-dir outputs/desk_policy
+	$(RUN) -m scripts.evaluate_desk --model assets/desk_policy --output-dir outputs/desk_policy \
+	    --held-out data/desk_doors_validation
 
 recipe-all: $(VENV)/.minimal ## a policy for all 34 tasks of the desk in scene D: moments, train, evaluate (hours; docs/desk.md)
 	$(RUN) preprocess_data/make_desk_moments.py --out data/desk_all --count 28000 --static-size 128 --gripper-size 64 --processes 2

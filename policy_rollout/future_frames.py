@@ -11,8 +11,10 @@ with the present frame in place of the prediction, and with the true frame, whic
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from common.arguments import command_parser, path_argument, whole
@@ -114,7 +116,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = evaluate(policy, open_split(args.probe_data), recording, args.probe_frames, args.samples, args.seed)
     print(found.summary(policy.act_step))
     if args.output_json is not None:
-        write_text(args.output_json, json.dumps(found.as_json(), indent=1) + "\n")
+        assert policy.source is not None
+        conditions = {
+            "command": shlex.join(["python", "-m", "policy_rollout.future_frames", *(argv or sys.argv[1:])]),
+            "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
+            "weights_sha256": policy.source.weights_sha256,
+            "probe": {"frames": args.probe_frames, "seed": args.seed},
+        }
+        write_text(args.output_json, json.dumps({**conditions, **found.as_json()}, indent=1) + "\n")
     if args.figure is not None:
         write_png(args.figure, draw(policy, recording, found, args.rows))
     written = [str(path) for path in (args.output_json, args.figure) if path is not None]

@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         file = args.model / "config.yaml"
         raise FileNotFoundError(f"{file} does not exist; --model is the output folder of a training run")
     if args.held_out is not None:
-        open_split(args.held_out)  # raises before the episodes are run
+        if args.only:
+            raise ValueError("--held-out belongs to the report, which --only does not write")
+        len(open_split(args.held_out).annotations)  # raises before the episodes are run
     folder = (args.output_dir or args.model).resolve()
     evaluation = _evaluation(args, folder)
     names = _policies(args, evaluation)

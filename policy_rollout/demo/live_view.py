@@ -20,13 +20,14 @@ from rich.text import Text
 from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, Recorder
 from policy_rollout.policies.action_chunking import Actions
 from policy_rollout.policies.interface import Observation
+from policy_rollout.reports.rollout_video import RATE
 
 MAX_IMAGE, MIN_IMAGE = 56, 24
 """Width of the camera image in characters; one character is one pixel wide and two high."""
 FIGURES_WIDTH, FRAME_HEIGHT = 50, 4
 """Characters that the window needs next to the image, and lines above and below it."""
-RATE = 30.0
-"""Control steps per second of the robot, which the window does not exceed."""
+INTERVAL = 2
+"""Control steps between two updates of the window."""
 
 
 @dataclass
@@ -71,7 +72,8 @@ class LiveView:
 
     def add_frame(self, job: ChainJob, task_index: int, step: int, image: NDArray[np.uint8]) -> None:
         self.recorder.add_frame(job, task_index, step, image)
-        self._show(job, task_index, step + 1, image)
+        if step % INTERVAL == 0:
+            self._show(job, task_index, step + 1, image)
 
     def finish_chain(self, job: ChainJob, record: ChainRecord) -> None:
         self.close()
@@ -88,7 +90,7 @@ class LiveView:
         if self._live is None:
             return
         time.sleep(max(0.0, self._next_frame - time.monotonic()))
-        self._next_frame = time.monotonic() + self.frame_interval / RATE
+        self._next_frame = time.monotonic() + INTERVAL / RATE
         self._live.update(self._window(job, task_index, step, image), refresh=True)
 
     def _window(self, job: ChainJob, task_index: int, step: int, image: NDArray[np.uint8]) -> Panel:

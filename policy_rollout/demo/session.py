@@ -29,7 +29,7 @@ from policy_rollout.desk.task_sets import TaskSet
 from policy_rollout.policies.interface import ActionConvention
 from policy_rollout.policies.upvla import UPVLAPolicy
 from policy_rollout.report import write_report
-from policy_rollout.reports.rollout_video import RolloutVideoRecorder
+from policy_rollout.reports.rollout_video import RATE, RolloutVideoRecorder
 
 ANY_TASK = "any task"
 """The task of a sentence: done when the oracle confirms any of the 34 tasks."""
@@ -109,7 +109,7 @@ class Session:
         self.benchmark = self.tasks.desk
         self.desk = DeskEnv(self.tasks.scene, static_size=self.tasks.static_size, gripper_size=self.tasks.gripper_size)
         self._oracle = AnyTaskOracle(self.benchmark.oracle())
-        films = RolloutVideoRecorder(self.folder, sys.maxsize, self.policy, self._write_film)
+        films = RolloutVideoRecorder(self.folder, sys.maxsize, self.policy, self._write_film, frame_interval=1)
         self._view = LiveView(
             films, self.console, lambda: state_texts(self.desk.get_obs(render=False)), self.tasks.max_steps
         )
@@ -175,13 +175,14 @@ class Session:
         self.console.print(line, highlight=False, soft_wrap=True)
 
     def _write_film(self, path: Path, frames: Sequence[RgbImage], fps: float) -> None:
+        frames = frames[1:]  # the first one is the model's observation, of another resolution
         write_gif(path, frames, fps)
         if len(self.records) < ANIMATED:
             self.frames.extend(frames)
 
     def write(self) -> None:
         """Write demo.gif, results.json and report.html, and print where they are."""
-        write_gif(self.folder / "demo.gif", self.frames)
+        write_gif(self.folder / "demo.gif", self.frames, RATE)
         rules = self.tasks
         settings = {"ep_len": rules.max_steps, "replan_every": rules.replan_every, "ensemble": rules.ensemble}
         made_with = record_settings(self.policy, self.benchmark, settings)

@@ -17,8 +17,12 @@ from policy_rollout import future_frames as command
 from policy_rollout.benchmarks import future_frames
 from policy_rollout.benchmarks.future_frames import FutureFrames, HandProbe, as_bits, measure, train_probe
 from policy_rollout.benchmarks.offline import Sample
+from policy_rollout.demo.__main__ import MODEL
 from policy_rollout.policies.interface import Observation
+from policy_rollout.policies.upvla import UPVLAPolicy
+from preprocess_data import make_desk_demos
 from tests.policy.saved_model import write_model
+from training.data.calvin import CalvinSplit
 
 BITS, N, T = 4, 6, 3
 
@@ -149,3 +153,17 @@ def test_the_command_measures_an_untrained_model(
     assert (tmp_path / "figure.png").stat().st_size > 1000
     assert command.main([*arguments, "--data", str(split_dir)]) == 2
     assert "the probe would know its frames" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_bundled_model_predicts_the_hand_better_than_no_motion(tmp_path: Path) -> None:
+    """A small version of the measurement in docs/desk.md: a coarser probe, and fewer frames."""
+    common = ["--out", str(tmp_path), "--tasks", "doors_and_lights", "--static-size", "128", "--gripper-size", "64"]
+    for split, episodes in (("training", "8"), ("validation", "3")):
+        assert make_desk_demos.main([*common, "--split", split, "--episodes", episodes, "--workers", "1"]) == 0
+    policy = UPVLAPolicy.from_config(MODEL / "config.yaml", "cpu", checkpoint=MODEL)
+    training, held_out = (CalvinSplit(tmp_path / split) for split in ("training", "validation"))
+    found = future_frames.evaluate(policy, training, held_out, probe_frames=1500, samples=80)
+    median = {source: float(np.median(found.errors(source))) for source in future_frames.SOURCES}
+    assert median["true"] < median["predicted"] < 0.75 * median["present"]
+    assert found.near("predicted").point > found.near("present").point

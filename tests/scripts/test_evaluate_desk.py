@@ -6,10 +6,13 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from policy_rollout.benchmarks.future_frames import SOURCES, FutureFrames
+from policy_rollout.benchmarks.offline import Sample
 from policy_rollout.calvin.instructions import validation_instruction
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.desk.task_sets import ALL_TASKS, DOORS, TaskSet, other_colour
@@ -114,6 +117,34 @@ def test_a_folder_without_a_run_is_one_line(tmp_path: Path, capsys: pytest.Captu
     error = capsys.readouterr().err
     assert "config.yaml does not exist" in error
     assert error.count("\n") == 1
+
+
+def test_held_out_recordings_add_the_hand_in_predicted_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").touch()
+    hand = np.zeros((2, 3), np.float32)
+    found = FutureFrames([Sample("", "", 0, 5)] * 2, np.arange(2), dict.fromkeys(SOURCES, hand), hand, hand)
+    for name, value in (
+        ("outcome", lambda self, name: Outcome(name, [True] * 8, [3])),
+        ("conditions", lambda self, name: {}),
+        ("sensitivity", lambda self: {}),
+        ("future_frames", lambda self, split: found),
+        ("trained", SimpleNamespace(act_step=5)),
+        ("rules", DOORS),
+    ):
+        monkeypatch.setattr(Evaluation, name, value)
+    monkeypatch.setattr(evaluate_desk, "_policies", lambda args, evaluation: ("trained", "scripted experts"))
+    arguments = ["--model", str(tmp_path), "--held-out"]
+    assert evaluate_desk.main([*arguments, str(tmp_path / "nothing")]) == 2
+    assert "nothing is not a directory" in capsys.readouterr().err
+    monkeypatch.setattr(evaluate_desk, "open_split", lambda path: SimpleNamespace(annotations=()))
+    assert evaluate_desk.main([*arguments, "x", "--only", "trained"]) == 2
+    assert evaluate_desk.main([*arguments, "x"]) == 0
+    text = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert "## Future frames" in text
+    assert "| predicted frame | 100 %" in text
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["future_frames"]["samples"] == 2
 
 
 def test_an_outcome_is_stored_and_run_again_for_more_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,7 @@ class Evaluation:
             return {"weights": self.trained.source.weights_sha256, "image_tokenizer": self.trained.vq.weights_hash}
         if name == UNTRAINED:
             vq = load_magvit(self.job.model.vq_model.vq_model_name)
-            settings = settings_of(self.job)  # they determine its random weights
+            settings = settings_of(self._untrained_job)  # they determine its random weights
             digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
             return {"settings": digest, "image_tokenizer": vq.weights_hash}
         if name == MEAN:
@@ -219,9 +219,15 @@ class Evaluation:
             lengths = rules.run_policy_chains(policy, jobs, lambda _: _advance(bar)) if jobs else []
         return Outcome(name, [record.success for record in rollout.records], lengths, indices)
 
+    @property
+    def _untrained_job(self) -> Job:
+        """The run's job from random weights, also if it continued from another run."""
+        showo = replace(self.job.model.showo, load_from_showo=False, pretrained_model_path=None)
+        return replace(self.job, model=replace(self.job.model, showo=showo))
+
     def _untrained(self) -> Policy:
         vq = load_magvit(self.job.model.vq_model.vq_model_name)
-        built = build(self.job, state=self.trained.spec.data.state_convention)
+        built = build(self._untrained_job, state=self.trained.spec.data.state_convention)
         return UPVLAPolicy(built, vq, device=pick_device(self.device))
 
     def _mean_action(self) -> np.ndarray:

@@ -42,7 +42,7 @@ from models.vision.magvitv2 import load_magvit
 from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action
 from policy_rollout.closed_loop.single_task import Rollout
 from policy_rollout.desk.task_sets import DOORS
-from policy_rollout.policies.upvla import ConstantPolicy, Observation, Policy, UPVLAPolicy
+from policy_rollout.policies.upvla import ConstantPolicy, Policy, UPVLAPolicy
 from preprocess_data import make_desk_demos, process_calvin, tokenize_images
 from training.data.calvin import CalvinSplit
 

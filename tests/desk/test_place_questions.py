@@ -12,11 +12,12 @@ import pytest
 from config.schema import MMU_INDEX
 from policy_rollout.calvin.scene_state import KEYS, Regions, symbolic_state
 from policy_rollout.desk.layout import SLIDE_RANGE, layout_of
-from preprocess_data import locate_objects, make_place_questions
-from preprocess_data.desk_scenes import grid
+from preprocess_data import locate_objects
 from preprocess_data.desk_scenes.objects import OBJECTS, object_of_task, object_positions
 from preprocess_data.make_desk_scenes import Settings, make_scenes
-from preprocess_data.make_place_questions import TRUTHS, blind, make_questions
+from preprocess_data.place_questions import grid
+from preprocess_data.place_questions.__main__ import TRUTHS, blind, make_questions
+from preprocess_data.place_questions.__main__ import main as place_questions
 from tests.data.builders import frame_arrays
 from training.data.calvin import CalvinSplit
 from training.data.episode_index import read_index
@@ -134,7 +135,7 @@ def test_conversations_are_llavas_and_answers_are_scored_in_millimetres(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "places"
-    assert make_place_questions.main(["--data", str(scenes), "--out", str(out), "--images", "20", "--turns", "1"]) == 0
+    assert place_questions(["--data", str(scenes), "--out", str(out), "--images", "20", "--turns", "1"]) == 0
     assert "best fixed answers" in capsys.readouterr().out
     records = json.loads((out / MMU_INDEX).read_text())
     assert len(records) == 20
@@ -144,7 +145,7 @@ def test_conversations_are_llavas_and_answers_are_scored_in_millimetres(
     answers = {record["id"]: record["conversations"][1]["value"] for record in records}
     results = [{"id": name, "answer": answer} for name, answer in answers.items()]
     (tmp_path / "results.json").write_text(json.dumps({"records": results}))
-    assert make_place_questions.main(["--score", str(tmp_path), "--out", str(out)]) == 0
+    assert place_questions(["--score", str(tmp_path), "--out", str(out)]) == 0
     line = capsys.readouterr().out
     assert f"{len(truths)} of {len(truths)} answers name a cell" in line
     assert float(line.split("its centre is ")[1].split()[0]) < 36

@@ -1,6 +1,6 @@
 """Write questions about places on the desk, with answers in words, as conversations that the mmu flow trains on.
 
-python preprocess_data/make_place_questions.py --data data/desk_scenes/training --out data/places
+python -m preprocess_data.place_questions --data data/desk_scenes/training --out data/places
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from policy_rollout.benchmarks.vqa.questions import Question
 from policy_rollout.benchmarks.vqa.results import FILE as RESULTS
 from policy_rollout.benchmarks.vqa.scores import blind_guess
 from policy_rollout.desk.layout import SCENES, layout_of
-from preprocess_data.desk_scenes import grid
 from preprocess_data.desk_scenes.locate import CALVIN, scenes_of
-from preprocess_data.desk_scenes.questions import Balance, PlaceQuestion, all_questions
 from preprocess_data.jobs.resume import output_folder
+from preprocess_data.place_questions import grid
+from preprocess_data.place_questions.questions import Balance, PlaceQuestion, all_questions
 from training.data.episode_index import read_index
 from training.data.readers import read_npz
 
@@ -50,11 +50,11 @@ results into millimetres."""
 
 EPILOG = """\
 examples:
-  make_place_questions.py --data data/desk_scenes/training --out data/places
-  make_place_questions.py --data data/desk_scenes/validation --out data/places_validation --turns 1
-  make_place_questions.py --data data/desk_training --out data/places_demos --images 2000
+  python -m preprocess_data.place_questions --data data/desk_scenes/training --out data/places
+  python -m preprocess_data.place_questions --data data/desk_scenes/validation --out data/places_validation --turns 1
+  python -m preprocess_data.place_questions --data data/desk_training --out data/places_demos --images 2000
       2000 frames of demonstrations, evenly spaced
-  make_place_questions.py --score results/vqa/conversations_1a2b3c4d --out data/places_validation
+  python -m preprocess_data.place_questions --score results/vqa/conversations_1a2b3c4d --out data/places_validation
       errors of the answers of a model:
       eval_vqa.py --checkpoint outputs/mine --questions data/places_validation/llava_v1_5_mix665k.json"""
 
@@ -151,7 +151,7 @@ def score(results: Path, out: Path) -> str:
     Raises ValueError if the results are about other questions.
     """
     file = results / RESULTS if results.is_dir() else results
-    truths = read_object(out / TRUTHS, "--out is a folder of make_place_questions.py")
+    truths = read_object(out / TRUTHS, "--out is a folder of preprocess_data.place_questions")
     records = [
         r for r in read_object(file, "--score takes a results.json of eval_vqa.py")["records"] if r["id"] in truths
     ]
@@ -164,7 +164,7 @@ def score(results: Path, out: Path) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = command_parser(DESCRIPTION, EPILOG, prog="make_place_questions.py")
+    made = command_parser(DESCRIPTION, EPILOG, prog="python -m preprocess_data.place_questions")
     add = made.add_argument
     add("--data", type=path_argument, metavar="DIR", help="processed split whose frames record scene_obs")
     add("--out", type=path_argument, required=True, metavar="DIR", help="folder to write; made if missing")
@@ -176,7 +176,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-@report_errors("make_place_questions")
+@report_errors("place_questions")
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     if options.score is not None:
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if options.data is None:
         raise ValueError("give --data, or --score; --help shows examples")
-    with output_folder(options.out, "make_place_questions"):
+    with output_folder(options.out, "place_questions"):
         asked = make_questions(options.data, options.images, options.turns, options.seed, options.scene)
         write_questions(options.data, options.out, asked)
     print(describe(options.out, asked))

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from policy_rollout.calvin.scene_state import KEYS, Regions, symbolic_state
 from policy_rollout.calvin.tasks import COLOURS
 from policy_rollout.desk.layout import SLIDE_RANGE, Layout
-from preprocess_data.desk_scenes.grid import SURFACES, cell_words
 from preprocess_data.desk_scenes.objects import BLOCKS, OBJECTS, block_positions, object_positions
+from preprocess_data.place_questions.grid import SURFACES, cell_words
 
 Array = npt.NDArray[np.float64]
 

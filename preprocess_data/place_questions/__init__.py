@@ -1,0 +1,1 @@
+"""Questions about places on the desk, with answers in words of a grid."""

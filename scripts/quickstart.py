@@ -26,7 +26,6 @@ from tqdm import tqdm
 import train_upvla
 from common.arguments import command_parser, path_argument, whole
 from common.command import report_errors, run_command
-from common.constants import STATE_KEY
 from common.files import write_text
 from common.folder_lock import hold
 from common.image_grid import GREEN, RED, add_caption, image_grid, side_by_side, write_png
@@ -39,6 +38,7 @@ from config.schema import Job, Objective
 from models.objectives import text_objective
 from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit
+from policy_rollout.benchmarks.future_frames import observe
 from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action
 from policy_rollout.closed_loop.single_task import Rollout
 from policy_rollout.desk.task_sets import DOORS
@@ -168,11 +168,9 @@ def draw_futures(policy: UPVLAPolicy, split: CalvinSplit, path: Path, rows: int 
     windows = [w for w in split.annotations if w.end - w.start >= policy.act_step][:rows]
     cells = []
     for window in windows:
-        moments = (window.start, window.start + policy.act_step)
-        now, later = (split.frame(moment, ("rgb_static",), optional=(STATE_KEY,)) for moment in moments)
-        observation = Observation(now["rgb_static"], window.instruction, robot_obs=now.get(STATE_KEY))
-        predicted = policy.predict_future([observation])[0, 0]
-        row = side_by_side([now["rgb_static"], predicted, later["rgb_static"]], height=192)
+        now, later = (observe(split, window.start + step, window.instruction, policy) for step in (0, policy.act_step))
+        predicted = policy.predict_future([now])[0, 0]
+        row = side_by_side([now.rgb_static, predicted, later.rgb_static], height=192)
         cells.append(add_caption(row, window.instruction, f"now | predicted | true, {policy.act_step} steps ahead"))
     write_png(path, image_grid(cells, columns=1))
 

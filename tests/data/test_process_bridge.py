@@ -290,7 +290,7 @@ def test_trajectories_of_equal_numbers_come_in_one_order_on_every_disk(
 def test_a_run_killed_at_the_end_does_not_leave_data_that_would_be_taken_for_calvins(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(convert, "MIN_INDEXED", 0)

@@ -22,6 +22,7 @@ Attention = Literal["sdpa", "eager", "flex_attention"]
 Proprioception = Literal["none", "pose"]
 ActionNormalisation = Literal["none", "min_max", "quantile"]
 ActionLoss = Literal["mse", "l1"]
+ActionKey = Literal["rel_actions", "expert_actions"]
 OnBadRecord = Literal["skip", "error"]
 TextOnly = Literal["skip", "use"]
 Schedule = Literal[
@@ -256,6 +257,9 @@ class Dataset:
     augment: Augment = section(Augment)
     action_normalisation: ActionNormalisation = field(
         "none", "scale each action dimension to [-1, 1] by the training data's extremes or 1st and 99th percentiles"
+    )
+    action_key: ActionKey = field(
+        "rel_actions", "label: the recorded motion, or what the expert wanted in the recorded state (expert_actions)"
     )
     preprocessing: Preprocessing = section(Preprocessing)
 

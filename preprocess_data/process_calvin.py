@@ -25,7 +25,7 @@ from preprocess_data.jobs.conversion_cli import output_options, summarise, verif
 from preprocess_data.jobs.resume import output_folder
 from training.data.calvin import Annotation, CalvinSplit
 from training.data.checks.dataset import ActionChecks, Finding, require
-from training.data.dataset_spec import read_contract, write_contract
+from training.data.dataset_spec import DataContract, read_contract, write_contract
 from training.data.episode_index import INDEX_NAME, MIN_INDEXED, Episode, Frame, build_index, write_index
 from training.future_view_prediction_w_action_dataset import CAMERAS
 
@@ -36,8 +36,8 @@ DESCRIPTION = """\
 Make a processed split, which training reads, from a raw CALVIN split (task_D_D/training, the debug data set, the zip
 of the download, or a recording of the embedded desk): a folder with dataset_info.json, in which every language
 annotation is one episode with its instruction, the files of its frames (first to last, both included), their relative
-and absolute actions and the robot's state; and dataset_info.index, from which training starts immediately.
-A killed command resumes when started again."""
+and absolute actions, the robot's state and, if they were recorded, the expert's actions; and dataset_info.index, from
+which training starts immediately. A killed command resumes when started again."""
 
 EPILOG = """\
 examples:
@@ -99,7 +99,8 @@ def write_processed(
     if not annotations:
         raise ValueError(f"{split.path} gives no annotated window to process")
     with output_folder(output_dir, "process_calvin"):
-        action = read_contract(split.path).action
+        contract = read_contract(split.path)
+        action = contract.action
         ids = _frames_of(annotations)
         copies = output_dir / "frames" if placement == "copy" else None
         read = read_actions(split, ids, output_dir, copies, workers, progress, skip_bad, action)
@@ -113,7 +114,7 @@ def write_processed(
         if not windows:
             raise ValueError(f"{split.path}: no window is whole; the first: {left_out[0]}")
         notes = tuple(require(_check(split, ids, read, action)))
-        frames = _write(split, windows, ids, read, output_dir, placement, action)
+        frames = _write(split, windows, ids, read, output_dir, placement, contract)
         if (output_dir / INDEX_NAME).stat().st_size >= MIN_INDEXED:
             build_index(output_dir, progress)
         finish(output_dir)
@@ -128,7 +129,7 @@ def _write(
     read: Actions,
     output_dir: Path,
     placement: Placement,
-    action: Mapping[str, Any],
+    contract: DataContract,
 ) -> int:
     """Write the contract and dataset_info.json; return the number of listed frames."""
     name = _namer(split, output_dir, placement)
@@ -143,6 +144,7 @@ def _write(
                     read.relative[row].tolist(),
                     read.absolute[row].tolist(),
                     state=read.states[row].tolist() or None,
+                    expert_action=read.expert[row].tolist() or None,
                 )
                 for row in rows
             ]
@@ -151,8 +153,14 @@ def _write(
     def declare() -> None:
         """Write the declaration of the raw split (CALVIN's convention by default) as the contract."""
         rows = np.concatenate([np.searchsorted(ids, np.arange(window.start, window.end + 1)) for window in windows])
-        states = read.states[rows] if read.states.shape[1] else None
-        write_contract(output_dir, _cameras(split, windows[0].start), action, read.relative[rows], states=states)
+        write_contract(
+            output_dir,
+            _cameras(split, windows[0].start),
+            contract.action,
+            read.relative[rows],
+            states=read.states[rows] if read.states.shape[1] else None,
+            action_key=contract.action_key,
+        )
 
     return write_index(output_dir, episodes(), before=declare)
 

@@ -44,7 +44,7 @@ from training.data.formats.shards import Plan, ShardWriter, begin, write_frames
 from training.data.readers import npz_shapes
 from training.future_view_prediction_w_action_dataset import CAMERAS
 
-KEYS = (*CAMERAS, "rel_actions", "actions", "robot_obs", "scene_obs")
+KEYS = (*CAMERAS, "rel_actions", "actions", "robot_obs", "scene_obs", "expert_actions")
 BATCH = 64
 """Frames."""
 

@@ -51,6 +51,7 @@ from torch.utils.data import Dataset
 
 from common.constants import CAMERAS as CAMERAS
 from common.constants import action_layout
+from config.schema import ActionKey
 from models.processing.image import fit
 from training.data.action_chunks import action_chunk, action_chunks
 from training.data.batch import RobotBatch, RobotSample
@@ -72,6 +73,7 @@ class DataProvider(Dataset[RobotSample]):
         tokens: the token cache of this data set. With it samples hold codes in place of images, and no image is
             opened or has to exist.
         with_positions: samples have the positions of objects, if the data set does (``object_positions.index``).
+        action_key: the label: the recorded motion, or what the expert wanted.
 
     The index is mapped from disk (for a small data set: in memory), shared by data workers, and finds a sample in
     constant time. A sample opens the file of its frame and the file of the future frame, once each.
@@ -88,6 +90,7 @@ class DataProvider(Dataset[RobotSample]):
         num_view: int,
         tokens: TokenCache | None = None,
         with_positions: bool = False,
+        action_key: ActionKey = "rel_actions",
     ) -> None:
         if act_step < 1:
             raise ValueError(f"act_step must be at least 1, is {act_step}")
@@ -98,7 +101,7 @@ class DataProvider(Dataset[RobotSample]):
         self.num_view = num_view
         self.tokens = tokens
         self._texts: dict[int, str] = {}
-        self.data = read_index(root, images=tokens is None)
+        self.data = read_index(root, images=tokens is None, action_key=action_key)
         self.positions = read_positions(root, self.data) if with_positions else None
         self.layout = action_layout(read_contract(root).for_actions(self.data.action_dim).action)
         self._chunk_steps = self._steps_of_chunks()

@@ -80,7 +80,7 @@ class StateConvention:
         return torch.cat([position, *turns, states[..., list(self.gripper)]], dim=-1)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StateConvention:

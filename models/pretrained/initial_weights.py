@@ -84,7 +84,8 @@ def _drop_unfit(model: UPVLA, state: dict[str, Tensor], file: Path) -> list[str]
         raise ValueError(
             f"{file} reads the robot's state, and model.vla.proprioception is none; set model.vla.proprioception=pose"
         )
-    if encoder and state[encoder[0]].shape != dict(model.named_parameters())[encoder[0]].shape:
+    wanted_shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if any(state[name].shape != wanted_shapes.get(name) for name in encoder):
         for name in encoder:
             del state[name]
     saved, wanted = _saved_action_dim(file), model.spec.action_dim

@@ -67,9 +67,10 @@ def prepare(options: argparse.Namespace) -> Evaluation:
     contract = split.contract if isinstance(split, ProcessedSplit) else read_contract(split.path)
     convention = ActionConvention(**contract.action)
     policy = make_policy(options, convention)
-    if isinstance(split, ProcessedSplit) and options.action_key != "rel_actions":
-        raise ValueError(f"--action-key {options.action_key}: {split.path} is a processed split; allowed: rel_actions")
-    if options.action_key == "rel_actions":
+    if isinstance(split, ProcessedSplit) and options.action_key not in split.action_keys:
+        allowed = " or ".join(split.action_keys)
+        raise ValueError(f"--action-key {options.action_key}: {split.path} is a processed split; allowed: {allowed}")
+    if options.action_key != "actions":
         require_same_convention(policy.convention, convention, str(contract.path))
     crossing = set(split.crossing(split.annotations))
     windows = [window for window in split.annotations if window not in crossing]
@@ -98,6 +99,8 @@ def _codes(options: argparse.Namespace, split: CalvinSplit | ProcessedSplit, pol
         return None
     if isinstance(split, ProcessedSplit):
         raise ValueError(f"--token-cache {options.token_cache}: {split.path} is a processed split; leave it out")
+    if options.action_key == "expert_actions":
+        raise ValueError(f"--token-cache {options.token_cache}: it has no expert_actions; leave it out")
     if not isinstance(policy, UPVLAPolicy):
         raise ValueError(f"--token-cache {options.token_cache}: a baseline reads no images; use it with --model-config")
     return coded_frames(options.token_cache, split, policy)
@@ -125,8 +128,9 @@ def make_policy(options: argparse.Namespace, declared: ActionConvention) -> Poli
 def mean_training_action(options: argparse.Namespace) -> NDArray[np.float32]:
     """Return the mean action [A] of a processed split, or of the annotated frames of a raw one."""
     folder = _train_split(options)
-    if (folder / INDEX_NAME).is_file() and options.action_key == "rel_actions":
-        return np.asarray(np.mean(read_index(folder).actions[:], axis=0, dtype=np.float64), dtype=np.float32)
+    if (folder / INDEX_NAME).is_file() and options.action_key != "actions":
+        actions = read_index(folder, action_key=options.action_key).actions[:]
+        return np.asarray(np.mean(actions, axis=0, dtype=np.float64), dtype=np.float32)
     training = CalvinSplit(folder)
     return mean_action(training, list_samples(training.annotations, options.act_step), options.action_key)
 

@@ -21,7 +21,7 @@ from training.future_view_prediction_w_action_dataset import DataProvider
 class ProcessedSplit:
     """A processed split as ``CalvinSplit`` gives a raw one: frames by number, and windows with instructions.
 
-    ``rel_actions`` are the only actions that it has.
+    It has ``rel_actions`` and, if they were recorded, ``expert_actions``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,12 +39,17 @@ class ProcessedSplit:
             for episode, (start, stop) in enumerate(pairwise(starts))
         )
 
+    @property
+    def action_keys(self) -> tuple[str, ...]:
+        """The actions that its frames have."""
+        return ("rel_actions",) if self.index.expert_actions is None else ("rel_actions", "expert_actions")
+
     def crossing(self, windows: Sequence[Annotation]) -> list[Annotation]:
         """Return no window: an episode lies in one recording."""
         return []
 
     def frame(self, index: int, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Return the images, ``rel_actions`` and ``robot_obs`` of one frame, as far as ``keys`` names them."""
+        """Return the images, actions and ``robot_obs`` of one frame, as far as ``keys`` names them."""
         cameras = [camera for camera in CAMERAS if camera in keys]
         found: dict[str, NDArray[Any]] = {}
         if cameras:
@@ -52,11 +57,13 @@ class ProcessedSplit:
             found = {camera: images[CAMERAS.index(camera)] for camera in cameras}
         if "rel_actions" in keys:
             found["rel_actions"] = self.index.actions[index]
-        if STATE_KEY in keys and self.index.states is not None:
-            found[STATE_KEY] = self.index.states[index]
+        for key, column in {STATE_KEY: self.index.states, "expert_actions": self.index.expert_actions}.items():
+            if key in keys and column is not None:
+                found[key] = column[index]
         missing = [key for key in keys if key not in found]
         if missing:
-            raise ValueError(f"{self.path}: a processed split has no {missing[0]!r}; allowed: rel_actions")
+            allowed = ", ".join(self.action_keys)
+            raise ValueError(f"{self.path}: a processed split has no {missing[0]!r}; allowed: {allowed}")
         return found
 
     def _provider(self, views: int) -> DataProvider:

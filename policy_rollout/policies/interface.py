@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from common.constants import CALVIN_ACTION_DIM, ActionLayout, action_layout
 from common.constants import CAMERAS as CAMERAS
 
-ACTION_KEYS = ("rel_actions", "actions")
+ACTION_KEYS = ("rel_actions", "actions", "expert_actions")
 """Recorded actions that offline evaluation compares with."""
 ACTION_DECODERS = ("regression", "block_diffusion")
 """Sources of actions: the regression head, or decoded action tokens."""

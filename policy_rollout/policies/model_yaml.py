@@ -142,6 +142,7 @@ def _declared(spec: ModelConfig) -> dict[str, Any]:
         "act_step": spec.act_step,
         "model.vla.num_view": spec.num_view,
         "model.vla.action_dim": spec.action_dim,
+        "model.vla.proprioception": spec.proprioception,
         "model.showo.num_vq_tokens": spec.num_vq_tokens,
         "model.showo.codebook_size": spec.codebook_size,
         "model.showo.llm_vocab_size": spec.words,

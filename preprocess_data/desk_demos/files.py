@@ -106,6 +106,7 @@ class EpisodeEntry:
     windows: tuple[tuple[int, int, str, str], ...]  # start, end (ids of the split), task, instruction
     failed: tuple[str, ...]
     moments: Mapping[str, Moments]  # of robot_obs, scene_obs, actions
+    by_policy: tuple[bool | None, ...] = ()  # of each window: whether a policy completed the task, None for an expert
 
     @property
     def last(self) -> int:
@@ -121,6 +122,7 @@ class EpisodeEntry:
             tuple((int(a), int(b), str(task), str(text)) for a, b, task, text in content["windows"]),
             tuple(content["failed"]),
             {name: Moments.from_json(moments) for name, moments in content["moments"].items()},
+            tuple(content.get("by_policy", ())),
         )
 
 
@@ -132,7 +134,7 @@ def record_episode(job: EpisodeJob) -> tuple[int, float]:
     settings, episode, folder = job
     global _player  # the desk of the last episode is used again
     if _player is None or _player.settings != settings:
-        _player = Player(settings)
+        _player = settings.player()
     began = time.process_time()
     # The name has the process number: a worker of a killed recording may still write the same episode for a moment.
     unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
@@ -153,6 +155,7 @@ def record_episode(job: EpisodeJob) -> tuple[int, float]:
         windows=tuple((w.start, w.end, w.task, w.instruction) for w in played.windows),
         failed=played.failed,
         moments={key: Moments.of(np.array(values)) for key, values in rows.items()},
+        by_policy=tuple(w.by_policy for w in played.windows),
     )
     (unfinished / "episode.json").write_bytes(json_bytes(asdict(entry)))
     os.replace(unfinished, folder)
@@ -235,7 +238,7 @@ def merged_config(settings: Settings) -> dict[str, Any]:
         },
         "tasks": {"tasks": tasks},
         "recording": {
-            "program": "preprocess_data/make_desk_demos.py",
+            "program": settings.program,
             **settings.as_dict(),
             "versions": {"python": platform.python_version(), "mujoco": mujoco.__version__, "numpy": np.__version__},
         },

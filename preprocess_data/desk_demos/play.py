@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ import numpy.typing as npt
 from policy_rollout.calvin.instructions import HELD_OUT, TRAINING
 from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.calvin.scene_state import symbolic_state
-from policy_rollout.calvin.symbolic import CATEGORIES, feasible_tasks
-from policy_rollout.calvin.tasks import BLOCKS, TASK_NAMES
+from policy_rollout.calvin.symbolic import Frozen, feasible_tasks, freeze, successors, thaw
+from policy_rollout.calvin.tasks import COLOURS, TASK_NAMES
 from policy_rollout.desk import DeskEnv
 from policy_rollout.desk.experts.policy import PLAY, QUIET, ScriptedExpert, task_resets
 from training.data.calvin import relative_action
@@ -40,12 +41,30 @@ TAIL = (2, 9)
 DEPTH_STEP = 2.0**-13
 """Metres: recorded depth is rounded to an eighth of a millimetre, which halves its file."""
 
-# Tasks that are rarely feasible are drawn more often when they are, so that all occur equally often.
-_EAGER = {
-    "unstack_block": 4.0,
-    "push_into_drawer": 6.0,
-    **{f"lift_{block.removeprefix('block_')}_block_drawer": 3.0 for block in BLOCKS},
+VERSION = 2
+"""Of the recorder: another version draws other tasks or writes other arrays. 2: even draws, `expert_actions`."""
+
+# Weights of the tasks of a kind (without colour and side) in the draw, and how often each task starts an episode. They
+# make all tasks occur about equally often, as far as the tasks that lead to others allow (docs/desk.md).
+_WEIGHTS = {
+    "lift_block_drawer": 300.0,
+    "lift_block_slider": 200.0,
+    "lift_block_table": 110.0,
+    "push_into_drawer": 40.0,
+    "unstack_block": 3.6,
+    "rotate_block": 0.42,
+    "push_block": 0.42,
+    "open_drawer": 0.24,
+    "close_drawer": 0.24,
+    "turn": 0.15,
+    "move_slider": 0.13,
+    "stack_block": 0.12,
+    "place_in_slider": 0.026,
+    "place_in_drawer": 0.019,
 }
+_STARTS = {"lift_block_drawer": 3, "lift_block_slider": 2}
+_NO_PROSPECT = 0.001
+"""Prospect of a task that no other task can follow."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +86,23 @@ class Settings:
     light_jitter: float = 0.0
     renderer: str = "raycast"
 
+    @property
+    def program(self) -> str:
+        """The command that makes the recording."""
+        return "preprocess_data/make_desk_demos.py"
+
+    def player(self) -> Player:
+        """Return a new player of the episodes."""
+        return Player(self)
+
     def scene(self, episode: int) -> str:
         """Return the scene of an episode. Scenes are recorded one after the other, as `scene_info.npy` requires."""
         return self.scenes[episode * len(self.scenes) // self.episodes]
 
     def as_dict(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """Return all settings and the recorder's version, with lists in place of tuples."""
+        settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {**settings, "version": VERSION}
 
 
 @dataclass(frozen=True)
@@ -83,6 +113,7 @@ class Window:
     end: int
     task: str
     instruction: str
+    by_policy: bool | None = None  # whether a policy completed the task; None where an expert played
 
 
 @dataclass(frozen=True)
@@ -99,15 +130,18 @@ class Player:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._oracle = TaskOracle()
+        self.oracle = TaskOracle()
         self._env: DeskEnv | None = None
 
     def play(self, episode: int, sink: Sink) -> PlayedEpisode:
         """Play one episode; pass each frame to `sink` when it is complete."""
-        env = self._desk(self.settings.scene(episode))
-        return _Episode(self.settings, env, self._oracle, episode, sink).play()
+        return self.make_run(self.desk(self.settings.scene(episode)), episode, sink).play()
 
-    def _desk(self, scene: str) -> DeskEnv:
+    def make_run(self, env: DeskEnv, episode: int, sink: Sink) -> EpisodeRun:
+        """Return an episode that is not played yet."""
+        return EpisodeRun(self.settings, env, self.oracle, episode, sink)
+
+    def desk(self, scene: str) -> DeskEnv:
         if self._env is None or self._env.scene != scene:
             self.close()
             s = self.settings
@@ -120,7 +154,9 @@ class Player:
             self._env = None
 
 
-class _Episode:
+class EpisodeRun:
+    """One episode while it is played."""
+
     def __init__(self, settings: Settings, env: DeskEnv, oracle: TaskOracle, episode: int, sink: Sink) -> None:
         self.settings, self.env, self.oracle, self.sink = settings, env, oracle, sink
         source = np.random.SeedSequence([settings.seed, SPLITS.index(settings.split), episode])
@@ -130,52 +166,55 @@ class _Episode:
         self.first_task = _first_task(settings, episode)
         self.count = 0
         self.attempted: list[str] = []
+        self.failed: list[str] = []
 
     def play(self) -> PlayedEpisode:
         seed = int(self.choice.integers(2**31))
         robot_obs, scene_obs = task_resets(self.first_task, seed, self.env.scene)
         self.obs = self.env.reset(robot_obs, scene_obs, seed=seed, render=True)
-        noise = PLAY if self.settings.noise else QUIET
-        self.expert = ScriptedExpert(self.env.layout, self.first_task, self.hand, noise)
+        self.expert = self.make_expert()
         windows: list[Window] = []
-        failed: list[str] = []
         while len(self.attempted) < self.settings.tasks_per_episode:
             task = self._next_task()
             if task is None:
                 break
             self.attempted.append(task)
-            window = self._attempt(task)
-            if window is None:
-                failed.append(task)
-            else:
+            window = self.attempt(task)
+            if window is not None:
                 windows.append(window)
-        return PlayedEpisode(self.count, tuple(windows), tuple(failed))
+        return PlayedEpisode(self.count, tuple(windows), tuple(self.failed))
+
+    def make_expert(self) -> ScriptedExpert:
+        """Return the expert that does all tasks of the episode."""
+        noise = PLAY if self.settings.noise else QUIET
+        return ScriptedExpert(self.env.layout, self.first_task, self.hand, noise)
 
     def _next_task(self) -> str | None:
-        """Draw one of the feasible tasks; those that were attempted already become less likely."""
-        state = symbolic_state(self.obs["scene_obs"], self.obs["robot_obs"], self.env.get_info())
-        feasible = feasible_tasks(state, self.settings.tasks, unique=False)
+        """Draw one of the feasible tasks: rare ones and those that lead to rare ones more often, repeats less often."""
+        values = symbolic_state(self.obs["scene_obs"], self.obs["robot_obs"], self.env.get_info())
+        feasible = feasible_tasks(values, self.settings.tasks, unique=False)
         if not feasible:
             return None
         if not self.attempted and self.first_task in feasible:
             return self.first_task
-        categories = [CATEGORIES[task] for task in self.attempted]
+        is_last = len(self.attempted) == self.settings.tasks_per_episode - 1
+        state = freeze(values)
 
         def weight(task: str) -> float:
-            repeats = (1 + categories.count(CATEGORIES[task])) * (1 + self.attempted.count(task)) ** 2
-            return _EAGER.get(task, 1.0) / repeats
+            prospect = 1.0 if is_last else _prospect(state, task, self.settings.tasks)
+            return _WEIGHTS[_kind(task)] * prospect / (1 + self.attempted.count(task)) ** 2
 
         weights = np.array([weight(task) for task in feasible])
         return feasible[int(self.choice.choice(len(feasible), p=weights / weights.sum()))]
 
-    def _attempt(self, task: str) -> Window | None:
+    def attempt(self, task: str) -> Window | None:
         """Let the expert attempt a task; return the window if the oracle confirms success, else None."""
         first, success, idle = self.count, None, 0
         tail = int(self.hand.integers(*TAIL))
         infos = [self.env.get_info()]  # infos[k] belongs to the observation of frame first + k
         self.expert.reset(task, self.obs)
         while True:
-            infos.append(self._step())
+            infos.append(self.step())
             steps = len(infos) - 1
             if success is None and self.oracle.done(task, infos[0], infos[-1]):
                 success = steps
@@ -185,10 +224,14 @@ class _Episode:
                 break
         edges = None if success is None else self._edges(task, infos, success)
         if edges is None:
+            self.failed.append(task)
             return None
+        return Window(first + edges[0], first + edges[1], task, self.draw_instruction(task))
+
+    def draw_instruction(self, task: str) -> str:
+        """Return one of the instructions of a task."""
         phrases = INSTRUCTIONS[self.settings.instructions][task]
-        instruction = phrases[int(self.wording.integers(len(phrases)))]
-        return Window(first + edges[0], first + edges[1], task, instruction)
+        return phrases[int(self.wording.integers(len(phrases)))]
 
     def _edges(self, task: str, infos: list[Any], success: int) -> tuple[int, int] | None:
         """Return first and last frame of the longest window of at most 64 frames that the oracle confirms by itself."""
@@ -199,27 +242,56 @@ class _Episode:
                 return start, end
         return None
 
-    def _step(self) -> dict[str, Any]:
+    def command(self, wanted: Array) -> Array:
+        """Return the action (7,) that is executed; ``wanted``: that of the expert."""
+        return wanted
+
+    def step(self) -> dict[str, Any]:
         """Act once, pass the frame (observation before the action, and the action) to the sink, return the new info."""
         before = self.obs
-        command = self.expert.act(before)
+        command = self.command(self.expert.act(before))
         self.obs, _, _, info = self.env.step(command, render=True)
-        self.sink(self.count, frame_of(before, self.obs, self.settings.depth))
+        self.sink(self.count, frame_of(before, self.obs, self.expert.intended, self.settings.depth))
         self.count += 1
         return info
 
 
+def _kind(task: str) -> str:
+    """Return a task's kind: its name without colour and side; all four tasks of the lights are one kind."""
+    words = [word for word in task.split("_") if word not in COLOURS]
+    if words[0] == "turn":
+        return "turn"
+    return "_".join(words[:2] if words[0] in ("rotate", "push", "move") and words[1] != "into" else words)
+
+
+@cache
+def _prospect(state: Frozen, task: str, tasks: tuple[str, ...]) -> float:
+    """Return the largest weight of the other tasks that are feasible after `task`, the mean over its outcomes."""
+    largest = [
+        max(
+            (_WEIGHTS[_kind(other)] for other in feasible_tasks(thaw(after), tasks, unique=False) if other != task),
+            default=_NO_PROSPECT,
+        )
+        for after in successors(state, task)
+    ]
+    return sum(largest) / len(largest)
+
+
 def _first_task(settings: Settings, episode: int) -> str:
-    """Return the first task of an episode: a shuffled order in which every task occurs equally often."""
-    shuffle, position = divmod(episode, len(settings.tasks))
+    """Return the first task of an episode, from a shuffled order of all tasks; rare ones occur in it repeatedly."""
+    is_chained = settings.tasks_per_episode > 1
+    order = [task for task in settings.tasks for _ in range(_STARTS.get(_kind(task), 1) if is_chained else 1)]
+    shuffle, position = divmod(episode, len(order))
     rng = np.random.default_rng([settings.seed, SPLITS.index(settings.split), shuffle])
-    return settings.tasks[int(rng.permutation(len(settings.tasks))[position])]
+    return order[int(rng.permutation(len(order))[position])]
 
 
-def frame_of(before: Mapping[str, Any], after: Mapping[str, Any], depth: bool = False) -> Frame:
+def frame_of(before: Mapping[str, Any], after: Mapping[str, Any], intended: Array, depth: bool = False) -> Frame:
     """Return the arrays of one frame, from the observations before and after its action.
 
     As in CALVIN, `actions` is the pose that was reached with the gripper command, `rel_actions` the motion to it.
+    `expert_actions` is added to CALVIN's arrays: `intended` (7,), the relative action that the expert wanted in the
+    observed state, before any noise (DART, arXiv 1703.09327).
     """
     robot_obs = before["robot_obs"]
     action = np.concatenate([after["robot_obs"][:6], after["robot_obs"][14:15]])
@@ -231,4 +303,5 @@ def frame_of(before: Mapping[str, Any], after: Mapping[str, Any], depth: bool = 
     frame["rel_actions"] = relative_action(action, robot_obs)
     frame["robot_obs"] = robot_obs
     frame["scene_obs"] = before["scene_obs"]
+    frame["expert_actions"] = intended
     return frame

@@ -28,9 +28,9 @@ from training.data.formats import zip_reader
 from training.data.readers import read_npz
 
 PARTS = ".process_calvin"
-SIZES = {"rel_actions": 7, "actions": 7, STATE_KEY: CALVIN_STATE_DIM}
+SIZES = {"rel_actions": 7, "actions": 7, STATE_KEY: CALVIN_STATE_DIM, "expert_actions": 7}
 """Numbers that are read of each frame, and are columns of a table [n, WIDTH] in this order."""
-OPTIONAL = (STATE_KEY,)
+OPTIONAL = (STATE_KEY, "expert_actions")
 """Arrays that all frames of a split have, or none. A frame without one has NaN in its columns."""
 WIDTH = sum(SIZES.values())
 PART = 1024
@@ -48,6 +48,7 @@ class Actions:
     relative: npt.NDArray[np.float32]  # [n, 7]
     absolute: npt.NDArray[np.float32]  # [n, 7]
     states: npt.NDArray[np.float32]  # [n, 15], or [n, 0] if the frames have none
+    expert: npt.NDArray[np.float32]  # [n, 7] what the expert wanted, or [n, 0] if the frames have none
     bad: dict[int, str] = field(default_factory=dict)
 
 
@@ -105,7 +106,7 @@ def read_actions(
         found[key] = _if_given(split, ids, key, found[key], bad, faults)
     if faults and not keep_bad:
         raise ValueError(next(iter(faults.values())))
-    return Actions(found["rel_actions"], found["actions"], found[STATE_KEY], bad | faults)
+    return Actions(found["rel_actions"], found["actions"], found[STATE_KEY], found["expert_actions"], bad | faults)
 
 
 def _columns(table: Table) -> dict[str, Table]:
@@ -184,14 +185,26 @@ def _read_part(part: _Part) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
         for key, columns in _columns(table[row : row + 1]).items():
             columns[:] = arrays.get(key, np.nan)
         read.append(row)
-    for row, what in () if part.action is None else row_faults(table[read, :7], part.action):
-        frame = part.frames[read[row]]
-        bad[frame] = f"{split.frame_path(frame)}: rel_actions {what}"
+    bad |= {} if part.action is None else _faults(split, np.asarray(part.frames)[read], table[read], part.action)
     if not bad:  # a part with a bad file is read again after the file is repaired
         content = io.BytesIO()
         np.savez(content, numbers=table)
         write_bytes(part.file, content.getvalue())
     return table, bad
+
+
+def _faults(
+    split: CalvinSplit, frames: npt.NDArray[np.int64], table: Table, action: Mapping[str, Any]
+) -> dict[int, str]:
+    """Return the frames whose relative actions violate the declaration ``action``, each with its first fault."""
+    found: dict[int, str] = {}
+    columns = _columns(table)
+    for key in ("rel_actions", "expert_actions"):
+        given = np.flatnonzero(~np.isnan(columns[key]).all(axis=1)) if key in OPTIONAL else np.arange(len(table))
+        for row, what in row_faults(columns[key][given], action):
+            frame = int(frames[given[row]])
+            found.setdefault(frame, f"{split.frame_path(frame)}: {key} {what}")
+    return found
 
 
 def copy_frame(source: Path, folder: Path) -> None:

@@ -30,7 +30,7 @@ SHOWN = 8
 """Problems of a kind that are printed."""
 PART = 512
 """Files of a job."""
-_VECTORS = {"actions": 7, "rel_actions": 7, "robot_obs": 15, "scene_obs": 24}
+_VECTORS = {"actions": 7, "rel_actions": 7, "robot_obs": 15, "scene_obs": 24, "expert_actions": 7}
 _Shapes = dict[str, tuple[int, ...]]
 
 
@@ -335,7 +335,7 @@ def _check_vector(
         return
     if not np.isfinite(vector).all():
         yield Problem("action out of range", str(path), f"{key} holds a number that is not finite")
-    elif key in ("rel_actions", "actions"):
+    elif key in ("rel_actions", "actions", "expert_actions"):
         declared = {**action, "kind": "absolute"} if key == "actions" else action
         for _, what in row_faults(vector[None], declared):
             yield Problem("action out of range", str(path), f"{key} {what}")

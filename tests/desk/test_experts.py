@@ -89,6 +89,23 @@ def test_without_noise_the_generator_does_not_matter(desks: dict[str, DeskEnv]) 
     )
 
 
+@pytest.mark.parametrize("task", ["open_drawer", "rotate_red_block_left", "stack_block"])
+def test_the_intended_action_is_that_of_an_undisturbed_expert_in_the_visited_state(
+    desks: dict[str, DeskEnv], task: str
+) -> None:
+    env = desks["B"]
+    obs = env.reset(*task_resets(task, 2, "B"))
+    noisy = ScriptedExpert(env.layout, task, np.random.default_rng(1), Noise(sigma=0.3, burst_rate=0.1))
+    quiet = ScriptedExpert(env.layout, task)
+    corrected = 0
+    for _ in range(80):
+        action = noisy.act(obs)
+        np.testing.assert_array_equal(noisy.intended, quiet.act(obs))
+        corrected += not np.array_equal(action, noisy.intended)
+        obs = env.step(action)[0]
+    assert corrected > 20
+
+
 def test_experts_mostly_succeed_with_the_noise_of_recordings(desks: dict[str, DeskEnv]) -> None:
     tasks = EXPERT_TASKS[::3]
     episodes = [run_episode(desks["C"], ORACLE, task, seed, PLAY) for task in tasks for seed in (0, 1)]

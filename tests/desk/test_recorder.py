@@ -87,6 +87,30 @@ def test_the_recorded_relative_actions_do_the_annotated_task_again(desk: Path) -
     assert sum(again) >= len(again) - 1
 
 
+def test_the_intended_actions_have_the_form_of_relative_actions_and_no_noise(desk: Path, tmp_path: Path) -> None:
+    split = CalvinSplit(desk)
+    rows = [split.frame(i, ["rel_actions", "expert_actions"]) for i in split.frame_ids.tolist()]
+    wanted, moved = (np.array([row[key] for row in rows]) for key in ("expert_actions", "rel_actions"))
+    assert (wanted.dtype, wanted.shape) == (moved.dtype, moved.shape)
+    assert np.abs(wanted).max() <= 1.0
+    np.testing.assert_array_equal(wanted[:, 6], moved[:, 6])
+    # Noise enters the motion and not the intention, which follows the remaining distance and varies little per frame.
+    change = [np.abs(np.diff(actions[:, :6], axis=0)).mean() for actions in (wanted, moved)]
+    assert change[0] < 0.8 * change[1], change
+
+
+def test_the_intended_actions_are_those_that_were_executed_where_there_is_no_noise(tmp_path: Path) -> None:
+    one = replace(SMALL, episodes=1, tasks_per_episode=1, scenes=("D",), noise=False)
+    make_demos(tmp_path, one, progress=False, preview=False)
+    split = CalvinSplit(tmp_path / "training")
+    frames = [split.frame(i, ["expert_actions", "actions", "robot_obs", "scene_obs"]) for i in split.frame_ids.tolist()]
+    env = DeskEnv("D")
+    env.reset(frames[0]["robot_obs"], frames[0]["scene_obs"])
+    for frame in frames:
+        obs = env.step(frame["expert_actions"])[0]
+        np.testing.assert_allclose(obs["robot_obs"][:6], frame["actions"][:6], atol=1e-6)
+
+
 def test_windows_lie_within_one_run_of_play_and_say_what_the_tables_say(desk: Path) -> None:
     split = CalvinSplit(desk)
     for window in split.annotations:
@@ -130,7 +154,7 @@ def test_every_file_has_the_form_of_the_real_recording(desk: Path) -> None:
     for name in sorted(real_files):
         assert (desk / name).is_file(), name
     with np.load(CALVIN / "episode_0000000.npz") as real, np.load(desk / "episode_0000000.npz") as ours:
-        assert sorted(real.files) == sorted(ours.files)
+        assert sorted([*real.files, "expert_actions"]) == sorted(ours.files)
         for key in real.files:
             assert (real[key].dtype, real[key].ndim) == (ours[key].dtype, ours[key].ndim), key
             if not key.startswith("rgb"):
@@ -209,7 +233,7 @@ def test_a_recording_that_was_interrupted_anywhere_ends_with_the_same_bytes(
         real_replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("preprocess_data.make_desk_demos.os.replace", fails_in_the_middle)
+        patch.setattr("preprocess_data.desk_demos.recording.os.replace", fails_in_the_middle)
         with pytest.raises(KeyboardInterrupt):
             make_demos(tmp_path, SMALL, progress=False, preview=False)
     assert not (folder / "episodes" / "000000.json").exists()

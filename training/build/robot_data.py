@@ -31,7 +31,7 @@ def drop_unusable_validation(job: Job, why: str | None = None) -> list[str]:
         root, reason = get(job, name), why
         if reason is None and name.endswith("validation_pre_shards_path_or_url"):
             try:
-                _declared(job.dataset.params.train_pre_shards_path_or_url).require_same(_declared(root))
+                _declared(job, job.dataset.params.train_pre_shards_path_or_url).require_same(_declared(job, root))
                 _require_same_state(job, root)
             except (ValueError, FileNotFoundError) as error:
                 reason = str(error)
@@ -77,7 +77,7 @@ def declare_data(job: Job, model: UPVLA, resumed: Checkpoint | None) -> list[str
     checkpoint declare something else.
     """
     params, kind = job.dataset.params, job.dataset.action_normalisation
-    contract = _declared(params.train_pre_shards_path_or_url)
+    contract = _declared(job, params.train_pre_shards_path_or_url)
     dim, wanted = action_layout(contract.action).dim, job.model.vla.action_dim
     if dim != wanted:
         raise ValueError(
@@ -87,14 +87,15 @@ def declare_data(job: Job, model: UPVLA, resumed: Checkpoint | None) -> list[str
         )
     notes = _checked(job, params.train_pre_shards_path_or_url, contract)
     if params.validation_pre_shards_path_or_url is not None:
-        validation = _declared(params.validation_pre_shards_path_or_url)
+        validation = _declared(job, params.validation_pre_shards_path_or_url)
         contract.require_same(validation)
         _require_same_state(job, params.validation_pre_shards_path_or_url)
         # Its actions and states are normalised by the training data's statistics; its own are not used.
         validation = replace(validation, statistics=None, state_statistics=None)
         notes += _checked(job, params.validation_pre_shards_path_or_url, validation)
     cameras = _cameras(job, contract)
-    scale, saved = action_scale(contract, kind, params.train_pre_shards_path_or_url), model.spec
+    scale = action_scale(contract, kind, params.train_pre_shards_path_or_url, job.dataset.action_key)
+    saved = model.spec
     if resumed is not None and dict(saved.data.action_convention) != dict(contract.action):
         raise ValueError(
             f"{contract.path} declares actions as {dict(contract.action)}, but {resumed.path}, which this run "
@@ -118,18 +119,19 @@ def declare_data(job: Job, model: UPVLA, resumed: Checkpoint | None) -> list[str
     return notes if scale is None else [*notes, f"actions are normalised: {_describe(scale)}"]
 
 
-def _declared(root: str) -> DataContract:
-    """Return the contract of a processed split, with the size of its actions."""
-    return read_contract(root).for_actions(read_index(root, images=False).action_dim)
+def _declared(job: Job, root: str) -> DataContract:
+    """Return the contract of a processed split, for the chosen actions and their size."""
+    key = job.dataset.action_key
+    return read_contract(root).for_actions(read_index(root, images=False, action_key=key).action_dim).labelled(key)
 
 
 def _checked(job: Job, root: str, contract: DataContract) -> list[str]:
     """Return lines for the log. Raises ValueError for a gross contradiction between data and contract."""
-    images, index = True, None
+    images, index, key = True, None, job.dataset.action_key
     with suppress(FileNotFoundError):  # a token cache needs no frames; without one, opening a frame raises later
-        index = read_index(root)
+        index = read_index(root, action_key=key)
     if index is None:
-        images, index = False, read_index(root, images=False)
+        images, index = False, read_index(root, images=False, action_key=key)
     checked = check_processed(
         index,
         contract,

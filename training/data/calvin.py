@@ -29,7 +29,7 @@ MAX_RELATIVE_POSITION = 0.02  # metres per step that a relative action of 1.0 me
 MAX_RELATIVE_ROTATION = 0.05  # radians per step
 
 _EPISODE = re.compile(r"episode_(\d+)\.npz")
-_SHAPES = {"actions": (7,), "rel_actions": (7,), "robot_obs": (15,), "scene_obs": (24,)}
+_SHAPES = {"actions": (7,), "rel_actions": (7,), "robot_obs": (15,), "scene_obs": (24,), "expert_actions": (7,)}
 SPLITS = ("training", "validation")
 
 
@@ -88,9 +88,9 @@ class CalvinSplit:
 
         Its file is opened once; other arrays are not decompressed.
 
-        Cameras are uint8 [height, width, 3]; ``actions`` and ``rel_actions`` [7], ``robot_obs`` [15], ``scene_obs``
-        [24] keep their recorded float type. A missing ``rel_actions`` is computed from ``actions`` and ``robot_obs``
-        as in the simulator (``relative_action``).
+        Cameras are uint8 [height, width, 3]; ``actions``, ``rel_actions`` and ``expert_actions`` [7], ``robot_obs``
+        [15] and ``scene_obs`` [24] keep their recorded float type. A missing ``rel_actions`` is computed from
+        ``actions`` and ``robot_obs`` as in the simulator (``relative_action``).
         """
         path = self.frame_path(index)
         instead = {"rel_actions": ("actions", "robot_obs"), **dict.fromkeys(optional, ())}

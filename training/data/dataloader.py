@@ -237,6 +237,7 @@ def robot_dataset(job: Job, root: str, vq: MagVITv2 | None = None) -> DataProvid
         num_view=job.model.vla.num_view,
         tokens=None if vq is None else token_cache(job, root, vq),
         with_positions=job.training.ground_coeff > 0,
+        action_key=job.dataset.action_key,
     )
 
 

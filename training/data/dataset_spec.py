@@ -17,7 +17,8 @@ A data set whose frames have a ``state`` declares its numbers (in metres and rad
     "state": {"dim": 15, "groups": {"position": [0, 1, 2], "rotation": [3, 4, 5], "gripper": [14]},
               "rotation": "euler_xyz", "statistics": {"min": [15 numbers], ...}}
 
-Undeclared states of 15 numbers are CALVIN's ``robot_obs``.
+Undeclared states of 15 numbers are CALVIN's ``robot_obs``. ``"action_key": "expert_actions"`` declares that only what
+the expert wanted is a label, because a policy made the recorded motion (``preprocess_data/relabel_rollouts.py``).
 
 Training saves it in the checkpoint, and evaluation compares it with the robot's convention. A folder without one has
 CALVIN's conventions, which are the defaults.
@@ -31,14 +32,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from common.constants import CALVIN_ACTION_DIM, CALVIN_LAYOUT, CALVIN_STATE, CALVIN_STATE_DIM, action_layout
 from common.files import atomic_path, read_object
-from config.schema import ActionNormalisation
+from config.schema import ActionKey, ActionNormalisation
 from models.action.encoding import ActionScale
 from models.action.state import StateConvention
 from models.pretrained.model_config import CALVIN_RELATIVE
@@ -108,7 +109,8 @@ class DataContract:
 
     ``cameras``: name -> (height, width) as recorded, the static one first, empty if unknown; ``action``: fields as in
     ``policy_rollout.policies.upvla.ActionConvention``; ``state``: ``dim``, ``groups`` and ``rotation`` of the robot's
-    state, None if they are not declared; ``path``: for messages.
+    state, None if they are not declared; ``action_key``: the only actions that are labels, None if all are;
+    ``path``: for messages.
     """
 
     cameras: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -117,6 +119,19 @@ class DataContract:
     path: Path | None = None
     state: Mapping[str, Any] | None = None
     state_statistics: Statistics | None = None
+    action_key: ActionKey | None = None
+
+    def labelled(self, action_key: ActionKey) -> DataContract:
+        """Return the contract for a choice of ``dataset.action_key``. Its statistics are those of ``rel_actions``.
+
+        Raises ValueError if these actions are no labels.
+        """
+        if self.action_key not in (None, action_key):
+            raise ValueError(
+                f"dataset.action_key={action_key}: {self.path} declares that only {self.action_key} are labels (the "
+                f"motions of a policy are not); set dataset.action_key={self.action_key}"
+            )
+        return self if action_key == "rel_actions" else replace(self, statistics=None)
 
     def require_same(self, other: DataContract) -> None:
         """Raise ValueError with both values if actions have another meaning in ``other``."""
@@ -159,10 +174,10 @@ def read_contract(root: str | os.PathLike[str]) -> DataContract:
 def _parse(file: Path, path: Path) -> DataContract:
     """Parse ``file``, which messages call ``path``."""
     content = read_object(file, named=path)
-    unknown = sorted(set(content) - {"format", "cameras", "action", "statistics", "state"})
+    unknown = sorted(set(content) - {"format", "cameras", "action", "statistics", "state", "action_key"})
     if unknown or content.get("format") != FORMAT:
         what = f"unknown key {unknown[0]!r}" if unknown else f"format {content.get('format')!r}"
-        raise ValueError(f"{path}: {what}; allowed: format {FORMAT}, cameras, action, statistics, state")
+        raise ValueError(f"{path}: {what}; allowed: format {FORMAT}, cameras, action, statistics, state, action_key")
     action, statistics = _action(path, content.get("action", {})), None
     state, state_statistics = _state(path, content.get("state"))
     if content.get("statistics") is not None:
@@ -176,6 +191,7 @@ def _parse(file: Path, path: Path) -> DataContract:
         path=path,
         state=state,
         state_statistics=state_statistics,
+        action_key=_action_key(path, content.get("action_key")),
     )
 
 
@@ -186,6 +202,7 @@ def write_contract(
     actions: npt.ArrayLike | None = None,
     states: npt.ArrayLike | None = None,
     state: Mapping[str, Any] | None = None,
+    action_key: ActionKey | None = None,
 ) -> DataContract:
     """Write ``<root>/dataset_contract.json``, completely or not at all, and return it.
 
@@ -195,6 +212,7 @@ def write_contract(
         actions: all relative actions [N, A], for the statistics; None reads them from ``<root>/dataset_info.json``.
         states: all states [N, S], for their statistics; None if the frames have none.
         state: ``dim``, ``groups`` and ``rotation`` of the states, if they are not CALVIN's.
+        action_key: the only actions that are labels, if the others are not.
     """
     path = Path(root) / CONTRACT_NAME
     statistics = Statistics.of(_all_actions(root) if actions is None else actions)
@@ -208,17 +226,24 @@ def write_contract(
     }
     if states is not None:
         content["state"] = {**(state or CALVIN_STATE), "statistics": Statistics.of(states).to_json()}
+    if action_key is not None:
+        content["action_key"] = action_key
     with atomic_path(path) as partial:
         partial.write_text(_format(content), encoding="utf-8")
         return _parse(partial, path)  # raises ValueError for a wrong camera or key before the file takes its name
 
 
-def action_scale(contract: DataContract, kind: ActionNormalisation, root: str | os.PathLike[str]) -> ActionScale | None:
+def action_scale(
+    contract: DataContract,
+    kind: ActionNormalisation,
+    root: str | os.PathLike[str],
+    action_key: ActionKey = "rel_actions",
+) -> ActionScale | None:
     """Return the scale of ``dataset.action_normalisation``, from the contract's statistics or, if it has none, from
-    those of ``<root>/dataset_info.json``."""
+    those of the chosen actions of ``<root>/dataset_info.json``."""
     if kind == "none":
         return None
-    statistics = contract.statistics or Statistics.of(_all_actions(root))
+    statistics = contract.statistics or Statistics.of(_all_actions(root, action_key))
     return statistics.scale(kind, action_layout(contract.for_actions(len(statistics.min)).action).gripper)
 
 
@@ -252,8 +277,8 @@ def state_convention(contract: DataContract, root: str | os.PathLike[str]) -> St
     return StateConvention.of(declared, dict(enumerate(statistics.mean)), dict(enumerate(statistics.std)))
 
 
-def _all_actions(root: str | os.PathLike[str]) -> npt.NDArray[np.float32]:
-    return _all_rows(read_index(root).actions)
+def _all_actions(root: str | os.PathLike[str], action_key: ActionKey = "rel_actions") -> npt.NDArray[np.float32]:
+    return _all_rows(read_index(root, action_key=action_key).actions)
 
 
 def _all_rows(column: Column[np.float32]) -> npt.NDArray[np.float32]:
@@ -291,6 +316,12 @@ def _action(path: Path, found: Any) -> dict[str, Any]:
         if not isinstance(value, str) and not (isinstance(value, (int, float)) and value > 0 and math.isfinite(value)):
             raise ValueError(f"{path}: action.{name} must be a positive number, found {value!r}")
     return {**CALVIN_RELATIVE, **found}
+
+
+def _action_key(path: Path, found: Any) -> ActionKey | None:
+    if found is not None and found not in get_args(ActionKey):
+        raise ValueError(f"{path}: action_key must be one of {', '.join(get_args(ActionKey))}, found {found!r}")
+    return cast("ActionKey | None", found)
 
 
 def _state(path: Path, found: Any) -> tuple[dict[str, Any] | None, Statistics | None]:
@@ -341,6 +372,8 @@ def _rounded(numbers: Sequence[float]) -> list[float]:
 def _format(content: Mapping[str, Any]) -> str:
     """Return readable JSON with one line for each part and each statistic."""
     parts = [f"  {json.dumps(name)}: {json.dumps(content[name])}" for name in ("format", "cameras", "action")]
+    if "action_key" in content:
+        parts.append(f'  "action_key": {json.dumps(content["action_key"])}')
     parts.append('  "statistics": ' + _block(content["statistics"], "  "))
     if "state" in content:
         rows = {name: json.dumps(value) for name, value in content["state"].items() if name != "statistics"}

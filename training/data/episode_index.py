@@ -5,7 +5,8 @@
      ...]
 
 A is 7 for CALVIN; all frames of a split have the same A. A frame may have ``"state": [S numbers]``, the robot's state
-as it was measured (CALVIN: the 15 numbers of ``robot_obs``), and ``"expert_chunk": [C * A numbers]``, the next C
+as it was measured (CALVIN: the 15 numbers of ``robot_obs``), ``"expert_action": [A numbers]``, the relative action that
+the expert wanted in this state, in the unit of ``rel_action``, and ``"expert_chunk": [C * A numbers]``, the next C
 actions of an expert; then all frames of the split have one.
 
 ``dir`` is a file with the images of that moment: an ``.npz`` with ``rgb_static`` (and ``rgb_gripper``), or an image
@@ -22,7 +23,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,6 +33,7 @@ from tqdm import tqdm
 
 from common.constants import CALVIN_ACTION_DIM
 from common.files import atomic_path, flush
+from config.schema import ActionKey
 from training.data.checks.records import OPTIONAL, action_dim, optional_columns, require_text, table, text_of
 from training.data.formats import zip_reader
 from training.data.formats.column_file import Column, IndexFile, IndexWriter, OtherVersion, Texts
@@ -74,7 +76,9 @@ class ProcessedIndex:
     instruction_of: Column[np.int32]  # [E] into texts
     task_of: Column[np.int32]  # [E] into texts, -1 where not given
     states: Column[np.float32] | None = None  # [N, S] the robot's state, None if frames have none
+    expert_actions: Column[np.float32] | None = None  # [N, A] what the expert wanted, None if frames have none
     expert_chunks: Column[np.float32] | None = None  # [N, C * A] actions of an expert, None if frames have none
+    action_key: ActionKey = "rel_actions"  # the recorded actions that ``actions`` holds
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -104,15 +108,19 @@ class ProcessedIndex:
         return self.base / self.gripper_frames[frame] if len(self.gripper_frames) else None
 
 
-def read_index(root: str | os.PathLike[str], images: bool = True) -> ProcessedIndex:
+def read_index(
+    root: str | os.PathLike[str], images: bool = True, action_key: ActionKey = "rel_actions"
+) -> ProcessedIndex:
     """Return the index of ``<root>/dataset_info.json``, from an up-to-date binary index or from the json.
 
     A large json gets a binary index once; in a read-only folder its index is built in memory at every start.
 
     Args:
         images: frames will be opened, so that the first and the last one must exist.
+        action_key: the column that ``actions`` holds: the recorded motion, or what the expert wanted.
 
-    Raises FileNotFoundError for a missing json or frame, and ValueError with episode, frame and key for wrong content.
+    Raises FileNotFoundError for a missing json or frame, and ValueError with episode, frame and key for wrong content,
+    or if the split has no such actions.
     """
     path = Path(root) / INDEX_NAME
     if not path.is_file():
@@ -121,7 +129,25 @@ def read_index(root: str | os.PathLike[str], images: bool = True) -> ProcessedIn
     if file is None:
         large = path.stat().st_size >= MIN_INDEXED
         file = build_index(root) if large and os.access(path.parent, os.W_OK) else _in_memory(path)
-    return _open(path, file, images)
+    return _with_actions(_open(path, file, images), action_key)
+
+
+def _with_actions(index: ProcessedIndex, action_key: ActionKey) -> ProcessedIndex:
+    """Return the index with the chosen actions. Raises ValueError if frames have none or their size differs."""
+    if action_key == "rel_actions":
+        return index
+    chosen = index.expert_actions
+    if chosen is None:
+        raise ValueError(
+            f"dataset.action_key=expert_actions: the frames of {index.path} have no 'expert_action'; convert a split "
+            "that has expert_actions again (recordings of make_desk_demos.py and relabel_rollouts.py have), or set "
+            "dataset.action_key=rel_actions"
+        )
+    if chosen.array.shape[1] != index.action_dim:
+        raise ValueError(
+            f"{index.path}: 'expert_action' has {chosen.array.shape[1]} numbers, 'rel_action' {index.action_dim}"
+        )
+    return replace(index, actions=chosen, action_key=action_key)
 
 
 def build_index(root: str | os.PathLike[str], progress: bool | None = None) -> IndexFile:
@@ -265,12 +291,17 @@ def _open(path: Path, file: IndexFile, images: bool) -> ProcessedIndex:
         texts=file.texts("texts"),
         instruction_of=file.column("instruction_of"),
         task_of=file.column("task_of"),
-        **{name: file.column(name) for name in OPTIONAL if name in file.about["columns"]},
+        states=_optional(file, "states"),
+        expert_actions=_optional(file, "expert_actions"),
     )
     last = index.frame_path(len(index) - 1)
     if images and not zip_reader.is_file(last):
         raise FileNotFoundError(f"{last}, the last frame that {path} names, does not exist")
     return index
+
+
+def _optional(file: IndexFile, name: str) -> Column[np.float32] | None:
+    return file.column(name) if name in file.about["columns"] else None
 
 
 def _base(path: Path, first: str) -> Path:
@@ -292,6 +323,7 @@ class Frame:
     abs_action: Sequence[float]
     gripper_dir: str | None = None  # image of the second camera, if it is a file of its own
     state: Sequence[float] | None = None  # the robot's state, if it is known
+    expert_action: Sequence[float] | None = None  # what the expert wanted, if it is known
     expert_chunk: Sequence[float] | None = None  # C actions of an expert, one after the other
 
 

@@ -26,6 +26,7 @@ HOME_YAW = math.pi / 2
 CLEAR_Y = -0.065  # in front of this there is no part of the cabinet
 TRAVEL_Z = 0.535  # height of the tcp above blocks and button
 OPEN, CLOSED = 1.0, -1.0
+FAR = 0.04  # metres from the goal of a move that was not followed
 GAIN = 0.8  # fraction of the remaining distance per step, so that the servos do not overshoot
 _FLIP = matrix_of(np.array([math.pi, 0.0, 0.0]))
 
@@ -158,6 +159,10 @@ class Move:
             return False
         close = float(np.linalg.norm(self.target(state) - state.tcp)) < self.near
         return close and angle_error(state, euler) < self.near_angle
+
+    def is_far(self, state: DeskState) -> bool:
+        """Return whether a move that should arrive is far from its goal."""
+        return self.arrive and float(np.linalg.norm(self.target(state) - state.tcp)) > FAR
 
     def action(self, state: DeskState, euler: Array) -> Array:
         """Return the relative action (7,): straight in space, all angles simultaneously."""

@@ -118,17 +118,28 @@ class ScriptedExpert:
     """A controller for one task at a time that reads only observations and the layout.
 
     `act(obs)` takes the observation (only robot_obs and scene_obs are read) and returns the action (7,) in [-1, 1].
-    `done` is its own opinion that the task is finished; it then does not move.
+    `intended` is that action without the noise: what the expert wants in the observed state, wherever earlier noise
+    has led. `done` is its own opinion that the task is finished; it then does not move.
 
     Args:
         layout: that of the desk (`env.layout`).
         task: one of the 34 names.
         rng: random generator of the noise.
         noise: disturbances of the actions (QUIET, PLAY, or your own `Noise`).
+        restarts: restart the plan when a move reaches its time limit far from its goal. For an expert that labels the
+            states of another controller, which does not follow it.
     """
 
-    def __init__(self, layout: Layout, task: str, rng: np.random.Generator | None = None, noise: Noise = QUIET) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        task: str,
+        rng: np.random.Generator | None = None,
+        noise: Noise = QUIET,
+        restarts: bool = False,
+    ) -> None:
         self.layout = layout
+        self.restarts = restarts
         self.rng = np.random.default_rng(0) if rng is None else rng
         self._disturber = Disturber(noise, self.rng)
         self._set_task(task)
@@ -142,6 +153,7 @@ class ScriptedExpert:
         self._plan: Plan = iter(())
         self._move: Move | None = None
         self._steps, self._euler = 0, np.zeros(3)
+        self.intended = np.zeros(7)
         self.done = False
 
     def reset(self, task: str, obs: Mapping[str, Any] | None = None) -> None:
@@ -160,6 +172,12 @@ class ScriptedExpert:
         self._plan = self._planner(self._desk)
         return self._desk
 
+    def restart(self) -> None:
+        """Plan again from the next observation. The state at the start of the task stays."""
+        if self._desk is not None:
+            self._plan = self._planner(self._desk)
+            self._move = None
+
     def act(self, obs: Mapping[str, Any]) -> Array:
         """Return the next action (7,) float64."""
         state = DeskState.of(obs, self.layout)
@@ -167,10 +185,12 @@ class ScriptedExpert:
         desk.state = state
         self.done = self._succeeded(desk.start, state)
         if self.done:
-            return np.array([0.0, 0, 0, 0, 0, 0, CLOSED if state.closing else OPEN])
+            self.intended = np.array([0.0, 0, 0, 0, 0, 0, CLOSED if state.closing else OPEN])
+            return self.intended.copy()
         move = self._current_move(desk)
         self._steps += 1
-        return self._disturber.disturb(move.action(state, self._euler))
+        self.intended = move.action(state, self._euler)
+        return self._disturber.disturb(self.intended)
 
     def _current_move(self, desk: Desk) -> Move:
         """Return the current move; a plan that ended without success is restarted."""
@@ -178,6 +198,8 @@ class ScriptedExpert:
             move = self._move
             if move is not None and self._steps < move.limit and not move.is_over(desk.state, self._euler):
                 return move
+            if move is not None and self.restarts and self._steps >= move.limit and move.is_far(desk.state):
+                self.restart()
             self._move = next(self._plan, None)
             self._steps = 0
             if self._move is None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from common.constants import CALVIN_ACTION_DIM
 from common.text import check_text
 
-OPTIONAL = {"states": "state", "expert_chunks": "expert_chunk"}
+OPTIONAL = {"states": "state", "expert_actions": "expert_action", "expert_chunks": "expert_chunk"}
 """Columns of numbers that a split may have -> their key in a frame. The first frame shows which ones it has."""
 
 

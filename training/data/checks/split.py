@@ -211,7 +211,7 @@ def _recorded(index: ProcessedIndex) -> Iterator[Finding]:
         path = index.frame_path(frame)
         recorded = None
         with suppress(ValueError, FileNotFoundError):
-            recorded = read_npz(path, ("rel_actions",))["rel_actions"] if path.suffix == ".npz" else None
+            recorded = read_npz(path, (index.action_key,))[index.action_key] if path.suffix == ".npz" else None
         action = index.actions[frame]
         if recorded is None or (recorded.shape == action.shape and np.allclose(recorded, action, atol=1e-3)):
             continue

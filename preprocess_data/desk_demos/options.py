@@ -1,0 +1,68 @@
+"""Options that all recordings of the desk share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TypeVar
+
+from common.arguments import path_argument, real, whole
+from policy_rollout.calvin.tasks import DOORS_AND_LIGHTS, TASK_NAMES
+from policy_rollout.desk.layout import SCENES
+from policy_rollout.desk.rendering import RENDERERS, check_renderer
+from policy_rollout.desk.rendering.cameras import checked_jitter
+from preprocess_data.desk_demos.play import INSTRUCTIONS, SPLITS, Settings
+
+_SETS = {"all": TASK_NAMES, "doors_and_lights": DOORS_AND_LIGHTS}
+Made = TypeVar("Made", bound=Settings)
+
+
+def add_options(made: argparse.ArgumentParser) -> None:
+    """Add the options of a recording."""
+    add = made.add_argument
+    add("--out", type=path_argument, required=True, metavar="DIR", help="the split is DIR/training or DIR/validation")
+    add("--episodes", type=int, required=True, metavar="N", help="runs of play; with several scenes, shared evenly")
+    add("--tasks-per-episode", type=whole(1), default=8, metavar="N", help="tasks attempted in a run (default 8)")
+    add("--split", choices=SPLITS, default="training", help="which split, with its own random numbers")
+    add("--scenes", default="D", help=f"of {','.join(SCENES)}, separated by commas (default D)")
+    add("--tasks", default="all", metavar="T,T", help="only these tasks, or doors_and_lights for eight (default: all)")
+    add(
+        "--instructions",
+        choices=tuple(INSTRUCTIONS),
+        default="training",
+        help="wording: that of training (default, also for validation, so that splits differ in the scenes only) or "
+        "sentences that training never contains; the frames are the same",
+    )
+    add("--seed", type=whole(0), default=0, help="of everything random (default 0)")
+    add("--workers", type=whole(1), default=1, help="processes (default 1); the result does not depend on it")
+    add("--static-size", type=whole(1), default=200, metavar="PX", help="edge of the static camera (200, CALVIN's)")
+    add("--gripper-size", type=whole(1), default=84, metavar="PX", help="edge of the gripper camera (84, CALVIN's)")
+    add("--depth", action="store_true", help="record depth_static and depth_gripper too (three times the size)")
+    add("--camera-jitter", type=real(0), default=0.0, metavar="X", help="0 none, 1 clearly visible; per episode")
+    add("--light-jitter", type=real(0), default=0.0, metavar="X", help="the same for the light")
+    add("--renderer", choices=RENDERERS, default="raycast", help="raycast needs no OpenGL (default)")
+    add("--no-preview", action="store_true", help="leave out the contact sheet and the clip")
+
+
+def make_settings(options: argparse.Namespace, kind: type[Made], **more: object) -> Made:
+    """Return the settings of a recording. Raise ValueError naming the option, its value and what is allowed."""
+    scenes = _names("--scenes", options.scenes, SCENES)
+    tasks = _SETS.get(options.tasks) or _names("--tasks", options.tasks, TASK_NAMES)
+    if options.episodes < 1:
+        raise ValueError(f"--episodes is {options.episodes}; it must be at least 1")
+    for name in ("camera_jitter", "light_jitter"):
+        checked_jitter(getattr(options, name), f"--{name.replace('_', '-')}")
+    if options.episodes < len(scenes):
+        raise ValueError(f"--episodes is {options.episodes}; {len(scenes)} scenes need at least one each")
+    check_renderer(options.renderer)
+    shared = {field.name: getattr(options, field.name) for field in fields(kind) if hasattr(options, field.name)}
+    return kind(**{**shared, "scenes": scenes, "tasks": tasks, **more})
+
+
+def _names(option: str, text: str, allowed: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    wrong = [name for name in names if name not in allowed]
+    if wrong or not names:
+        raise ValueError(f"{option} {text!r}: {wrong[0] if wrong else 'nothing'!r} is not one of {', '.join(allowed)}")
+    return names

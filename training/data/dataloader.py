@@ -241,22 +241,12 @@ def robot_dataset(job: Job, root: str, vq: MagVITv2 | None = None) -> DataProvid
     )
 
 
-def robot_flow(
-    job: Job, root: str, name: str, batch_size: int, rank: int, world: int, vq: MagVITv2 | None
-) -> Flow[RobotBatch]:
-    """Return the training flow of a processed split; ``name`` seeds its order."""
-    data = robot_dataset(job, root, vq)
-    return Flow(
-        dataset=data,
-        collate=collate_robot,
-        batch_size=batch_size,
-        seed=flow_seed(job.training.seed, name),
-        # Sending a batch of codes from another process takes longer than gathering it.
-        workers=job.dataset.params.num_workers if data.tokens is None else 0,
-        rank=rank,
-        world=world,
-        sample_bytes=2 * job.model.vla.num_view * 3 * job.dataset.preprocessing.resolution**2,
-    )
+def robot_flow(job: Job, data: DataProvider, name: str, batch_size: int, rank: int, world: int) -> Flow[RobotBatch]:
+    """Return the training flow of a robot data set; ``name`` seeds its order."""
+    # Sending a batch of codes from another process takes longer than gathering it.
+    workers = job.dataset.params.num_workers if data.tokens is None else 0
+    size, seed = 2 * job.model.vla.num_view * 3 * job.dataset.preprocessing.resolution**2, job.training.seed
+    return Flow(data, collate_robot, batch_size, flow_seed(seed, name), workers, rank, world, sample_bytes=size)
 
 
 def text_dataset(
@@ -376,11 +366,12 @@ def cotrain_loader(
     FileNotFoundError for missing or wrong data.
     """
     params, training = job.dataset.params, job.training
-    robot = robot_flow(job, params.train_pre_shards_path_or_url, "robot", training.batch_size_pre, rank, world, vq)
-    scenes = None
+    demonstrations = robot_dataset(job, params.train_pre_shards_path_or_url, vq)
+    robot = robot_flow(job, demonstrations, "robot", training.batch_size_pre, rank, world)
+    scenes: Flow[RobotBatch] | None = None
     if params.ground_shards_path is not None and training.ground_coeff > 0:
-        size = training.batch_size_ground
-        scenes = robot_flow(job, params.ground_shards_path, "scenes", size, rank, world, vq)
+        drawn = robot_dataset(job, params.ground_shards_path, vq)
+        scenes = robot_flow(job, drawn, "scenes", training.batch_size_ground, rank, world)
     text: Flow[TextBatch] | None = None
     if job.dataset.und_type is not None and training.batch_size_mmu > 0:
         conversations = training_conversations(job, prompter, image_spec, patches, clip)

@@ -78,7 +78,10 @@ class Evaluator:
 
     @property
     def _has_data(self) -> bool:
-        return self.components.validation_robot is not None or self.components.validation_text is not None
+        parts = self.components
+        return any(
+            flow is not None for flow in (parts.validation_robot, parts.validation_text, parts.validation_scenes)
+        )
 
     def evaluate(self) -> dict[str, float]:
         """Return losses and the mean absolute action error as ``validation/...``; empty without validation data."""

@@ -143,7 +143,7 @@ def test_action_tokens_ride_on_the_robot_flows_forward(parts: Components, batch:
     # The codes are not known where tokens are laid out; the forward reads them all the same.
     length = without.future.sequence.ids.shape[1]
     assert torch.equal(with_tokens.future.full_sequence.ids[:, :length], without.future.sequence.ids)
-    assert coefficients(acting.job) == [*coefficients(parts.job)[:3], 0.5 * parts.job.training.act_coeff]
+    assert coefficients(acting.job) == [*coefficients(parts.job)[:3], 0.5 * parts.job.training.act_coeff, 0.0]
 
 
 def test_laying_out_action_tokens_does_not_wait_for_the_device(parts: Components, batch: CoBatch) -> None:

@@ -99,7 +99,7 @@ def test_tensorboard_shows_losses_rates_answers_and_future_frames(run: Start, wo
     losses |= {"text/perplexity_bound", "text/clean_nats_per_token"}
     rates = {"total/loss", "lr", "grad_norm", "samples_per_s", "data_wait_share", "text/supervised_tokens"}
     of_text = {f"text/{name}" for name in ("nats_error", "picture_gap", "scored_per_answer_token")}
-    measured = {f"validation/{name}" for name in (*losses, *of_text, "action/mae")}
+    measured = {f"validation/{name}" for name in (*losses, *of_text, "action/mae", "colour/action_change")}
     assert losses | rates | measured == set(events.Tags()["scalars"])
     (image,) = events.Images("future/now_true_predicted")
     assert (image.width, image.height) == (3 * 32, 4 * 2 * 32)  # now, true, predicted; 4 samples of 2 views

@@ -44,6 +44,15 @@ def declared_workspace(job: Job) -> dict[str, Any] | None:
     found = {root: positions_of(root) for root in (robot, scenes) if root is not None}
     if scenes is not None and found[scenes] is None:
         raise ValueError(f"{SCENES_KEY}={scenes} has no {FILE}; run {COMMAND} {scenes}")
+    if (
+        scenes is not None
+        and job.model.vla.proprioception != "none"
+        and read_index(scenes, images=False).states is None
+    ):
+        raise ValueError(
+            f"{SCENES_KEY}={scenes} has no states, which model.vla.proprioception reads; make the scenes again "
+            "(preprocess_data/make_desk_scenes.py), or set model.vla.proprioception=none"
+        )
     present = {root: positions for root, positions in found.items() if positions is not None}
     if not present:
         raise ValueError(

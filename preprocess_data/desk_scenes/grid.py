@@ -23,7 +23,7 @@ SURFACES = {
     "grasped": "in the hand",
 }
 """Words for the places of a block that is on no other block, by name of ``policy_rollout.calvin.scene_state``."""
-_CELL = re.compile(r"column (\d+), row (\d+)")
+_CELL = re.compile(r"column (\d+), row (\d+)", re.IGNORECASE)
 
 
 def cell_of(position: Sequence[float]) -> tuple[int, int]:

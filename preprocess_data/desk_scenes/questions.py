@@ -69,7 +69,7 @@ def all_questions(layout: Layout | None, scene_obs: Array, robot_obs: Array) -> 
         yield PlaceQuestion(KINDS[1], f"Where is {words}?", f"{cell}.".capitalize(), cell, tuple(positions[name]))
     if "elsewhere" not in places.values():
         yield from _which(places)
-    yield from _beside(positions)
+    yield from _neighbours(positions)
     yield from _further_left(positions)
 
 
@@ -96,7 +96,7 @@ def _which(places: Mapping[str, str]) -> Iterator[PlaceQuestion]:
         yield PlaceQuestion(KINDS[2], f"Which block is {words}?", f"{answer}.".capitalize(), answer)
 
 
-def _beside(positions: Mapping[str, Sequence[float]]) -> Iterator[PlaceQuestion]:
+def _neighbours(positions: Mapping[str, Sequence[float]]) -> Iterator[PlaceQuestion]:
     blocks = {f"{colour} block": f"the {colour} block" for colour in COLOURS}
     for name, words in {**FURNITURE, **blocks}.items():
         for side, sign in (("left", -1.0), ("right", 1.0)):

@@ -124,13 +124,13 @@ def _if_given(
 ) -> Table:
     """Return the rows of an optional array, [n, 0] if no good frame has it.
 
-    Otherwise the frames without a finite one are added to ``faults``.
+    Otherwise the frames without one are added to ``faults``.
     """
     good = ~np.isin(ids, list(bad))
     if np.isnan(rows[good]).all():
         return rows[:, :0]
-    for frame in ids[good & ~np.isfinite(rows).all(axis=1)].tolist():
-        faults.setdefault(frame, f"{split.frame_path(frame)} has no finite {key}, as other frames do")
+    for frame in ids[good & np.isnan(rows).any(axis=1)].tolist():
+        faults.setdefault(frame, f"{split.frame_path(frame)} has no {key}, and other frames have one")
     return rows
 
 

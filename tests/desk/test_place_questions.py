@@ -82,6 +82,7 @@ def test_words_name_the_cell_and_its_error_is_that_of_the_cell() -> None:
     np.testing.assert_allclose(np.mean([error for error in errors if error is not None]), 19.1, atol=0.6)
     assert grid.cell_words((-0.45, -0.5)) == "column 1, row 1"
     assert grid.cell_centre("column 1, row 1") == pytest.approx((-0.425, -0.475))
+    assert grid.cell_centre("Column 2, row 1.") == pytest.approx((-0.375, -0.475))
     assert grid.cell_centre("column 99, row 1") is None
     assert grid.cell_centre("in the drawer") is None
 

@@ -36,6 +36,7 @@ def summary(run: Run, components: Components) -> list[str]:
         f"({'fp32' if settings.mixed_precision == 'no' else settings.mixed_precision}), seed {settings.seed}",
         f"  model    {_short(count)} parameters, {_short(trained)} trained; frozen besides: {_short(frozen)}",
         f"  tokens   robot row {spec.num_image_tokens + 2 + spec.act_step} + instruction, mmu row {mmu} + conversation",
+        *_state_lines(job, components),
         f"  data     {data.describe()}",
         *(f"           {line}" for line in [*caches, *texts]),
         f"  step     {rows} x {many}; {settings.max_train_steps} steps, {job.lr_scheduler.scheduler} schedule, "
@@ -44,6 +45,16 @@ def summary(run: Run, components: Components) -> list[str]:
         f"  output   {run.output_dir}",
         *_memory_warning(job, run.device, count + frozen, trained),
     ]
+
+
+def _state_lines(job: Job, components: Components) -> list[str]:
+    """Return a line about the robot's state if the model reads it."""
+    convention = components.model.spec.data.state_convention
+    if convention is None:
+        return []
+    dropped = f", left out of {job.training.state_dropout_prob:.3g} of the samples"
+    what = f"{convention.features} features of the {convention.dim} numbers of the robot's state"
+    return [f"  state    {what}{dropped if job.training.state_dropout_prob else ''}"]
 
 
 def _memory_warning(job: Job, device: torch.device, parameters: int, trained: int) -> list[str]:

@@ -189,10 +189,10 @@ class CotrainLoader:
         scenes = self._scene_batches(start)
         for step in itertools.count():
             robot_number, text_number = table.at(step)
-            yield CoBatch(
-                robot=None if robot_number is None else replace(next(robot), scenes=next(scenes, None)),
-                text=None if text_number is None else next(text),
-            )
+            robot_batch = None if robot_number is None else next(robot)
+            if robot_batch is not None and self.scenes is not None:
+                robot_batch = replace(robot_batch, scenes=next(scenes))
+            yield CoBatch(robot=robot_batch, text=None if text_number is None else next(text))
 
     def _scene_batches(self, start: Position) -> Iterator[RobotBatch]:
         """Return the batches of scenes from ``start`` on; there were as many before as of the robot flow."""

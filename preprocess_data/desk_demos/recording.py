@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ class SettingsDiffer(ValueError):
 class Summary:
     """Contents of the split in ``path``, and the cost of its new frames.
 
+    ``of_each``: the smallest and the largest number of windows of a task.
+
     ``milliseconds``: CPU time of a frame, None if no frame was missing.
     """
 
@@ -38,6 +41,7 @@ class Summary:
     frames: int
     windows: int
     tasks: int
+    of_each: tuple[int, int]
     failed: int
     megabytes: float
     milliseconds: float | None
@@ -208,6 +212,7 @@ def _record_missing(recording: Recording, workers: int, progress: bool) -> float
 
 def _summary(recording: Recording, milliseconds: float | None, images: tuple[Path, ...]) -> Summary:
     episodes = recording.episodes
+    counts = Counter(task for e in episodes for _, _, task, _ in e.windows)
     with os.scandir(recording.path) as entries:
         size = sum(entry.stat().st_size for entry in entries if entry.is_file())
     return Summary(
@@ -215,7 +220,8 @@ def _summary(recording: Recording, milliseconds: float | None, images: tuple[Pat
         episodes=len(episodes),
         frames=sum(e.frames for e in episodes),
         windows=sum(len(e.windows) for e in episodes),
-        tasks=len({task for e in episodes for _, _, task, _ in e.windows}),
+        tasks=len(counts),
+        of_each=(min(counts.values(), default=0), max(counts.values(), default=0)),
         failed=sum(len(e.failed) for e in episodes),
         megabytes=size / 1e6,
         milliseconds=milliseconds,
@@ -226,9 +232,11 @@ def _summary(recording: Recording, milliseconds: float | None, images: tuple[Pat
 def describe(summary: Summary) -> str:
     """Return a summary as text."""
     cost = "no frame was missing" if summary.milliseconds is None else f"{summary.milliseconds:.1f} ms of CPU per frame"
+    least, most = summary.of_each
     lines = [f"preview: {path}" for path in summary.images]
     lines.append(
         f"{summary.path}: {summary.episodes} episodes, {summary.frames} frames, {summary.windows} annotated windows of "
-        f"{summary.tasks} tasks, {summary.failed} attempts failed, {summary.megabytes:.1f} MB, {cost}"
+        f"{summary.tasks} tasks ({least} to {most} of each), {summary.failed} attempts failed, "
+        f"{summary.megabytes:.1f} MB, {cost}"
     )
     return "\n".join(lines)

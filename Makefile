@@ -19,7 +19,7 @@ RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart compare recipe recipe-all headline test test-all lint smoke venv venv-train venv-dev requirements clean distclean
+.PHONY: help quickstart compare recipe recipe-all desk-policy headline test test-all lint smoke venv venv-train venv-dev requirements clean distclean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,7 @@ compare: $(VENV)/.minimal ## train ar, mdm and bd equally, evaluate them on vali
 	$(BIN)/python -m scripts.compare_objectives $(ARGS)
 
 recipe: $(VENV)/.minimal ## a small policy: record, tokenize, train, evaluate on doors and lights of the desk (docs/desk.md)
-	$(RUN) preprocess_data/make_desk_demos.py --out data/desk_doors --episodes 60 $(DOORS)
+	$(RUN) preprocess_data/make_desk_demos.py --out data/desk_doors --episodes 120 $(DOORS)
 	$(RUN) preprocess_data/make_desk_demos.py --out data/desk_doors --episodes 6 --split validation $(DOORS)
 	$(RUN) preprocess_data/process_calvin.py --source-split-dir data/desk_doors/training --output-dir data/desk_doors_training
 	$(RUN) preprocess_data/process_calvin.py --source-split-dir data/desk_doors/validation --output-dir data/desk_doors_validation
@@ -45,6 +45,11 @@ recipe-all: $(VENV)/.minimal ## a policy for all 34 tasks of the desk in scene D
 	$(RUN) preprocess_data/tokenize_images.py --data data/desk_all/training --tokenizer assets/tiny_magvit --resolution 96 --processes 2
 	$(RUN) train_upvla.py config=./config/tiny_desk_all.yaml dataset.params.train_pre_shards_path_or_url=data/desk_all/training
 	$(RUN) -m scripts.evaluate_desk --model outputs/tiny_desk_all --tasks all
+
+desk-policy: recipe ## the shipped model (assets/desk_policy): that model learns future frames; evaluated as it is shipped
+	$(RUN) train_upvla.py config=./config/tiny_desk_future.yaml dataset.params.train_pre_shards_path_or_url=data/desk_doors_training
+	$(RUN) -m scripts.dev.package_policy --run outputs/tiny_desk_future --out assets/desk_policy
+	$(RUN) -m scripts.evaluate_desk --model assets/desk_policy --output-dir outputs/desk_policy
 
 headline: recipe ## ar, mdm and bd continue from that model: text and actions, with closed loop: results/headline (ARGS="--seeds 0,1,2")
 	$(RUN) -m scripts.compare_objectives --from-run outputs/tiny_desk --dataset-root data/desk_doors \

@@ -18,6 +18,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     budget = Budget(args.steps, args.batch_size_pre, args.batch_size_mmu, args.learning_rate, overrides)
     folder = args.output_dir.resolve()
     plan = Plan(folder, read_objectives(args.objectives), read_seeds(args.seeds), args.blind, budget)
+    plan = replace(plan, budget=replace(budget, overrides=(*_proprioception(plan, start), *overrides)))
     jobs = {name: _job(plan, name) for name in plan.objectives}
     try:
         with hold(folder, "compare_objectives", "--output-dir "):
@@ -147,6 +149,15 @@ def _evaluate_and_report(
     report.write_report(findings)
     _print_summary(findings)
     return all(first.identical for first in findings.first)
+
+
+def _proprioception(plan: Plan, start: Sequence[str]) -> tuple[str, ...]:
+    """Return the override that gives the models the robot's state, if they start anew and their data have states."""
+    from training.data.episode_index import read_index  # loads torch, after the arguments are checked
+
+    data = _job(plan, plan.objectives[0]).dataset.params.train_pre_shards_path_or_url
+    has_states = not start and read_index(Path(data), images=False).states is not None
+    return ("model.vla.proprioception=pose",) if has_states else ()
 
 
 def _notes(jobs: dict[str, Job]) -> list[str]:

@@ -17,9 +17,12 @@ def test_quickstart_records_trains_evaluates_and_lists_its_outputs(
     folder = tmp_path / "run here"
     assert quickstart.main(["--steps", "2", "--episodes", "1", "--output", str(folder)]) == 0
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    assert set(results) == {"trained", "untrained", "mean action"}
-    assert all(row["samples"] > 0 for row in results.values())
+    assert list(results) == ["shipped model", "trained", "untrained", "mean action", "experts"]
+    assert all(row["samples"] > 0 for name, row in results.items() if name != "experts")
+    assert results["experts"]["closed_loop_success"] == 1
     assert results["trained"]["mae_all"] != results["untrained"]["mae_all"]
     assert len(list((folder / "pictures").glob("rollout_*.gif"))) == 4
     assert "pictures/now_predicted_true.png" in (folder / "report.md").read_text(encoding="utf-8")
+    assert (folder / "processed_training/token_cache").is_dir()
+    assert json.loads((folder / "run/config.json").read_text())["blockdiff_vla"]["state"] is not None
     assert "results:" in capsys.readouterr().out

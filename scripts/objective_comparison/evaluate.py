@@ -33,9 +33,7 @@ from models.vision.clip_encoder import load_clip
 from models.vision.magvitv2 import load_magvit
 from policy_rollout.benchmarks.offline import Sample, evaluate, list_samples
 from policy_rollout.benchmarks.vqa.questions import read_questions, require_images
-from policy_rollout.desk.doors_and_lights import chains as desk_chains
-from policy_rollout.desk.doors_and_lights import rules as desk_rules
-from policy_rollout.desk.doors_and_lights import run_policy_chains
+from policy_rollout.desk.task_sets import DOORS
 from policy_rollout.policies.upvla import Policy, UPVLAPolicy, pick_device
 from preprocess_data.tiny_assets.questions import kind_of
 from scripts.objective_comparison.plan import RunPlan
@@ -302,7 +300,7 @@ def evaluate_run(
     if results is None:
         built = _load_trained(run, job)
         results = RunResult(evaluate_text(built, job, held_out, progress), evaluate_actions(policy, split))
-    results = replace(results, chains=run_policy_chains(policy, desk_chains(chains)) if chains else [])
+    results = replace(results, chains=DOORS.run_policy_chains(policy, DOORS.make_chains(chains)) if chains else [])
     write_text(run.results_file, json.dumps({**results.as_json(), MADE_WITH: made_with}) + "\n")
     return results
 
@@ -321,7 +319,7 @@ def provenance(run: RunPlan, job: Job, held_out: HeldOut, split: CalvinSplit) ->
         "max_new_tokens": job.max_new_tokens,
         "draws": [DRAWS, job.training.seed],
         "actions": [raw_digest(split), probes(frames, split.path)],
-        "chains": desk_rules(),
+        "chains": DOORS.rules(),
     }
     plain: dict[str, Any] = json.loads(json.dumps(found))
     return plain

@@ -163,6 +163,7 @@ def overrides_from_run(run: Path) -> tuple[str, ...]:
         f"model.showo.pretrained_model_path={_short(run)}",
         f"model.showo.llm_model_path={_short(job.model.showo.llm_model_path)}",
         f"model.vq_model.vq_model_name={_short(job.model.vq_model.vq_model_name)}",
+        f"model.vla.proprioception={job.model.vla.proprioception}",
         f"dataset.params.train_pre_shards_path_or_url={_short(data.train_pre_shards_path_or_url)}",
         "dataset.params.validation_pre_shards_path_or_url=null",  # actions are evaluated on the raw recording
         "training.pre_coeff=0.1",  # future images are new to it; their loss would dominate

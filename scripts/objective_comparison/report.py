@@ -14,7 +14,7 @@ from common.files import write_text
 from common.statistics import Interval
 from common.tables import markdown_table, percent, points, probability
 from policy_rollout.calvin.sequences import success_rates
-from policy_rollout.desk import doors_and_lights
+from policy_rollout.desk.task_sets import DOORS
 from preprocess_data.tiny_assets.questions import blind_floor
 from scripts.objective_comparison.evaluate import HeldOut, RunResult, Speed
 from scripts.objective_comparison.figure import Bars, draw_figure
@@ -101,7 +101,7 @@ def as_markdown(found: Findings, answers: Sequence[PairResult]) -> str:
         action_stretches=len(first.actions.errors),
         chain_table=_chain_table(found) if LENGTH in metrics_of(found.results) else "",
         chains=len(first.chains),
-        trial=doors_and_lights,
+        trial=DOORS,
         answers=answers,
         answer_table=_answer_table(answers),
         same_first_step=all(first.identical for first in found.first),
@@ -175,7 +175,7 @@ def _action_table(found: Findings) -> str:
 
 
 def _chain_table(found: Findings) -> str:
-    length = doors_and_lights.CHAIN_LENGTH
+    length = DOORS.chain_length
     rows = []
     for name, runs in found.results.items():
         rates = success_rates([completed for result in runs for completed in result.chains], length)
@@ -292,7 +292,7 @@ def draw(found: Findings, path: Path) -> None:
     ]
     if LENGTH in metrics_of(found.results):
         lengths = {name: interval(LENGTH, result) for name, result in found.results.items()}
-        bars.append(Bars(f"closed loop: tasks in a row of {doors_and_lights.CHAIN_LENGTH}", lengths, {}))
+        bars.append(Bars(f"closed loop: tasks in a row of {DOORS.chain_length}", lengths, {}))
     seeds = f"seed {found.plan.seeds[0]}" if len(found.plan.seeds) == 1 else f"{len(found.plan.seeds)} seeds"
     draw_figure(
         path,

@@ -112,6 +112,7 @@ def test_going_on_from_a_run_takes_its_model_tokenizer_and_data_and_names_what_i
     assert "model.showo.llm_model_path=assets/tiny_phi" in begun
     assert "model.vq_model.vq_model_name=assets/tiny_magvit" in begun
     assert "dataset.params.train_pre_shards_path_or_url=dummy_data/calvin_processed_training" in begun
+    assert "model.vla.proprioception=none" in begun  # that of the run
 
 
 def test_runs_that_were_trained_with_other_settings_and_blank_images_of_other_data_are_not_taken(

@@ -13,10 +13,10 @@ import pytest
 from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.desk import DeskEnv
-from preprocess_data import make_desk_moments
-from preprocess_data.desk_demos.moments import MomentPlayer
+from preprocess_data.desk_moments import make
+from preprocess_data.desk_moments.make import Settings, make_moments
+from preprocess_data.desk_moments.play import MomentPlayer
 from preprocess_data.desk_scenes.objects import object_of_task, object_positions
-from preprocess_data.make_desk_moments import Settings, make_moments
 from training.data.calvin import CalvinSplit
 from training.data.episode_index import read_index
 from training.data.formats.shards import shard_path
@@ -104,5 +104,5 @@ def test_processes_and_an_interruption_do_not_change_the_moments(moments: Path, 
 def test_other_settings_are_refused(moments: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="holds moments with seed 3, now it is 4"):
         make_moments(moments.parent, replace(SMALL, seed=4))
-    assert make_desk_moments.main(["--out", str(moments.parent), "--count", "1", "--scenes", "A,D"]) == 2
+    assert make.main(["--out", str(moments.parent), "--count", "1", "--scenes", "A,D"]) == 2
     assert "--count is 1" in capsys.readouterr().err

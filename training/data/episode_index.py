@@ -77,8 +77,8 @@ class ProcessedIndex:
     task_of: Column[np.int32]  # [E] into texts, -1 where not given
     states: Column[np.float32] | None = None  # [N, S] the robot's state, None if frames have none
     expert_actions: Column[np.float32] | None = None  # [N, A] what the expert wanted, None if frames have none
-    action_key: ActionKey = "rel_actions"  # the recorded actions that ``actions`` holds
     expert_chunks: Column[np.float32] | None = None  # [N, C * A] actions of an expert, None if frames have none
+    action_key: ActionKey = "rel_actions"  # the recorded actions that ``actions`` holds
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -293,6 +293,7 @@ def _open(path: Path, file: IndexFile, images: bool) -> ProcessedIndex:
         task_of=file.column("task_of"),
         states=_optional(file, "states"),
         expert_actions=_optional(file, "expert_actions"),
+        expert_chunks=_optional(file, "expert_chunks"),
     )
     last = index.frame_path(len(index) - 1)
     if images and not zip_reader.is_file(last):

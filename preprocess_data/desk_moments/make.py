@@ -1,6 +1,6 @@
 """Write moments of play on the embedded desk, with the next actions of experts for several tasks, as a processed split.
 
-python preprocess_data/make_desk_moments.py --out data/desk_moments --count 20000 --processes 2
+python -m preprocess_data.desk_moments --out data/desk_moments --count 20000 --processes 2
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import yaml
 
 from common.arguments import command_parser, name_list, path_argument, whole
-from common.command import report_errors, run_command
+from common.command import report_errors
 from common.constants import CALVIN_STATE
 from common.files import write_bytes
 from policy_rollout.calvin.instructions import TRAINING
@@ -27,8 +27,8 @@ from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.desk import DeskEnv
 from policy_rollout.desk.layout import SCENES
 from preprocess_data.desk_demos.files import npy_bytes, pickled_npy
-from preprocess_data.desk_demos.moments import Label, Moment, MomentPlayer
 from preprocess_data.desk_demos.play import SPLITS
+from preprocess_data.desk_moments.play import Label, Moment, MomentPlayer
 from preprocess_data.desk_scenes.locate import locate
 from preprocess_data.jobs.shard_writer import ShardTask, lock_plan, rank_and_world, rank_options, write_shards
 from training.data.dataset_spec import write_contract
@@ -50,11 +50,11 @@ command resumes when it is given again."""
 
 EPILOG = """\
 examples:
-  make_desk_moments.py --out data/desk_moments --count 20000 --processes 2
+  python -m preprocess_data.desk_moments --out data/desk_moments --count 20000 --processes 2
       20000 moments of layout D, about 32000 training samples
-  make_desk_moments.py --out data/desk_moments --count 1000 --split validation
+  python -m preprocess_data.desk_moments --out data/desk_moments --count 1000 --split validation
       others to validate on, with their own random numbers
-  srun --ntasks 16 python preprocess_data/make_desk_moments.py ...
+  srun --ntasks 16 python -m preprocess_data.desk_moments ...
       the shards are divided among ranks
 
 then:
@@ -135,7 +135,7 @@ def make_moments(out: Path, settings: Settings, ranks: tuple[int, int] = (0, 1),
     """
     folder, plan = out / settings.split, settings.plan()
     _require_same_settings(folder, plan)
-    with lock_plan(folder, plan, ranks, "make_desk_moments", "--out "):
+    with lock_plan(folder, plan, ranks, "desk_moments", "--out "):
         begin(folder, plan)
         write_frames(folder, {"ids": ("<i8", np.arange(plan.rows))})
         missing = sum(not has_shard(folder, plan, shard) for shard in range(plan.shards))
@@ -216,7 +216,7 @@ def _write_index_files(folder: Path, settings: Settings, pack: Pack) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = command_parser(DESCRIPTION, EPILOG, prog="make_desk_moments.py")
+    made = command_parser(DESCRIPTION, EPILOG, prog="python -m preprocess_data.desk_moments")
     add = made.add_argument
     add("--out", type=path_argument, required=True, metavar="DIR", help="the split is DIR/training or DIR/validation")
     add("--count", type=whole(1), required=True, metavar="N", help="moments (images), each with 1 to 1 + OTHERS labels")
@@ -242,12 +242,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return Settings(**{**shared, "scenes": scenes, "tasks": tasks})
 
 
-@report_errors("make_desk_moments")
+@report_errors("desk_moments")
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     print(make_moments(options.out, settings_of(options), rank_and_world(options), options.processes))
     return 0
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,0 +1,1 @@
+"""Moments of play on the desk: frames with the next actions of experts of several tasks, as a processed split."""

@@ -293,6 +293,7 @@ def _open(path: Path, file: IndexFile, images: bool) -> ProcessedIndex:
         task_of=file.column("task_of"),
         states=_optional(file, "states"),
         expert_actions=_optional(file, "expert_actions"),
+        expert_chunks=_optional(file, "expert_chunks"),
     )
     last = index.frame_path(len(index) - 1)
     if images and not zip_reader.is_file(last):

@@ -44,7 +44,10 @@ from training.data.formats.shards import Plan, ShardWriter, begin, write_frames
 from training.data.readers import npz_shapes
 from training.future_view_prediction_w_action_dataset import CAMERAS
 
-KEYS = (*CAMERAS, "rel_actions", "actions", "robot_obs", "scene_obs", "expert_actions")
+KEYS = (*CAMERAS, "rel_actions", "actions", "robot_obs", "scene_obs")
+"""CALVIN's arrays of a frame."""
+OPTIONAL = ("expert_actions",)
+"""Further arrays that all frames of a split have, or none."""
 BATCH = 64
 """Frames."""
 
@@ -86,7 +89,12 @@ class Settings:
 def frame(split: CalvinSplit, number: int, plan: Plan) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of a row. Raise ValueError naming a frame whose arrays differ from the first frame's."""
     keys = tuple(plan.columns)
-    arrays = dict(split.frame(number, keys))
+    arrays = dict(split.frame(number, keys, [key for key in OPTIONAL if key not in keys]))
+    if set(arrays) - set(keys):
+        raise ValueError(
+            f"{split.frame_path(number)} has {sorted(set(arrays) - set(keys))[0]}, and the first frame of the split "
+            "has none; all frames of a split have it, or none"
+        )
     side = plan.about["resolution"]
     if side is not None:
         for camera in CAMERAS:
@@ -106,7 +114,7 @@ def plan_of(settings: Settings, split: CalvinSplit, ids: npt.NDArray[np.int64]) 
     """Return the plan of a packed split: columns as in the first frame, and what the content depends on."""
     first = split.frame_path(int(ids[0]))
     present = npz_shapes(first)
-    keys = [key for key in KEYS if key in present or key == "rel_actions"]
+    keys = [key for key in (*KEYS, *OPTIONAL) if key in present or key == "rel_actions"]
     arrays = split.frame(int(ids[0]), keys)
     side = settings.resolution
     columns = {

@@ -178,10 +178,17 @@ class DataProvider(Dataset[RobotSample]):
         return start + future, actions, is_pad
 
     def _steps_of_chunks(self) -> int:
-        """Return C, the actions of a frame's ``expert_chunk``; 0 without. Raises ValueError if C is too small."""
+        """Return C, the actions of a frame's ``expert_chunk``; 0 without. Raises ValueError if C is too small or no
+        whole number."""
         if self.data.expert_chunks is None:
             return 0
-        steps = int(self.data.expert_chunks.array.shape[1]) // self.data.action_dim
+        size, dim = int(self.data.expert_chunks.array.shape[1]), self.data.action_dim
+        steps = size // dim
+        if size % dim:
+            raise ValueError(
+                f"{self.data.path}: 'expert_chunk' has {size} numbers, which are no whole actions of {dim}; make the "
+                "data again"
+            )
         if steps < self.act_step:
             raise ValueError(
                 f"act_step is {self.act_step}, but {self.data.path} holds chunks of {steps} actions; set act_step to "

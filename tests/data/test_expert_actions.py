@@ -133,3 +133,40 @@ def test_a_contract_may_declare_that_only_they_are_labels(raw: Path, tmp_path: P
     (root / "dataset_contract.json").write_text('{"format": 1, "action_key": "actions"}')
     with pytest.raises(ValueError, match="action_key must be one of rel_actions, expert_actions, found 'actions'"):
         read_contract(root)
+
+
+def test_a_split_in_which_some_frames_have_them_is_not_packed(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for without, message in ((0, "episode_0000001.npz has expert_actions, and the first"), (7, "lacks 'expert_act")):
+        for number in range(12):
+            more = {} if number == without else {"expert_actions": wanted(number)}
+            write_frame(raw / f"episode_{number:07d}.npz", number, **more)
+        command = ["--source-split-dir", str(raw), "--output-dir", str(tmp_path / f"packed{without}")]
+        assert repack.main([*command, "--processes", "1"]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_a_chunk_of_an_expert_is_the_label_of_its_frame(tmp_path: Path, built: bool) -> None:
+    root = processed_split(tmp_path / "chunks", [3])
+
+    def give(size: int) -> None:
+        def change(episodes: list) -> None:
+            for number, frame in enumerate(episodes[0]["frames"]):
+                frame["expert_chunk"] = [0.5 + number / 8 - at / 64 for at in range(size)]
+
+        edit_index(root, change)
+
+    give(28)
+    if built:
+        build_index(root)
+    sample = DataProvider(root, act_step=3, resolution=16, num_view=1)[2]  # the last frame of the episode
+    expected = 0.75 - np.arange(21).reshape(3, 7) / 64
+    np.testing.assert_array_equal(sample.actions.numpy(), expected.astype("f4"))
+    assert not sample.action_is_pad.any()
+    with pytest.raises(ValueError, match=r"act_step is 5, but .* holds chunks of 4 actions"):
+        DataProvider(root, act_step=5, resolution=16, num_view=1)
+    give(27)
+    with pytest.raises(ValueError, match="'expert_chunk' has 27 numbers, which are no whole actions of 7"):
+        DataProvider(root, act_step=3, resolution=16, num_view=1)

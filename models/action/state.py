@@ -9,14 +9,19 @@ Legend: S state size, F features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common.constants import CALVIN_STATE, CALVIN_STATE_DIM, action_layout
+from common.constants import CALVIN_STATE, CALVIN_STATE_DIM, STATE_KEY, action_layout
+
+CONSTANT = 1e-6
+"""Largest standard deviation of a constant, relative to its mean: float32 rounds by as much."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class StateConvention:
         if not (position or layout.rotation or layout.gripper):
             raise ValueError(
                 f"state.groups names no position, rotation or gripper among the {layout.dim} numbers of a state; "
-                "declare them in dataset_contract.json, or set model.vla.proprioception=none"
+                "declare them, or set model.vla.proprioception=none"
             )
         return cls(
             layout.dim,
@@ -70,23 +75,64 @@ class StateConvention:
         return self.angles.startswith("euler")
 
     def apply(self, states: Tensor) -> Tensor:
-        """Return float32 features [..., F] of states [..., S]. A position number that is constant in the data is
-        centred and not scaled."""
+        """Return float32 features [..., F] of states [..., S]. A position number that is constant in the data (up to
+        rounding) is centred and not scaled."""
         states = states.float()
         mean, std = (torch.tensor(row, device=states.device) for row in (self.mean, self.std))
-        position = (states[..., list(self.position)] - mean) / torch.where(std > 0, std, 1.0)
+        position = (states[..., list(self.position)] - mean) / torch.where(
+            std > CONSTANT * mean.abs().clamp_min(1), std, 1.0
+        )
         rotation = states[..., list(self.rotation)]
         turns = [rotation.sin(), rotation.cos()] if self._is_euler else [rotation]
         return torch.cat([position, *turns, states[..., list(self.gripper)]], dim=-1)
+
+    def read(self, observed: Sequence[object]) -> Tensor:
+        """Return the features [B, F] of the states of B observations.
+
+        Raises ValueError for a state that is missing or does not have ``dim`` finite numbers.
+        """
+        rows = []
+        for state in observed:
+            if state is None:
+                raise ValueError(
+                    "this model reads the robot's state (model.vla.proprioception=pose), but the observation has no "
+                    f"{STATE_KEY}; send its {self.dim} numbers"
+                )
+            rows.append(_float32(state))
+            if rows[-1].shape != (self.dim,) or not np.isfinite(rows[-1]).all():
+                found = " ".join(repr(state).split())  # NumPy breaks lines
+                raise ValueError(f"this model reads a {STATE_KEY} of {self.dim} finite numbers, found {found}")
+        return self.apply(torch.from_numpy(np.stack(rows)))
 
     def to_json(self) -> dict[str, Any]:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StateConvention:
-        position, rotation, gripper = (tuple(map(int, data[name])) for name in ("position", "rotation", "gripper"))
-        mean, std = (tuple(map(float, data[name])) for name in ("mean", "std"))
-        return cls(int(data["dim"]), position, rotation, gripper, str(data["angles"]), mean, std)
+        """Return the convention of ``to_json``. Raises ValueError if it is none."""
+        try:
+            position, rotation, gripper = (tuple(map(int, data[name])) for name in ("position", "rotation", "gripper"))
+            mean, std = (tuple(map(float, data[name])) for name in ("mean", "std"))
+            found = cls(int(data["dim"]), position, rotation, gripper, str(data["angles"]), mean, std)
+        except (KeyError, TypeError, ValueError):
+            found = None
+        if found is None or not len(found.position) == len(found.mean) == len(found.std):
+            raise ValueError(
+                f"state must have {', '.join(f.name for f in fields(cls))}, with a mean and std of each position number"
+            )
+        indices = (*found.position, *found.rotation, *found.gripper)
+        if not all(0 <= index < found.dim for index in indices):
+            raise ValueError(f"state has indices {sorted(indices)}, which must lie between 0 and {found.dim - 1}")
+        return found
+
+
+def _float32(numbers: Any) -> npt.NDArray[np.float32]:
+    """Return numbers as float32; an empty array for what is no array of numbers."""
+    try:
+        with np.errstate(over="ignore"):  # infinity is refused
+            return np.array(numbers, dtype=np.float32)
+    except (TypeError, ValueError):
+        return np.empty(0, dtype=np.float32)
 
 
 def calvin_state() -> StateConvention:

@@ -35,7 +35,7 @@ class DataSpec:
     ``action_scale``: their normalisation (``models.action.encoding.ActionScale``), None if not normalised. ``cameras``:
     view -> (height, width) of the training images. ``image_tokenizer``: hash of the weights of the image tokenizer,
     empty if unknown. ``state``: the robot's state that the model reads (``models.action.state.StateConvention``), None
-    if it reads none (``model.vla.proprioception=none``).``workspace``: corners ``low`` and ``high`` in metres,
+    if it reads none (``model.vla.proprioception=none``). ``workspace``: corners ``low`` and ``high`` in metres,
     by which the ground head scales positions, None without such a head (``training.ground_coeff``).
     """
 
@@ -141,12 +141,13 @@ class ModelConfig:
     def from_json(cls, flat: Mapping[str, Any]) -> ModelConfig:
         """Build the description from one flat object; absent fields have their defaults.
 
-        Raises ``ValueError`` naming fields that are missing or unknown.
+        Raises ``ValueError`` naming fields that are missing or unknown, or a wrong ``state``.
         """
         parts: dict[str, Any] = {}
         left = {**flat, "cameras": _cameras(flat.get("cameras", {}))}
         for name, kind in (("data", DataSpec), ("decoding", DecodingDefaults)):
             parts[name] = kind(**{f.name: left.pop(f.name) for f in fields(kind) if f.name in left})
+        _ = parts["data"].state_convention  # raises for a wrong one
         unknown = sorted(set(left) - ({f.name for f in fields(cls)} - set(parts)))
         if unknown:
             raise ValueError(f"unknown model fields: {', '.join(unknown)} (saved by a newer version?)")

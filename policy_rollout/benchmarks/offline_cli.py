@@ -33,6 +33,7 @@ from policy_rollout.benchmarks.offline import (
     mean_action,
 )
 from policy_rollout.benchmarks.processed import ProcessedSplit, open_split
+from policy_rollout.policies.interface import ROBOT_OBS, StateLayout, state_read_by
 from policy_rollout.policies.upvla import (
     ActionConvention,
     ConstantPolicy,
@@ -43,7 +44,7 @@ from policy_rollout.policies.upvla import (
 from training.data.calvin import CalvinSplit
 from training.data.checks.dataset import require
 from training.data.checks.split import check_processed, check_raw
-from training.data.dataset_spec import read_contract
+from training.data.dataset_spec import DataContract, read_contract, state_convention
 from training.data.episode_index import INDEX_NAME, read_index
 
 
@@ -72,6 +73,7 @@ def prepare(options: argparse.Namespace) -> Evaluation:
         raise ValueError(f"--action-key {options.action_key}: {split.path} is a processed split; allowed: {allowed}")
     if options.action_key != "actions":
         require_same_convention(policy.convention, convention, str(contract.path))
+    _require_same_state(policy, split, contract)
     crossing = set(split.crossing(split.annotations))
     windows = [window for window in split.annotations if window not in crossing]
     samples = list_samples(windows, policy.act_step, options.start_only, options.stride, options.max_samples)
@@ -92,6 +94,15 @@ def prepare(options: argparse.Namespace) -> Evaluation:
         for line in require(check_raw(split, contract, [sample.start for sample in samples]).findings):
             print(f"warning: {line}", file=sys.stderr)
     return Evaluation(policy, split, samples, coded, len(crossing))
+
+
+def _require_same_state(policy: Policy, split: CalvinSplit | ProcessedSplit, contract: DataContract) -> None:
+    """Raise ``ValueError`` if a policy reads the robot's state, and the split has none or another one."""
+    wanted, given = state_read_by(policy), ROBOT_OBS
+    if wanted is not None and isinstance(split, ProcessedSplit):
+        given = StateLayout.from_json(state_convention(contract, split.path).to_json())
+    if wanted not in (None, given):
+        raise ValueError(f"{contract.path} declares another state, {given}, than the policy reads, {wanted}")
 
 
 def _codes(options: argparse.Namespace, split: CalvinSplit | ProcessedSplit, policy: Policy) -> CodedFrames | None:

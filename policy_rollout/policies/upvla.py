@@ -288,18 +288,7 @@ class UPVLAPolicy:
     def _state_features(self, observations: Sequence[Observation]) -> Tensor | None:
         if self._state is None:
             return None
-        rows = [observation.robot_obs for observation in observations]
-        size = self._state.dim
-        for row in rows:
-            if row is None:
-                raise ValueError(
-                    "this model reads the robot's state (model.vla.proprioception=pose), but the observation has no "
-                    f"robot_obs; send its {size} numbers"
-                )
-            if np.shape(row) != (size,) or not np.isfinite(row).all():
-                raise ValueError(f"this model reads a robot_obs of {size} finite numbers, found {row!r}")
-        states = np.stack([np.asarray(row, dtype=np.float32) for row in rows])
-        return self._state.apply(torch.from_numpy(states)).to(self.device)
+        return self._state.read([observation.robot_obs for observation in observations]).to(self.device)
 
     def _instruction(self, text: str) -> list[int]:
         """Return the token ids of an instruction; log a warning for the first one that is cut."""

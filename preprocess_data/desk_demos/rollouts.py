@@ -54,7 +54,7 @@ def load_policy(model: str) -> Policy:
     """
     import torch
 
-    from policy_rollout.policies.interface import ActionConvention, require_same_convention
+    from policy_rollout.policies.interface import ActionConvention, require_calvin_state, require_same_convention
     from policy_rollout.policies.upvla import UPVLAPolicy
 
     torch.set_num_threads(1)  # the number of threads may change the last digits
@@ -64,6 +64,7 @@ def load_policy(model: str) -> Policy:
         raise FileNotFoundError(f"--model {path}: {config} does not exist; give a model yaml or a run's output folder")
     policy = UPVLAPolicy.from_config(config, "cpu", checkpoint=path if path.is_dir() else None)
     require_same_convention(policy.convention, ActionConvention(), "the desk")
+    require_calvin_state(policy, "the desk")
     return policy
 
 

@@ -127,10 +127,13 @@ def _if_given(
     Otherwise the frames without one are added to ``faults``.
     """
     good = ~np.isin(ids, list(bad))
+    absent: npt.NDArray[np.bool_] = np.isnan(rows).all(axis=1)
     if np.isnan(rows[good]).all():
         return rows[:, :0]
-    for frame in ids[good & np.isnan(rows).any(axis=1)].tolist():
+    for frame in ids[good & absent].tolist():
         faults.setdefault(frame, f"{split.frame_path(frame)} has no {key}, and other frames have one")
+    for frame in ids[good & ~absent & ~np.isfinite(rows).all(axis=1)].tolist():
+        faults.setdefault(frame, f"{split.frame_path(frame)}: {key} holds a number that is not finite")
     return rows
 
 

@@ -55,8 +55,11 @@ def build_network(
     elif job.lora.rank == 0:
         built = _load_resumed(job, resumed)
     elif saved is not None and saved.lora.get("rank"):
-        _load_resumed(job, resumed)  # for its checks; merged weights cannot be split into weights and adapters again
-        built = replace(build(job, state=state, workspace=workspace), notes=())
+        # For its checks and data; merged weights cannot be split into weights and adapters again.
+        data = _load_resumed(job, resumed).spec.data
+        built = replace(build(job, state=data.state_convention, workspace=workspace), notes=())
+        spec = built.model.spec
+        built.model.spec = replace(spec, data=replace(data, workspace=spec.data.workspace))
     else:
         raise ValueError(
             f"lora.rank={job.lora.rank}, but {resumed.path}, which this run continues, was trained without adapters; "

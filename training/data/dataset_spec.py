@@ -274,7 +274,10 @@ def state_convention(contract: DataContract, root: str | os.PathLike[str]) -> St
             f"{size}, or convert the data again"
         )
     statistics = contract.state_statistics or Statistics.of(_all_rows(column))
-    return StateConvention.of(declared, dict(enumerate(statistics.mean)), dict(enumerate(statistics.std)))
+    try:
+        return StateConvention.of(declared, dict(enumerate(statistics.mean)), dict(enumerate(statistics.std)))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _all_actions(root: str | os.PathLike[str], action_key: ActionKey = "rel_actions") -> npt.NDArray[np.float32]:
@@ -361,6 +364,8 @@ def _statistics(path: Path, found: Any, dim: int | None, name: str = "statistics
     rows = {key: tuple(float(number) for number in found[key]) for key in _ROWS}
     if any(low > high for low, high in zip(rows["min"] + rows["q01"], rows["max"] + rows["q99"], strict=True)):
         raise ValueError(f"{path}: {name}.min and q01 must not be above max and q99")
+    if any(number < 0 for number in rows["std"]):
+        raise ValueError(f"{path}: {name}.std must not be negative, found {found['std']!r}")
     return Statistics(frames=int(found["frames"]), **rows, digest=found.get("digest", ""))
 
 

@@ -30,7 +30,9 @@ def optional_columns(record: Mapping[str, Any]) -> dict[str, int]:
     found: dict[str, int] = {}
     with suppress(LookupError, TypeError):
         frame = record["frames"][0]
-        found = {name: max(len(frame[key]), 1) for name, key in OPTIONAL.items() if key in frame}
+        for name, key in OPTIONAL.items():
+            if key in frame:  # what is no list is reported as wrong
+                found[name] = max(len(frame[key]), 1) if isinstance(frame[key], list) else 1
     return found
 
 

@@ -121,9 +121,16 @@ def _state_statistics(index: ProcessedIndex, contract: DataContract) -> Iterator
     if statistics is None or column is None:
         return
     digest = hashlib.blake2b(digest_size=16)
+    low, high = column[0], column[0]
     for start in range(0, len(column), CHUNK):
-        digest.update(column[start : start + CHUNK].tobytes())
-    if statistics.digest in ("", digest.hexdigest()) and statistics.frames == len(column):
+        rows = column[start : start + CHUNK]
+        digest.update(rows.tobytes())
+        low, high = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
+    same = statistics.digest == digest.hexdigest()
+    if not statistics.digest and statistics.frames == len(column) and len(statistics.min) == len(low):
+        # Without a digest the ranges are compared.
+        same = all(np.allclose(*pair, atol=TOLERANCE) for pair in ((statistics.min, low), (statistics.max, high)))
+    if same and statistics.frames == len(column):
         return
     what = (
         f"state.statistics are those of other states ({statistics.frames} frames) than dataset_info.json has now "

@@ -189,6 +189,8 @@ def make_scenes(out: Path, settings: Settings, ranks: tuple[int, int] = (0, 1), 
 
 def _require_same_settings(folder: Path, plan: Plan) -> None:
     found = read_plan(folder)
+    if found is not None and "scenes_of" not in found.about:
+        raise ValueError(f"--out {folder}: holds shards of another command; give another --out")
     if found is not None and found != plan:
         keys = [key for key in plan.about if found.about.get(key) != plan.about[key]]
         key = keys[0] if keys else "format"

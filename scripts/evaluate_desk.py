@@ -112,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--ensemble", type=real(at_least=0), help="average overlapping chunks, weight exp(-m i) (default: do not)")
     add("--held-out", type=path_argument, help="split of other recordings: measure the hand in predicted frames, too")
     add("--output-dir", type=path_argument, help="folder of summary.md, results.json, judged/ (default: the model's)")
-    add("--only", nargs="+", choices=POLICIES, help="run only these, store their outcomes, write no report")
+    quoted = ", ".join(repr(name) for name in POLICIES)
+    only = f"run only these, store their outcomes, write no report; in quotes, of {quoted}"
+    add("--only", nargs="+", choices=POLICIES, metavar="POLICY", help=only)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     return parser
 

@@ -74,8 +74,10 @@ def make_questions(data: Path, images: int | None, turns: int, seed: int, scene:
     Raises ValueError naming a frame that does not record its state.
     """
     index = read_index(data)
-    count = min(images or len(index), len(index))
-    frames = [number * len(index) // count for number in range(count)]
+    first = {index.frame_path(frame): frame for frame in reversed(range(len(index)))}  # episodes may share a frame
+    distinct = sorted(first.values())
+    count = min(images or len(distinct), len(distinct))
+    frames = [distinct[number * len(distinct) // count] for number in range(count)]
     paths = [index.frame_path(frame) for frame in frames]
     scenes = scenes_of(paths) if scene is None else [None if scene == CALVIN else scene] * len(paths)
     balance, found = Balance(np.random.default_rng(seed)), []
@@ -91,8 +93,11 @@ def make_questions(data: Path, images: int | None, turns: int, seed: int, scene:
 
 
 def write_questions(data: Path, out: Path, asked: Sequence[Asked]) -> None:
-    """Write images, conversations and true positions to ``out``."""
+    """Write images, conversations and true positions to ``out``, in place of those of an earlier call."""
     index, folder = read_index(data), out / "images"
+    truths = {one.id: one.question.position for one in asked if one.question.position is not None}
+    write_json(out / TRUTHS, truths, indent=None)  # first, because it marks the folder as one of this command
+    (out / MMU_INDEX).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     by_frame: dict[int, list[Asked]] = defaultdict(list)
@@ -103,9 +108,13 @@ def write_questions(data: Path, out: Path, asked: Sequence[Asked]) -> None:
         name = f"images/{frame:07d}.png"
         Image.fromarray(read_npz(index.frame_path(frame), ["rgb_static"])["rgb_static"]).save(out / name)
         records.append(json.dumps(_record(name, of_frame)))
-    truths = {one.id: one.question.position for one in asked if one.question.position is not None}
-    write_json(out / TRUTHS, truths, indent=None)
     write_text(out / MMU_INDEX, "[\n" + ",\n".join(records) + "\n]\n")  # last, because it makes the folder complete
+
+
+def require_own(out: Path) -> None:
+    """Raise ValueError if ``out`` has files of anything but this command: its folder of images is replaced."""
+    if out.is_dir() and not (out / TRUTHS).is_file() and any(not one.name.startswith(".") for one in out.iterdir()):
+        raise ValueError(f"--out {out} has files of something else; give a new folder")
 
 
 def _record(image: str, asked: Sequence[Asked]) -> dict[str, Any]:
@@ -184,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if options.data is None:
         raise ValueError("give --data, or --score; --help shows examples")
+    require_own(options.out)
     with output_folder(options.out, "place_questions"):
         asked = make_questions(options.data, options.images, options.turns, options.seed, options.scene)
         write_questions(options.data, options.out, asked)

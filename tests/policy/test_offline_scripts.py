@@ -247,7 +247,8 @@ def test_every_shipped_model_yaml_loads_in_ours_and_in_omegaconf(file, tmp_path)
     OmegaConf.save(settings, tmp_path / "copy.yaml")
     loaded = load_model_yaml(tmp_path / "copy.yaml")
     assert loaded.checkpoint == str(tmp_path)
-    assert loaded.job.model.framework in file.stem
+    if file.stem != "desk_model":  # named by its data; the others by their framework
+        assert loaded.job.model.framework in file.stem
     assert loaded.job.model.vq_model.vq_model_name
     assert isinstance(loaded.job, Job)
 

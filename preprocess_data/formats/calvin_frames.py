@@ -127,7 +127,7 @@ def _if_given(
     Otherwise the frames without one are added to ``faults``.
     """
     good = ~np.isin(ids, list(bad))
-    absent: npt.NDArray[np.bool_] = np.isnan(rows).all(axis=1)
+    absent = np.asarray(np.isnan(rows).all(axis=1))
     if np.isnan(rows[good]).all():
         return rows[:, :0]
     for frame in ids[good & absent].tolist():

@@ -6,11 +6,14 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from common.constants import CALVIN_STATE
 from models.action.inference import ActionPredictor
 from models.action.state import StateConvention, calvin_state
 from models.attention_mask import Kind
@@ -252,3 +255,21 @@ def test_a_start_that_reads_a_state_does_not_lose_it_silently(built: Built, plai
         "the checkpoint has no state encoder that reads these numbers: it starts from random weights",
     )
     assert model.spec.decoding.action_bins == BINS
+
+
+def test_a_position_that_is_constant_up_to_rounding_is_not_scaled() -> None:
+    convention = StateConvention.of(CALVIN_STATE, dict.fromkeys(range(15), 0.1), dict.fromkeys(range(15), 1e-9))
+    assert convention.apply(torch.full((1, 15), 0.2))[0, 0] == pytest.approx(0.1, abs=1e-6)
+
+
+@pytest.mark.parametrize("state", [np.array(["a"] * 15), np.full(15, 1e300), np.zeros((1, 15)), np.arange(14) / 3])
+def test_an_observation_that_is_no_state_is_one_line(state: Any) -> None:
+    with pytest.raises(ValueError, match="reads a robot_obs of 15 finite numbers, found") as error:
+        calvin_state().read([state])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change", [{"mean": [0.0]}, {"std": None}, {"position": [0, 1, 99]}, {"dim": "x"}])
+def test_a_description_with_another_state_is_an_error(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"state (must have dim, position|has indices)"):
+        StateConvention.from_json({**calvin_state().to_json(), **change})

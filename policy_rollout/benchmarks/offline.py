@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from common.constants import CALVIN_LAYOUT, STATE_KEY, ActionLayout
 from policy_rollout.benchmarks.coded import CODES, NO_IMAGE, CodedFrames
-from policy_rollout.policies.interface import ACTION_KEYS
+from policy_rollout.policies.interface import ACTION_KEYS, state_read_by
 from policy_rollout.policies.upvla import Observation, Policy
 from training.data.calvin import CalvinSplit
 
@@ -217,7 +217,7 @@ def evaluate(
         raise ValueError(f"action_key must be one of {', '.join(ACTION_KEYS)}, got {action_key!r}")
     ordered = sorted(samples, key=lambda sample: sample.start)
     inputs = policy.cameras if coded is None else (CODES,)
-    if getattr(policy, "reads_state", False):
+    if state_read_by(policy) is not None:
         inputs = (*inputs, STATE_KEY)
     reader = FrameReader(split if coded is None else coded, ordered, action_key, inputs)
     layout = policy.convention.layout

@@ -191,11 +191,6 @@ class UPVLAPolicy:
         return CAMERAS[: self.spec.num_view]
 
     @property
-    def reads_state(self) -> bool:
-        """True if observations must have ``robot_obs``."""
-        return self._state is not None
-
-    @property
     def state(self) -> StateLayout | None:
         """Meaning of the ``robot_obs`` that observations must have; None if the model reads none."""
         return None if self._state is None else StateLayout.from_json(self._state.to_json())

@@ -31,6 +31,7 @@ from preprocess_data.desk_demos.play import SPLITS
 from preprocess_data.desk_moments.play import Label, Moment, MomentPlayer
 from preprocess_data.desk_scenes.locate import locate
 from preprocess_data.jobs.shard_writer import ShardTask, lock_plan, rank_and_world, rank_options, write_shards
+from training.data.calvin import MAX_RELATIVE_POSITION, MAX_RELATIVE_ROTATION
 from training.data.dataset_spec import write_contract
 from training.data.episode_index import INDEX_NAME, MIN_INDEXED, Episode, Frame, build_index, write_index
 from training.data.formats.packed_frames import KIND, Pack, pack_at
@@ -193,12 +194,15 @@ def _write_index_files(folder: Path, settings: Settings, pack: Pack) -> None:
     (folder / ".hydra").mkdir(exist_ok=True)
     env = {"_target_": "policy_rollout.desk.DeskEnv", "scene": settings.scenes[0]}
     write_bytes(folder / ".hydra" / "merged_config.yaml", yaml.safe_dump({"env": env}, sort_keys=False).encode())
-    found = [(row, name, label) for row, name in enumerate(pack.names()) for label in labels_of(pack, row)]
+    names = list(pack.names())
+    robots = [pack.arrays(row, ["robot_obs"])["robot_obs"] for row in rows.tolist()]
+    found = [(row, label) for row in rows.tolist() for label in labels_of(pack, row)]
 
     def episodes() -> Iterator[Episode]:
-        for row, name, label in found:
-            robot, first = pack.arrays(row, ["robot_obs"])["robot_obs"], label.chunk[0]
-            absolute = [*(robot[:3] + first[:3] * 0.02), *(robot[3:6] + first[3:6] * 0.05), first[6]]
+        for row, label in found:
+            name, robot, first = names[row], robots[row], label.chunk[0]
+            moved, turned = first[:3] * MAX_RELATIVE_POSITION, first[3:6] * MAX_RELATIVE_ROTATION
+            absolute = [*(robot[:3] + moved), *(robot[3:6] + turned), first[6]]
             phrases = TRAINING[label.task]
             words = phrases[int(settings.random(row, f"wording of {label.task}").integers(len(phrases)))]
             frame = Frame(
@@ -207,8 +211,8 @@ def _write_index_files(folder: Path, settings: Settings, pack: Pack) -> None:
             yield Episode(words, label.task, [frame])
 
     cameras = {key: plan.columns[key][1][:2] for key in ("rgb_static", "rgb_gripper")}
-    first_actions = np.stack([label.chunk[0] for _, _, label in found])
-    states = np.stack([pack.arrays(row, ["robot_obs"])["robot_obs"] for row, _, _ in found])
+    first_actions = np.stack([label.chunk[0] for _, label in found])
+    states = np.stack([robots[row] for row, _ in found])
     write_index(folder, episodes(), before=lambda: write_contract(folder, cameras, None, first_actions, states, STATE))
     if (folder / INDEX_NAME).stat().st_size >= MIN_INDEXED:
         build_index(folder)

@@ -33,7 +33,7 @@ def test_the_shipped_model_is_under_ten_megabytes_in_sixteen_bits_and_names_no_p
 
 def test_the_shipped_model_acts_by_images_instruction_and_pose() -> None:
     policy = UPVLAPolicy.from_config(MODEL_YAML, "cpu")
-    assert policy.reads_state
+    assert policy.state is not None
     (task, frame), *_ = DOORS.with_cameras(policy.spec.data.cameras).expert_frames(1)
     assert task == DOORS.tasks[0]
     assert policy.act([frame]).shape == (1, policy.act_step, 7)

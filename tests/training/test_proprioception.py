@@ -80,7 +80,7 @@ def test_it_trains_evaluates_and_acts(run: Start, robot: Path, decoder: str) -> 
     np.testing.assert_allclose(convention.mean, states[:, :3].mean(axis=0), rtol=1e-5, atol=1e-6)
     policy = policy_of(outcome)
     assert policy.action_decoder == decoder
-    assert policy.reads_state
+    assert policy.state is not None
     policy.warm_up()
     rng = np.random.default_rng(3)
     one, other = rng.uniform(-1, 1, 15), rng.uniform(-1, 1, 15)

@@ -14,20 +14,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from common.arguments import command_parser, name_list, path_argument, real, whole
 from common.command import report_errors, run_command
-from common.files import write_bytes
 from policy_rollout.calvin.instructions import TRAINING
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.desk import DeskEnv
 from policy_rollout.desk.layout import SCENES
 from policy_rollout.desk.rendering import RENDERERS, check_renderer
 from policy_rollout.desk.rendering.cameras import checked_jitter
-from preprocess_data.desk_demos.files import npy_bytes, pickled_npy
 from preprocess_data.desk_demos.play import SPLITS
 from preprocess_data.desk_scenes.draw import PLACES, draw_scene
+from preprocess_data.desk_scenes.frame_shards import require_same_settings, write_raw_files
 from preprocess_data.desk_scenes.locate import locate
 from preprocess_data.desk_scenes.objects import object_of_task
 from preprocess_data.jobs.shard_writer import ShardTask, lock_plan, rank_and_world, rank_options, write_shards
@@ -35,7 +33,7 @@ from training.data.dataset_spec import write_contract
 from training.data.episode_index import INDEX_NAME, MIN_INDEXED, Episode, Frame, build_index, write_index
 from training.data.formats.column_file import IndexFile
 from training.data.formats.packed_frames import KIND, Pack, pack_at
-from training.data.formats.shards import Plan, ShardWriter, begin, has_shard, read_plan, shard_path, write_frames
+from training.data.formats.shards import Plan, ShardWriter, begin, has_shard, shard_path, write_frames
 from training.data.object_positions import FILE
 
 DESCRIPTION = """\
@@ -167,7 +165,7 @@ def make_scenes(out: Path, settings: Settings, ranks: tuple[int, int] = (0, 1), 
     Raises ValueError if the folder holds scenes of other settings or another process writes there.
     """
     folder, plan = out / settings.split, settings.plan()
-    _require_same_settings(folder, plan)
+    require_same_settings(folder, plan, "scenes_of", "scenes")
     with lock_plan(folder, plan, ranks, "make_desk_scenes", "--out "):
         begin(folder, plan)
         write_frames(folder, {"ids": ("<i8", np.arange(plan.rows))})
@@ -187,21 +185,6 @@ def make_scenes(out: Path, settings: Settings, ranks: tuple[int, int] = (0, 1), 
     )
 
 
-def _require_same_settings(folder: Path, plan: Plan) -> None:
-    found = read_plan(folder)
-    if found is not None and "scenes_of" not in found.about:
-        raise ValueError(f"--out {folder}: holds shards of another command; give another --out")
-    if found is not None and found != plan:
-        keys = [key for key in plan.about if found.about.get(key) != plan.about[key]]
-        key = keys[0] if keys else "format"
-        raise ValueError(
-            f"--out {folder}: holds scenes with {key} {found.about.get(key)}, now it is {plan.about.get(key)}; "
-            "give the same options, or another --out"
-        )
-    if found is None and folder.is_dir() and any(folder.glob("*.npz")):
-        raise ValueError(f"--out {folder}: holds frames of a recording; give another --out")
-
-
 def _cost(pack: Pack) -> float:
     """Return the mean CPU time of a scene in milliseconds, as it was when the scene was made."""
     plan = pack.rows.plan
@@ -216,12 +199,8 @@ def _write_index_files(folder: Path, settings: Settings, pack: Pack) -> None:
     """Write the files that make the shards a raw and a processed split."""
     rows = np.arange(settings.count)
     ends = [*(settings.first_row(n) for n in range(1, len(settings.scenes))), settings.count]
-    ranges = {f"calvin_scene_{s}": [settings.first_row(n), ends[n] - 1] for n, s in enumerate(settings.scenes)}
-    write_bytes(folder / "ep_start_end_ids.npy", npy_bytes(np.stack([rows, rows], axis=1)))
-    write_bytes(folder / "scene_info.npy", pickled_npy(ranges))
-    (folder / ".hydra").mkdir(exist_ok=True)
-    env = {"_target_": "policy_rollout.desk.DeskEnv", "scene": settings.scenes[0], "renderer": settings.renderer}
-    write_bytes(folder / ".hydra" / "merged_config.yaml", yaml.safe_dump({"env": env}, sort_keys=False).encode())
+    ranges = {s: [settings.first_row(n), ends[n] - 1] for n, s in enumerate(settings.scenes)}
+    write_raw_files(folder, settings.count, ranges, {"scene": settings.scenes[0], "renderer": settings.renderer})
     motions, states = (np.stack([pack.arrays(row, [key])[key] for row in rows.tolist()]) for key in STATISTICS)
 
     def episodes() -> Iterator[Episode]:

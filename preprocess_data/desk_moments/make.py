@@ -16,26 +16,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from common.arguments import command_parser, name_list, path_argument, whole
 from common.command import report_errors
 from common.constants import CALVIN_STATE
-from common.files import write_bytes
 from policy_rollout.calvin.instructions import TRAINING
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.desk import DeskEnv
 from policy_rollout.desk.layout import SCENES
-from preprocess_data.desk_demos.files import npy_bytes, pickled_npy
 from preprocess_data.desk_demos.play import SPLITS
 from preprocess_data.desk_moments.play import Label, Moment, MomentPlayer
+from preprocess_data.desk_scenes.frame_shards import require_same_settings, write_raw_files
 from preprocess_data.desk_scenes.locate import locate
 from preprocess_data.jobs.shard_writer import ShardTask, lock_plan, rank_and_world, rank_options, write_shards
 from training.data.calvin import MAX_RELATIVE_POSITION, MAX_RELATIVE_ROTATION
 from training.data.dataset_spec import write_contract
 from training.data.episode_index import INDEX_NAME, MIN_INDEXED, Episode, Frame, build_index, write_index
 from training.data.formats.packed_frames import KIND, Pack, pack_at
-from training.data.formats.shards import Plan, ShardWriter, begin, has_shard, read_plan, write_frames
+from training.data.formats.shards import Plan, ShardWriter, begin, has_shard, write_frames
 from training.data.object_positions import FILE
 
 DESCRIPTION = """\
@@ -135,7 +133,7 @@ def make_moments(out: Path, settings: Settings, ranks: tuple[int, int] = (0, 1),
     Raises ValueError if the folder holds moments of other settings or another process writes there.
     """
     folder, plan = out / settings.split, settings.plan()
-    _require_same_settings(folder, plan)
+    require_same_settings(folder, plan, "moments_of", "moments")
     with lock_plan(folder, plan, ranks, "desk_moments", "--out "):
         begin(folder, plan)
         write_frames(folder, {"ids": ("<i8", np.arange(plan.rows))})
@@ -157,21 +155,6 @@ def make_moments(out: Path, settings: Settings, ranks: tuple[int, int] = (0, 1),
     )
 
 
-def _require_same_settings(folder: Path, plan: Plan) -> None:
-    found = read_plan(folder)
-    if found is not None and "moments_of" not in found.about:
-        raise ValueError(f"--out {folder}: holds shards of another command; give another --out")
-    if found is not None and found != plan:
-        keys = [key for key in plan.about if found.about.get(key) != plan.about[key]]
-        key = keys[0] if keys else "format"
-        raise ValueError(
-            f"--out {folder}: holds moments with {key} {found.about.get(key)}, now it is {plan.about.get(key)}; "
-            "give the same options, or another --out"
-        )
-    if found is None and folder.is_dir() and any(folder.glob("*.npz")):
-        raise ValueError(f"--out {folder}: holds frames of a recording; give another --out")
-
-
 def labels_of(pack: Pack, row: int) -> list[Label]:
     """Return the labels of a row."""
     arrays = pack.arrays(row, ["label_tasks", "label_chunks"])
@@ -188,12 +171,8 @@ def _write_index_files(folder: Path, settings: Settings, pack: Pack) -> None:
     ranges: dict[str, list[int]] = {}
     for shard in range(plan.shards):
         own = plan.rows_of(shard)
-        ranges.setdefault(f"calvin_scene_{settings.scene(shard)}", [own.start, own.stop - 1])[1] = own.stop - 1
-    write_bytes(folder / "ep_start_end_ids.npy", npy_bytes(np.stack([rows, rows], axis=1)))
-    write_bytes(folder / "scene_info.npy", pickled_npy(ranges))
-    (folder / ".hydra").mkdir(exist_ok=True)
-    env = {"_target_": "policy_rollout.desk.DeskEnv", "scene": settings.scenes[0]}
-    write_bytes(folder / ".hydra" / "merged_config.yaml", yaml.safe_dump({"env": env}, sort_keys=False).encode())
+        ranges.setdefault(settings.scene(shard), [own.start, own.stop - 1])[1] = own.stop - 1
+    write_raw_files(folder, settings.count, ranges, {"scene": settings.scenes[0]})
     names = list(pack.names())
     robots = [pack.arrays(row, ["robot_obs"])["robot_obs"] for row in rows.tolist()]
     found = [(row, label) for row in rows.tolist() for label in labels_of(pack, row)]

@@ -36,7 +36,8 @@ THREAD_GRACE_S = 2.0
 
 
 def _signals() -> dict[int, Any]:
-    return {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    watched = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM)
+    return {number: signal.getsignal(number) for number in watched}
 
 
 def _restore_signals(before: dict[int, Any]) -> None:

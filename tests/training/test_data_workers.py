@@ -100,6 +100,66 @@ def test_every_death_of_a_worker_is_one_sentence_within_seconds(how: str) -> Non
     assert set(active_children()) <= before  # nobody is left, nothing is raised later
 
 
+class Dead:
+    """A worker that is alive until ``next`` has been called, then dead."""
+
+    alive = True
+
+    def is_alive(self) -> bool:
+        return self.alive
+
+
+def signal_at(number: int, call: Callable[[], None]) -> bool:
+    """Run ``call`` with a SIGCHLD before bytecode instruction ``number`` of ``_next``; return whether there is one."""
+    seen = 0
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        nonlocal seen
+        if frame.f_code is not worker_processes._next.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            seen += 1
+            if seen - 1 == number:
+                signal.raise_signal(signal.SIGCHLD)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return seen > number
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_the_handler_of_sigchld_is_restored_wherever_the_signal_arrives(dies: bool) -> None:
+    handler = signal.getsignal(signal.SIGCHLD)
+
+    outcomes: list[str | int] = []
+
+    def call() -> None:
+        worker = Dead()
+
+        def batches() -> Iterator[int]:
+            worker.alive = not dies
+            yield 1
+
+        try:
+            outcomes.append(worker_processes._next(batches(), [worker]))  # type: ignore[list-item]
+        except RuntimeError as error:
+            outcomes.append(str(error))
+
+    number = 0
+    while signal_at(number, call):
+        after = signal.signal(signal.SIGCHLD, handler)
+        assert after is handler, number
+        number += 1
+    assert number > 20
+    assert set(outcomes) == ({1, "a data worker is dead"} if dies else {1})
+
+
 def test_a_death_is_raised_only_where_a_batch_is_asked_for() -> None:
     flow = batches(lambda: 0)
     before = set(active_children())

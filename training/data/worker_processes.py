@@ -15,7 +15,6 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from multiprocessing import Pipe, active_children
 from multiprocessing.connection import Connection
@@ -59,8 +58,7 @@ def receive(loader: DataLoader[Any]) -> Iterator[Any]:
         sender.close()
         while True:
             try:
-                with _raise_if_worker_dies(workers):
-                    batch = next(iterator)
+                batch = _next(iterator, workers)
             except StopIteration:
                 return
             except BROKEN as error:
@@ -93,34 +91,43 @@ def _start(loader: DataLoader[Any], workers: list[BaseProcess]) -> Iterator[Any]
     """Start the processes and add them to ``workers``. Removes torch's handler of SIGCHLD, which raises anywhere."""
     before, handler = set(active_children()), signal.getsignal(signal.SIGCHLD)
     try:
-        iterator = iter(loader)
+        try:
+            return iter(loader)
+        finally:
+            workers += [child for child in active_children() if child not in before]
     except OSError as error:
         shared = f"; {_shared_memory_remedy()}" if is_shared_memory_error(str(error)) else ""
         raise LostWorker(f"data workers cannot be started ({error}){shared or f'; {LESS_MEMORY}'}") from error
-    finally:
-        workers += [child for child in active_children() if child not in before]
+    finally:  # also if torch's handler interrupts the lines above
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, handler)
-    return iterator
 
 
-@contextmanager
-def _raise_if_worker_dies(workers: Sequence[BaseProcess]) -> Iterator[None]:
-    """Raise RuntimeError as soon as a worker is dead, even if the main process is blocked in a read."""
+def _next(iterator: Iterator[Any], workers: Sequence[BaseProcess]) -> Any:
+    """Return the next batch. Raises RuntimeError as soon as a worker is dead, even if the read of a batch blocks.
+
+    The handler of SIGCHLD raises at most once, and the caller's handler is restored wherever the signal arrives.
+    """
+    armed = False
 
     def check(number: int | None = None, frame: FrameType | None = None) -> None:
-        if not all(worker.is_alive() for worker in workers):
+        nonlocal armed
+        if armed and not all(worker.is_alive() for worker in workers):
+            armed = False
             raise RuntimeError("a data worker is dead")
 
-    check()
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGCHLD, check)
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGCHLD, check) if main else None
     try:
-        yield
+        try:
+            armed = True
+            check()
+            return next(iterator)
+        finally:
+            armed = False
     finally:
-        signal.signal(signal.SIGCHLD, before)
+        if main:
+            signal.signal(signal.SIGCHLD, before)
 
 
 def _cause(workers: Sequence[BaseProcess], reports: Connection) -> str | None:

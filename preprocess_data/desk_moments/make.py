@@ -99,7 +99,7 @@ class Settings:
             "label_chunks": ("<f4", (labels, self.chunk, 7)),
         }
         about = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return Plan(self.count, SHARD_ROWS, columns, {"kind": KIND, "version": 1, "moments_of": "experts"} | about)
+        return Plan(self.count, SHARD_ROWS, columns, {"kind": KIND, "version": 2, "moments_of": "experts"} | about)
 
 
 def moment_arrays(moment: Moment, labels: int, chunk: int) -> dict[str, npt.NDArray[Any]]:

@@ -99,7 +99,7 @@ class MomentPlayer:
         self, obs: dict[str, Any], task: str, rng: np.random.Generator
     ) -> tuple[list[Moment] | None, dict[str, Any]]:
         """Let the expert attempt a task. Return its moments (None after a failure) and the last observation."""
-        expert, disturber = ScriptedExpert(self.env.layout, task, rng, QUIET), Disturber(NOISE, rng)
+        expert, disturber = self._expert(task, rng), Disturber(NOISE, rng)
         expert.reset(task, obs)
         interrupted_at = int(rng.integers(4, 28)) if rng.random() < INTERRUPTED else PATIENCE
         start, succeeded, is_over = self.env.get_info(), False, False
@@ -115,6 +115,9 @@ class MomentPlayer:
             obs, _, _, info = self.env.step(disturber.disturb(actions[-1]))
             is_over = (succeeded and expert.done) or len(actions) >= interrupted_at
             succeeded = succeeded or self._oracle.done(task, start, info)
+            if succeeded and expert.is_endless:
+                actions += self._trial_actions(expert, obs)  # chunks continue, the desk stays as it is
+                is_over = True
         own = [Label(task, _filled(actions[at : at + self.chunk], self.chunk)) for at, _, _ in moments]
         # An interrupted attempt shows no end: moments whose chunk would cross it have no label of their own.
         keep = [succeeded or at + self.chunk <= len(actions) for at, _, _ in moments]
@@ -135,17 +138,21 @@ class MomentPlayer:
             place = positions.get(object_of_task(task) or "")
             is_near = place is not None and float(np.linalg.norm(place - state.tcp)) < CLEAR
             if state.held_block is not None or not is_near:
-                labels.append(Label(task, self._trial_chunk(obs, task)))
+                expert = self._expert(task, np.random.default_rng(0))
+                labels.append(Label(task, np.stack(self._trial_actions(expert, obs))))
         return labels
 
-    def _trial_chunk(self, obs: dict[str, Any], task: str) -> Array:
+    def _expert(self, task: str, rng: np.random.Generator) -> ScriptedExpert:
+        return ScriptedExpert(self.env.layout, task, rng, QUIET, endless=True)
+
+    def _trial_actions(self, expert: ScriptedExpert, obs: dict[str, Any]) -> list[Array]:
+        """Return the next actions of ``expert`` from the current state, without changing the desk."""
         self._trial.load(self.env.save())
-        expert = ScriptedExpert(self.env.layout, task, np.random.default_rng(0), QUIET)
         actions: list[Array] = []
         for _ in range(self.chunk):
             actions.append(np.clip(expert.act(obs), -1.0, 1.0))
             obs, _, _, _ = self._trial.step(actions[-1])
-        return np.stack(actions)
+        return actions
 
 
 def _filled(actions: Sequence[Array], length: int) -> Array:

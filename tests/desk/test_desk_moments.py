@@ -48,6 +48,24 @@ def test_tasks_of_one_image_move_the_hand_towards_their_own_objects() -> None:
     assert np.mean(nearer) > 0.8
 
 
+def test_a_push_has_no_end_in_its_labels() -> None:
+    """An image does not show where a push began: all chunks of a hand behind the block push on."""
+    env = DeskEnv("D", static_size=8, gripper_size=8)
+    pushes = [f"push_{colour}_block_{side}" for colour in ("red", "blue", "pink") for side in ("left", "right")]
+    player = MomentPlayer(env, pushes, others=0, chunk=10)
+    names = ("red block", "blue block", "pink block")
+    behind = 0
+    for moment in islice(player.moments(np.random.default_rng(0)), 150):
+        (label,) = moment.labels
+        place = object_positions(env.layout, moment.obs["scene_obs"])[names.index(object_of_task(label.task) or "")]
+        hand, side = moment.obs["robot_obs"][:3], -1 if label.task.endswith("left") else 1
+        if hand[2] < 0.49 and 0.02 < side * (place[0] - hand[0]) < 0.06 and abs(place[1] - hand[1]) < 0.02:
+            behind += 1
+            assert (label.chunk[1:, 0] * side > 0.2).all()
+            assert abs(label.chunk[:, 2].mean()) < 0.15
+    assert behind > 20
+
+
 def test_the_chunk_of_another_task_is_what_its_expert_does_from_there(moments: Path) -> None:
     split = CalvinSplit(moments)
     env = DeskEnv("A", static_size=8, gripper_size=8)

@@ -148,6 +148,7 @@ class Move:
     speed: float = 1.0  # largest component of the action
     until: Callable[[DeskState], bool] | None = None
     arrive: bool = True  # False: only `until` and `limit` end it
+    endless: bool = False  # continues when the task has succeeded
 
     def target(self, state: DeskState) -> Array:
         return self.goal(state) if callable(self.goal) else self.goal
@@ -189,6 +190,7 @@ class Desk:
     start: DeskState
     rng: np.random.Generator
     attempt: int = 0
+    endless: bool = False  # motions whose start a later image does not show have no end
 
 
 def approach(point: npt.ArrayLike, euler: Array, gripper: float, back: Array | None = None, **options: Any) -> Move:

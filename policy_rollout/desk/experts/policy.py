@@ -128,6 +128,8 @@ class ScriptedExpert:
         noise: disturbances of the actions (QUIET, PLAY, or your own `Noise`).
         restarts: restart the plan when a move reaches its time limit far from its goal. For an expert that labels the
             states of another controller, which does not follow it.
+        endless: do not end a push after its 10 cm. An image does not show where a push began, so the actions that end it
+            cannot be learned from images; `done` stays False during such a push, and `is_endless` is True.
     """
 
     def __init__(
@@ -137,9 +139,11 @@ class ScriptedExpert:
         rng: np.random.Generator | None = None,
         noise: Noise = QUIET,
         restarts: bool = False,
+        endless: bool = False,
     ) -> None:
         self.layout = layout
         self.restarts = restarts
+        self.endless = endless
         self.rng = np.random.default_rng(0) if rng is None else rng
         self._disturber = Disturber(noise, self.rng)
         self._set_task(task)
@@ -167,8 +171,13 @@ class ScriptedExpert:
         """Number of restarts of the plan."""
         return 0 if self._desk is None else self._desk.attempt
 
+    @property
+    def is_endless(self) -> bool:
+        """Whether the current move continues when the task has succeeded."""
+        return self._move is not None and self._move.endless
+
     def _start(self, state: DeskState) -> Desk:
-        self._desk = Desk(self.layout, state, state, self.rng)
+        self._desk = Desk(self.layout, state, state, self.rng, endless=self.endless)
         self._plan = self._planner(self._desk)
         return self._desk
 
@@ -183,7 +192,7 @@ class ScriptedExpert:
         state = DeskState.of(obs, self.layout)
         desk = self._desk or self._start(state)
         desk.state = state
-        self.done = self._succeeded(desk.start, state)
+        self.done = self._succeeded(desk.start, state) and not self.is_endless
         if self.done:
             self.intended = np.array([0.0, 0, 0, 0, 0, 0, CLOSED if state.closing else OPEN])
             return self.intended.copy()

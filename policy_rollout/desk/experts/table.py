@@ -90,6 +90,8 @@ def push(desk: Desk, name: str, left: bool) -> Plan:
     def is_far_enough(state: DeskState) -> bool:
         return bool((state.blocks[name].pos[0] - start_x) * sign > stop)
 
+    if desk.endless:
+        yield Move(goal, CLOSED, euler, limit=1000, arrive=False, endless=True)
     yield Move(goal, CLOSED, euler, limit=30, until=is_far_enough, arrive=False)
     yield Move(shifted(desk.state.tcp - direction * 0.02, 0, 0, 0.08), CLOSED, near=0.02, limit=10)
 

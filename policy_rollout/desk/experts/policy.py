@@ -128,8 +128,8 @@ class ScriptedExpert:
         noise: disturbances of the actions (QUIET, PLAY, or your own `Noise`).
         restarts: restart the plan when a move reaches its time limit far from its goal. For an expert that labels the
             states of another controller, which does not follow it.
-        endless: do not end a push after its 10 cm. An image does not show where a push began, so the actions that end it
-            cannot be learned from images; `done` stays False during such a push, and `is_endless` is True.
+        endless: do not end a push after its 10 cm. An image does not show where a push began, so the actions that end
+            it cannot be learned from images. `done` stays False during such a push, and `is_endless` is True.
     """
 
     def __init__(

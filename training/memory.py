@@ -35,6 +35,7 @@ from training.build.network import freeze_modules_without_loss
 from training.build.setup import needs_clip
 from training.data.batch import RobotBatch
 from training.data.dataloader import conversation_budget
+from training.grounding.targets import Sentence
 from training.optim import lora
 from training.optim.freeze import freeze
 from training.optim.optimizer import BLOCK, SMALLEST_IN_8_BITS
@@ -207,7 +208,10 @@ def _step_peak(parts: Components, sharding: Sharding) -> int:
 def _encoding_peak(parts: Components) -> int:
     """Return the peak of the frozen networks while they encode the images of one micro-batch."""
     job, size = parts.job, parts.job.dataset.preprocessing.resolution
-    frames = job.training.batch_size_pre * job.model.vla.num_view * (2 if job.training.pre_coeff > 0 else 1)
+    training = job.training
+    frames = training.batch_size_pre * job.model.vla.num_view * (2 if training.pre_coeff > 0 else 1)
+    if job.dataset.params.ground_shards_path is not None and training.ground_coeff > 0:
+        frames = max(frames, training.batch_size_ground * job.model.vla.num_view)
     with _frozen(parts.vq) as (vq, live):
         vq.encode(torch.empty(frames, 3, size, size))
     if parts.clip is None or not job.training.batch_size_mmu:
@@ -238,17 +242,12 @@ def _without_content(module: Any, dtype: torch.dtype | None = None) -> Any:
 def longest_rows(parts: Components) -> Tasks:
     """Return one micro-batch of rows as long as the configuration allows."""
     job, spec = parts.job, parts.model.spec
-    rows, turns = job.training.batch_size_pre, job.training.batch_size_mmu
-    codes = torch.zeros(rows, spec.num_image_tokens, dtype=torch.long)
-    robot = RobotBatch(
-        views=torch.empty(rows, 0),
-        future_views=torch.empty(rows, 0),
-        instructions=["turn " * spec.max_seq_length] * rows,
-        actions=torch.zeros(rows, spec.act_step, spec.action_dim),
-        action_is_pad=torch.zeros(rows, spec.act_step, dtype=torch.bool),
-        indices=torch.arange(rows),
-    )
-    future = robot_task(parts, RobotCodes(codes, codes if job.training.pre_coeff > 0 else None, robot), 0)
+    training, turns = job.training, job.training.batch_size_mmu
+    codes = _longest_robot_rows(parts, training.batch_size_pre, with_later=training.pre_coeff > 0)
+    if job.dataset.params.ground_shards_path is not None and training.ground_coeff > 0:
+        codes = replace(codes, scenes=_longest_robot_rows(parts, training.batch_size_ground, with_later=False))
+    sentence = Sentence(codes.batch.instructions[0], 0)
+    future = robot_task(replace(parts, sentences=[sentence]), codes, 0)
     turn = None
     if job.dataset.und_type is not None and turns:
         patches = 0 if parts.clip is None else parts.clip.num_patches
@@ -256,6 +255,25 @@ def longest_rows(parts: Components) -> Tasks:
         images = None if parts.clip is None else torch.zeros(turns, patches, spec.clip_width or 0)
         turn = TextTurn(ids, torch.ones_like(ids, dtype=torch.bool), images, torch.arange(turns))
     return bundle(parts, future, text_task(parts, turn, SampleRng(job.training.seed, 0)))
+
+
+def _longest_robot_rows(parts: Components, rows: int, with_later: bool) -> RobotCodes:
+    """Return rows of the robot flow with the longest instructions, and everything that the configuration reads."""
+    spec = parts.model.spec
+    state, grounded = spec.data.state_convention, parts.job.training.ground_coeff > 0
+    batch = RobotBatch(
+        views=torch.empty(rows, 0),
+        future_views=torch.empty(rows, 0),
+        instructions=["turn " * spec.max_seq_length] * rows,
+        actions=torch.zeros(rows, spec.act_step, spec.action_dim),
+        action_is_pad=torch.zeros(rows, spec.act_step, dtype=torch.bool),
+        indices=torch.arange(rows),
+        states=None if state is None else torch.zeros(rows, state.dim),
+        positions=torch.zeros(rows, 1, 3) if grounded else None,
+        targets=torch.zeros(rows, dtype=torch.long) if grounded else None,
+    )
+    codes = torch.zeros(rows, spec.num_image_tokens, dtype=torch.long)
+    return RobotCodes(codes, codes if with_later else None, batch)
 
 
 def build_shapes(job: Job) -> Components:

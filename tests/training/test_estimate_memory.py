@@ -194,3 +194,17 @@ def at_real_size(preset: str, config: str, root: Path) -> Components:
     return Components(
         job, torch.device("cpu"), built.model, built.prompter, vq, clip, text_objective(job), nothing, nothing, nothing
     )
+
+
+def test_random_scenes_and_states_are_counted(tmp_path: Path) -> None:
+    """The recipe of all tasks reads states; random scenes are further rows of a step. Data are not read."""
+    (tmp_path / "dataset_info.json").write_text("{}")
+    recipe = ["config=config/tiny_desk_all.yaml", f"dataset.params.train_pre_shards_path_or_url={tmp_path}"]
+    with_scenes = f"dataset.params.ground_shards_path={tmp_path}"
+
+    def activations(*overrides: str) -> int:
+        return estimate(build_shapes(load_job([*recipe, *overrides]))).activations
+
+    scenes = activations(with_scenes)
+    assert scenes > 1.5 * activations()
+    assert activations(with_scenes, "training.batch_size_ground=12") < scenes

@@ -69,6 +69,26 @@ class TokenSequence:
 
 
 @dataclass(frozen=True)
+class Work:
+    """Size of forward passes, from which their operations are computed; tensors [] on the sequences' device.
+
+    ``tokens``: slots that are not padding; ``pairs``: the sum of the squared lengths of the rows, which attention is
+    proportional to; ``scored``: slots of which logits over the vocabulary are computed.
+    """
+
+    tokens: Tensor
+    pairs: Tensor
+    scored: Tensor
+
+    @classmethod
+    def of(cls, sequences: Sequence[TokenSequence], scored: int, device: torch.device) -> Work:
+        """Return the work of one forward pass per sequence, with ``scored`` slots in all."""
+        lengths = [sequence.slots.valid.sum(dim=1) for sequence in sequences]
+        rows = torch.cat([torch.zeros(1, device=device), *lengths]).double()
+        return cls(rows.sum(), rows.square().sum(), rows.new_full((), scored))
+
+
+@dataclass(frozen=True)
 class TextTurn:
     """Tokenised conversations, each about one image or none.
 

@@ -24,7 +24,7 @@ from models.language_model import Backbone
 from models.losses import SumAndCount, cross_entropy_with_accuracy, token_cross_entropy
 from models.objectives.base import TextTask
 from models.pretrained.model_config import ModelConfig
-from models.sequence import TokenSequence
+from models.sequence import TokenSequence, Work
 from models.text_metrics import ACTION_METRICS, action_step_metrics, text_step_metrics, zero_metrics
 
 
@@ -78,8 +78,9 @@ class Losses:
 
     ``image`` over span slots, ``action`` over numbers, ``text`` over what the text objective counts. ``nats``: negative
     log-likelihood of the answers, or its bound, over answer tokens. ``action_bd``: block-diffusion actions, over what
-    their objective counts. ``ground``: positions of named objects, over numbers. ``details``: further metrics
-    (``models.text_metrics.STEP_METRICS``, ``ACTION_METRICS``, ``models.grounding.GROUND_METRICS``).
+    their objective counts. ``ground``: positions of named objects, over numbers. ``work``: size of the forward passes.
+    ``details``: further metrics (``models.text_metrics.STEP_METRICS``, ``ACTION_METRICS``,
+    ``models.grounding.GROUND_METRICS``).
     """
 
     image: SumAndCount
@@ -88,6 +89,7 @@ class Losses:
     nats: SumAndCount
     action_bd: SumAndCount
     ground: SumAndCount
+    work: Work
     details: Mapping[str, SumAndCount] = field(default_factory=dict)
 
 
@@ -155,8 +157,22 @@ class UPVLA(nn.Module):
             nats=nats,
             action_bd=action_bd,
             ground=ground,
+            work=self._work(future, text),
             details={**details, **action_metrics},
         )
+
+    def _work(self, future: RobotTask | None, text: TextTask | None) -> Work:
+        """Return the size of the forward passes of a training step."""
+        sequences, scored = [], 0
+        if future is not None:
+            sequences.append(future.full_sequence)
+            scored += 0 if future.targets is None else future.targets.numel()
+            scored += 0 if future.action_tokens is None else len(future.action_tokens.slots)
+            sequences += [] if future.scenes is None else [future.scenes.sequence]
+        if text is not None:
+            sequences.append(text.sequence)
+            scored += len(text.slots)
+        return Work.of(sequences, scored, self.device)
 
     def robot_losses(self, task: RobotTask, hidden: Tensor | None = None) -> tuple[SumAndCount, SumAndCount]:
         """Return the image loss and the action loss.

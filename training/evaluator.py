@@ -31,7 +31,7 @@ from training.data.dataloader import Batch, Flow
 from training.data.readers import images_in, read_image
 from training.distributed.full_state import FullModel
 from training.grounding.measures import SQUARES, colour_change, colour_samples, colour_squares
-from training.metrics_logger import Meter, means
+from training.metrics.logger import Meter, means
 from training.run import Run
 
 EVAL_SAMPLES = 64

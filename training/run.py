@@ -33,7 +33,7 @@ from training.distributed.launch import start_processes
 from training.failure.known_errors import is_lost_process
 from training.failure.preemption import StopRequest, handle_stop_signals
 from training.failure.status import write_status
-from training.metrics_logger import METRICS_FILE, JsonLinesWriter, MetricsLogger, TensorBoardWriter, WandbWriter, Writer
+from training.metrics.logger import METRICS_FILE, JsonLinesWriter, MetricsLogger, TensorBoardWriter, WandbWriter, Writer
 
 
 @dataclass(frozen=True)

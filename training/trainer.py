@@ -36,7 +36,8 @@ from training.distributed.launch import configure_deepspeed, configure_fsdp
 from training.distributed.reshard import validate_resume
 from training.evaluator import Evaluator
 from training.failure.run_guard import RunGuard
-from training.metrics_reporter import LOSS_NAMES, MetricsReporter
+from training.metrics.reporter import LOSS_NAMES, MetricsReporter
+from training.metrics.throughput import Throughput
 from training.optim.optimizer import set_lr
 from training.prefetch import DevicePrefetcher
 from training.run import Run
@@ -52,6 +53,7 @@ class Trainer:
         configure_fsdp(accelerator, components.model)
         validate_resume(accelerator, run.resumed)
         trained = optimizer_state.record(components.model, job)
+        throughput = Throughput(components.model, run.device, job.training.mixed_precision, run.world)
         for note in optimizer_state.match(accelerator, components.optimizer, run.resumed, trained, job):
             run.log(note)
         full_model = FullModel(accelerator, components.model)
@@ -61,7 +63,8 @@ class Trainer:
             checkpoint.load_state(accelerator, run.resumed, self.optimizer)
             checkpoint.require_finite_state(run.comm, run.resumed, self.optimizer, components.model)
         self.evaluator, self.guard = Evaluator(run, components, full_model), RunGuard(run)
-        self.reporter = MetricsReporter(run, components, self.guard)
+        self.reporter = MetricsReporter(run, components, self.guard, throughput)
+        run.log(f"speed/utilisation is a share of {throughput.peak / 1e12:.3g} TFLOP/s ({throughput.peak_source})")
         self._prefetcher = DevicePrefetcher(run.device)
         self._on_device: Iterator[CoBatch] = iter(())
         self._start, self._start_step = START, self.step  # position in the data at which this run begins
@@ -173,7 +176,8 @@ class Trainer:
             self.guard.check(self.step, losses)
             self.reporter.log(self.step, values)
             shown = {"total": values["total/loss"], **{name.removesuffix("/loss"): v for name, v in losses.items()}}
-            progress_bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
+            speed = {"tokens/s": f"{values['speed/tokens_per_s']:.0f}", "use": f"{values['speed/utilisation']:.0%}"}
+            progress_bar.set_postfix({**{name: f"{v:.3f}" for name, v in shown.items()}, **speed}, refresh=False)
         with self.reporter.paused():
             if _is_due(every.eval_every, self.step) or (last and every.eval_every):
                 self.reporter.write(self.step, self.guard.capture_errors(self.evaluator.evaluate) or {})

@@ -20,7 +20,7 @@ from models.sequence import clean_text_sequence
 from models.text_metrics import ACCURACY, BINNED, CLEAN, COUNTS, STEP_METRICS, derived, text_step_metrics, zero_metrics
 from tests.models.text_problems import Built, talk
 from tests.tiny import tiny_model
-from training.metrics_logger import Meter
+from training.metrics.logger import Meter
 
 
 @pytest.fixture(scope="module")

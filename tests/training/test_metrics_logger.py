@@ -15,7 +15,7 @@ import torch
 from config.loading import ConfigError
 from models.losses import SumAndCount
 from tests.training.runs import Outcome
-from training.metrics_logger import JsonLinesWriter, Meter
+from training.metrics.logger import JsonLinesWriter, Meter
 
 
 def tally(total: float, count: float) -> SumAndCount:

@@ -22,7 +22,7 @@ from models.losses import SumAndCount
 from models.rng import SampleRng
 from training.batch_to_tasks import COUNTED, bundle, encode_image, encode_views, robot_task, text_task
 from training.failure.loss_monitor import LossMonitor
-from training.metrics_logger import Meter
+from training.metrics.logger import Meter
 
 META = torch.device("meta")
 

@@ -21,7 +21,7 @@ from training.checkpointing.checkpoint import list_checkpoints
 from training.checkpointing.manifest import open_checkpoint
 from training.failure.loss_monitor import EARLY, HISTORY, LASTING, LossMonitor, has_finite_weights
 from training.failure.run_guard import RunGuard
-from training.metrics_logger import JsonLinesWriter
+from training.metrics.logger import JsonLinesWriter
 from training.trainer import Trainer
 
 Start = Callable[..., Outcome]
@@ -284,8 +284,8 @@ def test_workers_leave_a_signal_to_the_job_to_the_run(run: Start, monkeypatch: p
 def test_late_data_is_reported_with_the_remedy(
     run: Start, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("training.metrics_reporter.MIN_WINDOW_S", 0.0)
-    monkeypatch.setattr("training.metrics_reporter.MAX_DATA_WAIT", 0.0)
+    monkeypatch.setattr("training.metrics.reporter.MIN_WINDOW_S", 0.0)
+    monkeypatch.setattr("training.metrics.reporter.MAX_DATA_WAIT", 0.0)
     run(training__max_train_steps=3)
     output = capfd.readouterr().out
     assert output.count("of the time is spent waiting for data: raise dataset.params.num_workers (now 0)") == 1

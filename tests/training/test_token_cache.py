@@ -47,7 +47,7 @@ def held_out(world: Path) -> dict[str, str]:
 def numbers(outcome: Outcome) -> list[dict[str, float]]:
     """Everything that a run measured but the time it took."""
     return [
-        {name: value for name, value in record.items() if not name.startswith(("samples", "data_wait", "answers"))}
+        {name: value for name, value in record.items() if not name.startswith(("speed/", "answers"))}
         for record in outcome.metrics
     ]
 
@@ -78,7 +78,7 @@ def test_held_out_data_may_have_none(coded: Path, tmp_path: Path) -> None:
 def test_the_image_of_a_run_shows_what_the_tokenizer_keeps(
     coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.metrics_logger import MetricsLogger
+    from training.metrics.logger import MetricsLogger
 
     shown: list[torch.Tensor] = []
     monkeypatch.setattr(MetricsLogger, "image", lambda self, tag, image, step: shown.append(image))

@@ -32,7 +32,7 @@ from training.checkpointing.manifest import Checkpoint, open_checkpoint
 from training.checkpointing.optimizer_state import preserve_settings
 from training.distributed.host_sync import HostComm
 from training.distributed.reshard import state_folder
-from training.metrics_logger import METRICS_FILE, WANDB_ID_FILE
+from training.metrics.logger import METRICS_FILE, WANDB_ID_FILE
 from training.optim.lora import ADAPTER_FOLDER
 from training.optim.optimizer import not_finite_moments
 

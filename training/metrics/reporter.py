@@ -18,7 +18,8 @@ from training.batch_to_tasks import COUNTED
 from training.build import Components
 from training.data.batch import CoBatch
 from training.failure.run_guard import RunGuard
-from training.metrics_logger import Meter
+from training.metrics.logger import Meter
+from training.metrics.throughput import WORK, Throughput, work_metrics
 from training.run import Run
 
 MAX_DATA_WAIT = 0.1
@@ -31,8 +32,8 @@ LOSS_NAMES = tuple(f"{name}/loss" for name in COUNTED)
 class MetricsReporter:
     """Metrics since the last log. ``grad_norm``: last gradient norm that was measured and not logged yet."""
 
-    def __init__(self, run: Run, components: Components, guard: RunGuard) -> None:
-        self.run, self.components, self.guard = run, components, guard
+    def __init__(self, run: Run, components: Components, guard: RunGuard, throughput: Throughput) -> None:
+        self.run, self.components, self.guard, self.throughput = run, components, guard, throughput
         self.grad_norm: Tensor | None = None
         self._meter, self._window = Meter(), _Window()
         self._logs, self._warned = 0, False
@@ -46,6 +47,7 @@ class MetricsReporter:
         self._window.waited += waited
         flows = [flow for batch in batches for flow in (batch.robot, batch.text) if flow is not None]
         self._window.samples += sum(map(len, flows))
+        self._window.steps += 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -59,7 +61,8 @@ class MetricsReporter:
         per_step = torch.full_like(total, 1.0 / scale)  # the sums of all micro-batches and ranks make one step
         details = {**losses.details, **{name: SumAndCount(losses.details[name].sum, per_step) for name in COUNTS}}
         means = {f"{name}/loss": getattr(losses, name) for name in COUNTED}
-        self._meter.add({**means, "total/loss": SumAndCount(total, per_step), **details, NATS: losses.nats})
+        sizes = work_metrics(losses.work, per_step)
+        self._meter.add({**means, "total/loss": SumAndCount(total, per_step), **details, NATS: losses.nats, **sizes})
 
     def read(self) -> dict[str, float]:
         """Return the means since the last log over all ranks. The only place where the host waits for the device."""
@@ -74,9 +77,13 @@ class MetricsReporter:
         """Write the means of ``read`` with learning rate and throughput, and start a new window."""
         run, window, self._window = self.run, self._window, _Window()
         values["lr"] = self.components.schedule(step - 1)
-        values["samples_per_s"] = window.samples * run.world / window.seconds
-        values["data_wait_share"] = run.comm.all_max(window.waited / window.seconds)
-        self._warn_data_bound(values["data_wait_share"], window)
+        values["speed/samples_per_s"] = window.samples * run.world / window.seconds
+        sizes = {name: values.pop(name) for name in WORK}
+        values |= self.throughput.rates(sizes, window.steps / window.seconds)
+        own = window.waited / window.seconds, self.throughput.peak_memory_gb()
+        of_ranks = run.comm.all_gather(own)
+        values["speed/data_wait_share"], values["speed/peak_memory_gb"] = map(max, zip(*of_ranks, strict=True))
+        self._warn_data_bound(values["speed/data_wait_share"], window)
         self.write(step, values)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -128,7 +135,7 @@ class _Window:
         self.started = time.perf_counter()
         self.excluded = 0.0  # seconds of evaluation and saving
         self.waited = 0.0  # seconds in which the loop had no batch
-        self.samples = 0
+        self.samples = self.steps = 0
 
     @property
     def seconds(self) -> float:

@@ -64,7 +64,7 @@ class Trainer:
             checkpoint.require_finite_state(run.comm, run.resumed, self.optimizer, components.model)
         self.evaluator, self.guard = Evaluator(run, components, full_model), RunGuard(run)
         self.reporter = MetricsReporter(run, components, self.guard, throughput)
-        run.log(f"speed/utilisation is a share of {throughput.peak / 1e12:.3g} TFLOP/s ({throughput.peak_source})")
+        run.log(f"speed/mfu is a share of {throughput.peak / 1e12:.3g} TFLOP/s ({throughput.peak_source})")
         self._prefetcher = DevicePrefetcher(run.device)
         self._on_device: Iterator[CoBatch] = iter(())
         self._start, self._start_step = START, self.step  # position in the data at which this run begins
@@ -176,7 +176,7 @@ class Trainer:
             self.guard.check(self.step, losses)
             self.reporter.log(self.step, values)
             shown = {"total": values["total/loss"], **{name.removesuffix("/loss"): v for name, v in losses.items()}}
-            speed = {"tokens/s": f"{values['speed/tokens_per_s']:.0f}", "use": f"{values['speed/utilisation']:.0%}"}
+            speed = {"tokens/s": f"{values['speed/tokens_per_s']:.0f}", "mfu": f"{values['speed/mfu']:.0%}"}
             progress_bar.set_postfix({**{name: f"{v:.3f}" for name, v in shown.items()}, **speed}, refresh=False)
         with self.reporter.paused():
             if _is_due(every.eval_every, self.step) or (last and every.eval_every):

@@ -65,7 +65,7 @@ def test_rates_are_of_all_devices_and_the_utilisation_of_one(tmp_path: Path, mon
     assert rates["speed/tokens_per_s"] == 2000.0
     flops = ModelFlops.of(model).count(values) * 2 / 4
     assert rates["speed/model_tflops"] == pytest.approx(flops / 1e12)
-    assert rates["speed/utilisation"] == pytest.approx(flops / 1e9)
+    assert rates["speed/mfu"] == pytest.approx(flops / 1e9)
     assert 0.01 < meter.peak_memory_gb() < 1000
 
 

@@ -99,7 +99,7 @@ def test_tensorboard_shows_losses_rates_answers_and_future_frames(run: Start, wo
     losses |= {"text/perplexity_bound", "text/clean_nats_per_token"}
     rates = {"total/loss", "lr", "grad_norm", "text/supervised_tokens"}
     rates |= {f"speed/{name}" for name in ("samples_per_s", "tokens_per_s", "step_s", "data_wait_share")}
-    rates |= {f"speed/{name}" for name in ("model_tflops", "utilisation", "peak_memory_gb")}
+    rates |= {f"speed/{name}" for name in ("model_tflops", "mfu", "peak_memory_gb")}
     of_text = {f"text/{name}" for name in ("nats_error", "picture_gap", "scored_per_answer_token")}
     measured = {f"validation/{name}" for name in (*losses, *of_text, "action/mae", "colour/action_change")}
     assert losses | rates | measured == set(events.Tags()["scalars"])

@@ -101,7 +101,7 @@ class Throughput:
             "speed/step_s": 1 / steps_per_s,
             "speed/tokens_per_s": values[TOKENS] * steps_per_s,
             "speed/model_tflops": flops_per_s / 1e12,
-            "speed/utilisation": flops_per_s / self.peak,
+            "speed/mfu": flops_per_s / self.peak,
         }
 
     def peak_memory_gb(self) -> float:

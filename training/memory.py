@@ -130,7 +130,8 @@ def _weights(model: nn.Module, sharding: Sharding) -> int:
 def _gradients(trained: list[nn.Parameter], sharding: Sharding) -> int:
     size = _numel(trained) * (2 if sharding.half_weights else 4)
     if sharding.zero:
-        return size // sharding.divisor(2) + BUCKETS
+        sums = 4 * _numel(trained) if sharding.zero == 1 and sharding.half_weights else 0  # of micro-batches, unsharded
+        return size // sharding.divisor(2) + sums + BUCKETS
     return size * (2 if sharding.world > 1 else 1)  # DDP exchanges a copy
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,6 +149,14 @@ def test_a_deepspeed_file_computes_in_the_jobs_type(
         return
     with pytest.raises(ConfigError, match=refused):
         launch._check_deepspeed_precision(asked, config, engine)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("bf16", "fp32"), ("fp16", "fp32"), ("no", None)])
+def test_deepspeed_sums_gradients_in_float32(job: Job, precision: str, expected: str | None) -> None:
+    plugin = SimpleNamespace(deepspeed_config={})
+    accelerator: Any = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin), mixed_precision=precision)
+    launch.configure_deepspeed(accelerator, job)
+    assert plugin.deepspeed_config.get("data_types", {}).get("grad_accum_dtype") == expected
 
 
 LEFTOVERS = [

@@ -137,14 +137,17 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 
 def configure_deepspeed(accelerator: Accelerator, job: Job) -> None:
-    """Set batch size and gradient clipping in DeepSpeed's configuration. Called before the model is wrapped.
+    """Set batch size, gradient clipping and the type of summed gradients in DeepSpeed's configuration.
 
-    DeepSpeed would read the batch size from a prepared data loader, which this project does not use.
+    Called before the model is wrapped. DeepSpeed would read the batch size from a prepared data loader, which this
+    project does not use, and would add up the gradients of micro-batches in 16 bits, unlike DDP and FSDP.
     """
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = job.training.batch_size_pre
         plugin.deepspeed_config["gradient_clipping"] = job.training.max_grad_norm or 0.0
+        if accelerator.mixed_precision != "no":
+            plugin.deepspeed_config.setdefault("data_types", {})["grad_accum_dtype"] = "fp32"
 
 
 def configure_fsdp(accelerator: Accelerator, model: UPVLA) -> None:

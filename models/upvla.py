@@ -35,10 +35,10 @@ class RobotTask:
 
     ``sequence``: from ``robot_sequence``; ``targets`` [B, N + 2]: ids of the future frame (None: no image loss);
     ``actions`` [B, T, A] with ``action_weight`` [B, T] (1 includes a step, 0 excludes it); None: no action loss.
-    ``action_loss``: ``mse`` (squared errors) or ``l1`` (absolute errors). ``insulated``: the action loss has no gradient
-    into the backbone. ``action_tokens``: the chunk as tokens after the sequence (``models.objectives.action_diffusion``); None: no
-    block-diffusion actions. ``positions``: of the objects that the instructions name; ``scenes``: further
-    rows, in which only positions are learned; None: no ground loss.
+    ``action_loss``: ``mse`` (squared errors) or ``l1`` (absolute errors). ``insulated``: the action loss has no
+    gradient into the backbone. ``action_tokens``: the chunk as tokens after the sequence
+    (``models.objectives.action_diffusion``); None: no block-diffusion actions. ``positions``: of the objects that the
+    instructions name; ``scenes``: further rows, in which only positions are learned; None: no ground loss.
     """
 
     sequence: TokenSequence

@@ -104,9 +104,9 @@ def questions(results: Results) -> Iterator[Question]:
 
 
 def _objectives(results: Results) -> Iterator[Question]:
-    """Yield every pair of objectives in the families of runs with the most seeds."""
+    """Yield every pair of objectives before acting and in the main line, as far as they have the most seeds."""
     families: dict[Run, dict[str, list[int]]] = {}
-    for run in results:
+    for run in (run for run in results if run.stage == 1 or is_main(run)):
         family = replace(run, objective="", seed=0)
         families.setdefault(family, {}).setdefault(run.objective, []).append(run.seed)
     most = max((len(seeds) for of in families.values() for seeds in of.values()), default=0)
@@ -125,10 +125,10 @@ def _taxes(results: Results) -> Iterator[Question]:
     for objective in OBJECTIVES:
         runs = [(run, run.start) for run in speaking if run.objective == objective and is_main(run) and run.start]
         yield f"text kept by {objective}, {title(_main())}", "after", "before", KEPT, runs
-    families = {replace(run, objective="", seed=0): None for run in speaking if not is_main(run)}
-    for family in families:
-        runs = [(r, r.start) for r in speaking if replace(r, objective="", seed=0) == family and r.start is not None]
-        yield f"text kept, {title(family)}", "after", "before", KEPT, runs
+    others = [run for run in speaking if run.words == PLACES and not is_main(run)]
+    for family in dict.fromkeys(replace(run, objective="", seed=0) for run in others):
+        runs = [(r, r.start) for r in others if replace(r, objective="", seed=0) == family and r.start is not None]
+        yield f"text kept, {title(family)}", "after", "before", KEPT[:2], runs
 
 
 def _factors(results: Results) -> Iterator[Question]:

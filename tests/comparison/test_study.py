@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.statistics.runs import SMALLEST_P
 from config.loading import load_job
 from config.schema import MMU_INDEX, ROBOT_INDEX, Job
 from policy_rollout.calvin.tasks import TASK_NAMES
@@ -216,6 +217,13 @@ def test_differences_equivalence_and_what_cannot_be_said(results: dict[Run, Meas
     assert all(one.pair.adjusted is not None and one.pair.adjusted >= one.pair.p_value for one in found)
     few = compare({run: invented(run) for run in [*PLANS["default"].runs][:2]})
     assert {one.question.split(",")[0] for one in few} == {"text kept by ar"}
+
+
+@pytest.mark.parametrize("plan", ["default", "full"])
+def test_the_correction_leaves_room_for_a_clear_difference(plan: str) -> None:
+    """Ten thousand resamples prove no p-value below SMALLEST_P: times the number of comparisons it has to be small."""
+    count = len(compare({run: invented(run) for run in PLANS[plan].runs}))
+    assert count * SMALLEST_P < 0.05
 
 
 def test_runs_are_paired_by_objective_and_seed(results: dict[Run, Measured]) -> None:

@@ -20,6 +20,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from common.arguments import command_parser, path_argument, whole
 from common.command import report_errors, run_command
 from common.folder_lock import FolderBusy, hold
 from scripts.study import data as study_data
-from scripts.study.plan import PLACES, PLANS, Data, folder_of
+from scripts.study.plan import PLACES, PLANS, Data, Sizes, folder_of, plan_of
 
 if TYPE_CHECKING:
     from scripts.study.work import Study
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from scripts.study.work import Study
 
     rank, world = rank_and_world(args)
-    study = Study(PLANS[args.plan], Data(args.data.resolve()), args.output_dir.resolve())
+    plan = plan_of(args.plan, args.sizes)
+    study = Study(plan, Data(args.data.resolve()), args.output_dir.resolve(), args.sizes)
     if args.dry_run:
         _print_plan(study, args.processes * world)
         return 0
@@ -128,6 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     add = made.add_argument
     plans = "; ".join(f"{plan.name}: {len(plan.runs)} runs, {plan.about}" for plan in PLANS.values())
     add("--plan", choices=list(PLANS), default="default", help=f"{plans} (default: %(default)s)")
+    names = ", ".join(f"{field.name} ({field.default})" for field in fields(Sizes))
+    add("--sizes", default="", metavar="NAME=N,...", help=f"other sizes than the plan's, of {names}")
     add("--dry-run", action="store_true", help="print the runs and the estimated time, and end")
     add("--only-data", action="store_true", help="make the data and end")
     add("--only-report", action="store_true", help="write the page from what is measured, and end")

@@ -25,7 +25,7 @@ from common.files import read_object, write_text
 from config.loading import load_job
 from config.schema import MMU_INDEX, Job
 from policy_rollout.desk.task_sets import TASK_SETS
-from scripts.study.plan import PLACES, PLANS, Data, Plan, Run, folder_of
+from scripts.study.plan import PLACES, PLANS, Data, Plan, Run, folder_of, plan_of
 
 FILE, VERSION = "measured.json", 1
 TIMED = 12
@@ -100,7 +100,8 @@ def _measure_words(found: Measured, run: Run, job: Job, plan: Plan, data: Data, 
     found.add("token accuracy", np.array(words.right_tokens) / tokens, tokens.tolist())
     found.add("image use of words", np.array(words.exact, float) - np.array(words.exact_shuffled, float))
     if run.words == PLACES:
-        _measure_places(found, words.answers, [_ids(held_out)[i] for i in chosen], held_out)
+        ids = _ids(held_out)
+        _measure_places(found, words.answers, [ids[i] for i in chosen], held_out)
     _measure_latency(found, built, asked, job.max_new_tokens)
 
 
@@ -221,7 +222,7 @@ def evenly(length: int, limit: int) -> list[int]:
 @report_errors("study.measure")
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    plan = PLANS[args.plan]
+    plan = plan_of(args.plan, args.sizes)
     run = next((run for run in plan.runs if run.name == args.run), None)
     if run is None:
         raise ValueError(f"--run {args.run}: plan {plan.name} has no such run; python -m scripts.study --dry-run")
@@ -237,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--run", required=True, help="name of a run, as --dry-run of the study prints it")
     add("--plan", choices=list(PLANS), default="default", help="plan of the run (default: %(default)s)")
+    add("--sizes", default="", metavar="NAME=N,...", help="other sizes than the plan's, as in the study")
     add("--data", type=path_argument, default=Path("data/study"), help="data of the study (default: %(default)s)")
     output = "folder of the study (default: %(default)s)"
     add("--output-dir", type=path_argument, default=Path("results/study"), help=output)

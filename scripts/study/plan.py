@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -346,6 +346,13 @@ def folder_of(run: Run, folder: Path) -> Path:
     return folder / "runs" / run.name
 
 
-def with_sizes(plan: Plan, **changed: int) -> Plan:
-    """Return the plan with other sizes."""
+def plan_of(name: str, sizes: str) -> Plan:
+    """Return a named plan with other sizes, such as ``steps_words=3000,tried=68``. Raises ``ValueError``."""
+    plan, changed = PLANS[name], dict[str, int]()
+    known = [field.name for field in fields(Sizes)]
+    for part in (part for part in sizes.split(",") if part):
+        key, _, value = part.partition("=")
+        if key not in known or not value.isdecimal() or int(value) < 1:
+            raise ValueError(f"--sizes {part}: expected NAME=NUMBER of at least 1, with a name of {', '.join(known)}")
+        changed[key] = int(value)
     return replace(plan, sizes=replace(plan.sizes, **changed))

@@ -24,11 +24,12 @@ MEASURE = "measure "
 
 @dataclass(frozen=True)
 class Study:
-    """A plan with its folders."""
+    """A plan with its folders. ``sizes``: how its sizes were changed, as ``plan_of`` reads it."""
 
     plan: Plan
     data: Data
     folder: Path
+    sizes: str = ""
 
     def trained(self, run: Run) -> bool:
         return (folder_of(run, self.folder) / "model.safetensors").is_file()
@@ -56,6 +57,7 @@ class Study:
             train = command(run, self.plan, self.data, self.folder)
             found.append(Work(run.name, train, log / "train.log", _bind(self.trained, run), after))
             given = ["--plan", self.plan.name, "--run", run.name, "--data", str(self.data.root)]
+            given += ["--sizes", self.sizes] if self.sizes else []
             measure = [sys.executable, "-m", "scripts.study.measure", *given, "--output-dir", str(self.folder)]
             done = _bind(self.measured, run)
             found.append(Work(MEASURE + run.name, measure, log / "measure.log", done, (run.name,)))

@@ -21,7 +21,20 @@ from scripts.objective_comparison.processes import Work, run_works
 from scripts.study import __main__ as study_command
 from scripts.study import data as study_data
 from scripts.study.measure import FILE, Measured, _made_with, farthest_mm, groups_of
-from scripts.study.plan import OBJECTIVES, PLACES, PLANS, SCRATCH, TOYS, Data, Plan, Run, act, command, folder_of
+from scripts.study.plan import (
+    OBJECTIVES,
+    PLACES,
+    PLANS,
+    SCRATCH,
+    TOYS,
+    Data,
+    Plan,
+    Run,
+    act,
+    command,
+    folder_of,
+    plan_of,
+)
 from scripts.study.report import first_steps, write_report
 from scripts.study.table import Comparison, compare, controls, is_main, metric_of, record_rows
 from scripts.study.work import Study
@@ -82,7 +95,7 @@ def test_runs_of_stage_1_differ_in_objective_seed_and_words_alone(study: Study) 
         job.experiment, job.text_diffusion = first.experiment, first.text_diffusion
         job.dataset.params.train_mmu_shards_path_or_url = first.dataset.params.train_mmu_shards_path_or_url
         job.dataset.params.validation_mmu_shards_path_or_url = first.dataset.params.validation_mmu_shards_path_or_url
-        job.config_path = first.config_path
+        job.config_path, job.without_effect = first.config_path, first.without_effect
         assert job == first, run.name
 
 
@@ -127,6 +140,16 @@ def test_the_data_of_another_size_are_refused_and_those_of_a_rank_have_to_be_the
     study_data.require(plan, data)
     with pytest.raises(ValueError, match=r"--data .*was made by .*; give another"):
         study_data.make(PLANS["default"], data, 2)
+
+
+def test_sizes_of_a_plan_can_be_changed_and_mistakes_are_one_line() -> None:
+    assert plan_of("default", "steps_words=7,tried=34").sizes == replace(
+        PLANS["default"].sizes, steps_words=7, tried=34
+    )
+    assert plan_of("main", "") == PLANS["main"]
+    for wrong in ("steps=7", "tried=0", "tried"):
+        with pytest.raises(ValueError, match=rf"--sizes {wrong}: expected NAME=NUMBER .* steps_words"):
+            plan_of("default", wrong)
 
 
 def test_a_dry_run_prints_every_run_and_the_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

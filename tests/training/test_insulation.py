@@ -158,6 +158,14 @@ def test_without_an_action_loss_the_key_has_no_effect_and_the_run_logs_it(
 
 
 @pytest.mark.slow
+def test_a_compiled_backbone_is_insulated_too(run: Start, robot: Path) -> None:
+    settings = {"training__insulate_backbone": "true", **POSE, DATA: robot}
+    plain, compiled = run("plain", **settings), run("compiled", **settings, training__compile="true")
+    assert compiled.curve("total/loss") == pytest.approx(plain.curve("total/loss"), rel=1e-5)
+    assert same(plain.weights(), compiled.weights(), tolerance=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "zero2"])
 def test_two_processes_take_the_steps_of_one(world: Path, robot: Path, tmp_path: Path, kind: str) -> None:
     if kind == "zero2":

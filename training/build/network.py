@@ -73,7 +73,7 @@ def build_network(
     if job.model.gradient_checkpointing:
         model.backbone.enable_gradient_checkpointing()
     if job.training.compile:
-        compile_backbone(model.backbone)
+        compile_backbone(model.backbone, keep_graph=job.training.insulate_backbone)
     return replace(built, notes=tuple(notes)), saved
 
 

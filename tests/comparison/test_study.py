@@ -39,7 +39,7 @@ from scripts.study.report import first_steps, write_report
 from scripts.study.table import Comparison, compare, controls, is_main, metric_of, record_rows
 from scripts.study.work import Study
 
-ITEMS = 60
+ITEMS = 120
 
 
 # --- the grid --------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 
 import torch
+from torch._functorch import config as functorch
 
 from models.language_model import Backbone
 
@@ -30,5 +31,5 @@ def compile_backbone(backbone: Backbone, keep_graph: bool = False) -> None:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ[CACHE] = folder
     if keep_graph:
-        torch._functorch.config.donated_buffer = False
+        functorch.donated_buffer = False
     backbone.compile(dynamic=True)  # lengths change from batch to batch

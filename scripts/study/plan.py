@@ -43,8 +43,8 @@ class Sizes:
     held_out_episodes: int = 6
     moments: int = 12000
     held_out_moments: int = 600
-    steps_words: int = 1500
-    steps_act: int = 1500
+    steps_words: int = 1200
+    steps_act: int = 1200
     batch_words: int = 16
     batch_images: int = 8
     batch_act: int = 32
@@ -189,11 +189,11 @@ def main_line(seeds: Iterable[int]) -> list[Run]:
     return found
 
 
-def _factors(seeds: Iterable[int]) -> list[Run]:
+def _factors(seeds: Iterable[int], objectives: Iterable[str] = OBJECTIVES) -> list[Run]:
     """Return each factor on its own, against the main line: words, weight of the text, insulation, image loss."""
     found = []
     for seed in seeds:
-        for objective in OBJECTIVES:
+        for objective in objectives:
             found += [act(objective, TOYS, seed, ALL_TASKS.name)]
             found += [act(objective, PLACES, seed, ALL_TASKS.name, text=text) for text in (0.0, 1.0)]
             found += [act(objective, PLACES, seed, ALL_TASKS.name, insulated=True)]
@@ -239,13 +239,18 @@ PLANS = {
     for plan in (
         Plan(
             "default",
-            "the main line with three seeds, every other factor with one; about three hours of two cores",
-            with_starts([*main_line((0, 1, 2)), *_factors((0,))]),
+            "the main line with three seeds; every other factor for ar and joint with one",
+            with_starts([*main_line((0, 1, 2)), *_factors((0,), ("ar", JOINT))]),
         ),
         Plan("main", "the main line with three seeds", with_starts(main_line((0, 1, 2)))),
         Plan(
+            "factors",
+            "the main line with three seeds, every other factor with one",
+            with_starts([*main_line((0, 1, 2)), *_factors((0,))]),
+        ),
+        Plan(
             "seeds",
-            "as default, every factor with three seeds",
+            "the main line and every factor with three seeds",
             with_starts(main_line((0, 1, 2)) + _factors((0, 1, 2))),
         ),
         Plan("full", "every combination of the factors with three seeds", with_starts(_full((0, 1, 2)))),

@@ -55,7 +55,7 @@ def study(tmp_path: Path) -> Study:
     for folder in (data.places, data.held_out_places):
         folder.mkdir()
         (folder / MMU_INDEX).touch()
-    made = Study(PLANS["default"], data, tmp_path / "study")
+    made = Study(PLANS["factors"], data, tmp_path / "study")
     for run in made.plan.runs:
         folder_of(run, made.folder).mkdir(parents=True)
         (folder_of(run, made.folder) / "config.json").write_text("{}")
@@ -74,10 +74,11 @@ def test_every_run_comes_after_the_one_that_it_starts_from_and_none_twice() -> N
             assert run.stage == 1 or run.text or run.image or not run.insulated, "nothing would train the backbone"
 
 
-def test_the_main_line_of_the_default_plan_has_three_seeds_of_every_objective() -> None:
-    main = [run for run in PLANS["default"].runs if is_main(run)]
-    assert {(run.objective, run.seed) for run in main} == {(o, s) for o in (*OBJECTIVES,) for s in range(3)}
-    factors = {(run.words, run.text, run.image, run.insulated) for run in PLANS["default"].runs if run.stage == 2}
+@pytest.mark.parametrize("plan", ["default", "factors"])
+def test_the_main_line_has_three_seeds_of_every_objective_and_every_factor_occurs(plan: str) -> None:
+    main = [run for run in PLANS[plan].runs if is_main(run)]
+    assert {(run.objective, run.seed) for run in main} == {(o, s) for o in OBJECTIVES for s in range(3)}
+    factors = {(run.words, run.text, run.image, run.insulated) for run in PLANS[plan].runs if run.stage == 2}
     assert factors >= {(TOYS, 0.1, False, False), (PLACES, 0.0, False, False), (PLACES, 1.0, False, False)}
     assert factors >= {(PLACES, 0.1, False, True), (PLACES, 0.1, True, False)}
 
@@ -139,12 +140,12 @@ def test_the_data_of_another_size_are_refused_and_those_of_a_rank_have_to_be_the
     assert len(ran) == count, "made once"
     study_data.require(plan, data)
     with pytest.raises(ValueError, match=r"--data .*was made by .*; give another"):
-        study_data.make(PLANS["default"], data, 2)
+        study_data.make(PLANS["factors"], data, 2)
 
 
 def test_sizes_of_a_plan_can_be_changed_and_mistakes_are_one_line() -> None:
     assert plan_of("default", "steps_words=7,tried=34").sizes == replace(
-        PLANS["default"].sizes, steps_words=7, tried=34
+        PLANS["factors"].sizes, steps_words=7, tried=34
     )
     assert plan_of("main", "") == PLANS["main"]
     for wrong in ("steps=7", "tried=0", "tried"):
@@ -153,9 +154,10 @@ def test_sizes_of_a_plan_can_be_changed_and_mistakes_are_one_line() -> None:
 
 
 def test_a_dry_run_prints_every_run_and_the_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert study_command.main(["--dry-run", "--output-dir", str(tmp_path / "out"), "--processes", "2"]) == 0
+    given = ["--plan", "factors", "--dry-run", "--output-dir", str(tmp_path / "out"), "--processes", "2"]
+    assert study_command.main(given) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(PLANS["default"].runs) + 1
+    assert len(lines) == len(PLANS["factors"].runs) + 1
     assert "hours with 2 processes" in lines[-1]
     assert not (tmp_path / "out").exists()
 
@@ -216,7 +218,7 @@ def invented(run: Run) -> Measured:
 
 @pytest.fixture
 def results() -> dict[Run, Measured]:
-    return {run: invented(run) for run in PLANS["default"].runs}
+    return {run: invented(run) for run in PLANS["factors"].runs}
 
 
 def find(comparisons: list[Comparison], question: str, first: str, metric: str) -> Iterator[Comparison]:
@@ -238,11 +240,11 @@ def test_differences_equivalence_and_what_cannot_be_said(results: dict[Run, Meas
     kept = [one for one in found if one.question.startswith("text kept") and one.metric.name == "exact match"]
     assert {one.verdict for one in kept} == {"equivalent", "before is better"}
     assert all(one.pair.adjusted is not None and one.pair.adjusted >= one.pair.p_value for one in found)
-    few = compare({run: invented(run) for run in [*PLANS["default"].runs][:2]})
+    few = compare({run: invented(run) for run in [*PLANS["factors"].runs][:2]})
     assert {one.question.split(",")[0] for one in few} == {"text kept by ar"}
 
 
-@pytest.mark.parametrize("plan", ["default", "full"])
+@pytest.mark.parametrize("plan", ["default", "factors", "full"])
 def test_the_correction_leaves_room_for_a_clear_difference(plan: str) -> None:
     """Ten thousand resamples prove no p-value below SMALLEST_P: times the number of comparisons it has to be small."""
     count = len(compare({run: invented(run) for run in PLANS[plan].runs}))
@@ -257,12 +259,12 @@ def test_runs_are_paired_by_objective_and_seed(results: dict[Run, Measured]) -> 
 
 
 def test_the_control_arm_has_every_metric_of_several_seeds(results: dict[Run, Measured]) -> None:
-    found = controls(PLANS["default"].arms, results)
+    found = controls(PLANS["factors"].arms, results)
     assert found["exact match"].largest == 0
     assert 0 < found["nats per token"].largest < 0.01
     assert "success" in found
     one_seed = {run: measured for run, measured in results.items() if run.seed == 0}
-    assert controls(PLANS["default"].arms, one_seed) == {}
+    assert controls(PLANS["factors"].arms, one_seed) == {}
 
 
 def test_records_have_every_item(results: dict[Run, Measured]) -> None:
@@ -294,7 +296,7 @@ def store(study: Study, run: Run, image_loss: float = 8.5) -> None:
 
 
 def test_the_page_grows_as_runs_end(tmp_path: Path) -> None:
-    study = Study(PLANS["default"], Data(tmp_path / "data"), tmp_path / "study")
+    study = Study(PLANS["factors"], Data(tmp_path / "data"), tmp_path / "study")
     assert write_report(study, "a command") == {}
     assert not (study.folder / "summary.md").exists()
     for run in study.plan.runs[:4]:
@@ -317,7 +319,7 @@ def test_the_page_grows_as_runs_end(tmp_path: Path) -> None:
 
 
 def test_a_first_step_that_differs_is_found(tmp_path: Path) -> None:
-    study = Study(PLANS["default"], Data(tmp_path / "data"), tmp_path / "study")
+    study = Study(PLANS["factors"], Data(tmp_path / "data"), tmp_path / "study")
     for run in study.plan.runs:
         store(study, run, 8.6 if run == Run("bd", PLACES, 0) else 8.5)
     wrong = [first for first in first_steps(study) if not first.identical]
@@ -326,7 +328,7 @@ def test_a_first_step_that_differs_is_found(tmp_path: Path) -> None:
 
 
 def test_results_of_other_sizes_are_measured_again(tmp_path: Path) -> None:
-    study = Study(PLANS["default"], Data(tmp_path / "data"), tmp_path / "study")
+    study = Study(PLANS["factors"], Data(tmp_path / "data"), tmp_path / "study")
     run = study.plan.runs[0]
     store(study, run)
     assert study.measured(run)

@@ -64,13 +64,13 @@ def decode(
     timed: int,
     blocks: Sequence[int | None],
     thresholds: Sequence[float],
-) -> dict[str, dict[Way, Decoded]]:
-    """Return the results of every way by name; the runs of a name are taken together."""
+) -> dict[str, list[dict[Way, Decoded]]]:
+    """Return the results of every way, by name and run."""
     from tqdm import tqdm
 
     from models.pretrained.model_io import load_folder
     from policy_rollout.policies.upvla import pick_device
-    from scripts.compare_decoding.sweep import measure, merged, ways_of
+    from scripts.compare_decoding.sweep import measure, ways_of
 
     loaded = {}
     for name, folders in models.items():
@@ -81,17 +81,23 @@ def decode(
     by_run = {f"{name} {number}": pair for (name, number), pair in loaded.items()}
     with tqdm(total=answers, desc="decoding", unit="answer", dynamic_ncols=True) as bar:
         found = measure(by_run, items, longest, timed, bar.update)
-    return {name: merged([found[f"{name} {n}"] for n in range(len(folders))]) for name, folders in models.items()}
+    return {name: [found[f"{name} {number}"] for number in range(len(folders))] for name, folders in models.items()}
 
 
-def write(results: Mapping[str, Mapping[Way, Decoded]], folder: Path, count: int, timed: int, source: str) -> str:
-    """Write summary.md, decoding.png and decoding.csv; return the summary. ``source``: command of the results."""
+def write(
+    runs: Mapping[str, Sequence[Mapping[Way, Decoded]]], folder: Path, count: int, timed: int, source: str
+) -> str:
+    """Write summary.md, decoding.png and decoding.csv; return the summary.
+
+    ``runs``: name -> its runs, which are taken together; ``source``: command of the results.
+    """
     from policy_rollout.policies.upvla import pick_device
     from scripts.compare_decoding.figure import draw
-    from scripts.compare_decoding.sweep import rows_of
+    from scripts.compare_decoding.sweep import merged, rows_of
     from scripts.objective_comparison.evaluate import machine
 
     folder.mkdir(parents=True, exist_ok=True)
+    results = {name: merged(of_name) for name, of_name in runs.items()}
     where = f"{datetime.now(timezone.utc):%Y-%m-%d}, {machine(pick_device())}"
     text = "\n".join(
         [
@@ -111,7 +117,7 @@ def write(results: Mapping[str, Mapping[Way, Decoded]], folder: Path, count: int
         ]
     )
     write_text(folder / "summary.md", text)
-    write_record_table(folder / "decoding.csv", TABLE, rows_of(results))
+    write_record_table(folder / "decoding.csv", TABLE, list(rows_of(runs)))
     draw(results, folder / "decoding.png", where)
     return text
 

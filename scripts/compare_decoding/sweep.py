@@ -7,9 +7,8 @@ b takes ceil(n / b) forwards, and a draft of b tokens that the clean stream conf
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -189,26 +188,24 @@ def merged(runs: Sequence[Mapping[Way, Decoded]]) -> dict[Way, Decoded]:
     return {way: Decoded(*([v for run in runs for v in getattr(run[way], name)] for name in names)) for way in runs[0]}
 
 
-def rows_of(results: Mapping[str, Mapping[Way, Decoded]]) -> list[dict[str, Any]]:
-    """Return a row for every question of every way, in the columns of the table ``decoding/1``."""
-    rows: list[dict[str, Any]] = []
-    for name, ways in results.items():
-        for way, one in ways.items():
-            for item, exact in enumerate(one.exact):
-                cost = item < len(one.tokens)
-                rows.append(
-                    {
+def rows_of(results: Mapping[str, Sequence[Mapping[Way, Decoded]]]) -> Iterator[dict[str, str | int | float | None]]:
+    """Yield a row for every question, way and run of every name, in the columns of the table ``decoding/1``."""
+    for name, runs in results.items():
+        for run, ways in enumerate(runs):
+            for way, one in ways.items():
+                for item, exact in enumerate(one.exact):
+                    timed = item < len(one.tokens)
+                    yield {
                         "model": name,
+                        "run": run,
                         "decoder": way.objective,
-                        "block": None if way.block is None else way.block,
+                        "block": way.block,
                         "threshold": way.threshold,
                         "speculative": int(way.speculative),
                         "item": item,
                         "exact": int(exact),
-                        "tokens": one.tokens[item] if cost else None,
-                        "forwards": one.forwards[item] if cost else None,
-                        "fewest_forwards": one.fewest[item] if cost else None,
-                        "seconds": one.seconds[item] if cost else None,
+                        "tokens": one.tokens[item] if timed else None,
+                        "forwards": one.forwards[item] if timed else None,
+                        "fewest_forwards": one.fewest[item] if timed else None,
+                        "seconds": one.seconds[item] if timed else None,
                     }
-                )
-    return rows

@@ -102,10 +102,17 @@ def test_the_command_writes_a_table_a_figure_and_records(tmp_path: Path, joint: 
     shutil.copytree(source / "images", questions / "images")
     given = ["--blocks", "4,whole", "--thresholds", "0.9", "--timed", "1", "--max-new-tokens", "6", "--count", "3"]
     out = tmp_path / "out"
-    assert main(["--models", f"joint={run}", "--questions", str(questions), *given, "--output-dir", str(out)]) == 0
+    assert (
+        main(["--models", f"joint={run},{run}", "--questions", str(questions), *given, "--output-dir", str(out)]) == 0
+    )
     text = (out / "summary.md").read_text()
     assert "| joint, speculative, whole answer" in text
-    assert Image.open(out / "decoding.png").size[0] > 800
-    rows = list(csv.DictReader((out / "decoding.csv").open()))
-    assert len(rows) == 3 * 5
+    with Image.open(out / "decoding.png") as figure:
+        assert figure.size[0] > 800
+    with (out / "decoding.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 3 * 5
+    assert {(row["run"], row["tokens"] != "") for row in rows} == {
+        (run, timed) for run in "01" for timed in (True, False)
+    }
     assert {row["format"] for row in rows} == {"decoding/1"}

@@ -312,8 +312,10 @@ def test_the_page_grows_as_runs_end(tmp_path: Path) -> None:
     assert "ended with code 1" in text
     assert "identical to the last digit" in text
     assert "differ by" not in text
-    assert Image.open(study.folder / "study.png").size[0] > 1000
-    rows = list(csv.DictReader((study.folder / "records.csv").open()))
+    with Image.open(study.folder / "study.png") as figure:
+        assert figure.size[0] > 1000
+    with (study.folder / "records.csv").open() as file:
+        rows = list(csv.DictReader(file))
     assert {row["format"] for row in rows} == {"study/1"}
     assert json.loads((study.folder / "results.json").read_text())["arms"]["places_bd"]["seeds"] == [0, 1, 2]
 

@@ -44,7 +44,7 @@ class Sizes:
     moments: int = 12000
     held_out_moments: int = 600
     steps_words: int = 1200
-    steps_act: int = 1200
+    steps_act: int = 1000
     batch_words: int = 16
     batch_images: int = 8
     batch_act: int = 32

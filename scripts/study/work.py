@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from config.identity import difference, settings_in, settings_of
 from config.loading import load_job
@@ -89,26 +90,54 @@ def _bind(question: Callable[[Run], bool], run: Run) -> Callable[[], bool]:
     return lambda: question(run)
 
 
-# --- cost -------------------------------------------------------------------------------------------------------------
+# --- cost ------------------------------------------------------------------------------------------------------------
 
-
-STEP_SECONDS = {"ar": 0.25, "mdm": 0.3, "bd": 0.35, "joint": 0.35}
-"""CPU seconds of a step of stage 1 on one core, for plans of which nothing has run yet (docs/study.md)."""
-ACT_SECONDS, TEXT_SECONDS = 0.3, 0.1
+STEP_SECONDS = {"ar": 0.25, "mdm": 0.35, "bd": 0.4, "joint": 0.4}
+"""Assumed seconds of a step of stage 1 on one core, until a similar run has begun."""
+ACT_SECONDS, TEXT_SECONDS, IMAGE_FACTOR = 0.29, 0.15, 1.5
+"""Assumed seconds of a step of stage 2 (36 CPU minutes for 7,500 steps, docs/desk.md), of its text, and the image
+loss's factor."""
 MEASURE_SECONDS = {1: 60.0, 2: 200.0}
 
 
 def estimate(run: Run, study: Study) -> float:
-    """Return the CPU seconds of a run that remain: training and measurement."""
-    sizes = study.plan.sizes
+    """Return the seconds of one core that a run still needs, from similar runs as far as there are some."""
     if study.measured(run):
         return 0.0
-    measure = MEASURE_SECONDS[run.stage] * min(1.0, sizes.tried / 102)
+    sizes, alike = study.plan.sizes, [other for other in study.plan.runs if _is_like(other, run)]
+    seconds = [found.seconds for other in alike if (found := read_measured(other, study.plan, study.folder))]
+    measure = median(seconds) if seconds else MEASURE_SECONDS[run.stage] * min(1.0, sizes.tried / 102)
     if study.trained(run):
         return measure
     lines = read_metrics(folder_of(run, study.folder) / "metrics.jsonl")
-    done = int(lines[-1]["step"]) if lines else 0
+    steps = sizes.steps_words if run.stage == 1 else sizes.steps_act
+    left = steps - (int(lines[-1]["step"]) if lines else 0)
+    taken = [step for other in alike if (step := _step_seconds(other, study)) is not None]
+    return measure + left * (median(taken) if taken else _assumed_step_seconds(run, study.plan))
+
+
+def _is_like(run: Run, other: Run) -> bool:
+    """Return True if steps of both cost the same."""
+
+    def kind(one: Run) -> tuple[object, ...]:
+        return one.stage, one.objective if one.text else "", one.tasks, one.image, one.text > 0, one.insulated
+
+    return kind(run) == kind(other)
+
+
+def _step_seconds(run: Run, study: Study) -> float | None:
+    """Return the seconds of a step that a run has logged; None without any."""
+    lines, sizes = read_metrics(folder_of(run, study.folder) / "metrics.jsonl"), study.plan.sizes
+    rates = [line["samples_per_s"] for line in lines if line.get("samples_per_s")]
+    if not rates:
+        return None
+    words = sizes.batch_words if run.stage == 1 else sizes.batch_words_act * (run.speaks and run.text > 0)
+    return ((sizes.batch_images if run.stage == 1 else sizes.batch_act) + words) / median(rates)
+
+
+def _assumed_step_seconds(run: Run, plan: Plan) -> float:
+    sizes = plan.sizes
     if run.stage == 1:
-        return measure + (sizes.steps_words - done) * STEP_SECONDS[run.objective] * sizes.batch_words / 16
+        return STEP_SECONDS[run.objective] * sizes.batch_words / 16
     text = TEXT_SECONDS * sizes.batch_words_act / 8 if run.speaks and run.text > 0 else 0.0
-    return measure + (sizes.steps_act - done) * (ACT_SECONDS * sizes.batch_act / 32 * (1.5 if run.image else 1) + text)
+    return ACT_SECONDS * sizes.batch_act / 32 * (IMAGE_FACTOR if run.image else 1) + text

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import TypeVar
 
 from common.files import write_text
@@ -24,6 +25,8 @@ ENTRY_POINTS = {"ar": "train_upvla.py", "mdm": "train_mdm_vla.py", "bd": "train_
 CONFIGS = {"ar": "tiny_arvla", "mdm": "tiny_mdmvla", "bd": "tiny_bdvla", JOINT: "tiny_jointvla"}
 WITHOUT_AR = "text_diffusion.ar_aux_weight=0"
 PLAN_FILE = "plan.json"
+SAMPLE_RATES = ("speed/samples_per_s", "samples_per_s")
+"""Names of the samples per second in a metrics.jsonl, the present one and that of earlier runs."""
 BLANK_GREY = 200
 BLANK_SIDE = 112
 
@@ -243,6 +246,12 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
                 continue
             lines.setdefault(int(values["step"]), {}).update(values)
     return [lines[step] for step in sorted(lines)]
+
+
+def sample_rate(lines: Sequence[Mapping[str, float]]) -> float | None:
+    """Return the median of the samples per second in lines of a metrics.jsonl; None if they log none."""
+    rates = [rate for line in lines for name in SAMPLE_RATES if (rate := line.get(name))]
+    return median(rates) if rates else None
 
 
 def pairs_of(objectives: Sequence[str]) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from common.record_table import write_record_table
 from common.statistics import Interval
 from common.tables import interval_json, markdown_table, probability
 from scripts.objective_comparison.pairwise import FIRST_STEP
-from scripts.objective_comparison.plan import read_metrics
+from scripts.objective_comparison.plan import read_metrics, sample_rate
 from scripts.study.figure import draw
 from scripts.study.measure import Measured, read_measured
 from scripts.study.plan import Run, folder_of
@@ -202,10 +202,9 @@ def _cost_line(study: Study, arms: Mapping[str, Sequence[Run]]) -> str:
     """Return the samples per second of stage 1 by arm, as the runs logged them."""
     found = []
     for runs in (runs for runs in arms.values() if runs[0].stage == 1):
-        lines = read_metrics(folder_of(runs[0], study.folder) / "metrics.jsonl")
-        rates = [line["samples_per_s"] for line in lines if "samples_per_s" in line]
-        if rates:
-            found.append(f"{runs[0].objective}, {runs[0].words} {np.median(rates):.0f}")
+        rate = sample_rate(read_metrics(folder_of(runs[0], study.folder) / "metrics.jsonl"))
+        if rate is not None:
+            found.append(f"{runs[0].objective}, {runs[0].words} {rate:.0f}")
     return "samples per second before acting: " + ", ".join(found) if found else "not logged"
 
 

@@ -15,7 +15,7 @@ from statistics import median
 
 from config.identity import difference, settings_in, settings_of
 from config.loading import load_job
-from scripts.objective_comparison.plan import read_metrics
+from scripts.objective_comparison.plan import read_metrics, sample_rate
 from scripts.objective_comparison.processes import Work, run_works
 from scripts.study.measure import read_measured
 from scripts.study.plan import Data, Plan, Run, command, folder_of
@@ -128,11 +128,11 @@ def _is_like(run: Run, other: Run) -> bool:
 def _step_seconds(run: Run, study: Study) -> float | None:
     """Return the seconds of a step that a run has logged; None without any."""
     lines, sizes = read_metrics(folder_of(run, study.folder) / "metrics.jsonl"), study.plan.sizes
-    rates = [line["samples_per_s"] for line in lines if line.get("samples_per_s")]
-    if not rates:
+    rate = sample_rate(lines)
+    if rate is None:
         return None
     words = sizes.batch_words if run.stage == 1 else sizes.batch_words_act * (run.speaks and run.text > 0)
-    return ((sizes.batch_images if run.stage == 1 else sizes.batch_act) + words) / median(rates)
+    return ((sizes.batch_images if run.stage == 1 else sizes.batch_act) + words) / rate
 
 
 def _assumed_step_seconds(run: Run, plan: Plan) -> float:

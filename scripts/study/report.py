@@ -204,7 +204,7 @@ def _cost_line(study: Study, arms: Mapping[str, Sequence[Run]]) -> str:
     for runs in (runs for runs in arms.values() if runs[0].stage == 1):
         rate = sample_rate(read_metrics(folder_of(runs[0], study.folder) / "metrics.jsonl"))
         if rate is not None:
-            found.append(f"{runs[0].objective}, {runs[0].words} {rate:.0f}")
+            found.append(f"{runs[0].objective}, {runs[0].words} {rate:.3g}")
     return "samples per second before acting: " + ", ".join(found) if found else "not logged"
 
 

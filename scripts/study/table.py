@@ -91,7 +91,10 @@ def compare(results: Results) -> list[Comparison]:
             if one is None or other is None or one.shape != other.shape:
                 continue
             weights = np.array(results[runs[0][0]].weights[metric.name])
-            found.append(Comparison(question, metric, pair_of(first, second, one, other, weights), len(runs)))
+            pair = pair_of(first, second, one, other, weights)
+            if metric.unit == "share":  # also if no item shows it
+                pair = replace(pair, value_range=max(pair.value_range, 1.0))
+            found.append(Comparison(question, metric, pair, len(runs)))
     adjusted = with_holm([comparison.pair for comparison in found])
     return [replace(comparison, pair=pair) for comparison, pair in zip(found, adjusted, strict=True)]
 

@@ -23,7 +23,7 @@ def insulate(hidden: Tensor, encoded_state: Tensor | None) -> Tensor:
     """
     if encoded_state is None or not encoded_state.requires_grad:
         return hidden.detach()
-    insulated: Tensor = _Insulated.apply(hidden, encoded_state)
+    insulated: Tensor = _Insulated.apply(hidden, encoded_state)  # type: ignore[no-untyped-call]
     return insulated
 
 

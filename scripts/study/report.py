@@ -145,7 +145,8 @@ def _acting_table(arms: Mapping[str, Sequence[Run]], results: Results) -> str:
 
 def _kept(metric: str, runs: Sequence[Run], results: Results) -> str:
     after = figure_of(metric, [results[run] for run in runs])
-    before = figure_of(metric, [results[run.start] for run in runs if run.start in results])
+    starts = [run.start for run in runs if run.start is not None]
+    before = figure_of(metric, [results[start] for start in starts if start in results])
     if after is None or before is None:
         return "–"
     scale, unit = (100, " %") if metric_of(metric).unit == "share" else (1, "")

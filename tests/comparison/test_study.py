@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -129,7 +130,7 @@ def test_the_data_of_another_size_are_refused_and_those_of_a_rank_have_to_be_the
     class Done:
         returncode = 0
 
-    monkeypatch.setattr(study_data.subprocess, "run", lambda command, **_: ran.append(command) or Done())
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: ran.append(command) or Done())
     with pytest.raises(ValueError, match="are not complete; make them first"):
         study_data.require(plan, data)
     study_data.make(plan, data, 2)

@@ -19,7 +19,7 @@ RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart demo compare recipe recipe-all desk-policy headline test test-all lint smoke venv venv-train venv-dev requirements clean distclean
+.PHONY: help quickstart demo compare recipe recipe-all desk-policy headline study test test-all lint smoke venv venv-train venv-dev requirements clean distclean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ recipe-all: $(VENV)/.minimal ## a policy for all 34 tasks of the desk in scene D
 headline: recipe ## ar, mdm and bd continue from that model: text and actions, with closed loop: results/headline (ARGS="--seeds 0,1,2")
 	$(RUN) -m scripts.compare_objectives --from-run outputs/tiny_desk --dataset-root data/desk_doors \
 	    --chains 60 --batch-size-pre 8 --learning-rate 1e-3 --output-dir results/headline $(ARGS)
+
+study: $(VENV)/.minimal ## what learning to speak does to seeing and acting: a grid of runs, hours: results/study (ARGS="--dry-run"; docs/study.md)
+	$(RUN) -m scripts.study $(ARGS)
 
 test: lint ## style, types, import rules and the CPU test suite
 	$(RUN) -m pytest $(PYTEST) -m "not slow and not slurm and not gpu"

@@ -327,6 +327,9 @@ class Training:
     mmu_coeff: float = field(0.1, "weight of the text loss", ge=0.0)
     act_coeff: float = field(1.0, "weight of the action loss", ge=0.0)
     action_loss: ActionLoss = field("mse", "error of a number of an action: squared (mse) or absolute (l1)")
+    insulate_backbone: bool = field(
+        False, "the action loss trains the action head and the state encoder, and has no gradient into the backbone"
+    )
     ground_coeff: float = field(
         0.0, "weight of the position of the object that the instruction names (needs object_positions.index)", ge=0.0
     )

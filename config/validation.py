@@ -77,6 +77,13 @@ def _losses(job: Job) -> Problems:
         training.pre_coeff == training.act_coeff == training.ground_coeff == 0 and not (text and training.mmu_coeff),
         f"training.pre_coeff=0, training.act_coeff=0: one loss needs a weight above 0{unused}",
     )
+    others = training.pre_coeff or training.ground_coeff or (text and training.mmu_coeff)
+    yield (
+        training.insulate_backbone and not others and not job.block_diffusion.action_enabled,
+        "training.insulate_backbone=true: no loss is left that trains the backbone, because the action loss does not; "
+        f"give training.pre_coeff, ground_coeff or mmu_coeff a weight above 0{unused}, or, to train the action head on "
+        "a fixed backbone, set training.freeze=[backbone.*]",
+    )
 
 
 def _sources(job: Job) -> Problems:
@@ -214,6 +221,7 @@ def without_effect(job: Job, tree: Tree) -> list[str]:
         (text and objective == "bd", ours, bd_keys),
         (elastic, f"{bd}elastic_block_enabled=false and {bd}anneal_steps=0", (f"{bd}block_size_candidates",)),
         (blocks.action_enabled, f"{bd}action_enabled=false", action_keys),
+        (job.training.act_coeff > 0, "training.act_coeff=0", ("training.insulate_backbone",)),
         (job.training.ground_coeff > 0, "training.ground_coeff=0", ground_keys),
         (job.model.vla.proprioception != "none", "model.vla.proprioception=none", ("training.state_dropout_prob",)),
         (job.lora.rank > 0, "lora.rank=0", ("lora.alpha", "lora.targets", "lora.train_fully")),

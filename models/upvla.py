@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from models.action.head import PooledRegression
+from models.action.insulation import insulate
 from models.attention_mask import TILE
 from models.device import fields_to_device
 from models.grounding import GROUND_METRICS, PositionHead, PositionTargets, SceneTask, position_losses
@@ -34,10 +35,10 @@ class RobotTask:
 
     ``sequence``: from ``robot_sequence``; ``targets`` [B, N + 2]: ids of the future frame (None: no image loss);
     ``actions`` [B, T, A] with ``action_weight`` [B, T] (1 includes a step, 0 excludes it); None: no action loss.
-    ``action_loss``: ``mse`` (squared errors) or ``l1`` (absolute errors).
-    ``action_tokens``: the chunk as tokens after the sequence (``models.objectives.action_diffusion``); None: no
-    block-diffusion actions. ``positions``: of the objects that the instructions name; ``scenes``: further
-    rows, in which only positions are learned; None: no ground loss.
+    ``action_loss``: ``mse`` (squared errors) or ``l1`` (absolute errors). ``insulated``: the action loss has no
+    gradient into the backbone. ``action_tokens``: the chunk as tokens after the sequence
+    (``models.objectives.action_diffusion``); None: no block-diffusion actions. ``positions``: of the objects that the
+    instructions name; ``scenes``: further rows, in which only positions are learned; None: no ground loss.
     """
 
     sequence: TokenSequence
@@ -45,6 +46,7 @@ class RobotTask:
     actions: Tensor | None
     action_weight: Tensor | None = None
     action_loss: str = "mse"
+    insulated: bool = False
     label_smoothing: float = 0.0
     action_tokens: TextTask | None = None
     positions: PositionTargets | None = None
@@ -140,8 +142,9 @@ class UPVLA(nn.Module):
         image = action = action_bd = ground = zero
         action_metrics = zero_metrics(zero.sum.device, (*ACTION_METRICS, *GROUND_METRICS))
         if future is not None:
-            hidden = self.hidden_states(future.full_sequence)
-            image, action = self.robot_losses(future, hidden)
+            state = self.encode_state(future.sequence)
+            hidden = self.hidden_states(future.full_sequence, state)
+            image, action = self.robot_losses(future, hidden, state)
             if future.action_tokens is not None:
                 action_bd, metrics = self.action_token_losses(future.action_tokens, hidden)
                 action_metrics |= metrics
@@ -174,14 +177,19 @@ class UPVLA(nn.Module):
             scored += len(text.slots)
         return Work.of(sequences, scored, self.device)
 
-    def robot_losses(self, task: RobotTask, hidden: Tensor | None = None) -> tuple[SumAndCount, SumAndCount]:
+    def robot_losses(
+        self, task: RobotTask, hidden: Tensor | None = None, state: Tensor | None = None
+    ) -> tuple[SumAndCount, SumAndCount]:
         """Return the image loss and the action loss.
 
         The image loss is the cross-entropy of the future frame's codes over the image span (same slot, no shift, full
         vocabulary, as released weights were trained), the action loss a squared error (absolute, with
-        ``task.action_loss`` l1). ``hidden`` [B, L, D]: hidden states of ``task.full_sequence``, if already computed.
+        ``task.action_loss`` l1). ``hidden`` [B, L, D]: hidden states of ``task.full_sequence``, if already computed,
+        with ``state`` [B, D], the encoded state that they were computed from.
         """
-        hidden = self.hidden_states(task.sequence) if hidden is None else hidden
+        if hidden is None:
+            state = self.encode_state(task.sequence)
+            hidden = self.hidden_states(task.sequence, state)
         image = action = SumAndCount.zero(hidden.device)
         if task.targets is not None:
             assert task.sequence.image is not None
@@ -191,7 +199,9 @@ class UPVLA(nn.Module):
             )
             image = SumAndCount(losses.sum(), torch.full((), float(losses.numel()), device=hidden.device))
         if task.actions is not None:
-            predicted = self._actions(task.sequence, hidden).float()  # [B, T, A]
+            assert task.sequence.actions is not None
+            slots = hidden[:, task.sequence.actions.columns]
+            predicted = self.action_head(insulate(slots, state) if task.insulated else slots).float()  # [B, T, A]
             errors = predicted - task.actions
             errors = errors.abs() if task.action_loss == "l1" else errors.square()
             weight = torch.ones_like(errors[..., 0]) if task.action_weight is None else task.action_weight
@@ -256,11 +266,13 @@ class UPVLA(nn.Module):
         """The id that no text head predicts: the mask is an input, never an output."""
         return self.vocab.mask if self.spec.mask_logit_banned else None
 
-    def embed(self, sequence: TokenSequence) -> Tensor:
+    def embed(self, sequence: TokenSequence, state: Tensor | None = None) -> Tensor:
         """Return [B, L, D]: embeddings of tokens, with projected CLIP patches at the patch span, and with the encoded
-        state added at the action slots."""
+        state (``state`` [B, D], if already computed) added at the action slots."""
         embeds = self._add_code_bits(self.backbone.embed(sequence.ids), sequence)
-        embeds = self._add_state(embeds, sequence)
+        state = self.encode_state(sequence) if state is None else state
+        if state is not None:
+            embeds = _add_at_actions(embeds, sequence, state)
         if sequence.patches is None or sequence.patch_span is None:
             return embeds
         if self.projector is None:
@@ -276,30 +288,23 @@ class UPVLA(nn.Module):
         of_bits = self.code_bits(self.vocab.code_bits(sequence.ids[:, codes]).to(embeds.dtype)).to(embeds.dtype)
         return torch.cat([embeds[:, : codes.start], embeds[:, codes] + of_bits, embeds[:, codes.stop :]], dim=1)
 
-    def _add_state(self, embeds: Tensor, sequence: TokenSequence) -> Tensor:
+    def encode_state(self, sequence: TokenSequence) -> Tensor | None:
+        """Return the encoded states [B, D], zeros where they are left out; None if the sequence has no state."""
         if sequence.state is None:
-            return embeds
+            return None
         if self.state_encoder is None:
             raise ValueError("this model reads no state: it was built with model.vla.proprioception=none")
-        assert sequence.actions is not None
-        encoded = self.state_encoder(sequence.state.to(embeds.dtype)).to(embeds.dtype)  # [B, D]
+        encoded: Tensor = self.state_encoder(sequence.state.to(self.state_encoder[0].weight.dtype))
         if sequence.state_given is not None:
             encoded = torch.where(sequence.state_given[:, None], encoded, 0)
-        span = sequence.actions
-        slots = embeds[:, span.columns] + encoded[:, None]
-        return torch.cat([embeds[:, : span.start], slots, embeds[:, span.stop :]], dim=1)
+        return encoded
 
-    def hidden_states(self, sequence: TokenSequence) -> Tensor:
-        """Return [B, L, D] hidden states after the final norm."""
+    def hidden_states(self, sequence: TokenSequence, state: Tensor | None = None) -> Tensor:
+        """Return [B, L, D] hidden states after the final norm. ``state``: as in ``embed``."""
         length = sequence.ids.shape[1]
         sequence = sequence.padded(self.length_multiple if self.training else 1, self.vocab.pad)
         mask = self.backbone.mask(sequence.rule, sequence.slots)
-        return self.backbone(self.embed(sequence), mask, sequence.slots.pos)[:, :length]
-
-    def _actions(self, sequence: TokenSequence, hidden: Tensor) -> Tensor:
-        assert sequence.actions is not None
-        actions: Tensor = self.action_head(hidden[:, sequence.actions.columns])
-        return actions
+        return self.backbone(self.embed(sequence, state), mask, sequence.slots.pos)[:, :length]
 
     @torch.no_grad()
     def predict(self, sequence: TokenSequence, want_codes: bool = False) -> Prediction:
@@ -327,6 +332,14 @@ class UPVLA(nn.Module):
         """
         first = self.vocab.first_code
         return self.backbone.logits(hidden, slice(first, self.vocab.mask if count is None else first + count))
+
+
+def _add_at_actions(embeds: Tensor, sequence: TokenSequence, state: Tensor) -> Tensor:
+    """Return embeddings [B, L, D] with the encoded states [B, D] added at the action slots."""
+    assert sequence.actions is not None
+    span = sequence.actions
+    slots = embeds[:, span.columns] + state[:, None].to(embeds.dtype)
+    return torch.cat([embeds[:, : span.start], slots, embeds[:, span.stop :]], dim=1)
 
 
 def projector(features: int, width: int) -> nn.Sequential:

@@ -30,6 +30,7 @@ from config.loading import load_job
 from config.schema import Job
 from scripts.objective_comparison.plan import (
     CONFIGS,
+    TEXT_OBJECTIVES,
     Budget,
     Plan,
     overrides_from_run,
@@ -184,9 +185,9 @@ def _print_summary(findings: Findings) -> None:
 
 
 def _job(plan: Plan, objective: str) -> Job:
-    arguments = [f"config={ROOT / 'config' / CONFIGS[objective]}.yaml", *plan.budget.arguments()]
-    assert objective in ("ar", "mdm", "bd")
-    return load_job(arguments, objective)  # type: ignore[arg-type]
+    run = next(run for run in plan.runs if run.objective == objective)
+    arguments = [f"config={ROOT / 'config' / CONFIGS[objective]}.yaml", *plan.budget.arguments(), *run.settings]
+    return load_job(arguments, TEXT_OBJECTIVES[objective])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -195,7 +196,8 @@ def _parser() -> argparse.ArgumentParser:
     add("overrides", nargs="*", metavar="section.key=value", help="for all runs, as in training")
     add("--steps", type=int, default=default.steps, help="optimizer steps (default: %(default)s)")
     add("--seeds", default="0", help="seeds; one run of each objective per seed (default: %(default)s)")
-    add("--objectives", default="ar,mdm,bd", help="objectives to compare (default: %(default)s)")
+    objectives = "of ar, mdm, bd, joint (bd with ar; mdm and bd are then without it) (default: %(default)s)"
+    add("--objectives", default="ar,mdm,bd", help=objectives)
     add("--blind", action="store_true", help="also train each on blank images, to measure how far guessing gets")
     output = "summary, figure, runs (default: %(default)s)"
     add("--output-dir", type=path_argument, default=Path("results"), help=output)

@@ -194,6 +194,7 @@ def robot_task(
         actions=components.normalize_actions(batch.actions) if with_actions else None,
         action_weight=(~batch.action_is_pad).float() if masked else None,
         action_loss=job.training.action_loss,
+        insulated=job.training.insulate_backbone,
         label_smoothing=job.training.label_smoothing,
         action_tokens=tokens,
         positions=_position_targets(components, named_positions(batch)),

@@ -6,7 +6,7 @@ Shape letters: B observations, T actions per chunk, A action size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -122,10 +122,13 @@ def state_read_by(policy: Policy) -> StateLayout | None:
 def require_calvin_state(policy: Policy, name: str) -> None:
     """Raise `ValueError` if a policy reads another state than `robot_obs`, which every environment gives.
 
-    Checked before a run, as `require_same_convention`, with benchmark ``name``.
+    A policy may read further numbers of `robot_obs` as positions, such as the distance of the fingers (the desk's
+    moments). Checked before a run, as `require_same_convention`, with benchmark ``name``.
     """
     layout = state_read_by(policy)
-    if layout not in (None, ROBOT_OBS):
+    if layout is None:
+        return
+    if replace(layout, position=ROBOT_OBS.position) != ROBOT_OBS or not {*ROBOT_OBS.position} <= {*layout.position}:
         raise ValueError(f"{name} gives CALVIN's robot_obs, {ROBOT_OBS}; the policy reads another state, {layout}")
 
 

@@ -13,9 +13,15 @@ import numpy as np
 from common.files import write_bytes
 from common.statistics import Interval
 
-COLOURS = {"ar": "#0072B2", "mdm": "#D55E00", "bd": "#009E73"}
+COLOURS = {"ar": "#0072B2", "mdm": "#D55E00", "bd": "#009E73", "joint": "#CC79A7"}
 """Distinguishable for colour-blind readers too."""
-NAMES = {"ar": "ar  autoregressive", "mdm": "mdm  masked diffusion", "bd": "bd  block diffusion"}
+FURTHER_COLOURS = ("#56B4E9", "#E69F00", "#000000", "#F0E442")
+NAMES = {
+    "ar": "ar  autoregressive",
+    "mdm": "mdm  masked diffusion",
+    "bd": "bd  block diffusion",
+    "joint": "joint  bd and ar",
+}
 GREY, INK = "#8a8a8a", "#222222"
 SMOOTHED = 0.06
 """Window of a curve's running mean, as a fraction of the steps."""
@@ -40,6 +46,11 @@ class Bars:
     floor: float | None = None
     floor_name: str = ""
     percent: bool = False
+
+
+def colour_of(name: str, number: int = 0) -> str:
+    """Return the colour of an objective, or of the ``number``-th thing with another name."""
+    return COLOURS.get(name, FURTHER_COLOURS[number % len(FURTHER_COLOURS)])
 
 
 def smooth(values: Sequence[float], reach: int) -> np.ndarray:

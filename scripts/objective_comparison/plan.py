@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import TypeVar
 
 from common.files import write_text
 from config.identity import difference, settings_in, settings_of
 from config.loading import load_job
-from config.schema import MMU_INDEX
+from config.schema import MMU_INDEX, Objective
 
 Value = TypeVar("Value", int, str)
 ROOT = Path(__file__).resolve().parents[2]
+JOINT = "joint"
+"""The recipe of ``bd`` with next-token prediction of the same answers."""
+TEXT_OBJECTIVES: dict[str, Objective] = {"ar": "ar", "mdm": "mdm", "bd": "bd", JOINT: "bd"}
+"""Names that are compared -> their text objectives."""
 ENTRY_POINTS = {"ar": "train_upvla.py", "mdm": "train_mdm_vla.py", "bd": "train_blockdiff_vla.py"}
-CONFIGS = {"ar": "tiny_arvla", "mdm": "tiny_mdmvla", "bd": "tiny_bdvla"}
+CONFIGS = {"ar": "tiny_arvla", "mdm": "tiny_mdmvla", "bd": "tiny_bdvla", JOINT: "tiny_jointvla"}
+WITHOUT_AR = "text_diffusion.ar_aux_weight=0"
 PLAN_FILE = "plan.json"
+SAMPLE_RATES = ("speed/samples_per_s", "samples_per_s")
+"""Names of the samples per second in a metrics.jsonl, the present one and that of earlier runs."""
 BLANK_GREY = 200
 BLANK_SIDE = 112
 
@@ -54,12 +62,17 @@ class Budget:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """One run. ``blind``: trained on the same questions with a blank image in place of every image."""
+    """One run.
+
+    ``blind``: trained on the same questions with a blank image in place of every image; ``settings``: of this run
+    alone, as section.key=value.
+    """
 
     objective: str
     seed: int
     blind: bool
     folder: Path
+    settings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -82,12 +95,13 @@ class RunPlan:
         """Return the command that trains it."""
         arguments = [
             sys.executable,
-            ENTRY_POINTS[self.objective],
+            ENTRY_POINTS[TEXT_OBJECTIVES[self.objective]],
             f"config=config/{CONFIGS[self.objective]}.yaml",
             f"experiment.name={self.name}",
             f"experiment.output_dir={self.folder}",
             f"training.seed={self.seed}",
             *budget.arguments(),
+            *self.settings,
         ]
         if self.blind:
             arguments.append(f"dataset.params.train_mmu_shards_path_or_url={blank}")
@@ -108,11 +122,14 @@ class Plan:
     def runs(self) -> list[RunPlan]:
         kinds = [False, True] if self.blind else [False]
         return [
-            RunPlan(objective, seed, blind, self.folder / "runs" / RunPlan(objective, seed, blind, Path()).name)
-            for seed in self.seeds
-            for blind in kinds
-            for objective in self.objectives
+            self._run(objective, seed, blind) for seed in self.seeds for blind in kinds for objective in self.objectives
         ]
+
+    def _run(self, objective: str, seed: int, blind: bool) -> RunPlan:
+        # Beside the joint recipe mdm and bd learn by diffusion alone; otherwise as their configurations have it.
+        settings = (WITHOUT_AR,) if JOINT in self.objectives and objective in ("mdm", "bd") else ()
+        run = RunPlan(objective, seed, blind, Path(), settings)
+        return replace(run, folder=self.folder / "runs" / run.name)
 
     @property
     def blank_data(self) -> Path:
@@ -191,8 +208,8 @@ def write_blank_images(source: Path, folder: Path) -> None:
 def read_objectives(text: str) -> tuple[str, ...]:
     """Parse ``ar,bd``. Raises ``ValueError`` for unknown names and for a name that is given twice."""
     names = tuple(name.strip() for name in text.split(","))
-    if unknown := [name for name in names if name not in ENTRY_POINTS]:
-        raise ValueError(f"--objectives {text}: {unknown[0]!r} is unknown; choose from {', '.join(ENTRY_POINTS)}")
+    if unknown := [name for name in names if name not in TEXT_OBJECTIVES]:
+        raise ValueError(f"--objectives {text}: {unknown[0]!r} is unknown; choose from {', '.join(TEXT_OBJECTIVES)}")
     return _require_unique("--objectives", text, names)
 
 
@@ -215,15 +232,26 @@ def _require_unique(option: str, text: str, values: tuple[Value, ...]) -> tuple[
 
 def read_curve(run: RunPlan) -> list[dict[str, float]]:
     """Return the logged metrics of each step; of a resumed run the last ones."""
+    return read_metrics(run.metrics_file)
+
+
+def read_metrics(file: Path) -> list[dict[str, float]]:
+    """Return the lines of a metrics.jsonl by step, the last ones of each; none without the file."""
     lines: dict[int, dict[str, float]] = {}
-    if run.metrics_file.is_file():
-        for line in run.metrics_file.read_text(encoding="utf-8").splitlines():
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
             try:
                 values = json.loads(line)
             except ValueError:  # an incomplete last line of a running run
                 continue
             lines.setdefault(int(values["step"]), {}).update(values)
     return [lines[step] for step in sorted(lines)]
+
+
+def sample_rate(lines: Sequence[Mapping[str, float]]) -> float | None:
+    """Return the median of the samples per second in lines of a metrics.jsonl; None if they log none."""
+    rates = [rate for line in lines for name in SAMPLE_RATES if (rate := line.get(name))]
+    return median(rates) if rates else None
 
 
 def pairs_of(objectives: Sequence[str]) -> list[tuple[str, str]]:

@@ -73,7 +73,7 @@ def build_network(
     if job.model.gradient_checkpointing:
         model.backbone.enable_gradient_checkpointing()
     if job.training.compile:
-        compile_backbone(model.backbone)
+        compile_backbone(model.backbone, keep_graph=job.training.insulate_backbone)
     return replace(built, notes=tuple(notes)), saved
 
 
@@ -86,6 +86,15 @@ def set_attention(job: Job, model: UPVLA, device: torch.device) -> None:
         )
     model.backbone.set_attn_implementation(kernel)
     model.length_multiple = multiple or (TILE if kernel == FLEX else 1)
+
+
+def check_insulation(run: Run, model: UPVLA) -> None:
+    """Raise ValueError if the launch cannot insulate the backbone and train the encoder of the robot's state."""
+    if run.job.training.insulate_backbone and model.state_encoder is not None and is_sharded(run.accelerator):
+        raise ValueError(
+            "training.insulate_backbone=true with model.vla.proprioception=pose needs whole weights on every process, "
+            f"and with {describe(run.accelerator)} none has them; launch with DDP or ZeRO-1/2"
+        )
 
 
 def build_ema(run: Run, model: UPVLA, saved: trained_weights.TrainedWeights | None, notes: list[str]) -> EMA | None:
@@ -174,4 +183,8 @@ def freeze_modules_without_loss(job: Job, model: UPVLA) -> list[str]:
     if model.projector is not None and (job.dataset.und_type is None or job.training.mmu_coeff == 0):
         model.projector.requires_grad_(False)
         notes.append("no weighted text loss: the projector of images is not trained")
+    others = job.training.pre_coeff or job.training.ground_coeff or job.block_diffusion.action_enabled
+    if model.code_bits is not None and job.training.insulate_backbone and not others:
+        model.code_bits.requires_grad_(False)
+        notes.append("training.insulate_backbone: no loss trains the vectors of code bits")
     return notes

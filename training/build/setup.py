@@ -13,7 +13,13 @@ from models.processing.text import Prompter
 from models.vision.clip_encoder import ClipTower, load_clip
 from models.vision.magvitv2 import MagVITv2, load_magvit
 from training.build.components import Components
-from training.build.network import build_ema, build_network, set_attention, set_image_tokenizer
+from training.build.network import (
+    build_ema,
+    build_network,
+    check_insulation,
+    set_attention,
+    set_image_tokenizer,
+)
 from training.build.robot_data import declare_data, declared_state, drop_unusable_validation
 from training.build.summary import instruction_notes, position_notes, summary
 from training.checkpointing import trained_weights
@@ -45,6 +51,7 @@ def _build(run: Run) -> tuple[Components, list[str]]:
     job = run.job
     built, saved = build_network(job, run.resumed, declared_state(job), declared_workspace(job))
     set_attention(job, built.model, run.device)
+    check_insulation(run, built.model)
     frozen_hash = trained_weights.frozen_weights_hash(built.model) if trained_weights.is_needed(job) else ""
     model, notes = built.model.to(run.device), [*built.notes, *drop_unusable_validation(job)]
     notes += declare_data(job, model, run.resumed)

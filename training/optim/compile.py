@@ -8,14 +8,18 @@ import shutil
 import tempfile
 
 import torch
+from torch._functorch import config as functorch
 
 from models.language_model import Backbone
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
-def compile_backbone(backbone: Backbone) -> None:
+def compile_backbone(backbone: Backbone, keep_graph: bool = False) -> None:
     """Compile the forward at its first call; names of parameters do not change.
+
+    ``keep_graph``: a step goes through its graph twice (``models.action.insulation``), so that the first backward pass
+    may not overwrite tensors of the graph.
 
     On a CPU the compiler links into its cache, which all runs of a user share. A kill in that moment leaves an
     incomplete library, on which every later start fails ("file too short"). So each process gets a cache of its own,
@@ -26,4 +30,6 @@ def compile_backbone(backbone: Backbone) -> None:
         folder = tempfile.mkdtemp(prefix="blockdiff-compiled-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ[CACHE] = folder
+    if keep_graph:
+        functorch.donated_buffer = False
     backbone.compile(dynamic=True)  # lengths change from batch to batch

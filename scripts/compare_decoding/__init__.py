@@ -1,0 +1,1 @@
+"""Compare ways to decode the text of trained models: quality against speed."""

@@ -1,0 +1,92 @@
+"""Make the data of a study, by the project's own commands; each of them resumes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from common.files import write_text
+from scripts.objective_comparison.plan import ROOT
+from scripts.study.plan import Data, Plan
+
+MADE = ".study_data.json"
+"""Commands that are done, in the folder of the data."""
+IMAGES = ("--static-size", "128", "--gripper-size", "64")
+
+
+def commands(plan: Plan, data: Data) -> Iterator[tuple[list[str], str]]:
+    """Yield (a command of Python, its option for processes, empty without one) in order."""
+    sizes, tasks = plan.sizes, ("--tasks", "doors_and_lights")
+    for split, scenes, episodes, moments, places, turns in (
+        ("training", sizes.scenes, sizes.episodes, sizes.moments, data.places, "3"),
+        (
+            "validation",
+            sizes.held_out_scenes,
+            sizes.held_out_episodes,
+            sizes.held_out_moments,
+            data.held_out_places,
+            "1",
+        ),
+    ):
+        of_split, root = ("--split", split), data.root
+        out, count = str(root / "scenes"), str(scenes)
+        yield ["preprocess_data/make_desk_scenes.py", "--out", out, "--count", count, *of_split, *IMAGES], "--processes"
+        source = str(root / "scenes" / split)
+        yield ["-m", "preprocess_data.place_questions", "--data", source, "--out", str(places), "--turns", turns], ""
+        out, count = str(data.doors_recording), str(episodes)
+        made = ["preprocess_data/make_desk_demos.py", "--out", out, "--episodes", count, *tasks, *of_split, *IMAGES]
+        yield made, "--workers"
+        source, doors = str(data.doors_recording / split), data.doors if split == "training" else data.held_out_doors
+        yield ["preprocess_data/process_calvin.py", "--source-split-dir", source, "--output-dir", str(doors)], ""
+        out, count = str(data.moments.parent), str(moments)
+        yield ["-m", "preprocess_data.desk_moments", "--out", out, "--count", count, *of_split, *IMAGES], "--processes"
+    cache = ["--tokenizer", "assets/tiny_magvit", "--resolution", "96"]
+    yield ["preprocess_data/tokenize_images.py", "--data", str(data.doors), str(data.moments), *cache], "--processes"
+
+
+def make(plan: Plan, data: Data, processes: int) -> None:
+    """Run the commands that are not done. Raises ``ValueError`` if one fails or the folder has data of other sizes."""
+    done = made(data)
+    data.root.mkdir(parents=True, exist_ok=True)
+    for number, (command, option) in enumerate(commands(plan, data)):
+        line = _line(command, data)
+        if number < len(done) and done[number] == line:
+            continue
+        if number < len(done):
+            raise ValueError(f"--data {data.root}: was made by {done[number]}, the plan needs {line}; give another")
+        print("data: python", *command, flush=True)
+        given = [*command, option, str(processes)] if option else command
+        code = subprocess.run([sys.executable, *given], cwd=ROOT, check=False).returncode
+        if code:
+            raise ValueError(
+                f"the command ended with code {code}: python {line}; the same command of the study resumes"
+            )
+        done.append(line)
+        write_text(data.root / MADE, json.dumps(done, indent=1) + "\n")
+
+
+def made(data: Data) -> list[str]:
+    """Return the commands that are done."""
+    file = data.root / MADE
+    return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
+
+
+def is_complete(plan: Plan, data: Data) -> bool:
+    """Return True if all data of the plan are there."""
+    return made(data) == [_line(command, data) for command, _ in commands(plan, data)]
+
+
+def _line(command: list[str], data: Data) -> str:
+    """Return a command as text that does not depend on the place of the data."""
+    return " ".join(command).replace(str(data.root), "DATA")
+
+
+def require(plan: Plan, data: Data) -> None:
+    """Raise ``ValueError`` if data are missing, because this process shares the work with others."""
+    if not is_complete(plan, data):
+        raise ValueError(
+            f"--data {data.root}: the data of plan {plan.name} are not complete; make them first, in one process: "
+            f"python -m scripts.study --plan {plan.name} --data {data.root} --only-data"
+        )

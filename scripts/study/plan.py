@@ -1,0 +1,363 @@
+"""The grid of the study: its runs, their settings, and named plans.
+
+A run of stage 1 learns images and words, a run of stage 2 starts from its model and learns to act. All runs have the
+same network (``assets/nano_phi``, two cameras), and those of a stage the same number of steps and samples, in the same
+order. A seed gives every objective the same starting weights. Not equal: ``bd`` and ``joint`` read more slots in a step
+(the clean answer beside two noisy copies), so a step takes longer; ``joint`` has one more loss.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+
+from policy_rollout.desk.task_sets import ALL_TASKS, DOORS
+from scripts.objective_comparison.plan import CONFIGS, ENTRY_POINTS, JOINT, TEXT_OBJECTIVES, WITHOUT_AR
+
+OBJECTIVES = tuple(TEXT_OBJECTIVES)
+PLACES, TOYS = "places", "toys"
+WORDS = (PLACES, TOYS)
+"""Questions of place about random scenes of the desk; the bundled questions about toys, which bear on no action."""
+SCRATCH = "scratch"
+"""In place of an objective: stage 2 from random weights, without words."""
+MAIN_TEXT = 0.1
+"""Weight of the text loss in the main line of stage 2."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the data and of the runs of a plan.
+
+    ``scenes``, ``held_out_scenes``: random scenes with questions of place; ``episodes``: of demonstrations of doors and
+    lights; ``moments``, ``held_out_moments``: frames with the next actions of experts, of all tasks; ``steps_*``:
+    optimizer steps of stage 1 and of stage 2; ``tried``: single tasks in closed loop, ``controls``: of them for each
+    control; ``chains``: of tasks in a row; ``questions``: held-out questions; ``frames``: held-out frames of actions.
+    """
+
+    scenes: int = 6000
+    held_out_scenes: int = 600
+    episodes: int = 60
+    held_out_episodes: int = 6
+    moments: int = 12000
+    held_out_moments: int = 600
+    steps_words: int = 1200
+    steps_act: int = 1000
+    batch_words: int = 16
+    batch_images: int = 8
+    batch_act: int = 32
+    batch_words_act: int = 8
+    tried: int = 102
+    controls: int = 68
+    chains: int = 20
+    questions: int = 288
+    frames: int = 600
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the grid.
+
+    ``objective``: of its words, or SCRATCH; ``words``: what it learned to speak about; ``tasks``: the task set that it
+    learns to act on, empty in stage 1; ``text``: weight of the text loss; ``image``: whether the image loss is on;
+    ``insulated``: no gradient of the action loss into the backbone.
+    """
+
+    objective: str
+    words: str
+    seed: int
+    tasks: str = ""
+    text: float = 1.0
+    image: bool = True
+    insulated: bool = False
+
+    @property
+    def stage(self) -> int:
+        return 2 if self.tasks else 1
+
+    @property
+    def start(self) -> Run | None:
+        """The run of stage 1 whose model this one starts from."""
+        if self.stage == 1 or self.objective == SCRATCH:
+            return None
+        return Run(self.objective, self.words, self.seed)
+
+    @property
+    def arm(self) -> str:
+        """The name without the seed: runs of one arm differ in their seed only."""
+        if self.stage == 1:
+            return f"{self.words}_{self.objective}"
+        start = SCRATCH if self.objective == SCRATCH else f"{self.words}_{self.objective}"
+        losses = f"text{self.text:g}_{'image' if self.image else 'noimage'}{'_insulated' if self.insulated else ''}"
+        return f"{start}_{self.tasks}_{losses}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}_seed{self.seed}"
+
+    @property
+    def speaks(self) -> bool:
+        return self.objective != SCRATCH
+
+
+@dataclass(frozen=True)
+class Data:
+    """Folders of the data, below ``root``; ``scripts/study/data.py`` makes them."""
+
+    root: Path
+
+    @property
+    def places(self) -> Path:
+        return self.root / "places"
+
+    @property
+    def held_out_places(self) -> Path:
+        return self.root / "places_validation"
+
+    @property
+    def doors_recording(self) -> Path:
+        return self.root / "doors"
+
+    @property
+    def doors(self) -> Path:
+        return self.root / "doors_training"
+
+    @property
+    def held_out_doors(self) -> Path:
+        return self.root / "doors_validation"
+
+    @property
+    def moments(self) -> Path:
+        return self.root / "moments" / "training"
+
+    @property
+    def held_out_moments(self) -> Path:
+        return self.root / "moments" / "validation"
+
+    def words(self, kind: str) -> tuple[Path, Path]:
+        """Return (training, held-out) conversations."""
+        toys = Path("dummy_data/llava"), Path("dummy_data/llava_validation")
+        return toys if kind == TOYS else (self.places, self.held_out_places)
+
+    def actions(self, tasks: str) -> tuple[Path, Path]:
+        """Return (training, held-out) processed splits of a task set."""
+        return (self.doors, self.held_out_doors) if tasks == DOORS.name else (self.moments, self.held_out_moments)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A named grid."""
+
+    name: str
+    about: str
+    runs: tuple[Run, ...]
+    sizes: Sizes = Sizes()
+
+    @cached_property
+    def arms(self) -> dict[str, list[Run]]:
+        """Arm -> its runs, by seed."""
+        found: dict[str, list[Run]] = {}
+        for run in self.runs:
+            found.setdefault(run.arm, []).append(run)
+        return found
+
+
+def with_starts(runs: Iterable[Run]) -> tuple[Run, ...]:
+    """Return the runs, each after the run that it starts from, without repetitions."""
+    found: dict[Run, None] = {}
+    for run in runs:
+        if run.start is not None:
+            found.setdefault(run.start)
+        found.setdefault(run)
+    return tuple(found)
+
+
+def act(objective: str, words: str, seed: int, tasks: str, text: float = MAIN_TEXT, **factors: bool) -> Run:
+    """Return a run of stage 2. Frames of moments have no later frame, so ``all`` is learned without an image loss."""
+    return Run(objective, words, seed, tasks, text, factors.pop("image", tasks == DOORS.name), **factors)
+
+
+def main_line(seeds: Iterable[int]) -> list[Run]:
+    """Return the objectives from questions of place, and a network that never learned words, on all tasks."""
+    tasks = ALL_TASKS.name
+    found = []
+    for seed in seeds:
+        found += [act(objective, PLACES, seed, tasks) for objective in OBJECTIVES]
+        found.append(act(SCRATCH, PLACES, seed, tasks, text=0.0))
+    return found
+
+
+def _factors(seeds: Iterable[int], objectives: Iterable[str] = OBJECTIVES) -> list[Run]:
+    """Return each factor on its own, against the main line: words, weight of the text, insulation, image loss."""
+    found = []
+    for seed in seeds:
+        for objective in objectives:
+            found += [act(objective, TOYS, seed, ALL_TASKS.name)]
+            found += [act(objective, PLACES, seed, ALL_TASKS.name, text=text) for text in (0.0, 1.0)]
+            found += [act(objective, PLACES, seed, ALL_TASKS.name, insulated=True)]
+            found += [act(objective, PLACES, seed, DOORS.name, image=image) for image in (True, False)]
+    return found
+
+
+def _full(seeds: Iterable[int]) -> list[Run]:
+    """Return every combination of the factors; without any loss for an insulated backbone there is no run."""
+    found = main_line(seeds)
+    for seed in seeds:
+        for objective in OBJECTIVES:
+            for words in WORDS:
+                for text in (0.0, 0.1, 1.0):
+                    for tasks, images in ((ALL_TASKS.name, (False,)), (DOORS.name, (True, False))):
+                        for image in images:
+                            for insulated in (False, True) if text or image else (False,):
+                                found.append(act(objective, words, seed, tasks, text, image=image, insulated=insulated))
+    return found
+
+
+TRIAL = Sizes(
+    scenes=24,
+    held_out_scenes=8,
+    episodes=2,
+    held_out_episodes=1,
+    moments=256,
+    held_out_moments=16,
+    steps_words=3,
+    steps_act=3,
+    batch_words=2,
+    batch_images=2,
+    batch_act=2,
+    batch_words_act=2,
+    tried=34,
+    controls=8,
+    chains=1,
+    questions=4,
+    frames=8,
+)
+PLANS = {
+    plan.name: plan
+    for plan in (
+        Plan(
+            "default",
+            "the main line with three seeds; every other factor for ar and joint with one",
+            with_starts([*main_line((0, 1, 2)), *_factors((0,), ("ar", JOINT))]),
+        ),
+        Plan("main", "the main line with three seeds", with_starts(main_line((0, 1, 2)))),
+        Plan(
+            "factors",
+            "the main line with three seeds, every other factor with one",
+            with_starts([*main_line((0, 1, 2)), *_factors((0,))]),
+        ),
+        Plan(
+            "seeds",
+            "the main line and every factor with three seeds",
+            with_starts(main_line((0, 1, 2)) + _factors((0, 1, 2))),
+        ),
+        Plan("full", "every combination of the factors with three seeds", with_starts(_full((0, 1, 2)))),
+        Plan(
+            "trial",
+            "ar and joint with three steps and little data: whether everything runs, no result",
+            with_starts(
+                [
+                    *(act(objective, PLACES, 0, ALL_TASKS.name) for objective in ("ar", JOINT)),
+                    act("ar", PLACES, 0, ALL_TASKS.name, insulated=True),
+                    act("ar", PLACES, 0, DOORS.name),
+                ]
+            ),
+            TRIAL,
+        ),
+    )
+}
+
+
+# --- settings of a run ------------------------------------------------------------------------------------------------
+
+
+def command(run: Run, plan: Plan, data: Data, folder: Path) -> list[str]:
+    """Return the command that trains a run into ``folder``/runs/<name>."""
+    objective = "ar" if run.objective == SCRATCH else run.objective
+    script = ENTRY_POINTS[TEXT_OBJECTIVES[objective]]
+    return [sys.executable, script, f"config=config/{CONFIGS[objective]}.yaml", *arguments(run, plan, data, folder)]
+
+
+def arguments(run: Run, plan: Plan, data: Data, folder: Path) -> list[str]:
+    """Return the overrides of a run."""
+    sizes, words = plan.sizes, data.words(run.words)
+    start = run.start
+    steps = sizes.steps_words if run.stage == 1 else sizes.steps_act
+    found = [
+        f"experiment.name={run.name}",
+        f"experiment.output_dir={folder_of(run, folder)}",
+        "experiment.log_every=1",
+        "experiment.log_grad_norm_every=0",
+        "experiment.eval_every=0",
+        "experiment.generate_every=0",
+        f"experiment.save_every={max(1, min(250, steps // 2))}",
+        "experiment.checkpoints_total_limit=1",
+        "model.showo.llm_model_path=./assets/nano_phi",
+        "model.showo.code_bits=true",
+        "model.vla.num_view=2",
+        "max_new_tokens=32",
+        "text_mdm.canvas_multiple=32",
+        "optimizer.params.learning_rate=1.5e-3",
+        "optimizer.params.beta2=0.98",
+        f"lr_scheduler.params.warmup_steps={min(100, steps // 3)}",
+        f"training.seed={run.seed}",
+        f"training.max_train_steps={steps}",
+        "dataset.params.validation_pre_shards_path_or_url=null",
+    ]
+    if run.objective in ("mdm", "bd"):
+        found.append(WITHOUT_AR)
+    if run.stage == 1:
+        found += _stage_1(sizes, data)
+    else:
+        found += _stage_2(run, sizes, data)
+    if start is not None:
+        found.append(f"model.showo.pretrained_model_path={folder_of(start, folder)}")
+    if run.stage == 1 or (run.speaks and run.text > 0):
+        found.append(f"dataset.params.train_mmu_shards_path_or_url={words[0]}")
+        found.append(f"dataset.params.validation_mmu_shards_path_or_url={words[1]}")
+    else:
+        found.append("dataset.und_type=null")
+    return found
+
+
+def _stage_1(sizes: Sizes, data: Data) -> list[str]:
+    return [
+        f"dataset.params.train_pre_shards_path_or_url={data.doors}",
+        "training.pre_coeff=0.1",
+        "training.act_coeff=0",
+        "training.mmu_coeff=1",
+        f"training.batch_size_pre={sizes.batch_images}",
+        f"training.batch_size_mmu={sizes.batch_words}",
+    ]
+
+
+def _stage_2(run: Run, sizes: Sizes, data: Data) -> list[str]:
+    return [
+        f"dataset.params.train_pre_shards_path_or_url={data.actions(run.tasks)[0]}",
+        "model.vla.proprioception=pose",
+        f"training.pre_coeff={0.1 if run.image else 0}",
+        "training.act_coeff=1",
+        f"training.mmu_coeff={run.text:g}",
+        f"training.insulate_backbone={'true' if run.insulated else 'false'}",
+        f"training.batch_size_pre={sizes.batch_act}",
+        f"training.batch_size_mmu={sizes.batch_words_act}",
+    ]
+
+
+def folder_of(run: Run, folder: Path) -> Path:
+    """Return the output folder of a run."""
+    return folder / "runs" / run.name
+
+
+def plan_of(name: str, sizes: str) -> Plan:
+    """Return a named plan with other sizes, such as ``steps_words=3000,tried=68``. Raises ``ValueError``."""
+    plan, changed = PLANS[name], dict[str, int]()
+    known = [field.name for field in fields(Sizes)]
+    for part in (part for part in sizes.split(",") if part):
+        key, _, value = part.partition("=")
+        if key not in known or not value.isdecimal() or int(value) < 1:
+            raise ValueError(f"--sizes {part}: expected NAME=NUMBER of at least 1, with a name of {', '.join(known)}")
+        changed[key] = int(value)
+    return replace(plan, sizes=replace(plan.sizes, **changed))

@@ -200,7 +200,7 @@ def load_model_yaml(path: str | Path | None, checkpoint: str | Path | None = Non
     if path is None:
         if checkpoint is None:
             raise ConfigError(f"name a model: {MODEL_OPTIONS}")
-        checkpoint = _local(str(checkpoint))
+        checkpoint = local_checkpoint(str(checkpoint))
         path = yaml_of(checkpoint)
     file = Path(located(path))
     if file.is_dir():
@@ -254,12 +254,11 @@ def run_config(checkpoint: Path) -> Path | None:
     return None
 
 
-def _local(checkpoint: str) -> Path:
+def local_checkpoint(checkpoint: str) -> Path:
     """Return the local path of a checkpoint, downloaded if it is a hub id. Raises `ConfigError`."""
     path = Path(located(checkpoint))
     if not path.exists():
-        if not looks_like_hub_id(checkpoint):
-            _require_made(checkpoint, f"checkpoint {checkpoint}: there is no such", "bdvla")
+        _require_made(checkpoint, f"checkpoint {checkpoint}: there is no such", "bdvla")
         from models.pretrained.weights_io import resolve_model_dir  # imports torch
 
         try:
@@ -281,7 +280,8 @@ def _require_made(checkpoint: str, start: str, framework: Framework) -> None:
     command = command_of_run(output)
     if command is not None:
         raise ConfigError(f"{start} checkpoint yet; make it with: {command}")
-    if checkpoint.startswith((".", "~", "/")) or checkpoint.count("/") != 1:
+    in_folder = path.parent.name == "outputs" or Path(located(path.parent)).is_dir()
+    if not looks_like_hub_id(checkpoint) or in_folder:
         raise ConfigError(
             f"{start} checkpoint; give an existing path or a hub id (org/name), or train one, for example with: "
             f"{command_of_recipe(framework, output)}"

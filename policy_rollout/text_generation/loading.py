@@ -20,7 +20,7 @@ from models.processing.image import clip_pixels
 from models.processing.text import Prompter
 from models.upvla import UPVLA
 from models.vision.clip_encoder import ClipTower, load_clip
-from policy_rollout.policies.model_yaml import CHECKPOINT_KEY, load_model_yaml, located, run_config
+from policy_rollout.policies.model_yaml import CHECKPOINT_KEY, load_model_yaml, local_checkpoint, located, run_config
 from training.data.readers import images_in, read_image
 
 CLIP_KEY = "model.showo.clip_model_path"
@@ -113,7 +113,7 @@ def _saved(checkpoint: str | None, model_yaml: str | None) -> tuple[Built, str, 
         config.require_agreement(built.spec, model_folder(path))
     else:
         assert checkpoint is not None
-        path = _weights_of(resolve_model_dir(located(checkpoint), key="--checkpoint"))
+        path = _weights_of(local_checkpoint(checkpoint))
         built = load_folder(path)
         own = run_config(path)
         if own is None:

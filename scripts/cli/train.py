@@ -13,7 +13,8 @@ OPTION = "--objective"
 
 def objective_of(argv: Sequence[str]) -> tuple[Objective | None, list[str]]:
     """Return the value of `--objective`, None if it is not given, and the other arguments. Raise ConfigError."""
-    rest, found = [], None
+    rest: list[str] = []
+    found: Objective | None = None
     arguments = iter(argv)
     for argument in arguments:
         name, equals, value = argument.partition("=")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ def check_run(argv: Sequence[str], env: Mapping[str, str] = os.environ) -> Itera
         yield Finding("config", "error", str(error), "python train_upvla.py --help lists all keys")
         return
     yield from (Finding("config", "error", str(problem)) for problem in problems)
-    for check in (require_start, lambda job: check_environment(job, env)):
+    checks: tuple[Callable[[Job], object], ...] = (require_start, lambda job: check_environment(job, env))
+    for check in checks:
         try:
             check(job)
         except ConfigError as error:
@@ -111,13 +112,11 @@ def _source(path: Path, image_root: Path | None) -> Iterator[Finding]:
 def _models(job: Job) -> Iterator[Finding]:
     """Check that models of the hub are in the local cache, and that weights in local folders are complete."""
     for key in model_keys(job):
-        name, value = key, get(job, key)
-        if value is None:
-            continue
+        value = get(job, key)
         if not Path(value).exists() and looks_like_hub_id(value):
-            yield _of_hub(name, value)
-            continue
-        yield from _local_model(name, Path(value))
+            yield _of_hub(key, value)
+        else:
+            yield from _local_model(key, Path(value))
 
 
 def _of_hub(key: str, name: str) -> Finding:

@@ -85,7 +85,8 @@ def _compare(file: str) -> tuple[dict[str, str], list[tuple[str, str]], list[Fin
     from packaging.version import Version
 
     found: dict[str, str] = {}
-    absent, wrong = [], []
+    absent: list[tuple[str, str]] = []
+    wrong: list[Finding] = []
     for line in (PROJECT_DIR / file).read_text(encoding="utf-8").splitlines():
         if not line or line.startswith(("#", "-")):
             continue

@@ -40,7 +40,7 @@ def check_run(argv: Sequence[str], env: Mapping[str, str] = os.environ) -> Itera
         except ConfigError as error:
             yield Finding("config", "error", str(error))
     if not problems:
-        yield Finding("config", "ok", f"{display(Path(job.config_path))}: keys and paths are valid")
+        yield Finding("config", "ok", f"{display(Path(str(job.config_path)))}: keys and paths are valid")
     yield from _robot_data(job)
     yield from _conversations(job)
     yield from _models(job)
@@ -75,7 +75,7 @@ def _conversations(job: Job) -> Iterator[Finding]:
     params = job.dataset.params
     if job.dataset.und_type is None:
         return
-    files = params.train_mmu_sources or [params.train_mmu_shards_path_or_url]
+    files: Sequence[str | None] = params.train_mmu_sources or [params.train_mmu_shards_path_or_url]
     roots = params.train_mmu_image_roots
     for number, name in enumerate(files):
         if name is not None:

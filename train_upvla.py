@@ -17,7 +17,7 @@ from config.sweep import sweep, wants_sweep
 from config.validation import require_start
 
 
-def main(objective: Objective = "ar", argv: Sequence[str] | None = None) -> None:
+def main(objective: Objective | None = "ar", argv: Sequence[str] | None = None) -> None:
     if wants_sweep(argv):
         sweep(argv, objective)  # one process for every combination of values
     else:

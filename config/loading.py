@@ -39,13 +39,13 @@ from config.parsing import (
     shown,
 )
 from config.schema import Job, Objective
-from config.validation import check_across, check_paths, default_validation, without_effect
+from config.validation import check_across, check_paths, default_validation, path_problems, without_effect
 
 USAGE = "config=<file> or section.key=value"
 MAX_NESTING = 100
 """Maximum depth of brackets in a configuration file: PyYAML takes minutes for a few thousand."""
 
-__all__ = ["ConfigError", "load_job", "main_or_exit", "to_yaml"]
+__all__ = ["ConfigError", "inspect_job", "load_job", "main_or_exit", "to_yaml"]
 
 
 def load_job(argv: Sequence[str] | None = None, objective: Objective | None = None, paths: bool = True) -> Job:
@@ -59,6 +59,19 @@ def load_job(argv: Sequence[str] | None = None, objective: Objective | None = No
     Raises:
         ConfigError: in one line, at the first mistake.
     """
+    job, tree = _compose(argv, objective)
+    if paths:
+        check_paths(job, tree)
+    return job
+
+
+def inspect_job(argv: Sequence[str]) -> tuple[Job, list[ConfigError]]:
+    """Return the job of a command line, and the error of each path that is wrong. Raises ConfigError for keys."""
+    job, tree = _compose(argv, None)
+    return job, list(path_problems(job, tree))
+
+
+def _compose(argv: Sequence[str] | None, objective: Objective | None) -> tuple[Job, Tree]:
     argv = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(argv):
         print(help_text(objective))
@@ -82,9 +95,7 @@ def load_job(argv: Sequence[str] | None = None, objective: Objective | None = No
     job.default_validation = default_validation(job, tree, path)
     check_across(job, tree)
     job.without_effect = without_effect(job, tree)
-    if paths:
-        check_paths(job, tree)
-    return job
+    return job, tree
 
 
 def to_yaml(job: Job) -> str:

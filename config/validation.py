@@ -251,16 +251,20 @@ def _unused(job: Job) -> set[str]:
 
 def require_start(job: Job) -> None:
     """Raise ConfigError if a model folder or the checkpoint to resume from is certainly wrong. Needs no torch."""
+    for name in model_keys(job):
+        require_model(name, get(job, name))
+    _check_resumed_step(job)
+
+
+def model_keys(job: Job) -> list[str]:
+    """Return the keys that name a model which the run loads."""
     not_loaded = _unused(job)
     if job.dataset.und_type is None or not job.model.showo.w_clip_vit:
         not_loaded.add("model.showo.clip_model_path")
     if job.model.vq_model.pretrained_model_path is not None:
         not_loaded.add("model.vq_model.vq_model_name")
-    for key in keys().values():
-        value = get(job, key.name)
-        if key.metadata["path"] == "model" and value is not None and key.name not in not_loaded:
-            require_model(key.name, value)
-    _check_resumed_step(job)
+    models = [key.name for key in keys().values() if key.metadata["path"] == "model" and key.name not in not_loaded]
+    return [name for name in models if get(job, name) is not None]
 
 
 def _check_resumed_step(job: Job) -> None:
@@ -281,21 +285,45 @@ def check_paths(job: Job, tree: Tree) -> None:
 
     Raises ConfigError if a path does not exist or is not of the key's kind.
     """
+    for problem in path_problems(job, tree):
+        raise problem
+
+
+def path_problems(job: Job, tree: Tree) -> Iterator[ConfigError]:
+    """Make paths absolute as ``check_paths``, and yield the error of each path that is wrong."""
     unused = _unused(job)
     for key in keys().values():
-        kind, value = key.metadata["path"], get(job, key.name)
-        if kind == "other":
-            if isinstance(value, str) and value.startswith("~"):
-                put(job, key.name, str(_expanded(key.name, value, tree)))
-        elif kind is not None and value is not None and key.name not in unused:
-            found = [_find(key, str(text), tree) for text in (value if isinstance(value, list) else [value])]
-            put(job, key.name, found if isinstance(value, list) else found[0])
+        if key.metadata["path"] == "other" or key.name not in unused:
+            try:
+                _find_paths(job, key, tree)
+            except ConfigError as error:
+                yield error
+    for check in (_check_start, _check_output, _check_resumed_path):
+        try:
+            check(job)
+        except ConfigError as error:
+            yield error
+
+
+def _find_paths(job: Job, key: Key, tree: Tree) -> None:
+    kind, value = key.metadata["path"], get(job, key.name)
+    if kind == "other":
+        if isinstance(value, str) and value.startswith("~"):
+            put(job, key.name, str(_expanded(key.name, value, tree)))
+    elif kind is not None and value is not None:
+        found = [_find(key, str(text), tree) for text in (value if isinstance(value, list) else [value])]
+        put(job, key.name, found if isinstance(value, list) else found[0])
+
+
+def _check_start(job: Job) -> None:
     if job.model.showo.load_from_showo and job.model.showo.pretrained_model_path is None:
         raise ConfigError(
             "model.showo.pretrained_model_path=null: has to be given with model.showo.load_from_showo=true; "
             "set that to false to start from model.showo.llm_model_path alone"
         )
-    _check_output(job.experiment.output_dir)
+
+
+def _check_resumed_path(job: Job) -> None:
     resume = job.experiment.resume_from_checkpoint
     if isinstance(resume, str) and resume != "latest":
         start = f"experiment.resume_from_checkpoint={shown(resume)}"
@@ -305,8 +333,9 @@ def check_paths(job: Job, tree: Tree) -> None:
             raise ConfigError(f"{start}: not a checkpoint-<step> folder: it has no metadata.json; {_RESUME}")
 
 
-def _check_output(output_dir: str) -> None:
+def _check_output(job: Job) -> None:
     """Raise ConfigError if the output folder certainly cannot be created or written to. Creates nothing."""
+    output_dir = job.experiment.output_dir
     output = Path(output_dir).absolute()
     existing = next(path for path in (output, *output.parents) if path.exists())
     start = f"experiment.output_dir={shown(output_dir)}:"

@@ -27,6 +27,11 @@ SPECIAL_TOKENS: tuple[str, ...] = (
     "<|lvg|>",
 )
 """Added to the tokenizer in this order, so that the first one takes the id ``words``."""
+SYSTEM_PROMPT = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+"""LLaVA's system prompt, which Show-o and UP-VLA train with (28 ids of Phi-1.5's tokenizer)."""
 
 
 @dataclass(frozen=True)

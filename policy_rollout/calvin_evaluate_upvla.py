@@ -1,7 +1,7 @@
 """Closed-loop evaluation on chains of tasks, by one process or many.
 
-    python -m policy_rollout.calvin_evaluate_upvla model_config=policy_rollout/debug_arvla_model.yaml \
-        environment=desk num_sequences=20 device=cpu
+    python -m policy_rollout.calvin_evaluate_upvla checkpoint=assets/desk_policy environment=desk \
+        num_sequences=20 device=cpu
 
 Under torchrun, as tasks of an srun step, or started by hand with the same log_dir, processes claim chains from one
 queue (``closed_loop/work_queue.py``) and write one evaluation (``closed_loop/records.py``). Each process has a policy
@@ -57,13 +57,16 @@ def evaluate(settings: Mapping[str, Any], process: ProcessRank) -> Path:
     folder = _folder(settings, process)
     benchmark = find_benchmark({**settings, "local_rank": process.local_rank})
     workers = worker_count(settings, benchmark, process)
-    load_model_yaml(settings["model_config"]).require_checkpoint()
+    load_model_yaml(settings["model_config"], settings["checkpoint"]).require_checkpoint()
     # Imported here, so that errors on the command line are reported before torch and transformers are loaded.
     from policy_rollout.policies.upvla import UPVLAPolicy
     from policy_rollout.reports.rollout_video import make_recorder
 
     policy = UPVLAPolicy.from_config(
-        settings["model_config"], _device(settings["device"], process), action_decoder=settings["action_decoder"]
+        settings["model_config"],
+        _device(settings["device"], process),
+        settings["checkpoint"],
+        action_decoder=settings["action_decoder"],
     )
     # All checks come before the folder is claimed for these settings.
     require_same_convention(policy.convention, benchmark.convention, f"environment={settings['environment']}")
@@ -240,10 +243,8 @@ def _device(device: Any, process: ProcessRank) -> str:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG.parent), config_name=CONFIG.stem)  # type: ignore[untyped-decorator]
 def main(config: DictConfig) -> None:
-    missing = OmegaConf.missing_keys(config)
-    if missing or config.get("model_config") is None:
-        missing = missing or {"model_config"}
-        report_error(f"calvin_evaluate_upvla: {', '.join(sorted(missing))} has to be given (key=value)")
+    if config.get("model_config") is None and config.get("checkpoint") is None:
+        report_error("calvin_evaluate_upvla: checkpoint or model_config has to be given (key=value)")
         sys.exit(2)
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)

@@ -1,6 +1,6 @@
 """Measure and draw the hand in a model's predicted future frames.
 
-    python -m policy_rollout.future_frames --model outputs/tiny_desk --probe-data data/desk_doors/training \\
+    python -m policy_rollout.future_frames --checkpoint outputs/tiny_desk --probe-data data/desk_doors/training \\
         --data data/desk_doors/validation
 
 Trains a probe that reads the hand's position from the image codes of recorded frames. Then compares the position in the
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 from common.arguments import command_parser, path_argument, whole
 from common.command import report_errors, run_command
+from policy_rollout.policies.model_options import CHECKPOINT_HELP
+from policy_rollout.policies.model_yaml import load_model_yaml
 
 if TYPE_CHECKING:
     from common.image_grid import RgbImage
@@ -88,7 +90,7 @@ def mark(image: RgbImage, at: tuple[float, float], colour: tuple[int, int, int],
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser(__doc__, EPILOG, prog="python -m policy_rollout.future_frames")
     add = parser.add_argument
-    add("--model", type=path_argument, required=True, help="output folder of a training run")
+    add("--checkpoint", "--model", dest="model", required=True, help=CHECKPOINT_HELP)
     add("--probe-data", type=path_argument, required=True, help="split whose frames train the probe")
     add("--data", type=path_argument, required=True, help="split with the held-out windows")
     add("--probe-frames", type=whole(100), default=4000, help="frames that train the probe (default: %(default)s)")
@@ -101,9 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.data.resolve() == args.probe_data.resolve():
         raise ValueError(f"--data {args.data} and --probe-data are the same split; the probe would know its frames")
-    if not (args.model / "config.yaml").is_file():
-        file = args.model / "config.yaml"
-        raise FileNotFoundError(f"{file} does not exist; --model is the output folder of a training run")
+    load_model_yaml(None, args.model).require_checkpoint()
     # Imported here: --help and errors on the command line come before torch and transformers are loaded.
     from common.files import write_text
     from common.image_grid import write_png
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from policy_rollout.policies.upvla import UPVLAPolicy
 
     recording = open_split(args.data)
-    policy = UPVLAPolicy.from_config(args.model / "config.yaml", args.device, checkpoint=args.model)
+    policy = UPVLAPolicy.from_config(None, args.device, args.model)
     found = evaluate(policy, open_split(args.probe_data), recording, args.probe_frames, args.samples, args.seed)
     print(found.summary(policy.act_step))
     if args.output_json is not None:

@@ -27,7 +27,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", type=path_argument, nargs="+", metavar="FOLDER", help="the log_dir of an evaluation")
-    parser.add_argument("--into", type=path_argument, required=True, metavar="FOLDER", help="made if it does not exist")
+    parser.add_argument(
+        "--output-dir",
+        "--into",
+        dest="into",
+        type=path_argument,
+        required=True,
+        metavar="FOLDER",
+        help="made if it does not exist",
+    )
     args = parser.parse_args(argv)
     try:
         print(merge_results(args.folders, args.into))

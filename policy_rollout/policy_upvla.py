@@ -1,6 +1,6 @@
 """The reference client for a robot: images in, motions out, at a fixed rate, within safety limits.
 
-    python -m policy_rollout.policy_upvla --model-config my_model.yaml                  # dry run on bundled frames
+    python -m policy_rollout.policy_upvla --checkpoint assets/desk_policy               # dry run on bundled frames
     python -m policy_rollout.policy_upvla --server ws://gpu:8000 --robot my_robot:connect \\
         --instruction "open the drawer"
 

@@ -1,4 +1,4 @@
-"""Serve a model to simulators and robots: `python -m policy_rollout.serve --model-config my_model.yaml`."""
+"""Serve a model to simulators and robots: `python -m policy_rollout.serve --checkpoint outputs/mine`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from common.command import run_command
 from policy_rollout.policies.interface import ACTION_DECODERS, CAMERAS, Policy, state_read_by
-from policy_rollout.policies.model_yaml import load_model_yaml
+from policy_rollout.policies.model_options import add_model_options, require_model_options
 
 if TYPE_CHECKING:  # websockets and msgpack are imported only to start a server
     from policy_rollout.serving.server import Settings
@@ -26,11 +26,11 @@ units). Observations of several clients are batched into one forward."""
 EPILOG = f"""\
 examples:
   on this machine, for this machine:
-    python -m policy_rollout.serve --model-config my_model.yaml --port 8000
+    python -m policy_rollout.serve --checkpoint assets/desk_policy --port 8000
   for a robot in the same network, with a token (as a variable it is not in the list of processes):
-    {TOKEN_VARIABLE}=... python -m policy_rollout.serve --model-config my_model.yaml --host 0.0.0.0
+    {TOKEN_VARIABLE}=... python -m policy_rollout.serve --checkpoint assets/desk_policy --host 0.0.0.0
   replan after every 5 actions; 8 simulators at once on a GPU:
-    python -m policy_rollout.serve --model-config my_model.yaml --replan-every 5 --device cuda --max-batch 8
+    python -m policy_rollout.serve --checkpoint assets/desk_policy --replan-every 5 --device cuda --max-batch 8
   check that it runs, and its batching:
     curl http://127.0.0.1:8000/health;  curl http://127.0.0.1:8000/config
 
@@ -46,8 +46,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     model = made.add_argument_group("the model")
-    model.add_argument("--model-config", required=True, help="model yaml, e.g. a copy of policy_rollout/*_model.yaml")
-    model.add_argument("--checkpoint", help="overrides the yaml's model.showo.tuned_model_path")
+    add_model_options(model)
     model.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:<n>")
     model.add_argument("--precision", choices=("no", "bf16", "fp16"), help="of the network (default: as in the yaml)")
     model.add_argument("--action-decoder", choices=ACTION_DECODERS, help="(default: as in the yaml)")
@@ -193,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
         chosen = settings(options)
-        load_model_yaml(options.model_config, options.checkpoint).require_checkpoint()
+        require_model_options(options)
         from policy_rollout.policies.upvla import UPVLAPolicy  # imports torch, after all checks that need none
 
         policy = UPVLAPolicy.from_config(

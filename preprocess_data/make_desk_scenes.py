@@ -222,7 +222,15 @@ def _write_index_files(folder: Path, settings: Settings, pack: Pack) -> None:
 def parser() -> argparse.ArgumentParser:
     made = command_parser(DESCRIPTION, EPILOG, prog="make_desk_scenes.py")
     add = made.add_argument
-    add("--out", type=path_argument, required=True, metavar="DIR", help="the split is DIR/training or DIR/validation")
+    add(
+        "--output-dir",
+        "--out",
+        dest="out",
+        type=path_argument,
+        required=True,
+        metavar="DIR",
+        help="the split is DIR/training or DIR/validation",
+    )
     add("--count", type=whole(1), required=True, metavar="N", help="scenes; with several layouts, shared evenly")
     add("--split", choices=SPLITS, default="training", help="which split, with its own random numbers")
     add("--scenes", default="D", help=f"layouts, of {','.join(SCENES)}, separated by commas (default D)")

@@ -60,7 +60,7 @@ then:
 def parser() -> argparse.ArgumentParser:
     made = command_parser(DESCRIPTION, EPILOG, prog=f"{PROGRAM}.py")
     add = made.add_argument
-    add("--model", type=path_argument, required=True, help="a model yaml, or the output folder of a training run")
+    add("--checkpoint", "--model", dest="model", type=path_argument, required=True, help="folder of a run, or a yaml")
     add_options(made)
     add("--add-to", type=path_argument, metavar="SPLIT", help="a recording whose episodes come first in the new split")
     add("--policy-steps", type=whole(1), default=120, metavar="N", help="frames of the policy for a task (default 120)")

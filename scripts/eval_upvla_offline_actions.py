@@ -1,7 +1,7 @@
 r"""Offline action metrics of a policy on recorded CALVIN frames. No simulator is needed.
 
     python scripts/eval_upvla_offline_actions.py --dataset-root /path/to/calvin --split validation \
-        --model-config policy_rollout/arvla_model.yaml --device cuda:0 --stride 10 --output-json results/arvla.json
+        --checkpoint outputs/tiny_arvla --device cuda:0 --stride 10 --output-json results/arvla.json
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from common.arguments import command_parser, path_argument
 from common.command import report_errors, run_command
 from policy_rollout.policies.interface import ACTION_DECODERS, ACTION_KEYS
-from policy_rollout.policies.model_yaml import load_model_yaml
+from policy_rollout.policies.model_options import add_model_options, require_model_options
 
 DESCRIPTION = """\
 Runs a policy on recorded frames and compares its actions with the demonstrated ones: mean absolute error and root mean
@@ -22,10 +22,10 @@ end of the window."""
 EPILOG = """\
 examples:
   one sample per annotation, on the CPU:
-    python scripts/eval_upvla_offline_actions.py --dataset-root $CALVIN/task_ABC_D --model-config my_model.yaml \\
+    python scripts/eval_upvla_offline_actions.py --dataset-root $CALVIN/task_ABC_D --checkpoint outputs/mine \\
         --device cpu --start-only --output-json results/mine.json
   the same with block-diffusion actions (a model trained with block_diffusion.action_enabled=true):
-    python scripts/eval_upvla_offline_actions.py --dataset-root $CALVIN/task_ABC_D --model-config my_model.yaml \\
+    python scripts/eval_upvla_offline_actions.py --dataset-root $CALVIN/task_ABC_D --checkpoint outputs/mine \\
         --device cpu --start-only --action-decoder block_diffusion --output-json results/mine_bd.json
   the same from cached image codes, without opening frames:
     python preprocess_data/tokenize_images.py --data $CALVIN/task_ABC_D/validation --tokenizer showlab/magvitv2 \\
@@ -37,8 +37,8 @@ examples:
   both in one table:
     python scripts/summarize_offline_eval_json.py --inputs results/mine.json results/mean.json
 
-The model yaml has the checkpoint in model.showo.tuned_model_path; copy one of policy_rollout/*_model.yaml, set the key
-and pass the copy."""
+--model-config is needed for other frozen networks or decoding than the checkpoint's own: copy one of
+policy_rollout/*_model.yaml and pass the copy; its model.showo.tuned_model_path names a checkpoint, too."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,15 +58,14 @@ def parser() -> argparse.ArgumentParser:
     add("--clip-action", action="store_true", help="cut predicted actions to [-1, 1]")
     cache = "image codes of the split, made by preprocess_data/tokenize_images.py; no frame is opened"
     add("--token-cache", type=path_argument, metavar="DIR", help=cache)
-    policy = made.add_argument_group("policy (one of --model-config and --baseline)")
-    one = policy.add_mutually_exclusive_group(required=True)
-    one.add_argument("--model-config", help="model yaml, e.g. policy_rollout/arvla_model.yaml")
-    one.add_argument("--baseline", choices=("mean", "zero"), help="a constant: mean training action, or zero")
+    policy = made.add_argument_group("policy: a model, or a baseline")
+    add_model_options(policy)
+    policy.add_argument("--baseline", choices=("mean", "zero"), help="a constant: mean training action, or zero")
     add = made.add_argument
     add(
         "--action-decoder",
         choices=ACTION_DECODERS,
-        help="source of the actions of --model-config: the regression head, or block-diffusion action tokens "
+        help="source of a model's actions: the regression head, or block-diffusion action tokens "
         "(default: block_diffusion.action_infer_enabled of the model yaml, else of the training run)",
     )
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<n>; without CUDA the CPU is used")
@@ -81,8 +80,10 @@ def parser() -> argparse.ArgumentParser:
 @report_errors("eval_upvla_offline_actions")
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    if options.model_config is not None:
-        load_model_yaml(options.model_config).require_checkpoint()
+    if options.baseline is None:
+        require_model_options(options)
+    elif options.checkpoint is not None or options.model_config is not None:
+        raise ValueError(f"--baseline {options.baseline} is no model; leave out --checkpoint and --model-config")
     # Imported here: --help and errors on the command line come before torch and transformers are loaded.
     from policy_rollout.benchmarks.offline_cli import run
 

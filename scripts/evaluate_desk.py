@@ -1,7 +1,7 @@
 """Evaluate a small model in closed loop on the desk, with blind controls, uninformed baselines and scripted experts.
 
-    python -m scripts.evaluate_desk --model outputs/tiny_desk [--episodes 160] [--chains 60]
-    python -m scripts.evaluate_desk --model outputs/desk_all --tasks all
+    python -m scripts.evaluate_desk --checkpoint outputs/tiny_desk [--episodes 160] [--chains 60]
+    python -m scripts.evaluate_desk --checkpoint outputs/tiny_desk_all --tasks all
 
 Runs the same single tasks and chains, from the same starts, with: the model; the model with another task's
 instruction, with another block's colour in it (block tasks), with images of other frames, and with one fixed image; the
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if not (args.model / "config.yaml").is_file():
         file = args.model / "config.yaml"
-        raise FileNotFoundError(f"{file} does not exist; --model is the output folder of a training run")
+        raise FileNotFoundError(f"{file} does not exist; --checkpoint is the output folder of a training run")
     if args.held_out is not None:
         if args.only:
             raise ValueError("--held-out belongs to the report, which --only does not write")
@@ -99,7 +99,14 @@ def _policies(args: argparse.Namespace, evaluation: Evaluation) -> tuple[str, ..
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add("--model", type=path_argument, required=True, help="output folder of a training run")
+    add(
+        "--checkpoint",
+        "--model",
+        dest="model",
+        type=path_argument,
+        required=True,
+        help="output folder of a training run",
+    )
     add("--tasks", choices=list(TASK_SETS), default=DOORS.name, help="task set (default: %(default)s)")
     counts = [f"{tasks.episodes} and {tasks.chains} for {tasks.name}" for tasks in TASK_SETS.values()]
     add("--episodes", type=whole(1), help=f"single tasks (default, with chains: {', '.join(counts)})")

@@ -61,7 +61,13 @@ def chosen(source: Source, options: argparse.Namespace) -> list[int]:
 def parser() -> argparse.ArgumentParser:
     made = command_parser(DESCRIPTION, EPILOG, prog="inspect_data")
     made.add_argument("path", type=path_argument, help="the data set")
-    made.add_argument("--out", type=path_argument, help="HTML file to write (default outputs/inspect/<name>.html)")
+    made.add_argument(
+        "--output",
+        "--out",
+        dest="out",
+        type=path_argument,
+        help="HTML file to write (default outputs/inspect/<name>.html)",
+    )
     made.add_argument("--count", type=int, default=12, help="episodes on the page (default 12)")
     made.add_argument("--episodes", type=int, nargs="+", metavar="N", help="these episodes, counted from 0")
     made.add_argument("--task", help="only episodes of this task")

@@ -285,7 +285,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("--objective", choices=list(NAMES), default="ar", help="text objective (default: ar)")
-    add("--output", type=path_argument, help="folder for everything (default: outputs/quickstart_<objective>)")
+    add(
+        "--output-dir",
+        "--output",
+        dest="output",
+        type=path_argument,
+        help="folder for everything (default: outputs/quickstart_<objective>)",
+    )
     add("--steps", type=whole(1), default=Size.steps, help=f"training steps (default: {Size.steps})")
     add("--episodes", type=whole(1), default=Size.training_episodes, help="demonstration episodes to record")
     args = parser.parse_args(argv)

@@ -12,6 +12,8 @@ CONFIG_FILE = "config.json"
 TOKENIZER_FOLDER = "tokenizer"
 CODE_FOLDER = "language_model"
 """config.json and code of a language model that transformers does not know."""
+SPEC_FIELD = "blockdiff_vla"
+"""Key of ``config.json`` with the description of the model (``models.pretrained.model_config``)."""
 STEP_FIELD = "global_step"
 """Key of ``config.json``: optimizer steps of the weights. Older versions and the original do not write it."""
 

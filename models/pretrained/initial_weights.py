@@ -9,7 +9,7 @@ from torch import Tensor
 
 from common.constants import CALVIN_ACTION_DIM
 from common.files import read_object
-from models.pretrained.folders import CONFIG_FILE
+from models.pretrained.folders import CONFIG_FILE, SPEC_FIELD
 from models.pretrained.weights_io import load_strict, read_weights
 from models.upvla import UPVLA
 
@@ -21,8 +21,6 @@ KEY_PREFIXES: tuple[tuple[str, str], ...] = (
 )
 """(ours, on disk)."""
 
-SPEC_FIELD = "blockdiff_vla"
-"""Field of ``config.json`` with the description of the model (``models.pretrained.model_config``)."""
 ACTION_HEAD_KEYS = ("action_head.pool.", "action_head.out.")
 STATE_KEYS = "state_encoder."
 CODE_BITS_KEYS = "code_bits."

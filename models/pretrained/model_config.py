@@ -12,8 +12,7 @@ from typing import Any
 from common.constants import CALVIN_ACTION_DIM, CAMERAS
 from models.action.encoding import ActionScale
 from models.action.state import StateConvention
-from models.processing.text import SYSTEM_PROMPT
-from models.vocabulary import Vocabulary
+from models.vocabulary import SYSTEM_PROMPT, Vocabulary
 
 CALVIN_RELATIVE: dict[str, Any] = {
     "kind": "relative",  # added to the target pose, not to the measured one

@@ -21,9 +21,8 @@ from config.schema import Job
 from models.action.state import StateConvention, calvin_state
 from models.language_model import backbone_config, ignored_settings, load_pretrained, save_code
 from models.language_model.weight_init import init_code_embeddings
-from models.pretrained.folders import CODE_FOLDER, CONFIG_FILE, STEP_FIELD, TOKENIZER_FOLDER
+from models.pretrained.folders import CODE_FOLDER, CONFIG_FILE, SPEC_FIELD, STEP_FIELD, TOKENIZER_FOLDER
 from models.pretrained.folders import model_folder as model_folder  # part of this module's interface
-from models.pretrained.initial_weights import SPEC_FIELD as SPEC_FIELD
 from models.pretrained.initial_weights import from_disk_names as from_disk_names  # part of this module's interface
 from models.pretrained.initial_weights import load_weights, tied_names
 from models.pretrained.initial_weights import to_disk_names as to_disk_names

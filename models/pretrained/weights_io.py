@@ -74,7 +74,7 @@ def resolve_model_dir(
         raise ValueError(
             f"{key}: {text} does not exist; give an existing directory or file, or a hub id such as organisation/model"
         )
-    cached = _cached_snapshot(text, weights, needs)
+    cached = cached_snapshot(text, weights, needs)
     return cached if cached is not None else _download(text, key, weights)
 
 
@@ -84,7 +84,7 @@ def _could_be_hub_id(text: str) -> bool:
     return not ours and len(parts) == 2 and all(part and part.isascii() and " " not in part for part in parts)
 
 
-def _cached_snapshot(repo: str, weights: bool, needs: Sequence[str]) -> Path | None:
+def cached_snapshot(repo: str, weights: bool, needs: Sequence[str]) -> Path | None:
     """Return the snapshot in the hub cache if it is complete, else None."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -131,7 +131,8 @@ def _download(repo: str, key: str, weights: bool) -> Path:
 def _wanted(names: Sequence[str], weights: bool) -> list[str]:
     """Return the files of a hub repository to fetch: configuration, tokenizer, and one format of the weights."""
     top = [name for name in names if "/" not in name]
-    wanted = [name for name in top if name.endswith((".json", ".txt", ".model", ".jinja"))]
+    wanted = [name for name in top if name.endswith((".json", ".txt", ".model", ".jinja", ".yaml"))]
+    wanted += [name for name in names if name.startswith(("tokenizer/", "language_model/"))]  # of models saved here
     if weights:
         safe = [name for name in top if name.endswith(".safetensors")]
         wanted += safe or [name for name in top if name.endswith(".bin")]

@@ -18,13 +18,7 @@ from transformers import AutoTokenizer
 from common.constants import CODEBOOK_SIZE
 from models.pretrained.weights_io import resolve_model_dir
 from models.processing.text_encoder import TextEncoder
-from models.vocabulary import SPECIAL_TOKENS, Vocabulary
-
-SYSTEM_PROMPT = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-"""LLaVA's system prompt, which Show-o and UP-VLA train with (28 ids of Phi-1.5's tokenizer)."""
+from models.vocabulary import SPECIAL_TOKENS, SYSTEM_PROMPT, Vocabulary
 
 HUMAN, ASSISTANT = "human", "gpt"
 """Who speaks, in LLaVA's json."""

@@ -113,7 +113,7 @@ def _codes(options: argparse.Namespace, split: CalvinSplit | ProcessedSplit, pol
     if options.action_key == "expert_actions":
         raise ValueError(f"--token-cache {options.token_cache}: it has no expert_actions; leave it out")
     if not isinstance(policy, UPVLAPolicy):
-        raise ValueError(f"--token-cache {options.token_cache}: a baseline reads no images; use it with --model-config")
+        raise ValueError(f"--token-cache {options.token_cache}: a baseline reads no images; use it with --checkpoint")
     return coded_frames(options.token_cache, split, policy)
 
 
@@ -123,12 +123,12 @@ def make_policy(options: argparse.Namespace, declared: ActionConvention) -> Poli
     ``declared``: action convention of the evaluated recordings, which the zero baseline follows; a mean action follows
     that of its own split.
     """
-    if options.model_config is not None:
+    if options.baseline is None:
         return UPVLAPolicy.from_config(
-            options.model_config, device=options.device, action_decoder=options.action_decoder
+            options.model_config, options.device, options.checkpoint, action_decoder=options.action_decoder
         )
     if options.action_decoder is not None:
-        raise ValueError(f"--action-decoder {options.action_decoder}: a baseline has none; use it with --model-config")
+        raise ValueError(f"--action-decoder {options.action_decoder}: a baseline has none; use it with --checkpoint")
     if options.baseline == "zero":
         return ConstantPolicy(np.zeros(declared.dim, dtype=np.float32), options.act_step, declared)
     mean = mean_training_action(options)

@@ -18,6 +18,8 @@ NUMBERS = frozenset(
     | {"save_rollout_as_video", "log_wandb"}
 )
 """Keys whose value is a number, true or false, or null. All other values are text or null."""
+OTHER_NAMES = {"output_dir": "log_dir"}
+"""Names that other commands have for a key, and the key."""
 SWEEPS = frozenset({"-m", "--multirun"})
 FLAGS = SWEEPS | {"-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run"}
 FLAGS_WITH_VALUE = frozenset({"-c", "--cfg", "-p", "--package", "-i", "--info"})
@@ -52,6 +54,7 @@ def hydra_arguments(argv: Sequence[str]) -> list[str]:
             passed.append(argument)
         else:
             name, text = parse_argument(argument, known, USAGE)
+            name = OTHER_NAMES.get(name, name)
             require_known(name, text, known)
             if SWEEPS & set(argv) and is_sweep(argument):
                 swept[name] = argument

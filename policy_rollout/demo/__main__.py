@@ -22,6 +22,8 @@ from common.command import report_errors, run_command
 from policy_rollout.calvin.instructions import closest_task, validation_instruction
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.desk.layout import SCENES
+from policy_rollout.policies.model_options import CHECKPOINT_HELP
+from policy_rollout.policies.model_yaml import load_model_yaml
 
 if TYPE_CHECKING:
     from policy_rollout.demo.session import Attempt, Session
@@ -33,7 +35,7 @@ examples:
   python -m policy_rollout.demo                                        five tasks in a row, then your sentences
   python -m policy_rollout.demo --task open_drawer --seed 3            one task, from a random start
   python -m policy_rollout.demo --instruction "pull the drawer open"   one sentence
-  python -m policy_rollout.demo --model outputs/tiny_desk              a model of your own (make recipe)
+  python -m policy_rollout.demo --checkpoint outputs/tiny_desk         a model of your own (make recipe)
 
 The start of a sentence is a random state in which the task with the most similar wording is feasible. If no wording is
 close, it is any random state. All 34 tasks are checked, and the one that was completed is printed.
@@ -45,14 +47,20 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--task", help="one task, from a random state in which it is feasible")
     add("--instruction", help="one sentence; with --task it replaces the task's own instruction")
-    add("--model", type=path_argument, default=MODEL, help="output folder of a training run (default: the bundled one)")
+    add("--checkpoint", "--model", dest="model", default=MODEL, help=f"{CHECKPOINT_HELP} (default: the bundled one)")
     add("--scene", choices=SCENES, default="D", help="scene of the desk (default: %(default)s)")
     add("--seed", type=whole(0), default=0, help="seed of the random start (default: %(default)s)")
     add("--tasks", type=whole(1), default=5, metavar="N", help="number of tasks in a row (default: %(default)s)")
     add("--max-steps", type=whole(1), help="control steps of an attempt, 30 a second (default: the evaluation's)")
     add("--replan-every", type=whole(1), help="control steps between two observations (default: the evaluation's)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
-    add("--output", type=path_argument, help="new folder of films and report (default: outputs/demo/<time>)")
+    add(
+        "--output-dir",
+        "--output",
+        dest="output",
+        type=path_argument,
+        help="new folder of films and report (default: outputs/demo/<time>)",
+    )
     return made
 
 
@@ -64,12 +72,10 @@ def check(args: argparse.Namespace) -> Path:
         raise ValueError(f"--task {args.task!r} is not a task of the desk; {hint}")
     if args.instruction is not None and not args.instruction.strip():
         raise ValueError("--instruction is empty; give a sentence such as 'pull the drawer open'")
-    if not (args.model / "config.yaml").is_file():
-        remedy = "give --model the output folder of a training run (make quickstart and make recipe make one)"
-        raise FileNotFoundError(f"{args.model / 'config.yaml'} does not exist; {remedy}")
+    load_model_yaml(None, args.model).require_checkpoint()
     folder = args.output or Path("outputs/demo") / time.strftime("%Y-%m-%d_%H-%M-%S")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--output {folder} exists and is not empty; give a new folder")
+        raise ValueError(f"--output-dir {folder} exists and is not empty; give a new folder")
     resolved: Path = folder.resolve()
     return resolved
 
@@ -83,7 +89,7 @@ def run(args: argparse.Namespace, folder: Path, interactive: bool) -> None:
     from policy_rollout.policies.upvla import UPVLAPolicy
 
     print(f"loading {args.model}", flush=True)
-    policy = UPVLAPolicy.from_config(args.model / "config.yaml", args.device, checkpoint=args.model)
+    policy = UPVLAPolicy.from_config(None, args.device, args.model)
     tasks = replace(
         DOORS.with_cameras(policy.spec.data.cameras),
         scene=args.scene,

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.files import PROJECT_DIR, display
+from common.files import PROJECT_DIR, display, read_object
 from config.cli_help import OBJECTIVE_OF
 from config.identity import command_of_recipe, command_of_run, output_folder
 from config.loading import read_into
-from config.model_folders import require_model
+from config.model_folders import looks_like_hub_id, require_model
 from config.parsing import ConfigError, build, get, new_tree, shown
-from config.schema import MISSING, VQ_STRIDE, Job, Objective
+from config.schema import MISSING, VQ_STRIDE, Framework, Job, Objective
 from policy_rollout.policies.interface import ACTION_DECODERS
 
 if TYPE_CHECKING:  # errors in the file are found without torch
@@ -27,9 +27,10 @@ if TYPE_CHECKING:  # errors in the file are found without torch
     from policy_rollout.policies.language_decoder import LanguageDecoding
 
 CHECKPOINT_KEY = "model.showo.tuned_model_path"
+MODEL_OPTIONS = "give a checkpoint (the output folder of a run, checkpoint-<step> or a hub id) or a model yaml"
 DECODING_KEYS = ("action_conf_threshold", "action_infer_steps")
 """Keys of section `block_diffusion`, and fields of a checkpoint's description: how action tokens are decoded."""
-_FROM_TOKENIZER = ("model.showo.llm_vocab_size", "model.showo.vocab_size")
+FROM_TOKENIZER = ("model.showo.llm_vocab_size", "model.showo.vocab_size")
 _TRAINING_ONLY = "dataset.params.train_pre_shards_path_or_url"
 
 
@@ -114,8 +115,8 @@ class ModelYaml:
     def require_agreement(self, spec: ModelConfig, folder: Path) -> None:
         """Raise `ConfigError` at the first key of this file that contradicts the checkpoint's description."""
         self._require_framework(spec, folder)
-        from_tokenizer = _FROM_TOKENIZER if self.job.model.showo.auto_set_llm_vocab_size else ()
-        for key, declared in _declared(spec).items():
+        from_tokenizer = FROM_TOKENIZER if self.job.model.showo.auto_set_llm_vocab_size else ()
+        for key, declared in declared_keys(spec).items():
             if key in self.given and key not in from_tokenizer and get(self.job, key) != declared:
                 raise ConfigError(
                     f"{key}={shown(get(self.job, key))} ({display(self.path)}), but the checkpoint {folder} was made "
@@ -143,7 +144,7 @@ class ModelYaml:
             )
 
 
-def _declared(spec: ModelConfig) -> dict[str, Any]:
+def declared_keys(spec: ModelConfig) -> dict[str, Any]:
     """Return dotted config keys and their values in a checkpoint's description."""
     return {
         "act_step": spec.act_step,
@@ -190,12 +191,17 @@ def _declared_of_tokens(spec: ModelConfig) -> dict[str, Any]:
     }
 
 
-def load_model_yaml(path: str | Path, checkpoint: str | Path | None = None) -> ModelYaml:
+def load_model_yaml(path: str | Path | None, checkpoint: str | Path | None = None) -> ModelYaml:
     """Read a model yaml; `checkpoint` overrides its `model.showo.tuned_model_path`.
 
-    Raises `ConfigError` in one line: no such file, unknown key, impossible value, no checkpoint named, or one that does
-    not exist yet (with the command that makes it).
+    Without a yaml, that of the checkpoint is read (`yaml_of`). Raises `ConfigError` in one line: no such file, unknown
+    key, impossible value, no checkpoint named, or one that does not exist yet (with the command that makes it).
     """
+    if path is None:
+        if checkpoint is None:
+            raise ConfigError(f"name a model: {MODEL_OPTIONS}")
+        checkpoint = local_checkpoint(str(checkpoint))
+        path = yaml_of(checkpoint)
     file = Path(located(path))
     if file.is_dir():
         raise ConfigError(f"model config {path}: is a folder; name the .yaml file in it")
@@ -215,26 +221,70 @@ def load_model_yaml(path: str | Path, checkpoint: str | Path | None = None) -> M
                 "(its output_dir, or a checkpoint-<step> in it)"
             )
         checkpoint = str(tree.interpolated(CHECKPOINT_KEY, named))
-    _require_made(located(checkpoint), job, file)
+    start = f"{CHECKPOINT_KEY}={shown(located(checkpoint))} ({display(file)}): there is no such"
+    _require_made(located(checkpoint), start, job.model.framework)
     return ModelYaml(path=file, checkpoint=located(checkpoint), job=job, given=given)
 
 
-def _require_made(checkpoint: str, job: Job, file: Path) -> None:
+def yaml_of(checkpoint: Path) -> Path:
+    """Return the model yaml of a local checkpoint.
+
+    It is the `config.yaml` of its run, else the project's yaml for the framework that its `config.json` names, which is
+    that of UP-VLA for checkpoints of the original.
+    """
+    config = run_config(checkpoint)
+    if config is not None:
+        return config
+    patterns = ("config.json", "unwrapped_model/config.json", "checkpoint-*/unwrapped_model/config.json")
+    found = [file for pattern in patterns for file in sorted(checkpoint.glob(pattern))]
+    description = found[-1] if found else checkpoint.parent / "config.json"  # next to a weights file
+    saved: Any = read_object(description).get("blockdiff_vla") if description.is_file() else None
+    framework = saved.get("framework") if isinstance(saved, dict) else None
+    file = PROJECT_DIR / "policy_rollout" / f"{framework or 'upvla'}_model.yaml"
+    if not file.is_file():
+        raise ConfigError(f"checkpoint {checkpoint}: {description} has the unknown framework {framework!r}")
+    return file
+
+
+def run_config(checkpoint: Path) -> Path | None:
+    """Return the `config.yaml` of the run that a checkpoint belongs to, or None."""
+    for folder in (checkpoint, *checkpoint.parents[:2]):
+        if (folder / "config.yaml").is_file():
+            return folder / "config.yaml"
+    return None
+
+
+def local_checkpoint(checkpoint: str) -> Path:
+    """Return the local path of a checkpoint, downloaded if it is a hub id. Raises `ConfigError`."""
+    path = Path(located(checkpoint))
+    if not path.exists():
+        _require_made(checkpoint, f"checkpoint {checkpoint}: there is no such", "bdvla")
+        from models.pretrained.weights_io import resolve_model_dir  # imports torch
+
+        try:
+            path = resolve_model_dir(checkpoint, key="checkpoint")
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+    return path
+
+
+def _require_made(checkpoint: str, start: str, framework: Framework) -> None:
     """Raise `ConfigError` with the command that makes the checkpoint if it is a local path and not there yet."""
     path = Path(checkpoint).expanduser()
     if path.exists():
         return
-    start, output = f"{CHECKPOINT_KEY}={shown(checkpoint)} ({display(file)}): there is no such", output_folder(path)
+    output = output_folder(path)
     steps = sorted(folder.name for folder in output.glob("checkpoint-*"))
     if output != path and steps:
         raise ConfigError(f"{start} checkpoint; {output} has {', '.join(steps)}")
     command = command_of_run(output)
     if command is not None:
         raise ConfigError(f"{start} checkpoint yet; make it with: {command}")
-    if checkpoint.startswith((".", "~", "/")) or checkpoint.count("/") != 1:
+    in_folder = path.parent.name == "outputs" or Path(located(path.parent)).is_dir()
+    if not looks_like_hub_id(checkpoint) or in_folder:
         raise ConfigError(
             f"{start} checkpoint; give an existing path or a hub id (org/name), or train one, for example with: "
-            f"{command_of_recipe(job.model.framework, output)}"
+            f"{command_of_recipe(framework, output)}"
         )
 
 

@@ -141,13 +141,13 @@ class UPVLAPolicy:
     @classmethod
     def from_config(
         cls,
-        model_yaml: str | Path,
+        model_yaml: str | Path | None,
         device: str = "auto",
         checkpoint: str | Path | None = None,
         action_decoder: str | None = None,
         precision: str | None = None,
     ) -> UPVLAPolicy:
-        """Load the policy of a model yaml.
+        """Load the policy of a model yaml, or, if it is None, of a checkpoint with its own yaml.
 
         `checkpoint` overrides its `model.showo.tuned_model_path`, `action_decoder` (one of `ACTION_DECODERS`) its
         `block_diffusion.action_infer_enabled`, `precision` its `training.mixed_precision`. Raises `ValueError` or

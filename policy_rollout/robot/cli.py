@@ -18,7 +18,7 @@ from common.arguments import path_argument, whole
 from common.files import PROJECT_DIR
 from common.text import check_text
 from policy_rollout.policies.interface import ActionConvention, Policy, state_read_by
-from policy_rollout.policies.model_yaml import load_model_yaml
+from policy_rollout.policies.model_options import add_model_options, require_model_options
 from policy_rollout.robot.arms import make_guard
 from policy_rollout.robot.interface import Command, Robot, RobotObservation
 from policy_rollout.robot.rate import RealClock
@@ -28,12 +28,12 @@ TOKEN_VARIABLE = "BLOCKDIFF_SERVE_TOKEN"
 
 DESCRIPTION = """\
 Controls a robot with a model, or computes the actions for recorded frames without a robot (the default). The model
-runs in this process (--model-config) or in policy_rollout.serve (--server). It computes the next chunk while the
+runs in this process (--checkpoint) or in policy_rollout.serve (--server). It computes the next chunk while the
 previous one is executed; actions that are outdated when a chunk arrives are skipped."""
 EPILOG = """\
 examples:
   dry run on the bundled frames, with a log of every step:
-    python -m policy_rollout.policy_upvla --model-config my_model.yaml --output outputs/dry_run.jsonl
+    python -m policy_rollout.policy_upvla --checkpoint assets/desk_policy --output outputs/dry_run.jsonl
   dry run on a video of your own table, the model on another machine:
     python -m policy_rollout.policy_upvla --server ws://gpu:8000 --recorded table.mp4 \\
         --instruction "open the drawer"
@@ -52,10 +52,10 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    who = made.add_argument_group("the model").add_mutually_exclusive_group(required=True)
-    who.add_argument("--model-config", help="model yaml; the model runs in this process")
+    who = made.add_argument_group("the model: in this process, or on a server")
+    add_model_options(who)
     who.add_argument("--server", help="address of policy_rollout.serve, e.g. ws://127.0.0.1:8000")
-    made.add_argument("--device", default="auto", help="for --model-config: auto (default), cpu, cuda, cuda:<n>")
+    made.add_argument("--device", default="auto", help="for --checkpoint: auto (default), cpu, cuda, cuda:<n>")
     made.add_argument("--token", help=f"for --server; better in the variable {TOKEN_VARIABLE}")
     body = made.add_argument_group("the robot (one of --robot and --recorded)")
     body.add_argument("--robot", metavar="MODULE:FUNCTION", help="your robot: the function that connects to it")
@@ -123,13 +123,15 @@ def limits_of(options: argparse.Namespace) -> SafetyLimits:
 def make_policy(options: argparse.Namespace) -> Policy:
     """Load the model, or connect to the server."""
     if options.server is not None:
+        if options.checkpoint is not None or options.model_config is not None:
+            raise ValueError("--server runs its own model; leave out --checkpoint and --model-config")
         from policy_rollout.robot.remote import RemotePolicy
 
         return RemotePolicy(options.server, options.token or os.environ.get(TOKEN_VARIABLE))
-    load_model_yaml(options.model_config).require_checkpoint()
+    require_model_options(options)
     from policy_rollout.policies.upvla import UPVLAPolicy  # torch
 
-    policy = UPVLAPolicy.from_config(options.model_config, device=options.device)
+    policy = UPVLAPolicy.from_config(options.model_config, options.device, options.checkpoint)
     policy.warm_up()
     return policy
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from policy_rollout.policies.model_options import add_model_options
+
 TYPE_NAMES = ("float32", "bfloat16")
 ACCEPT_HELP = """\
 rules of --accept (which of the proposed tokens of a block a forward keeps; at least one):
@@ -13,8 +15,7 @@ rules of --accept (which of the proposed tokens of a block a forward keeps; at l
 
 def add_model(made: argparse.ArgumentParser) -> None:
     model = made.add_argument_group("model (default: the embedded one with random weights)")
-    model.add_argument("--checkpoint", help="output folder of a run, checkpoint-<step>, or a weights file")
-    model.add_argument("--model-config", help="model yaml that names one, e.g. policy_rollout/bdvla_model.yaml")
+    add_model_options(model)
     model.add_argument("--clip", help="CLIP tower (default: the one that the run or the yaml names)")
     model.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>; without CUDA the CPU is used")
     model.add_argument("--dtype", choices=TYPE_NAMES, default="float32", help="arithmetic (default: float32)")

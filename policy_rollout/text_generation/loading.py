@@ -20,7 +20,7 @@ from models.processing.image import clip_pixels
 from models.processing.text import Prompter
 from models.upvla import UPVLA
 from models.vision.clip_encoder import ClipTower, load_clip
-from policy_rollout.policies.model_yaml import CHECKPOINT_KEY, load_model_yaml, located
+from policy_rollout.policies.model_yaml import CHECKPOINT_KEY, load_model_yaml, local_checkpoint, located, run_config
 from training.data.readers import images_in, read_image
 
 CLIP_KEY = "model.showo.clip_model_path"
@@ -113,22 +113,14 @@ def _saved(checkpoint: str | None, model_yaml: str | None) -> tuple[Built, str, 
         config.require_agreement(built.spec, model_folder(path))
     else:
         assert checkpoint is not None
-        path = _weights_of(resolve_model_dir(located(checkpoint), key="--checkpoint"))
+        path = _weights_of(local_checkpoint(checkpoint))
         built = load_folder(path)
-        run_config = _run_config(path)
-        if run_config is None:
+        own = run_config(path)
+        if own is None:
             return built, str(path), None
-        config = load_model_yaml(run_config, path)
+        config = load_model_yaml(own, path)
     named = config.job.model.showo.clip_model_path if CLIP_KEY in config.given else None
     return built, str(path), None if named is None else located(named)
-
-
-def _run_config(path: Path) -> Path | None:
-    """Return the ``config.yaml`` of the run that a path belongs to, or None."""
-    for folder in (path, *path.parents[:2]):
-        if (folder / "config.yaml").is_file():
-            return folder / "config.yaml"
-    return None
 
 
 def _tower(built: Built, named: str | None) -> tuple[ClipTower, Path]:

@@ -20,7 +20,15 @@ Made = TypeVar("Made", bound=Settings)
 def add_options(made: argparse.ArgumentParser) -> None:
     """Add the options of a recording."""
     add = made.add_argument
-    add("--out", type=path_argument, required=True, metavar="DIR", help="the split is DIR/training or DIR/validation")
+    add(
+        "--output-dir",
+        "--out",
+        dest="out",
+        type=path_argument,
+        required=True,
+        metavar="DIR",
+        help="the split is DIR/training or DIR/validation",
+    )
     add("--episodes", type=int, required=True, metavar="N", help="runs of play; with several scenes, shared evenly")
     add("--tasks-per-episode", type=whole(1), default=8, metavar="N", help="tasks attempted in a run (default 8)")
     add("--split", choices=SPLITS, default="training", help="which split, with its own random numbers")

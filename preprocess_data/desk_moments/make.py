@@ -203,7 +203,15 @@ def _write_index_files(folder: Path, settings: Settings, pack: Pack) -> None:
 def parser() -> argparse.ArgumentParser:
     made = command_parser(DESCRIPTION, EPILOG, prog="python -m preprocess_data.desk_moments")
     add = made.add_argument
-    add("--out", type=path_argument, required=True, metavar="DIR", help="the split is DIR/training or DIR/validation")
+    add(
+        "--output-dir",
+        "--out",
+        dest="out",
+        type=path_argument,
+        required=True,
+        metavar="DIR",
+        help="the split is DIR/training or DIR/validation",
+    )
     add("--count", type=whole(1), required=True, metavar="N", help="moments (images), each with 1 to 1 + OTHERS labels")
     add("--others", type=whole(0), default=1, metavar="N", help="labels of other tasks at most (default 1)")
     add("--chunk", type=whole(1), default=10, metavar="C", help="actions of a label, at least act_step (default 10)")

@@ -180,7 +180,12 @@ def cache_parser(
     inputs.add_argument("--data", type=path_argument, nargs="+", metavar="PATH", help=data)
     compute = made.add_argument_group("computation")
     compute.add_argument(
-        "--output", type=path_argument, metavar="DIR", help=f"folder of the caches (default: {output})"
+        "--output-dir",
+        "--output",
+        dest="output",
+        type=path_argument,
+        metavar="DIR",
+        help=f"folder of the caches (default: {output})",
     )
     compute.add_argument("--device", default="auto", help="auto, cpu, cuda (all of them) or cuda:<n>")
     compute.add_argument("--batch-size", type=int, default=batch, metavar="N", help=f"images of a batch ({batch})")

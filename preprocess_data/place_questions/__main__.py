@@ -176,7 +176,15 @@ def parser() -> argparse.ArgumentParser:
     made = command_parser(DESCRIPTION, EPILOG, prog="python -m preprocess_data.place_questions")
     add = made.add_argument
     add("--data", type=path_argument, metavar="DIR", help="processed split whose frames record scene_obs")
-    add("--out", type=path_argument, required=True, metavar="DIR", help="folder to write; made if missing")
+    add(
+        "--output-dir",
+        "--out",
+        dest="out",
+        type=path_argument,
+        required=True,
+        metavar="DIR",
+        help="folder to write; made if missing",
+    )
     add("--images", type=whole(1), metavar="N", help="at most that many frames, evenly spaced (default: all)")
     add("--turns", type=whole(1), default=3, metavar="N", help="questions about each image (default 3; 1: held out)")
     add("--seed", type=whole(0), default=0, help="of the choice among questions (default 0)")

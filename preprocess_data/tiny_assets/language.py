@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PhiConfig, PreTrainedTokenizerFast, Qwen3Config
 
-from models.processing.text import SYSTEM_PROMPT
+from models.vocabulary import SYSTEM_PROMPT
 from policy_rollout.calvin.instructions import HELD_OUT, TRAINING
 from preprocess_data.tiny_assets.questions import sentences
 

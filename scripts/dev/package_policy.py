@@ -64,7 +64,9 @@ def largest_change(run: Path, out: Path) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser(__doc__)
     parser.add_argument("--run", type=path_argument, required=True, help="output folder of a training run")
-    parser.add_argument("--out", type=path_argument, required=True, help="folder of the packaged model")
+    parser.add_argument(
+        "--output-dir", "--out", dest="out", type=path_argument, required=True, help="folder of the packaged model"
+    )
     args = parser.parse_args(argv)
     size = package(args.run.resolve(), args.out.resolve())
     change = largest_change(args.run, args.out)

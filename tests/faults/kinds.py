@@ -21,8 +21,7 @@ from typing import Any
 
 from tests.faults.fleet import Fleet
 from tests.faults.world import STEPS, Broken, Count, Small
-from training.checkpointing.checkpoint import list_checkpoints
-from training.checkpointing.manifest import open_checkpoint
+from training.checkpointing.manifest import list_checkpoints, open_checkpoint
 from training.failure.preemption import PREEMPTED
 
 Reference = dict[str, Any]

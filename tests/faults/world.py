@@ -11,8 +11,7 @@ from typing import Any
 
 from tests.faults.fleet import ALONE, Fleet, Launch, start
 from tests.training.world import argv
-from training.checkpointing.checkpoint import list_checkpoints
-from training.checkpointing.manifest import open_checkpoint
+from training.checkpointing.manifest import list_checkpoints, open_checkpoint
 
 STEPS = 8
 

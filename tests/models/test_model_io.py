@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from config.schema import Job
+from models.pretrained.folders import SPEC_FIELD
 from models.pretrained.model_io import (
-    SPEC_FIELD,
     build,
     from_disk_names,
     load_folder,

@@ -81,7 +81,7 @@ def test_flags_of_hydra_are_passed_on() -> None:
         ("~log_dir", "expected log_dir=<value>, without a leading ~"),
         ("--num_sequences=1", "expected num_sequences=1, without a leading --"),
         ("num_sequences", "expected key=value"),
-        ("weather=red", "no such key; the keys are model_config, action_decoder, device"),
+        ("weather=red", "no such key; the keys are model_config, checkpoint, action_decoder, device"),
         ("training.seed=1", "no such key"),
     ],
 )

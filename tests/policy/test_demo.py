@@ -184,7 +184,7 @@ def test_the_command_plays_an_untrained_model(model: Path, tmp_path: Path, capsy
         (["--task", "open_drawr"], "--list prints the tasks"),
         (["--task", "open the drawer"], "did you mean open_drawer?"),
         (["--instruction", " "], "--instruction is empty"),
-        (["--model", "nowhere"], "nowhere/config.yaml does not exist"),
+        (["--model", "nowhere"], "checkpoint nowhere: there is no such checkpoint"),
     ],
 )
 def test_a_wrong_argument_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

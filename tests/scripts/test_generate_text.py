@@ -204,7 +204,7 @@ def test_the_animation_has_an_image_for_every_forward_and_nothing_moves(
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--checkpoint", "/nowhere/run"], "/nowhere/run does not exist"),
+        (["--checkpoint", "/nowhere/run"], "checkpoint /nowhere/run: there is no such checkpoint"),
         (["--model-config", "/nowhere.yaml"], "no such file"),
         (["--checkpoint", "{bd}", "--picture", "/nowhere.png"], "/nowhere.png does not exist"),
         (["--checkpoint", "{bd}", "--picture", "{text}"], "cannot be decoded as an image"),

@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 import torch
 
+from common import shared_memory
+from common.shared_memory import shared_memory_note
 from models.pretrained.model_io import build
 from models.vision.clip_encoder import load_clip
 from tests.training.launches import ROOT
 from tests.training.world import argv, load
 from training.data import worker_processes
 from training.data.dataloader import Flow, cotrain_loader
-from training.data.worker_processes import LostWorker, shared_memory_note
+from training.data.worker_processes import LostWorker
 
 SECONDS = 30
 """Far more than it takes, for a busy machine; a hang takes for ever."""
@@ -205,7 +207,7 @@ def test_the_need_of_the_default_recipe_is_about_94_mb(world: Path, tmp_path: Pa
 
 def test_a_small_dev_shm_is_reported_at_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     usage = type(shutil.disk_usage("/"))
-    monkeypatch.setattr(worker_processes, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(64_000_000, 0, 64_000_000))
     note = shared_memory_note(94_000_000, 1)
     assert note is not None

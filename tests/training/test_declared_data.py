@@ -17,7 +17,7 @@ from models.pretrained.model_io import load_folder
 from policy_rollout.policies.interface import Observation
 from policy_rollout.policies.upvla import UPVLAPolicy
 from tests.training.runs import Outcome, train
-from training.build.robot_data import drop_unusable_validation
+from training.data.checks.robot_data import drop_unusable_validation
 from training.data.dataset_spec import Statistics, read_contract, write_contract
 from training.data.episode_index import read_index
 

@@ -13,9 +13,9 @@ import pytest
 from models.pretrained.model_io import load_folder, model_folder
 from models.pretrained.weights_io import files_sha256
 from tests.training.runs import Outcome
-from training.checkpointing.checkpoint import archive_previous_run, list_checkpoints
+from training.checkpointing.checkpoint import archive_previous_run
 from training.checkpointing.checkpointer import Checkpointer, save_final_model
-from training.checkpointing.manifest import Checkpoint, open_checkpoint
+from training.checkpointing.manifest import Checkpoint, list_checkpoints, open_checkpoint
 
 Start = Callable[..., Outcome]
 FINAL = ("model.safetensors", "config.json", "tokenizer")

@@ -17,8 +17,7 @@ import torch
 from tests.training.runs import Outcome, same
 from training.build import Components
 from training.checkpointing import checkpointer
-from training.checkpointing.checkpoint import list_checkpoints
-from training.checkpointing.manifest import open_checkpoint
+from training.checkpointing.manifest import list_checkpoints, open_checkpoint
 from training.failure.loss_monitor import EARLY, HISTORY, LASTING, LossMonitor, has_finite_weights
 from training.failure.run_guard import RunGuard
 from training.metrics.logger import JsonLinesWriter

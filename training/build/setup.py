@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from common.processes import process_rank
+from common.shared_memory import shared_memory_note
 from config.loading import ConfigError
 from config.schema import Job
 from models.objectives import text_objective
@@ -20,13 +21,13 @@ from training.build.network import (
     set_attention,
     set_image_tokenizer,
 )
-from training.build.robot_data import declare_data, declared_state, drop_unusable_validation
+from training.build.robot_data import declare_data
 from training.build.summary import instruction_notes, position_notes, summary
 from training.checkpointing import trained_weights
 from training.data.batch import RobotBatch, TextBatch, collate_robot, collate_text
+from training.data.checks.robot_data import declared_state, drop_unusable_validation
 from training.data.dataloader import Flow, cotrain_loader, robot_dataset, text_dataset
 from training.data.object_positions import COMMAND, FILE
-from training.data.worker_processes import shared_memory_note
 from training.future_view_prediction_w_action_dataset import DataProvider
 from training.grounding.targets import declared_workspace, sentences_of
 from training.optim.optimizer import Schedule, build_optimizer, schedule_notes

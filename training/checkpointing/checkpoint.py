@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from torch.optim import Optimizer
 from common.files import remove
 from config.loading import ConfigError
 from models.pretrained.folders import is_copy, model_files
-from training.checkpointing.manifest import Checkpoint, open_checkpoint
+from training.checkpointing.manifest import Checkpoint, list_checkpoints, open_checkpoint
 from training.checkpointing.optimizer_state import preserve_settings
 from training.distributed.host_sync import HostComm
 from training.distributed.reshard import state_folder
@@ -36,16 +35,9 @@ from training.metrics.logger import METRICS_FILE, WANDB_ID_FILE
 from training.optim.lora import ADAPTER_FOLDER
 from training.optim.optimizer import not_finite_moments
 
-NAME = re.compile(r"checkpoint-(\d+)")
 PARTIAL = ".checkpoint-*"
 LEFTOVERS = ".*.tmp"
 """Temporary files of ``common.files.atomic_path`` that a killed process has left."""
-
-
-def list_checkpoints(output_dir: Path) -> list[Path]:
-    """Return the ``checkpoint-<step>`` folders of a run, oldest first, damaged ones included."""
-    found = [(int(m[1]), p) for p in output_dir.glob("checkpoint-*") if p.is_dir() and (m := NAME.fullmatch(p.name))]
-    return [path for _, path in sorted(found)]
 
 
 def step_of(checkpoint: Path) -> int:

@@ -17,9 +17,9 @@ from common.files import flush, remove, retire
 from models.pretrained.model_io import WEIGHTS_FILE
 from training.build.components import Components
 from training.checkpointing import trained_weights
-from training.checkpointing.checkpoint import discard, list_checkpoints
+from training.checkpointing.checkpoint import discard
 from training.checkpointing.conditions import conditions
-from training.checkpointing.manifest import Checkpoint, position_to_json, write_manifest
+from training.checkpointing.manifest import Checkpoint, list_checkpoints, position_to_json, write_manifest
 from training.data.sampling_order import Position
 from training.distributed.full_state import FullModel
 from training.failure.known_errors import WRITE_ERRORS, describe_write_error, is_write_error

@@ -9,6 +9,7 @@ last ``crc32`` covers everything before it, so that a flipped bit in the manifes
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from common.files import flush, reason_of
 from training.data.sampling_order import FlowProgress, Position
 
 METADATA = "metadata.json"
+NAME = re.compile(r"checkpoint-(\d+)")
 CHUNK = 8 << 20
 THREADS = 4
 """Files that are read at the same time; zlib releases the interpreter lock."""
@@ -47,8 +49,17 @@ class Checkpoint:
         return self.path / "training_state"
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint's manifest and check every file it lists. Raises ValueError if one is missing or changed."""
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """Return the ``checkpoint-<step>`` folders of a run, oldest first, damaged ones included."""
+    found = [(int(m[1]), p) for p in output_dir.glob("checkpoint-*") if p.is_dir() and (m := NAME.fullmatch(p.name))]
+    return [path for _, path in sorted(found)]
+
+
+def open_checkpoint(path: Path, checksums: bool = True) -> Checkpoint:
+    """Read a checkpoint's manifest and check every file it lists. Raises ValueError if one is missing or changed.
+
+    ``checksums``: False compares sizes only, which reads no file.
+    """
     metadata = path / METADATA
     try:
         record = json.loads(metadata.read_text(encoding="utf-8"))
@@ -62,7 +73,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"{metadata} cannot be read: {reason_of(error)}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:  # json's are ValueErrors
         raise ValueError(f"{metadata} is damaged: {error}") from error
-    _check_files(path, files)
+    _check_files(path, files, checksums)
     checkpoint = Checkpoint(path, step, position, record)
     if not checkpoint.state_dir.is_dir():
         raise ValueError(
@@ -72,7 +83,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _check_files(path: Path, files: Mapping[str, Any]) -> None:
+def _check_files(path: Path, files: Mapping[str, Any], checksums: bool) -> None:
     """Check sizes, which is cheap, then checksums. ``files``: name -> [bytes, crc32], or bytes in early checkpoints."""
     sizes = {name: entry[0] if isinstance(entry, list) else entry for name, entry in files.items()}
     for name, size in sizes.items():
@@ -80,7 +91,7 @@ def _check_files(path: Path, files: Mapping[str, Any]) -> None:
         found = file.stat().st_size if file.is_file() else None
         if found != size:
             raise ValueError(f"{file} is damaged: {size} bytes expected, {'none' if found is None else found} found")
-    sums = {name: entry[1] for name, entry in files.items() if isinstance(entry, list)}
+    sums = {name: entry[1] for name, entry in files.items() if checksums and isinstance(entry, list)}
     with ThreadPoolExecutor(THREADS) as pool:
         for name, (found_size, found_sum) in zip(sums, pool.map(measure, [path / name for name in sums]), strict=True):
             if found_sum != sums[name]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import signal
 import threading
 import time
@@ -26,17 +25,16 @@ from typing import Any, NoReturn
 
 from torch.utils.data import DataLoader
 
+from common.shared_memory import LESS_MEMORY, shared_memory_remedy
 from training.failure.known_errors import is_open_files_error, is_shared_memory_error
 from training.failure.preemption import ignore_stop_signals
 
-SHARED_MEMORY = Path("/dev/shm")
 PREFETCH = 2
 """Batches that torch lets each worker prepare."""
 FAILED = 70
 """Exit code of a worker that has reported its error (``EX_SOFTWARE``)."""
 EXIT_S = 3.0
 """Seconds that a worker whose connection broke may take to exit."""
-LESS_MEMORY = "lower dataset.params.num_workers or training.batch_size_pre and batch_size_mmu"
 BROKEN = (RuntimeError, OSError, EOFError, AssertionError, pickle.UnpicklingError)
 """What torch and multiprocessing raise in the main process when a worker is gone."""
 
@@ -77,16 +75,6 @@ def receive(loader: DataLoader[Any]) -> Iterator[Any]:
         reports.close()
 
 
-def shared_memory_note(in_flight: int, processes: int) -> str | None:
-    """Return a warning if batches of ``in_flight`` bytes, in each process of this machine, do not fit ``/dev/shm``."""
-    need = in_flight * processes
-    if need == 0 or not SHARED_MEMORY.is_dir() or shutil.disk_usage(SHARED_MEMORY).free >= need:
-        return None
-    return (
-        f"warning: data workers keep up to {need / 1e6:.0f} MB of batches in shared memory; {_shared_memory_remedy()}"
-    )
-
-
 def _start(loader: DataLoader[Any], workers: list[BaseProcess]) -> Iterator[Any]:
     """Start the processes and add them to ``workers``. Removes torch's handler of SIGCHLD, which raises anywhere."""
     before, handler = set(active_children()), signal.getsignal(signal.SIGCHLD)
@@ -96,7 +84,7 @@ def _start(loader: DataLoader[Any], workers: list[BaseProcess]) -> Iterator[Any]
         finally:
             workers += [child for child in active_children() if child not in before]
     except OSError as error:
-        shared = f"; {_shared_memory_remedy()}" if is_shared_memory_error(str(error)) else ""
+        shared = f"; {shared_memory_remedy()}" if is_shared_memory_error(str(error)) else ""
         raise LostWorker(f"data workers cannot be started ({error}){shared or f'; {LESS_MEMORY}'}") from error
     finally:  # also if torch's handler interrupts the lines above
         if threading.current_thread() is threading.main_thread():
@@ -146,7 +134,7 @@ def _cause(workers: Sequence[BaseProcess], reports: Connection) -> str | None:
     if code == -signal.SIGKILL:
         return f"a data worker was killed, which the system does when memory runs out; {LESS_MEMORY}"
     if code == -signal.SIGBUS:
-        return f"a data worker was killed by SIGBUS, which means that shared memory is full; {_shared_memory_remedy()}"
+        return f"a data worker was killed by SIGBUS, which means that shared memory is full; {shared_memory_remedy()}"
     if code < 0:
         return (
             f"a data worker was killed by {signal.Signals(-code).name}; if no user did that, "
@@ -157,21 +145,10 @@ def _cause(workers: Sequence[BaseProcess], reports: Connection) -> str | None:
 
 def _describe_report(reason: str) -> str:
     if is_shared_memory_error(reason):
-        return f"a data worker could not send a batch ({reason}); {_shared_memory_remedy()}"
+        return f"a data worker could not send a batch ({reason}); {shared_memory_remedy()}"
     if is_open_files_error(reason):
         return f"a data worker could not send a batch ({reason}); raise the limit (ulimit -n), or {LESS_MEMORY}"
     return f"a data worker failed: {reason}; dataset.params.num_workers=0 shows the traceback"
-
-
-def _shared_memory_remedy() -> str:
-    size = ""
-    if SHARED_MEMORY.is_dir():
-        usage = shutil.disk_usage(SHARED_MEMORY)
-        size = f" has {usage.total / 1e6:.3g} MB, {usage.free / 1e6:.3g} MB of them free"
-    return (
-        f"{SHARED_MEMORY}{size}: give it more (docker run --shm-size=1g, or mount -o remount,size=1g "
-        f"{SHARED_MEMORY}), or {LESS_MEMORY} (dataset.params.num_workers=0 needs none)"
-    )
 
 
 def _prepare(reports: Connection, worker: int) -> None:

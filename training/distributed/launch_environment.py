@@ -25,13 +25,19 @@ def is_on(env: Mapping[str, str], name: str) -> bool:
 
 def check_environment(job: Job, env: Mapping[str, str] = os.environ) -> ProcessRank:
     """Return the rank of this process. Raises ConfigError if the environment contradicts the job or itself."""
+    place = check_launcher(env)
+    _check_step(job, env)
+    _check_other_modes(job, env)
+    return place
+
+
+def check_launcher(env: Mapping[str, str] = os.environ) -> ProcessRank:
+    """Return the rank of this process. Raises ConfigError if a launcher's variables are incomplete or contradictory."""
     try:
         place = process_rank(env)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     _check_rendezvous(env, place)
-    _check_step(job, env)
-    _check_other_modes(job, env)
     return place
 
 

@@ -14,7 +14,8 @@ from typing import Literal, NoReturn, TypeVar
 from torch import nn
 
 from common.files import reason_of, write_json
-from training.checkpointing.checkpoint import list_checkpoints, step_of
+from training.checkpointing.checkpoint import step_of
+from training.checkpointing.manifest import list_checkpoints
 from training.data.batch import CoBatch
 from training.data.worker_processes import LostWorker
 from training.failure.known_errors import describe_write_error

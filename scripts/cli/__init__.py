@@ -1,0 +1,1 @@
+"""The command `blockdiff-vla`: one name for the commands of this project."""

@@ -60,7 +60,7 @@ class ChainResult:
 
 def run_episode(env: DeskEnv, oracle: TaskOracle, task: str, seed: int, noise: Noise = QUIET) -> Episode:
     """Run the expert once, from a state in which the task is feasible."""
-    obs = env.reset(*task_resets(task, seed, env.scene))
+    obs = env.reset(*task_resets(task, seed, env.layout))
     began = time.process_time()
     expert = ScriptedExpert(env.layout, task, np.random.default_rng(seed), noise)
     success, steps = play_task(env, oracle, task, obs, expert.act, is_done=lambda: expert.done)

@@ -21,11 +21,10 @@ Array = npt.NDArray[np.float64]
 BAR_DEPTH = 0.025
 """Metres: the bar of a handle are the vertices at most this far from the outermost one."""
 RESPONSE = 0.5
-"""Part of the way to its target that the arm covers in a control step, measured: the first unit action moves the tcp by
+"""Part of the way to its target that the arm covers in a control step. Measured: the first unit action moves the tcp by
 1.0 cm, and half of the distance that is left follows in each step without an action."""
 FAR_TILT = 0.9
-"""rad. The inverse kinematics of a vertical hand is off by 5 cm and more at the switch of scene D, and by 1 cm with this
-tilt."""
+"""rad. The inverse kinematics of a vertical hand is off by 5 cm and more at the switch of scene D, by 1 cm with this tilt."""
 _SPACE_MARGIN = 0.03  # metres, from the edge of a surface of the cabinet to the centre of a random block, along x
 _CABINET_DEPTH = 0.012  # metres, of random block centres around the middle of such a surface, along y
 
@@ -59,7 +58,7 @@ def read_layout(config: Any, scene: str) -> Layout:
         blocks=blocks,
         hand=hand,
         furniture=_furniture(base, button, switch, slide, drawer, plank, blocks),
-        spaces=_spaces(config, next(iter(blocks.values()))[2]),
+        spaces=_spaces(config, slide, blocks),
     )
 
 
@@ -125,12 +124,19 @@ def _drawer_inside(drawer: Link) -> tuple[Array, Array]:
     return np.array([x0, y0, top]), np.array([x1, y1, drawer.points[:, 2].max()])
 
 
-def _spaces(config: Any, block_height: float) -> dict[str, tuple[Array, Array]]:
-    """Return the ranges of random block centres: the configuration's surfaces, narrower in the cabinet."""
+def _spaces(config: Any, slide: Link, blocks: dict[str, Size]) -> dict[str, tuple[Array, Array]]:
+    """Return the ranges of random block centres: the configuration's surfaces, narrower in the cabinet.
+
+    On the table no block touches the door: pushed away from it, it would lose a contact, and the oracle refuses that.
+    """
+    plate = max(slide.parts, key=lambda part: float(np.ptp(part[:, 0])))
+    clear_y = float(plate[:, 1].min()) - max(float(np.hypot(*size[:2])) for size in blocks.values()) / 2
     spaces = {}
     for name, (low, high) in config.scene.surfaces.items():
         corners = np.array(list(low)), np.array(list(high))
-        if name != "table":
+        if name == "table":
+            corners[1][1] = min(corners[1][1], clear_y)
+        else:
             middle = float(corners[0][1] + corners[1][1]) / 2
             corners[0][:2] = corners[0][0] + _SPACE_MARGIN, middle - _CABINET_DEPTH
             corners[1][:2] = corners[1][0] - _SPACE_MARGIN, middle + _CABINET_DEPTH

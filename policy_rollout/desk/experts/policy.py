@@ -131,8 +131,8 @@ class ScriptedExpert:
         noise: disturbances of the actions (QUIET, PLAY, or your own `Noise`).
         restarts: restart the plan when a move reaches its time limit far from its goal. For an expert that labels the
             states of another controller, which does not follow it.
-        endless: do not end a push after its 10 cm. An image does not show where a push began, so the actions that end it
-            cannot be learned from images; `done` stays False during such a push, and `is_endless` is True.
+        endless: do not end a push after its 10 cm. An image does not show where a push began, so the actions that
+            end it cannot be learned from images; `done` stays False during such a push, and `is_endless` is True.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class ScriptedExpert:
         return self._execute(self.intended, state, disturbed=True)
 
     def _execute(self, motion: Array, state: DeskState, disturbed: bool) -> Array:
-        """Return the action (7,) for an intended motion (7,): with noise, and with the lead that a lagging arm needs."""
+        """Return the action (7,) for an intended motion (7,): with noise, and with the lead of a lagging arm."""
         if self._arm is None:
             return self._disturber.disturb(motion) if disturbed else motion
         action = self._arm.lead(motion, state)

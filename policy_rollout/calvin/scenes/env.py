@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from policy_rollout.calvin.egl import find_graphics
 from policy_rollout.calvin.initial_states import ROBOT_START
 from policy_rollout.calvin.scenes.configuration import compose_configuration, configuration_folder
 from policy_rollout.calvin.scenes.layout import read_layout
 from policy_rollout.calvin.simulator import CalvinEnv
 from policy_rollout.closed_loop.interface import Render
 
+RENDERERS = ("egl", "tiny")
 JOINTS = slice(7, 14)  # in robot_obs
-IK_STEPS = 100
+IK_STEPS = 20
 IK_TOLERANCE = 1e-4  # metres
+
+
+def choose_renderer(renderer: str | None) -> str:
+    """Return "egl" or "tiny" (on the CPU): `renderer`, or without one "egl" if it works, else "tiny" with a notice.
+
+    Raises ``ValueError`` in one line if EGL is requested and does not work.
+    """
+    if renderer == "tiny":
+        return renderer
+    found, problem = find_graphics(None)
+    if found is not None:
+        return "egl"
+    if renderer == "egl":
+        raise ValueError(f"--renderer egl: {problem}; --renderer tiny draws on the CPU")
+    print(f"notice: {problem}; images are drawn on the CPU (--renderer tiny)", file=sys.stderr)
+    return "tiny"
 
 
 class SceneEnv(CalvinEnv):

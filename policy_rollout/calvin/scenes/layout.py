@@ -24,7 +24,8 @@ RESPONSE = 0.5
 """Part of the way to its target that the arm covers in a control step. Measured: the first unit action moves the tcp by
 1.0 cm, and half of the distance that is left follows in each step without an action."""
 FAR_TILT = 0.9
-"""rad. The inverse kinematics of a vertical hand is off by 5 cm and more at the switch of scene D, by 1 cm with this tilt."""
+"""rad. The inverse kinematics of a vertical hand is off by more than 5 cm at the switch of scene D, with this
+tilt by less than 1 cm."""
 _SPACE_MARGIN = 0.03  # metres, from the edge of a surface of the cabinet to the centre of a random block, along x
 _CABINET_DEPTH = 0.012  # metres, of random block centres around the middle of such a surface, along y
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy.typing as npt
+
 from policy_rollout.calvin.initial_states import SHELF_SPOTS
-from policy_rollout.closed_loop.interface import Env
+from policy_rollout.calvin.scene_state import CALVIN_REGIONS, Regions
+from policy_rollout.closed_loop.interface import Env, Render
 from policy_rollout.desk.env import DeskEnv
 from policy_rollout.desk.layout import Layout
 
@@ -19,6 +22,13 @@ class ExpertEnv(Env, Protocol):
     def scene(self) -> str: ...
     @property
     def layout(self) -> Layout: ...
+    def reset(
+        self,
+        robot_obs: npt.ArrayLike | None = None,
+        scene_obs: npt.ArrayLike | None = None,
+        seed: int | None = None,
+        render: Render = False,
+    ) -> dict[str, Any]: ...
 
 
 _calvin: Any = None
@@ -53,6 +63,20 @@ def check_world(environment: str) -> None:
 
         configuration_folder()
         check_packages()
+
+
+def regions_of(layout: Layout) -> Regions:
+    """Return where table, cabinet and drawer of a scene are, for its symbolic state."""
+    if layout.spaces is None:
+        return CALVIN_REGIONS
+    left, right = (layout.compartments[f"slider_{side}"] for side in ("left", "right"))
+    furniture = layout.furniture
+    return Regions(
+        shelf_split_x=float(left[1][0] + right[0][0]) / 2,
+        drawer_z=furniture.drawer_floor_z + furniture.block_height / 2,
+        slide_travel=furniture.slide_travel,
+        drawer_travel=furniture.drawer_travel,
+    )
 
 
 def has_official_states(layout: Layout) -> bool:

@@ -258,7 +258,7 @@ def _calvin_config(settings: Settings) -> dict[str, Any]:
     config = compose_configuration(settings.scenes[0], settings.static_size, settings.gripper_size)
     config.env.use_egl = settings.renderer == "egl"
     config.seed = settings.seed
-    content: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    content: dict[str, Any] = OmegaConf.to_container(config)
     return content
 
 

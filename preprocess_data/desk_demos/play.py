@@ -259,7 +259,7 @@ class EpisodeRun:
         """Return the action (7,) that is executed; ``wanted``: that of the expert."""
         return wanted
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> Mapping[str, Any]:
         """Act once, pass the frame (observation before the action, and the action) to the sink, return the new info."""
         before = self.obs
         command = self.command(self.expert.act(before))

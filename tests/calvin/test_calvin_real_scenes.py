@@ -111,7 +111,7 @@ def _run(*command: object) -> str:
 def _record(out: Path, *options: object) -> None:
     _run(
         "preprocess_data/make_desk_demos.py", "--environment=calvin", "--renderer=tiny", "--out", out, "--no-preview",
-        "--tasks=doors_and_lights", "--tasks-per-episode=1", "--static-size=128", "--gripper-size=64", *options,
+        "--tasks=doors_and_lights", "--tasks-per-episode=1", "--static-size=64", "--gripper-size=48", *options,
     )  # fmt: skip
 
 
@@ -126,9 +126,10 @@ def test_experts_recording_training_and_chains_in_the_simulator(tmp_path: Path) 
     assert "| all | 2/2 | | |" in report.read_text()
 
     data = tmp_path / "data"
-    _record(data, "--episodes=2")
+    _record(data, "--episodes=2", "--workers=2")
     _record(data, "--episodes=1", "--split=validation")
-    _record(tmp_path / "again", "--episodes=2", "--workers=2")
+    _record(tmp_path / "again", "--episodes=1")
+    _record(tmp_path / "again", "--episodes=2")  # resumed
     assert _contents(data / "training") == _contents(tmp_path / "again" / "training")
     _check_fields(CalvinSplit(data / "training"), CalvinSplit(RECORDED / "training"))
 
@@ -146,7 +147,7 @@ def test_experts_recording_training_and_chains_in_the_simulator(tmp_path: Path) 
     model.write_text(shipped.replace("./assets/desk_policy", str(run)))
     _run(
         "-m", "policy_rollout.calvin_evaluate_upvla", "environment=calvin", f"dataset_path={data}", "renderer=tiny",
-        f"model_config={model}", "annotations=own", "num_sequences=2", "num_videos=0", "ep_len=20", "device=cpu",
+        f"model_config={model}", "annotations=own", "num_sequences=2", "num_videos=0", "ep_len=10", "device=cpu",
         "workers=0", f"log_dir={results}",
     )  # fmt: skip
     content = json.loads((results / "results.json").read_text())

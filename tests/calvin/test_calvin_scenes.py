@@ -174,6 +174,9 @@ def test_records_resume_and_do_not_mix(tmp_path: Path) -> None:
     again = Records(file, "calvin", QUIET)
     assert again.missing("D", "open_drawer", range(4)) == (2, 3)
     assert again.of("D", "open_drawer", range(2)) == records.of("D", "open_drawer", range(2))
+    again.add([Episode("open_drawer", "D", seed, True, 20, 0, 0.1) for seed in (7, 2)])
+    assert [episode.seed for episode in again.all(["D"], ["open_drawer"])] == [0, 1, 2, 7]
+    assert again.all(["A"], ["open_drawer"]) == []
     for environment, noise in (("desk", QUIET), ("calvin", Noise(sigma=0.1))):
         with pytest.raises(ValueError, match="give another file"):
             Records(file, environment, noise)

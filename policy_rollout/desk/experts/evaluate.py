@@ -115,6 +115,12 @@ class Records:
     def of(self, scene: str, task: str, seeds: range) -> list[Episode]:
         return [self._episodes[scene, task, seed] for seed in seeds]
 
+    def all(self, scenes: Sequence[str], tasks: Sequence[str]) -> list[Episode]:
+        """Return all episodes of these scenes and tasks, in order."""
+        order = [(scene, task) for scene in scenes for task in tasks]
+        found = [e for e in self._episodes.values() if (e.scene, e.task) in order]
+        return sorted(found, key=lambda e: (order.index((e.scene, e.task)), e.seed))
+
     def add(self, episodes: Sequence[Episode]) -> None:
         self._index(episodes)
         if self.file is not None and episodes:
@@ -158,7 +164,10 @@ def success_table(
     environment: str = "desk",
     records: Records | None = None,
 ) -> list[Episode]:
-    """Run every task with every seed in every scene that `records` does not have, and print each result."""
+    """Run every task with every seed in every scene that `records` does not have, and print each result.
+
+    Returns all episodes of these scenes and tasks that `records` then has, also those of other seeds.
+    """
     records = Records(None, environment, noise) if records is None else records
     jobs = [
         (environment, scene, task, records.missing(scene, task, seeds), noise) for scene in scenes for task in tasks
@@ -166,7 +175,7 @@ def success_table(
     for (_, scene, task, _, _), some in zip(jobs, _map(table_job, jobs, workers), strict=True):
         records.add(some)
         print(f"{scene}  {task:26s} {_summary(records.of(scene, task, seeds))}", flush=True)
-    return [episode for scene in scenes for task in tasks for episode in records.of(scene, task, seeds)]
+    return records.all(scenes, tasks)
 
 
 def _summary(episodes: Sequence[Episode]) -> str:
@@ -292,7 +301,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--noise", action="store_true", help="disturb the experts as in recordings")
     parser.add_argument("--workers", type=whole(1), default=2, help="processes")
     parser.add_argument(
-        "--records", type=path_argument, metavar="FILE", help="keep the table's episodes here, and resume from them"
+        "--records",
+        type=path_argument,
+        metavar="FILE",
+        help="keep the table's episodes here, resume from them, and show all of them",
     )
     parser.add_argument("--markdown", type=path_argument, metavar="FILE", help="also write the results to this file")
     return parser

@@ -148,7 +148,7 @@ def test_experts_recording_training_and_chains_in_the_simulator(tmp_path: Path) 
     _run(
         "-m", "policy_rollout.calvin_evaluate_upvla", "environment=calvin", f"dataset_path={data}", "renderer=tiny",
         f"model_config={model}", "annotations=own", "num_sequences=2", "num_videos=0", "ep_len=10", "device=cpu",
-        "workers=0", f"log_dir={results}",
+        "parallel=1", "workers=0", f"log_dir={results}",
     )  # fmt: skip
     content = json.loads((results / "results.json").read_text())
     assert len(content["records"]) == 2

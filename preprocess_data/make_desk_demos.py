@@ -1,4 +1,6 @@
-"""Record demonstrations on the embedded desk as a raw CALVIN split, which process_calvin.py and training read.
+"""Record demonstrations on the embedded desk, or in the real CALVIN, as a raw CALVIN split.
+
+process_calvin.py and training read it.
 
 python preprocess_data/make_desk_demos.py --out data/desk --episodes 100 --scenes A,B,C --workers 4
 """
@@ -13,14 +15,18 @@ from pathlib import Path
 
 from common.arguments import command_parser
 from common.command import run_command
+from policy_rollout.desk.experts.worlds import ENVIRONMENTS
+from policy_rollout.desk.rendering import RENDERERS
 from preprocess_data.desk_demos.options import add_options, make_settings
 from preprocess_data.desk_demos.play import Settings
 from preprocess_data.desk_demos.recording import Summary, describe, record
 
+CALVIN_RENDERERS = ("egl", "tiny")
+
 DESCRIPTION = """\
-Record demonstrations on the embedded desk: scripted experts with noise do one task after the other, as CALVIN's
-operators did. A stretch in which the task oracle confirms a task is annotated with an instruction. The result is a raw
-CALVIN split: OUT/training or OUT/validation.
+Record demonstrations on the embedded desk or in the real CALVIN: scripted experts with noise do one task after the
+other, as CALVIN's operators did. A stretch in which the task oracle confirms a task is annotated with an instruction.
+The result is a raw CALVIN split: OUT/training or OUT/validation.
 
 An episode is one run of uninterrupted play with --tasks-per-episode attempts, about 40 frames each at 30 Hz.
 Episode k depends on the options and k only: any number of workers gives the same bytes. A stopped recording resumes
@@ -33,6 +39,8 @@ examples:
   make_desk_demos.py --out data/desk_ABC --episodes 300 --scenes A,B,C --workers 8
   make_desk_demos.py --out data/desk_ABC --episodes 20 --scenes D --split validation
       train on three scenes, evaluate on a fourth: CALVIN's ABC -> D
+  make_desk_demos.py --environment calvin --out data/calvin_D --episodes 40 --renderer tiny --workers 2
+      the same in CALVIN's own simulator (scripts/install_calvin_env.sh); no data set is needed
   make_desk_demos.py --out data/tiny --episodes 4 --static-size 64 --gripper-size 64 --tasks open_drawer,close_drawer
 
 then:
@@ -46,7 +54,8 @@ def make_demos(out: Path, settings: Settings, workers: int = 1, progress: bool =
 
 def parser() -> argparse.ArgumentParser:
     made = command_parser(DESCRIPTION, EPILOG, prog="make_desk_demos.py")
-    add_options(made)
+    made.add_argument("--environment", choices=ENVIRONMENTS, default="desk", help="desk, or the installed CALVIN")
+    add_options(made, (*RENDERERS, *CALVIN_RENDERERS))
     made.add_argument(
         "--no-noise", action="store_true", help="experts without disturbances; policies learn less from them"
     )

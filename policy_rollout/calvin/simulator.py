@@ -91,14 +91,15 @@ class CalvinEnv:
     do not select a connection.
 
     `split`: the folder with `.hydra/merged_config.yaml`. `egl`: render with EGL instead of the CPU; `egl_device`: its
-    device number. Raises ``ValueError`` if the simulator cannot be built, ``RuntimeError`` if this process already has
-    one.
+    device number. `config`: a configuration in place of that file; `split` then names its origin in messages. Raises
+    ``ValueError`` if the simulator cannot be built, ``RuntimeError`` if this process already has one.
     """
 
     _in_use = False
 
-    def __init__(self, split: Path, egl: bool = False, egl_device: int | None = None) -> None:
-        self._config, self._file, self._egl = read_configuration(split), split / CONFIGURATION, egl
+    def __init__(self, split: Path, egl: bool = False, egl_device: int | None = None, config: Any = None) -> None:
+        self._config = read_configuration(split) if config is None else config
+        self._file, self._egl = split / CONFIGURATION if config is None else split, egl
         if CalvinEnv._in_use:
             raise RuntimeError("a process can have one CALVIN environment at a time: close the first")
         if egl_device is not None:

@@ -124,7 +124,7 @@ def draw_tasks(env: DeskEnv, path: Path, seed: int) -> int:
 
 def play_one(env: DeskEnv, task: str, options: argparse.Namespace) -> int:
     """Run one task and print the outcome. Returns 0 if it was done, 1 if not."""
-    video = None if options.save is None else Video()
+    video = None if options.save is None else Video(env)
     obs = env.reset(*task_resets(task, options.seed, env.scene), seed=options.seed)
     rng = np.random.default_rng(options.seed)
     instruction = TRAINING[task][options.seed % len(TRAINING[task])]
@@ -138,7 +138,7 @@ def play_one(env: DeskEnv, task: str, options: argparse.Namespace) -> int:
 
 def play_chain(env: DeskEnv, length: int, options: argparse.Namespace) -> int:
     """Run tasks in sequence until one fails. Returns 0 if all were done, 1 if not."""
-    video, oracle = None if options.save is None else Video(), TaskOracle()
+    video, oracle = None if options.save is None else Video(env), TaskOracle()
     chain = desk_sequences(1, EXPERT_TASKS, options.seed, length)[0]
     obs = env.reset(*initial_state(chain.state), seed=options.seed)
     rng = np.random.default_rng(options.seed)

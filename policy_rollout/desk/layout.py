@@ -91,11 +91,68 @@ HOME_TCP = (0.02586, -0.23131, 0.57128)
 HOME_EULER = (3.09045, -0.02909, 1.50012)
 
 
-def front_point(x: float, t: float, n: float) -> Array:
-    """Return the world position (3,) of a point `t` up along the cabinet's leaning front and `n` out of it."""
-    y = FRONT_ORIGIN[0] + t * FRONT_UP[0] + n * FRONT_OUT[0]
-    z = FRONT_ORIGIN[1] + t * FRONT_UP[1] + n * FRONT_OUT[1]
+def front_point(x: float, t: float, n: float, origin: tuple[float, float] = FRONT_ORIGIN) -> Array:
+    """Return the world position (3,) of a point `t` up along the cabinet's leaning front and `n` out of it.
+
+    `origin`: (y, z) of the front at t = 0.
+    """
+    y = origin[0] + t * FRONT_UP[0] + n * FRONT_OUT[0]
+    z = origin[1] + t * FRONT_UP[1] + n * FRONT_OUT[1]
     return np.array([x, y, z])
+
+
+@dataclass(frozen=True)
+class Hand:
+    """Sizes of the hand, metres, in the frame of the tcp, and how it follows its target. Defaults: the desk's."""
+
+    finger_tip: float = FINGER_TIP
+    finger_half: tuple[float, float] = FINGER_HALF
+    palm_half: tuple[float, float] = PALM_HALF
+    open_width: float = GRIPPER_RANGE[1]
+    far_tilt: float = 0.0
+    """Tilt in rad with which the hand reaches the far side of the cabinet; 0: a vertical hand reaches everything."""
+    response: float | None = None
+    """Part of the distance to its target that the tcp covers in a control step; None: all of it, as on the desk."""
+
+    @property
+    def closed_half(self) -> float:
+        """Half width of the closed fingers along y."""
+        return 2 * self.finger_half[1]
+
+
+@dataclass(frozen=True)
+class Furniture:
+    """Sizes and places that all scenes of one world share, metres. The defaults are the desk's.
+
+    Bars are the parts of handles that the fingers touch: `door_bar` is (t, n) of its centre, `switch_bar` the same for
+    the switch at joint 0, `drawer_bar` (y, z) of the closed drawer. A half size is along (x, t, n), or (y, z).
+    """
+
+    table_z: float = TABLE_Z
+    table_x: tuple[float, float] = TABLE_X
+    table_front_y: float = TABLE_FRONT_Y
+    plank_z: float = PLANK_Z
+    plank_y: tuple[float, float] = PLANK_Y
+    front_origin: tuple[float, float] = FRONT_ORIGIN
+    slide_travel: float = SLIDE_RANGE[1]
+    drawer_travel: float = DRAWER_RANGE[1]
+    switch_travel: float = SWITCH_RANGE[1]
+    door_half_width: float = DOOR_HALF_WIDTH
+    door_bar: tuple[float, float] = (DOOR_BAR_T, DOOR_BAR_N)
+    door_bar_half: Size = DOOR_BAR_HALF
+    switch_bar: tuple[float, float] = (SWITCH_T0, SWITCH_BAR_N)
+    switch_bar_half: Size = SWITCH_BAR_HALF
+    button_y: float = BUTTON_Y
+    button_top_z: float = BUTTON_TOP_Z
+    button_ring: tuple[float, float] = BUTTON_RING
+    drawer_half_width: float = DRAWER_HALF_WIDTH
+    drawer_wall: float = DRAWER_WALL  # half thickness
+    drawer_y: tuple[float, float] = DRAWER_Y
+    drawer_floor_z: float = DRAWER_FLOOR_Z
+    drawer_rim_z: float = DRAWER_RIM_Z
+    drawer_bar: tuple[float, float] = (DRAWER_BAR_Y, DRAWER_BAR_Z)
+    drawer_bar_half: tuple[float, float] = (DRAWER_BAR_RADIUS, DRAWER_BAR_RADIUS)
+    block_height: float = BLOCK_HEIGHT
 
 
 @dataclass(frozen=True)
@@ -109,28 +166,34 @@ class Layout:
     drawer_x: float
     opening_x: tuple[float, float]  # the cabinet is open between these; the rest has a fixed front
     blocks: dict[str, Size] = field(default_factory=dict)  # full edge lengths
+    hand: Hand = Hand()
+    furniture: Furniture = Furniture()
+    spaces: dict[str, tuple[Array, Array]] | None = None  # ranges of random block centres; None: those of the desk
 
     @property
     def button(self) -> Array:
         """Middle of the button's top when it is not pressed."""
-        return np.array([self.button_x, BUTTON_Y, BUTTON_TOP_Z])
+        return np.array([self.button_x, self.furniture.button_y, self.furniture.button_top_z])
 
     def door_handle_at(self, slide: float) -> Array:
-        """Return the centre of the sliding door's bar, which is 0.104 long and runs up along the leaning front."""
-        return front_point(self.door_x - slide, DOOR_BAR_T, DOOR_BAR_N)
+        """Return the centre of the sliding door's bar, which runs up along the leaning front."""
+        return front_point(self.door_x - slide, *self.furniture.door_bar, self.furniture.front_origin)
 
     def switch_handle_at(self, switch: float) -> Array:
-        """Return the centre of the switch's bar, which is 0.08 long along x."""
-        return front_point(self.switch_x, SWITCH_T0 + switch, SWITCH_BAR_N)
+        """Return the centre of the switch's bar, which runs along x."""
+        t, n = self.furniture.switch_bar
+        return front_point(self.switch_x, t + switch, n, self.furniture.front_origin)
 
     def drawer_handle_at(self, drawer: float) -> Array:
-        """Return the centre of the drawer's bar, which is 0.17 long along x; fingers fit behind it."""
-        return np.array([self.drawer_x, DRAWER_BAR_Y - drawer, DRAWER_BAR_Z])
+        """Return the centre of the drawer's bar, which runs along x; fingers fit behind it."""
+        y, z = self.furniture.drawer_bar
+        return np.array([self.drawer_x, y - drawer, z])
 
     def drawer_space_at(self, drawer: float) -> tuple[Array, Array]:
         """Return lower and upper corner of the drawer's inside that is not under the table."""
-        low = [self.drawer_x - DRAWER_HALF_WIDTH + 2 * DRAWER_WALL, DRAWER_Y[0] - drawer, DRAWER_FLOOR_Z]
-        high = [self.drawer_x + DRAWER_HALF_WIDTH - 2 * DRAWER_WALL, TABLE_FRONT_Y, DRAWER_RIM_Z]
+        f = self.furniture
+        low = [self.drawer_x - f.drawer_half_width + 2 * f.drawer_wall, f.drawer_y[0] - drawer, f.drawer_floor_z]
+        high = [self.drawer_x + f.drawer_half_width - 2 * f.drawer_wall, f.table_front_y, f.drawer_rim_z]
         return np.array(low), np.array(high)
 
     @property
@@ -145,9 +208,11 @@ class Layout:
     def compartments(self) -> dict[str, tuple[Array, Array]]:
         """Ranges of a block's centre in the cabinet: lower and upper corner, z of a resting block.
 
-        `slider_right` is behind the door at joint 0, `slider_left` at joint 0.28. The palm of a hand that grasps a
-        block there fits between the door and the fixed fronts.
+        `slider_right` is behind the door at joint 0, `slider_left` at the end of its travel. The palm of a hand that
+        grasps a block there fits between the door and the fixed fronts.
         """
+        if self.spaces is not None:
+            return {name: space for name, space in self.spaces.items() if name != "table"}
         z = PLANK_Z + BLOCK_HEIGHT / 2
         spots = {"slider_right": self.door_x, "slider_left": self.door_x - SLIDE_RANGE[1]}
         return {k: (np.array([x - 0.055, 0.088, z]), np.array([x + 0.055, 0.100, z])) for k, x in spots.items()}
@@ -155,6 +220,8 @@ class Layout:
     @property
     def table_space(self) -> tuple[Array, Array]:
         """Range of random block centres on the table (CALVIN's ranges, clear of the button)."""
+        if self.spaces is not None:
+            return self.spaces["table"]
         z = TABLE_Z + BLOCK_HEIGHT / 2
         low, high = 0.0, 0.35
         if self.button_x > 0.15:

@@ -1,4 +1,4 @@
-"""Run one task on the desk: with an actor, the oracle's verdict, and an optional video."""
+"""Run one task: with an actor, the oracle's verdict, and an optional video."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from common.constants import CALVIN_MAX_STEPS
 from common.image_grid import FAINT, GREEN, RED, RgbImage, add_caption, side_by_side
 from policy_rollout.calvin.oracle import TaskOracle
+from policy_rollout.closed_loop.interface import Env
 from policy_rollout.desk.env import DeskEnv
 
 Array = npt.NDArray[np.float64]
@@ -21,17 +22,17 @@ DONE_STEPS = 30
 
 
 class Video:
-    """Frames of both cameras with the instruction as caption; records every second step."""
+    """Frames of both cameras of a desk with the instruction as caption; records every second step."""
 
     interval = 2
 
-    def __init__(self) -> None:
+    def __init__(self, env: DeskEnv) -> None:
+        self.env = env
         self.frames: list[RgbImage] = []
 
-    def add_frame(self, env: DeskEnv, text: str, note: str, colour: tuple[int, int, int] = FAINT) -> None:
+    def add_frame(self, text: str, note: str, colour: tuple[int, int, int] = FAINT) -> None:
         """Render both cameras and add a frame."""
-        size = env.static_size
-        row = side_by_side([env.render("static"), env.render("gripper")], size)
+        row = side_by_side([self.env.render("static"), self.env.render("gripper")], self.env.static_size)
         self.frames.append(add_caption(row, text, note, colour))
 
 
@@ -41,7 +42,7 @@ def random_actor(rng: np.random.Generator) -> Actor:
 
 
 def play_task(
-    env: DeskEnv,
+    env: Env,
     oracle: TaskOracle,
     task: str,
     obs: Mapping[str, Any],
@@ -59,7 +60,7 @@ def play_task(
     success, left = False, DONE_STEPS
     for step in range(1, CALVIN_MAX_STEPS + 1):
         if video is not None and (step - 1) % video.interval == 0:
-            video.add_frame(env, instruction, f"{task}, step {step - 1}")
+            video.add_frame(instruction, f"{task}, step {step - 1}")
         obs, _, _, info = env.step(actor(obs), render=False)
         success = oracle.done(task, start, info)
         left -= is_done()
@@ -68,5 +69,5 @@ def play_task(
     if video is not None:
         note, colour = (f"{task}: done after {step} steps", GREEN) if success else (f"{task}: NOT done", RED)
         for _ in range(10):
-            video.add_frame(env, instruction, note, colour)
+            video.add_frame(instruction, note, colour)
     return success, step

@@ -12,6 +12,7 @@ import time
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import yaml
 
 from common.files import write_bytes
+from policy_rollout.calvin.installation import package_commit
 from policy_rollout.calvin.tasks import CALVIN_TASKS
 from policy_rollout.desk.engine import mujoco
 from policy_rollout.desk.rendering import cameras
@@ -134,6 +136,8 @@ def record_episode(job: EpisodeJob) -> tuple[int, float]:
     settings, episode, folder = job
     global _player  # the desk of the last episode is used again
     if _player is None or _player.settings != settings:
+        if _player is not None:
+            _player.close()
         _player = settings.player()
     began = time.process_time()
     # The name has the process number: a worker of a killed recording may still write the same episode for a moment.
@@ -211,6 +215,9 @@ def statistics(episodes: Sequence[EpisodeEntry]) -> dict[str, Any]:
 
 def merged_config(settings: Settings) -> dict[str, Any]:
     """Return the environment of the recording, with the keys that evaluation reads, and the program's settings."""
+    recording = {"program": settings.program, **settings.as_dict(), "versions": _versions(settings.environment)}
+    if settings.environment == "calvin":
+        return _calvin_config(settings) | {"recording": recording}
     shared = {"aspect": 1, "nearval": 0.01, "farval": 10}
     static = {
         "name": "static",
@@ -237,13 +244,29 @@ def merged_config(settings: Settings) -> dict[str, Any]:
             "light_jitter": settings.light_jitter,
         },
         "tasks": {"tasks": tasks},
-        "recording": {
-            "program": settings.program,
-            **settings.as_dict(),
-            "versions": {"python": platform.python_version(), "mujoco": mujoco.__version__, "numpy": np.__version__},
-        },
+        "recording": recording,
         "seed": settings.seed,
     }
+
+
+def _calvin_config(settings: Settings) -> dict[str, Any]:
+    """Return CALVIN's configuration of the first scene, from which its simulator can be built again."""
+    from omegaconf import OmegaConf
+
+    from policy_rollout.calvin.scenes.configuration import compose_configuration
+
+    config = compose_configuration(settings.scenes[0], settings.static_size, settings.gripper_size)
+    config.env.use_egl = settings.renderer == "egl"
+    config.seed = settings.seed
+    content: dict[str, Any] = OmegaConf.to_container(config)
+    return content
+
+
+def _versions(environment: str) -> dict[str, str]:
+    shared = {"python": platform.python_version(), "numpy": np.__version__}
+    if environment == "desk":
+        return {"python": shared["python"], "mujoco": mujoco.__version__, "numpy": shared["numpy"]}
+    return {**shared, "pybullet": version("pybullet"), "calvin_env": package_commit()}
 
 
 def _yaml(content: Mapping[str, Any]) -> bytes:

@@ -1,13 +1,15 @@
-"""Options that all recordings of the desk share."""
+"""Options that all recordings of scripted experts share."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import TypeVar
 
 from common.arguments import name_list, path_argument, real, whole
 from policy_rollout.calvin.tasks import DOORS_AND_LIGHTS, TASK_NAMES
+from policy_rollout.desk.experts.worlds import check_world
 from policy_rollout.desk.layout import SCENES
 from policy_rollout.desk.rendering import RENDERERS, check_renderer
 from policy_rollout.desk.rendering.cameras import checked_jitter
@@ -17,7 +19,7 @@ _SETS = {"all": TASK_NAMES, "doors_and_lights": DOORS_AND_LIGHTS}
 Made = TypeVar("Made", bound=Settings)
 
 
-def add_options(made: argparse.ArgumentParser) -> None:
+def add_options(made: argparse.ArgumentParser, renderers: Sequence[str] = RENDERERS) -> None:
     """Add the options of a recording."""
     add = made.add_argument
     add(
@@ -48,7 +50,13 @@ def add_options(made: argparse.ArgumentParser) -> None:
     add("--depth", action="store_true", help="record depth_static and depth_gripper too (three times the size)")
     add("--camera-jitter", type=real(0), default=0.0, metavar="X", help="0 none, 1 clearly visible; per episode")
     add("--light-jitter", type=real(0), default=0.0, metavar="X", help="the same for the light")
-    add("--renderer", choices=RENDERERS, default="raycast", help="raycast needs no OpenGL (default)")
+    add(
+        "--renderer",
+        choices=renderers,
+        default=RENDERERS[0] if len(renderers) == len(RENDERERS) else None,
+        help="of the desk: raycast (default, needs no OpenGL) or gl"
+        + ("; of calvin: egl (default if it works) or tiny (on the CPU)" if len(renderers) > len(RENDERERS) else ""),
+    )
     add("--no-preview", action="store_true", help="leave out the contact sheet and the clip")
 
 
@@ -62,6 +70,28 @@ def make_settings(options: argparse.Namespace, kind: type[Made], **more: object)
         checked_jitter(getattr(options, name), f"--{name.replace('_', '-')}")
     if options.episodes < len(scenes):
         raise ValueError(f"--episodes is {options.episodes}; {len(scenes)} scenes need at least one each")
-    check_renderer(options.renderer)
+    environment = getattr(options, "environment", "desk")
+    renderer = _calvin_renderer(options) if environment == "calvin" else _desk_renderer(options)
     shared = {field.name: getattr(options, field.name) for field in fields(kind) if hasattr(options, field.name)}
-    return kind(**{**shared, "scenes": scenes, "tasks": tasks, **more})
+    return kind(**{**shared, "scenes": scenes, "tasks": tasks, "renderer": renderer, **more})
+
+
+def _desk_renderer(options: argparse.Namespace) -> str:
+    renderer: str = options.renderer or RENDERERS[0]
+    if renderer not in RENDERERS:
+        raise ValueError(f"--renderer is {renderer}; the desk has {', '.join(RENDERERS)}")
+    check_renderer(renderer)
+    return renderer
+
+
+def _calvin_renderer(options: argparse.Namespace) -> str:
+    """Return the renderer of a recording in the real simulator. Raise ValueError if it cannot record here."""
+    from policy_rollout.calvin.scenes import env
+
+    if options.renderer not in (None, *env.RENDERERS):
+        raise ValueError(f"--renderer is {options.renderer}; calvin has {', '.join(env.RENDERERS)}")
+    for name in ("camera_jitter", "light_jitter"):
+        if getattr(options, name):
+            raise ValueError(f"--{name.replace('_', '-')}: CALVIN's simulator has none; leave it out")
+    check_world("calvin")
+    return env.choose_renderer(options.renderer)

@@ -1,4 +1,4 @@
-"""Play chains of tasks on the embedded desk, as CALVIN's operators did, without resets between the tasks.
+"""Play chains of tasks on the desk or in the real CALVIN, as its operators did, without resets between the tasks.
 
 The next task is drawn from those that are feasible in the current state, and an expert with noise attempts it. If the
 task oracle confirms success, its frames become a window with an instruction; frames of failures stay as play.
@@ -21,6 +21,7 @@ from policy_rollout.calvin.symbolic import Frozen, feasible_tasks, freeze, succe
 from policy_rollout.calvin.tasks import COLOURS, TASK_NAMES
 from policy_rollout.desk import DeskEnv
 from policy_rollout.desk.experts.policy import PLAY, QUIET, ScriptedExpert, task_resets
+from policy_rollout.desk.experts.worlds import ExpertEnv, regions_of
 from training.data.calvin import relative_action
 
 Array = npt.NDArray[Any]
@@ -85,6 +86,7 @@ class Settings:
     camera_jitter: float = 0.0
     light_jitter: float = 0.0
     renderer: str = "raycast"
+    environment: str = "desk"
 
     @property
     def program(self) -> str:
@@ -102,6 +104,8 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """Return all settings and the recorder's version, with lists in place of tuples."""
         settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if self.environment == "desk":
+            del settings["environment"]  # recordings of the desk are older than this setting
         return {**settings, "version": VERSION}
 
 
@@ -131,22 +135,30 @@ class Player:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.oracle = TaskOracle()
-        self._env: DeskEnv | None = None
+        self._env: ExpertEnv | None = None
 
     def play(self, episode: int, sink: Sink) -> PlayedEpisode:
         """Play one episode; pass each frame to `sink` when it is complete."""
         return self.make_run(self.desk(self.settings.scene(episode)), episode, sink).play()
 
-    def make_run(self, env: DeskEnv, episode: int, sink: Sink) -> EpisodeRun:
+    def make_run(self, env: ExpertEnv, episode: int, sink: Sink) -> EpisodeRun:
         """Return an episode that is not played yet."""
         return EpisodeRun(self.settings, env, self.oracle, episode, sink)
 
-    def desk(self, scene: str) -> DeskEnv:
+    def desk(self, scene: str) -> ExpertEnv:
+        """Return the environment of a scene; a player has one at a time."""
         if self._env is None or self._env.scene != scene:
             self.close()
-            s = self.settings
-            self._env = DeskEnv(scene, s.renderer, s.static_size, s.gripper_size, s.camera_jitter, s.light_jitter)
+            self._env = self._make_env(scene)
         return self._env
+
+    def _make_env(self, scene: str) -> ExpertEnv:
+        s = self.settings
+        if s.environment == "calvin":
+            from policy_rollout.calvin.scenes.env import SceneEnv
+
+            return SceneEnv(scene, s.renderer == "egl", None, s.static_size, s.gripper_size)
+        return DeskEnv(scene, s.renderer, s.static_size, s.gripper_size, s.camera_jitter, s.light_jitter)
 
     def close(self) -> None:
         if self._env is not None:
@@ -157,7 +169,7 @@ class Player:
 class EpisodeRun:
     """One episode while it is played."""
 
-    def __init__(self, settings: Settings, env: DeskEnv, oracle: TaskOracle, episode: int, sink: Sink) -> None:
+    def __init__(self, settings: Settings, env: ExpertEnv, oracle: TaskOracle, episode: int, sink: Sink) -> None:
         self.settings, self.env, self.oracle, self.sink = settings, env, oracle, sink
         source = np.random.SeedSequence([settings.seed, SPLITS.index(settings.split), episode])
         # Instructions have a stream of their own: with other wordings the frames are the same.
@@ -170,7 +182,7 @@ class EpisodeRun:
 
     def play(self) -> PlayedEpisode:
         seed = int(self.choice.integers(2**31))
-        robot_obs, scene_obs = task_resets(self.first_task, seed, self.env.scene)
+        robot_obs, scene_obs = task_resets(self.first_task, seed, self.env.layout)
         self.obs = self.env.reset(robot_obs, scene_obs, seed=seed, render=True)
         self.expert = self.make_expert()
         windows: list[Window] = []
@@ -191,7 +203,8 @@ class EpisodeRun:
 
     def _next_task(self) -> str | None:
         """Draw one of the feasible tasks: rare ones and those that lead to rare ones more often, repeats less often."""
-        values = symbolic_state(self.obs["scene_obs"], self.obs["robot_obs"], self.env.get_info())
+        regions = regions_of(self.env.layout)
+        values = symbolic_state(self.obs["scene_obs"], self.obs["robot_obs"], self.env.get_info(), regions)
         feasible = feasible_tasks(values, self.settings.tasks, unique=False)
         if not feasible:
             return None
@@ -246,7 +259,7 @@ class EpisodeRun:
         """Return the action (7,) that is executed; ``wanted``: that of the expert."""
         return wanted
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> Mapping[str, Any]:
         """Act once, pass the frame (observation before the action, and the action) to the sink, return the new info."""
         before = self.obs
         command = self.command(self.expert.act(before))

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from policy_rollout.closed_loop.interface import binary_gripper, observation
-from policy_rollout.desk import DeskEnv
 from policy_rollout.desk.experts.policy import PLAY, QUIET, ScriptedExpert
+from policy_rollout.desk.experts.worlds import ExpertEnv
 from preprocess_data.desk_demos.play import GIVE_UP, PATIENCE, TAIL, EpisodeRun, Player, Settings, Sink, Window
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class RolloutPlayer(Player):
         super().__init__(settings)
         self.policy = load_policy(settings.model) if policy is None else policy
 
-    def make_run(self, env: DeskEnv, episode: int, sink: Sink) -> Rollout:
+    def make_run(self, env: ExpertEnv, episode: int, sink: Sink) -> Rollout:
         return Rollout(self, env, episode, sink)
 
 
@@ -89,7 +89,7 @@ class Rollout(EpisodeRun):
 
     settings: RolloutSettings
 
-    def __init__(self, player: RolloutPlayer, env: DeskEnv, episode: int, sink: Sink) -> None:
+    def __init__(self, player: RolloutPlayer, env: ExpertEnv, episode: int, sink: Sink) -> None:
         super().__init__(player.settings, env, player.oracle, episode, sink)
         self.policy = player.policy
         self.turns = np.random.default_rng([self.settings.seed, 1, episode])

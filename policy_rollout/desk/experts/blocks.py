@@ -11,7 +11,6 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from policy_rollout.desk import layout as L
 from policy_rollout.desk.experts.furniture import free_hand, slide_left, slide_right
 from policy_rollout.desk.experts.grasp import Grasp, grasp_of, in_cabinet, in_drawer, openings
 from policy_rollout.desk.experts.motion import (
@@ -33,6 +32,7 @@ from policy_rollout.desk.experts.motion import (
     shifted,
     wait,
 )
+from policy_rollout.desk.layout import Hand
 from policy_rollout.desk.rotation import euler_of, matrix_of
 
 Array = npt.NDArray[np.float64]
@@ -57,8 +57,12 @@ def grasp_block(desk: Desk, name: str, grasp: Grasp | None = None) -> Plan:
 def _slide_bar_aside(desk: Desk, name: str) -> Plan:
     """Slide the door if its bar blocks the palm, but so little that both door tasks stay feasible."""
     pos, bar = desk.state.blocks[name].pos, desk.layout.door_handle_at(desk.state.slide)
-    if -0.08 < pos[1] < 0.02 and abs(float(pos[0] - bar[0])) < L.PALM_HALF[1] + 0.02:
-        yield from slide_left(desk, 0.09) if desk.state.slide < L.SLIDE_RANGE[1] / 2 else slide_right(desk, 0.09)
+    if -0.08 < pos[1] < 0.02 and abs(float(pos[0] - bar[0])) < desk.layout.hand.palm_half[1] + 0.02:
+        yield from (
+            slide_left(desk, 0.09)
+            if desk.state.slide < desk.layout.furniture.slide_travel / 2
+            else slide_right(desk, 0.09)
+        )
         yield from raise_hand(desk)
 
 
@@ -86,10 +90,10 @@ def is_lost(name: str) -> Callable[[DeskState], bool]:
     return lambda state: float(np.linalg.norm(state.blocks[name].pos - state.tcp)) > 0.06
 
 
-def cabinet_tilt(x: float, gap: tuple[float, float]) -> float:
+def cabinet_tilt(hand: Hand, x: float, gap: tuple[float, float]) -> float:
     """Return the tilt of the hand to reach into the cabinet at `x`; a palm that does not fit in stays outside."""
     space = min(x - gap[0], gap[1] - x)
-    return 0.0 if space > L.PALM_HALF[1] + 0.008 else 0.8
+    return 0.0 if space > hand.palm_half[1] + 0.008 else 0.8
 
 
 def _approach_cabinet(desk: Desk, x: float, euler: Array, gripper: float) -> Plan:
@@ -111,7 +115,7 @@ def _lift_from_cabinet(desk: Desk, name: str) -> Plan:
         return
     yield from raise_hand(desk)
     grasp = grasp_of(desk, name)
-    tilt = cabinet_tilt(float(grasp.tcp[0]), gap)
+    tilt = cabinet_tilt(desk.layout.hand, float(grasp.tcp[0]), gap)
     euler = hand_euler(grasp.yaw, tilt)
     yield from _approach_cabinet(desk, float(grasp.tcp[0]), euler, OPEN)
     back = -finger_direction(max(tilt, 0.5))
@@ -165,7 +169,8 @@ def place_in_drawer(desk: Desk) -> Plan:
     euler = _level_euler(desk, block)
     y = max(float(low[1]) + 0.05, min(float(high[1]) - 0.07, float(low[1] + high[1]) / 2))
     x = _clear_x(desk, block, (float(low[0]) + 0.065, float(high[0]) - 0.065), y)
-    spot = np.array([x, y, L.DRAWER_FLOOR_Z + block.half_extent((0, 0, 1)) + 0.008]) + _offset(desk, block, euler)
+    floor = desk.layout.furniture.drawer_floor_z
+    spot = np.array([x, y, floor + block.half_extent((0, 0, 1)) + 0.008]) + _offset(desk, block, euler)
     yield approach(spot, euler, CLOSED, near=0.012, near_angle=0.15, limit=60, until=is_lost(block.name))
     yield wait(desk, OPEN, 4)
     yield Move(shifted(desk.state.tcp, 0, 0, 0.12), OPEN, near=0.02, limit=12)
@@ -202,12 +207,12 @@ def place_in_slider(desk: Desk) -> Plan:
         yield from free_hand(desk)  # the restarted plan lifts the block again
         yield from slide_left(desk) if gap[0] > desk.layout.opening_x[0] + 0.01 else slide_right(desk)
         return
-    tilt = cabinet_tilt(x, gap)
+    tilt = cabinet_tilt(desk.layout.hand, x, gap)
     euler = hand_euler(nearest_yaw(HOME_YAW, desk.state.yaw), tilt)
     yield from _approach_cabinet(desk, x, euler, CLOSED)
-    block = desk.state.blocks[block.name]
+    block, furniture = desk.state.blocks[block.name], desk.layout.furniture
     # The block keeps its tilt relative to the hand: place its centre so that it drops a little.
-    spot = np.array([x, 0.094, L.PLANK_Z + L.BLOCK_HEIGHT / 2]) + _offset(desk, block, euler)
+    spot = np.array([x, 0.094, furniture.plank_z + furniture.block_height / 2]) + _offset(desk, block, euler)
     spot[2] += _extra_height(desk, block, euler) + 0.005
     back = np.array([0.0, -0.75, 0.66])
     yield approach(
@@ -220,7 +225,7 @@ def place_in_slider(desk: Desk) -> Plan:
 def _extra_height(desk: Desk, block: Block, euler: Array) -> float:
     """Return the extra height that a tilted block needs above the floor, compared with a level one."""
     down = desk.state.hand @ matrix_of(euler).T @ np.array([0.0, 0.0, 1.0])
-    return block.half_extent(down) - L.BLOCK_HEIGHT / 2
+    return block.half_extent(down) - desk.layout.furniture.block_height / 2
 
 
 def stack(desk: Desk) -> Plan:

@@ -1,8 +1,9 @@
-"""Evaluate the scripted experts: success rates per task and scene, and average chain lengths.
+"""Evaluate the scripted experts on the desk or in the real CALVIN: success per task and scene, and chain lengths.
 
     python -m policy_rollout.desk.experts --table --scenes D --resets 50
     python -m policy_rollout.desk.experts --chains 100
     python -m policy_rollout.desk.experts --table --chains 100 --markdown docs/desk_experts.md
+    python -m policy_rollout.desk.experts --environment calvin --table --resets 20 --markdown docs/calvin_experts.md
 
 Success is the task oracle's verdict; an episode ends with it, or after 360 steps.
 """
@@ -10,14 +11,16 @@ Success is the task oracle's verdict; an episode ends with it, or after 360 step
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +30,8 @@ from common.files import write_text
 from policy_rollout.calvin.initial_states import initial_state
 from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.calvin.sequences import Chain, desk_sequences
-from policy_rollout.desk.env import DeskEnv
 from policy_rollout.desk.experts.policy import EXPERT_TASKS, PLAY, QUIET, Noise, ScriptedExpert, task_resets
+from policy_rollout.desk.experts.worlds import ENVIRONMENTS, ExpertEnv, check_world, has_official_states, make_env
 from policy_rollout.desk.layout import SCENES
 from policy_rollout.desk.play import play_task, random_actor
 
@@ -58,16 +61,16 @@ class ChainResult:
     seconds: float
 
 
-def run_episode(env: DeskEnv, oracle: TaskOracle, task: str, seed: int, noise: Noise = QUIET) -> Episode:
+def run_episode(env: ExpertEnv, oracle: TaskOracle, task: str, seed: int, noise: Noise = QUIET) -> Episode:
     """Run the expert once, from a state in which the task is feasible."""
-    obs = env.reset(*task_resets(task, seed, env.scene))
+    obs = env.reset(*task_resets(task, seed, env.layout))
     began = time.process_time()
     expert = ScriptedExpert(env.layout, task, np.random.default_rng(seed), noise)
     success, steps = play_task(env, oracle, task, obs, expert.act, is_done=lambda: expert.done)
     return Episode(task, env.scene, seed, success, steps, expert.attempts, time.process_time() - began)
 
 
-def run_chain(env: DeskEnv, oracle: TaskOracle, chain: Chain, index: int, noise: Noise | None) -> ChainResult:
+def run_chain(env: ExpertEnv, oracle: TaskOracle, chain: Chain, index: int, noise: Noise | None) -> ChainResult:
     """Run the tasks of a chain until one fails. `noise` None: random actions instead of an expert."""
     env.reset(*initial_state(chain.state))
     began, steps, count = time.process_time(), 0, 0
@@ -84,20 +87,63 @@ def run_chain(env: DeskEnv, oracle: TaskOracle, chain: Chain, index: int, noise:
     return ChainResult(env.scene, index, chain.tasks, count, steps, time.process_time() - began)
 
 
+class Records:
+    """Episodes that were run, by scene, task and seed; also in a file, one JSON line each after a line of settings.
+
+    Raises ``ValueError`` naming the file if it has episodes of another world or noise.
+    """
+
+    def __init__(self, file: Path | None, environment: str, noise: Noise) -> None:
+        self.file = file
+        self._episodes: dict[tuple[str, str, int], Episode] = {}
+        settings = json.loads(json.dumps({"environment": environment, **asdict(noise)}))
+        if file is None:
+            return
+        if not file.is_file():
+            write_text(file, json.dumps(settings) + "\n")
+        first, *lines = file.read_text(encoding="utf-8").splitlines()
+        if (found := json.loads(first)) != settings:
+            raise ValueError(f"--records {file} has episodes of {found}, not of {settings}; give another file")
+        self._index(Episode(**json.loads(line)) for line in lines)
+
+    def _index(self, episodes: Iterable[Episode]) -> None:
+        self._episodes |= {(e.scene, e.task, e.seed): e for e in episodes}
+
+    def missing(self, scene: str, task: str, seeds: range) -> tuple[int, ...]:
+        return tuple(seed for seed in seeds if (scene, task, seed) not in self._episodes)
+
+    def of(self, scene: str, task: str, seeds: range) -> list[Episode]:
+        return [self._episodes[scene, task, seed] for seed in seeds]
+
+    def all(self, scenes: Sequence[str], tasks: Sequence[str]) -> list[Episode]:
+        """Return all episodes of these scenes and tasks, in order."""
+        order = [(scene, task) for scene in scenes for task in tasks]
+        found = [e for e in self._episodes.values() if (e.scene, e.task) in order]
+        return sorted(found, key=lambda e: (order.index((e.scene, e.task)), e.seed))
+
+    def add(self, episodes: Sequence[Episode]) -> None:
+        self._index(episodes)
+        if self.file is not None and episodes:
+            with self.file.open("a", encoding="utf-8") as stream:
+                stream.writelines(json.dumps(asdict(episode)) + "\n" for episode in episodes)
+
+
 # ---- in worker processes ----
 
 
-def table_job(job: tuple[str, str, range, Noise]) -> list[Episode]:
+def table_job(job: tuple[str, str, str, Sequence[int], Noise]) -> list[Episode]:
     """Run all episodes of one task in one scene."""
-    scene, task, seeds, noise = job
-    env, oracle = DeskEnv(scene), TaskOracle()
+    environment, scene, task, seeds, noise = job
+    if not seeds:
+        return []
+    env, oracle = make_env(environment, scene), TaskOracle()
     return [run_episode(env, oracle, task, seed, noise) for seed in seeds]
 
 
-def chain_job(job: tuple[str, tuple[tuple[int, Chain], ...], Noise | None]) -> list[ChainResult]:
+def chain_job(job: tuple[str, str, tuple[tuple[int, Chain], ...], Noise | None]) -> list[ChainResult]:
     """Run some chains in one scene."""
-    scene, chains, noise = job
-    env, oracle = DeskEnv(scene), TaskOracle()
+    environment, scene, chains, noise = job
+    env, oracle = make_env(environment, scene), TaskOracle()
     return [run_chain(env, oracle, chain, index, noise) for index, chain in chains]
 
 
@@ -110,15 +156,26 @@ def _map(function: Callable[[Any], list[Any]], jobs: Sequence[Any], workers: int
 
 
 def success_table(
-    scenes: Sequence[str], tasks: Sequence[str], seeds: range, noise: Noise = QUIET, workers: int = 1
+    scenes: Sequence[str],
+    tasks: Sequence[str],
+    seeds: range,
+    noise: Noise = QUIET,
+    workers: int = 1,
+    environment: str = "desk",
+    records: Records | None = None,
 ) -> list[Episode]:
-    """Run every task with every seed in every scene, and print each result."""
-    jobs = [(scene, task, seeds, noise) for scene in scenes for task in tasks]
-    episodes: list[Episode] = []
-    for (scene, task, _, _), some in zip(jobs, _map(table_job, jobs, workers), strict=True):
-        episodes += some
-        print(f"{scene}  {task:26s} {_summary(some)}", flush=True)
-    return episodes
+    """Run every task with every seed in every scene that `records` does not have, and print each result.
+
+    Returns all episodes of these scenes and tasks that `records` then has, also those of other seeds.
+    """
+    records = Records(None, environment, noise) if records is None else records
+    jobs = [
+        (environment, scene, task, records.missing(scene, task, seeds), noise) for scene in scenes for task in tasks
+    ]
+    for (_, scene, task, _, _), some in zip(jobs, _map(table_job, jobs, workers), strict=True):
+        records.add(some)
+        print(f"{scene}  {task:26s} {_summary(records.of(scene, task, seeds))}", flush=True)
+    return records.all(scenes, tasks)
 
 
 def _summary(episodes: Sequence[Episode]) -> str:
@@ -128,11 +185,13 @@ def _summary(episodes: Sequence[Episode]) -> str:
     return f"{len(succeeded):3d}/{len(episodes)}  steps {steps}" + (f"  failed: {failed}" if failed else "")
 
 
-def chain_lengths(scene: str, chains: int, noise: Noise | None, workers: int = 1, seed: int = 0) -> list[ChainResult]:
+def chain_lengths(
+    scene: str, chains: int, noise: Noise | None, workers: int = 1, seed: int = 0, environment: str = "desk"
+) -> list[ChainResult]:
     """Run `chains` chains of five of all tasks in one scene."""
     numbered = tuple(enumerate(desk_sequences(chains, EXPERT_TASKS, seed)))
     share = max(1, len(numbered) // (4 * max(1, workers)))
-    jobs = [(scene, numbered[i : i + share], noise) for i in range(0, len(numbered), share)]
+    jobs = [(environment, scene, numbered[i : i + share], noise) for i in range(0, len(numbered), share)]
     return [result for some in _map(chain_job, jobs, workers) for result in some]
 
 
@@ -154,18 +213,26 @@ def _print_chains(name: str, results: Sequence[ChainResult]) -> None:
 # ---- the report ----
 
 
+TITLES = {"desk": "Experts on the desk", "calvin": "Experts in the real CALVIN"}
+LAYOUTS = {"desk": "and the layout's constants", "calvin": "and the layout that calvin_env's files give"}
+
+
 def markdown(
-    episodes: Sequence[Episode], chains: dict[str, list[ChainResult]], command: str, noise: Noise = QUIET
+    episodes: Sequence[Episode],
+    chains: dict[str, list[ChainResult]],
+    command: str,
+    noise: Noise = QUIET,
+    environment: str = "desk",
 ) -> str:
     """Return the results as a Markdown page."""
     lines = [
-        "# Experts on the desk",
+        f"# {TITLES[environment]}",
         "",
         f"Written by `{command}` on {time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPU cores; "
         f"{'no noise' if noise == QUIET else _describe(noise)} unless stated.",
         "",
         "The experts are scripted controllers (`policy_rollout/desk/experts/`). They read `robot_obs`, `scene_obs`",
-        "and the layout's constants, and act through the 7-d relative action only. An episode succeeds if the task",
+        f"{LAYOUTS[environment]}, and act through the 7-d relative action only. An episode succeeds if the task",
         "oracle agrees within 360 steps of 1/30 s; single tasks start from random states in which they can be done,",
         "chains from CALVIN's initial states. Random actions are uniform in [-1, 1].",
     ]
@@ -217,9 +284,14 @@ def _task_rows(episodes: Sequence[Episode]) -> list[str]:
     return rows
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m policy_rollout.desk.experts", description=__doc__)
+PROGRAM = "python -m policy_rollout.desk.experts"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--environment", choices=ENVIRONMENTS, default="desk", help="desk, or the installed CALVIN")
     parser.add_argument("--table", action="store_true", help="success rate of every task from random feasible states")
     parser.add_argument("--chains", type=whole(0), default=0, metavar="N", help="average length of N chains of five")
     parser.add_argument("--tasks", nargs="*", default=list(EXPERT_TASKS), metavar="TASK", choices=EXPERT_TASKS)
@@ -228,7 +300,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=whole(0), default=0, help="of the first reset and of the chains")
     parser.add_argument("--noise", action="store_true", help="disturb the experts as in recordings")
     parser.add_argument("--workers", type=whole(1), default=2, help="processes")
+    parser.add_argument(
+        "--records",
+        type=path_argument,
+        metavar="FILE",
+        help="keep the table's episodes here, resume from them, and show all of them",
+    )
     parser.add_argument("--markdown", type=path_argument, metavar="FILE", help="also write the results to this file")
+    return parser
+
+
+def _chains(args: argparse.Namespace, scenes: Sequence[str], noise: Noise) -> dict[str, list[ChainResult]]:
+    """Run the chains of all scenes with the experts, and in the last one with noise and with random actions."""
+    for scene in scenes:
+        if args.environment == "calvin" and not has_official_states(make_env(args.environment, scene).layout):
+            raise ValueError(
+                f"--chains start from CALVIN's initial states, in which blocks of scene {scene} do not fit"
+            )
+
+    def run(scene: str, noise: Noise | None) -> list[ChainResult]:
+        return chain_lengths(scene, args.chains, noise, args.workers, args.seed, args.environment)
+
+    chains = {f"experts, {scene}": run(scene, noise) for scene in scenes}
+    chains[f"experts with {_describe(PLAY)}, {scenes[-1]}"] = run(scenes[-1], PLAY)
+    chains[f"random actions, {scenes[-1]}"] = run(scenes[-1], None)
+    return chains
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = _parser()
     args = parser.parse_args(argv)
     scenes = [scene for scene in args.scenes.split(",") if scene]
     if unknown := [scene for scene in scenes if scene not in SCENES]:
@@ -237,18 +338,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("nothing to do; give --table, --chains N, or both")
     noise = PLAY if args.noise else QUIET
     seeds = range(args.seed, args.seed + args.resets)
-    episodes = success_table(scenes, args.tasks, seeds, noise, args.workers) if args.table else []
-    chains: dict[str, list[ChainResult]] = {}
-    for scene in scenes if args.chains else ():
-        chains[f"experts, {scene}"] = chain_lengths(scene, args.chains, noise, args.workers, args.seed)
-    if args.chains:
-        scene = scenes[-1]
-        chains[f"experts with {_describe(PLAY)}, {scene}"] = chain_lengths(
-            scene, args.chains, PLAY, args.workers, args.seed
-        )
-        chains[f"random actions, {scene}"] = chain_lengths(scene, args.chains, None, args.workers, args.seed)
+    try:
+        check_world(args.environment)
+        records = Records(args.records, args.environment, noise)
+        chains = _chains(args, scenes, noise) if args.chains else {}
+    except ValueError as error:
+        parser.error(str(error))
+    episodes = (
+        success_table(scenes, args.tasks, seeds, noise, args.workers, args.environment, records) if args.table else []
+    )
     for name, results in chains.items():
         _print_chains(name, results)
     if args.markdown is not None:
         shown = " ".join(argv) if argv is not None else " ".join(sys.argv[1:])
-        write_text(args.markdown, markdown(episodes, chains, f"python -m policy_rollout.desk.experts {shown}", noise))
+        write_text(args.markdown, markdown(episodes, chains, f"{PROGRAM} {shown}", noise, args.environment))

@@ -15,7 +15,6 @@ from policy_rollout.desk.layout import Layout
 Array = npt.NDArray[np.float64]
 
 WIDEST = 0.062  # largest width of a block between the open fingers, metres
-FINGER_REACH = L.GRIPPER_RANGE[1] / 2 + L.FINGER_HALF[1]  # from the hand's middle to the middle of an open finger
 SHELF_EDGE_Y = L.PLANK_Y[0]
 
 
@@ -39,7 +38,8 @@ def in_drawer(block: Block) -> bool:
 def openings(layout: Layout, slide: float) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the openings of the cabinet left and right of the door, each (x from, x to)."""
     (left, right), door = layout.opening_x, layout.door_x - slide
-    return (left, door - L.DOOR_HALF_WIDTH), (door + L.DOOR_HALF_WIDTH, right)
+    half = layout.furniture.door_half_width
+    return (left, door - half), (door + half, right)
 
 
 def distance_to(block: Block, points: Array) -> Array:
@@ -65,7 +65,7 @@ def grasp_of(desk: Desk, name: str, rotation: float = 0.0) -> Grasp:
         yaw -= rotation / 2
         cost = yaw_cost(yaw + rotation / 2, state.yaw) + 10 * max(0.0, float(block.size[axis]) - 0.04)
         across = np.array([math.sin(yaw), -math.cos(yaw), 0.0])
-        slack = L.GRIPPER_RANGE[1] / 2 - float(block.size[axis]) / 2 - 0.005
+        slack = desk.layout.hand.open_width / 2 - float(block.size[axis]) / 2 - 0.005
         for shift in (0.0, 0.5, -0.5, 1.0, -1.0):  # off centre, if there is no space in the centre
             tcp = middle + across * slack * shift
             options.append(Grasp(tcp, yaw, cost + 0.2 * abs(shift) + _crowding(desk, block, tcp, yaw)))
@@ -76,7 +76,9 @@ def _crowding(desk: Desk, block: Block, tcp: Array, yaw: float) -> float:
     """Return the cost of open fingers above other objects, and of a palm inside the cabinet."""
     across = np.array([math.sin(yaw), -math.cos(yaw)])
     along = np.array([math.cos(yaw), math.sin(yaw)])
-    corners = [s * across * FINGER_REACH + t * along * L.FINGER_HALF[0] for s in (-1, 1) for t in (-1, 1)]
+    hand, ring_radius = desk.layout.hand, desk.layout.furniture.button_ring[0]
+    reach = hand.open_width / 2 + hand.finger_half[1]  # from the hand's middle to the middle of an open finger
+    corners = [s * across * reach + t * along * hand.finger_half[0] for s in (-1, 1) for t in (-1, 1)]
     fingers = tcp[:2] + np.array(corners)
     cost = 0.0
     for other in desk.state.blocks.values():
@@ -90,8 +92,8 @@ def _crowding(desk: Desk, block: Block, tcp: Array, yaw: float) -> float:
         cost += 6 * abs(math.cos(yaw))  # the palm's wide side must be along the opening
     else:
         ring = np.linalg.norm(fingers - desk.layout.button[:2], axis=1).min()
-        cost += 100 * max(0.0, L.BUTTON_RING[0] + 0.009 - float(ring))
-        palm = float(tcp[1]) + L.PALM_HALF[1] * abs(math.cos(yaw)) + L.PALM_HALF[0] * abs(math.sin(yaw))
+        cost += 100 * max(0.0, ring_radius + 0.009 - float(ring))
+        palm = float(tcp[1]) + hand.palm_half[1] * abs(math.cos(yaw)) + hand.palm_half[0] * abs(math.sin(yaw))
         cost += 20 * max(0.0, palm - 0.02)
     return cost
 
@@ -109,8 +111,10 @@ def free_spot(desk: Desk, block: Block, xs: Array) -> tuple[tuple[float, float],
     def cost(spot: tuple[float, float]) -> float:
         point = np.array([spot])
         room = min((float(distance_to(other, point)[0]) for other in others), default=1.0)
-        room = min(room, float(np.linalg.norm(point[0] - desk.layout.button[:2])) - L.BUTTON_RING[0])
-        excess = abs(spot[0]) + half - L.TABLE_X[1]
+        room = min(
+            room, float(np.linalg.norm(point[0] - desk.layout.button[:2])) - desk.layout.furniture.button_ring[0]
+        )
+        excess = abs(spot[0]) + half - desk.layout.furniture.table_x[1]
         return 50 * max(0.0, half - room) + 50 * max(0.0, excess) + math.dist(spot, block.pos[:2].tolist())
 
     best = min(((float(x), y) for x in xs for y in (-0.13, -0.11, -0.09, -0.07, -0.05)), key=cost)

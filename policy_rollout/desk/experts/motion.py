@@ -28,6 +28,10 @@ TRAVEL_Z = 0.535  # height of the tcp above blocks and button
 OPEN, CLOSED = 1.0, -1.0
 FAR = 0.04  # metres from the goal of a move that was not followed
 GAIN = 0.8  # fraction of the remaining distance per step, so that the servos do not overshoot
+BIAS_GAIN = 0.3  # part of the last error by which the estimated error of the arm changes
+LARGEST_BIAS = 0.02  # metres; the arm is off by more out of its reach and against obstacles only
+SLOW = 0.6  # actions below are small enough to estimate the error of the arm
+ARM_GAIN = 0.5  # the same for an arm that lags behind its target
 _FLIP = matrix_of(np.array([math.pi, 0.0, 0.0]))
 
 
@@ -165,11 +169,11 @@ class Move:
         """Return whether a move that should arrive is far from its goal."""
         return self.arrive and float(np.linalg.norm(self.target(state) - state.tcp)) > FAR
 
-    def action(self, state: DeskState, euler: Array) -> Array:
+    def action(self, state: DeskState, euler: Array, gain: float = GAIN) -> Array:
         """Return the relative action (7,): straight in space, all angles simultaneously."""
-        step = (self.target(state) - state.tcp) * (GAIN / MAX_REL_POS)
+        step = (self.target(state) - state.tcp) * (gain / MAX_REL_POS)
         step *= min(1.0, self.speed / max(1e-9, float(np.abs(step).max())))
-        spin = (nearest_angle(euler, state.euler) - state.euler) * (GAIN / MAX_REL_ORN)
+        spin = (nearest_angle(euler, state.euler) - state.euler) * (gain / MAX_REL_ORN)
         return np.concatenate([step, np.clip(spin, -1.0, 1.0), [self.gripper]])
 
 
@@ -231,7 +235,9 @@ def raise_hand(desk: Desk, height: float = TRAVEL_Z) -> Plan:
     tcp = state.tcp
     for block in state.blocks.values():  # clear a stack without moving its top
         if block is not state.held_block and float(np.linalg.norm(block.pos[:2] - tcp[:2])) < 0.07:
-            height = max(height, float(block.pos[2]) + block.half_extent((0, 0, 1)) + L.FINGER_TIP + 0.028)
+            height = max(
+                height, float(block.pos[2]) + block.half_extent((0, 0, 1)) + desk.layout.hand.finger_tip + 0.028
+            )
     if tcp[1] > -0.03 and tcp[2] < 0.64:  # near or in the cabinet: retract against the direction of the fingers
         direction = 0.4 * np.array([0.0, 0.0, 1.0]) - state.hand[:, 2]
         direction = direction / np.linalg.norm(direction)
@@ -243,6 +249,47 @@ def raise_hand(desk: Desk, height: float = TRAVEL_Z) -> Plan:
         yield Move(np.array([tcp[0], CLEAR_Y, max(tcp[2], height)]), gripper, near=0.025, near_angle=9.0, limit=12)
     elif tcp[2] < height - 0.01:
         yield Move(np.array([tcp[0], tcp[1], height]), gripper, near=0.015, near_angle=9.0, limit=25)
+
+
+@dataclass
+class ArmTarget:
+    """The target of an arm that lags behind it: known from the actions, as an observation does not contain it.
+
+    A relative action moves the target, and the tcp covers the part `response` of the distance to it in a control step
+    (``Hand.response``). The target starts at the tcp, where a reset puts it. Inverse kinematics is not exact: the tcp
+    settles some millimetres beside the target. That distance is estimated from where the tcp was expected.
+    """
+
+    response: float
+    _pos: Array | None = None
+    _euler: Array = field(default_factory=lambda: np.zeros(3))
+    _before: Array | None = None  # tcp before the last action
+    _bias: Array = field(default_factory=lambda: np.zeros(3))
+
+    def lead(self, motion: Array, state: DeskState) -> Array:
+        """Return the action (7,) whose result is the `motion` (7,) of the tcp in this step, as far as it is allowed.
+
+        It puts the target ahead of the tcp by no more than the motion needs, so that nothing accumulates while the hand
+        pushes against something.
+        """
+        if self._pos is None:
+            self._pos, self._euler = state.tcp.copy(), state.euler.copy()
+        if self._before is not None and float(np.abs(motion[:3]).max()) < SLOW:
+            missed = self._before + self.response * (self._pos - self._bias - self._before) - state.tcp
+            self._bias = np.clip(self._bias + BIAS_GAIN * missed, -LARGEST_BIAS, LARGEST_BIAS)
+        self._before = state.tcp.copy()
+        ahead = state.tcp + motion[:3] * (MAX_REL_POS / self.response) + self._bias
+        angles = nearest_angle(state.euler, self._euler) + motion[3:6] * (MAX_REL_ORN / self.response)
+        step = (ahead - self._pos) / MAX_REL_POS
+        step /= max(1.0, float(np.abs(step).max()))
+        spin = np.clip((angles - self._euler) / MAX_REL_ORN, -1.0, 1.0)
+        return np.concatenate([step, spin, motion[6:]])
+
+    def follow(self, action: Array) -> None:
+        """Add an action (7,) that is executed."""
+        if self._pos is not None:
+            self._pos = self._pos + action[:3] * MAX_REL_POS
+            self._euler = self._euler + action[3:6] * MAX_REL_ORN
 
 
 @dataclass(frozen=True)

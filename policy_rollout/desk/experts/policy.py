@@ -18,10 +18,13 @@ from policy_rollout.desk.experts import furniture as furniture
 from policy_rollout.desk.experts import table as table_blocks
 from policy_rollout.desk.experts.grasp import in_cabinet, in_drawer
 from policy_rollout.desk.experts.motion import (
+    ARM_GAIN,
     CLOSED,
+    GAIN,
     OPEN,
     PLAY,
     QUIET,
+    ArmTarget,
     Block,
     Desk,
     DeskState,
@@ -146,6 +149,8 @@ class ScriptedExpert:
         self.endless = endless
         self.rng = np.random.default_rng(0) if rng is None else rng
         self._disturber = Disturber(noise, self.rng)
+        response = layout.hand.response
+        self._arm = None if response is None else ArmTarget(response)
         self._set_task(task)
 
     def _set_task(self, task: str) -> None:
@@ -195,11 +200,21 @@ class ScriptedExpert:
         self.done = self._succeeded(desk.start, state) and not self.is_endless
         if self.done:
             self.intended = np.array([0.0, 0, 0, 0, 0, 0, CLOSED if state.closing else OPEN])
-            return self.intended.copy()
+            return self._execute(self.intended.copy(), state, disturbed=False)
         move = self._current_move(desk)
         self._steps += 1
-        self.intended = move.action(state, self._euler)
-        return self._disturber.disturb(self.intended)
+        self.intended = move.action(state, self._euler, GAIN if self._arm is None else ARM_GAIN)
+        return self._execute(self.intended, state, disturbed=True)
+
+    def _execute(self, motion: Array, state: DeskState, disturbed: bool) -> Array:
+        """Return the action (7,) for an intended motion (7,): with noise, and with the lead of a lagging arm."""
+        if self._arm is None:
+            return self._disturber.disturb(motion) if disturbed else motion
+        action = self._arm.lead(motion, state)
+        if disturbed:
+            action = self._disturber.disturb(action)
+        self._arm.follow(action)
+        return action
 
     def _current_move(self, desk: Desk) -> Move:
         """Return the current move; a plan that ended without success is restarted."""

@@ -18,24 +18,27 @@ TOUCH = 1e-5  # metres of overlap, so that bodies are in contact from the start,
 CLEAR = 0.10  # metres between the centres of two blocks
 
 
-def task_resets(task: str, seed: int, scene: str) -> tuple[Array, Array]:
-    """Return `(robot_obs [15], scene_obs [24])` in which `task` is feasible; deterministic."""
+def task_resets(task: str, seed: int, scene: str | Layout) -> tuple[Array, Array]:
+    """Return `(robot_obs [15], scene_obs [24])` in which `task` is feasible; deterministic.
+
+    `scene`: a scene of the desk, or any layout. The joint angles in `robot_obs` are zeros.
+    """
     rng = np.random.default_rng([seed, *task.encode()])
-    layout = layout_of(scene)
-    fixed = _furniture(task, rng)
-    places = _places(task, rng, fixed[0] > 0.14)
+    layout = scene if isinstance(scene, Layout) else layout_of(scene)
+    fixed = _furniture(layout, task, rng)
+    places = _places(task, rng, fixed[0] > layout.furniture.slide_travel / 2)
     poses = _poses(layout, places, float(fixed[1]), rng)
     if task.startswith("push_") and task.endswith(("_left", "_right")):
         while not _has_push_room(task, layout, poses):
             poses = _poses(layout, places, float(fixed[1]), rng)
-    robot = _robot(rng)
+    robot = _robot(layout, rng)
     held = next((name for name, place in places.items() if place == "held"), None)
     if held is not None:
-        robot = _holding(layout, held, poses, rng)
+        robot = _holding(held, poses, rng)
     return robot, np.concatenate([fixed, *(poses[name] for name in BLOCKS)])
 
 
-def _furniture(task: str, rng: np.random.Generator) -> Array:
+def _furniture(layout: Layout, task: str, rng: np.random.Generator) -> Array:
     """Return slider, drawer, button, switch, lightbulb, led: as the task needs them, the rest at random."""
     slide, drawer, bulb, led = (int(v) for v in rng.integers(0, 2, 4))
     slide = {"move_slider_left": 0, "move_slider_right": 1}.get(task, slide)
@@ -43,7 +46,8 @@ def _furniture(task: str, rng: np.random.Generator) -> Array:
     drawer = 1 if task.startswith("lift_") and task.endswith("_drawer") else needs_drawer.get(task, drawer)
     bulb = {"turn_on_lightbulb": 0, "turn_off_lightbulb": 1}.get(task, bulb)
     led = {"turn_on_led": 0, "turn_off_led": 1}.get(task, led)
-    return np.array([slide * L.SLIDE_RANGE[1], drawer * L.DRAWER_RANGE[1], 0.0, bulb * L.SWITCH_RANGE[1], bulb, led])
+    f = layout.furniture
+    return np.array([slide * f.slide_travel, drawer * f.drawer_travel, 0.0, bulb * f.switch_travel, bulb, led])
 
 
 def _places(task: str, rng: np.random.Generator, slide_left: bool) -> dict[str, str]:
@@ -91,14 +95,14 @@ def _poses(layout: Layout, places: dict[str, str], drawer: float, rng: np.random
     for name, place in places.items():
         if place.startswith("on "):
             base = poses[place.removeprefix("on ")]
-            shift = np.array([*rng.uniform(-0.006, 0.006, 2), L.BLOCK_HEIGHT - TOUCH])
+            shift = np.array([*rng.uniform(-0.006, 0.006, 2), layout.furniture.block_height - TOUCH])
             poses[name] = np.concatenate([base[:3] + shift, [0, 0, base[5] + rng.uniform(-0.2, 0.2)]])
     return poses
 
 
 def _has_push_room(task: str, layout: Layout, poses: dict[str, Array]) -> bool:
     _, colour, _, side = task.split("_")
-    low, high = layout.table_space[0][0], L.TABLE_X[1] - 0.18
+    low, high = layout.table_space[0][0], layout.furniture.table_x[1] - 0.18
     x = poses[f"block_{colour}"][0]
     return bool(x < high if side == "right" else x > low + 0.02)
 
@@ -107,25 +111,26 @@ def _pose(layout: Layout, place: str, drawer: float, rng: np.random.Generator) -
     if place == "held":
         spot = rng.uniform((-0.05, -0.2, 0.53), (0.25, -0.1, 0.58))
         return np.array([*spot, 0.0, 0.0, math.pi / 2 + rng.uniform(-0.6, 0.6)])
+    furniture = layout.furniture
     if place == "drawer":
         low, high = layout.drawer_space_at(drawer)
         spot = rng.uniform(low[:2] + 0.06, high[:2] - (0.06, 0.075))
         yaw = math.pi / 2 + rng.uniform(-0.8, 0.8)
-        return np.array([*spot, L.DRAWER_FLOOR_Z + L.BLOCK_HEIGHT / 2 - TOUCH, 0.0, 0.0, yaw])
+        return np.array([*spot, furniture.drawer_floor_z + furniture.block_height / 2 - TOUCH, 0.0, 0.0, yaw])
     low, high = layout.table_space if place == "table" else layout.compartments[place]
     yaw = rng.uniform(-math.pi, math.pi) if place == "table" else math.pi / 2 + rng.uniform(-1, 1) * math.pi / 8
-    surface = L.TABLE_Z if place == "table" else L.PLANK_Z
-    return np.array([*rng.uniform(low[:2], high[:2]), surface + L.BLOCK_HEIGHT / 2 - TOUCH, 0.0, 0.0, yaw])
+    surface = furniture.table_z if place == "table" else furniture.plank_z
+    return np.array([*rng.uniform(low[:2], high[:2]), surface + furniture.block_height / 2 - TOUCH, 0.0, 0.0, yaw])
 
 
-def _robot(rng: np.random.Generator) -> Array:
+def _robot(layout: Layout, rng: np.random.Generator) -> Array:
     """Return an open hand above the table, near CALVIN's initial pose."""
     pos = np.array(L.HOME_TCP) + rng.uniform((-0.12, -0.05, -0.02), (0.15, 0.10, 0.05))
     euler = hand_euler(math.pi / 2 + rng.uniform(-0.3, 0.3))
-    return np.array([*pos, *euler, L.GRIPPER_RANGE[1], *([0.0] * 7), 1.0])
+    return np.array([*pos, *euler, layout.hand.open_width, *([0.0] * 7), 1.0])
 
 
-def _holding(layout: Layout, name: str, poses: dict[str, Array], rng: np.random.Generator) -> Array:
+def _holding(name: str, poses: dict[str, Array], rng: np.random.Generator) -> Array:
     """Return a closed hand around a block in the air."""
     pose = poses[name]
     slip = np.array([0.0, 0.0, rng.uniform(-0.004, 0.006)])

@@ -10,7 +10,6 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from policy_rollout.desk import layout as L
 from policy_rollout.desk.experts.blocks import grasp_block, is_lost, place_in_drawer
 from policy_rollout.desk.experts.furniture import free_hand
 from policy_rollout.desk.experts.grasp import distance_to, free_spot, grasp_of, in_cabinet, in_drawer, on_table
@@ -67,7 +66,7 @@ def push(desk: Desk, name: str, left: bool) -> Plan:
         return
     start_x = float(desk.start.blocks[name].pos[0])
     push_start = block.pos - direction * (block.half_extent(direction) + PUSH_BEHIND)
-    push_start[2] = L.TABLE_Z + 0.021
+    push_start[2] = desk.layout.furniture.table_z + 0.021
     euler = home_euler(desk)
     yield approach(push_start, euler, CLOSED, near=0.008, near_angle=0.2)
     sign = -1.0 if left else 1.0
@@ -122,6 +121,7 @@ def _carry(desk: Desk, block: Block, spot: tuple[float, float]) -> Plan:
 
 def _push_direction(desk: Desk, block: Block, left: bool) -> tuple[Array, float]:
     """Return the unit vector (3,) of a push and its cost: to the side, slanted to avoid blocks and the button."""
+    furniture = desk.layout.furniture
     best, best_cost = np.array([-1.0 if left else 1.0, 0, 0]), math.inf
     for angle in PUSH_ANGLES:
         direction = np.array([(-1 if left else 1) * math.cos(angle), math.sin(angle), 0.0])
@@ -134,10 +134,10 @@ def _push_direction(desk: Desk, block: Block, left: bool) -> tuple[Array, float]
             if other.name != block.name and not in_cabinet(other) and not in_drawer(other):
                 cost += 100 * max(0.0, half - float(distance_to(other, path).min()))
         ring = float(np.linalg.norm(path - desk.layout.button[:2], axis=1).min())
-        cost += 100 * max(0.0, half + L.BUTTON_RING[0] - ring)
+        cost += 100 * max(0.0, half + furniture.button_ring[0] - ring)
         end_y = float(path[-1, 1])
-        cost += 60 * max(0.0, end_y + 0.01) + 60 * max(0.0, L.TABLE_FRONT_Y + 0.03 - end_y)
-        cost += 20 * max(0.0, L.TABLE_FRONT_Y + 0.05 - float(block.pos[1] + direction[1] * length))
+        cost += 60 * max(0.0, end_y + 0.01) + 60 * max(0.0, furniture.table_front_y + 0.03 - end_y)
+        cost += 20 * max(0.0, furniture.table_front_y + 0.05 - float(block.pos[1] + direction[1] * length))
         if cost < best_cost:
             best, best_cost = direction, cost
     return best, best_cost
@@ -164,7 +164,7 @@ def push_into_drawer(desk: Desk) -> Plan:
         yield Move(shifted(desk.state.tcp, 0, 0, 0.08), CLOSED, near=0.02, limit=10)
         yield from place_in_drawer(desk)
         return
-    push_start[2] = L.TABLE_Z + 0.021
+    push_start[2] = desk.layout.furniture.table_z + 0.021
     euler = home_euler(desk)
     yield approach(push_start, euler, CLOSED, near=0.008, near_angle=0.2)
     name = block.name

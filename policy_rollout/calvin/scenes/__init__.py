@@ -1,0 +1,1 @@
+"""The scenes A to D of the installed calvin_env: configuration, geometry, and an environment for the experts."""

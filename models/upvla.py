@@ -294,7 +294,8 @@ class UPVLA(nn.Module):
             return None
         if self.state_encoder is None:
             raise ValueError("this model reads no state: it was built with model.vla.proprioception=none")
-        encoded: Tensor = self.state_encoder(sequence.state.to(self.state_encoder[0].weight.dtype))
+        weight = next(self.state_encoder.parameters())
+        encoded: Tensor = self.state_encoder(sequence.state.to(weight.dtype))
         if sequence.state_given is not None:
             encoded = torch.where(sequence.state_given[:, None], encoded, 0)
         return encoded

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.arguments import command_parser, name_list, path_argument, whole
+from common.arguments import command_parser, name_list, path_argument, real, whole
 from common.command import report_errors
 from common.constants import CALVIN_STATE
 from policy_rollout.calvin.instructions import TRAINING
@@ -72,6 +72,7 @@ class Settings:
     count: int
     others: int = 1
     chunk: int = 10
+    share: float = 0.45
     scenes: tuple[str, ...] = ("D",)
     split: str = "training"
     seed: int = 0
@@ -117,7 +118,7 @@ def write_moments_of(task: ShardTask[Settings], tick: Callable[[int], object] = 
     for shard in task.shards:
         began, writer = time.process_time(), ShardWriter(task.folder, plan, shard)
         env = DeskEnv(settings.scene(shard), static_size=settings.static_size, gripper_size=settings.gripper_size)
-        player = MomentPlayer(env, settings.tasks, settings.others, settings.chunk)
+        player = MomentPlayer(env, settings.tasks, settings.others, settings.chunk, settings.share)
         for moment in islice(player.moments(settings.random(shard, "play")), len(plan.rows_of(shard))):
             arrays = moment_arrays(moment, 1 + settings.others, settings.chunk)
             writer.add({name: arrays[name][None] for name in plan.columns})
@@ -215,6 +216,8 @@ def parser() -> argparse.ArgumentParser:
     add("--count", type=whole(1), required=True, metavar="N", help="moments (images), each with 1 to 1 + OTHERS labels")
     add("--others", type=whole(0), default=1, metavar="N", help="labels of other tasks at most (default 1)")
     add("--chunk", type=whole(1), default=10, metavar="C", help="actions of a label, at least act_step (default 10)")
+    share = "probability that a frame of play is kept; fewer show more arrangements of objects for one image's cost"
+    add("--share", type=real(above=0, at_most=1), default=0.45, metavar="P", help=f"{share} (default 0.45)")
     add("--split", choices=SPLITS, default="training", help="which split, with its own random numbers")
     add("--scenes", default="D", help=f"layouts, of {','.join(SCENES)}, separated by commas (default D)")
     add("--tasks", default="all", metavar="T,T", help="only these tasks (default: all 34)")

@@ -27,8 +27,6 @@ Array = npt.NDArray[Any]
 
 NOISE = Noise(sigma=0.06, burst_rate=0.03)
 """Rare pushes: most chunks are then undisturbed, and all of them start in states that pushes lead to."""
-SHARE = 0.45
-"""Probability that a frame of an attempt is a moment: successive frames hardly differ."""
 INTERRUPTED = 0.15
 """Share of attempts that end early, at a random frame, so that tasks begin anywhere."""
 ATTEMPTS = 4
@@ -57,10 +55,13 @@ class Moment:
 
 
 class MomentPlayer:
-    """Plays tasks on one desk and yields moments, each with at most 1 + ``others`` labels of ``chunk`` actions."""
+    """Plays tasks on one desk and yields moments, each with at most 1 + ``others`` labels of ``chunk`` actions.
 
-    def __init__(self, env: DeskEnv, tasks: Sequence[str], others: int, chunk: int) -> None:
-        self.env, self.tasks, self.others, self.chunk = env, tuple(tasks), others, chunk
+    ``share``: probability that a frame of an attempt is a moment. Successive frames hardly differ.
+    """
+
+    def __init__(self, env: DeskEnv, tasks: Sequence[str], others: int, chunk: int, share: float) -> None:
+        self.env, self.tasks, self.others, self.chunk, self.share = env, tuple(tasks), others, chunk, share
         self._trial = DeskEnv(env.scene, static_size=1, gripper_size=1)
         self._oracle = TaskOracle()
         self._labelled: Counter[str] = Counter()
@@ -108,7 +109,7 @@ class MomentPlayer:
         while not is_over:
             if len(actions) >= PATIENCE:
                 return None, obs
-            if not succeeded and rng.random() < SHARE:
+            if not succeeded and rng.random() < self.share:
                 seen = {**obs, "rgb_obs": self.env.get_obs(render=True)["rgb_obs"]}
                 moments.append((len(actions), seen, self._other_labels(obs, task, rng)))
             actions.append(np.clip(expert.act(obs), -1.0, 1.0))

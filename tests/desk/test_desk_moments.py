@@ -34,7 +34,7 @@ def moments(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_tasks_of_one_image_move_the_hand_towards_their_own_objects() -> None:
     env = DeskEnv("D", static_size=8, gripper_size=8)
-    player = MomentPlayer(env, TASK_NAMES, others=3, chunk=10)
+    player = MomentPlayer(env, TASK_NAMES, others=3, chunk=10, share=0.45)
     names = ("red block", "blue block", "pink block")
     nearer = []
     for moment in islice(player.moments(np.random.default_rng(0)), 200):
@@ -52,7 +52,7 @@ def test_a_push_has_no_end_in_its_labels() -> None:
     """An image does not show where a push began: all chunks of a hand behind the block push on."""
     env = DeskEnv("D", static_size=8, gripper_size=8)
     pushes = [f"push_{colour}_block_{side}" for colour in ("red", "blue", "pink") for side in ("left", "right")]
-    player = MomentPlayer(env, pushes, others=0, chunk=10)
+    player = MomentPlayer(env, pushes, others=0, chunk=10, share=0.45)
     names = ("red block", "blue block", "pink block")
     behind = 0
     for moment in islice(player.moments(np.random.default_rng(0)), 150):
@@ -64,6 +64,18 @@ def test_a_push_has_no_end_in_its_labels() -> None:
             assert (label.chunk[1:, 0] * side > 0.2).all()
             assert abs(label.chunk[:, 2].mean()) < 0.15
     assert behind > 20
+
+
+def test_a_small_share_shows_more_arrangements_of_objects() -> None:
+    def arrangements(share: float) -> int:
+        env = DeskEnv("D", static_size=8, gripper_size=8)
+        player = MomentPlayer(env, TASK_NAMES, others=0, chunk=10, share=share)
+        moments = list(islice(player.moments(np.random.default_rng(0)), 40))
+        player.close()
+        env.close()
+        return len({tuple(np.round(moment.obs["scene_obs"][6:], 3)) for moment in moments})
+
+    assert arrangements(0.05) > arrangements(1.0)
 
 
 def test_the_chunk_of_another_task_is_what_its_expert_does_from_there(moments: Path) -> None:

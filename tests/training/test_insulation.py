@@ -32,7 +32,7 @@ from training.batch_to_tasks import (
 )
 from training.build import Components
 from training.build.network import build_network
-from training.build.robot_data import declared_state
+from training.data.checks.robot_data import declared_state
 from training.data.dataloader import cotrain_loader
 
 Start = Callable[..., Outcome]

@@ -50,7 +50,7 @@ desk-policy: recipe ## the shipped model (assets/desk_policy): that model learns
 	    --held-out data/desk_doors_validation
 
 recipe-all: $(VENV)/.minimal ## a policy for all 34 tasks of the desk in scene D: moments, train, evaluate (hours; docs/desk.md)
-	$(RUN) -m preprocess_data.desk_moments --out data/desk_all --count 28000 --static-size 128 --gripper-size 64 --processes 2
+	$(RUN) -m preprocess_data.desk_moments --out data/desk_all --count 80000 --static-size 128 --gripper-size 64 --processes 2
 	$(RUN) preprocess_data/tokenize_images.py --data data/desk_all/training --tokenizer assets/tiny_magvit --resolution 96 --processes 2
 	$(RUN) train_upvla.py config=./config/tiny_desk_all.yaml dataset.params.train_pre_shards_path_or_url=data/desk_all/training
 	$(RUN) -m scripts.evaluate_desk --model outputs/tiny_desk_all --tasks all

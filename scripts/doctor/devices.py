@@ -37,7 +37,7 @@ class TorchProbe:
 
     def __init__(self, program: str = PROBE) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
         )
 
     def findings(self) -> Iterator[Finding]:

@@ -127,7 +127,7 @@ def _git(*arguments: str) -> str:
         return ""
     command = ["git", "-C", str(PROJECT_DIR), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

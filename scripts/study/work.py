@@ -95,7 +95,7 @@ def _bind(question: Callable[[Run], bool], run: Run) -> Callable[[], bool]:
 STEP_SECONDS = {"ar": 0.25, "mdm": 0.35, "bd": 0.4, "joint": 0.4}
 """Assumed seconds of a step of stage 1 on one core, until a similar run has begun."""
 ACT_SECONDS, TEXT_SECONDS, IMAGE_FACTOR = 0.29, 0.15, 1.5
-"""Assumed seconds of a step of stage 2 (36 CPU minutes for 7,500 steps, docs/desk.md), of its text, and the image
+"""Assumed seconds of a step of stage 2 (70 CPU minutes for 15,000 steps, docs/desk.md), of its text, and the image
 loss's factor."""
 MEASURE_SECONDS = {1: 60.0, 2: 200.0}
 

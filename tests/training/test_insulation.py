@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -158,8 +159,9 @@ def test_without_an_action_loss_the_key_has_no_effect_and_the_run_logs_it(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch's compiler
-def test_a_compiled_backbone_is_insulated_too(run: Start, robot: Path) -> None:
+def test_a_compiled_backbone_is_insulated_too(run: Start, robot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the compiler appends to it
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # its pool of threads stays for ever
     settings = {"training__insulate_backbone": "true", "optimizer__params__epsilon": 1e-3, **POSE, DATA: robot}
     plain, compiled = run("plain", **settings), run("compiled", **settings, training__compile="true")
     assert compiled.curve("total/loss") == pytest.approx(plain.curve("total/loss"), rel=1e-5)

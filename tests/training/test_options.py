@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -286,9 +287,13 @@ def test_compiling_on_a_cpu_never_reads_what_a_killed_run_left(tmp_path: Path, m
 
 
 @pytest.mark.slow
-def test_a_compiled_backbone_computes_the_same_and_is_saved_under_the_same_names(run: Start) -> None:
+def test_a_compiled_backbone_computes_the_same_and_is_saved_under_the_same_names(
+    run: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torch._dynamo.utils import counters
 
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the compiler appends to it
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # its pool of threads stays for ever
     plain = run("plain", training__max_train_steps=1)
     counters.clear()
     compiled = run("compiled", training__max_train_steps=1, training__compile="true")

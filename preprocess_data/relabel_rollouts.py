@@ -41,6 +41,9 @@ Every attempt is one annotated window with its instruction, also where the polic
 the policy's motion. So training needs dataset.action_key=expert_actions, and refuses rel_actions. rollouts.json in the
 split lists the windows, and whether the policy completed them.
 
+A label is the action of one frame. A chunk of labels is no motion that the expert would make, and policies of chunks
+became worse with such data (docs/desk.md has the figures).
+
 Episode k depends on the options, the policy and k only (on one machine). A stopped command resumes when given again."""
 
 EPILOG = """\

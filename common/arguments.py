@@ -19,6 +19,12 @@ def command_parser(
     )
 
 
+def output_dir_option(made: argparse.ArgumentParser, help: str) -> None:
+    """Add ``--output-dir DIR``, which is required; ``--out`` is its older name, and ``out`` that of the result."""
+    names = ("--output-dir", "--out")
+    made.add_argument(*names, dest="out", type=path_argument, required=True, metavar="DIR", help=help)
+
+
 def path_argument(text: str) -> Path:
     """Return a path with `~` expanded."""
     try:

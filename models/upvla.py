@@ -141,9 +141,11 @@ class UPVLA(nn.Module):
         zero = SumAndCount.zero(self.device)
         image = action = action_bd = ground = zero
         action_metrics = zero_metrics(zero.sum.device, (*ACTION_METRICS, *GROUND_METRICS))
+        sequences = [] if text is None else [text.sequence]
         if future is not None:
-            state = self.encode_state(future.sequence)
-            hidden = self.hidden_states(future.full_sequence, state)
+            state, sequence = self.encode_state(future.sequence), future.full_sequence
+            sequences += [sequence, *([] if future.scenes is None else [future.scenes.sequence])]
+            hidden = self.hidden_states(sequence, state)
             image, action = self.robot_losses(future, hidden, state)
             if future.action_tokens is not None:
                 action_bd, metrics = self.action_token_losses(future.action_tokens, hidden)
@@ -160,22 +162,9 @@ class UPVLA(nn.Module):
             nats=nats,
             action_bd=action_bd,
             ground=ground,
-            work=self._work(future, text),
+            work=Work.of(sequences, _scored_slots(future, text), self.device),
             details={**details, **action_metrics},
         )
-
-    def _work(self, future: RobotTask | None, text: TextTask | None) -> Work:
-        """Return the size of the forward passes of a training step."""
-        sequences, scored = [], 0
-        if future is not None:
-            sequences.append(future.full_sequence)
-            scored += 0 if future.targets is None else future.targets.numel()
-            scored += 0 if future.action_tokens is None else len(future.action_tokens.slots)
-            sequences += [] if future.scenes is None else [future.scenes.sequence]
-        if text is not None:
-            sequences.append(text.sequence)
-            scored += len(text.slots)
-        return Work.of(sequences, scored, self.device)
 
     def robot_losses(
         self, task: RobotTask, hidden: Tensor | None = None, state: Tensor | None = None
@@ -333,6 +322,13 @@ class UPVLA(nn.Module):
         """
         first = self.vocab.first_code
         return self.backbone.logits(hidden, slice(first, self.vocab.mask if count is None else first + count))
+
+
+def _scored_slots(future: RobotTask | None, text: TextTask | None) -> int:
+    """Return the number of slots of a micro-batch of which logits over the vocabulary are computed."""
+    tasks = [text, None if future is None else future.action_tokens]
+    images = None if future is None else future.targets
+    return sum(len(task.slots) for task in tasks if task is not None) + (0 if images is None else images.numel())
 
 
 def _add_at_actions(embeds: Tensor, sequence: TokenSequence, state: Tensor) -> Tensor:

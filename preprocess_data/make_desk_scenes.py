@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.arguments import command_parser, name_list, path_argument, real, whole
+from common.arguments import command_parser, name_list, output_dir_option, real, whole
 from common.command import report_errors, run_command
 from policy_rollout.calvin.instructions import TRAINING
 from policy_rollout.calvin.tasks import TASK_NAMES
@@ -222,15 +222,7 @@ def _write_index_files(folder: Path, settings: Settings, pack: Pack) -> None:
 def parser() -> argparse.ArgumentParser:
     made = command_parser(DESCRIPTION, EPILOG, prog="make_desk_scenes.py")
     add = made.add_argument
-    add(
-        "--output-dir",
-        "--out",
-        dest="out",
-        type=path_argument,
-        required=True,
-        metavar="DIR",
-        help="the split is DIR/training or DIR/validation",
-    )
+    output_dir_option(made, "the split is DIR/training or DIR/validation")
     add("--count", type=whole(1), required=True, metavar="N", help="scenes; with several layouts, shared evenly")
     add("--split", choices=SPLITS, default="training", help="which split, with its own random numbers")
     add("--scenes", default="D", help=f"layouts, of {','.join(SCENES)}, separated by commas (default D)")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TypeVar
 
-from common.arguments import name_list, path_argument, real, whole
+from common.arguments import name_list, output_dir_option, real, whole
 from policy_rollout.calvin.tasks import DOORS_AND_LIGHTS, TASK_NAMES
 from policy_rollout.desk.experts.worlds import check_world
 from policy_rollout.desk.layout import SCENES
@@ -22,15 +22,7 @@ Made = TypeVar("Made", bound=Settings)
 def add_options(made: argparse.ArgumentParser, renderers: Sequence[str] = RENDERERS) -> None:
     """Add the options of a recording."""
     add = made.add_argument
-    add(
-        "--output-dir",
-        "--out",
-        dest="out",
-        type=path_argument,
-        required=True,
-        metavar="DIR",
-        help="the split is DIR/training or DIR/validation",
-    )
+    output_dir_option(made, "the split is DIR/training or DIR/validation")
     add("--episodes", type=int, required=True, metavar="N", help="runs of play; with several scenes, shared evenly")
     add("--tasks-per-episode", type=whole(1), default=8, metavar="N", help="tasks attempted in a run (default 8)")
     add("--split", choices=SPLITS, default="training", help="which split, with its own random numbers")

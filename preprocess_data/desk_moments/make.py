@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.arguments import command_parser, name_list, path_argument, real, whole
+from common.arguments import command_parser, name_list, output_dir_option, real, whole
 from common.command import report_errors
 from common.constants import CALVIN_STATE
 from policy_rollout.calvin.instructions import TRAINING
@@ -204,15 +204,7 @@ def _write_index_files(folder: Path, settings: Settings, pack: Pack) -> None:
 def parser() -> argparse.ArgumentParser:
     made = command_parser(DESCRIPTION, EPILOG, prog="python -m preprocess_data.desk_moments")
     add = made.add_argument
-    add(
-        "--output-dir",
-        "--out",
-        dest="out",
-        type=path_argument,
-        required=True,
-        metavar="DIR",
-        help="the split is DIR/training or DIR/validation",
-    )
+    output_dir_option(made, "the split is DIR/training or DIR/validation")
     add("--count", type=whole(1), required=True, metavar="N", help="moments (images), each with 1 to 1 + OTHERS labels")
     add("--others", type=whole(0), default=1, metavar="N", help="labels of other tasks at most (default 1)")
     add("--chunk", type=whole(1), default=10, metavar="C", help="actions of a label, at least act_step (default 10)")

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from common.arguments import command_parser, path_argument, whole
+from common.arguments import command_parser, output_dir_option, path_argument, whole
 from common.command import report_errors, run_command
 from common.files import read_object, write_json, write_text
 from config.schema import MMU_INDEX
@@ -176,15 +176,7 @@ def parser() -> argparse.ArgumentParser:
     made = command_parser(DESCRIPTION, EPILOG, prog="python -m preprocess_data.place_questions")
     add = made.add_argument
     add("--data", type=path_argument, metavar="DIR", help="processed split whose frames record scene_obs")
-    add(
-        "--output-dir",
-        "--out",
-        dest="out",
-        type=path_argument,
-        required=True,
-        metavar="DIR",
-        help="folder to write; made if missing",
-    )
+    output_dir_option(made, "folder to write; made if missing")
     add("--images", type=whole(1), metavar="N", help="at most that many frames, evenly spaced (default: all)")
     add("--turns", type=whole(1), default=3, metavar="N", help="questions about each image (default 3; 1: held out)")
     add("--seed", type=whole(0), default=0, help="of the choice among questions (default 0)")

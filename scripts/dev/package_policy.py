@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from common.arguments import command_parser, path_argument
+from common.arguments import command_parser, output_dir_option, path_argument
 from common.command import report_errors, run_command
 from common.files import write_text
 from models.pretrained.folders import CONFIG_FILE, TOKENIZER_FOLDER, model_folder
@@ -64,9 +64,7 @@ def largest_change(run: Path, out: Path) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser(__doc__)
     parser.add_argument("--run", type=path_argument, required=True, help="output folder of a training run")
-    parser.add_argument(
-        "--output-dir", "--out", dest="out", type=path_argument, required=True, help="folder of the packaged model"
-    )
+    output_dir_option(parser, "folder of the packaged model")
     args = parser.parse_args(argv)
     size = package(args.run.resolve(), args.out.resolve())
     change = largest_change(args.run, args.out)

@@ -28,6 +28,7 @@ from common.folder_lock import hold_file
 from policy_rollout.benchmarks.processed import open_split
 from policy_rollout.desk.layout import SCENES
 from policy_rollout.desk.task_sets import DOORS, TASK_SETS, TaskSet
+from policy_rollout.policies.interface import ACTION_DECODERS
 from policy_rollout.policies.upvla import pick_device
 from scripts.desk_evaluation.evaluation import COLOUR, MEAN, POLICIES, Evaluation, available
 from scripts.desk_evaluation.report import results, summary
@@ -79,7 +80,7 @@ def _evaluation(args: argparse.Namespace, folder: Path) -> Evaluation:
     )
     episodes = tasks.episodes if args.episodes is None else args.episodes
     chains = tasks.chains if args.chains is None else args.chains
-    return Evaluation(args.model, args.device, tasks, episodes, chains, folder / "judged")
+    return Evaluation(args.model, args.device, tasks, episodes, chains, folder / "judged", args.action_decoder)
 
 
 def _policies(args: argparse.Namespace, evaluation: Evaluation) -> tuple[str, ...]:
@@ -117,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--replan-every", type=whole(1), help="actions executed of a chunk before the next (default: 5)")
     add("--ensemble", type=real(at_least=0), help="average overlapping chunks, weight exp(-m i) (default: do not)")
+    decoder = "decoder of the actions (default: that of the training run; language: one that learned sentences)"
+    add("--action-decoder", choices=ACTION_DECODERS, help=decoder)
     add("--held-out", type=path_argument, help="split of other recordings: measure the hand in predicted frames, too")
     add("--output-dir", type=path_argument, help="folder of summary.md, results.json, judged/ (default: the model's)")
     quoted = ", ".join(repr(name) for name in POLICIES)

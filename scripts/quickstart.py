@@ -51,6 +51,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = "quickstart.json"
 REMEDY = "give another --output, or delete it"
 TOKENIZER = {"--tokenizer": ROOT / "assets/tiny_magvit", "--resolution": 96, "--views": 1}
+WORKERS = max(1, min(4, os.cpu_count() or 1))
 SHIPPED_YAML = ROOT / "policy_rollout/desk_model.yaml"
 SHIPPED, TRAINED = "shipped model", "trained"
 NAMES = {"ar": "arvla", "mdm": "mdmvla", "bd": "bdvla"}
@@ -106,13 +107,13 @@ def record(folder: Path, size: Size) -> None:
             "--scenes": DOORS.scene,
             "--static-size": DOORS.static_size,
             "--gripper-size": DOORS.gripper_size,
-            "--workers": max(1, min(4, os.cpu_count() or 1)),
+            "--workers": WORKERS,
             "--tasks": DOORS.name,
         }
         _run(make_desk_demos.main, arguments)
         arguments = {"--source-split-dir": folder / "desk" / split, "--output-dir": folder / f"processed_{split}"}
         _run(process_calvin.main, arguments)
-    _run(tokenize_images.main, {"--data": folder / "processed_training", **TOKENIZER})
+    _run(tokenize_images.main, {"--data": folder / "processed_training", "--processes": WORKERS, **TOKENIZER})
 
 
 def _run(command: Callable[[Sequence[str]], int | None], arguments: dict[str, object]) -> None:

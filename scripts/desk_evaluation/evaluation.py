@@ -89,7 +89,10 @@ def available(tasks: TaskSet) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Episodes and chains for the run in ``folder``; outcomes are stored in the folder ``stored``."""
+    """Episodes and chains for the run in ``folder``; outcomes are stored in the folder ``stored``.
+
+    ``action_decoder``: one of ``ACTION_DECODERS``; None: that of the run.
+    """
 
     folder: Path
     device: str
@@ -97,6 +100,7 @@ class Evaluation:
     episodes: int
     chains: int
     stored: Path
+    action_decoder: str | None = None
 
     @property
     def config(self) -> Path:
@@ -108,7 +112,7 @@ class Evaluation:
 
     @cached_property
     def trained(self) -> UPVLAPolicy:
-        return UPVLAPolicy.from_config(self.config, self.device, checkpoint=self.folder)
+        return UPVLAPolicy.from_config(self.config, self.device, self.folder, self.action_decoder)
 
     @cached_property
     def rules(self) -> TaskSet:
@@ -175,7 +179,8 @@ class Evaluation:
         """Return what identifies a policy: one with another identity is run again."""
         if name == MODEL or name in CONTROLS:
             assert self.trained.source is not None
-            return {"weights": self.trained.source.weights_sha256, "image_tokenizer": self.trained.vq.weights_hash}
+            identity = {"weights": self.trained.source.weights_sha256, "image_tokenizer": self.trained.vq.weights_hash}
+            return identity if self.action_decoder is None else {**identity, "action_decoder": self.action_decoder}
         if name == UNTRAINED:
             vq = load_magvit(self.job.model.vq_model.vq_model_name)
             settings = settings_of(self._untrained_job)  # they determine its random weights

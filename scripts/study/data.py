@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterator
 
 from common.files import write_text
-from scripts.objective_comparison.plan import ROOT
-from scripts.study.plan import Data, Plan
+from config.loading import load_job
+from scripts.objective_comparison.plan import CONFIGS, ROOT
+from scripts.study.plan import SENTENCES, Data, Plan
 
 MADE = ".study_data.json"
 """Commands that are done, in the folder of the data."""
@@ -44,6 +45,11 @@ def commands(plan: Plan, data: Data) -> Iterator[tuple[list[str], str]]:
         yield ["-m", "preprocess_data.desk_moments", "--out", out, "--count", count, *of_split, *IMAGES], "--processes"
     cache = ["--tokenizer", "assets/tiny_magvit", "--resolution", "96"]
     yield ["preprocess_data/tokenize_images.py", "--data", str(data.doors), str(data.moments), *cache], "--processes"
+    if any(run.words == SENTENCES for run in plan.runs):
+        chunk = str(load_job([f"config=config/{CONFIGS['ar']}.yaml"], None).act_step)
+        for processed, folder in zip((data.doors, data.held_out_doors), data.words(SENTENCES), strict=True):
+            spoken = ["--split", str(processed), "--output-dir", str(folder), "--act-step", chunk]
+            yield ["-m", "preprocess_data.language_actions", *spoken], ""
 
 
 def make(plan: Plan, data: Data, processes: int) -> None:
@@ -75,7 +81,8 @@ def made(data: Data) -> list[str]:
 
 def is_complete(plan: Plan, data: Data) -> bool:
     """Return True if all data of the plan are there."""
-    return made(data) == [_line(command, data) for command, _ in commands(plan, data)]
+    needed = [_line(command, data) for command, _ in commands(plan, data)]
+    return made(data)[: len(needed)] == needed
 
 
 def _line(command: list[str], data: Data) -> str:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +27,15 @@ from config.schema import MMU_INDEX, Job
 from policy_rollout.desk.task_sets import TASK_SETS
 from scripts.study.plan import PLACES, PLANS, Data, Plan, Run, folder_of, plan_of
 
+if TYPE_CHECKING:
+    from scripts.desk_evaluation.evaluation import Evaluation, Outcome
+
 FILE, VERSION = "measured.json", 1
+SPOKEN = "success, spoken"
+"""Success of the sentences of a run whose words are actions."""
+SPOKEN_LESS = f"{SPOKEN} less regressed"
+WAYS = ("spoken", "regressed")
+"""Two ways to chunks of actions: ``language`` and the run's own decoder."""
 TIMED = 12
 """Answers that are generated one at a time, for latency."""
 
@@ -199,8 +207,30 @@ def _measure_closed_loop(found: Measured, run: Run, plan: Plan, output: Path) ->
     for metric, control in names.items():
         other = controls.outcome(control).by_episode
         found.add(metric, [model.by_episode[index] - done for index, done in other.items()])
+    if run.acts_by_words:
+        _measure_spoken(found, replace(tried, chains=0, stored=output / "spoken", action_decoder="language"), model)
     for part, (change, size) in controls.sensitivity().items():
         found.numbers[f"change of actions: {part}"] = change / max(size, 1e-9)
+
+
+def _measure_spoken(found: Measured, spoken: Evaluation, regressed: Outcome) -> None:
+    """Add the success of spoken sentences in place of the regression head's actions, in the same episodes."""
+    from scripts.desk_evaluation.evaluation import MODEL
+
+    outcome = spoken.outcome(MODEL)
+    found.add(SPOKEN, outcome.done)
+    found.add(SPOKEN_LESS, [outcome.by_episode[i] - done for i, done in regressed.by_episode.items()])
+    frames = [observation for _, observation in spoken.frames]
+    for name, policy in zip(WAYS, (spoken.trained, replace(spoken, action_decoder=None).trained), strict=True):
+        policy.warm_up()
+        started = time.process_time()
+        for observation in frames:
+            policy.act([observation])
+        found.numbers[f"ms per {name} chunk"] = 1000 * (time.process_time() - started) / len(frames)
+    assert spoken.trained.speaker is not None
+    counts = spoken.trained.speaker.spoken
+    found.numbers["forwards per spoken chunk"] = spoken.trained.forwards_per_chunk
+    found.numbers["sentences outside the grammar"] = counts.unparsable / counts.sentences
 
 
 def groups_of(tasks: Sequence[str]) -> Mapping[str, list[str]]:

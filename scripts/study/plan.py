@@ -18,11 +18,15 @@ from policy_rollout.desk.task_sets import ALL_TASKS, DOORS
 from scripts.objective_comparison.plan import CONFIGS, ENTRY_POINTS, JOINT, TEXT_OBJECTIVES, WITHOUT_AR
 
 OBJECTIVES = tuple(TEXT_OBJECTIVES)
-PLACES, TOYS = "places", "toys"
+PLACES, TOYS, SENTENCES = "places", "toys", "sentences"
+"""Questions of place about random scenes of the desk; the bundled questions about toys, which bear on no action; the
+next actions as a sentence (language actions), which the policy can execute."""
 WORDS = (PLACES, TOYS)
-"""Questions of place about random scenes of the desk; the bundled questions about toys, which bear on no action."""
+"""Words of the plans without language actions."""
 SCRATCH = "scratch"
 """In place of an objective: stage 2 from random weights, without words."""
+LONGEST_SENTENCE = 72
+"""Tokens of a sentence at most; 2,327 sentences of doors and lights have at most 65."""
 MAIN_TEXT = 0.1
 """Weight of the text loss in the main line of stage 2."""
 
@@ -101,6 +105,11 @@ class Run:
     def speaks(self) -> bool:
         return self.objective != SCRATCH
 
+    @property
+    def acts_by_words(self) -> bool:
+        """Whether its words are actions, which the policy can execute in place of the regression head's."""
+        return self.stage == 2 and self.words == SENTENCES and self.speaks and self.text > 0
+
 
 @dataclass(frozen=True)
 class Data:
@@ -138,6 +147,8 @@ class Data:
 
     def words(self, kind: str) -> tuple[Path, Path]:
         """Return (training, held-out) conversations."""
+        if kind == SENTENCES:
+            return self.root / SENTENCES, self.root / f"{SENTENCES}_validation"
         toys = Path("dummy_data/llava"), Path("dummy_data/llava_validation")
         return toys if kind == TOYS else (self.places, self.held_out_places)
 
@@ -253,6 +264,11 @@ PLANS = {
             "the main line and every factor with three seeds",
             with_starts(main_line((0, 1, 2)) + _factors((0, 1, 2))),
         ),
+        Plan(
+            "language",
+            "language actions beside the regression head: doors and lights, all objectives, one seed",
+            with_starts([act(objective, SENTENCES, 0, DOORS.name, text=1.0, image=False) for objective in OBJECTIVES]),
+        ),
         Plan("full", "every combination of the factors with three seeds", with_starts(_full((0, 1, 2)))),
         Plan(
             "trial",
@@ -262,6 +278,7 @@ PLANS = {
                     *(act(objective, PLACES, 0, ALL_TASKS.name) for objective in ("ar", JOINT)),
                     act("ar", PLACES, 0, ALL_TASKS.name, insulated=True),
                     act("ar", PLACES, 0, DOORS.name),
+                    act("ar", SENTENCES, 0, DOORS.name, text=1.0, image=False),
                 ]
             ),
             TRIAL,
@@ -297,7 +314,7 @@ def arguments(run: Run, plan: Plan, data: Data, folder: Path) -> list[str]:
         "model.showo.llm_model_path=./assets/nano_phi",
         "model.showo.code_bits=true",
         "model.vla.num_view=2",
-        "max_new_tokens=32",
+        f"max_new_tokens={LONGEST_SENTENCE if run.words == SENTENCES else 32}",
         "text_mdm.canvas_multiple=32",
         "optimizer.params.learning_rate=1.5e-3",
         "optimizer.params.beta2=0.98",

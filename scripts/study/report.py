@@ -17,7 +17,7 @@ from common.tables import interval_json, markdown_table, probability
 from scripts.objective_comparison.pairwise import FIRST_STEP
 from scripts.objective_comparison.plan import read_metrics, sample_rate
 from scripts.study.figure import draw
-from scripts.study.measure import Measured, read_measured
+from scripts.study.measure import SPOKEN, SPOKEN_LESS, WAYS, Measured, read_measured
 from scripts.study.plan import Run, folder_of
 from scripts.study.table import (
     ACTION_METRICS,
@@ -36,6 +36,7 @@ from scripts.study.work import Study
 
 TEMPLATE = Path(__file__).with_name("summary.md.j2")
 FIGURE, RECORDS, DECODING = "study.png", "records.csv", "decoding/summary.md"
+SPOKEN_FIGURES = ("success", SPOKEN, SPOKEN_LESS)
 TABLE = "study/1"
 """Kind and version of the table of records (docs/evaluation.md)."""
 
@@ -106,6 +107,7 @@ def as_markdown(
         words_table=_words_table(arms, results),
         acting_table=_acting_table(arms, results),
         group_table=_group_table(arms, results),
+        spoken_table=_spoken_table(arms, results),
         comparisons=comparisons,
         comparison_table=_comparison_table(comparisons),
         control_lines=[f"{name}: {control}." for name, control in controls(study.plan.arms, results).items()],
@@ -163,6 +165,21 @@ def _group_table(arms: Mapping[str, Sequence[Run]], results: Results) -> str:
         cells = ["–" if f is None else f"{100 * f.point:.0f} [{100 * f.low:.0f}, {100 * f.high:.0f}]" for f in figures]
         rows.append([f"{runs[0].objective}: {title(runs[0])}", *cells])
     return markdown_table(["arm", *(name.removeprefix(GROUP) for name in names)], rows) if rows else ""
+
+
+def _spoken_table(arms: Mapping[str, Sequence[Run]], results: Results) -> str:
+    rows = []
+    for runs in (runs for runs in arms.values() if runs[0].acts_by_words):
+        of_arm = [results[run] for run in runs]
+        cells = [shown(name, figure_of(name, of_arm), sign=name == SPOKEN_LESS) for name in SPOKEN_FIGURES]
+        numbers = [
+            _number(of_arm, name) for name in ("forwards per spoken chunk", *(f"ms per {n} chunk" for n in WAYS))
+        ]
+        outside = f"{100 * _number(of_arm, 'sentences outside the grammar'):.0f} %"
+        rows.append([runs[0].objective, str(len(runs)), *cells, *(f"{number:.3g}" for number in numbers), outside])
+    head = ["objective", "seeds", "regression head", "sentences", "difference", "forwards per sentence"]
+    head += ["ms per sentence", "ms per regressed chunk", "outside the grammar"]
+    return markdown_table(head, rows) if rows else ""
 
 
 def _comparison_table(comparisons: Sequence[Comparison]) -> str:

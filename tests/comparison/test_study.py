@@ -27,6 +27,7 @@ from scripts.study.plan import (
     PLACES,
     PLANS,
     SCRATCH,
+    SENTENCES,
     TOYS,
     Data,
     Plan,
@@ -294,6 +295,24 @@ def store(study: Study, run: Run, image_loss: float = 8.5) -> None:
     losses = {"image/loss": image_loss} if run.stage == 1 or run.image else {}
     losses |= {"action/loss": 0.3} if run.stage == 2 else {}
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, **losses}) + "\n")
+
+
+def test_sentences_are_executed_after_acting_was_learned_with_them() -> None:
+    runs = PLANS["language"].runs
+    assert [run.objective for run in runs if run.acts_by_words] == list(OBJECTIVES)
+    assert all(run.words == SENTENCES for run in runs)
+    assert not any(run.acts_by_words for run in PLANS["full"].runs)
+
+
+def test_data_of_a_plan_with_sentences_serve_a_plan_without(tmp_path: Path) -> None:
+    data = Data(tmp_path)
+    lines = [study_data._line(made, data) for made, _ in study_data.commands(PLANS["language"], data)]
+    (tmp_path / study_data.MADE).write_text(json.dumps(lines))
+    assert study_data.is_complete(PLANS["language"], data)
+    assert study_data.is_complete(PLANS["main"], data)
+    (tmp_path / study_data.MADE).write_text(json.dumps(lines[:-1]))
+    assert study_data.is_complete(PLANS["main"], data)
+    assert not study_data.is_complete(PLANS["language"], data)
 
 
 def test_the_page_grows_as_runs_end(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -28,7 +29,10 @@ GROUND_KEYS = "ground_head."
 """Prefixes of modules that a file may lack."""
 
 
-def to_disk_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+Stored = TypeVar("Stored")
+
+
+def to_disk_names(state: Mapping[str, Stored]) -> dict[str, Stored]:
     """Rename our state-dict names to the original's."""
     return {_rename(name, KEY_PREFIXES): tensor for name, tensor in state.items()}
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from common.files import read_object, write_text
 from config.schema import Job
@@ -27,6 +26,7 @@ from models.pretrained.initial_weights import from_disk_names as from_disk_names
 from models.pretrained.initial_weights import load_weights, tied_names
 from models.pretrained.initial_weights import to_disk_names as to_disk_names
 from models.pretrained.model_config import DecodingDefaults, ModelConfig
+from models.pretrained.safetensors_file import Writable
 from models.pretrained.weights_io import find_weights, read_weights, resolve_model_dir, write_safetensors
 from models.processing.text import Prompter, load_tokenizer, vocabulary_of
 from models.upvla import UPVLA
@@ -214,7 +214,7 @@ def save_folder(
     model: UPVLA,
     prompter: Prompter,
     path: str | Path,
-    state: Mapping[str, Tensor] | None = None,
+    state: Mapping[str, Writable] | None = None,
     global_step: int | None = None,
 ) -> None:
     """Write everything that acting needs: ``config.json``, ``model.safetensors``, ``tokenizer/``.
@@ -224,11 +224,10 @@ def save_folder(
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = dict(model.state_dict() if state is None else state)
+    tensors: dict[str, Writable] = dict(model.state_dict() if state is None else state)
     tied_head, _ = tied_names(model)
     if tied_head:
         tensors.pop(tied_head, None)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_safetensors(folder / WEIGHTS_FILE, to_disk_names(tensors), metadata={"format": "pt"})
     spec, vocab = model.spec, model.vocab
     description = {

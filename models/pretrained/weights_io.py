@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from common.files import atomic_path, expand_home, give_usual_mode
+from models.pretrained.safetensors_file import Writable, stream_safetensors
 
 # In the order in which a directory is searched; a sharded file's index counts as the file.
 WEIGHT_NAMES = (
@@ -324,18 +325,14 @@ def _some(names: Iterable[str]) -> str:
 
 # --------------------------------------------------------------------------------------------------------------- write
 def write_safetensors(
-    path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    path: str | Path, tensors: Mapping[str, Writable], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a safetensors file under a temporary name, then move it into place: readers see all of it or none.
 
-    The same tensors with one entry of ``metadata`` (default: the format) give the same bytes; safetensors writes
-    several entries in random order. Tied weights, two names for one storage, are an error of safetensors; omit the
-    second name.
+    Tensors are written one by one, so that no second copy of a model is in memory (``stream_safetensors``, which also
+    has the errors). The same tensors and ``metadata`` (default: the format) give the same bytes. Tied weights, two
+    names for one storage, are an error; omit the second name.
     """
     with atomic_path(Path(path)) as scratch:
-        save_file(
-            {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
-            scratch,
-            dict(metadata or {"format": "pt"}),
-        )
-        give_usual_mode(scratch)  # newer safetensors leave 0600
+        stream_safetensors(scratch, tensors, metadata or {"format": "pt"})
+        give_usual_mode(scratch)

@@ -56,8 +56,8 @@ def write(
 
     ``frozen_hash``: ``frozen_weights_hash`` at the start of the run.
     """
-    tensors = {LIVE + name: tensor.detach().cpu() for name, tensor in trained.items()}
-    tensors |= {AVERAGE + name: tensor.cpu() for name, tensor in average.items()}
+    tensors = {LIVE + name: tensor for name, tensor in trained.items()}
+    tensors |= {AVERAGE + name: tensor for name, tensor in average.items()}
     about = json.dumps({"lora": asdict(settings), "resting": frozen_hash})
     write_safetensors(folder / FILE, tensors, metadata={ABOUT: about})
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from config.parsing import shown
 from config.schema import Job, LoRA
 from models.language_model import Backbone
 from models.pretrained.initial_weights import CODE_BITS_KEYS, GROUND_KEYS, STATE_KEYS
+from models.pretrained.safetensors_file import Deferred, Writable
 from models.pretrained.weights_io import write_safetensors
 from models.upvla import UPVLA
 from training.optim.freeze import matching
@@ -93,19 +95,26 @@ def _targets(backbone: Backbone, settings: LoRA) -> list[str]:
     return sorted(settings.targets or last)
 
 
-def merged(state: Mapping[str, Tensor], settings: LoRA) -> dict[str, Tensor]:
-    """Return a state dict with the adapters merged into their layers, under the layers' own names."""
-    result: dict[str, Tensor] = {}
+def merged(state: Mapping[str, Tensor], settings: LoRA) -> dict[str, Writable]:
+    """Return a state dict with the adapters merged into their layers, under the layers' own names.
+
+    A merged weight is computed when it is written, so that there is never a second copy of the model.
+    """
+    result: dict[str, Writable] = {}
     for name, tensor in state.items():
         layer, base, leaf = name.rpartition(BASE)
         if base and leaf == "weight" and layer + A in state:
-            product = state[layer + B].float() @ state[layer + A].float()
-            result[f"{layer}.weight"] = (tensor.float() + scale(settings) * product).to(tensor.dtype)
+            sum_of = partial(_merge, tensor, state[layer + A], state[layer + B], scale(settings))
+            result[f"{layer}.weight"] = Deferred(tensor.shape, tensor.dtype, sum_of)
         elif base:
             result[f"{layer}.{leaf}"] = tensor
         elif not name.endswith((A, B)):
             result[name] = tensor
     return result
+
+
+def _merge(weight: Tensor, a: Tensor, b: Tensor, factor: float) -> Tensor:
+    return (weight.float() + factor * (b.float() @ a.float())).to(weight.dtype)
 
 
 def save_adapter(state: Mapping[str, Tensor], settings: LoRA, folder: Path, base: str) -> None:
@@ -118,7 +127,7 @@ def save_adapter(state: Mapping[str, Tensor], settings: LoRA, folder: Path, base
     config.base_model_name_or_path, config.inference_mode = base, True
     config.save_pretrained(str(folder))
     tensors = {
-        "base_model.model." + name.removeprefix(BACKBONE).replace(".default.", "."): tensor.detach().cpu().contiguous()
+        "base_model.model." + name.removeprefix(BACKBONE).replace(".default.", "."): tensor
         for name, tensor in state.items()
         if name.endswith((A, B))
     }

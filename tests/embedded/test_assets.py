@@ -83,9 +83,13 @@ def test_the_tokenizer_is_trained_further_on_recorded_frames(
     split, out = tmp_path / "training", tmp_path / "out"
     split.mkdir()
     for index, scene in enumerate(random_scenes(30, 3, ("D",))):
-        images = {"rgb_static": scene.static, "rgb_gripper": scene.gripper}
-        state = {"robot_obs": scene.robot_obs, "scene_obs": scene.scene_obs}
-        np.savez(split / f"episode_{index:07d}.npz", **images, **state)
+        np.savez(
+            split / f"episode_{index:07d}.npz",
+            rgb_static=scene.static,
+            rgb_gripper=scene.gripper,
+            robot_obs=scene.robot_obs,
+            scene_obs=scene.scene_obs,
+        )
     images, held_out = recorded_frames.read_images([split], 30)
     assert (len(images.frames), len(held_out.frames)) == (27, 3)
     assert (images.groups.tolist().count(-1), held_out.known.tolist()) == (3, [True] * 3)

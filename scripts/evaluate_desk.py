@@ -1,7 +1,8 @@
-"""Evaluate a small model in closed loop on the desk, with blind controls, uninformed baselines and scripted experts.
+"""Evaluate a small model in closed loop, on the desk or in the real CALVIN, with blind controls and baselines.
 
     python -m scripts.evaluate_desk --checkpoint outputs/tiny_desk [--episodes 160] [--chains 60]
     python -m scripts.evaluate_desk --checkpoint outputs/tiny_desk_all --tasks all
+    python -m scripts.evaluate_desk --checkpoint outputs/tiny_calvin --environment calvin --episodes 64 --chains 20
 
 Runs the same single tasks and chains, from the same starts, with: the model; the model with another task's
 instruction, with another block's colour in it (block tasks), with images of other frames, and with one fixed image; the
@@ -23,9 +24,11 @@ from pathlib import Path
 
 from common.arguments import command_parser, path_argument, real, whole
 from common.command import report_errors, run_command
+from common.constants import CALVIN_MAX_STEPS
 from common.files import write_text
 from common.folder_lock import hold_file
 from policy_rollout.benchmarks.processed import open_split
+from policy_rollout.desk.experts.worlds import ENVIRONMENTS, check_world
 from policy_rollout.desk.layout import SCENES
 from policy_rollout.desk.task_sets import DOORS, TASK_SETS, TaskSet
 from policy_rollout.policies.interface import ACTION_DECODERS
@@ -75,6 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluation(args: argparse.Namespace, folder: Path) -> Evaluation:
     given = {name: getattr(args, name) for name in ("scene", "max_steps", "replan_every", "ensemble")}
+    if args.environment == "calvin":
+        check_world("calvin")
+        from policy_rollout.calvin.scenes.env import choose_renderer
+
+        given |= {"environment": "calvin", "renderer": choose_renderer(args.renderer)}
+        given["max_steps"] = args.max_steps or CALVIN_MAX_STEPS
+    elif args.renderer is not None:
+        raise ValueError("--renderer belongs to --environment calvin")
     tasks: TaskSet = replace(
         TASK_SETS[args.tasks], **{name: value for name, value in given.items() if value is not None}
     )
@@ -112,10 +123,11 @@ def _parser() -> argparse.ArgumentParser:
     counts = [f"{tasks.episodes} and {tasks.chains} for {tasks.name}" for tasks in TASK_SETS.values()]
     add("--episodes", type=whole(1), help=f"single tasks (default, with chains: {', '.join(counts)})")
     add("--chains", type=whole(0), help="chains of three tasks (doors_and_lights) or five (all)")
-    add("--scene", choices=list(SCENES), help="scene of the desk (default: D)")
-    add(
-        "--max-steps", type=whole(1), help="control steps for one task (default: 120 for doors_and_lights, 160 for all)"
-    )
+    add("--environment", choices=ENVIRONMENTS, default="desk", help="desk (default), or the installed CALVIN")
+    add("--renderer", choices=["egl", "tiny"], help="of calvin: egl (default if it works) or tiny (on the CPU)")
+    add("--scene", choices=list(SCENES), help="scene (default: D)")
+    steps = "control steps for one task (default: 120 for doors_and_lights, 160 for all; 360 in calvin)"
+    add("--max-steps", type=whole(1), help=steps)
     add("--replan-every", type=whole(1), help="actions executed of a chunk before the next (default: 5)")
     add("--ensemble", type=real(at_least=0), help="average overlapping chunks, weight exp(-m i) (default: do not)")
     decoder = "decoder of the actions (default: that of the training run; language: one that learned sentences)"

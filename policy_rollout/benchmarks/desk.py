@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from policy_rollout.benchmarks.base import Settings, official_jobs
 from policy_rollout.calvin.oracle import VERSION, TaskOracle
-from policy_rollout.closed_loop.interface import ChainJob, Env
+from policy_rollout.closed_loop.interface import ChainJob
 from policy_rollout.policies.interface import ActionConvention
+
+if TYPE_CHECKING:
+    from policy_rollout.desk import DeskEnv
 
 DESK_VERSION = 2
 """Version of the desk in the stamp of records: records of different versions do not mix.
@@ -47,7 +50,7 @@ class DeskBenchmark:
     def jobs(self, count: int) -> list[ChainJob]:
         return official_jobs(count)
 
-    def make_env(self) -> Env:
+    def make_env(self) -> DeskEnv:
         from policy_rollout.desk import DeskEnv  # MuJoCo is needed here only
 
         return DeskEnv(self.scene, self.renderer, self.static_size, self.gripper_size)

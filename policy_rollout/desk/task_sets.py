@@ -1,10 +1,11 @@
-"""Task sets of the desk: tasks that small models are recorded on and trained on, and the rules of evaluation."""
+"""Task sets: tasks that small models are recorded on and trained on, and the rules of evaluation, on the desk or in the
+real CALVIN."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,16 +17,22 @@ from policy_rollout.calvin.tasks import COLOURS, DOORS_AND_LIGHTS, TASK_NAMES
 from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, observation
 from policy_rollout.closed_loop.runner import run_chains
 from policy_rollout.closed_loop.single_task import Episode, Rollout, run_episodes
-from policy_rollout.desk.env import DeskEnv
 from policy_rollout.desk.experts.evaluate import run_chain, run_episode
 from policy_rollout.desk.experts.policy import QUIET, ScriptedExpert, task_resets
+from policy_rollout.desk.experts.worlds import ExpertEnv
+from policy_rollout.desk.layout import Layout, layout_of
 from policy_rollout.policies.interface import CAMERAS, Observation, Policy
+
+if TYPE_CHECKING:
+    from policy_rollout.calvin.scenes.benchmark import SceneBenchmark
 
 FIRST_SEED = 1000
 """Seed of the first episode's reset; recordings draw theirs from 2^31 others."""
 FRAME_SEED = 10**6
 """Seed of the first reset of ``TaskSet.expert_frames``."""
 FRAME_INTERVAL = 10
+PARALLEL = 16
+"""Environments of the desk that one process runs at a time."""
 _TASK_STRIDE = 10
 """Step between the wrong tasks of successive rounds, so that few rounds have tasks of several kinds."""
 
@@ -38,7 +45,8 @@ class TaskSet:
 
     ``chain_length``: tasks of a chain; no two are of one category. ``max_steps``: control steps (30 a second) for one
     task. ``episodes``, ``chains``: how many are run by default. ``static_size``, ``gripper_size``: pixels of the
-    cameras. ``replan_every``, ``ensemble``: see ``ChunkPlayer``.
+    cameras. ``replan_every``, ``ensemble``: see ``ChunkPlayer``. ``environment``: "desk" or "calvin", with the
+    ``renderer`` of the latter, "egl" or "tiny".
     """
 
     name: str
@@ -52,6 +60,21 @@ class TaskSet:
     gripper_size: int = 64
     replan_every: int = 5
     ensemble: float | None = None
+    environment: str = "desk"
+    renderer: str = "tiny"
+
+    def benchmark(self) -> DeskBenchmark | SceneBenchmark:
+        """Return the scene that the tasks are run in. Raises ``ValueError`` if calvin_env is needed and missing."""
+        if self.environment == "desk":
+            return self.desk
+        from policy_rollout.calvin.scenes.benchmark import SceneBenchmark
+
+        return SceneBenchmark(self.scene, self.renderer, self.static_size, self.gripper_size)
+
+    def layout(self) -> Layout:
+        """Return where the furniture of the scene is."""
+        benchmark = self.benchmark()
+        return layout_of(self.scene) if isinstance(benchmark, DeskBenchmark) else benchmark.layout()
 
     @property
     def desk(self) -> DeskBenchmark:
@@ -80,7 +103,7 @@ class TaskSet:
             "replan_every": self.replan_every,
             "ensemble": self.ensemble,
             "first_seed": FIRST_SEED,
-            "desk": self.desk.stamp(),
+            self.environment: self.benchmark().stamp(),
         }
 
     def make_episodes(
@@ -90,10 +113,10 @@ class TaskSet:
 
         ``instruction_of(index, task)``: the instruction of an episode; the default is one that recordings use.
         """
-        found = []
+        found, layout = [], self.layout()
         for index in range(count):
             task = self.tasks[index % len(self.tasks)]
-            robot, scene = task_resets(task, FIRST_SEED + index, self.scene)
+            robot, scene = task_resets(task, FIRST_SEED + index, layout)
             found.append(Episode(index, task, instruction_of(index, task), robot, scene))
         return found
 
@@ -119,16 +142,16 @@ class TaskSet:
         film: Collection[int] = (),
     ) -> Rollout:
         """Run single tasks in closed loop; ``film``: indices of the episodes whose frames are kept."""
-        desk = self.desk
+        benchmark = self.benchmark()
         return run_episodes(
-            desk.make_env,
+            benchmark.make_env,
             policy,
             episodes,
-            desk.oracle(),
+            benchmark.oracle(),
             max_steps=self.max_steps,
             replan_every=self.replan_every,
             ensemble=self.ensemble,
-            parallel=16,
+            parallel=benchmark.envs_per_process or PARALLEL,
             record=film,
             progress=progress,
         )
@@ -143,15 +166,16 @@ class TaskSet:
             done[record.index] = record.completed
             progress(record)
 
+        benchmark = self.benchmark()
         run_chains(
-            self.desk,
+            benchmark,
             policy,
             jobs,
             finished,
             max_steps=self.max_steps,
             replan_every=self.replan_every,
             ensemble=self.ensemble,
-            parallel=16,
+            parallel=benchmark.envs_per_process or PARALLEL,
         )
         return [done[job.index] for job in jobs]
 
@@ -160,7 +184,7 @@ class TaskSet:
 
         Both cameras are rendered. The instruction is the task's.
         """
-        env = DeskEnv(self.scene, static_size=self.static_size, gripper_size=self.gripper_size)
+        env = self.benchmark().make_env()
         frames: list[tuple[str, Observation]] = []
         try:
             for index in range(episodes):
@@ -172,7 +196,7 @@ class TaskSet:
 
     def run_expert_episodes(self, count: int) -> list[bool]:
         """Return for each episode whether a scripted expert succeeds from the same reset within ``max_steps``."""
-        env, oracle = DeskEnv(self.scene), self.desk.oracle()
+        env, oracle = self.benchmark().make_env(), self.benchmark().oracle()
         try:
             results = [
                 run_episode(env, oracle, self.tasks[i % len(self.tasks)], FIRST_SEED + i, QUIET) for i in range(count)
@@ -183,7 +207,7 @@ class TaskSet:
 
     def run_expert_chains(self, count: int) -> list[int]:
         """Return the number of tasks that the experts complete in each chain (with CALVIN's 360 steps for a task)."""
-        env, oracle = DeskEnv(self.scene), self.desk.oracle()
+        env, oracle = self.benchmark().make_env(), self.benchmark().oracle()
         try:
             return [
                 run_chain(env, oracle, chain, index, QUIET).done
@@ -200,9 +224,9 @@ ALL_TASKS = TaskSet("all", TASK_NAMES, CHAIN_LENGTH, max_steps=160, episodes=136
 TASK_SETS = {tasks.name: tasks for tasks in (DOORS, ALL_TASKS)}
 
 
-def _expert_frames(env: DeskEnv, task: str, seed: int, max_steps: int) -> Iterator[Observation]:
+def _expert_frames(env: ExpertEnv, task: str, seed: int, max_steps: int) -> Iterator[Observation]:
     """Yield observations while an expert does a task."""
-    obs = env.reset(*task_resets(task, seed, env.scene))
+    obs = env.reset(*task_resets(task, seed, env.layout))
     expert = ScriptedExpert(env.layout, task, np.random.default_rng(seed), QUIET)
     for step in range(max_steps):
         if step % FRAME_INTERVAL == 0:

@@ -3,15 +3,21 @@
     python -m preprocess_data.tiny_assets            # everything (an hour of one core)
     python -m preprocess_data.tiny_assets phi clip   # only these
     python -m preprocess_data.tiny_assets --check    # make the quick parts in a scratch folder and compare
+    python -m preprocess_data.tiny_assets magvit --frames data/calvin_D/training --output-dir outputs/calvin_magvit
 
 The same command makes the same files: tokenizer, configurations and questions byte for byte; images up to a grey level
 or two (other versions of Pillow blend edges differently); demonstrations to the last digit. The trained image tokenizer
 and CLIP tower are the same on one machine with one number of threads; elsewhere their last digits may differ, so they
 are not compared.
+
+With --frames, the embedded image tokenizer is trained further on frames of raw CALVIN splits, such as recordings of
+the real simulator (preprocess_data/make_desk_demos.py --environment calvin), and written to --output-dir with an
+image of reconstructions before and after. Default steps take about 15 minutes of one core.
 """
 
 from __future__ import annotations
 
+import argparse
 import filecmp
 import json
 import tempfile
@@ -20,10 +26,17 @@ from pathlib import Path
 
 import numpy as np
 
-from common.arguments import command_parser
-from common.command import run_command
+from common.arguments import command_parser, path_argument, whole
+from common.command import report_errors, run_command
 from common.files import PROJECT_DIR
-from preprocess_data.tiny_assets import clip, conversations, demonstrations, language, tokenizer_training
+from preprocess_data.tiny_assets import (
+    clip,
+    conversations,
+    demonstrations,
+    language,
+    recorded_frames,
+    tokenizer_training,
+)
 
 TOKENIZER_SCENES, TOKENIZER_PLAY = 1500, 120
 """Random scenes; recorded episodes."""
@@ -90,11 +103,28 @@ def _same_json(a: Path, b: Path) -> bool:
     return bool(left == right)
 
 
+def _train_further(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    if args.assets != ["magvit"] or args.check or args.frames is None or args.output_dir is None:
+        parser.error("--frames and --output-dir belong together, and to the asset magvit")
+    print(recorded_frames.train_further(args.frames, args.output_dir, tuple(args.steps), args.count))
+    return 0
+
+
+@report_errors("tiny_assets")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser(__doc__, prog="python -m preprocess_data.tiny_assets")
     parser.add_argument("assets", nargs="*", metavar="asset", help=f"which: {', '.join(MAKERS)} (default: all)")
     parser.add_argument("--check", action="store_true", help="compare instead of writing; exit code 1 on a difference")
+    add = parser.add_argument
+    add("--frames", type=path_argument, nargs="+", metavar="SPLIT", help="magvit: raw splits to train further on")
+    add("--output-dir", "--out", type=path_argument, metavar="DIR", help="with --frames: folder of the new tokenizer")
+    steps = tuple(recorded_frames.STEPS)
+    steps_help = f"with --frames: steps of encoder and decoder (default: {steps[0]} {steps[1]})"
+    add("--steps", type=whole(1), nargs=2, metavar=("E", "D"), default=steps, help=steps_help)
+    add("--count", type=whole(20), default=6000, help="with --frames: frames at most (default: 6000)")
     args = parser.parse_args(argv)
+    if args.frames is not None or args.output_dir is not None:
+        return _train_further(parser, args)
     unknown = sorted(set(args.assets) - set(MAKERS))
     if unknown:
         parser.error(f"unknown asset {', '.join(unknown)}; choose from {', '.join(MAKERS)}")

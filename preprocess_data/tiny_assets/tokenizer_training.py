@@ -9,7 +9,7 @@ reconstruct images. Reader and coarse image are discarded: the result is an ordi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,10 +116,10 @@ def random_images(count: int, seed: int) -> Images:
         by_gripper = index % GRIPPER_EVERY == GRIPPER_EVERY - 1
         name = SCENES[index % len(SCENES)]
         frame = scene.gripper if by_gripper else scene.static
-        state = _state({"robot_obs": scene.robot_obs, "scene_obs": scene.scene_obs})
+        state = state_of({"robot_obs": scene.robot_obs, "scene_obs": scene.scene_obs})
         known = name == "D" and not by_gripper
         found.append((frame, -1 if by_gripper else "ABCD".index(name), state if known else np.full_like(state, np.nan)))
-    return _stack(found)
+    return stack_images(found)
 
 
 def played_images(episodes: int, seed: int = 0) -> Images:
@@ -129,19 +129,21 @@ def played_images(episodes: int, seed: int = 0) -> Images:
 
     def add(number: int, frame: dict[str, np.ndarray]) -> None:
         if number % PLAY_STRIDE == 0:
-            found.append((frame["rgb_static"], "ABCD".index("D"), _state(frame)))
+            found.append((frame["rgb_static"], "ABCD".index("D"), state_of(frame)))
 
     for episode in tqdm(range(episodes), desc="play", unit="episode"):
         player.play(episode, add)
     player.close()
-    return _stack(found)
+    return stack_images(found)
 
 
-def _state(frame: dict[str, np.ndarray]) -> np.ndarray:
+def state_of(frame: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the values of ``STATE`` of a frame, float32 [S]."""
     return np.concatenate([np.asarray(frame[key], dtype=np.float32)[list(of)] for key, of in STATE])
 
 
-def _stack(found: list[tuple[np.ndarray, int, np.ndarray]]) -> Images:
+def stack_images(found: Sequence[tuple[np.ndarray, int, np.ndarray]]) -> Images:
+    """Return images from tuples of an image (uint8 HWC), its group and its state."""
     frames, groups, states = zip(*found, strict=True)
     fitted = [torch.from_numpy(np.ascontiguousarray(fit(frame, RESOLUTION))) for frame in frames]
     return Images(torch.stack(fitted), torch.tensor(groups), torch.from_numpy(np.stack(states)).float())

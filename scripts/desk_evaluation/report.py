@@ -10,6 +10,7 @@ from common.tables import interval_json, markdown_table, percent, points
 from policy_rollout.desk.task_sets import TaskSet
 from scripts.desk_evaluation.evaluation import EXPERTS, Outcome
 
+WORLDS = {"desk": "on the desk", "calvin": "in the real CALVIN"}
 Sensitivity = Mapping[str, tuple[float, float]]
 
 
@@ -25,9 +26,10 @@ def summary(
         f"tasks in a row of {tasks.chain_length} [95 %]",
         "model ahead by",
     ]
+    named = tasks.name.replace("_", " ") + (" tasks" if tasks.name == "all" else "")
     return "\n".join(
         [
-            f"# A small model on the desk: {tasks.name.replace('_', ' ')}{' tasks' if tasks.name == 'all' else ''}",
+            f"# A small model {WORLDS[tasks.environment]}: {named}",
             "",
             f"{datetime.now(timezone.utc):%Y-%m-%d}; {where}; `{command}`.",
             "",
@@ -83,6 +85,7 @@ def results(outcomes: Sequence[Outcome], sensitivity: Sensitivity, tasks: TaskSe
     return {
         "settings": {
             "task_set": tasks.name,
+            "environment": tasks.environment,
             "scene": tasks.scene,
             "static_size": tasks.static_size,
             "tasks": list(tasks.tasks),

@@ -152,6 +152,11 @@ def test_experts_recording_training_and_chains_in_the_simulator(tmp_path: Path) 
     )  # fmt: skip
     content = json.loads((results / "results.json").read_text())
     assert len(content["records"]) == 2
+    _run(
+        "-m", "scripts.evaluate_desk", "--checkpoint", run, "--environment=calvin", "--renderer=tiny", "--episodes=2",
+        "--chains=1", "--max-steps=40", "--only", "trained", "scripted experts",
+    )  # fmt: skip
+    assert json.loads((run / "judged" / "scripted_experts.json").read_text())["done"] == [True, True]
 
 
 def _contents(split: Path) -> dict[str, bytes]:

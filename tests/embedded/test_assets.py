@@ -15,7 +15,7 @@ from models.processing.image import fit, normalise, to_uint8
 from models.vision.clip_encoder import load_clip
 from models.vision.magvitv2 import load_magvit
 from preprocess_data.tiny_assets import __main__ as make_assets
-from preprocess_data.tiny_assets import clip, conversations, tokenizer_training
+from preprocess_data.tiny_assets import clip, conversations, recorded_frames, tokenizer_training
 from preprocess_data.tiny_assets.questions import KINDS, LIST, NAMES, balanced, blind_floor, kind_of
 from preprocess_data.tiny_assets.tokenizer_training import random_scenes
 from preprocess_data.tiny_assets.toys import COLOURS, SIDE, Toy, draw
@@ -75,6 +75,38 @@ def test_training_the_tokenizer_lowers_errors_repeats_and_lets_the_encoder_rest_
     assert np.mean(drawn[-3:]) < 0.9 * np.mean(drawn[:3])
     assert torch.equal(model.encode(normalise(images.frames)), codes)
     assert model.weights_hash != again.weights_hash
+
+
+def test_the_tokenizer_is_trained_further_on_recorded_frames(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split, out = tmp_path / "training", tmp_path / "out"
+    split.mkdir()
+    for index, scene in enumerate(random_scenes(30, 3, ("D",))):
+        np.savez(
+            split / f"episode_{index:07d}.npz",
+            rgb_static=scene.static,
+            rgb_gripper=scene.gripper,
+            robot_obs=scene.robot_obs,
+            scene_obs=scene.scene_obs,
+        )
+    images, held_out = recorded_frames.read_images([split], 30)
+    assert (len(images.frames), len(held_out.frames)) == (27, 3)
+    assert (images.groups.tolist().count(-1), held_out.known.tolist()) == (3, [True] * 3)
+    command = ["magvit", "--frames", str(split), "--output-dir", str(out), "--steps", "2", "4", "--count", "30"]
+    assert make_assets.main(command) == 0
+    before, after = (line for line in capsys.readouterr().out.splitlines() if "error" in line)
+    assert before.startswith("before: ")
+    assert after.startswith("after: ")
+    assert load_magvit(out).weights_hash != load_magvit(ROOT / "assets/tiny_magvit").weights_hash
+    assert (out / "reconstruction.png").is_file()
+
+
+@pytest.mark.parametrize("options", [["--frames", "x"], ["phi", "--frames", "x", "--output-dir", "y"]])
+def test_frames_need_the_tokenizer_and_a_folder(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        make_assets.main(options)
+    assert "belong together" in capsys.readouterr().err
 
 
 def test_training_the_clip_tower_lowers_its_loss_and_repeats() -> None:

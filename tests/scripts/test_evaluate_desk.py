@@ -163,3 +163,23 @@ def test_an_outcome_is_stored_and_run_again_for_more_episodes(tmp_path: Path, mo
     slower = Evaluation(tmp_path, "cpu", replace(DOORS, max_steps=121), 16, 2, tmp_path / "judged")
     assert slower.outcome(EXPERTS).done == [True] * 16
     assert runs == [8, 16, 16]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--renderer", "tiny"], "--renderer belongs to --environment calvin"),
+        (["--environment", "calvin"], "the package calvin_env is not installed"),
+    ],
+)
+def test_what_the_simulator_needs_is_checked_before_the_model(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("policy_rollout.calvin.scenes.configuration.package_folder", lambda: None)
+    (tmp_path / "config.yaml").touch()
+    assert evaluate_desk.main(["--checkpoint", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err

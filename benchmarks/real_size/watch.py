@@ -70,7 +70,7 @@ def _read(child: psutil.Process, phase: str, found: Watched) -> None:
 
 
 def _rollup(pid: int) -> tuple[int, int]:
-    """Return (anonymous, resident) bytes of a process, from ``/proc``; pages that forked processes share are divided."""
+    """Return (anonymous, resident) bytes of a process, from ``/proc``. Shared pages are divided among processes."""
     values = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]:
         name, _, rest = line.partition(":")

@@ -49,6 +49,7 @@ COMMANDS = {
     "vqa": Command("scripts.eval_vqa", "accuracy on a benchmark of questions about images"),
     "mask": Command("scripts.show_mask", "draw the attention mask of a text objective or of the robot flow"),
     "demo": Command("policy_rollout.demo.__main__", "watch a model on the desk in the terminal, with films"),
+    "push": Command("scripts.cli.push", "publish a model on the Hugging Face hub"),
     "serve": Command("policy_rollout.serve", "serve a model to simulators and robots"),
     "robot": Command("policy_rollout.policy_upvla", "control a robot, or a dry run on recorded frames"),
     # Simulators and data

@@ -59,6 +59,7 @@ def test_the_checkpoint_has_the_format_of_the_contract(run: Start) -> None:
         "checkpoint-2",
         "checkpoint-3",
         "config.yaml",
+        "README.md",
         "config.json",
         "model.safetensors",
         "tokenizer",

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from training.batch_to_tasks import bundle, encode_image, encode_views, robot_ta
 from training.build import Components
 from training.data.batch import CoBatch, RobotBatch, TextSample, collate_robot
 from training.data.dataloader import Batch, Flow
+from training.data.llava import LlavaDataset
+from training.data.mixture import Mixture
 from training.data.readers import images_in, read_image
 from training.distributed.full_state import FullModel
 from training.grounding.measures import SQUARES, colour_change, colour_samples, colour_squares
@@ -246,7 +248,7 @@ class Evaluator:
         for sample in read_samples(flow, evenly_spaced(len(flow.dataset), LOGGED_IMAGES)):
             if sample.pixels is not None:
                 question, truth = self._first_turn(sample)
-                file, known = flow.dataset.image_and_answers(sample.index)
+                file, known = cast("LlavaDataset | Mixture", flow.dataset).image_and_answers(sample.index)
                 questions = {question: truth, **{other: known.get(other) for other in asked if other != question}}
                 found.append(ImageQuestions(f"picture-{sample.index}", file, sample.pixels, questions))
         return found

@@ -46,9 +46,10 @@ def answer_sheet(image: RgbImage, answers: Sequence[Answer]) -> Tensor:
     """Return uint8 [3, H, W]: the image [h, w, 3] above its questions and answers, each with its verdict."""
     sheet = resize_to_height(image, max(ANSWER_HEIGHT, image.shape[0]))
     for answer in answers:
-        note = {"": "no answer in the data", "right": "right", "wrong": f"wrong; in the data: {answer.truth}"}
-        colour = {"": FAINT, "right": GREEN, "wrong": RED}
-        sheet = add_caption(sheet, f"{answer.question} {answer.text}", note[answer.verdict], colour[answer.verdict])
+        truth = f" (in the data: {answer.truth})" if answer.verdict == "wrong" else ""
+        note = answer.verdict or "no answer in the data"
+        colour = {"": FAINT, "right": GREEN, "wrong": RED}[answer.verdict]
+        sheet = add_caption(sheet, f"{answer.question} {answer.text}{truth}", note, colour)
     return _to_tensor(sheet)
 
 

@@ -19,7 +19,7 @@ RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart demo compare recipe recipe-all desk-policy headline study test test-all lint smoke venv venv-train venv-dev requirements clean distclean
+.PHONY: help quickstart demo compare recipe recipe-all desk-policy headline study test test-all lint smoke venv venv-train venv-dev docs requirements clean distclean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,6 +107,15 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.train
 	@$(PIP) install --quiet --no-compile --editable ".[dev]"
 	@$(PIP) install --quiet --no-compile --no-deps --group no-deps
 	@touch $@
+
+$(VENV)/.docs: pyproject.toml $(VENV)/.minimal
+	@echo "installing the requirements of the documentation site into $(VENV)"
+	@$(PIP) install --quiet --no-compile --editable ".[docs]"
+	@touch $@
+
+docs: $(VENV)/.docs ## the documentation site: outputs/site/index.html; a broken link or name is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "written: outputs/site/index.html"
 
 requirements: $(VENV)/.dev ## write the requirements files from pyproject.toml
 	$(BIN)/python scripts/dev/write_requirements.py

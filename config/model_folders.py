@@ -36,8 +36,15 @@ def require_model(name: str, value: str, source: str = "") -> None:
         raise ConfigError(f"{start}: this folder holds {found}; expected {expected}")
 
 
+def split_revision(text: str) -> tuple[str, str | None]:
+    """Return the hub id and the revision (branch, tag or commit) of `org/name@revision`; None without one."""
+    repo, _, revision = text.partition("@")
+    return repo, revision or None
+
+
 def looks_like_hub_id(text: str) -> bool:
-    """Return True if `text` is `org/name` and not certainly a local path."""
+    """Return True if `text` is `org/name` or `org/name@revision` and not certainly a local path."""
+    text, _ = split_revision(text)
     org, slash, name = text.partition("/")
     words = all(part and part.replace("-", "").replace("_", "").replace(".", "").isalnum() for part in (org, name))
     return bool(slash) and words and not text.startswith((".", "~")) and not text.endswith(_WEIGHTS_SUFFIXES)

@@ -32,7 +32,7 @@ from common.processes import ProcessRank, process_rank
 from config.parsing import ConfigError
 from policy_rollout.benchmarks.base import Benchmark, find_benchmark
 from policy_rollout.closed_loop import records
-from policy_rollout.closed_loop.arguments import CONFIG, hydra_arguments
+from policy_rollout.closed_loop.arguments import CONFIG, HELP, help_text, hydra_arguments
 from policy_rollout.closed_loop.evaluation import RolloutSettings, run_distributed
 from policy_rollout.closed_loop.interface import ChainJob
 from policy_rollout.closed_loop.progress import Progress, require_wandb
@@ -260,6 +260,9 @@ def main(config: DictConfig) -> None:
 
 def command(argv: Sequence[str]) -> None:
     """Run the evaluation of a command line. An error in it is one line on stderr and exit code 2."""
+    if HELP & set(argv):
+        print(help_text())
+        return
     argv_before = sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing a page
     try:

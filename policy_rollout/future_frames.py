@@ -36,7 +36,7 @@ them on the desk), or processed splits with states. The probe's frames must not 
 
 
 def draw(policy: UPVLAPolicy, recording: Recording, found: FutureFrames, rows: int) -> RgbImage:
-    """Return a figure: present, true and predicted frames of samples whose hand moves, with the hand marked."""
+    """Return a figure: present, predicted and true frames of samples whose hand moves, with the hand marked."""
     import numpy as np
 
     from common.image_grid import add_caption, image_grid, resize_to_height
@@ -57,9 +57,9 @@ def draw(policy: UPVLAPolicy, recording: Recording, found: FutureFrames, rows: i
         true = camera.project(found.later[i], CELL)
         for image, source, text in (
             (now.rgb_static, None, sample.instruction),
-            (later.rgb_static, None, f"{steps} steps later"),
-            (decoded[0], "true", "the same, through the tokenizer"),
-            (decoded[1], "predicted", "predicted"),
+            (decoded[1], "predicted", f"predicted, {steps} steps later"),
+            (decoded[0], "true", "true, through the tokenizer"),
+            (later.rgb_static, None, "true"),
         ):
             marked = mark(resize_to_height(image, CELL), true, TRUE_COLOUR, ring=True)
             note = " "

@@ -1,5 +1,6 @@
 """Evaluate a small model in closed loop, on the desk or in the real CALVIN, with blind controls and baselines.
 
+    python -m scripts.evaluate_desk --checkpoint assets/desk_policy --output-dir outputs/desk_policy_evaluation
     python -m scripts.evaluate_desk --checkpoint outputs/tiny_desk [--episodes 160] [--chains 60]
     python -m scripts.evaluate_desk --checkpoint outputs/tiny_desk_all --tasks all
     python -m scripts.evaluate_desk --checkpoint outputs/tiny_calvin --environment calvin --episodes 64 --chains 20
@@ -27,13 +28,16 @@ from common.command import report_errors, run_command
 from common.constants import CALVIN_MAX_STEPS
 from common.files import write_text
 from common.folder_lock import hold_file
+from config.model_folders import looks_like_hub_id
 from policy_rollout.benchmarks.processed import open_split
 from policy_rollout.desk.experts.worlds import ENVIRONMENTS, check_world
 from policy_rollout.desk.layout import SCENES
 from policy_rollout.desk.task_sets import DOORS, TASK_SETS, TaskSet
 from policy_rollout.policies.interface import ACTION_DECODERS
+from policy_rollout.policies.model_options import CHECKPOINT_HELP
+from policy_rollout.policies.model_yaml import local_checkpoint, located
 from policy_rollout.policies.upvla import pick_device
-from scripts.desk_evaluation.evaluation import COLOUR, MEAN, POLICIES, Evaluation, available
+from scripts.desk_evaluation.evaluation import COLOUR, MEAN, POLICIES, UNTRAINED, Evaluation, available
 from scripts.desk_evaluation.report import results, summary
 from scripts.objective_comparison.evaluate import machine
 
@@ -41,15 +45,13 @@ from scripts.objective_comparison.evaluate import machine
 @report_errors("evaluate_desk")
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    if not (args.model / "config.yaml").is_file():
-        file = args.model / "config.yaml"
-        raise FileNotFoundError(f"{file} does not exist; --checkpoint is the output folder of a training run")
+    folder = _output_dir(args)
+    model = local_checkpoint(args.model)
     if args.held_out is not None:
         if args.only:
             raise ValueError("--held-out belongs to the report, which --only does not write")
         len(open_split(args.held_out).annotations)  # raises before the episodes are run
-    folder = (args.output_dir or args.model).resolve()
-    evaluation = _evaluation(args, folder)
+    evaluation = _evaluation(args, model, folder)
     names = _policies(args, evaluation)
     with ExitStack() as locks:
         for name in names:  # several commands may run different policies at the same time
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sensitivity = evaluation.sensitivity()
     command = shlex.join(["python", "-m", "scripts.evaluate_desk", *(sys.argv[1:] if argv is None else argv)])
     where = machine(pick_device(args.device))
-    text = summary(outcomes, sensitivity, evaluation.rules, args.model, where, command)
+    text = summary(outcomes, sensitivity, evaluation.rules, Path(args.model), where, command)
     found = {**results(outcomes, sensitivity, evaluation.rules), "made_with": made_with}
     if args.held_out is not None:
         future = evaluation.future_frames(args.held_out)
@@ -76,7 +78,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _evaluation(args: argparse.Namespace, folder: Path) -> Evaluation:
+def _output_dir(args: argparse.Namespace) -> Path:
+    """Return the folder of the report. Raises ``ValueError`` if it is not given and the model is not a local folder."""
+    if args.output_dir is not None:
+        return Path(args.output_dir).resolve()
+    folder = Path(located(args.model))
+    if folder.is_file() or (not folder.exists() and looks_like_hub_id(args.model)):
+        raise ValueError(f"--output-dir is required, because --checkpoint {args.model} is no folder on this machine")
+    return folder
+
+
+def _evaluation(args: argparse.Namespace, model: Path, folder: Path) -> Evaluation:
     given = {name: getattr(args, name) for name in ("scene", "max_steps", "replan_every", "ensemble")}
     if args.environment == "calvin":
         check_world("calvin")
@@ -91,7 +103,7 @@ def _evaluation(args: argparse.Namespace, folder: Path) -> Evaluation:
     )
     episodes = tasks.episodes if args.episodes is None else args.episodes
     chains = tasks.chains if args.chains is None else args.chains
-    return Evaluation(args.model, args.device, tasks, episodes, chains, folder / "judged", args.action_decoder)
+    return Evaluation(model, args.device, tasks, episodes, chains, folder / "judged", args.action_decoder)
 
 
 def _policies(args: argparse.Namespace, evaluation: Evaluation) -> tuple[str, ...]:
@@ -100,7 +112,15 @@ def _policies(args: argparse.Namespace, evaluation: Evaluation) -> tuple[str, ..
     if args.only:
         if COLOUR in args.only and COLOUR not in possible:
             raise ValueError(f"--only {COLOUR!r}: the tasks of --tasks {evaluation.tasks.name} name no colour")
+        if evaluation.config is None and (needing := [name for name in args.only if name in (UNTRAINED, MEAN)]):
+            raise ValueError(f"--only {needing[0]!r}: {args.model} has no config.yaml of its training")
         return tuple(args.only)
+    if evaluation.config is None:
+        if args.held_out is not None:
+            raise ValueError(f"--held-out: {args.model} has no config.yaml, which names its training data")
+        notice = f"{args.model} has no config.yaml of its training: {UNTRAINED!r} and {MEAN!r} are left out"
+        print(f"notice: {notice}", file=sys.stderr)
+        return tuple(name for name in possible if name not in (UNTRAINED, MEAN))
     data = Path(evaluation.job.dataset.params.train_pre_shards_path_or_url)
     if not data.is_dir():
         print(f"notice: {data} does not exist: {MEAN!r} is left out", file=sys.stderr)
@@ -115,9 +135,8 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint",
         "--model",
         dest="model",
-        type=path_argument,
         required=True,
-        help="output folder of a training run",
+        help=CHECKPOINT_HELP,
     )
     add("--tasks", choices=list(TASK_SETS), default=DOORS.name, help="task set (default: %(default)s)")
     counts = [f"{tasks.episodes} and {tasks.chains} for {tasks.name}" for tasks in TASK_SETS.values()]

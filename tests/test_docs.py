@@ -78,9 +78,9 @@ def test_configuration_keys_exist(page: Path) -> None:
 
 
 def _is_module_or_file(name: str) -> bool:
-    """`training.data` and `model.safetensors` look like keys."""
+    """`training.data`, `model.safetensors` and `training.md` look like keys."""
     path = ROOT / "/".join(name.split(".")[:2])
-    return path.is_dir() or path.with_suffix(".py").is_file() or name.endswith((".safetensors", ".yaml"))
+    return path.is_dir() or path.with_suffix(".py").is_file() or name.endswith((".safetensors", ".yaml", ".md"))
 
 
 @pages

@@ -5,12 +5,14 @@ All ranks do the same work on their part of the data (losses) or the same work (
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,10 +30,13 @@ from training.batch_to_tasks import bundle, encode_image, encode_views, robot_ta
 from training.build import Components
 from training.data.batch import CoBatch, RobotBatch, TextSample, collate_robot
 from training.data.dataloader import Batch, Flow
+from training.data.llava import LlavaDataset
+from training.data.mixture import Mixture
 from training.data.readers import images_in, read_image
 from training.distributed.full_state import FullModel
 from training.grounding.measures import SQUARES, colour_change, colour_samples, colour_squares
 from training.metrics.logger import Meter, means
+from training.metrics.samples import Answer, answer_sheet, future_sheet
 from training.run import Run
 
 EVAL_SAMPLES = 64
@@ -56,8 +61,9 @@ class ImageQuestions:
     """An image with questions: ``pixels`` [3, S, S] for CLIP; ``questions`` with the true answer, if known."""
 
     name: str
+    file: Path
     pixels: Tensor
-    questions: Sequence[tuple[str, str | None]]
+    questions: Mapping[str, str | None]
 
 
 class Evaluator:
@@ -72,7 +78,7 @@ class Evaluator:
             )
         if job.experiment.generate_every and job.mmu_image_root is not None:
             try:
-                self._images()
+                _ = self._images
             except ValueError as error:
                 raise ConfigError(f"mmu_image_root={job.mmu_image_root}: {error}") from error
 
@@ -168,12 +174,16 @@ class Evaluator:
             flow = self.components.validation_robot or self.components.data.robot
             if flow is not None:
                 batch = collate_robot(read_samples(flow, evenly_spaced(len(flow.dataset), LOGGED_FRAMES)))
-                self.run.metrics_logger.image("future/now_true_predicted", self.frames(batch), step)
-            for name, text in self.answers():
-                self.run.metrics_logger.text(f"answers/{name}", text, step)
+                self.run.metrics_logger.image("future/now_predicted_true", self.frames(batch), step)
+            for image, answers in self.answers():
+                name, limit = f"answers/{image.name}", self.job.max_new_tokens
+                self.run.metrics_logger.text(name, "\n\n".join(answer.markdown(limit) for answer in answers), step)
+                if image.file.is_file():  # with cached CLIP features it need not exist
+                    sheet = answer_sheet(np.asarray(read_image(image.file)), answers)
+                    self.run.metrics_logger.image(f"{name}/image", sheet, step)
 
     def frames(self, batch: RobotBatch) -> Tensor:
-        """Return uint8 [3, H, W], a row for each sample and view: frame now, true later, predicted later."""
+        """Return uint8 [3, H, W], a captioned row for each sample and view: frame now, predicted later, true later."""
         views = self.job.model.vla.num_view
         codes = encode_views(self.components, batch, with_later=False)
         assert codes is not None
@@ -188,17 +198,17 @@ class Evaluator:
         now, true = batch.views[:, :views].flatten(0, 1), batch.future_views[:, :views].flatten(0, 1)
         if batch.coded:  # the images themselves are not opened
             now, true = self._decode(now), self._decode(true)
-        columns = torch.cat([now, true, pixels], dim=3)  # [B * V, 3, R, 3 R]
-        return torch.cat(list(columns), dim=1)
+        captions = [text for text in batch.instructions for _ in range(views)]
+        return future_sheet(now, pixels, true, captions, self.job.act_step)
 
     def _decode(self, codes: Tensor) -> Tensor:
         """Decode codes [B, n] to images, uint8 [B, 3, R, R], on the host."""
         return to_uint8(self.components.vq.decode(codes.long().to(self.run.device))).cpu()
 
-    def answers(self) -> list[tuple[str, str]]:
-        """Return (name of an image, questions and answers about it)."""
-        images = self._images()
-        questions = [(row, question, truth) for row, p in enumerate(images) for question, truth in p.questions]
+    def answers(self) -> list[tuple[ImageQuestions, list[Answer]]]:
+        """Return images with the model's answers to their questions."""
+        images = self._images
+        questions = [(row, question, truth) for row, p in enumerate(images) for question, truth in p.questions.items()]
         if not questions:
             return []
         patches = None
@@ -207,31 +217,41 @@ class Evaluator:
             patches = self.components.clip.features(pixels.to(self.run.device))[[row for row, _, _ in questions]]
         limit, texts = self.job.max_new_tokens, [question for _, question, _ in questions]
         generated = generate(self.model, self.components.prompter, texts, patches, limit)
-        lines: list[list[str]] = [[] for _ in images]
+        answers: list[list[Answer]] = [[] for _ in images]
         for (row, question, truth), answer, cut in zip(questions, generated.texts, generated.cut, strict=True):
-            end = f" *(cut at max_new_tokens={limit})*" if cut else ""
-            lines[row].append(f"**{question}** {answer}{end}" + (f" *(in the data: {truth})*" if truth else ""))
-        return [(image.name, "\n\n".join(paragraphs)) for image, paragraphs in zip(images, lines, strict=True)]
+            answers[row].append(Answer(question, answer, truth, bool(cut)))
+        return list(zip(images, answers, strict=True))
 
+    @cached_property
     def _images(self) -> list[ImageQuestions]:
-        """Return images of ``mmu_image_root``, or of conversations in the data with their first question and answer."""
-        questions = [(question, None) for question in questions_in(self.job.question)]
+        """Images of ``mmu_image_root``, or of conversations in the data with their first question.
+
+        The answers of the data are those of all conversations about the same image.
+        """
+        asked = questions_in(self.job.question)
         clip, root = self.components.clip, self.job.mmu_image_root
         if root is not None:
             spec = None if clip is None else clip.image_spec
             return [
-                ImageQuestions(f.stem, torch.empty(0) if spec is None else clip_pixels(read_image(f), spec), questions)
+                ImageQuestions(
+                    f.stem,
+                    f,
+                    torch.empty(0) if spec is None else clip_pixels(read_image(f), spec),
+                    dict.fromkeys(asked),
+                )
                 for f in images_in(Path(root))[:LOGGED_IMAGES]
             ]
         flow = self.components.validation_text or self.components.data.text
         if flow is None:
             return []
-        samples = read_samples(flow, evenly_spaced(len(flow.dataset), LOGGED_IMAGES))
-        return [
-            ImageQuestions(f"picture-{s.index}", s.pixels, [self._first_turn(s), *questions])
-            for s in samples
-            if s.pixels is not None
-        ]
+        found = []
+        for sample in read_samples(flow, evenly_spaced(len(flow.dataset), LOGGED_IMAGES)):
+            if sample.pixels is not None:
+                question, truth = self._first_turn(sample)
+                file, known = cast("LlavaDataset | Mixture", flow.dataset).image_and_answers(sample.index)
+                questions = {question: truth, **{other: known.get(other) for other in asked if other != question}}
+                found.append(ImageQuestions(f"picture-{sample.index}", file, sample.pixels, questions))
+        return found
 
     def _first_turn(self, sample: TextSample) -> tuple[str, str]:
         """Return the first question of a conversation and its answer."""

@@ -33,7 +33,8 @@ from training.distributed.launch import start_processes
 from training.failure.known_errors import is_lost_process
 from training.failure.preemption import StopRequest, handle_stop_signals
 from training.failure.status import write_status
-from training.metrics.logger import METRICS_FILE, JsonLinesWriter, MetricsLogger, TensorBoardWriter, WandbWriter, Writer
+from training.metrics.logger import METRICS_FILE, JsonLinesWriter, MetricsLogger, WandbWriter, Writer
+from training.metrics.tensorboard import TensorBoardWriter
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def _describe_error(error: RuntimeError) -> BaseException:
 def _writers(job: Job, output_dir: Path, step: int) -> list[Writer]:
     writers: list[Writer] = [JsonLinesWriter(output_dir / METRICS_FILE, step)]
     if job.experiment.tracker == "tensorboard":
-        writers.append(TensorBoardWriter(output_dir / "logs", step))
+        writers.append(TensorBoardWriter(output_dir / "logs", step, job.training.text_objective))
     elif job.experiment.tracker == "wandb":
         writers.append(WandbWriter(job.experiment.project, job.experiment.name, output_dir, asdict(job)))
     return writers

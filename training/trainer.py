@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from config.schema import Job
 from models.device import to_device_async
 from models.upvla import Losses
 from training.batch_to_tasks import COUNTED, MicroBatch, coefficients
@@ -219,6 +221,17 @@ class Trainer:
             f"done at step {self.step}: model and config.yaml in {run.output_dir}, last checkpoint "
             f"checkpoint-{self.step} there, numbers in metrics.jsonl{curves[run.job.experiment.tracker]}"
         )
+        run.log(f"next: {_next_command(run.job, run.output_dir)}")
+
+
+def _next_command(job: Job, output_dir: Path) -> str:
+    """Return the command that usually follows a run: evaluation of its actions, or training of actions."""
+    folder = shlex.quote(str(output_dir))
+    if job.training.act_coeff > 0:
+        return (
+            f"blockdiff-vla eval --checkpoint {folder} --dataset-root <data> --output-json <file> (docs/evaluation.md)"
+        )
+    return f"train actions from this model: config=<file> model.showo.pretrained_model_path={folder}"
 
 
 def _is_due(every: int, step: int) -> bool:

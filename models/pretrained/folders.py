@@ -6,6 +6,7 @@ import filecmp
 from pathlib import Path
 
 from common.files import expand_home, read_object
+from models.pretrained.model_card import CARD_FILE, is_card
 from models.pretrained.weights_io import WEIGHT_NAMES, find_weights, weight_parts
 
 CONFIG_FILE = "config.json"
@@ -59,7 +60,8 @@ def model_files(folder: Path) -> list[Path]:
     weights = [folder / f"{name}{end}" for name in WEIGHT_NAMES for end in ("", ".index.json")]
     parts = [part for file in weights if file.is_file() for part in (file, *weight_parts(file))]
     others = (CONFIG_FILE, TOKENIZER_FOLDER, CODE_FOLDER)
-    return [path for path in dict.fromkeys([*parts, *(folder / name for name in others)]) if path.exists()]
+    card = [folder / CARD_FILE] if is_card(folder / CARD_FILE) else []
+    return [path for path in dict.fromkeys([*parts, *(folder / name for name in others), *card]) if path.exists()]
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from common.files import atomic_path, expand_home, give_usual_mode
+from config.model_folders import split_revision
 from models.pretrained.safetensors_file import Writable, stream_safetensors
 
 # In the order in which a directory is searched; a sharded file's index counts as the file.
@@ -59,7 +60,7 @@ def resolve_model_dir(
     the hub asked, with a short time limit.
 
     Args:
-        name: a path (`~` is expanded) or a hub id such as `showlab/magvitv2`.
+        name: a path (`~` is expanded), or a hub id such as `showlab/magvitv2` or `org/name@revision`.
         key: the config key that holds `name`, for the error message.
         weights: fetch the weights too; False when only configuration and tokenizer are needed.
         needs: the other files without which a cached snapshot does not count as complete.
@@ -71,7 +72,7 @@ def resolve_model_dir(
     if path.exists():
         return path
     text = str(name)
-    if not _could_be_hub_id(text):
+    if not _could_be_hub_id(split_revision(text)[0]):
         raise ValueError(
             f"{key}: {text} does not exist; give an existing directory or file, or a hub id such as organisation/model"
         )
@@ -86,12 +87,13 @@ def _could_be_hub_id(text: str) -> bool:
 
 
 def cached_snapshot(repo: str, weights: bool, needs: Sequence[str]) -> Path | None:
-    """Return the snapshot in the hub cache if it is complete, else None."""
+    """Return the snapshot of a hub id in the hub cache if it is complete, else None."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    repo, revision = split_revision(repo)
     try:
-        folder = Path(snapshot_download(repo, local_files_only=True, allow_patterns=list(needs)))
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=list(needs)))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
     needed = [folder / name for name in needs]
@@ -103,21 +105,30 @@ def cached_snapshot(repo: str, weights: bool, needs: Sequence[str]) -> Path | No
 
 def _download(repo: str, key: str, weights: bool) -> Path:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     # The transport's base error: httpx's in huggingface_hub 1, httpx2's in 2, and always imported there.
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # isort: skip
 
+    repo, revision = split_revision(repo)
     advice = (
         f"download it where there is network (hf download {repo}) and set {key} to the local directory, "
         "or set HF_HOME to a cache that holds it"
     )
     try:
-        info = HfApi().model_info(repo, timeout=HUB_TIMEOUT_S)  # a call of its own: snapshot_download has no time limit
-        names = [file.rfilename for file in info.siblings or ()]
-        return Path(snapshot_download(repo, allow_patterns=_wanted(names, weights), etag_timeout=HUB_TIMEOUT_S))
+        # A call of its own, because snapshot_download has no time limit.
+        info = HfApi().model_info(repo, revision=revision, timeout=HUB_TIMEOUT_S)
+        wanted = _wanted([file.rfilename for file in info.siblings or ()], weights)
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, etag_timeout=HUB_TIMEOUT_S))
     except HFValidationError as error:
         raise ValueError(f"{key}: {repo} is neither an existing path nor a valid hub id") from error
+    except RevisionNotFoundError as error:
+        raise ValueError(f"{key}: the model {repo} on the hub has no branch, tag or commit {revision}") from error
     except RepositoryNotFoundError as error:
         raise ValueError(
             f"{key}: {repo} is neither an existing path nor a model this account can read on the Hugging Face hub"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 
 import yaml
@@ -21,9 +22,42 @@ NUMBERS = frozenset(
 OTHER_NAMES = {"output_dir": "log_dir"}
 """Names that other commands have for a key, and the key."""
 SWEEPS = frozenset({"-m", "--multirun"})
-FLAGS = SWEEPS | {"-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run"}
+HELP = frozenset({"-h", "--help"})
+FLAGS = SWEEPS | {"--hydra-help", "--version", "--resolve", "-r", "--run"}
 FLAGS_WITH_VALUE = frozenset({"-c", "--cfg", "-p", "--package", "-i", "--info"})
 """Hydra's own flags that this command passes on."""
+
+
+HELP_TEXT = """\
+usage: python -m policy_rollout.calvin_evaluate_upvla checkpoint=<folder or hub id> [key=value ...]
+
+Run CALVIN's official chains of tasks with a policy, and write results.json, report.html and videos to log_dir.
+
+examples:
+  python -m policy_rollout.calvin_evaluate_upvla environment=desk checkpoint=assets/desk_policy num_sequences=20
+  python -m policy_rollout.calvin_evaluate_upvla dataset_path=$CALVIN_DATA_ROOT checkpoint=outputs/mine device=0
+  torchrun --nproc-per-node 8 -m policy_rollout.calvin_evaluate_upvla ... log_dir=rollout_outputs/mine
+
+After a kill or an interrupt, the same command with the same log_dir resumes. --multirun runs all combinations of
+comma-separated values; --cfg job prints the values of a command line. docs/evaluation.md has more.
+
+keys (default in brackets):
+"""
+
+
+def help_text() -> str:
+    """Return the text of ``--help``: every key with its default and the comment in the yaml."""
+    lines = CONFIG.read_text(encoding="utf-8").partition("\nhydra:")[0].splitlines()
+    shown = []
+    for line in lines:
+        code, _, comment = line.partition("#")
+        name, colon, default = code.strip().partition(": ")
+        if colon:
+            shown.append(f"  {name}  [{default.strip()}]")
+            shown += textwrap.wrap(comment.strip(), 112, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        else:
+            shown += textwrap.wrap(comment.strip(), 118) or [""]
+    return HELP_TEXT + "\n".join(shown)
 
 
 def keys() -> list[str]:

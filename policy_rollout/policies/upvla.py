@@ -182,6 +182,11 @@ class UPVLAPolicy:
             clip_model=located(config.job.model.showo.clip_model_path),
         )
 
+    @classmethod
+    def from_pretrained(cls, name: str | Path, revision: str | None = None, device: str = "auto") -> UPVLAPolicy:
+        """Load the policy of a local folder, or of a hub id at a revision (branch, tag or commit)."""
+        return cls.from_config(None, device, name if revision is None else f"{name}@{revision}")
+
     @property
     def act_step(self) -> int:
         return self.spec.act_step

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import statistics
+from common.constants import CALVIN_MAX_STEPS
 from common.files import read_json
 from common.statistics import Interval, mean_of_runs, wilson
 from common.text import shortened
@@ -42,6 +44,23 @@ class Results:
     def settings(self) -> Mapping[str, Any]:
         found = self.content.get("settings", {})
         return found if isinstance(found, Mapping) else {}
+
+    @property
+    def conditions(self) -> str:
+        """What was evaluated, in one line: environment, chains, step limit, checkpoint, date of the file."""
+        settings, origin = self.settings, self.content.get("policy_from")
+        benchmark = settings.get("benchmark")
+        stamp = benchmark if isinstance(benchmark, Mapping) else {}
+        desk = f"Embedded desk, scene {stamp.get('scene', '?')} (not the CALVIN simulator)"
+        where = {"desk": desk, "calvin": "CALVIN simulator"}.get(str(stamp.get("name")), "Environment not recorded")
+        parts = [where, f"{len(self.chains)} chains"]
+        if (limit := settings.get("ep_len")) is not None:
+            protocol = "" if limit == CALVIN_MAX_STEPS else f", not the protocol's {CALVIN_MAX_STEPS}"
+            parts.append(f"{limit} control steps per task{protocol}")
+        if isinstance(origin, Mapping) and origin.get("checkpoint"):
+            parts.append("/".join(Path(str(origin["checkpoint"])).parts[-2:]))
+        parts.append(f"{datetime.fromtimestamp(self.file.stat().st_mtime):%Y-%m-%d}")
+        return " · ".join(parts)
 
     @property
     def benchmark_settings(self) -> dict[str, Any]:

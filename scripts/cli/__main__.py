@@ -27,26 +27,50 @@ class Command:
 
 COMMANDS = {
     "train": Command("scripts.cli.train", "train a model: train [--objective ar|mdm|bd] config=FILE [key=value ...]"),
+    "quickstart": Command("scripts.quickstart", "record, train, evaluate and report in minutes on this machine"),
+    "memory": Command("scripts.estimate_memory", "estimate the memory of a training run"),
+    "doctor": Command("scripts.doctor.__main__", "check installation, machine, data and checkpoints"),
+    # Evaluation
     "eval": Command("scripts.eval_upvla_offline_actions", "action errors of a model on recorded frames"),
+    "eval table": Command("scripts.summarize_offline_eval_json", "Markdown table of several results of eval"),
     "rollout": Command(
         "policy_rollout.calvin_evaluate_upvla", "chains of tasks in closed loop (desk, CALVIN)", "command"
     ),
+    "rollout merge": Command("policy_rollout.merge", "merge records of several closed-loop evaluations"),
+    "evaluate desk": Command("scripts.evaluate_desk", "closed loop on the desk with blind controls and baselines"),
+    "evaluate frames": Command("policy_rollout.future_frames", "position of the hand in predicted future images"),
     "compare": Command("policy_rollout.compare", "compare closed-loop evaluations chain by chain"),
     "compare objectives": Command("scripts.compare_objectives", "train ar, mdm and bd alike and compare them"),
+    "compare decoding": Command("scripts.compare_decoding.__main__", "quality against speed of ways to decode text"),
+    "study": Command("scripts.study.__main__", "effect of the text objective on seeing and acting, by many runs"),
     "report": Command("policy_rollout.report", "write the HTML report of a closed-loop evaluation"),
+    # Use of a model
     "ask": Command("scripts.generate_text", "answers to questions about images"),
     "vqa": Command("scripts.eval_vqa", "accuracy on a benchmark of questions about images"),
+    "mask": Command("scripts.show_mask", "draw the attention mask of a text objective or of the robot flow"),
     "demo": Command("policy_rollout.demo.__main__", "watch a model on the desk in the terminal, with films"),
+    "push": Command("scripts.cli.push", "publish a model on the Hugging Face hub"),
     "serve": Command("policy_rollout.serve", "serve a model to simulators and robots"),
     "robot": Command("policy_rollout.policy_upvla", "control a robot, or a dry run on recorded frames"),
+    # Simulators and data
+    "desk": Command("policy_rollout.desk.cli", "draw the desk, run its experts, measure its speed"),
+    "desk experts": Command("policy_rollout.desk.experts.evaluate", "success of the scripted experts"),
+    "desk scenes": Command("preprocess_data.make_desk_scenes", "random scenes of the desk as a training split"),
+    "desk moments": Command("preprocess_data.desk_moments.make", "frames with actions of experts of several tasks"),
+    "calvin": Command("policy_rollout.calvin.__main__", "check the installation of CALVIN's simulator"),
     "record": Command("preprocess_data.make_desk_demos", "record demonstrations of experts on the desk"),
+    "relabel": Command("preprocess_data.relabel_rollouts", "record a policy on the desk with labels of experts"),
     "process calvin": Command("preprocess_data.process_calvin", "raw CALVIN, or a recording, to a training split"),
     "process bridge": Command("preprocess_data.process_bridge", "BridgeData V2 to a training split"),
     "process lerobot": Command("preprocess_data.process_lerobot", "LeRobot data to a training split"),
+    "export lerobot": Command("preprocess_data.export_lerobot", "a raw CALVIN split to LeRobot data"),
     "tokenize": Command("preprocess_data.tokenize_images", "cache the image codes of a split"),
+    "repack": Command("preprocess_data.repack", "pack raw frames into shards of pixels"),
+    "clip features": Command("preprocess_data.clip_features", "cache the CLIP features of conversation images"),
+    "locate objects": Command("preprocess_data.locate_objects", "positions of objects in the frames of a split"),
+    "action sentences": Command("preprocess_data.language_actions.__main__", "conversations: next motions in words"),
+    "place questions": Command("preprocess_data.place_questions.__main__", "conversations: places of objects"),
     "inspect": Command("scripts.inspect_data", "summary and HTML page of a data set"),
-    "memory": Command("scripts.estimate_memory", "estimate the memory of a training run"),
-    "doctor": Command("scripts.doctor.__main__", "check installation, machine, data and checkpoints"),
 }
 EPILOG = f"""\
 examples:

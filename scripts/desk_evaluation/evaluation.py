@@ -27,6 +27,7 @@ from policy_rollout.benchmarks.processed import open_split
 from policy_rollout.desk.task_sets import TaskSet, other_colour
 from policy_rollout.policies.controls import ExchangedImages, action_change, with_images_of
 from policy_rollout.policies.interface import Observation
+from policy_rollout.policies.model_yaml import load_model_yaml, run_config
 from policy_rollout.policies.upvla import ConstantPolicy, Policy, RandomPolicy, UPVLAPolicy, pick_device
 from training.data.episode_index import read_index
 
@@ -89,7 +90,7 @@ def available(tasks: TaskSet) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Episodes and chains for the run in ``folder``; outcomes are stored in the folder ``stored``.
+    """Episodes and chains for the model in ``folder``; outcomes are stored in the folder ``stored``.
 
     ``action_decoder``: one of ``ACTION_DECODERS``; None: that of the run.
     """
@@ -103,11 +104,14 @@ class Evaluation:
     action_decoder: str | None = None
 
     @property
-    def config(self) -> Path:
-        return self.folder / "config.yaml"
+    def config(self) -> Path | None:
+        """The settings of the model's training run, None if the folder does not belong to a run."""
+        return run_config(self.folder)
 
     @cached_property
     def job(self) -> Job:
+        if self.config is None:
+            return load_model_yaml(None, self.folder).job
         return load_job([f"config={self.config}"], None)
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
+from common.files import PROJECT_DIR
 from models.decoding import generate
 from models.pretrained.model_io import load_folder, save_folder, to_disk_names
 from models.sequence import future_targets, pad_right, robot_sequence
 from models.upvla import RobotTask
+from scripts.dev.key_list import summarize
 from tests.parity.flows import (
     LOSS,
     STATES_CLOSE,
@@ -286,3 +289,15 @@ def test_real_size_models_have_the_released_names_and_shapes(parity: Path) -> No
     expected = listing("qwen3_1p7b_hf.tsv")
     assert {name: ours[name] for name in expected} == expected
     assert set(ours) - set(expected) <= {"lm_head.weight"}  # tied
+
+
+def test_the_recipe_for_the_public_checkpoint_has_the_sizes_and_checksums_of_the_key_lists(parity: Path) -> None:
+    page = (PROJECT_DIR / "docs" / "import_upvla.md").read_text(encoding="utf-8")
+    for name, kept in (("upvla_phi15", ""), ("upvla_phi15", "showo"), ("magvitv2", "")):
+        lines = (parity / "keys" / f"{name}.tsv").read_text().splitlines()
+        rows = [line.split("\t") for line in lines if "." in line.split("\t")[0]]
+        shapes = {row[0]: json.loads(row[1]) for row in rows}
+        if kept:
+            shapes = {key: shape for key, shape in shapes.items() if not key.startswith(("token_learner", "to_logits"))}
+        count, numbers, digest = summarize(shapes)
+        assert f"| {count} | {numbers:,} | {4 * numbers:,} | `{digest}` |" in page

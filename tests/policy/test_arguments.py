@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from common.files import PROJECT_DIR
 from config.parsing import ConfigError
 from policy_rollout import calvin_evaluate_upvla as app
-from policy_rollout.closed_loop.arguments import NUMBERS, hydra_arguments, keys
+from policy_rollout.closed_loop.arguments import NUMBERS, help_text, hydra_arguments, keys
 
 
 def composed(*argv: str) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def test_a_swept_evaluation_keeps_its_list() -> None:
 
 
 def test_flags_of_hydra_are_passed_on() -> None:
-    argv = ["--cfg", "job", "--help", "hydra.run.dir=x", "+hydra.verbose=true"]
+    argv = ["--cfg", "job", "--resolve", "hydra.run.dir=x", "+hydra.verbose=true"]
     assert hydra_arguments(argv) == argv
 
 
@@ -139,3 +139,14 @@ def test_a_wrong_model_is_refused_before_torch_is_imported(given: str, tmp_path:
     assert done.stderr.count("\n") == 1
     assert str(tmp_path) in done.stderr
     assert not (tmp_path / "log").exists()
+
+
+def test_the_help_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    app.command(["--help"])
+    text = capsys.readouterr().out
+    assert text == help_text() + "\n"
+    for name in keys():
+        key, doc = text.partition(f"  {name}  [")[2].splitlines()[:2]
+        assert key.endswith("]"), name
+        assert len(doc.strip()) > 10, name
+    assert max(map(len, text.splitlines())) <= 120

@@ -18,6 +18,7 @@ from policy_rollout import report
 from policy_rollout.closed_loop import records
 from policy_rollout.closed_loop.records import merge_results
 from policy_rollout.reports.html_report import BOTTOM, HEIGHT, TOP, rate_chart, steps_histogram
+from policy_rollout.reports.results import read_results
 from tests.policy.results_file import TASKS, drawn, write
 
 VOID = {"meta", "img", "br", "hr", "source"}
@@ -228,3 +229,14 @@ def test_instructions_that_were_cut_are_shown_in_report_comparison_and_merged_re
             records.append(folder, "one", records.chain_of(row))
     merge_results([mine, other], tmp_path / "all")
     assert json.loads((tmp_path / "all" / "results.json").read_text())["policy_from"] == told
+
+
+def test_the_header_states_environment_step_limit_and_date(tmp_path: Path) -> None:
+    for name, settings, expected in (
+        ("a", {}, r"Embedded desk, scene D \(not the CALVIN simulator\) · 2 chains · 360 control steps per task · 20"),
+        ("b", {"ep_len": 60}, r"60 control steps per task, not the protocol's 360"),
+        ("c", {"benchmark": {"name": "calvin"}}, r"CALVIN simulator · 2 chains"),
+        ("d", {"benchmark": None}, r"Environment not recorded"),
+    ):
+        folder = write(tmp_path / name, [1, 2], **settings)
+        assert re.search(expected, read_results(folder).conditions), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from common.files import PROJECT_DIR as ROOT
 from policy_rollout.benchmarks.future_frames import SOURCES, FutureFrames
 from policy_rollout.benchmarks.offline import Sample
 from policy_rollout.calvin.instructions import validation_instruction
@@ -115,8 +117,30 @@ def test_a_control_of_some_tasks_is_compared_in_its_own_episodes() -> None:
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate_desk.main(["--model", str(tmp_path / "nothing")]) == 2
     error = capsys.readouterr().err
-    assert "config.yaml does not exist" in error
+    assert "there is no such checkpoint" in error
     assert error.count("\n") == 1
+
+
+def test_the_report_of_a_model_from_the_hub_needs_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate_desk.main(["--checkpoint", "org/model"]) == 2
+    assert "--output-dir is required" in capsys.readouterr().err
+
+
+def test_a_model_folder_without_its_run_has_no_baselines_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "a" / "b" / "model"
+    shutil.copytree(ROOT / "assets" / "desk_policy", model)
+    (model / "config.yaml").unlink()
+    evaluation = Evaluation(model, "cpu", DOORS, 8, 2, tmp_path / "judged")
+    assert evaluation.config is None
+    assert evaluation.job.model.framework == "upvla"
+    arguments = SimpleNamespace(only=None, held_out=None, model=str(model))
+    assert {"untrained", "mean training action"}.isdisjoint(evaluate_desk._policies(arguments, evaluation))
+    assert "are left out" in capsys.readouterr().err
+    arguments.only = ["untrained"]
+    with pytest.raises(ValueError, match=r"no config\.yaml of its training"):
+        evaluate_desk._policies(arguments, evaluation)
 
 
 def test_held_out_recordings_add_the_hand_in_predicted_frames(

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from config.loading import ConfigError
 from models.losses import SumAndCount
 from tests.training.runs import Outcome
 from training.metrics.logger import JsonLinesWriter, Meter
+from training.metrics.samples import Answer, answer_sheet
+from training.metrics.tensorboard import LOSSES, TensorBoardWriter, layout, tag_of
 
 
 def tally(total: float, count: float) -> SumAndCount:
@@ -45,6 +50,68 @@ def test_a_resumed_run_logs_no_step_twice(tmp_path: Path) -> None:
     writer.close()
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(r["step"], r["x"]) for r in records] == [(1, 1), (2, 2), (3, 30.0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [
+        ("total/loss", "loss/total"),
+        ("action_bd/loss", "loss/action_bd"),
+        ("validation/image/loss", "loss_val/image"),
+        ("validation/action/mae", "loss_val/action_mae"),
+        ("grad_norm", "optim/grad_norm"),
+        ("speed/mfu", "speed/mfu"),
+        ("text/nats_hidden_25_50", "details/text_nats_hidden_25_50"),
+        ("validation/ground/error_mm", "details_val/ground_error_mm"),
+    ],
+)
+def test_tensorboard_has_few_groups(name: str, tag: str) -> None:
+    assert tag_of(name) == tag
+
+
+def test_tensorboard_has_a_constant_once_and_no_copy_of_the_text_loss_of_ar(tmp_path: Path) -> None:
+    values = {"text/loss": 2.0, "text/nats_per_token": 2.0, "text/answer_tokens": 7.0}
+    for objective in ("ar", "bd"):
+        writer = TensorBoardWriter(tmp_path / objective, 0, objective)
+        for step in (1, 2):
+            writer.scalars({**values, **{f"validation/{name}": value for name, value in values.items()}}, step)
+        writer.close()
+        events = EventAccumulator(str(tmp_path / objective))
+        events.Reload()
+        points = {tag: len(events.Scalars(tag)) for tag in events.Tags()["scalars"]}
+        details = {f"details{end}/text_answer_tokens": 1 for end in ("", "_val")}
+        if objective == "bd":
+            details |= {f"details{end}/text_nats_per_token": 1 for end in ("", "_val")}
+        assert points == {"loss/text": 2, "loss_val/text": 2, **details}
+
+
+def test_a_chart_of_tensorboard_has_the_training_and_the_validation_curve() -> None:
+    (losses, *_) = layout().values()
+    assert losses["image"] == ["Multiline", ["^loss/image$", "^loss_val/image$"]]
+    assert losses.keys() == set(LOSSES)
+
+
+def test_an_answer_is_right_without_case_and_final_period() -> None:
+    assert Answer("q", "It is  red", "it is red.").verdict == "right"
+    assert Answer("q", "It is blue", "it is red.").verdict == "wrong"
+    assert Answer("q", "It is blue").verdict == ""
+    assert Answer("q", "a", "b", True).markdown(8) == "**q** a *(cut at max_new_tokens=8)* *(in the data: b)* wrong"
+
+
+def test_a_sheet_of_answers_has_the_image_and_a_caption_for_each() -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    one = answer_sheet(image, [Answer("q", "a", "a")])
+    two = answer_sheet(image, [Answer("q", "a", "a"), Answer("q", "a")])
+    assert one.shape[0] == 3
+    assert one.shape[2] == two.shape[2] == 256
+    assert 256 < one.shape[1] < two.shape[1]
+
+
+def test_a_warning_about_an_unused_kernel_is_hidden_and_others_are_not(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    log.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s", "no kernels")
+    log.warning("another one")
+    assert [record.getMessage() for record in caplog.records] == ["another one"]
 
 
 def test_wandb_gets_the_same_numbers_where_it_is_installed(

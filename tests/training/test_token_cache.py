@@ -84,7 +84,7 @@ def test_the_image_of_a_run_shows_what_the_tokenizer_keeps(
     monkeypatch.setattr(MetricsLogger, "image", lambda self, tag, image, step: shown.append(image))
     monkeypatch.setattr(Image, "open", lambda *given: pytest.fail("an image was opened"))
     train(coded, tmp_path / "run", **{**SETTINGS, **held_out(coded)}, dataset__und_type="null")
-    assert shown[-1].shape == (3, 4 * 2 * 32, 3 * 32)  # now, true, predicted; 4 samples of 2 views
+    assert shown[-1].shape[2] == 3 * 128 + 2 * 4 + 2 * 8  # now, predicted, true, with gaps and margins
 
 
 def test_a_resumed_run_on_codes_is_the_uninterrupted_one(coded: Path, tmp_path: Path) -> None:

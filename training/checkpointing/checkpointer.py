@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import DistributedType
+from torch import Tensor
 from tqdm import tqdm
 
 from common.files import flush, remove, retire
+from models.pretrained.model_card import CARD_FILE, card, is_card, last_figures, write_card
 from models.pretrained.model_io import WEIGHTS_FILE
 from training.build.components import Components
 from training.checkpointing import trained_weights
@@ -24,6 +26,7 @@ from training.data.sampling_order import Position
 from training.distributed.full_state import FullModel
 from training.failure.known_errors import WRITE_ERRORS, describe_write_error, is_write_error
 from training.failure.status import write_status
+from training.metrics.logger import METRICS_FILE
 from training.run import Run
 
 
@@ -74,7 +77,7 @@ class Checkpointer:
             (partial.state_dir / f"progress_{run.rank}.json").write_text(json.dumps(progress), encoding="utf-8")
             if run.is_main_process:
                 run.metrics_logger.flush_to_disk()
-                self.components.save_model(partial.model_dir, step=step, state=state)
+                self._save_model(partial.model_dir, step, state)
 
         def complete() -> None:
             if run.is_main_process:
@@ -102,9 +105,17 @@ class Checkpointer:
         """Write the model of the last step directly under the output folder. All ranks call it."""
         run, state = self.run, self._full_model.state()
         if run.is_main_process:
-            save_final_model(run.output_dir, lambda path: self.components.save_model(path, step=step, state=state))
+            save_final_model(run.output_dir, lambda path: self._save_model(path, step, state))
             write_status(run.output_dir, "finished", step, run.output_dir / f"checkpoint-{step}")
         run.accelerator.wait_for_everyone()
+
+    def _save_model(self, folder: Path, step: int, state: Mapping[str, Tensor] | None) -> None:
+        """Write the model with its card."""
+        components, job = self.components, self.run.job
+        components.save_model(folder, step=step, state=state)
+        figures = last_figures(self.run.output_dir / METRICS_FILE, step)
+        parameters = sum(p.numel() for p in components.model.parameters()) if state is None else _size(state)
+        write_card(folder, card(job, components.model.spec, parameters, step, figures))
 
     def _save_trained_weights(self, models: list[object], weights: list[object], folder: str) -> None:
         """Write the trained weights if they differ from the exported ones; accelerate calls this on all ranks."""
@@ -174,10 +185,18 @@ def save_final_model(output_dir: Path, save_model: Callable[[Path], None]) -> No
     # Weights last: until they are in place the folder's model is that of the last checkpoint.
     for path in sorted(partial.iterdir(), key=lambda path: path.name == WEIGHTS_FILE):
         target = output_dir / path.name
+        if path.name == CARD_FILE and target.exists() and not is_card(target):  # a user's own
+            path.unlink()
+            continue
         if target.is_dir():
             discard(target)
         os.replace(path, target)
     partial.rmdir()
+
+
+def _size(state: Mapping[str, Tensor]) -> int:
+    """Return the number of weights of a state dict; tensors that share memory count once."""
+    return sum({tensor.data_ptr(): tensor.numel() for tensor in state.values()}.values())
 
 
 def _free(path: Path) -> Path:

@@ -228,6 +228,17 @@ class LlavaDataset(Dataset[TextSample]):
             *([] if self.features is None else [f"  {self.features.describe()}"]),
         ]
 
+    def image_and_answers(self, index: int) -> tuple[Path, dict[str, str]]:
+        """Return the image file of a record that has one, and question -> answer of all records about it."""
+        image, found = self._images[index], dict[str, str]()
+        for other in range(len(self)):
+            if self._images[other] == image:
+                spoken = json.loads(self._turns[other])
+                turns = [text for _, text in spoken[spoken[0][0] != HUMAN :]]  # as the prompter reads them
+                for question, answer in zip(turns[::2], turns[1::2], strict=False):
+                    found.setdefault(question.replace(IMAGE_MARK, "").strip(), answer.strip())
+        return self.image_root / image, found
+
     def __len__(self) -> int:
         return len(self._images)
 

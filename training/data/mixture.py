@@ -18,6 +18,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
@@ -62,12 +63,21 @@ class Mixture(Dataset[TextSample]):
     def __len__(self) -> int:
         return self._ends[-1]
 
+    def image_and_answers(self, index: int) -> tuple[Path, dict[str, str]]:
+        """Return the image file of a record that has one, and question -> answer of its source's records about it."""
+        source, first = self._source_of(index)
+        return source.image_and_answers(index - first)
+
+    def _source_of(self, index: int) -> tuple[LlavaDataset, int]:
+        """Return the source of a record, and the index of the source's first record."""
+        number = bisect_right(self._ends, index)
+        return self.sources[number], self._ends[number] - len(self.sources[number])
+
     def __getitem__(self, index: int) -> TextSample:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        number = bisect_right(self._ends, index)
-        first = self._ends[number] - len(self.sources[number])
-        sample = self.sources[number][index - first]
+        source, first = self._source_of(index)
+        sample = source[index - first]
         left_out = tuple((first + place, reason) for place, reason in sample.left_out)
         return replace(sample, index=first + sample.index, left_out=left_out)
 

@@ -1,1 +1,1 @@
-"""Metrics of a training run: sums on the device, throughput, and writers."""
+"""Metrics of a training run: sums on the device, throughput, samples, and writers."""

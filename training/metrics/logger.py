@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -72,52 +71,6 @@ class Writer(Protocol):
     def text(self, tag: str, text: str, step: int) -> None: ...
     def image(self, tag: str, image: Tensor, step: int) -> None: ...
     def close(self) -> None: ...
-
-
-class TensorBoardWriter:
-    """Writes event files under ``folder``. A resumed run hides what a killed run had written after ``step``."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._restore_hook = _silence_writer_thread()
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step)
-        self._writer.flush()
-
-    def text(self, tag: str, text: str, step: int) -> None:
-        self._writer.add_text(tag, text, step)
-
-    def image(self, tag: str, image: Tensor, step: int) -> None:
-        self._writer.add_image(tag, image, step)
-
-    def close(self) -> None:
-        try:
-            self._writer.close()
-        finally:
-            self._restore_hook()
-
-
-def _silence_writer_thread() -> Callable[[], None]:
-    """Stop TensorBoard's writer thread from printing a traceback of disk errors; the next call raises them anyway.
-
-    Returns a function that restores the previous hook.
-    """
-    previous = threading.excepthook
-
-    def hook(args: threading.ExceptHookArgs) -> None:
-        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
-            previous(args)
-
-    def restore() -> None:
-        if threading.excepthook is hook:
-            threading.excepthook = previous
-
-    threading.excepthook = hook
-    return restore
 
 
 class WandbWriter:

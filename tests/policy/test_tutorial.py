@@ -1,4 +1,4 @@
-"""The README's first run, exactly as it is written there."""
+"""The tutorial's first run, exactly as it is written there."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ NEEDED = ("dummy_data/calvin/training", "dummy_data/calvin/validation", "dummy_d
 
 
 def first_run() -> str:
-    """The shell block of the section "A first run, by hand"."""
-    section = (
-        (ROOT / "README.md").read_text(encoding="utf-8").split("## A first run, by hand", 1)[1].split("\n## ", 1)[0]
-    )
+    """The shell block of the tutorial."""
+    section = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     blocks: list[str] = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
     assert len(blocks) == 1, "the first run is one block, so that it can be copied and tested as one"
     return blocks[0]
@@ -37,7 +35,7 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_first_run_of_the_readme_works_as_it_is_written(repository: Path) -> None:
+def test_the_first_run_of_the_tutorial_works_as_it_is_written(repository: Path) -> None:
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     settings = {**os.environ, "PATH": search, "OMP_NUM_THREADS": "1"}
     command = ["bash", "-euo", "pipefail", "-c", first_run()]

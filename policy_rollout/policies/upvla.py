@@ -28,7 +28,6 @@ from models.pretrained.weights_io import files_sha256, resolve_model_dir
 from models.processing.image import fit, normalise, to_uint8
 from models.processing.instruction_length import cut_instructions, describe_cut
 from models.sequence import robot_sequence
-from models.upvla import Prediction
 from models.vision.magvitv2 import MagVITv2, load_magvit
 from policy_rollout.policies.interface import ACTION_DECODERS
 from policy_rollout.policies.interface import CAMERAS as CAMERAS
@@ -202,6 +201,10 @@ class UPVLAPolicy:
         return ACTION_DECODERS[0 if self.decoding is None else 1 if self.speaker is None else 2]
 
     @property
+    def predicts_with_actions(self) -> bool:
+        return self.decoding is None
+
+    @property
     def forwards_per_chunk(self) -> float:
         """Mean number of backbone forwards per chunk since `reset`; 0 before the first chunk."""
         return self._forwards / max(self._chunks, 1)
@@ -224,10 +227,7 @@ class UPVLAPolicy:
         return self._act(observations, want_codes=False)[0]
 
     def act_with_codes(self, observations: Sequence[Observation]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return (the chunks of ``act``, the codes of ``predict_codes``).
-
-        With the regression head (the default) both come from one pass: images are encoded and the network runs once.
-        """
+        """Return (the chunks of ``act``, the codes of ``predict_codes``); one pass if ``predicts_with_actions``."""
         chunks, codes = self._act(observations, want_codes=True)
         return chunks, self.predict_codes(observations) if codes is None else codes.cpu().numpy()
 
@@ -248,15 +248,14 @@ class UPVLAPolicy:
         with self._autocast():
             if not isinstance(self.decoding, ActionDecoding):
                 predicted = self.predictor.predict(instructions, codes, want_codes, state)
-                forwards = len(observations)
+                actions, future, forwards = predicted.actions, predicted.codes, len(observations)
             else:
                 flow = robot_sequence(self.model.vocab, instructions, codes, self.act_step, state=state)
                 decoded = decode_actions(self.model, flow, self.decoding)
-                predicted, forwards = Prediction(decoded.actions), int(decoded.forwards.sum())
+                actions, future, forwards = decoded.actions, None, int(decoded.forwards.sum())
         self._chunks, self._forwards = self._chunks + len(observations), self._forwards + forwards
         scale = self.spec.data.scale
-        actions = predicted.actions if scale is None else scale.undo(predicted.actions)
-        return actions.cpu().numpy(), predicted.codes
+        return (actions if scale is None else scale.undo(actions)).cpu().numpy(), future
 
     @torch.inference_mode()
     def predict_codes(self, observations: Sequence[Observation]) -> NDArray[np.int64]:
@@ -284,8 +283,7 @@ class UPVLAPolicy:
         pixels = self.vq.decode(torch.from_numpy(codes).to(self.device).reshape(-1, self.spec.num_vq_tokens))
         size = self.spec.resolution
         frames = to_uint8(pixels).permute(0, 2, 3, 1).reshape(len(codes), self.spec.num_view, size, size, 3)
-        images: NDArray[np.uint8] = frames.cpu().numpy()
-        return images
+        return np.asarray(frames.cpu())
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self._precision, enabled=self._precision is not None)

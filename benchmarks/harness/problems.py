@@ -1,9 +1,9 @@
 """Problems to measure: networks of several sizes with random weights, and a training step with a made-up batch.
 
-``tiny`` and ``tiny_qwen3`` show in seconds that a benchmark runs. ``cpu`` is the size at which the original's
-costs were measured (hidden 256, 4 layers, 12,003 ids, 256 codes, 669 slots, MAGVITv2 with 32 channels). ``phi`` and
-``qwen3`` are the action-tuning configurations: Phi-1.5 and Qwen3-1.7B, 512-pixel frames, released MAGVITv2, CLIP
-ViT-L/14 at 336 pixels. Time does not depend on trained weights.
+``tiny`` and ``tiny_qwen3`` show in seconds that a benchmark runs. ``cpu`` is a small size (hidden 256, 4 layers, 12,003
+ids, 256 codes, 669 slots, MAGVITv2 with 32 channels and few blocks). ``phi`` and ``qwen3`` are the action-tuning
+configurations: Phi-1.5 and Qwen3-1.7B, 512-pixel frames, released MAGVITv2, CLIP ViT-L/14 at 336 pixels. Time does not
+depend on trained weights.
 
 Sequence lengths are those of typical data, not of the limits: an instruction of 13 ids, a conversation of
 ``QUESTION`` + ``ANSWER`` ids. The original pads both to its limits; the package does not.
@@ -128,7 +128,7 @@ SIZES = {
             patch_size=2,
         ),
         question=20,
-        answer=31,  # with the question the 51 ids of the original's measurement, whose limit is 62
+        answer=31,  # with the question 51 ids; the original pads them to 62
     ),
     "phi": Size(
         name="phi",

@@ -10,7 +10,8 @@ C channels, 13 latent channels (bits; channel 0 is the most significant).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,18 @@ class SignTable(nn.Module):
         return self.embedding[codes].movedim(-1, 1)
 
 
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Switch TF32 off in matrix products and convolutions of NVIDIA GPUs."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
 # ----------------------------------------------------------------------------------------------------------- tokenizer
 class MagVITv2(nn.Module):
     """The image tokenizer, frozen: `encode` and `decode`."""
@@ -239,9 +252,10 @@ class MagVITv2(nn.Module):
     def encode(self, pixels: Tensor) -> Tensor:
         """Return codes [B,N] long in 0..8191, row by row, of pixels [B,3,R,R] in [-1,1].
 
-        Computed in float32 even under autocast: a code flips when its latent comes near 0.
+        Computed in float32, also under autocast and with ``training.enable_tf32``: a code flips when its latent comes
+        near 0, and codes of a token cache, of training and of acting must not depend on the command.
         """
-        with torch.autocast(pixels.device.type, enabled=False):
+        with torch.autocast(pixels.device.type, enabled=False), without_tf32():
             parts = _split_for_device(pixels.to(self.encoder.conv_in.weight.dtype))
             return torch.cat([self.quantize.codes(self.latent(part)).flatten(1) for part in parts])
 

@@ -62,6 +62,11 @@ def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
 
 
+def swish(x: Tensor) -> Tensor:
+    """Return the activation of a norm's output; without gradients it replaces that output and takes no memory."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class ResBlock(nn.Module):
     """Two 3x3 convolutions with pre-norm and swish around a shortcut."""
 
@@ -74,9 +79,9 @@ class ResBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.nin_shortcut(x) + h
+        h = self.conv1(swish(self.norm1(x)))
+        h = self.conv2(swish(self.norm2(h)))
+        return self.nin_shortcut(x) + h if torch.is_grad_enabled() else h.add_(self.nin_shortcut(x))
 
 
 class AttnBlock(nn.Module):
@@ -168,7 +173,7 @@ class Encoder(nn.Module):
         for level in self.down:
             h = level(h)
         h = self.mid(h)  # [B,C,h,w]
-        return self.quant_conv(self.conv_out(F.silu(self.norm_out(h))))  # [B,13,h,w]
+        return self.quant_conv(self.conv_out(swish(self.norm_out(h))))  # [B,13,h,w]
 
 
 class Decoder(nn.Module):
@@ -190,7 +195,7 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(self.post_quant_conv(bits)))  # [B,C,h,w]
         for level in reversed(self.up):
             h = level(h)  # [B,C,R,R] in the end
-        return self.conv_out(F.silu(self.norm_out(h)))  # [B,3,R,R]
+        return self.conv_out(swish(self.norm_out(h)))  # [B,3,R,R]
 
 
 class SignTable(nn.Module):

@@ -6,7 +6,8 @@ alternating, after it is checked that they give the same images and actions. "th
 avoided: inflating the arrays of the used cameras and PIL's bicubic resize of them (whose pixels the released
 checkpoints expect), or, for codes, copying their bytes. Time is CPU time of one thread. The reference is
 tests/benchmarks/naive_data.py: four files opened for a sample, a search from the first episode on, floats of every
-image.
+image. Then the image of a conversation (a JPEG file of 640 x 480 pixels) becomes CLIP's input, by the package and by
+the processor class of transformers that the original calls; both give the same numbers.
 
 Examples:
   python -m benchmarks.data_items                                  512 pixels, one camera
@@ -16,6 +17,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import tempfile
 import zlib
@@ -34,14 +36,15 @@ from benchmarks.harness.timing import Spread, alternate
 from common.arguments import path_argument, whole
 from common.command import run_command
 from common.tables import markdown_table
-from models.processing.image import normalise
+from models.processing.image import ClipImageSpec, clip_pixels, normalise
 from preprocess_data import repack
 from preprocess_data.jobs.frame_sources import ProcessedFrames
-from tests.benchmarks.naive_data import CAMERAS, NaiveData
+from tests.benchmarks.naive_data import CAMERAS, NaiveData, naive_clip
 from training.data.batch import RobotBatch, collate_robot
 from training.data.caches.token_cache import TokenCache
 from training.data.episode_index import INDEX_NAME
 from training.data.formats.shards import Plan, ShardWriter, begin, finish, write_frames
+from training.data.readers import read_image_bytes
 from training.future_view_prediction_w_action_dataset import DataProvider
 
 ACT_STEP = 10
@@ -54,6 +57,14 @@ NAIVE, FILES, PACKED, SIZED, ONE, GATHERED = (
     "codes, sample by sample",
     "codes, gathered",
 )
+OURS, JPEG_SIZE = "ours", (640, 480)
+CLIP_FIELDS = {
+    "size": {"shortest_edge": 336},
+    "crop_size": {"height": 336, "width": 336},
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+"""The fields that matter of openai/clip-vit-large-patch14-336."""
 IMAGE_FLOOR, CODE_FLOOR = "the floor of images", "the floor of codes"
 REPEATS = {ONE: 20, GATHERED: 100, CODE_FLOOR: 1000}
 """How often ways that take microseconds are repeated in one run."""
@@ -112,6 +123,27 @@ def code_floor(resolution: int, views: int, batch: int) -> Callable[[], object]:
     source = np.zeros((4 * batch, views, (resolution // STRIDE) ** 2), dtype=np.int16)
     target = np.empty((2 * batch, *source.shape[1:]), dtype=np.int16)
     return lambda: np.take(source, np.arange(2 * batch) * 2, axis=0, out=target)
+
+
+def conversations(args: argparse.Namespace) -> dict[str, Any]:
+    """Time decoding and CLIP preprocessing of a conversation's image, after a check that both ways agree."""
+    rng = np.random.default_rng(4)
+    coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    coarse.resize(JPEG_SIZE, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    content, spec = file.getvalue(), ClipImageSpec.from_fields(CLIP_FIELDS)
+    theirs = naive_clip(CLIP_FIELDS)
+    ways: dict[str, Callable[[], Any]] = {
+        NAIVE: lambda: theirs(content),
+        OURS: lambda: clip_pixels(read_image_bytes(content, "an image"), spec),
+    }
+    assert torch.allclose(ways[NAIVE](), ways[OURS](), atol=1e-6, rtol=0)
+    repeated = {name: _repeat(way, args.batch) for name, way in ways.items()}
+    timings = alternate(repeated, args.rounds, torch.device("cpu"), name="conversations")
+    return {
+        "ms_an_item": {name: 1e3 * timings.seconds(name).median / args.batch for name in ways},
+        "times_faster": timings.ratio(NAIVE, OURS),
+    }
 
 
 def check_equal(naive: NaiveData, batches: dict[str, RobotBatch], indices: list[int], views: int) -> None:
@@ -197,7 +229,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=args.folder, ignore_cleanup_errors=True) as folder:
         found = measure(Path(folder), args)
     print(table(found))
-    content = {"settings": settings_of(args, "frames", "batch", "resolution", "views", "rounds"), "ways": found}
+    clip = conversations(args)
+    print(f"the image of a conversation: {clip['times_faster']} times as fast as by the processor of transformers")
+    settings = settings_of(args, "frames", "batch", "resolution", "views", "rounds")
+    content = {"settings": settings, "ways": found, "conversations": clip}
     write(args, content)
     return content
 

@@ -48,14 +48,13 @@ from common.arguments import whole
 from common.command import run_command
 from common.tables import markdown_table
 from config.schema import Objective
+from training.metrics.throughput import device_peak
 from training.optim.compile import compile_backbone
 
 WAYS = ORIGINAL, PIXELS, CACHE = "original", "from pixels", "from the token cache"
 COUNTED_PARTS = (FRAMES, IMAGES, FORWARD, BACKWARD)
 SAME_LOSS, SAME_GRADIENT = 1e-5, 1e-3
 """Largest relative differences that float32 sums of different order explain."""
-PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0}
-"""Dense bf16 peaks that NVIDIA states, by a part of the device's name."""
 
 
 def make_step(way: str, made: Problem, precision: str) -> TimedStep:
@@ -141,14 +140,14 @@ def compare(objective: Objective, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def utilisation(made: Problem, counted: Mapping[str, Mapping[str, int]], timings: Timings) -> dict[str, Any]:
-    """Return tokens per second and, for a device with a known peak, MFU of the package's step."""
-    name = torch.cuda.get_device_name(made.parts.device)
-    peak = next((1e12 * tflops for part, tflops in PEAK_TFLOPS.items() if part in name), None)
-    found: dict[str, Any] = {"slots": made.slots(), "stated_peak_flops": peak}
+    """Return tokens per second and the share of the device's peak (MFU) of the package's step."""
+    peak, source = device_peak(made.parts.device, "bf16")
+    found: dict[str, Any] = {"slots": made.slots(), "peak_flops": peak, "peak_source": source}
     for way in (PIXELS, CACHE):
-        found[way] = {"slots_per_second": timings.rate(way, found["slots"])}
-        if peak is not None:
-            found[way]["mfu"] = timings.rate(way, counted[way]["all"] / peak)
+        found[way] = {
+            "slots_per_second": timings.rate(way, found["slots"]),
+            "mfu": timings.rate(way, counted[way]["all"] / peak),
+        }
     return found
 
 

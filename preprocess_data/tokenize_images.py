@@ -121,7 +121,7 @@ def encode_shards(task: ShardTask[Settings], tick: Callable[[int], object] = lam
     made = {
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "dtype": str(model.encoder.conv_in.weight.dtype).removeprefix("torch."),
-        "tf32": device.startswith("cuda") and torch.backends.cudnn.allow_tf32,
+        "tf32": False,  # MagVITv2.encode switches it off; caches of earlier versions may have it
         "batch_size": settings.batch_size,
         "torch": torch.__version__,
     }

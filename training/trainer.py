@@ -33,7 +33,7 @@ from training.checkpointing.conditions import changes
 from training.checkpointing.manifest import Checkpoint
 from training.data.batch import CoBatch
 from training.data.sampling_order import START, Position
-from training.distributed.full_state import FullModel
+from training.distributed.full_state import FullModel, use_fp32_copies
 from training.distributed.launch import configure_deepspeed, configure_fsdp
 from training.distributed.reshard import validate_resume
 from training.evaluator import Evaluator
@@ -61,6 +61,7 @@ class Trainer:
         full_model = FullModel(accelerator, components.model)
         self.checkpointer = Checkpointer(run, components, full_model, trained)
         self.model, self.optimizer = accelerator.prepare(components.model, components.optimizer)
+        use_fp32_copies(accelerator, components.ema)
         if run.resumed is not None:
             checkpoint.load_state(accelerator, run.resumed, self.optimizer)
             checkpoint.require_finite_state(run.comm, run.resumed, self.optimizer, components.model)

@@ -73,7 +73,8 @@ def compare_peaks(
     }
 
 
-def _measure(run: Callable[[], object], device: torch.device) -> Peak:
+def measure(run: Callable[[], object], device: torch.device) -> Peak:
+    """Run ``run`` and return its peak in this process."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -102,7 +103,7 @@ def main() -> None:
     device = torch.device(settings["device"])
     module, _, name = work.partition(":")
     run = getattr(import_module(module), name)(settings, device)
-    print(json.dumps(asdict(_measure(run, device))))
+    print(json.dumps(asdict(measure(run, device))))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Problems to measure: networks of several sizes with random weights, and a training step with a made-up batch.
 
-``cpu`` is the size at which the original's costs were measured (hidden 256, 4 layers, 12,003 ids, 256 codes, 669 slots,
-MAGVITv2 with 32 channels). ``phi`` and ``qwen3`` are the action-tuning configurations: Phi-1.5 and Qwen3-1.7B,
-512-pixel frames, released MAGVITv2, CLIP ViT-L/14 at 336 pixels. Time does not depend on trained weights.
+``tiny`` and ``tiny_qwen3`` show in seconds that a benchmark runs. ``cpu`` is a small size (hidden 256, 4 layers, 12,003
+ids, 256 codes, 669 slots, MAGVITv2 with 32 channels and few blocks). ``phi`` and ``qwen3`` are the action-tuning
+configurations: Phi-1.5 and Qwen3-1.7B, 512-pixel frames, released MAGVITv2, CLIP ViT-L/14 at 336 pixels. Time does not
+depend on trained weights.
 
 Sequence lengths are those of typical data, not of the limits: an instruction of 13 ids, a conversation of
 ``QUESTION`` + ``ANSWER`` ids. The original pads both to its limits; the package does not.
@@ -38,6 +39,7 @@ from training.batch_to_tasks import coefficients, encode_image, encode_views, ro
 from training.build import Components
 from training.data.batch import CoBatch, RobotBatch, RobotSample, TextBatch, collate_robot
 from training.data.dataloader import CotrainLoader, Flow
+from training.optim.lora import attach
 from training.optim.optimizer import Schedule, build_optimizer
 
 TOKENIZER = PROJECT_DIR / "assets" / "tiny_phi"
@@ -46,8 +48,8 @@ SYSTEM_WORDS = 28
 """Length of the system prompt in Phi-1.5's tokenizer."""
 PATCHES = 576
 INSTRUCTION = "push the red block to the left"
-QUESTION, ANSWER = {"cpu": 20, "phi": 44, "qwen3": 44}, {"cpu": 31, "phi": 256, "qwen3": 256}
-"""Lengths of a conversation's question and answer, by size. (The limits are 62 and 1006 in total.)"""
+QUESTION, ANSWER = 44, 256
+"""Lengths of a conversation's question and answer at real size. (The limit is 1006 in total.)"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Size:
     """Sizes of all networks.
 
     ``llm``: a transformers config; ``words``: ids before the special tokens; ``max_seq_length``: the length that the
-    original pads instructions to, minus one; ``real``: needs a GPU.
+    original pads instructions to, minus one; ``question``, ``answer``: ids of a conversation; ``real``: needs a GPU.
     """
 
     name: str
@@ -67,6 +69,8 @@ class Size:
     decoder: Tower
     clip: CLIPVisionConfig
     act_step: int = 10
+    question: int = QUESTION
+    answer: int = ANSWER
     real: bool = False
 
     @property
@@ -123,6 +127,8 @@ SIZES = {
             image_size=48,
             patch_size=2,
         ),
+        question=20,
+        answer=31,  # with the question 51 ids; the original pads them to 62
     ),
     "phi": Size(
         name="phi",
@@ -164,6 +170,41 @@ SIZES["qwen3"] = replace(
         tie_word_embeddings=True,
     ),
     words=151669,
+)
+SIZES["tiny"] = replace(
+    SIZES["cpu"],
+    name="tiny",
+    llm=_llm(
+        PhiConfig,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        partial_rotary_factor=0.5,
+    ),
+    resolution=32,
+    max_seq_length=40,
+    encoder=Tower(32, (1, 1, 1, 1, 1), (1, 1, 1, 1, 1)),
+    decoder=Tower(32, (1, 1, 1, 1, 1), (1, 1, 1, 1, 1)),
+    clip=CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+    ),
+    question=6,
+    answer=8,
+)
+SIZES["tiny_qwen3"] = replace(
+    SIZES["tiny"],
+    name="tiny_qwen3",
+    llm=_llm(
+        Qwen3Config,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        tie_word_embeddings=True,
+    ),
 )
 
 
@@ -286,18 +327,20 @@ def problem(
     rows: int,
     attn_implementation: str = "sdpa",
     gradient_checkpointing: bool = False,
+    job: Job | None = None,
 ) -> Problem:
     """Build a training step of ``rows`` robot samples and as many conversations; on the device meta shapes only.
 
     Loss weights are those of the action-tuning configurations, all 1. The mask token is not banned from the logits, as
-    in the original, so that losses can be equal.
+    in the original, so that losses can be equal. ``job``: the other settings, adapters among them (``Job()``).
     """
-    job = Job()
+    job = replace(job or Job())
     job.training = replace(
         job.training, batch_size_pre=rows, batch_size_mmu=rows, mmu_coeff=1.0, text_objective=objective
     )
     built = language_model(size, device, mask_logit_banned=False, attn_implementation=attn_implementation)
     model = built.model.to(device).train()
+    attach(model, job)
     if gradient_checkpointing:
         model.backbone.enable_gradient_checkpointing()
     clip = clip_tower(size, device)
@@ -321,7 +364,7 @@ def made_up_batch(size: Size, rows: int) -> CoBatch:
     """Return a batch of noise images and random tokens, the same for the same size."""
     draw = torch.Generator().manual_seed(3)
     shape, side = (rows, 1, 3, size.resolution, size.resolution), int(size.clip.image_size)
-    question, answer = QUESTION[size.name], ANSWER[size.name]
+    question, answer = size.question, size.answer
     words = torch.randint(1, size.words, (rows, question + answer), generator=draw)
     words[:, -1] = 0  # end-of-text
     robot = RobotBatch(

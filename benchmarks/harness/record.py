@@ -107,8 +107,11 @@ def commit() -> str:
     return f"{head}{'+' if changes else ''}" or "unknown"
 
 
-def write(args: argparse.Namespace, content: Mapping[str, Any]) -> None:
-    """Write the results to ``args.out`` with command, date, commit, machine and library versions."""
+def write(args: argparse.Namespace, content: Mapping[str, Any], announce: bool = True) -> None:
+    """Write the results to ``args.out`` with command, date, commit, machine and library versions.
+
+    ``announce``: print the name of the file.
+    """
     record = {
         "benchmark": args.name,
         "command": shlex.join(["python", "-m", f"benchmarks.{args.name}", *args.argv]),
@@ -120,7 +123,8 @@ def write(args: argparse.Namespace, content: Mapping[str, Any]) -> None:
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(args.out, json.dumps(record, indent=2, default=_plain) + "\n")
-    print(f"figures: {args.out}")
+    if announce:
+        print(f"figures: {args.out}")
 
 
 def _plain(value: object) -> Any:

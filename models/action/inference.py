@@ -27,13 +27,14 @@ TEXT_BUCKET = 16
 class ActionPredictor:
     """Predicts from instructions and image codes with one model, in eval mode.
 
-    ``compiled``: use ``torch.compile`` with fixed shapes, compiled at the first call of each batch and text bucket.
+    ``forward``: replaces the backbone's forward by one for fixed shapes (``compiled_forward``). It receives embeddings,
+    mask and positions of rows padded to the batch and text bucket.
     """
 
-    def __init__(self, model: UPVLA, compiled: bool = False) -> None:
+    def __init__(self, model: UPVLA, forward: Callable[..., Tensor] | None = None) -> None:
         self.model = model
         self._layouts: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor]] = OrderedDict()
-        self._compiled: Callable[..., Tensor] | None = _compile(model) if compiled else None
+        self._forward = forward
 
     @torch.no_grad()
     def predict(
@@ -47,8 +48,8 @@ class ActionPredictor:
 
         ``codes`` [B, N]; ``state`` [B, F] features of the robot's state, if the model reads it.
         """
-        if self._compiled is not None:
-            return self._predict_compiled(self._compiled, instructions, codes, want_codes, state)
+        if self._forward is not None:
+            return self._predict_padded(self._forward, instructions, codes, want_codes, state)
         flow = robot_sequence(self.model.vocab, instructions, codes, self.model.spec.act_step, state=state)
         mask, pos = self._layout(flow, tuple(len(ids) for ids in instructions))
         return self._predict_from_hidden(flow, self.model.backbone(self.model.embed(flow), mask, pos), want_codes)
@@ -66,7 +67,7 @@ class ActionPredictor:
         mask, pos = self._layouts[key]
         return mask.expand(len(lengths), -1, -1, -1), pos.expand(len(lengths), -1)
 
-    def _predict_compiled(
+    def _predict_padded(
         self,
         backbone: Callable[..., Tensor],
         instructions: Sequence[Sequence[int]],
@@ -101,8 +102,8 @@ def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def _compile(model: UPVLA) -> Callable[..., Tensor]:
-    """Return the backbone's forward, compiled for each shape.
+def compiled_forward(model: UPVLA) -> Callable[..., Tensor]:
+    """Return the backbone's forward, compiled at the first call of each shape.
 
     CUDA graphs are not used: they belong to the thread that recorded them, and a server or a robot's planner acts from
     another thread than the one that warmed the policy up.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,18 @@ def clip_pixels(image: Image.Image | Uint8Array, spec: ClipImageSpec) -> torch.T
     pil_image = pil_image.resize(size, Image.Resampling(spec.resample))
     height, width = spec.crop
     top, left = (pil_image.height - height) // 2, (pil_image.width - width) // 2
-    pixels = np.asarray(pil_image)[top : top + height, left : left + width].astype(np.float64)
-    scaled = (pixels * spec.scale).astype(np.float32)  # the processor multiplies in float64, then stores float32
-    normal = (scaled - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)  # [S,S,3]
-    return torch.from_numpy(np.ascontiguousarray(normal.transpose(2, 0, 1)))
+    bands = pil_image.crop((left, top, left + width, top + height)).split()
+    pixels = np.empty((3, height, width), dtype=np.float32)
+    for colour, values, band in zip(pixels, _clip_values(spec), bands, strict=True):
+        np.take(values, np.asarray(band), out=colour, mode="clip")  # without clip, NumPy takes a buffer
+    return torch.from_numpy(pixels)
+
+
+@lru_cache
+def _clip_values(spec: ClipImageSpec) -> npt.NDArray[np.float32]:
+    """Return CLIP's input for each of the 256 values of the three colours, [3,256]."""
+    scaled = (np.arange(256) * spec.scale).astype(
+        np.float32
+    )  # the processor multiplies in float64, then stores float32
+    mean, std = (np.asarray(values, np.float32)[:, None] for values in (spec.mean, spec.std))
+    return (scaled - mean) / std

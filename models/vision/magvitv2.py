@@ -10,7 +10,8 @@ C channels, 13 latent channels (bits; channel 0 is the most significant).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
 
 
+def swish(x: Tensor) -> Tensor:
+    """Return the activation of a norm's output; without gradients it replaces that output and takes no memory."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class ResBlock(nn.Module):
     """Two 3x3 convolutions with pre-norm and swish around a shortcut."""
 
@@ -73,9 +79,9 @@ class ResBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.nin_shortcut(x) + h
+        h = self.conv1(swish(self.norm1(x)))
+        h = self.conv2(swish(self.norm2(h)))
+        return self.nin_shortcut(x) + h if torch.is_grad_enabled() else h.add_(self.nin_shortcut(x))
 
 
 class AttnBlock(nn.Module):
@@ -167,7 +173,7 @@ class Encoder(nn.Module):
         for level in self.down:
             h = level(h)
         h = self.mid(h)  # [B,C,h,w]
-        return self.quant_conv(self.conv_out(F.silu(self.norm_out(h))))  # [B,13,h,w]
+        return self.quant_conv(self.conv_out(swish(self.norm_out(h))))  # [B,13,h,w]
 
 
 class Decoder(nn.Module):
@@ -189,7 +195,7 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(self.post_quant_conv(bits)))  # [B,C,h,w]
         for level in reversed(self.up):
             h = level(h)  # [B,C,R,R] in the end
-        return self.conv_out(F.silu(self.norm_out(h)))  # [B,3,R,R]
+        return self.conv_out(swish(self.norm_out(h)))  # [B,3,R,R]
 
 
 class SignTable(nn.Module):
@@ -213,6 +219,18 @@ class SignTable(nn.Module):
     def bits(self, codes: Tensor) -> Tensor:
         """Return [B,13,h,w] of +1/-1 for codes [B,h,w] long."""
         return self.embedding[codes].movedim(-1, 1)
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Switch TF32 off in matrix products and convolutions of NVIDIA GPUs."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 # ----------------------------------------------------------------------------------------------------------- tokenizer
@@ -239,9 +257,10 @@ class MagVITv2(nn.Module):
     def encode(self, pixels: Tensor) -> Tensor:
         """Return codes [B,N] long in 0..8191, row by row, of pixels [B,3,R,R] in [-1,1].
 
-        Computed in float32 even under autocast: a code flips when its latent comes near 0.
+        Computed in float32, also under autocast and with ``training.enable_tf32``: a code flips when its latent comes
+        near 0, and codes of a token cache, of training and of acting must not depend on the command.
         """
-        with torch.autocast(pixels.device.type, enabled=False):
+        with torch.autocast(pixels.device.type, enabled=False), without_tf32():
             parts = _split_for_device(pixels.to(self.encoder.conv_in.weight.dtype))
             return torch.cat([self.quantize.codes(self.latent(part)).flatten(1) for part in parts])
 

@@ -84,6 +84,11 @@ class Recorder(Protocol):
         """Control steps between two video frames. The last step of a task is always recorded."""
         ...
 
+    @property
+    def wants_codes(self) -> bool:
+        """Whether the policy (an `ImagePredictor`) shall predict image codes together with the actions."""
+        ...
+
     def selects(self, job: ChainJob) -> bool:
         """Return whether to record this chain. Called once, when the chain starts."""
         ...
@@ -93,9 +98,16 @@ class Recorder(Protocol):
         ...
 
     def add_observation(
-        self, job: ChainJob, task_index: int, step: int, observation: Observation, chunk: Actions
+        self,
+        job: ChainJob,
+        task_index: int,
+        step: int,
+        observation: Observation,
+        chunk: Actions,
+        codes: NDArray[np.int64] | None = None,
     ) -> None:
-        """Add what the policy observed before control step `step`, and the chunk [T, A] that it returned."""
+        """Add what the policy observed before control step `step`, and the chunk [T, A] that it returned. `codes`:
+        predicted image codes [N] of T steps later, if they are wanted."""
         ...
 
     def add_frame(self, job: ChainJob, task_index: int, step: int, image: NDArray[np.uint8]) -> None:

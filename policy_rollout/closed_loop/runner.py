@@ -7,14 +7,23 @@ other slots. An environment renders only the policy's cameras, and only when the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from common.constants import CALVIN_MAX_STEPS
 from policy_rollout.closed_loop.env_slot import EnvSlots, LocalSlots, NeedsChunk, SlotEvent, SlotSettings, WorkerCrashed
 from policy_rollout.closed_loop.env_worker import WorkerSlots
 from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, EnvFactory, Recorder
-from policy_rollout.policies.interface import Policy, require_calvin_state, require_same_convention
+from policy_rollout.policies.interface import (
+    ImagePredictor,
+    Observation,
+    Policy,
+    require_calvin_state,
+    require_same_convention,
+)
 
 MAX_ATTEMPTS = 2
 """How often a chain is started whose worker process crashes in it."""
@@ -134,9 +143,21 @@ class _ChainRunner:
         if not self.waiting:
             return
         waiting, self.waiting = self.waiting, {}
-        chunks = self.policy.act([event.observation for event in waiting.values()])
-        for (slot, event), chunk in zip(waiting.items(), chunks, strict=True):
-            chain = self.chains[slot]
+        recorders = [self.chains[slot].recorder for slot in waiting]
+        wanted = any(recorder is not None and recorder.wants_codes for recorder in recorders)
+        chunks, codes = self._act([event.observation for event in waiting.values()], wanted)
+        for row, (slot, event) in enumerate(waiting.items()):
+            chain, expected = self.chains[slot], None if codes is None else codes[row]
             if chain.recorder is not None:
-                chain.recorder.add_observation(chain.job, event.task_index, event.step, event.observation, chunk)
-            self.slots.execute(slot, chunk)
+                chain.recorder.add_observation(
+                    chain.job, event.task_index, event.step, event.observation, chunks[row], expected
+                )
+            self.slots.execute(slot, chunks[row])
+
+    def _act(
+        self, observations: Sequence[Observation], want_codes: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+        """Return chunks and, if they are wanted and the policy predicts images, predicted image codes."""
+        if want_codes and isinstance(self.policy, ImagePredictor):
+            return self.policy.act_with_codes(observations)
+        return self.policy.act(observations), None

@@ -116,6 +116,7 @@ class _FrameRecorder:
     indices: frozenset[int]
     frame_interval: int
     frames: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
+    wants_codes: bool = False
 
     def selects(self, job: ChainJob) -> bool:
         return job.index in self.indices
@@ -127,7 +128,13 @@ class _FrameRecorder:
         self.frames[job.index].append(image)
 
     def add_observation(
-        self, job: ChainJob, task_index: int, step: int, observation: Observation, chunk: Actions
+        self,
+        job: ChainJob,
+        task_index: int,
+        step: int,
+        observation: Observation,
+        chunk: Actions,
+        codes: NDArray[np.int64] | None = None,
     ) -> None:
         """Record nothing."""
 

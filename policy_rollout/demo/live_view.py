@@ -52,6 +52,10 @@ class LiveView:
     def frame_interval(self) -> int:
         return self.recorder.frame_interval
 
+    @property
+    def wants_codes(self) -> bool:
+        return self.recorder.wants_codes
+
     def selects(self, job: ChainJob) -> bool:
         return self.recorder.selects(job)
 
@@ -64,9 +68,15 @@ class LiveView:
             self._next_frame = time.monotonic()
 
     def add_observation(
-        self, job: ChainJob, task_index: int, step: int, observation: Observation, chunk: Actions
+        self,
+        job: ChainJob,
+        task_index: int,
+        step: int,
+        observation: Observation,
+        chunk: Actions,
+        codes: NDArray[np.int64] | None = None,
     ) -> None:
-        self.recorder.add_observation(job, task_index, step, observation, chunk)
+        self.recorder.add_observation(job, task_index, step, observation, chunk, codes)
         if step == 0:
             self._show(job, task_index, step, observation.rgb_static)
 

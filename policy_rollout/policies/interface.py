@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,4 +165,22 @@ class Policy(Protocol):
 
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:
         """Return chunks [B, T, A] for B >= 1 observations, independent of each other and of their order."""
+        ...
+
+
+@runtime_checkable
+class ImagePredictor(Protocol):
+    """A policy that predicts image codes of the frames T steps ahead together with its actions."""
+
+    @property
+    def predicts_with_actions(self) -> bool:
+        """Whether one pass of the network gives both."""
+        ...
+
+    def act_with_codes(self, observations: Sequence[Observation]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return (the chunks of `act`, the predicted codes [B, N], camera views in sequence)."""
+        ...
+
+    def decode(self, codes: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the images of codes [B, N], uint8 [B, V, R, R, 3]."""
         ...

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.action.inference import ActionPredictor
+from models.action.inference import ActionPredictor, compiled_forward
 from models.decoding import ActionDecoding, decode_actions
 from models.device import keep_freed_memory
 from models.pretrained.model_io import Built, load_folder, model_folder
@@ -133,7 +133,7 @@ class UPVLAPolicy:
         self.speaker: LanguageActor | None = None
         if isinstance(decoding, LanguageDecoding):
             self.speaker = load_language_actor(built, clip_model, decoding)
-        self._reader = ActionPredictor(self.model, compiled=compiled)
+        self.predictor = ActionPredictor(self.model, compiled_forward(self.model) if compiled else None)
         self._ids = lru_cache(INSTRUCTION_CACHE_SIZE)(self._instruction)
         self._cut_is_logged = False
         self.reset()
@@ -206,6 +206,10 @@ class UPVLAPolicy:
         return ACTION_DECODERS[0 if self.decoding is None else 1 if self.speaker is None else 2]
 
     @property
+    def predicts_with_actions(self) -> bool:
+        return self.decoding is None
+
+    @property
     def forwards_per_chunk(self) -> float:
         """Mean number of backbone forwards per chunk since `reset`; 0 before the first chunk."""
         return self._forwards / max(self._chunks, 1)
@@ -224,33 +228,46 @@ class UPVLAPolicy:
         if self.speaker is not None:
             self.speaker.reset()
 
-    @torch.inference_mode()
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float32]:
+        return self._act(observations, want_codes=False)[0]
+
+    def act_with_codes(self, observations: Sequence[Observation]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return (the chunks of ``act``, the codes of ``predict_codes``); one pass if ``predicts_with_actions``."""
+        chunks, codes = self._act(observations, want_codes=True)
+        return chunks, self.predict_codes(observations) if codes is None else codes.cpu().numpy()
+
+    def act_and_predict(self, observations: Sequence[Observation]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Return (the chunks of ``act``, the frames of ``predict_future``), computed as in ``act_with_codes``."""
+        chunks, codes = self.act_with_codes(observations)
+        return chunks, self.decode(codes)
+
+    @torch.inference_mode()
+    def _act(self, observations: Sequence[Observation], want_codes: bool) -> tuple[NDArray[np.float32], Tensor | None]:
+        """Return chunks, and predicted codes if they are wanted and the regression head acts."""
         if self.speaker is not None:
             with self._autocast():
                 spoken, forwards = self.speaker.act(observations)
             self._chunks, self._forwards = self._chunks + len(observations), self._forwards + forwards
-            return spoken
+            return spoken, None
         codes, instructions, state = self._inputs(observations)
         with self._autocast():
             if not isinstance(self.decoding, ActionDecoding):
-                predicted = self._reader.predict(instructions, codes, state=state)
-                actions, forwards = predicted.actions, len(observations)
+                predicted = self.predictor.predict(instructions, codes, want_codes, state)
+                actions, future, forwards = predicted.actions, predicted.codes, len(observations)
             else:
                 flow = robot_sequence(self.model.vocab, instructions, codes, self.act_step, state=state)
                 decoded = decode_actions(self.model, flow, self.decoding)
-                actions, forwards = decoded.actions, int(decoded.forwards.sum())
+                actions, future, forwards = decoded.actions, None, int(decoded.forwards.sum())
         self._chunks, self._forwards = self._chunks + len(observations), self._forwards + forwards
         scale = self.spec.data.scale
-        chunks: NDArray[np.float32] = (actions if scale is None else scale.undo(actions)).cpu().numpy()
-        return chunks
+        return (actions if scale is None else scale.undo(actions)).cpu().numpy(), future
 
     @torch.inference_mode()
     def predict_codes(self, observations: Sequence[Observation]) -> NDArray[np.int64]:
         """Return the predicted image codes [B, N] of the frames T steps ahead, camera views in sequence."""
         codes, instructions, state = self._inputs(observations)
         with self._autocast():
-            expected = self._reader.predict(instructions, codes, want_codes=True, state=state).codes
+            expected = self.predictor.predict(instructions, codes, want_codes=True, state=state).codes
         assert expected is not None
         found: NDArray[np.int64] = expected.cpu().numpy()
         return found
@@ -271,8 +288,7 @@ class UPVLAPolicy:
         pixels = self.vq.decode(torch.from_numpy(codes).to(self.device).reshape(-1, self.spec.num_vq_tokens))
         size = self.spec.resolution
         frames = to_uint8(pixels).permute(0, 2, 3, 1).reshape(len(codes), self.spec.num_view, size, size, 3)
-        images: NDArray[np.uint8] = frames.cpu().numpy()
-        return images
+        return np.asarray(frames.cpu())
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self._precision, enabled=self._precision is not None)

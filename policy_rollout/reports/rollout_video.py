@@ -34,7 +34,7 @@ from common.video import require_mp4, write_gif, write_mp4
 from models.processing.image import fit
 from policy_rollout.closed_loop.interface import ChainJob, ChainRecord
 from policy_rollout.policies.action_chunking import Actions
-from policy_rollout.policies.interface import Observation
+from policy_rollout.policies.interface import ImagePredictor, Observation
 
 RATE = 30.0
 """Control steps per second: videos have the robot's own speed."""
@@ -58,10 +58,12 @@ class FuturePredictor(Protocol):
 
 @dataclass
 class _Task:
-    """Frames of one task: images of the static camera by step (-1: before the first), and observations by step."""
+    """Frames of one task: images of the static camera by step (-1: before the first), and by step observations and
+    predicted image codes."""
 
     images: dict[int, RgbImage] = field(default_factory=dict)
     observations: dict[int, Observation] = field(default_factory=dict)
+    codes: dict[int, NDArray[np.int64]] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,6 +78,10 @@ class RolloutVideoRecorder:
     frame_interval: int = 2
     _tasks: dict[int, list[_Task]] = field(default_factory=dict)
 
+    @property
+    def wants_codes(self) -> bool:
+        return isinstance(self.policy, ImagePredictor) and self.policy.predicts_with_actions
+
     def selects(self, job: ChainJob) -> bool:
         return job.index < self.count
 
@@ -88,10 +94,18 @@ class RolloutVideoRecorder:
         self._tasks[job.index] = []
 
     def add_observation(
-        self, job: ChainJob, task_index: int, step: int, observation: Observation, chunk: Actions
+        self,
+        job: ChainJob,
+        task_index: int,
+        step: int,
+        observation: Observation,
+        chunk: Actions,
+        codes: NDArray[np.int64] | None = None,
     ) -> None:
         task = self._task(job, task_index)
         task.observations[step] = observation
+        if codes is not None:
+            task.codes[step] = codes
         if step == 0:
             task.images[-1] = observation.rgb_static
 
@@ -135,11 +149,17 @@ class RolloutVideoRecorder:
         )
         if not chosen:
             return []
-        predicted = self.policy.predict_future([task.observations[step] for step, _ in chosen])  # [B, V, R, R, 3]
+        predicted = self._predicted(task, [step for step, _ in chosen])
         return [
             _row(step, later, task.observations[step], views, after)
             for (step, after), views in zip(chosen, predicted, strict=True)
         ]
+
+    def _predicted(self, task: _Task, steps: Sequence[int]) -> NDArray[np.uint8]:
+        """Return the frames [B, V, R, R, 3] predicted at ``steps``, from the codes that came with the actions."""
+        if isinstance(self.policy, ImagePredictor) and all(step in task.codes for step in steps):
+            return self.policy.decode(np.stack([task.codes[step] for step in steps]))
+        return self.policy.predict_future([task.observations[step] for step in steps])
 
 
 def make_recorder(settings: Mapping[str, Any], folder: Path, policy: FuturePredictor) -> RolloutVideoRecorder | None:

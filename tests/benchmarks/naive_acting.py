@@ -39,12 +39,15 @@ class Naive:
 
     @torch.inference_mode()
     def rollout_step(
-        self, picture: NDArray[np.uint8], instruction: str
-    ) -> tuple[NDArray[np.float32], Tensor, NDArray[np.uint8]]:
-        """(actions [T, 7], codes [1, N] of the frame to come, uint8 [2, R, R, 3]: the frame now and to come)."""
+        self, picture: NDArray[np.uint8], instruction: str, images: int = 2
+    ) -> tuple[NDArray[np.float32], Tensor, list[NDArray[np.uint8]]]:
+        """(actions [T, 7], codes [1, N] of the frame to come, uint8 [R, R, 3] of the frame now and of that to come).
+
+        ``images``: the last ones of the frames alone; 0 decodes none.
+        """
         actions, now, later = self._look(picture, instruction)
-        images = [to_uint8(self.vq.decode(codes))[0].permute(1, 2, 0).cpu().numpy() for codes in (now, later)]
-        return actions, later, np.stack(images)
+        decoded = (now, later)[2 - images :]
+        return actions, later, [to_uint8(self.vq.decode(c))[0].permute(1, 2, 0).cpu().numpy() for c in decoded]
 
     @torch.inference_mode()
     def offline_sample(

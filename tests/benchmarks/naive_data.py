@@ -8,7 +8,9 @@ Legend: R resolution, T actions per chunk, A action size.
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,3 +75,17 @@ class NaiveData:
             torch.stack([sample.future_views for sample in samples]),
             torch.stack([sample.actions for sample in samples]),
         )
+
+
+def naive_clip(fields: dict[str, Any]) -> Callable[[bytes], Tensor]:
+    """The original's way from an encoded image to CLIP's input: the processor class of transformers, on PIL."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    processor = CLIPImageProcessorPil(**fields)
+
+    def read(content: bytes) -> Tensor:
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+        found: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return found
+
+    return read

@@ -23,6 +23,8 @@ def test_every_way_gives_the_same_samples_and_is_measured(tmp_path: Path, views:
     ways = run(tmp_path, *words)
     assert ways[data_items.NAIVE]["times_faster"]["median"] == 1
     assert ways[data_items.GATHERED]["times_faster"]["median"] > 20
+    conversations = json.loads((tmp_path / "out.json").read_text())["conversations"]
+    assert set(conversations["ms_an_item"]) == {data_items.NAIVE, data_items.OURS}
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 

@@ -245,6 +245,16 @@ def test_a_cache_of_something_else_is_refused_in_one_line_with_the_command(
         find([tmp_path / "split" / "nothing"], CacheKey(digest, weights, 32, 2), "MAKE", root)
 
 
+def test_a_cache_whose_codes_were_made_with_tf32_is_refused(root: Path, magvit: Path) -> None:
+    assert make(root, magvit) == 0
+    whole = cache_of(root, magvit).folder / "whole.json"
+    record = json.loads(whole.read_text())
+    record["made"].append({**record["made"][0], "tf32": True})
+    whole.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"made with TF32, in which codes differ.*Make it: "):
+        cache_of(root, magvit)
+
+
 def test_images_that_were_replaced_are_noticed(root: Path, magvit: Path) -> None:
     assert make(root, magvit) == 0
     write_frame(root / "frame_0.npz", 0, more=np.zeros(9))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.action.inference import ActionPredictor
+from models.action.inference import ActionPredictor, compiled_forward
 from models.sequence import robot_sequence
 from models.upvla import UPVLA, Prediction
 from tests.tiny import tiny_model
@@ -94,7 +94,7 @@ def test_the_present_weights_act_however_they_were_changed(model: UPVLA, kind: s
 @pytest.mark.slow  # half a minute of compiling
 def test_compiled_for_its_shapes_it_predicts_the_same(tmp_path: Path):
     model = tiny_model(tmp_path)[0].eval()
-    reader = ActionPredictor(model, compiled=True)
+    reader = ActionPredictor(model, compiled_forward(model))
     for instructions in ([SHORT], [LONG, SHORT, OTHER], [OTHER]):
         codes = codes_of(model, len(instructions))
         same(reader.predict(instructions, codes, want_codes=True), whole(model, instructions, codes))

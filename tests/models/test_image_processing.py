@@ -9,7 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from models.processing.image import ClipImageSpec, as_pil, clip_pixels, fit, normalise, to_uint8
+from models.processing.image import (
+    ClipImageSpec,
+    as_pil,
+    clip_pixels,
+    fit,
+    normalise,
+    short_side_size,
+    to_uint8,
+)
 
 OPENAI_FIELDS: dict[str, Any] = {
     "size": 24,
@@ -86,6 +94,19 @@ def test_clip_pixels_equal_those_of_transformers_own_processor(shape: tuple[int,
     ours = clip_pixels(image, ClipImageSpec.from_fields(fields))
     assert ours.dtype == torch.float32
     assert torch.allclose(ours, theirs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(50, 50), (33, 71), (90, 25), (24, 24)])
+def test_the_table_of_clip_values_changes_no_bit_of_the_arithmetic(shape: tuple[int, int]) -> None:
+    """float64 product, float32 storage, mean and deviation: pixel by pixel, as before there was a table."""
+    spec = ClipImageSpec.from_fields({**OPENAI_FIELDS, "size": {"shortest_edge": 24}})
+    image = Image.fromarray(noise(*shape))
+    resized = image.resize(short_side_size(image, 24), Image.Resampling.BICUBIC)
+    top, left = (resized.height - 24) // 2, (resized.width - 24) // 2
+    pixels = np.asarray(resized)[top : top + 24, left : left + 24].astype(np.float64)
+    scaled = (pixels * spec.scale).astype(np.float32)
+    normal = (scaled - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
+    assert torch.equal(clip_pixels(image, spec), torch.from_numpy(normal.transpose(2, 0, 1).copy()))
 
 
 def test_clip_spec_reads_plain_numbers_as_openai_writes_them(tmp_path: Path) -> None:

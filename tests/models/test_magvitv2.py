@@ -16,6 +16,7 @@ from models.vision.magvitv2 import (
     SignTable,
     Tower,
     load_magvit,
+    without_tf32,
 )
 from preprocess_data.tiny_assets.lfq_loss import codebook_losses, straight_through
 
@@ -99,6 +100,26 @@ def test_autocast_does_not_change_the_codes() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(vq.encode(images()), codes)
         assert vq.decode(codes).dtype == torch.float32
+
+
+def test_codes_are_made_without_tf32_whatever_the_run_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    vq, seen = small(), []
+    latent = vq.latent
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+
+    def watch(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append((matmul.allow_tf32, cudnn.allow_tf32))
+        return latent(pixels)
+
+    monkeypatch.setattr(vq, "latent", watch)
+    with without_tf32():  # restores the settings of the process
+        matmul.allow_tf32, cudnn.allow_tf32 = True, True
+        vq.encode(images())
+        assert set(seen) == {(False, False)}
+        assert (matmul.allow_tf32, cudnn.allow_tf32) == (True, True)
+        with pytest.raises(ValueError, match="multiples of"):
+            vq.encode(torch.zeros(1, 3, 5, 5))
+        assert (matmul.allow_tf32, cudnn.allow_tf32) == (True, True)
 
 
 def test_every_layout_on_disk_gives_the_same_frozen_tokenizer(folder: Path, tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ class LoggingRecorder:
     wanted: set[int]
     frame_interval: int = 2
     calls: dict[int, list[str]] = field(default_factory=dict)
+    wants_codes: bool = False
 
     def selects(self, job: ChainJob) -> bool:
         return job.index in self.wanted
@@ -133,7 +134,9 @@ class LoggingRecorder:
     def start_chain(self, job: ChainJob) -> None:
         self.calls[job.index] = ["start"]
 
-    def add_observation(self, job: ChainJob, task_index: int, step: int, observation: Any, chunk: Any) -> None:
+    def add_observation(
+        self, job: ChainJob, task_index: int, step: int, observation: Any, chunk: Any, codes: Any = None
+    ) -> None:
         assert chunk.shape == (4, 7)
         self.calls[job.index].append(f"observation {task_index}:{step} shows {observation.rgb_static[0, 0, 0]}")
 

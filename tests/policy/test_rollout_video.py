@@ -112,6 +112,30 @@ def test_what_was_expected_is_shown_with_the_input_as_many_steps_later(
         assert said[i + 2] == ("4 steps later", "no motion is off by 8.0")
 
 
+def test_images_that_came_with_the_actions_are_decoded_and_not_predicted_again(
+    tmp_path: Path, said: list[tuple[str, str]]
+) -> None:
+    class InOnePass(Clairvoyant):
+        predicts_with_actions = True
+
+        def act_with_codes(self, observations: Sequence[Observation]) -> Any:
+            raise AssertionError("the loop asks, not the recorder")
+
+        def decode(self, codes: Any) -> Any:
+            return np.broadcast_to(codes[:, None, None, None], (len(codes), 1, SIZE, SIZE, 3)).astype(np.uint8)
+
+    recorder, chain = RolloutVideoRecorder(tmp_path, 9, InOnePass()), job()
+    assert recorder.wants_codes
+    assert not RolloutVideoRecorder(tmp_path, 9, Clairvoyant()).wants_codes
+    recorder.start_chain(chain)
+    for step in (0, 4):
+        seen, expected = Observation(image(step), "pull it open"), np.array([2 * (step + 4) + 1])
+        recorder.add_observation(chain, 0, step, seen, np.zeros((4, 7), np.float32), expected)
+    recorder.finish_chain(chain, ChainRecord(3, TASKS, 0, (8,)))
+    assert recorder.policy.asked == 0  # type: ignore[attr-defined]
+    assert ("predicted in 4 steps", "off by 1.0 of 255") in said
+
+
 def test_where_there_is_no_observation_the_video_frame_is_used(tmp_path: Path, said: list[tuple[str, str]]) -> None:
     """It looks every 3 steps and expects 4 steps ahead: step 0 + 4 is no look, but filmed."""
     watch(RolloutVideoRecorder(tmp_path, 9, Clairvoyant(), frame_interval=1), job(), (9, 1), completed=1, look_every=3)

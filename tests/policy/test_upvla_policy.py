@@ -17,6 +17,7 @@ from models.pretrained.model_config import CALVIN_RELATIVE
 from models.pretrained.model_io import load_folder
 from models.vision.magvitv2 import load_magvit
 from policy_rollout.closed_loop.single_task import Episode, run_episodes
+from policy_rollout.policies.interface import ImagePredictor
 from policy_rollout.policies.model_yaml import load_model_yaml
 from policy_rollout.policies.upvla import (
     CAMERAS,
@@ -154,6 +155,25 @@ def test_the_predicted_frames_are_images_of_every_view(policy, two_views, views)
     assert codes.shape == (3, 4 * views)
     alone = acting.predict_future(MIXED[1:2])[0].astype(int)
     assert np.abs(alone - images[1]).max() <= 1  # truncation to whole grey levels
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_one_pass_gives_the_actions_and_the_frames_of_two_calls(policy, two_views, views, monkeypatch):
+    acting = policy if views == 1 else two_views
+    actions, images, codes = acting.act(MIXED), acting.predict_future(MIXED), acting.predict_codes(MIXED)
+    calls: list[str] = []
+    encode, forward = acting.vq.encode, acting.model.backbone.forward
+    monkeypatch.setattr(acting.vq, "encode", lambda pixels: calls.append("encode") or encode(pixels))
+    monkeypatch.setattr(acting.model.backbone, "forward", lambda *inputs: calls.append("forward") or forward(*inputs))
+    chunks, frames = acting.act_and_predict(MIXED)
+    np.testing.assert_array_equal(chunks, actions)
+    np.testing.assert_array_equal(frames, images)
+    assert calls == ["encode", "forward"]
+    chunks, found = acting.act_with_codes(MIXED)
+    np.testing.assert_array_equal(chunks, actions)
+    np.testing.assert_array_equal(found, codes)
+    assert isinstance(acting, ImagePredictor)
+    assert acting.predicts_with_actions
 
 
 @pytest.mark.parametrize("name", ["run", "run/checkpoint-3", "run/checkpoint-3/unwrapped_model"])

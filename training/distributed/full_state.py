@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from models.upvla import UPVLA
 from training.distributed.launch import is_sharded
+from training.optim.ema import EMA
 
 
 class FullModel:
@@ -61,6 +62,16 @@ class FullModel:
             return full.cpu() if is_main else torch.empty(0)
 
         return _gather(self._model, gather)
+
+
+def use_fp32_copies(accelerator: Accelerator, average: EMA | None) -> None:
+    """Let an average read DeepSpeed's fp32 copies of the weights, which its 16-bit weights are rounded from.
+
+    A step of training is often smaller than the spacing of bf16 numbers: an average of rounded weights stands still.
+    Every update then gathers the copies, one parameter at a time, on all ranks.
+    """
+    if average is not None and accelerator.distributed_type == DistributedType.DEEPSPEED:
+        average.read = _fp32_parameter
 
 
 def _copy_without_weights(model: UPVLA) -> UPVLA:

@@ -7,6 +7,7 @@ every rank makes them in the same order.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 T = TypeVar("T")
+HEARTBEAT_S = 20.0
+"""Seconds between two messages of ranks that wait for long work."""
 
 
 class HostComm:
@@ -45,6 +48,23 @@ class HostComm:
         values: list[T | None] = [None] * self.world
         dist.all_gather_object(values, value, group=self._group)
         return values  # type: ignore[return-value]  # every entry was filled
+
+    def run_on_main(self, work: Callable[[], object]) -> None:
+        """Run long work on the main rank while the others wait, and raise its error there.
+
+        Process groups end a collective that waits for minutes. So the ranks exchange a message every ``HEARTBEAT_S``.
+        """
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            started = pool.submit(work) if self.is_main else None
+
+            def is_finished() -> bool:
+                assert started is not None
+                return bool(wait([started], timeout=HEARTBEAT_S).done)
+
+            while not self.broadcast_from_main(is_finished):
+                pass
+        if started is not None:
+            started.result()
 
     def broadcast_from_main(self, function: Callable[[], T]) -> T:
         """Call ``function`` on the main rank and return its result on all; a ValueError or OSError is raised on all."""

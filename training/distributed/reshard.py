@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from config.loading import ConfigError
 from training.checkpointing.manifest import Checkpoint
+from training.distributed.host_sync import HostComm
 from training.distributed.launch import describe
 
 ENGINE_FOLDER = "pytorch_model"
@@ -61,9 +62,7 @@ def state_folder(accelerator: Accelerator, checkpoint: Checkpoint) -> Iterator[P
         yield checkpoint.state_dir
         return
     folder = checkpoint.path.with_name(f".{checkpoint.path.name}.regrouped")
-    if accelerator.is_main_process:
-        _rewrite(checkpoint, folder)
-    accelerator.wait_for_everyone()
+    HostComm(accelerator).run_on_main(lambda: _rewrite(checkpoint, folder))
     if not (folder / ENGINE_FOLDER).is_dir():
         raise ConfigError(
             f"{checkpoint.path} could not be rewritten for {accelerator.num_processes} process(es); resume with "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 class EMA:
     """Average of a model's trained parameters, in float32 on their device.
 
+    ``read``: returns a parameter in float32; replaced where the optimizer keeps a more exact copy of it
+    (``training.distributed.full_state.use_fp32_copies``).
+
     After optimizer step s (1, 2, ...): average = d * average + (1 - d) * weights, d = min(decay, (1 + s) / (10 + s)).
     The smaller decay of the first steps removes the random initialization from short runs.
     """
@@ -19,6 +22,7 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self._model = model
+        self.read: Callable[[nn.Parameter], Tensor] = lambda parameter: parameter.detach().float()
         self.values = {name: p.detach().float().clone() for name, p in self._trained().items()}
 
     def _trained(self) -> dict[str, nn.Parameter]:
@@ -32,7 +36,7 @@ class EMA:
     def update(self, step: int) -> None:
         """Update the average with the weights after optimizer step ``step``."""
         now = self._trained()
-        weights = [now[name].detach().float() for name in self.values]
+        weights = [self.read(now[name]) for name in self.values]
         torch._foreach_lerp_(list(self.values.values()), weights, 1.0 - self.decay_at(step))
 
     def load(self, values: Mapping[str, Tensor]) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.files import expand_home, reason_of
+from common.files import expand_home, read_object, reason_of
 from config.schema import Augment, Job
 from models.processing.image_file import READING
 from models.vision.magvitv2 import MagVITv2
@@ -29,7 +29,7 @@ from training.data.calvin import CalvinSplit
 from training.data.episode_index import INDEX_NAME, ProcessedIndex, read_index
 from training.data.formats import zip_reader
 from training.data.formats.column_file import IndexFile
-from training.data.formats.shards import FRAMES, Plan, Rows, is_whole, read_plan
+from training.data.formats.shards import FRAMES, WHOLE, Plan, Rows, is_whole, read_plan
 from training.data.readers import IMAGE_SUFFIXES
 
 KEY = "dataset.params.token_cache"
@@ -166,11 +166,20 @@ def find(places: Sequence[Path], key: CacheKey, remake: str, data: Path) -> Toke
 
     Raises ValueError with the mismatch of each cache and the command ``remake``.
     """
-    found = first_fit(((folder, read_plan(folder)) for folder in candidates(places)), "tokens", key.mismatch, data)
+    found = first_fit(
+        ((folder, read_plan(folder)) for folder in candidates(places)), "tokens", key.mismatch, data, _made_with_tf32
+    )
     if isinstance(found, str):
         names = " and ".join(map(str, places))
         raise ValueError(f"{names}: no token cache for this data and tokenizer ({found}). Make it: {remake}")
     return TokenCache(*found)
+
+
+def _made_with_tf32(folder: Path) -> str | None:
+    """Return why a complete cache is refused whose codes were made with TF32, in which some of them are others."""
+    if any(made.get("tf32") for made in read_object(folder / WHOLE).get("made", [])):
+        return "made with TF32, in which codes differ from those of training and acting"
+    return None
 
 
 def select_places(key: str, choice: bool | str, inside: Path) -> tuple[list[Path], Path | None]:
@@ -200,16 +209,18 @@ def first_fit(
     kind: str,
     mismatch: Callable[[Mapping[str, Any]], str | None],
     root: Path,
+    flaw: Callable[[Path], str | None] = lambda folder: None,
 ) -> tuple[Path, Plan] | str:
     """Return the first complete cache of ``kind`` without a mismatch, or the mismatches of all.
 
-    ``root``: folder of the images, which must not have been replaced since (``probes``).
+    ``root``: folder of the images, which must not have been replaced since (``probes``); ``flaw``: what is wrong with
+    the content of a complete cache, None if nothing.
     """
     mismatches: list[str] = []
     for folder, plan in plans:
         if plan is None or plan.about.get("kind") != kind:
             continue
-        reason = mismatch(plan.about) if is_whole(folder, plan) else "not finished"
+        reason = (mismatch(plan.about) or flaw(folder)) if is_whole(folder, plan) else "not finished"
         if reason is None and (other := find_replaced(plan.about.get("probes", {}), root)) is not None:
             reason = f"made of other images than those there now (such as {other})"
         if reason is None:

@@ -1,0 +1,1 @@
+"""The report of a GPU: correctness, training, acting, text and presets, in one command."""

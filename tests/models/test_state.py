@@ -185,9 +185,8 @@ def test_acting_predicts_what_one_forward_predicts(built: Built, fixed_shapes: b
     model, rows = built[0], [[5, 6, 7], [5, 9, 9, 4], [6, 6, 7]]
     codes, state = codes_of(built, range(3)), features(3)
     whole = model.predict(robot_sequence(model.vocab, rows, codes, model.spec.act_step, state=state), want_codes=True)
-    reader = ActionPredictor(model)
-    if fixed_shapes:  # three rows are padded to four; the forward itself is not compiled here
-        reader._compiled = partial(model.backbone.forward, cache=None)
+    # Three rows are padded to four for fixed shapes; the forward itself is not compiled here.
+    reader = ActionPredictor(model, partial(model.backbone.forward, cache=None) if fixed_shapes else None)
     found = reader.predict(rows, codes, want_codes=True, state=state)
     torch.testing.assert_close(found.actions, whole.actions, rtol=1e-4, atol=1e-5)
     assert found.codes is not None

@@ -23,6 +23,7 @@ Proprioception = Literal["none", "pose"]
 ActionNormalisation = Literal["none", "min_max", "quantile"]
 ActionKey = Literal["rel_actions", "expert_actions"]
 ActionLoss = Literal["mse", "l1"]
+GroundTarget = Literal["position", "offset"]
 OnBadRecord = Literal["skip", "error"]
 TextOnly = Literal["skip", "use"]
 Schedule = Literal[
@@ -332,6 +333,11 @@ class Training:
     )
     ground_coeff: float = field(
         0.0, "weight of the position of the object that the instruction names (needs object_positions.index)", ge=0.0
+    )
+    ground_target: GroundTarget = field(
+        "position",
+        "what it is learned as: position (in the workspace, squared error) or offset (from the hand, smooth absolute "
+        "error, which is precise near the hand; needs model.vla.proprioception=pose)",
     )
     batch_size_pre: int = field(4, "robot samples per micro-batch and process", ge=1)
     batch_size_mmu: int = field(4, "conversations per micro-batch and process; unused with dataset.und_type=null", ge=0)

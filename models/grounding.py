@@ -31,18 +31,23 @@ class PositionHead(nn.Module):
         self.out = nn.Linear(width, 3)
 
     def forward(self, slots: Tensor) -> Tensor:
-        """Return positions scaled to [-1, 1] within the workspace."""
+        """Return positions or offsets in the units of ``PositionTargets.scaled``."""
         scaled: Tensor = self.out(F.gelu(self.hidden(slots.mean(dim=1))))
         return scaled
 
 
 @dataclass(frozen=True)
 class PositionTargets:
-    """``scaled`` [B, 3]: positions, -1 and 1 at the bounds of the workspace, NaN where unknown; ``metres`` [3]: metres
-    of a change of 1 in each of the three numbers."""
+    """Targets of the ground head.
+
+    ``scaled`` [B, 3]: positions, -1 and 1 at the bounds of the workspace, or offsets from the hand; NaN where unknown.
+    ``metres`` [3]: metres of a change of 1 in each of the three numbers. ``smooth``: None for a squared error, else the
+    error below which an absolute error is squared (smooth L1), in scaled units.
+    """
 
     scaled: Tensor
     metres: Tensor
+    smooth: float | None = None
 
     @property
     def count(self) -> float:
@@ -65,7 +70,7 @@ class SceneTask:
 
 
 def position_losses(predicted: Tensor, targets: PositionTargets) -> tuple[SumAndCount, SumAndCount]:
-    """Return (squared error over known numbers, in scaled units; distance in millimetres over known positions).
+    """Return (error over known numbers, in scaled units; distance in millimetres over known positions).
 
     ``predicted`` [B, 3], scaled.
     """
@@ -73,5 +78,9 @@ def position_losses(predicted: Tensor, targets: PositionTargets) -> tuple[SumAnd
     errors = torch.where(known, predicted.float() - targets.scaled.nan_to_num(), 0.0)
     whole = known.all(dim=-1)
     distances = (errors.detach() * targets.metres * 1000).norm(dim=-1) * whole
-    loss = SumAndCount(errors.square().sum(), known.sum().float())
+    if targets.smooth is None:
+        sizes = errors.square()
+    else:
+        sizes = F.smooth_l1_loss(errors, torch.zeros_like(errors), reduction="none", beta=targets.smooth)
+    loss = SumAndCount(sizes.sum(), known.sum().float())
     return loss, SumAndCount(distances.sum(), whole.sum().float())

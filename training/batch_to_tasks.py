@@ -27,7 +27,14 @@ from models.upvla import RobotTask
 from training import augmentation
 from training.build.components import Components
 from training.data.batch import CoBatch, RobotBatch, TextBatch
-from training.grounding.targets import draw_sentences, named_positions, positions_at, scaled_targets
+from training.grounding.targets import (
+    OFFSET,
+    draw_sentences,
+    named_positions,
+    offset_targets,
+    positions_at,
+    scaled_targets,
+)
 
 COUNTED = ("image", "action", "text", "action_bd", "ground")
 """Names of the losses, in the order of every row of counts."""
@@ -197,7 +204,7 @@ def robot_task(
         insulated=job.training.insulate_backbone,
         label_smoothing=job.training.label_smoothing,
         action_tokens=tokens,
-        positions=_position_targets(components, named_positions(batch)),
+        positions=_position_targets(components, batch, named_positions(batch)),
         scenes=None if codes.scenes is None else scene_task(components, codes.scenes, step),
     )
 
@@ -216,15 +223,19 @@ def scene_task(components: Components, codes: RobotCodes, step: int | None = Non
     assert targets is not None
     instructions = [prompter.instruction(text) for text in texts]
     sequence = robot_sequence(prompter.vocab, instructions, codes.now, batch.actions.shape[1])
-    positions = _position_targets(components, positions_at(batch.positions, targets))
+    positions = _position_targets(components, batch, positions_at(batch.positions, targets))
     assert positions is not None
     return SceneTask(_with_state(components, sequence, batch, step), positions)
 
 
-def _position_targets(components: Components, metres: Tensor | None) -> PositionTargets | None:
-    workspace = components.model.spec.data.workspace
+def _position_targets(components: Components, batch: RobotBatch, metres: Tensor | None) -> PositionTargets | None:
+    workspace, state = components.model.spec.data.workspace, components.model.spec.data.state_convention
     if metres is None or workspace is None or components.job.training.ground_coeff == 0:
         return None
+    if components.job.training.ground_target == OFFSET:
+        assert batch.states is not None
+        assert state is not None
+        return offset_targets(metres, batch.states[:, list(state.position[:3])])
     return scaled_targets(metres, workspace)
 
 

@@ -22,14 +22,22 @@ from tests.training.test_batch_to_tasks import changed
 from tests.training.test_batch_to_tasks import parts as parts
 from tests.training.test_resume_exactly import goes_on_exactly
 from tests.training.world import load, write_robot_data
-from training.batch_to_tasks import COUNTED, bundle, encode_views, lay_out, robot_task
+from training.batch_to_tasks import COUNTED, _position_targets, bundle, encode_views, lay_out, robot_task
 from training.build import Components
 from training.data.dataloader import cotrain_loader
 from training.data.episode_index import read_index
 from training.data.object_positions import FILE, Workspace, read_positions, write_positions
 from training.data.sampling_order import START
 from training.grounding.measures import COLOUR_CHANGE, colour_samples, colour_squares, with_other_colour
-from training.grounding.targets import Sentence, draw_sentences, named_positions, scaled_targets, sentences_of
+from training.grounding.targets import (
+    Sentence,
+    declared_workspace,
+    draw_sentences,
+    named_positions,
+    offset_targets,
+    scaled_targets,
+    sentences_of,
+)
 
 Start = Callable[..., Outcome]
 NAMES = ("drawer", "red block", "blue block")
@@ -255,3 +263,42 @@ def test_colours_are_exchanged_as_whole_words() -> None:
     text = "lift the red block, not the pink one; colored reddish"
     assert with_other_colour(text) == "lift the blue block, not the red one; colored reddish"
     assert with_other_colour("open the drawer") == "open the drawer"
+
+
+def test_offsets_are_from_the_hand_and_their_error_is_absolute_above_a_centimetre() -> None:
+    metres, hand = torch.tensor([[0.3, 0.1, 0.5], [float("nan")] * 3]), torch.tensor([[0.1, 0.1, 0.6]] * 2)
+    targets = offset_targets(metres, hand)
+    torch.testing.assert_close(targets.scaled[0], torch.tensor([2.0, 0.0, -1.0]))
+    assert targets.count == 3
+    for millimetres, loss in ((5.0, 0.5 * 0.05**2 / 0.1), (30.0, 0.3 - 0.05), (300.0, 3.0 - 0.05)):
+        off = targets.scaled.nan_to_num() + torch.tensor([millimetres / 100, 0.0, 0.0])
+        found, error = position_losses(off, targets)
+        assert float(found.sum) == pytest.approx(loss, rel=1e-5)
+        assert float(error.mean) == pytest.approx(millimetres, rel=1e-5)
+
+
+def test_a_run_learns_offsets_from_the_hand_and_records_it(
+    grounded: Components, world: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    more = {"training__ground_target": "offset", "dataset__params__ground_shards_path": None}
+    job = load(world, tmp_path / "out", **settings(data, model__vla__proprioception="pose", **more))
+    workspace = declared_workspace(job)
+    assert workspace == {**WORKSPACE.to_json(), "target": "offset"}
+    ours = replace(grounded, job=job, model=build(job, workspace=workspace).model)
+    assert ours.model.spec.data.workspace == workspace
+    batch = next(iter(grounded.data)).robot
+    assert batch is not None
+    metres, states = named_positions(batch), torch.randn(len(batch.instructions), 15)
+    targets = _position_targets(ours, replace(batch, states=states), metres)
+    assert metres is not None
+    assert targets is not None
+    torch.testing.assert_close(targets.scaled, (metres - states[:, :3]) / 0.1, equal_nan=True)
+    assert targets.smooth == 0.1
+
+
+def test_offsets_without_a_state_are_refused_in_one_line(world: Path, data: dict[str, Path], tmp_path: Path) -> None:
+    job = load(world, tmp_path / "out", **settings(data, training__ground_target="offset"))
+    with pytest.raises(
+        ValueError, match=r"ground_target=offset learns offsets from the hand; set .*proprioception=pose"
+    ):
+        declared_workspace(job)

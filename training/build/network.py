@@ -150,6 +150,9 @@ def _load_resumed(job: Job, resumed: Checkpoint) -> Built:
     saved_llm, wanted_llm = built.model.backbone.config, meta.model.backbone.config
     for field in SAME_SIZES:  # attributes: each family has its own keys for them in config.json
         pairs[f"model.showo.llm_model_path's {field}"] = (getattr(saved_llm, field), getattr(wanted_llm, field))
+    if saved.data.workspace is not None and job.training.ground_coeff > 0:
+        before_target = str(saved.data.workspace.get("target", "position"))
+        pairs["training.ground_target"] = before_target, job.training.ground_target
     for key, (before, now) in pairs.items():
         if before != now:
             raise ValueError(

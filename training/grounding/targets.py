@@ -23,6 +23,8 @@ from training.data.object_positions import COMMAND, FILE, ObjectPositions, read_
 from training.future_view_prediction_w_action_dataset import DataProvider
 
 SCENES_KEY = "dataset.params.ground_shards_path"
+OFFSET, OFFSET_UNIT, SMOOTH = "offset", 0.1, 0.1
+"""``training.ground_target`` of offsets, metres of their unit, and the error of 1 cm below which it is squared."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ def declared_workspace(job: Job) -> dict[str, Any] | None:
     """
     if job.training.ground_coeff == 0:
         return None
+    if job.training.ground_target == OFFSET and job.model.vla.proprioception == "none":
+        raise ValueError(
+            "training.ground_target=offset learns offsets from the hand; set model.vla.proprioception=pose, or "
+            "training.ground_target=position"
+        )
     robot, scenes = job.dataset.params.train_pre_shards_path_or_url, job.dataset.params.ground_shards_path
     found = {root: positions_of(root) for root in (robot, scenes) if root is not None}
     if scenes is not None and found[scenes] is None:
@@ -64,7 +71,8 @@ def declared_workspace(job: Job) -> dict[str, Any] | None:
         raise ValueError(
             f"{' and '.join(present)} have positions in other workspaces; run {COMMAND} {' '.join(present)}"
         )
-    return workspaces[0].to_json()
+    offsets = {"target": OFFSET} if job.training.ground_target == OFFSET else {}
+    return {**workspaces[0].to_json(), **offsets}
 
 
 def positions_of(root: str) -> ObjectPositions | None:
@@ -84,6 +92,15 @@ def positions_at(positions: Tensor, numbers: Tensor) -> Tensor:
     """Return the positions [B, 3] of one object for each row of [B, K, 3], NaN for the number -1."""
     rows = positions[torch.arange(len(positions)), numbers.clamp_min(0)]
     return torch.where((numbers >= 0)[:, None], rows, torch.nan)
+
+
+def offset_targets(metres: Tensor, hand: Tensor) -> PositionTargets:
+    """Return the offsets of positions [B, 3] from the hand's [B, 3], both in metres, as targets.
+
+    An action moves the hand by this offset at most. An absolute error has the same gradient near the hand, where the
+    images show millimetres, as far from it, where they do not.
+    """
+    return PositionTargets((metres - hand) / OFFSET_UNIT, torch.full((3,), OFFSET_UNIT), smooth=SMOOTH)
 
 
 def scaled_targets(metres: Tensor, workspace: Mapping[str, Any]) -> PositionTargets:

@@ -40,8 +40,9 @@ from common.command import run_command
 from config.loading import load_job
 from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit
+from policy_rollout.policies.baselines import ConstantPolicy
 from policy_rollout.policies.interface import ActionConvention, Observation, Policy
-from policy_rollout.policies.upvla import ConstantPolicy, UPVLAPolicy
+from policy_rollout.policies.upvla import UPVLAPolicy
 from policy_rollout.serving.server import Server, Settings
 
 EMBEDDED = "embedded"

@@ -13,10 +13,6 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGEST = (1 << 30, 1 << 25)
 """Freed blocks of up to this many bytes are kept; the second value is for versions of glibc that refuse the first."""
 
-RETURNED = 4 << 20
-LARGE = 1 << 30
-"""Bytes of weights from which a model is trained with ``return_freed_memory``. Small models are faster without it."""
-
 
 def to_device_async(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Return the tensor on ``device`` without blocking the host.
@@ -53,15 +49,6 @@ def keep_freed_memory() -> bool:
     Other C libraries are not changed.
     """
     return _mallopt(M_TRIM_THRESHOLD, 2**31 - 1) and any(_mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST)
-
-
-def return_freed_memory() -> bool:
-    """Make glibc return every freed block of ``RETURNED`` bytes or more at once; return whether it accepted.
-
-    By default glibc takes blocks of up to 32 MB from its heap, where activations of a step leave holes between those
-    that stay: training a large model on a CPU then takes gigabytes more than its tensors (docs/log.md).
-    """
-    return _mallopt(M_MMAP_THRESHOLD, RETURNED)
 
 
 def _mallopt(parameter: int, value: int) -> bool:

@@ -105,7 +105,8 @@ def _evaluate_and_report(
     from tqdm import tqdm
 
     from policy_rollout.benchmarks import offline
-    from policy_rollout.policies.upvla import ConstantPolicy, pick_device
+    from policy_rollout.policies.baselines import ConstantPolicy
+    from policy_rollout.policies.upvla import pick_device
     from scripts.objective_comparison import evaluate, pairwise, report
     from training.data.calvin import CalvinSplit
 

@@ -42,7 +42,8 @@ from policy_rollout.benchmarks.future_frames import observe
 from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action
 from policy_rollout.closed_loop.single_task import Rollout
 from policy_rollout.desk.task_sets import DOORS
-from policy_rollout.policies.upvla import ConstantPolicy, Policy, UPVLAPolicy
+from policy_rollout.policies.baselines import ConstantPolicy
+from policy_rollout.policies.upvla import Policy, UPVLAPolicy
 from preprocess_data import make_desk_demos, process_calvin, tokenize_images
 from training.data.calvin import CalvinSplit
 

@@ -33,10 +33,10 @@ from policy_rollout.benchmarks.offline import (
     mean_action,
 )
 from policy_rollout.benchmarks.processed import ProcessedSplit, open_split
+from policy_rollout.policies.baselines import ConstantPolicy
 from policy_rollout.policies.interface import ROBOT_OBS, StateLayout, state_read_by
 from policy_rollout.policies.upvla import (
     ActionConvention,
-    ConstantPolicy,
     Policy,
     UPVLAPolicy,
     require_same_convention,

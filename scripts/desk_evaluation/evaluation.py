@@ -25,10 +25,11 @@ from policy_rollout.benchmarks import future_frames
 from policy_rollout.benchmarks.future_frames import FutureFrames
 from policy_rollout.benchmarks.processed import open_split
 from policy_rollout.desk.task_sets import TaskSet, other_colour
+from policy_rollout.policies.baselines import ConstantPolicy, RandomPolicy
 from policy_rollout.policies.controls import ExchangedImages, action_change, with_images_of
 from policy_rollout.policies.interface import Observation
 from policy_rollout.policies.model_yaml import load_model_yaml, run_config
-from policy_rollout.policies.upvla import ConstantPolicy, Policy, RandomPolicy, UPVLAPolicy, pick_device
+from policy_rollout.policies.upvla import Policy, UPVLAPolicy, pick_device
 from training.data.episode_index import read_index
 
 MODEL, EXPERTS, MEAN = "trained", "scripted experts", "mean training action"

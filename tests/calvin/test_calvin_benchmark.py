@@ -20,8 +20,8 @@ from policy_rollout.calvin.oracle import VERSION
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.closed_loop.interface import ChainRecord
 from policy_rollout.closed_loop.runner import run_chains
+from policy_rollout.policies.baselines import ConstantPolicy
 from policy_rollout.policies.interface import ROBOT_OBS, Observation, StateLayout
-from policy_rollout.policies.upvla import ConstantPolicy
 
 Data = Callable[[str], Path]
 

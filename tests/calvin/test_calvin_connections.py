@@ -18,8 +18,8 @@ from policy_rollout.calvin.sequences import official_sequences
 from policy_rollout.calvin.simulator import WORLDS_PER_CONNECTION, CalvinEnv
 from policy_rollout.closed_loop.interface import ChainJob, ChainRecord
 from policy_rollout.closed_loop.runner import run_chains
+from policy_rollout.policies.baselines import ConstantPolicy
 from policy_rollout.policies.interface import Observation
-from policy_rollout.policies.upvla import ConstantPolicy
 
 Data = Callable[[str], Path]
 PULL = np.array([0, -0.9, 0, 0, 0, 0, 1], np.float32)

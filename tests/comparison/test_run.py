@@ -17,7 +17,7 @@ from models.processing.text import ASSISTANT, HUMAN
 from models.sequence import TextTurn
 from models.text_metrics import NATS, evaluate_text_likelihood
 from policy_rollout.benchmarks.offline import list_samples
-from policy_rollout.policies.upvla import ConstantPolicy
+from policy_rollout.policies.baselines import ConstantPolicy
 from scripts import compare_objectives
 from scripts.objective_comparison.evaluate import HeldOut, evaluate_actions, evaluate_text, kinds_of, read_held_out
 from training.data.calvin import CalvinSplit

@@ -12,7 +12,7 @@ import pytest
 from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.desk import DeskEnv
 from policy_rollout.desk.experts.policy import ScriptedExpert
-from policy_rollout.policies.upvla import ConstantPolicy
+from policy_rollout.policies.baselines import ConstantPolicy
 from preprocess_data import make_desk_demos, process_calvin, relabel_rollouts
 from training.data.calvin import CalvinSplit
 from training.data.dataset_spec import read_contract

@@ -10,7 +10,8 @@ import torch
 
 from policy_rollout.benchmarks import offline
 from policy_rollout.benchmarks.offline import Errors, act_in_parts, evaluate, list_samples, mean_action
-from policy_rollout.policies.upvla import CAMERAS, ConstantPolicy
+from policy_rollout.policies.baselines import ConstantPolicy
+from policy_rollout.policies.upvla import CAMERAS
 from tests.policy.recorded_play import WINDOWS, Recorder, frame_actions
 from training.data.calvin import CalvinSplit
 

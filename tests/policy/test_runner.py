@@ -9,7 +9,8 @@ import pytest
 
 from policy_rollout.closed_loop.interface import ChainJob, ChainRecord
 from policy_rollout.closed_loop.runner import run_chains
-from policy_rollout.policies.upvla import ConstantPolicy, Observation
+from policy_rollout.policies.baselines import ConstantPolicy
+from policy_rollout.policies.upvla import Observation
 from tests.policy.counting import Counting, LoggingRecorder, job
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from common.video import write_gif
 from policy_rollout.closed_loop.interface import binary_gripper
 from policy_rollout.closed_loop.single_task import Episode, run_episodes
-from policy_rollout.policies.upvla import CAMERAS, ActionConvention, RandomPolicy
+from policy_rollout.policies.baselines import RandomPolicy
+from policy_rollout.policies.upvla import CAMERAS, ActionConvention
 from tests.policy.recorded_play import Recorder
 
 T = 4

@@ -17,14 +17,13 @@ from models.pretrained.model_config import CALVIN_RELATIVE
 from models.pretrained.model_io import load_folder
 from models.vision.magvitv2 import load_magvit
 from policy_rollout.closed_loop.single_task import Episode, run_episodes
+from policy_rollout.policies.baselines import ConstantPolicy, RandomPolicy
 from policy_rollout.policies.interface import ImagePredictor
 from policy_rollout.policies.model_yaml import load_model_yaml
 from policy_rollout.policies.upvla import (
     CAMERAS,
     ActionConvention,
-    ConstantPolicy,
     Observation,
-    RandomPolicy,
     UPVLAPolicy,
     pick_device,
     require_same_convention,

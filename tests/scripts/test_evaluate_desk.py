@@ -18,7 +18,7 @@ from policy_rollout.benchmarks.offline import Sample
 from policy_rollout.calvin.instructions import validation_instruction
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.desk.task_sets import ALL_TASKS, DOORS, TaskSet, other_colour
-from policy_rollout.policies.upvla import ConstantPolicy
+from policy_rollout.policies.baselines import ConstantPolicy
 from preprocess_data import make_desk_demos
 from scripts import evaluate_desk
 from scripts.desk_evaluation.evaluation import COLOUR, EXPERTS, Evaluation, Outcome, available

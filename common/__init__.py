@@ -1,7 +1,13 @@
 """What every package may use: files, locks, process ranks, constants. Imports no torch and no other package here."""
 
+import os
 import sys
 from pathlib import Path
+
+# OpenMP's threads wait for each other by spinning. On a busy machine a spinning thread takes the core that the one it
+# waits for needs: a small operation of torch took 185 ms instead of 0.3 (docs/log.md). This limit is reached in
+# microseconds and costs nothing on an idle machine. It has to be set before torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def _require_packages_of_main() -> None:

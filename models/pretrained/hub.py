@@ -63,7 +63,7 @@ def prepare(folder: Path, run_config: Path | None, repo: str) -> Upload:
 
 
 def _portable(file: Path) -> str:
-    return file.read_text(encoding="utf-8").replace(f"{PROJECT_DIR}/", "./")
+    return re.sub(rf"(?<![\w./-]){re.escape(str(PROJECT_DIR))}/", "./", file.read_text(encoding="utf-8"))
 
 
 def push(upload: Upload, repo: str, *, private: bool, revision: str | None, message: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -68,7 +68,7 @@ def load_weights(model: UPVLA, file: Path, initial: bool = False) -> tuple[str, 
     if any(name.startswith(CODE_BITS_KEYS) for name in absent):
         notes.append("the checkpoint has no vectors for the bits of image codes: they start from random weights")
     if any(name.startswith(GROUND_KEYS) for name in absent):
-        notes.append("the checkpoint has no ground head: it starts from random weights")
+        notes.append("the checkpoint has no ground head of this target: it starts from random weights")
     return tuple(notes)
 
 
@@ -78,7 +78,7 @@ def _drop_unfit(model: UPVLA, state: dict[str, Tensor], file: Path) -> list[str]
 
     Raises ``ValueError`` if the weights read the robot's state and the model does not.
     """
-    if model.ground_head is None:
+    if model.ground_head is None or _ground_target(_saved_spec(file)) != _ground_target(model.spec.to_json()):
         for name in [name for name in state if name.startswith(GROUND_KEYS)]:
             del state[name]
     ours, encoder = model.state_encoder, [name for name in state if name.startswith(STATE_KEYS)]
@@ -104,9 +104,19 @@ def _drop_unfit(model: UPVLA, state: dict[str, Tensor], file: Path) -> list[str]
 
 def _saved_action_dim(weights: Path) -> int:
     """Return the action size of the model whose weights these are; CALVIN's if no description names another."""
+    return int(_saved_spec(weights).get("action_dim", CALVIN_ACTION_DIM))
+
+
+def _saved_spec(weights: Path) -> Mapping[str, Any]:
+    """Return the description of the model whose weights these are; empty without one."""
     config = weights.parent / CONFIG_FILE
     described = read_object(config).get(SPEC_FIELD) if config.is_file() else None
-    return int(described.get("action_dim", CALVIN_ACTION_DIM)) if isinstance(described, dict) else CALVIN_ACTION_DIM
+    return described if isinstance(described, dict) else {}
+
+
+def _ground_target(spec: Mapping[str, Any]) -> str:
+    """Return what the numbers of a ground head mean (``training.ground_target``)."""
+    return str((spec.get("workspace") or {}).get("target", "position"))
 
 
 def _with_tied_head(model: UPVLA, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -116,8 +116,9 @@ def _download(repo: str, key: str, weights: bool) -> Path:
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # isort: skip
 
     repo, revision = split_revision(repo)
+    at_revision = "" if revision is None else f" --revision {revision}"
     advice = (
-        f"download it where there is network (hf download {repo}) and set {key} to the local directory, "
+        f"download it where there is network (hf download {repo}{at_revision}) and set {key} to the local directory, "
         "or set HF_HOME to a cache that holds it"
     )
     try:

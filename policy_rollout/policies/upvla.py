@@ -184,7 +184,12 @@ class UPVLAPolicy:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str | None = None, device: str = "auto") -> UPVLAPolicy:
-        """Load the policy of a local folder, or of a hub id at a revision (branch, tag or commit)."""
+        """Load the policy of a local folder, or of a hub id at a revision (branch, tag or commit).
+
+        Raises ``ValueError`` for a revision of a local folder, and for two revisions.
+        """
+        if revision is not None and ("@" in str(name) or Path(name).exists()):
+            raise ValueError(f"revision={revision}: {name} is a local folder or names a revision already; omit one")
         return cls.from_config(None, device, name if revision is None else f"{name}@{revision}")
 
     @property

@@ -83,7 +83,8 @@ class MomentPlayer:
             task = self._draw(self.tasks, 1, rng)[0]
             obs = self.env.reset(*task_resets(task, int(rng.integers(2**31)), self.env.scene), seed=0)
             for _ in range(ATTEMPTS):
-                is_misjudged = self.misjudged > 0 and "block" in task and rng.random() < self.misjudged
+                has_block = "block" in task or task == "push_into_drawer"
+                is_misjudged = self.misjudged > 0 and has_block and rng.random() < self.misjudged
                 found, obs = (self._misjudged_attempt if is_misjudged else self._attempt)(obs, task, rng)
                 if found is None:
                     break

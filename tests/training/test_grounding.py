@@ -16,7 +16,7 @@ import torch
 
 from config.loading import ConfigError
 from models.grounding import PositionTargets, position_losses
-from models.pretrained.model_io import build, load_folder
+from models.pretrained.model_io import build, load_folder, save_folder
 from tests.training.runs import Outcome
 from tests.training.test_batch_to_tasks import changed
 from tests.training.test_batch_to_tasks import parts as parts
@@ -302,3 +302,20 @@ def test_offsets_without_a_state_are_refused_in_one_line(world: Path, data: dict
         ValueError, match=r"ground_target=offset learns offsets from the hand; set .*proprioception=pose"
     ):
         declared_workspace(job)
+
+
+def test_a_ground_head_of_another_target_starts_from_random_weights(
+    world: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    more = {"training__ground_target": "offset", "dataset__params__ground_shards_path": None}
+    job = load(world, tmp_path / "out", **settings(data, model__vla__proprioception="pose", **more))
+    built = build(job, workspace=declared_workspace(job))
+    save_folder(built.model, built.prompter, tmp_path / "saved")
+    for target, is_kept in (("offset", True), ("position", False)):
+        start = {"training__ground_target": target, "model__showo__pretrained_model_path": tmp_path / "saved"}
+        now = load(
+            world, tmp_path / "next", **settings(data, **{**more, "model__vla__proprioception": "pose", **start})
+        )
+        later = build(replace(now, training=replace(now.training, seed=7)), workspace=declared_workspace(now))
+        assert torch.equal(later.model.ground_head.out.weight, built.model.ground_head.out.weight) == is_kept
+        assert any("no ground head of this target" in note for note in later.notes) != is_kept

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from config.model_folders import looks_like_hub_id, split_revision
 from config.parsing import shown
 from config.schema import Job, LoRA
 from models.language_model import Backbone
@@ -124,7 +125,8 @@ def save_adapter(state: Mapping[str, Tensor], settings: LoRA, folder: Path, base
     """
     targets = sorted({name.removesuffix(A).rpartition(".")[2] for name in state if name.endswith(A)})
     config = _peft_config(settings, targets)
-    config.base_model_name_or_path, config.inference_mode = base, True
+    repo, revision = split_revision(base) if looks_like_hub_id(base) else (base, None)
+    config.base_model_name_or_path, config.revision, config.inference_mode = repo, revision, True
     config.save_pretrained(str(folder))
     tensors = {
         "base_model.model." + name.removeprefix(BACKBONE).replace(".default.", "."): tensor

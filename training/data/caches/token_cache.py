@@ -178,7 +178,7 @@ def find(places: Sequence[Path], key: CacheKey, remake: str, data: Path) -> Toke
 def _made_with_tf32(folder: Path) -> str | None:
     """Return why a complete cache is refused whose codes were made with TF32, in which some of them are others."""
     if any(made.get("tf32") for made in read_object(folder / WHOLE).get("made", [])):
-        return "made with TF32, in which codes differ from those of training and acting"
+        return f"{folder} was made with TF32, in which codes differ from those of training and acting; delete it first"
     return None
 
 

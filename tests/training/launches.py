@@ -67,10 +67,10 @@ def why(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> str:
-    """The line with which a run refused to start."""
-    lines = [line for line in done.stderr.splitlines() if line.startswith("config error:")]
+    """The line with which a run refused to start; a launcher's report has it behind the word "traceback"."""
+    lines = [line for line in done.stderr.splitlines() if "config error:" in line]
     assert lines, done.stderr[-3000:]
-    return lines[0]
+    return lines[0][lines[0].index("config error:") :]
 
 
 def free_port() -> int:

@@ -110,7 +110,7 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.train
 
 $(VENV)/.docs: pyproject.toml $(VENV)/.minimal
 	@echo "installing the requirements of the documentation site into $(VENV)"
-	@$(PIP) install --quiet --no-compile --editable ".[docs]"
+	@$(PIP) install --quiet --no-compile --group docs
 	@touch $@
 
 docs: $(VENV)/.docs ## the documentation site: outputs/site/index.html; a broken link or name is an error

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.harness.problems import CLIP_FIELDS
 from benchmarks.harness.record import Parser, settings_of, write
 from benchmarks.harness.recordings import WINDOW, write_raw_split
 from benchmarks.harness.timing import Spread, alternate
@@ -58,13 +59,6 @@ NAIVE, FILES, PACKED, SIZED, ONE, GATHERED = (
     "codes, gathered",
 )
 OURS, JPEG_SIZE = "ours", (640, 480)
-CLIP_FIELDS = {
-    "size": {"shortest_edge": 336},
-    "crop_size": {"height": 336, "width": 336},
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-}
-"""The fields that matter of openai/clip-vit-large-patch14-336."""
 IMAGE_FLOOR, CODE_FLOOR = "the floor of images", "the floor of codes"
 REPEATS = {ONE: 20, GATHERED: 100, CODE_FLOOR: 1000}
 """How often ways that take microseconds are repeated in one run."""

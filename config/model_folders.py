@@ -42,6 +42,12 @@ def split_revision(text: str) -> tuple[str, str | None]:
     return repo, revision or None
 
 
+def download_command(name: str) -> str:
+    """Return the command of huggingface_hub that downloads `org/name` or `org/name@revision`."""
+    repo, revision = split_revision(name)
+    return f"hf download {repo}" + ("" if revision is None else f" --revision {revision}")
+
+
 def looks_like_hub_id(text: str) -> bool:
     """Return True if `text` is `org/name` or `org/name@revision` and not certainly a local path."""
     text, _ = split_revision(text)

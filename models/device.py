@@ -48,11 +48,8 @@ def keep_freed_memory() -> bool:
     unmapped again, which took up to two fifths of the time of an encoding. The process keeps the memory of its peak.
     Other C libraries are not changed.
     """
-    return _mallopt(M_TRIM_THRESHOLD, 2**31 - 1) and any(_mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST)
-
-
-def _mallopt(parameter: int, value: int) -> bool:
     try:
-        return bool(ctypes.CDLL(None).mallopt(parameter, value))
+        mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return False
+    return bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1)) and any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST)

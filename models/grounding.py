@@ -8,7 +8,9 @@ Legend: B batch, T chunk, D hidden.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,11 @@ from models.sequence import TokenSequence
 
 GROUND_METRICS = ("ground/error_mm", "ground/scenes_error_mm")
 """Mean distance to the true position in demonstrations and in random scenes, in millimetres."""
+
+
+def ground_target(workspace: Mapping[str, Any] | None) -> str:
+    """Return what a ground head with this ``DataSpec.workspace`` predicts (``training.ground_target``)."""
+    return str((workspace or {}).get("target", "position"))
 
 
 class PositionHead(nn.Module):

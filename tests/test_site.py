@@ -57,7 +57,7 @@ def test_links_out_of_the_documentation_become_paths() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(
     any(find_spec(name) is None for name in ("mkdocs", "material", "mkdocstrings")),
-    reason='pip install -e ".[docs]" installs mkdocs',
+    reason="pip install --group docs installs mkdocs",
 )
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +20,7 @@ from benchmarks.gpu_report.case import (
     require_at_most,
 )
 from benchmarks.gpu_report.recipes import recipe, step_of
-from benchmarks.harness.problems import Problem, Size, image_tokenizer
+from benchmarks.harness.problems import Problem, Size, image_tokenizer, with_layers
 from benchmarks.policy import SAME_ACTIONS_BF16, observations
 from config.schema import Objective
 from models.attention_mask import TILE
@@ -56,9 +54,7 @@ def cases(size: str, networks: Sequence[str]) -> list[Case]:
 
 def shallow(size: Size) -> Size:
     """Return a size with at most ``LAYERS`` layers of the language model."""
-    llm = copy.deepcopy(size.llm)
-    fields = {**llm.to_dict(), "num_hidden_layers": min(LAYERS, llm.num_hidden_layers), "layer_types": None}
-    return replace(size, llm=type(llm)(**fields))
+    return with_layers(size, min(LAYERS, size.llm.num_hidden_layers))
 
 
 def problem_of(context: Context, network: str, objective: Objective) -> Problem:

@@ -51,6 +51,14 @@ INSTRUCTION = "push the red block to the left"
 QUESTION, ANSWER = 44, 256
 """Lengths of a conversation's question and answer at real size. (The limit is 1006 in total.)"""
 
+CLIP_FIELDS = {
+    "size": {"shortest_edge": 336},
+    "crop_size": {"height": 336, "width": 336},
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+"""The fields that matter of openai/clip-vit-large-patch14-336."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -206,6 +214,12 @@ SIZES["tiny_qwen3"] = replace(
         tie_word_embeddings=True,
     ),
 )
+
+
+def with_layers(size: Size, layers: int) -> Size:
+    """Return a size whose language model has ``layers`` layers, at its real width."""
+    fields = {**size.llm.to_dict(), "num_hidden_layers": layers, "layer_types": None}
+    return replace(size, llm=type(size.llm)(**fields))
 
 
 def language_model(size: Size, device: torch.device | str = "cpu", seed: int = 0, **changes: Any) -> Built:

@@ -14,44 +14,19 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, PhiConfig, PreTrainedTokenizerFast, Qwen3Config
+from transformers import PreTrainedTokenizerFast
 
+from benchmarks.harness.problems import CLIP_FIELDS, SIZES, with_layers
 from common.files import atomic_path, write_text
 from config.loading import load_job
 from models.pretrained.initial_weights import to_disk_names
 from models.pretrained.model_io import build
 from models.pretrained.weights_io import write_safetensors
 from models.vision.clip_encoder import tower_shapes
-from models.vision.magvitv2 import RELEASED_DECODER, RELEASED_ENCODER, MagVITv2, SignTable
+from models.vision.magvitv2 import MagVITv2, SignTable
 
-PHI_WORDS, QWEN_WORDS = 50295, 151669
 END_OF_TEXT = 50256
-PHI = {"vocab_size": 51200, "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32}
-PHI_LAYERS, QWEN_LAYERS = 24, 28
-QWEN = {
-    "vocab_size": 151936,
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "tie_word_embeddings": True,
-}
-CLIP = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-    "projection_dim": 768,
-}
-CLIP_IMAGES = {
-    "size": 336,
-    "crop_size": 336,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-}
+PHI, QWEN = SIZES["phi"], SIZES["qwen3"]
 
 
 def write_words(folder: Path, words: int) -> None:
@@ -66,12 +41,14 @@ def write_words(folder: Path, words: int) -> None:
     fast.save_pretrained(str(folder))
 
 
-def write_language_models(root: Path, phi_layers: int = PHI_LAYERS, qwen_layers: int = QWEN_LAYERS) -> None:
-    """Write the configurations and tokenizers of Phi-1.5 and Qwen3-1.7B to ``root``/phi and ``root``/qwen3."""
-    PhiConfig(**PHI, num_hidden_layers=phi_layers).save_pretrained(str(root / "phi"))
-    Qwen3Config(**QWEN, num_hidden_layers=qwen_layers).save_pretrained(str(root / "qwen3"))
-    write_words(root / "phi", PHI_WORDS)
-    write_words(root / "qwen3", QWEN_WORDS)
+def write_language_models(root: Path, layers: int | None = None) -> None:
+    """Write the configurations and tokenizers of Phi-1.5 and Qwen3-1.7B to ``root``/phi and ``root``/qwen3.
+
+    ``layers``: of both, None: the released numbers.
+    """
+    for name, size in (("phi", PHI), ("qwen3", QWEN)):
+        (size if layers is None else with_layers(size, layers)).llm.save_pretrained(str(root / name))
+        write_words(root / name, size.words)
 
 
 def random_like(shapes: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -110,7 +87,7 @@ def write_qwen(root: Path) -> None:
 def write_magvit(root: Path) -> None:
     """Write ``root``/magvit: the released sizes, float32, in one ``pytorch_model.bin``."""
     with torch.device("meta"):
-        shapes = MagVITv2(RELEASED_ENCODER, RELEASED_DECODER).state_dict()
+        shapes = MagVITv2(PHI.encoder, PHI.decoder).state_dict()
     table = SignTable()
     fixed = {"quantize.embedding": table.embedding, "quantize.power_vals": table.power_vals}
     state = {**random_like(shapes), **{name: tensor for name, tensor in fixed.items() if name in shapes}}
@@ -122,11 +99,10 @@ def write_magvit(root: Path) -> None:
 
 def write_clip(root: Path) -> None:
     """Write ``root``/clip: the vision tower of CLIP ViT-L/14-336, float32, in one ``model.safetensors``."""
-    config = CLIPVisionConfig(**CLIP)
     (root / "clip").mkdir(exist_ok=True)
-    write_text(root / "clip" / "config.json", config.to_json_string())
-    write_text(root / "clip" / "preprocessor_config.json", json.dumps(CLIP_IMAGES) + "\n")
-    write_safetensors(root / "clip" / "model.safetensors", random_like(tower_shapes(config)))
+    write_text(root / "clip" / "config.json", PHI.clip.to_json_string())
+    write_text(root / "clip" / "preprocessor_config.json", json.dumps(CLIP_FIELDS) + "\n")
+    write_safetensors(root / "clip" / "model.safetensors", random_like(tower_shapes(PHI.clip)))
 
 
 def settings(root: Path) -> list[str]:
@@ -157,7 +133,7 @@ def make_folders(root: Path, layers: int | None = None) -> None:
     wanted = {"layers": layers}
     if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == wanted:
         return
-    write_language_models(root, layers or PHI_LAYERS, layers or QWEN_LAYERS)
+    write_language_models(root, layers)
     for write in (write_magvit, write_clip, write_upvla, write_qwen):
         write(root)
     write_text(done, json.dumps(wanted) + "\n")

@@ -27,10 +27,8 @@ class Caller:
     """Waits for a server's port in ``log``, asks it for one chunk, and stops it. ``error``: what went wrong."""
 
     log: Path
-    command: Sequence[str]
     phase: str = "loading"
     error: str = ""
-    seconds: float = 0.0
     chunk: tuple[int, ...] = field(default=())
 
     def __call__(self) -> None:
@@ -39,9 +37,7 @@ class Caller:
             self.phase = "call"
             policy = RemotePolicy(url, timeout=PATIENCE)
             image = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
-            started = time.perf_counter()
             self.chunk = policy.act([Observation(image, "open the drawer")]).shape
-            self.seconds = time.perf_counter() - started
             policy.close()
         except (ValueError, OSError) as error:
             self.error = str(error)
@@ -72,7 +68,7 @@ class Caller:
 def serve_one_call(command: Sequence[str], log: Path) -> Watched:
     """Run a server for one call; its exit code is 1 if the call failed."""
     log.unlink(missing_ok=True)
-    caller = Caller(log, command)
+    caller = Caller(log)
     thread = threading.Thread(target=caller, daemon=True)
     thread.start()
     found = watch(command, log, lambda: caller.phase)

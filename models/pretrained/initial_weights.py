@@ -10,6 +10,7 @@ from torch import Tensor
 
 from common.constants import CALVIN_ACTION_DIM
 from common.files import read_object
+from models.grounding import ground_target
 from models.pretrained.folders import CONFIG_FILE, SPEC_FIELD
 from models.pretrained.weights_io import load_strict, read_weights
 from models.upvla import UPVLA
@@ -78,7 +79,8 @@ def _drop_unfit(model: UPVLA, state: dict[str, Tensor], file: Path) -> list[str]
 
     Raises ``ValueError`` if the weights read the robot's state and the model does not.
     """
-    if model.ground_head is None or _ground_target(_saved_spec(file)) != _ground_target(model.spec.to_json()):
+    workspaces = model.spec.data.workspace, _saved_spec(file).get("workspace")
+    if model.ground_head is None or len({ground_target(workspace) for workspace in workspaces}) > 1:
         for name in [name for name in state if name.startswith(GROUND_KEYS)]:
             del state[name]
     ours, encoder = model.state_encoder, [name for name in state if name.startswith(STATE_KEYS)]
@@ -112,11 +114,6 @@ def _saved_spec(weights: Path) -> Mapping[str, Any]:
     config = weights.parent / CONFIG_FILE
     described = read_object(config).get(SPEC_FIELD) if config.is_file() else None
     return described if isinstance(described, dict) else {}
-
-
-def _ground_target(spec: Mapping[str, Any]) -> str:
-    """Return what the numbers of a ground head mean (``training.ground_target``)."""
-    return str((spec.get("workspace") or {}).get("target", "position"))
 
 
 def _with_tied_head(model: UPVLA, state: dict[str, Tensor]) -> dict[str, Tensor]:

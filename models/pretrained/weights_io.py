@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from common.files import atomic_path, expand_home, give_usual_mode
-from config.model_folders import split_revision
+from config.model_folders import download_command, looks_like_hub_id, split_revision
 from models.pretrained.safetensors_file import Writable, stream_safetensors
 
 # In the order in which a directory is searched; a sharded file's index counts as the file.
@@ -72,18 +72,12 @@ def resolve_model_dir(
     if path.exists():
         return path
     text = str(name)
-    if not _could_be_hub_id(split_revision(text)[0]):
+    if not looks_like_hub_id(text):
         raise ValueError(
             f"{key}: {text} does not exist; give an existing directory or file, or a hub id such as organisation/model"
         )
     cached = cached_snapshot(text, weights, needs)
     return cached if cached is not None else _download(text, key, weights)
-
-
-def _could_be_hub_id(text: str) -> bool:
-    parts = text.split("/")
-    ours = text.startswith((".", "~")) or text.endswith((".bin", ".pt", ".pth", ".safetensors", ".json", ".yaml"))
-    return not ours and len(parts) == 2 and all(part and part.isascii() and " " not in part for part in parts)
 
 
 def cached_snapshot(repo: str, weights: bool, needs: Sequence[str]) -> Path | None:
@@ -103,7 +97,7 @@ def cached_snapshot(repo: str, weights: bool, needs: Sequence[str]) -> Path | No
     return folder if all(part.is_file() for part in needed) else None
 
 
-def _download(repo: str, key: str, weights: bool) -> Path:
+def _download(name: str, key: str, weights: bool) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -115,10 +109,9 @@ def _download(repo: str, key: str, weights: bool) -> Path:
     # The transport's base error: httpx's in huggingface_hub 1, httpx2's in 2, and always imported there.
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # isort: skip
 
-    repo, revision = split_revision(repo)
-    at_revision = "" if revision is None else f" --revision {revision}"
+    repo, revision = split_revision(name)
     advice = (
-        f"download it where there is network (hf download {repo}{at_revision}) and set {key} to the local directory, "
+        f"download it where there is network ({download_command(name)}) and set {key} to the local directory, "
         "or set HF_HOME to a cache that holds it"
     )
     try:

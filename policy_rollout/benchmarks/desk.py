@@ -12,6 +12,7 @@ from policy_rollout.policies.interface import ActionConvention
 
 if TYPE_CHECKING:
     from policy_rollout.desk import DeskEnv
+    from policy_rollout.desk.layout import Layout
 
 DESK_VERSION = 2
 """Version of the desk in the stamp of records: records of different versions do not mix.
@@ -57,6 +58,11 @@ class DeskBenchmark:
 
     def oracle(self) -> TaskOracle:
         return TaskOracle()
+
+    def layout(self) -> Layout:
+        from policy_rollout.desk.layout import layout_of
+
+        return layout_of(self.scene)
 
 
 def from_settings(settings: Settings) -> DeskBenchmark:

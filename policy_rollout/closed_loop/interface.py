@@ -72,8 +72,22 @@ class ChainRecord:
     steps: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class PolicyCall:
+    """What the policy observed before control step `step` of a task, and the chunk [T, A] that it returned.
+
+    `codes`: predicted image codes [N] of T steps later, if the recorder wants them and the policy predicts images.
+    """
+
+    task_index: int
+    step: int
+    observation: Observation
+    chunk: Actions
+    codes: NDArray[np.int64] | None = None
+
+
 class Recorder(Protocol):
-    """Receives observations, video frames and outcomes of chains, in the process of the policy.
+    """Receives calls of the policy, video frames and outcomes of chains, in the process of the policy.
 
     Calls about one chain come in order; calls about parallel chains are interleaved. `task_index` counts the tasks of a
     chain from 0, `step` the control steps of a task.
@@ -97,17 +111,8 @@ class Recorder(Protocol):
         """Start a chain. Called again if its worker process crashed: discard the frames of the first attempt."""
         ...
 
-    def add_observation(
-        self,
-        job: ChainJob,
-        task_index: int,
-        step: int,
-        observation: Observation,
-        chunk: Actions,
-        codes: NDArray[np.int64] | None = None,
-    ) -> None:
-        """Add what the policy observed before control step `step`, and the chunk [T, A] that it returned. `codes`:
-        predicted image codes [N] of T steps later, if they are wanted."""
+    def add_call(self, job: ChainJob, call: PolicyCall) -> None:
+        """Add a call of the policy."""
         ...
 
     def add_frame(self, job: ChainJob, task_index: int, step: int, image: NDArray[np.uint8]) -> None:

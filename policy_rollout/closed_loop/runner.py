@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from common.constants import CALVIN_MAX_STEPS
 from policy_rollout.closed_loop.env_slot import EnvSlots, LocalSlots, NeedsChunk, SlotEvent, SlotSettings, WorkerCrashed
 from policy_rollout.closed_loop.env_worker import WorkerSlots
-from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, EnvFactory, Recorder
+from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, EnvFactory, PolicyCall, Recorder
 from policy_rollout.policies.interface import (
     ImagePredictor,
     Observation,
@@ -149,9 +149,8 @@ class _ChainRunner:
         for row, (slot, event) in enumerate(waiting.items()):
             chain, expected = self.chains[slot], None if codes is None else codes[row]
             if chain.recorder is not None:
-                chain.recorder.add_observation(
-                    chain.job, event.task_index, event.step, event.observation, chunks[row], expected
-                )
+                call = PolicyCall(event.task_index, event.step, event.observation, chunks[row], expected)
+                chain.recorder.add_call(chain.job, call)
             self.slots.execute(slot, chunks[row])
 
     def _act(

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from common.constants import CALVIN_MAX_STEPS
 from common.statistics import Interval, wilson
-from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, Env, Oracle
+from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, Env, Oracle, PolicyCall
 from policy_rollout.closed_loop.runner import run_chains
-from policy_rollout.policies.action_chunking import Actions
-from policy_rollout.policies.interface import ActionConvention, Observation, Policy
+from policy_rollout.policies.interface import ActionConvention, Policy
 
 
 @dataclass(frozen=True)
@@ -127,15 +126,7 @@ class _FrameRecorder:
     def add_frame(self, job: ChainJob, task_index: int, step: int, image: NDArray[np.uint8]) -> None:
         self.frames[job.index].append(image)
 
-    def add_observation(
-        self,
-        job: ChainJob,
-        task_index: int,
-        step: int,
-        observation: Observation,
-        chunk: Actions,
-        codes: NDArray[np.int64] | None = None,
-    ) -> None:
+    def add_call(self, job: ChainJob, call: PolicyCall) -> None:
         """Record nothing."""
 
     def finish_chain(self, job: ChainJob, record: ChainRecord) -> None:

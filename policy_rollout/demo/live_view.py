@@ -17,9 +17,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, Recorder
-from policy_rollout.policies.action_chunking import Actions
-from policy_rollout.policies.interface import Observation
+from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, PolicyCall, Recorder
 from policy_rollout.reports.rollout_video import RATE
 
 MAX_IMAGE, MIN_IMAGE = 56, 24
@@ -67,18 +65,10 @@ class LiveView:
             self._live.start()
             self._next_frame = time.monotonic()
 
-    def add_observation(
-        self,
-        job: ChainJob,
-        task_index: int,
-        step: int,
-        observation: Observation,
-        chunk: Actions,
-        codes: NDArray[np.int64] | None = None,
-    ) -> None:
-        self.recorder.add_observation(job, task_index, step, observation, chunk, codes)
-        if step == 0:
-            self._show(job, task_index, step, observation.rgb_static)
+    def add_call(self, job: ChainJob, call: PolicyCall) -> None:
+        self.recorder.add_call(job, call)
+        if call.step == 0:
+            self._show(job, call.task_index, call.step, call.observation.rgb_static)
 
     def add_frame(self, job: ChainJob, task_index: int, step: int, image: NDArray[np.uint8]) -> None:
         self.recorder.add_frame(job, task_index, step, image)

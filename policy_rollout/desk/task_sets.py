@@ -20,7 +20,7 @@ from policy_rollout.closed_loop.single_task import Episode, Rollout, run_episode
 from policy_rollout.desk.experts.evaluate import run_chain, run_episode
 from policy_rollout.desk.experts.policy import QUIET, ScriptedExpert, task_resets
 from policy_rollout.desk.experts.worlds import ExpertEnv
-from policy_rollout.desk.layout import Layout, layout_of
+from policy_rollout.desk.layout import Layout
 from policy_rollout.policies.interface import CAMERAS, Observation, Policy
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ class TaskSet:
 
     def layout(self) -> Layout:
         """Return where the furniture of the scene is."""
-        benchmark = self.benchmark()
-        return layout_of(self.scene) if isinstance(benchmark, DeskBenchmark) else benchmark.layout()
+        return self.benchmark().layout()
 
     @property
     def desk(self) -> DeskBenchmark:

@@ -32,8 +32,7 @@ from common.image_grid import (
 )
 from common.video import require_mp4, write_gif, write_mp4
 from models.processing.image import fit
-from policy_rollout.closed_loop.interface import ChainJob, ChainRecord
-from policy_rollout.policies.action_chunking import Actions
+from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, PolicyCall
 from policy_rollout.policies.interface import ImagePredictor, Observation
 
 RATE = 30.0
@@ -93,21 +92,13 @@ class RolloutVideoRecorder:
     def start_chain(self, job: ChainJob) -> None:
         self._tasks[job.index] = []
 
-    def add_observation(
-        self,
-        job: ChainJob,
-        task_index: int,
-        step: int,
-        observation: Observation,
-        chunk: Actions,
-        codes: NDArray[np.int64] | None = None,
-    ) -> None:
-        task = self._task(job, task_index)
-        task.observations[step] = observation
-        if codes is not None:
-            task.codes[step] = codes
-        if step == 0:
-            task.images[-1] = observation.rgb_static
+    def add_call(self, job: ChainJob, call: PolicyCall) -> None:
+        task = self._task(job, call.task_index)
+        task.observations[call.step] = call.observation
+        if call.codes is not None:
+            task.codes[call.step] = call.codes
+        if call.step == 0:
+            task.images[-1] = call.observation.rgb_static
 
     def add_frame(self, job: ChainJob, task_index: int, step: int, image: NDArray[np.uint8]) -> None:
         self._task(job, task_index).images[step] = image

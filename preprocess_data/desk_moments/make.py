@@ -73,7 +73,6 @@ class Settings:
     others: int = 1
     chunk: int = 10
     share: float = 0.45
-    misjudged: float = 0.0
     scenes: tuple[str, ...] = ("D",)
     split: str = "training"
     seed: int = 0
@@ -101,7 +100,7 @@ class Settings:
             "label_chunks": ("<f4", (labels, self.chunk, 7)),
         }
         about = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return Plan(self.count, SHARD_ROWS, columns, {"kind": KIND, "version": 3, "moments_of": "experts"} | about)
+        return Plan(self.count, SHARD_ROWS, columns, {"kind": KIND, "version": 2, "moments_of": "experts"} | about)
 
 
 def moment_arrays(moment: Moment, labels: int, chunk: int) -> dict[str, npt.NDArray[Any]]:
@@ -119,7 +118,7 @@ def write_moments_of(task: ShardTask[Settings], tick: Callable[[int], object] = 
     for shard in task.shards:
         began, writer = time.process_time(), ShardWriter(task.folder, plan, shard)
         env = DeskEnv(settings.scene(shard), static_size=settings.static_size, gripper_size=settings.gripper_size)
-        player = MomentPlayer(env, settings.tasks, settings.others, settings.chunk, settings.share, settings.misjudged)
+        player = MomentPlayer(env, settings.tasks, settings.others, settings.chunk, settings.share)
         for moment in islice(player.moments(settings.random(shard, "play")), len(plan.rows_of(shard))):
             arrays = moment_arrays(moment, 1 + settings.others, settings.chunk)
             writer.add({name: arrays[name][None] for name in plan.columns})
@@ -211,8 +210,6 @@ def parser() -> argparse.ArgumentParser:
     add("--chunk", type=whole(1), default=10, metavar="C", help="actions of a label, at least act_step (default 10)")
     share = "probability that a frame of play is kept; fewer show more arrangements of objects for one image's cost"
     add("--share", type=real(above=0, at_most=1), default=0.45, metavar="P", help=f"{share} (default 0.45)")
-    misjudged = "share of attempts at blocks that an expert with wrong positions makes, with the labels of a right one"
-    add("--misjudged", type=real(at_least=0, at_most=1), default=0.0, metavar="P", help=f"{misjudged} (default 0)")
     add("--split", choices=SPLITS, default="training", help="which split, with its own random numbers")
     add("--scenes", default="D", help=f"layouts, of {','.join(SCENES)}, separated by commas (default D)")
     add("--tasks", default="all", metavar="T,T", help="only these tasks (default: all 34)")

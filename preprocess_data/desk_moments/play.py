@@ -21,7 +21,6 @@ from policy_rollout.desk import DeskEnv
 from policy_rollout.desk.experts.motion import DeskState, Disturber
 from policy_rollout.desk.experts.policy import QUIET, Noise, ScriptedExpert, task_resets
 from preprocess_data.desk_demos.play import PATIENCE
-from preprocess_data.desk_moments.misjudged import MisjudgingExpert
 from preprocess_data.desk_scenes.objects import OBJECTS, object_of_task, object_positions
 
 Array = npt.NDArray[Any]
@@ -30,8 +29,6 @@ NOISE = Noise(sigma=0.06, burst_rate=0.03)
 """Rare pushes: most chunks are then undisturbed, and all of them start in states that pushes lead to."""
 INTERRUPTED = 0.15
 """Share of attempts that end early, at a random frame, so that tasks begin anywhere."""
-LONGEST_MISJUDGED = 80
-"""Actions of an attempt with wrong positions at most. It may fail: its labels do not depend on its success."""
 ATTEMPTS = 4
 """Attempts from one reset at most."""
 MOST = 1.5
@@ -61,14 +58,10 @@ class MomentPlayer:
     """Plays tasks on one desk and yields moments, each with at most 1 + ``others`` labels of ``chunk`` actions.
 
     ``share``: probability that a frame of an attempt is a moment. Successive frames hardly differ.
-    ``misjudged``: share of the attempts at tasks with a block in which the expert that plays has wrong positions.
     """
 
-    def __init__(
-        self, env: DeskEnv, tasks: Sequence[str], others: int, chunk: int, share: float, misjudged: float = 0.0
-    ) -> None:
+    def __init__(self, env: DeskEnv, tasks: Sequence[str], others: int, chunk: int, share: float) -> None:
         self.env, self.tasks, self.others, self.chunk, self.share = env, tuple(tasks), others, chunk, share
-        self.misjudged = misjudged
         self._trial = DeskEnv(env.scene, static_size=1, gripper_size=1)
         self._oracle = TaskOracle()
         self._labelled: Counter[str] = Counter()
@@ -83,9 +76,7 @@ class MomentPlayer:
             task = self._draw(self.tasks, 1, rng)[0]
             obs = self.env.reset(*task_resets(task, int(rng.integers(2**31)), self.env.scene), seed=0)
             for _ in range(ATTEMPTS):
-                has_block = "block" in task or task == "push_into_drawer"
-                is_misjudged = self.misjudged > 0 and has_block and rng.random() < self.misjudged
-                found, obs = (self._misjudged_attempt if is_misjudged else self._attempt)(obs, task, rng)
+                found, obs = self._attempt(obs, task, rng)
                 if found is None:
                     break
                 self._labelled.update(label.task for moment in found for label in moment.labels)
@@ -136,26 +127,6 @@ class MomentPlayer:
             for (_, seen, others), mine, kept in zip(moments, own, keep, strict=True)
         ]
         return [moment for moment in labelled if moment.labels], obs
-
-    def _misjudged_attempt(
-        self, obs: dict[str, Any], task: str, rng: np.random.Generator
-    ) -> tuple[list[Moment], dict[str, Any]]:
-        """Let an expert with wrong positions attempt a task. Return moments with corrected labels, and the last obs."""
-
-        def make() -> ScriptedExpert:
-            return ScriptedExpert(self.env.layout, task, np.random.default_rng(0), restarts=True, endless=True)
-
-        player, disturber = MisjudgingExpert(make, task, self.env.layout, rng), Disturber(NOISE, rng)
-        start, moments = self.env.get_info(), []
-        for _ in range(LONGEST_MISJUDGED):
-            if rng.random() < self.share:
-                own = Label(task, np.stack(self._trial_actions(player.corrected(), obs)))
-                seen = {**obs, "rgb_obs": self.env.get_obs(render=True)["rgb_obs"]}
-                moments.append(Moment(seen, (own, *self._other_labels(obs, task, rng))))
-            obs, _, _, info = self.env.step(disturber.disturb(np.clip(player.act(obs), -1.0, 1.0)))
-            if self._oracle.done(task, start, info):
-                break
-        return moments, obs
 
     def _other_labels(self, obs: dict[str, Any], running: str, rng: np.random.Generator) -> list[Label]:
         """Return what the experts of other tasks would do from here, each on a desk of its own."""

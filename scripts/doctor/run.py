@@ -10,7 +10,7 @@ from typing import Any
 
 from common.files import display, read_object
 from config.loading import ConfigError, inspect_job
-from config.model_folders import looks_like_hub_id, split_revision
+from config.model_folders import download_command, looks_like_hub_id
 from config.parsing import get, shown
 from config.schema import Job
 from config.validation import model_keys, require_start
@@ -125,9 +125,7 @@ def _of_hub(key: str, name: str) -> Finding:
     weights = key != "model.showo.llm_model_path"
     if cached_snapshot(name, weights, ()) is not None:
         return Finding("models", "ok", f"{key}: {name} is in the local cache of the hub")
-    repo, revision = split_revision(name)
-    at_revision = "" if revision is None else f" --revision {revision}"
-    remedy = f"hf download {repo}{at_revision}, where there is network; the first start does it too"
+    remedy = f"{download_command(name)}, where there is network; the first start does it too"
     return Finding("models", "warning", f"{key}: {name} is not in the local cache of the hub", remedy)
 
 

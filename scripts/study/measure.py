@@ -28,7 +28,7 @@ from policy_rollout.desk.task_sets import TASK_SETS
 from scripts.study.plan import PLACES, PLANS, Data, Plan, Run, folder_of, plan_of
 
 if TYPE_CHECKING:
-    from scripts.desk_evaluation.evaluation import Evaluation, Outcome
+    from scripts.desk_evaluation.evaluation import Evaluation
 
 FILE, VERSION = "measured.json", 1
 SPOKEN = "success, spoken"
@@ -208,20 +208,22 @@ def _measure_closed_loop(found: Measured, run: Run, plan: Plan, output: Path) ->
         other = controls.outcome(control).by_episode
         found.add(metric, [model.by_episode[index] - done for index, done in other.items()])
     if run.acts_by_words:
-        _measure_spoken(found, replace(tried, chains=0, stored=output / "spoken", action_decoder="language"), model)
+        _measure_spoken(found, tried, controls)
     for part, (change, size) in controls.sensitivity().items():
         found.numbers[f"change of actions: {part}"] = change / max(size, 1e-9)
 
 
-def _measure_spoken(found: Measured, spoken: Evaluation, regressed: Outcome) -> None:
+def _measure_spoken(found: Measured, regressed: Evaluation, controls: Evaluation) -> None:
     """Add the success of spoken sentences in place of the regression head's actions, in the same episodes."""
     from scripts.desk_evaluation.evaluation import MODEL
 
+    spoken = replace(regressed, chains=0, stored=regressed.folder / "spoken", action_decoder="language")
     outcome = spoken.outcome(MODEL)
     found.add(SPOKEN, outcome.done)
-    found.add(SPOKEN_LESS, [outcome.by_episode[i] - done for i, done in regressed.by_episode.items()])
-    frames = [observation for _, observation in spoken.frames]
-    for name, policy in zip(WAYS, (spoken.trained, replace(spoken, action_decoder=None).trained), strict=True):
+    before = regressed.outcome(MODEL).by_episode
+    found.add(SPOKEN_LESS, [outcome.by_episode[index] - done for index, done in before.items()])
+    frames = [observation for _, observation in controls.frames]
+    for name, policy in zip(WAYS, (spoken.trained, regressed.trained), strict=True):
         policy.warm_up()
         started = time.process_time()
         for observation in frames:

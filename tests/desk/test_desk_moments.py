@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +13,9 @@ import pytest
 from policy_rollout.calvin.oracle import TaskOracle
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.desk import DeskEnv
-from policy_rollout.desk.experts.motion import DeskState
-from policy_rollout.desk.experts.policy import ScriptedExpert, task_resets
 from preprocess_data.desk_moments import make
 from preprocess_data.desk_moments.make import Settings, make_moments
-from preprocess_data.desk_moments.misjudged import MisjudgingExpert
-from preprocess_data.desk_moments.play import Label, MomentPlayer
+from preprocess_data.desk_moments.play import MomentPlayer
 from preprocess_data.desk_scenes.objects import object_of_task, object_positions
 from training.data.calvin import CalvinSplit
 from training.data.episode_index import read_index
@@ -81,67 +76,6 @@ def test_a_small_share_shows_more_arrangements_of_objects() -> None:
         return len({tuple(np.round(moment.obs["scene_obs"][6:], 3)) for moment in moments})
 
     assert arrangements(0.05) > arrangements(1.0)
-
-
-def lifts(env: DeskEnv, count: int) -> Iterator[tuple[str, dict[str, Any], MisjudgingExpert]]:
-    """Yield (task, first observation, expert with wrong positions) of attempts to lift a block from the table."""
-    for seed in range(count):
-        task = f"lift_{('red', 'blue', 'pink')[seed % 3]}_block_table"
-        obs = env.reset(*task_resets(task, seed, env.scene))
-
-        def make(task: str = task) -> ScriptedExpert:
-            return ScriptedExpert(env.layout, task, restarts=True)
-
-        yield task, obs, MisjudgingExpert(make, task, env.layout, np.random.default_rng(seed))
-
-
-def test_an_expert_with_wrong_positions_misses_and_the_corrected_one_completes_the_task_from_there() -> None:
-    env = DeskEnv("D", static_size=1, gripper_size=1)
-    oracle, missed, completed = TaskOracle(), 0, 0
-    for task, first, player in lifts(env, 12):
-        obs, start = first, env.get_info()
-        for _ in range(40):
-            obs, _, _, info = env.step(player.act(obs))
-            if DeskState.of(obs, env.layout).closing and obs["robot_obs"][6] < 0.01:
-                break
-        else:
-            continue
-        missed += 1
-        corrected = player.corrected()
-        for _ in range(120):
-            obs, _, _, info = env.step(np.clip(corrected.act(obs), -1.0, 1.0))
-            if oracle.done(task, start, info):
-                completed += 1
-                break
-    assert missed >= 4
-    assert completed >= missed - 1
-
-
-def test_a_corrected_expert_continues_where_the_attempt_is() -> None:
-    """Without errors of position both act alike in every frame: the replay has the same plan and the same phase."""
-    env = DeskEnv("D", static_size=1, gripper_size=1)
-    _, obs, player = next(lifts(env, 1))
-    player._errors[:] = 0.0
-    for _ in range(30):
-        wanted = player.corrected().act(obs)
-        action = player.act(obs)
-        np.testing.assert_array_equal(wanted, action)
-        obs, _, _, _ = env.step(np.clip(action, -1.0, 1.0))
-
-
-def test_misjudged_attempts_show_an_empty_closed_hand_and_a_label_that_opens_it() -> None:
-    env = DeskEnv("D", static_size=8, gripper_size=8)
-    lift = [f"lift_{colour}_block_table" for colour in ("red", "blue", "pink")]
-
-    def empty_hands(misjudged: float) -> list[Label]:
-        player = MomentPlayer(env, lift, others=0, chunk=10, share=0.2, misjudged=misjudged)
-        moments = list(islice(player.moments(np.random.default_rng(0)), 200))
-        return [m.labels[0] for m in moments if m.obs["robot_obs"][14] < 0 and m.obs["robot_obs"][6] < 0.01]
-
-    right, wrong = empty_hands(0.0), empty_hands(1.0)
-    assert len(wrong) > 10
-    assert len(wrong) > 4 * len(right)
-    assert np.mean([(label.chunk[:, 6] > 0).any() for label in wrong]) > 0.7
 
 
 def test_the_chunk_of_another_task_is_what_its_expert_does_from_there(moments: Path) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PhiConfig, PreTrainedTokenizerFast, Qwen3Config
 
+from benchmarks.real_size.folders import END_OF_TEXT, write_language_models, write_words
 from common.files import CONFIG_DIR, PROJECT_DIR
 from config.loading import load_job
 from config.schema import MMU_INDEX, ROBOT_INDEX
@@ -17,23 +16,10 @@ from models.pretrained.model_io import build
 from models.vocabulary import SPECIAL_TOKENS
 
 PHI_WORDS, QWEN_WORDS = 50295, 151669
-END_OF_TEXT = 50256
 PARAMETERS = {"phi": 1_525_947_592, "qwen3": 1_814_598_726}
 RUNS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml") if path.stem not in ("base", "embedded"))
 EMBEDDED = [run for run in RUNS if run.startswith(("tiny", "debug"))]
 FULL_SIZE = [run for run in RUNS if run not in EMBEDDED]
-
-
-def write_words(folder: Path, words: int) -> None:
-    """A tokenizer of exactly so many words: the byte alphabet, and names nobody says."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    names = [*alphabet, *(f"unsaid{i}" for i in range(words - len(alphabet)))]
-    names[END_OF_TEXT] = "<|endoftext|>"
-    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
-    fast.save_pretrained(str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +28,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("real sizes")
     for name in ("phi", "qwen3", "clip", "magvit", "showo", "robot", "mmu"):
         (root / name).mkdir()
-    PhiConfig(
-        vocab_size=51200, hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, num_attention_heads=32
-    ).save_pretrained(str(root / "phi"))
-    Qwen3Config(
-        vocab_size=151936, hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16,
-        num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
-    ).save_pretrained(str(root / "qwen3"))  # fmt: skip
-    write_words(root / "phi", PHI_WORDS)
-    write_words(root / "qwen3", QWEN_WORDS)
+    write_language_models(root)
     (root / "clip" / "config.json").write_text(json.dumps({"vision_config": {"hidden_size": 1024}}))
     (root / "robot" / ROBOT_INDEX).write_text("[]")
     (root / "mmu" / MMU_INDEX).write_text("[]")

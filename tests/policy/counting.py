@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.closed_loop.interface import ChainJob, ChainRecord
+from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, PolicyCall
 from policy_rollout.policies.interface import ActionConvention, Observation
 
 
@@ -134,11 +134,10 @@ class LoggingRecorder:
     def start_chain(self, job: ChainJob) -> None:
         self.calls[job.index] = ["start"]
 
-    def add_observation(
-        self, job: ChainJob, task_index: int, step: int, observation: Any, chunk: Any, codes: Any = None
-    ) -> None:
-        assert chunk.shape == (4, 7)
-        self.calls[job.index].append(f"observation {task_index}:{step} shows {observation.rgb_static[0, 0, 0]}")
+    def add_call(self, job: ChainJob, call: PolicyCall) -> None:
+        assert call.chunk.shape == (4, 7)
+        shown = call.observation.rgb_static[0, 0, 0]
+        self.calls[job.index].append(f"observation {call.task_index}:{call.step} shows {shown}")
 
     def add_frame(self, job: ChainJob, task_index: int, step: int, image: Any) -> None:
         self.calls[job.index].append(f"frame {task_index}:{step} shows {image[0, 0, 0]}")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.image_grid import RgbImage, add_caption
 from common.video import write_gif, write_mp4
-from policy_rollout.closed_loop.interface import ChainJob, ChainRecord
+from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, PolicyCall
 from policy_rollout.policies.interface import Observation
 from policy_rollout.reports import rollout_video
 from policy_rollout.reports.rollout_video import RolloutVideoRecorder, make_recorder
@@ -44,6 +44,10 @@ def job(index: int = 3) -> ChainJob:
     return ChainJob(index, TASKS, ("pull it open", "press the button"))
 
 
+def call(task_index: int, step: int, seen: Observation, codes: Any = None) -> PolicyCall:
+    return PolicyCall(task_index, step, seen, np.zeros((4, 7), np.float32), codes)
+
+
 def watch(
     recorder: RolloutVideoRecorder, job: ChainJob, steps: Sequence[int], completed: int, look_every: int = 4
 ) -> None:
@@ -53,9 +57,7 @@ def watch(
     for place, count in enumerate(steps):
         for step in range(count):
             if step % look_every == 0:
-                recorder.add_observation(
-                    job, place, step, Observation(image(taken), job.instructions[place]), np.zeros((4, 7), np.float32)
-                )
+                recorder.add_call(job, call(place, step, Observation(image(taken), job.instructions[place])))
             taken += 1
             if step % recorder.frame_interval == 0:
                 recorder.add_frame(job, place, step, image(taken))
@@ -130,7 +132,7 @@ def test_images_that_came_with_the_actions_are_decoded_and_not_predicted_again(
     recorder.start_chain(chain)
     for step in (0, 4):
         seen, expected = Observation(image(step), "pull it open"), np.array([2 * (step + 4) + 1])
-        recorder.add_observation(chain, 0, step, seen, np.zeros((4, 7), np.float32), expected)
+        recorder.add_call(chain, call(0, step, seen, expected))
     recorder.finish_chain(chain, ChainRecord(3, TASKS, 0, (8,)))
     assert recorder.policy.asked == 0  # type: ignore[attr-defined]
     assert ("predicted in 4 steps", "off by 1.0 of 255") in said
@@ -152,7 +154,7 @@ def test_two_views_are_shown_in_one_row(tmp_path: Path) -> None:
     recorder.start_chain(chain)
     for step in (0, 4):
         seen = Observation(image(step), "pull it open", np.zeros((10, 10, 3), np.uint8))
-        recorder.add_observation(chain, 0, step, seen, np.zeros((4, 7), np.float32))
+        recorder.add_call(chain, call(0, step, seen))
     recorder.finish_chain(chain, ChainRecord(3, TASKS, 0, (8,)))
     with Image.open(tmp_path / "input_predict_truth" / "chain_0003_task_1.png") as page:
         assert page.width > 6 * rollout_video.PREDICTION_HEIGHT
@@ -170,7 +172,7 @@ def test_a_chain_that_is_run_again_leaves_one_video(tmp_path: Path) -> None:
 def test_a_chain_that_begins_again_forgets_what_was_seen_of_the_first(tmp_path: Path, said: Any) -> None:
     recorder = RolloutVideoRecorder(tmp_path, 9, Clairvoyant())
     recorder.start_chain(job())
-    recorder.add_observation(job(), 1, 300, Observation(image(99), "press the button"), np.zeros((4, 7), np.float32))
+    recorder.add_call(job(), call(1, 300, Observation(image(99), "press the button")))
     watch(recorder, job(), (6,), completed=0)
     assert {text for text, _ in said if "button" in text} == set()
 

@@ -79,9 +79,8 @@ class Components:
             showo = self.job.model.showo
             base = showo.pretrained_model_path if showo.load_from_showo else showo.llm_model_path
             lora.save_adapter(exported, settings, path / lora.ADAPTER_FOLDER, str(base))
-            save_folder(self.model, self.prompter, path, lora.merged(exported, settings), global_step=step)
-        else:
-            save_folder(self.model, self.prompter, path, exported, global_step=step)
+        merged = lora.merged(exported, settings) if settings.rank > 0 else exported
+        save_folder(self.model, self.prompter, path, merged, global_step=step)
 
     def save_trained_weights(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
         """Write the trained weights into ``folder`` if they differ from those that ``save_model`` writes."""

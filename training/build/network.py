@@ -11,6 +11,7 @@ import torch
 from config.schema import Job
 from models.action.state import StateConvention
 from models.attention_mask import TILE
+from models.grounding import ground_target
 from models.language_model import FLEX
 from models.pretrained.model_io import Built, build, decoding_defaults, load_folder, require_same_words
 from models.upvla import UPVLA
@@ -151,8 +152,7 @@ def _load_resumed(job: Job, resumed: Checkpoint) -> Built:
     for field in SAME_SIZES:  # attributes: each family has its own keys for them in config.json
         pairs[f"model.showo.llm_model_path's {field}"] = (getattr(saved_llm, field), getattr(wanted_llm, field))
     if saved.data.workspace is not None and job.training.ground_coeff > 0:
-        before_target = str(saved.data.workspace.get("target", "position"))
-        pairs["training.ground_target"] = before_target, job.training.ground_target
+        pairs["training.ground_target"] = ground_target(saved.data.workspace), job.training.ground_target
     for key, (before, now) in pairs.items():
         if before != now:
             raise ValueError(

@@ -26,7 +26,7 @@ HOME_YAW = math.pi / 2
 CLEAR_Y = -0.065  # in front of this there is no part of the cabinet
 TRAVEL_Z = 0.535  # height of the tcp above blocks and button
 OPEN, CLOSED = 1.0, -1.0
-FAR = 0.012  # metres beyond the end of a move that was not followed
+FAR = 0.04  # metres from the goal of a move that was not followed
 GAIN = 0.8  # fraction of the remaining distance per step, so that the servos do not overshoot
 BIAS_GAIN = 0.3  # part of the last error by which the estimated error of the arm changes
 LARGEST_BIAS = 0.02  # metres; the arm is off by more out of its reach and against obstacles only
@@ -167,7 +167,7 @@ class Move:
 
     def is_far(self, state: DeskState) -> bool:
         """Return whether a move that should arrive is far from its goal."""
-        return self.arrive and float(np.linalg.norm(self.target(state) - state.tcp)) > self.near + FAR
+        return self.arrive and float(np.linalg.norm(self.target(state) - state.tcp)) > FAR
 
     def action(self, state: DeskState, euler: Array, gain: float = GAIN) -> Array:
         """Return the relative action (7,): straight in space, all angles simultaneously."""

@@ -6,12 +6,10 @@ python preprocess_data/tokenize_images.py --config config/tiny_arvla.yaml
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
@@ -115,8 +113,6 @@ def encode_shards(task: ShardTask[Settings], tick: Callable[[int], object] = lam
     """Encode the task's frames, and write its shards."""
     settings, plan = task.settings, task.plan
     device = process_device(settings.device, task.process, task.processes)
-    if device == "cpu" and parent_process() is not None:  # processes with all cores' threads would wait for each other
-        torch.set_num_threads(min(torch.get_num_threads(), max(1, (os.cpu_count() or 1) // task.processes)))
     source, model = settings.source(), settings.model(device)
     made = {
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",

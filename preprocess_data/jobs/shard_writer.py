@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, Generic, Protocol, TypeVar
@@ -107,7 +108,7 @@ def write_shards(
             write(tasks[0], tick=bar.update)
         elif tasks:
             with _ShardMonitor(folder, plan, missing, bar):
-                for _ in in_processes(write, tasks, count):
+                for _ in in_processes(partial(_write_in_process, write), tasks, count):
                     pass
     others = finish(folder, plan)
     if not others:
@@ -115,6 +116,15 @@ def write_shards(
     variables = shown_variables(os.environ, process_rank(os.environ).variables)
     why = f"; ranks are those of {variables} in the environment" if variables else ""
     return f"{folder}: this rank's part is done; {others} of {plan.shards} shards (of other ranks) are missing{why}"
+
+
+def _write_in_process(write: WriteShards[Settings], task: ShardTask[Settings]) -> None:
+    """Write the shards of a task in a process of its own, with its share of the cores.
+
+    Processes with a thread of torch for every core wait for each other's threads.
+    """
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, (os.cpu_count() or 1) // task.processes)))
+    write(task)
 
 
 class _ShardMonitor:

@@ -56,6 +56,11 @@ def _restore_environment(before: dict[str, str]) -> None:
     os.environ.update(before)
 
 
+def _search_path() -> list[str]:
+    """Return ``sys.path`` without the folder that setuptools adds when torch imports it to compile."""
+    return [entry for entry in sys.path if Path(entry).parts[-2:] != ("setuptools", "_vendor")]
+
+
 def _restore_logging(before: tuple[int, int, list[logging.Handler]]) -> None:
     logging.disable(before[0])
     logging.root.setLevel(before[1])
@@ -105,7 +110,7 @@ def _restore_accelerate(before: dict[str, dict[str, Any]]) -> None:
 WATCHED: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "os.environ": (_environment, _restore_environment),
     "the current directory": (Path.cwd, os.chdir),
-    "sys.path": (lambda: list(sys.path), lambda before: sys.path.__setitem__(slice(None), before)),
+    "sys.path": (_search_path, lambda before: sys.path.__setitem__(slice(None), before)),
     "sys.excepthook": (lambda: sys.excepthook, lambda before: setattr(sys, "excepthook", before)),
     "threading.excepthook": (lambda: threading.excepthook, lambda before: setattr(threading, "excepthook", before)),
     "signal handlers": (_signals, _restore_signals),

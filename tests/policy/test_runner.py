@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policy_rollout.closed_loop.interface import ChainJob, ChainRecord
+from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, PolicyCall
 from policy_rollout.closed_loop.runner import run_chains
 from policy_rollout.policies.baselines import ConstantPolicy
 from policy_rollout.policies.upvla import Observation
@@ -87,3 +87,36 @@ def test_the_last_frame_of_every_task_shows_its_final_state(frame_interval: int)
     last = {line.split(":")[0]: line for line in frames}
     assert list(last.values()) == ["0:2 shows 3", "1:4 shows 8", "2:9 shows 18"]
     assert len(frames) == len(set(frames)), "no step is recorded twice"
+
+
+class PredictingPolicy(ConstantPolicy):
+    """Predicts its number of calls as the image code of every observation."""
+
+    predicts_with_actions = True
+
+    def __init__(self) -> None:
+        super().__init__(np.zeros(7, np.float32), act_step=4)
+        self.predictions = 0
+
+    def act_with_codes(self, observations: Any) -> Any:
+        self.predictions += 1
+        return self.act(observations), np.full((len(observations), 3), self.predictions)
+
+    def decode(self, codes: Any) -> Any:
+        raise AssertionError("the runner decodes nothing")
+
+
+@pytest.mark.parametrize("wants_codes", [True, False])
+def test_codes_are_predicted_for_a_recorder_that_wants_them_only(wants_codes: bool) -> None:
+    found: list[int | None] = []
+
+    class CodeRecorder(LoggingRecorder):
+        def add_call(self, job: ChainJob, call: PolicyCall) -> None:
+            super().add_call(job, call)
+            found.append(None if call.codes is None else int(call.codes[0]))
+
+    policy = PredictingPolicy()
+    recorder = CodeRecorder({0}, wants_codes=wants_codes)
+    run_chains(Counting(), policy, [job(0, 3, 6)], lambda record: None, max_steps=10, recorder=recorder)
+    assert found == ([1, 2, 3] if wants_codes else [None] * 3)
+    assert policy.predictions == (3 if wants_codes else 0)

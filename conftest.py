@@ -32,6 +32,8 @@ ALLOWED_VARIABLES = (
     "GIT_PYTHON_REFRESH",
 )
 """Set by pytest between the phases of a test, by torch and accelerate on import, and while calvin_env is in use."""
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+"""torch compiles in the thread of the test: its pool of threads would stay until the process ends."""
 THREAD_GRACE_S = 2.0
 """How long a thread that the test started may take to end."""
 

@@ -47,17 +47,17 @@ class Sizes:
     held_out_episodes: int = 6
     moments: int = 12000
     held_out_moments: int = 600
-    steps_words: int = 1200
-    steps_act: int = 1000
+    steps_words: int = 700
+    steps_act: int = 900
     batch_words: int = 16
     batch_images: int = 8
     batch_act: int = 32
     batch_words_act: int = 8
-    tried: int = 102
-    controls: int = 68
-    chains: int = 20
-    questions: int = 288
-    frames: int = 600
+    tried: int = 68
+    controls: int = 34
+    chains: int = 10
+    questions: int = 192
+    frames: int = 400
 
 
 @dataclass(frozen=True)

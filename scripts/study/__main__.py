@@ -31,6 +31,7 @@ from scripts.study import data as study_data
 from scripts.study.plan import PLACES, PLANS, Data, Sizes, folder_of, plan_of
 
 if TYPE_CHECKING:
+    from scripts.study.table import Results
     from scripts.study.work import Study
 
 
@@ -67,19 +68,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _report(study, command, failures)
 
 
-def _write(study: Study, command: str, failures: Sequence[str] = ()) -> int:
+def _write(study: Study, command: str, failures: Sequence[str] = ()) -> Results:
     from scripts.study.report import write_report  # loads torch, after the arguments are checked
 
-    return len(write_report(study, command, failures))
+    return write_report(study, command, failures)
 
 
 def _report(study: Study, command: str, failures: Sequence[str]) -> int:
     """Write the page, print what is done; return the exit code."""
     from scripts.study.report import first_steps
 
-    finished, total = _write(study, command, failures), len(study.plan.runs)
-    print(f"done: {finished} of {total} runs are measured: {study.folder}/summary.md, study.png, records.csv")
-    wrong = [first for first in first_steps(study) if not first.identical]
+    results = _write(study, command, failures)
+    print(
+        f"done: {len(results)} of {len(study.plan.runs)} runs are measured: {study.folder}/summary.md, study.png, records.csv"
+    )
+    wrong = [first for first in first_steps(results) if not first.identical]
     for first in wrong:
         print(f"first step: {first}", file=sys.stderr)
     if failures:
@@ -95,7 +98,7 @@ def _decode(study: Study) -> None:
         return
     models: dict[str, list[str]] = {}
     for run in starts:
-        models.setdefault(run.objective, []).append(str(folder_of(run, study.folder)))
+        models.setdefault(run.label, []).append(str(folder_of(run, study.folder)))
     count = str(min(96, study.plan.sizes.questions))
     given = ["--models", *(f"{name}={','.join(folders)}" for name, folders in models.items())]
     given += ["--questions", str(study.data.held_out_places), "--count", count, "--output-dir", str(out)]

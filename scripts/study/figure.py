@@ -31,7 +31,7 @@ def draw(arms: Mapping[str, Sequence[Run]], results: Results, path: Path, note: 
         measured = [run for run in runs if run in results]
         if measured:
             row = title(measured[0]) if measured[0].speaks else f"{measured[0].tasks}, no words before"
-            rows.setdefault(row, {})[measured[0].objective] = measured
+            rows.setdefault(row, {})[measured[0].label] = measured
     style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY}
     with matplotlib.rc_context({**style, "text.color": INK, "axes.labelcolor": INK, "font.family": "DejaVu Sans"}):
         figure = Figure(figsize=(12, 1.6 + 0.55 * len(rows)), layout="constrained")

@@ -25,12 +25,14 @@ from common.files import read_object, write_text
 from config.loading import load_job
 from config.schema import MMU_INDEX, Job
 from policy_rollout.desk.task_sets import TASK_SETS
+from scripts.objective_comparison.pairwise import FIRST_STEP
+from scripts.objective_comparison.plan import read_metrics, sample_rate
 from scripts.study.plan import PLACES, PLANS, Data, Plan, Run, folder_of, plan_of
 
 if TYPE_CHECKING:
     from scripts.desk_evaluation.evaluation import Evaluation
 
-FILE, VERSION = "measured.json", 1
+FILE, VERSION = "measured.json", 2
 SPOKEN = "success, spoken"
 """Success of the sentences of a run whose words are actions."""
 SPOKEN_LESS = f"{SPOKEN} less regressed"
@@ -42,11 +44,17 @@ TIMED = 12
 
 @dataclass
 class Measured:
-    """Results of a run: metric -> (values, weights) by item; ``numbers``: single figures, without items."""
+    """Results of a run: metric -> (values, weights) by item; ``numbers``: single figures, without items.
+
+    ``first_step``: losses of the first training step by name; ``samples_per_s``: of training, if it was logged;
+    ``seconds``: CPU time of the measurement.
+    """
 
     values: dict[str, list[float]] = field(default_factory=dict)
     weights: dict[str, list[float]] = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
+    first_step: dict[str, float] = field(default_factory=dict)
+    samples_per_s: float | None = None
     seconds: float = 0.0
 
     def add(self, metric: str, values: Sequence[float], weights: Sequence[float] | None = None) -> None:
@@ -80,6 +88,10 @@ def measure(run: Run, plan: Plan, data: Data, folder: Path) -> Measured:
     if run.stage == 2:
         _measure_actions(found, run, job, plan, data, output)
         _measure_closed_loop(found, run, plan, output)
+    lines = read_metrics(output / "metrics.jsonl")
+    if lines and lines[0]["step"] == 1:
+        found.first_step = {name: lines[0][name] for name in FIRST_STEP if name in lines[0]}
+    found.samples_per_s = sample_rate(lines)
     found.seconds = time.process_time() - started
     content = {"made_with": _made_with(plan), "run": asdict(run), "results": asdict(found)}
     write_text(output / FILE, json.dumps(content) + "\n")

@@ -66,7 +66,8 @@ class Run:
 
     ``objective``: of its words, or SCRATCH; ``words``: what it learned to speak about; ``tasks``: the task set that it
     learns to act on, empty in stage 1; ``text``: weight of the text loss; ``image``: whether the image loss is on;
-    ``insulated``: no gradient of the action loss into the backbone.
+    ``insulated``: no gradient of the action loss into the backbone; ``next_token``: weight of next-token prediction in
+    ``joint``, unused otherwise.
     """
 
     objective: str
@@ -76,6 +77,7 @@ class Run:
     text: float = 1.0
     image: bool = True
     insulated: bool = False
+    next_token: float = 1.0
 
     @property
     def stage(self) -> int:
@@ -86,14 +88,19 @@ class Run:
         """The run of stage 1 whose model this one starts from."""
         if self.stage == 1 or self.objective == SCRATCH:
             return None
-        return Run(self.objective, self.words, self.seed)
+        return Run(self.objective, self.words, self.seed, next_token=self.next_token)
+
+    @property
+    def label(self) -> str:
+        """The objective, with the weight of next-token prediction if it is not 1."""
+        return self.objective if self.next_token == 1 else f"{self.objective}{self.next_token:g}"
 
     @property
     def arm(self) -> str:
         """The name without the seed: runs of one arm differ in their seed only."""
+        start = SCRATCH if self.objective == SCRATCH else f"{self.words}_{self.label}"
         if self.stage == 1:
-            return f"{self.words}_{self.objective}"
-        start = SCRATCH if self.objective == SCRATCH else f"{self.words}_{self.objective}"
+            return start
         losses = f"text{self.text:g}_{'image' if self.image else 'noimage'}{'_insulated' if self.insulated else ''}"
         return f"{start}_{self.tasks}_{losses}"
 
@@ -269,6 +276,11 @@ PLANS = {
             "language actions beside the regression head: doors and lights, all objectives, one seed",
             with_starts([act(objective, SENTENCES, 0, DOORS.name, text=1.0, image=False) for objective in OBJECTIVES]),
         ),
+        Plan(
+            "weights",
+            "joint with several weights of next-token prediction, before acting, three seeds",
+            tuple(Run(JOINT, PLACES, seed, next_token=weight) for seed in (0, 1, 2) for weight in (1.0, 0.1, 0.3)),
+        ),
         Plan("full", "every combination of the factors with three seeds", with_starts(_full((0, 1, 2)))),
         Plan(
             "trial",
@@ -325,6 +337,8 @@ def arguments(run: Run, plan: Plan, data: Data, folder: Path) -> list[str]:
     ]
     if run.objective in ("mdm", "bd"):
         found.append(WITHOUT_AR)
+    elif run.objective == JOINT:
+        found.append(f"text_diffusion.ar_aux_weight={run.next_token:g}")
     if run.stage == 1:
         found += _stage_1(sizes, data)
     else:

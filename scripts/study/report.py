@@ -14,11 +14,9 @@ from common.files import write_text
 from common.record_table import write_record_table
 from common.statistics import Interval
 from common.tables import interval_json, markdown_table, probability
-from scripts.objective_comparison.pairwise import FIRST_STEP
-from scripts.objective_comparison.plan import read_metrics, sample_rate
 from scripts.study.figure import draw
 from scripts.study.measure import SPOKEN, SPOKEN_LESS, WAYS, Measured, read_measured
-from scripts.study.plan import Run, folder_of
+from scripts.study.plan import Run
 from scripts.study.table import (
     ACTION_METRICS,
     GROUP,
@@ -112,8 +110,8 @@ def as_markdown(
         comparison_table=_comparison_table(comparisons),
         control_lines=[f"{name}: {control}." for name, control in controls(study.plan.arms, results).items()],
         records=RECORDS,
-        first_lines=[str(first) for first in first_steps(study)],
-        cost_line=_cost_line(study, arms),
+        first_lines=[str(first) for first in first_steps(results)],
+        cost_line=_cost_line(arms, results),
         failures=failures,
     )
 
@@ -129,7 +127,7 @@ def _words_table(arms: Mapping[str, Sequence[Run]], results: Results) -> str:
         of_arm = [results[run] for run in runs]
         cells = [shown(metric.name, figure_of(metric.name, of_arm)) for metric in TEXT_METRICS]
         numbers = [f"{_number(of_arm, name):.3g}" for name in ("ms per answer", "tokens per forward")]
-        rows.append([f"{runs[0].objective}, {runs[0].words}", str(len(runs)), *cells, *numbers])
+        rows.append([f"{runs[0].label}, {runs[0].words}", str(len(runs)), *cells, *numbers])
     head = ["objective, words", "seeds", "exact match", "nats per token", "error of a place", "use of the image"]
     return markdown_table([*head, "ms per answer", "tokens per forward"], rows)
 
@@ -216,27 +214,24 @@ def _number(of_arm: Sequence[Measured], name: str) -> float:
     return float(np.mean([measured.numbers.get(name, float("nan")) for measured in of_arm]))
 
 
-def _cost_line(study: Study, arms: Mapping[str, Sequence[Run]]) -> str:
+def _cost_line(arms: Mapping[str, Sequence[Run]], results: Results) -> str:
     """Return the samples per second of stage 1 by arm, as the runs logged them."""
     found = []
     for runs in (runs for runs in arms.values() if runs[0].stage == 1):
-        rate = sample_rate(read_metrics(folder_of(runs[0], study.folder) / "metrics.jsonl"))
+        rate = results[runs[0]].samples_per_s
         if rate is not None:
-            found.append(f"{runs[0].objective}, {runs[0].words} {rate:.3g}")
+            found.append(f"{runs[0].label}, {runs[0].words} {rate:.3g}")
     return "samples per second before acting: " + ", ".join(found) if found else "not logged"
 
 
-def first_steps(study: Study) -> list[FirstStep]:
+def first_steps(results: Results) -> list[FirstStep]:
     """Return the losses that the objective must not change: of stage 1 by seed, of stage 2 by model and data."""
     groups: dict[tuple[str, str], dict[str, float]] = {}
-    for run in study.plan.runs:
-        lines = read_metrics(folder_of(run, study.folder) / "metrics.jsonl")
-        if not lines or lines[0]["step"] != 1:
-            continue
+    for run, measured in results.items():
         start = run.start.name if run.start is not None else "no words"
         what = f"before acting, seed {run.seed}" if run.stage == 1 else f"{run.tasks} from {start}, seed {run.seed}"
-        for loss in (loss for loss in FIRST_STEP if loss in lines[0]):
-            groups.setdefault((loss, what), {})[run.name] = lines[0][loss]
+        for loss, value in measured.first_step.items():
+            groups.setdefault((loss, what), {})[run.name] = value
     return [FirstStep(loss, what, values) for (loss, what), values in groups.items()]
 
 
@@ -255,6 +250,6 @@ def as_json(
         | {"margin": c.metric.margin, "runs": c.runs, "answer": c.verdict, **c.pair.as_json()}
         for c in comparisons
     ]
-    first = [asdict(one) | {"identical": one.identical} for one in first_steps(study)]
+    first = [asdict(one) | {"identical": one.identical} for one in first_steps(results)]
     about = {"command": command, "date": date, "machine": machine, "plan": study.plan.name}
     return {**about, "sizes": asdict(study.plan.sizes), "arms": figures, "comparisons": pairs, "first_step": first}

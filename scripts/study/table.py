@@ -14,7 +14,7 @@ import numpy as np
 
 from common.statistics import Control, Interval, Pair, control_of, mean_of_runs, pair_of, with_holm
 from policy_rollout.desk.task_sets import DOORS
-from scripts.objective_comparison.plan import pairs_of
+from scripts.objective_comparison.plan import JOINT, pairs_of
 from scripts.study.measure import Measured
 from scripts.study.plan import MAIN_TEXT, OBJECTIVES, PLACES, SCRATCH, TOYS, Run
 
@@ -153,6 +153,9 @@ def _factors(results: Results) -> Iterator[Question]:
     yield "weight of text", "1", f"{MAIN_TEXT:g}", acting, changed(speaks, text=1.0)
     yield "insulation", "insulated", "not", acting, changed(speaks, insulated=True)
     yield "image loss, doors and lights", "with", "without", acting, changed(doors, image=True)
+    for weight in sorted({run.next_token for run in results if run.stage == 1 and run.next_token != 1}):
+        pairs = changed(lambda run: run == replace(run, objective=JOINT, tasks="", next_token=1.0), next_token=weight)
+        yield "weight of next-token prediction in joint", f"{weight:g}", "1", TEXT_METRICS, pairs
     for objective in OBJECTIVES:
         pairs = [
             (run, replace(run, objective=SCRATCH, text=0.0))
@@ -222,7 +225,7 @@ def record_rows(results: Results) -> Iterator[dict[str, str | int | float | None
                 yield {
                     "run": run.name,
                     "stage": run.stage,
-                    "objective": run.objective,
+                    "objective": run.label,
                     "words": run.words if run.speaks else None,
                     "seed": run.seed,
                     "tasks": run.tasks or None,

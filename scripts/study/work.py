@@ -38,6 +38,11 @@ class Study:
     def measured(self, run: Run) -> bool:
         return read_measured(run, self.plan, self.folder) is not None
 
+    def no_longer_needs_training(self, run: Run) -> bool:
+        """Return True if a run is trained, or if it and all runs that start from it are measured."""
+        followers = (other for other in self.plan.runs if other.start == run)
+        return self.trained(run) or (self.measured(run) and all(map(self.no_longer_needs_training, followers)))
+
     def require_same_settings(self) -> None:
         """Raise ``ValueError`` if a run in the folder was trained with other settings than the plan's."""
         for run in self.plan.runs:
@@ -56,7 +61,7 @@ class Study:
             log, start = folder_of(run, self.folder), run.start
             after = () if start is None else (start.name,)
             train = command(run, self.plan, self.data, self.folder)
-            found.append(Work(run.name, train, log / "train.log", _bind(self.trained, run), after))
+            found.append(Work(run.name, train, log / "train.log", _bind(self.no_longer_needs_training, run), after))
             given = ["--plan", self.plan.name, "--run", run.name, "--data", str(self.data.root)]
             given += ["--sizes", self.sizes] if self.sizes else []
             measure = [sys.executable, "-m", "scripts.study.measure", *given, "--output-dir", str(self.folder)]

@@ -37,7 +37,7 @@ from scripts.study.plan import (
     folder_of,
     plan_of,
 )
-from scripts.study.report import first_steps, write_report
+from scripts.study.report import first_steps, read_results, write_report
 from scripts.study.table import Comparison, compare, controls, is_main, metric_of, record_rows
 from scripts.study.work import Study
 
@@ -290,11 +290,11 @@ def test_groups_hold_every_task_once_and_an_unknown_cell_is_far() -> None:
 def store(study: Study, run: Run, image_loss: float = 8.5) -> None:
     folder = folder_of(run, study.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"made_with": _made_with(study.plan), "run": asdict(run), "results": asdict(invented(run))}
+    found = invented(run)
+    found.first_step = {"image/loss": image_loss} if run.stage == 1 or run.image else {}
+    found.first_step |= {"action/loss": 0.3} if run.stage == 2 else {}
+    content = {"made_with": _made_with(study.plan), "run": asdict(run), "results": asdict(found)}
     (folder / FILE).write_text(json.dumps(content))
-    losses = {"image/loss": image_loss} if run.stage == 1 or run.image else {}
-    losses |= {"action/loss": 0.3} if run.stage == 2 else {}
-    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, **losses}) + "\n")
 
 
 def test_sentences_are_executed_after_acting_was_learned_with_them() -> None:
@@ -344,7 +344,7 @@ def test_a_first_step_that_differs_is_found(tmp_path: Path) -> None:
     study = Study(PLANS["factors"], Data(tmp_path / "data"), tmp_path / "study")
     for run in study.plan.runs:
         store(study, run, 8.6 if run == Run("bd", PLACES, 0) else 8.5)
-    wrong = [first for first in first_steps(study) if not first.identical]
+    wrong = [first for first in first_steps(read_results(study)) if not first.identical]
     assert [first.what for first in wrong] == ["before acting, seed 0"]
     assert "differ by 0.1" in str(wrong[0])
 
@@ -356,6 +356,31 @@ def test_results_of_other_sizes_are_measured_again(tmp_path: Path) -> None:
     assert study.measured(run)
     other: Plan = replace(study.plan, sizes=replace(study.plan.sizes, questions=5))
     assert not Study(other, study.data, study.folder).measured(run)
+
+
+def test_measured_runs_are_not_trained_again_on_a_machine_without_their_weights(tmp_path: Path) -> None:
+    study = Study(PLANS["main"], Data(tmp_path / "data"), tmp_path / "study")
+    start, follower = Run("ar", PLACES, 0), act("ar", PLACES, 0, ALL_TASKS.name)
+    store(study, start)
+    todo = {work.name for work in study.works(0, 1) if not work.finished()}
+    assert {start.name, follower.name, f"measure {follower.name}"} <= todo, "its weights are needed for the other run"
+    assert f"measure {start.name}" not in todo
+    store(study, follower)
+    done = {work.name for work in study.works(0, 1) if work.finished()}
+    assert done == {name for run in (start, follower) for name in (run.name, f"measure {run.name}")}
+
+
+def test_joint_with_other_weights_is_compared_with_its_own_recipe(study: Study) -> None:
+    runs = PLANS["weights"].runs
+    jobs = [job_of(run, replace(study, plan=PLANS["weights"])) for run in runs]
+    assert [job.text_diffusion.ar_aux_weight for job in jobs[:3]] == [1, 0.1, 0.3]
+    found = compare({run: invented(run) for run in runs})
+    assert {(one.pair.first, one.pair.second, one.runs) for one in found} == {("0.1", "1", 3), ("0.3", "1", 3)}
+    assert {row["objective"] for row in record_rows({run: invented(run) for run in runs})} == {
+        "joint",
+        "joint0.1",
+        "joint0.3",
+    }
 
 
 @pytest.mark.slow

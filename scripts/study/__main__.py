@@ -79,9 +79,8 @@ def _report(study: Study, command: str, failures: Sequence[str]) -> int:
     from scripts.study.report import first_steps
 
     results = _write(study, command, failures)
-    print(
-        f"done: {len(results)} of {len(study.plan.runs)} runs are measured: {study.folder}/summary.md, study.png, records.csv"
-    )
+    count = f"{len(results)} of {len(study.plan.runs)} runs are measured"
+    print(f"done: {count}: {study.folder}/summary.md, study.png, records.csv")
     wrong = [first for first in first_steps(results) if not first.identical]
     for first in wrong:
         print(f"first step: {first}", file=sys.stderr)

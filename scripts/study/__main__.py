@@ -28,7 +28,7 @@ from common.arguments import command_parser, path_argument, whole
 from common.command import report_errors, run_command
 from common.folder_lock import FolderBusy, hold
 from scripts.study import data as study_data
-from scripts.study.plan import PLACES, PLANS, Data, Sizes, folder_of, plan_of
+from scripts.study.plan import MAIN_WORDS, PLANS, Data, Sizes, folder_of, plan_of
 
 if TYPE_CHECKING:
     from scripts.study.table import Results
@@ -91,7 +91,7 @@ def _report(study: Study, command: str, failures: Sequence[str]) -> int:
 
 def _decode(study: Study) -> None:
     """Decode the models of stage 1 in every way, if all are trained; one rank does it."""
-    starts = [run for run in study.plan.runs if run.stage == 1 and run.words == PLACES]
+    starts = [run for run in study.plan.runs if run.stage == 1 and run.words == MAIN_WORDS]
     out = study.folder / "decoding"
     if not starts or not all(study.trained(run) for run in starts) or (out / "summary.md").is_file():
         return
@@ -100,7 +100,7 @@ def _decode(study: Study) -> None:
         models.setdefault(run.label, []).append(str(folder_of(run, study.folder)))
     count = str(min(96, study.plan.sizes.questions))
     given = ["--models", *(f"{name}={','.join(folders)}" for name, folders in models.items())]
-    given += ["--questions", str(study.data.held_out_places), "--count", count, "--output-dir", str(out)]
+    given += ["--questions", str(study.data.words(MAIN_WORDS)[1]), "--count", count, "--output-dir", str(out)]
     try:
         with hold(out, "study, decoding", "--output-dir "):
             code = subprocess.run([sys.executable, "-m", "scripts.compare_decoding", *given], check=False).returncode

@@ -25,10 +25,12 @@ WORDS = (PLACES, TOYS)
 """Words of the plans without language actions."""
 SCRATCH = "scratch"
 """In place of an objective: stage 2 from random weights, without words."""
-LONGEST_SENTENCE = 72
-"""Tokens of a sentence at most; 2,327 sentences of doors and lights have at most 65."""
-MAIN_TEXT = 0.1
-"""Weight of the text loss in the main line of stage 2."""
+LONGEST = {TOYS: 16, PLACES: 32, SENTENCES: 72}
+"""Tokens of an answer at most: of toys 13, of places 25, of 2,327 sentences of doors and lights 65, with its end."""
+CANVAS = {TOYS: 16, PLACES: 32, SENTENCES: 32}
+"""Multiple of tokens to which ``mdm`` pads an answer."""
+MAIN_WORDS, MAIN_TASKS, MAIN_TEXT = TOYS, DOORS.name, 0.1
+"""Words, task set and weight of the text loss of the main line: what these networks learn within the steps."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Sizes:
     held_out_episodes: int = 6
     moments: int = 12000
     held_out_moments: int = 600
-    steps_words: int = 700
-    steps_act: int = 900
+    steps_words: int = 500
+    steps_act: int = 600
     batch_words: int = 16
     batch_images: int = 8
     batch_act: int = 32
@@ -193,29 +195,28 @@ def with_starts(runs: Iterable[Run]) -> tuple[Run, ...]:
 
 
 def act(objective: str, words: str, seed: int, tasks: str, text: float = MAIN_TEXT, **factors: bool) -> Run:
-    """Return a run of stage 2. Frames of moments have no later frame, so ``all`` is learned without an image loss."""
-    return Run(objective, words, seed, tasks, text, factors.pop("image", tasks == DOORS.name), **factors)
+    """Return a run of stage 2, without image loss by default. Frames of moments (``all``) have no later frame."""
+    return Run(objective, words, seed, tasks, text, factors.pop("image", False), **factors)
 
 
 def main_line(seeds: Iterable[int]) -> list[Run]:
-    """Return the objectives from questions of place, and a network that never learned words, on all tasks."""
-    tasks = ALL_TASKS.name
+    """Return the main line: every objective, and a network that never learned words."""
     found = []
     for seed in seeds:
-        found += [act(objective, PLACES, seed, tasks) for objective in OBJECTIVES]
-        found.append(act(SCRATCH, PLACES, seed, tasks, text=0.0))
+        found += [act(objective, MAIN_WORDS, seed, MAIN_TASKS) for objective in OBJECTIVES]
+        found.append(act(SCRATCH, MAIN_WORDS, seed, MAIN_TASKS, text=0.0))
     return found
 
 
 def _factors(seeds: Iterable[int], objectives: Iterable[str] = OBJECTIVES) -> list[Run]:
-    """Return each factor on its own, against the main line: words, weight of the text, insulation, image loss."""
+    """Return each factor on its own, against the main line: text weight, insulation, image loss, words, tasks."""
     found = []
     for seed in seeds:
         for objective in objectives:
-            found += [act(objective, TOYS, seed, ALL_TASKS.name)]
-            found += [act(objective, PLACES, seed, ALL_TASKS.name, text=text) for text in (0.0, 1.0)]
-            found += [act(objective, PLACES, seed, ALL_TASKS.name, insulated=True)]
-            found += [act(objective, PLACES, seed, DOORS.name, image=image) for image in (True, False)]
+            found += [act(objective, MAIN_WORDS, seed, MAIN_TASKS, text=text) for text in (0.0, 1.0)]
+            found += [act(objective, MAIN_WORDS, seed, MAIN_TASKS, insulated=True)]
+            found += [act(objective, MAIN_WORDS, seed, MAIN_TASKS, image=True)]
+            found += [act(objective, PLACES, seed, tasks) for tasks in (MAIN_TASKS, ALL_TASKS.name)]
     return found
 
 
@@ -279,7 +280,7 @@ PLANS = {
         Plan(
             "weights",
             "joint with several weights of next-token prediction, before acting, three seeds",
-            tuple(Run(JOINT, PLACES, seed, next_token=weight) for seed in (0, 1, 2) for weight in (1.0, 0.1, 0.3)),
+            tuple(Run(JOINT, MAIN_WORDS, seed, next_token=weight) for seed in (0, 1, 2) for weight in (1.0, 0.1, 0.3)),
         ),
         Plan("full", "every combination of the factors with three seeds", with_starts(_full((0, 1, 2)))),
         Plan(
@@ -287,9 +288,10 @@ PLANS = {
             "ar and joint with three steps and little data: whether everything runs, no result",
             with_starts(
                 [
-                    *(act(objective, PLACES, 0, ALL_TASKS.name) for objective in ("ar", JOINT)),
-                    act("ar", PLACES, 0, ALL_TASKS.name, insulated=True),
-                    act("ar", PLACES, 0, DOORS.name),
+                    *(act(objective, MAIN_WORDS, 0, MAIN_TASKS) for objective in ("ar", JOINT)),
+                    act("ar", MAIN_WORDS, 0, MAIN_TASKS, insulated=True),
+                    act("ar", MAIN_WORDS, 0, MAIN_TASKS, image=True),
+                    act("ar", PLACES, 0, ALL_TASKS.name),
                     act("ar", SENTENCES, 0, DOORS.name, text=1.0, image=False),
                 ]
             ),
@@ -326,8 +328,8 @@ def arguments(run: Run, plan: Plan, data: Data, folder: Path) -> list[str]:
         "model.showo.llm_model_path=./assets/nano_phi",
         "model.showo.code_bits=true",
         "model.vla.num_view=2",
-        f"max_new_tokens={LONGEST_SENTENCE if run.words == SENTENCES else 32}",
-        "text_mdm.canvas_multiple=32",
+        f"max_new_tokens={LONGEST[run.words]}",
+        f"text_mdm.canvas_multiple={CANVAS[run.words]}",
         "optimizer.params.learning_rate=1.5e-3",
         "optimizer.params.beta2=0.98",
         f"lr_scheduler.params.warmup_steps={min(100, steps // 3)}",

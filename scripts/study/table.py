@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from common.statistics import Control, Interval, Pair, control_of, mean_of_runs, pair_of, with_holm
-from policy_rollout.desk.task_sets import DOORS
 from scripts.objective_comparison.plan import JOINT, pairs_of
 from scripts.study.measure import Measured
-from scripts.study.plan import MAIN_TEXT, OBJECTIVES, PLACES, SCRATCH, TOYS, Run
+from scripts.study.plan import MAIN_TASKS, MAIN_TEXT, MAIN_WORDS, OBJECTIVES, PLACES, SCRATCH, Run
 
 Results = Mapping[Run, Measured]
 GROUP = "success: "
@@ -128,7 +127,7 @@ def _taxes(results: Results) -> Iterator[Question]:
     for objective in OBJECTIVES:
         runs = [(run, run.start) for run in speaking if run.objective == objective and is_main(run) and run.start]
         yield f"text kept by {objective}, {title(_main())}", "after", "before", KEPT, runs
-    others = [run for run in speaking if run.words == PLACES and not is_main(run)]
+    others = [run for run in speaking if run.words == MAIN_WORDS and not is_main(run)]
     for family in dict.fromkeys(replace(run, objective="", seed=0) for run in others):
         runs = [(r, r.start) for r in others if replace(r, objective="", seed=0) == family and r.start is not None]
         yield f"text kept, {title(family)}", "after", "before", KEPT[:2], runs
@@ -144,15 +143,12 @@ def _factors(results: Results) -> Iterator[Question]:
     def speaks(run: Run) -> bool:
         return is_main(run) and run.speaks
 
-    def doors(run: Run) -> bool:
-        return run.tasks == DOORS.name and not run.image and run.speaks
-
     acting = (*ACTION_METRICS, *KEPT)
-    yield "words", TOYS, PLACES, ACTION_METRICS, changed(speaks, words=TOYS)
+    yield "words", PLACES, MAIN_WORDS, ACTION_METRICS, changed(speaks, words=PLACES)
     yield "weight of text", "0", f"{MAIN_TEXT:g}", acting, changed(speaks, text=0.0)
     yield "weight of text", "1", f"{MAIN_TEXT:g}", acting, changed(speaks, text=1.0)
     yield "insulation", "insulated", "not", acting, changed(speaks, insulated=True)
-    yield "image loss, doors and lights", "with", "without", acting, changed(doors, image=True)
+    yield "image loss", "with", "without", acting, changed(speaks, image=True)
     for weight in sorted({run.next_token for run in results if run.stage == 1 and run.next_token != 1}):
         pairs = changed(lambda run: run == replace(run, objective=JOINT, tasks="", next_token=1.0), next_token=weight)
         yield "weight of next-token prediction in joint", f"{weight:g}", "1", TEXT_METRICS, pairs
@@ -172,7 +168,7 @@ def is_main(run: Run) -> bool:
 
 
 def _main() -> Run:
-    return Run("", PLACES, 0, "all", MAIN_TEXT, image=False)
+    return Run("", MAIN_WORDS, 0, MAIN_TASKS, MAIN_TEXT, image=False)
 
 
 def title(run: Run) -> str:

@@ -81,8 +81,9 @@ def test_the_main_line_has_three_seeds_of_every_objective_and_every_factor_occur
     main = [run for run in PLANS[plan].runs if is_main(run)]
     assert {(run.objective, run.seed) for run in main} == {(o, s) for o in OBJECTIVES for s in range(3)}
     factors = {(run.words, run.text, run.image, run.insulated) for run in PLANS[plan].runs if run.stage == 2}
-    assert factors >= {(TOYS, 0.1, False, False), (PLACES, 0.0, False, False), (PLACES, 1.0, False, False)}
-    assert factors >= {(PLACES, 0.1, False, True), (PLACES, 0.1, True, False)}
+    assert factors >= {(PLACES, 0.1, False, False), (TOYS, 0.0, False, False), (TOYS, 1.0, False, False)}
+    assert factors >= {(TOYS, 0.1, False, True), (TOYS, 0.1, True, False)}
+    assert {run.tasks for run in PLANS[plan].runs} == {"", DOORS.name, ALL_TASKS.name}
 
 
 def test_runs_of_stage_1_differ_in_objective_seed_and_words_alone(study: Study) -> None:
@@ -98,6 +99,7 @@ def test_runs_of_stage_1_differ_in_objective_seed_and_words_alone(study: Study) 
         job.experiment, job.text_diffusion = first.experiment, first.text_diffusion
         job.dataset.params.train_mmu_shards_path_or_url = first.dataset.params.train_mmu_shards_path_or_url
         job.dataset.params.validation_mmu_shards_path_or_url = first.dataset.params.validation_mmu_shards_path_or_url
+        job.max_new_tokens, job.text_mdm = first.max_new_tokens, first.text_mdm
         job.config_path, job.without_effect = first.config_path, first.without_effect
         assert job == first, run.name
 
@@ -231,11 +233,11 @@ def find(comparisons: list[Comparison], question: str, first: str, metric: str) 
 
 def test_differences_equivalence_and_what_cannot_be_said(results: dict[Run, Measured]) -> None:
     found = compare(results)
-    spoken = next(find(found, "objectives, before acting, places", "bd", "exact match"))
+    spoken = next(find(found, "objectives, before acting, toys", "bd", "exact match"))
     assert spoken.verdict == "bd is better"
     assert spoken.runs == 3
-    assert next(find(found, "objectives, before acting, places", "mdm", "exact match")).verdict == "equivalent"
-    assert next(find(found, "objectives, all", "bd", "action MAE")).verdict == "equivalent"
+    assert next(find(found, "objectives, before acting, toys", "mdm", "exact match")).verdict == "equivalent"
+    assert next(find(found, "objectives, doors", "bd", "action MAE")).verdict == "equivalent"
     assert next(find(found, "words before acting", "bd", "success")).verdict == "bd is better"
     tax = next(find(found, "weight of text", "0", "exact match"))
     assert (tax.verdict, tax.runs) == ("0.1 is better", len(OBJECTIVES))
@@ -256,7 +258,7 @@ def test_the_correction_leaves_room_for_a_clear_difference(plan: str) -> None:
 def test_runs_are_paired_by_objective_and_seed(results: dict[Run, Measured]) -> None:
     insulated = next(find(compare(results), "insulation", "insulated", "success"))
     assert insulated.runs == len(OBJECTIVES)
-    del results[act("bd", PLACES, 0, ALL_TASKS.name, insulated=True)]
+    del results[act("bd", TOYS, 0, DOORS.name, insulated=True)]
     assert next(find(compare(results), "insulation", "insulated", "success")).runs == len(OBJECTIVES) - 1
 
 
@@ -327,7 +329,7 @@ def test_the_page_grows_as_runs_end(tmp_path: Path) -> None:
         store(study, run)
     write_report(study, "a command", ["places_ar_seed9 ended with code 1; the end of a log:\n  ..."])
     text = (study.folder / "summary.md").read_text()
-    for part in ("55 of 55 runs are finished", "| bd, places | 3 | 8", "lift", "bd is better", "Control, the same arm"):
+    for part in ("55 of 55 runs are finished", "| bd, toys | 3 | 8", "lift", "bd is better", "Control, the same arm"):
         assert part in text, part
     assert "ended with code 1" in text
     assert "identical to the last digit" in text
@@ -337,13 +339,13 @@ def test_the_page_grows_as_runs_end(tmp_path: Path) -> None:
     with (study.folder / "records.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["format"] for row in rows} == {"study/1"}
-    assert json.loads((study.folder / "results.json").read_text())["arms"]["places_bd"]["seeds"] == [0, 1, 2]
+    assert json.loads((study.folder / "results.json").read_text())["arms"]["toys_bd"]["seeds"] == [0, 1, 2]
 
 
 def test_a_first_step_that_differs_is_found(tmp_path: Path) -> None:
     study = Study(PLANS["factors"], Data(tmp_path / "data"), tmp_path / "study")
     for run in study.plan.runs:
-        store(study, run, 8.6 if run == Run("bd", PLACES, 0) else 8.5)
+        store(study, run, 8.6 if run == Run("bd", TOYS, 0) else 8.5)
     wrong = [first for first in first_steps(read_results(study)) if not first.identical]
     assert [first.what for first in wrong] == ["before acting, seed 0"]
     assert "differ by 0.1" in str(wrong[0])
@@ -360,7 +362,7 @@ def test_results_of_other_sizes_are_measured_again(tmp_path: Path) -> None:
 
 def test_measured_runs_are_not_trained_again_on_a_machine_without_their_weights(tmp_path: Path) -> None:
     study = Study(PLANS["main"], Data(tmp_path / "data"), tmp_path / "study")
-    start, follower = Run("ar", PLACES, 0), act("ar", PLACES, 0, ALL_TASKS.name)
+    start, follower = Run("ar", TOYS, 0), act("ar", TOYS, 0, DOORS.name)
     store(study, start)
     todo = {work.name for work in study.works(0, 1) if not work.finished()}
     assert {start.name, follower.name, f"measure {follower.name}"} <= todo, "its weights are needed for the other run"

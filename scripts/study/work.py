@@ -111,7 +111,7 @@ def estimate(run: Run, study: Study) -> float:
         return 0.0
     sizes, alike = study.plan.sizes, [other for other in study.plan.runs if _is_like(other, run)]
     seconds = [found.seconds for other in alike if (found := read_measured(other, study.plan, study.folder))]
-    measure = median(seconds) if seconds else MEASURE_SECONDS[run.stage] * min(1.0, sizes.tried / 102)
+    measure = median(seconds) if seconds else MEASURE_SECONDS[run.stage] * min(1.0, sizes.tried / 68)
     if study.trained(run):
         return measure
     lines = read_metrics(folder_of(run, study.folder) / "metrics.jsonl")

@@ -4,7 +4,7 @@
     python -m scripts.study --dry-run                             # the runs, with an estimate of their time
 
 Stage 1: a small network learns images and words by each objective, from the bundled questions about toys or from
-questions of place about random scenes of the desk. Stage 2: it learns to act from there, with several weights of the text
+questions of place about random scenes of the desk. Stage 2: it learns to act from there, with several weights of text
 loss, with and without image loss, with and without a gradient of the action loss into the backbone. The same items are
 measured before and after. Writes summary.md, study.png, records.csv and results.json, which grow as runs end.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -76,6 +77,30 @@ def _wrap(text: str, width: int, face: ImageFont.FreeTypeFont) -> list[str]:
         else:
             lines[-1] = longer
     return lines
+
+
+@dataclass(frozen=True)
+class FrameErrors:
+    """Mean absolute errors of pixels, of 255: of a predicted frame, and of the present frame in its place."""
+
+    predicted: float
+    present: float
+
+    def __str__(self) -> str:
+        return f"mean pixel error: prediction {self.predicted:.1f}, copy of the present frame {self.present:.1f} of 255"
+
+
+def frame_errors(now: RgbImage, predicted: RgbImage, true: RgbImage) -> FrameErrors:
+    """Return the errors of a predicted frame, and of the present one in its place. All images have the same size."""
+    reference = true.astype(np.float64)
+    return FrameErrors(*(float(np.abs(image.astype(np.float64) - reference).mean()) for image in (predicted, now)))
+
+
+def mean_errors(errors: Sequence[FrameErrors]) -> FrameErrors:
+    """Return the means over frames. Raises ``ValueError`` if there are none."""
+    if not errors:
+        raise ValueError("no frames, so no mean error")
+    return FrameErrors(*(float(np.mean([getattr(e, name) for e in errors])) for name in ("predicted", "present")))
 
 
 def image_grid(cells: Sequence[RgbImage], columns: int, gap: int = 8) -> RgbImage:

@@ -73,7 +73,7 @@ def write_page(folder: Path, facts: Facts, results: Sequence[Result], shown: Evi
     """Write ``report.html``, and ``pictures/`` with the films and predicted frames; return the page's path."""
     pictures, run = folder / PICTURES, folder / "run"
     if shown.futures:
-        write_png(pictures / "now_predicted_true.png", _sheet(shown.futures[:SHOWN_FRAMES], shown.act_step))
+        write_png(pictures / "now_predicted_true.png", sheet(shown.futures[:SHOWN_FRAMES], shown.act_step))
     page = render(
         TEMPLATE,
         conditions=facts.conditions(),
@@ -132,7 +132,7 @@ def _episode(pictures: Path, episode: EpisodeFilms) -> dict[str, Any]:
     return {"instruction": episode.instruction, "films": found}
 
 
-def _sheet(futures: Sequence[Future], act_step: int) -> RgbImage:
+def sheet(futures: Sequence[Future], act_step: int) -> RgbImage:
     """Return rows of now | predicted | true with captions."""
     cells = []
     for future in futures:

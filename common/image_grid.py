@@ -54,17 +54,16 @@ def side_by_side(images: Sequence[RgbImage], height: int, gap: int = 4) -> RgbIm
 
 
 def add_caption(image: RgbImage, text: str, note: str = "", colour: _Colour = FAINT) -> RgbImage:
-    """Return the image above a strip with ``text``, wrapped to its width, and ``note`` in ``colour`` below the text."""
+    """Return the image above a strip with ``text`` and below it ``note`` in ``colour``, wrapped to its width."""
     width = image.shape[1]
     size = int(np.clip(width // 30, 11, 24))
-    lines = _wrap(text, width - 10, font(size))
+    lines = [(line, INK) for line in _wrap(text, width - 10, font(size))]
+    lines += [(line, colour) for line in _wrap(note, width - 10, font(size)) if note]
     line_height = size + 4
-    strip = Image.new("RGB", (width, line_height * (len(lines) + bool(note)) + 8), PAPER)
+    strip = Image.new("RGB", (width, line_height * len(lines) + 8), PAPER)
     draw = ImageDraw.Draw(strip)
-    for number, line in enumerate(lines):
-        draw.text((5, 3 + number * line_height), line, font=font(size), fill=INK)
-    if note:
-        draw.text((5, 3 + len(lines) * line_height), note, font=font(size), fill=colour)
+    for number, (line, ink) in enumerate(lines):
+        draw.text((5, 3 + number * line_height), line, font=font(size), fill=ink)
     return np.concatenate([image, np.asarray(strip)])
 
 

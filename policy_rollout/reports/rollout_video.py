@@ -120,7 +120,7 @@ class RolloutVideoRecorder:
         for i, task in enumerate(tasks):
             rows = self._prediction_rows(task)
             if rows:
-                page = image_grid([image for image, _ in rows.values()], columns=1, gap=0)
+                page = image_grid([image for image, _ in rows.values()], columns=1, gap=4)
                 heading = add_caption(page[:0], job.instructions[i], *_outcome(record, i))
                 file = self.folder / "input_predict_truth" / f"{name}_task_{i + 1}.png"
                 errors = [{"step": step, **asdict(found)} for step, (_, found) in rows.items()]
@@ -208,15 +208,10 @@ def _row(
     resolution = predicted.shape[1]
     before, truth = ([_as_model(view, resolution) for view in views] for views in (_views(seen), after))
     errors = frame_errors(before[0], predicted[0], truth[0])
-    views = len(predicted)
-    columns = (
-        (before[:views], f"step {step}: now"),
-        (list(predicted), f"predicted, {later} steps later"),
-        (truth[:views], f"true, {later} steps later"),
-    )
-    height = max(PREDICTION_HEIGHT, resolution)
-    row = image_grid([add_caption(side_by_side(images, height), text) for images, text in columns], 3)
-    return add_caption(row, str(errors)), errors
+    views, height = len(predicted), max(PREDICTION_HEIGHT, resolution)
+    columns = [side_by_side(images, height) for images in (before[:views], list(predicted), truth[:views])]
+    row = side_by_side(columns, height, gap=8)
+    return add_caption(row, f"step {step}: now | predicted | true, {later} steps later", str(errors)), errors
 
 
 def _as_model(image: RgbImage, resolution: int) -> RgbImage:

@@ -137,8 +137,8 @@ def sheet(futures: Sequence[Future], act_step: int) -> RgbImage:
     cells = []
     for future in futures:
         row = side_by_side([future.now, future.predicted, future.true], height=192)
-        captioned = add_caption(row, future.instruction, f"now | predicted | true, {act_step} steps ahead")
-        cells.append(add_caption(captioned, str(future.errors)))
+        note = f"now | predicted | true, {act_step} steps ahead; {future.errors}"
+        cells.append(add_caption(row, future.instruction, note))
     return image_grid(cells, columns=1)
 
 

@@ -74,8 +74,8 @@ def future_sheet(now: Tensor, predicted: Tensor, true: Tensor, captions: Sequenc
     for *frames, caption in zip(now, predicted, true, captions, strict=True):
         images = [np.asarray(frame.permute(1, 2, 0)) for frame in frames]
         row = side_by_side(images, height=max(FRAME_HEIGHT, now.shape[-1]))
-        captioned = add_caption(row, caption, f"now | predicted | true, {act_step} steps ahead")
-        cells.append(add_caption(captioned, str(frame_errors(*images))))
+        note = f"now | predicted | true, {act_step} steps ahead; {frame_errors(*images)}"
+        cells.append(add_caption(row, caption, note))
     return _to_tensor(image_grid(cells, columns=1))
 
 

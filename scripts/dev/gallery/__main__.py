@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ from common.files import PROJECT_DIR, write_text
 
 TEMPLATE = Path(__file__).with_name("gallery.md.j2")
 SCREENSHOT_WIDTH = 880
-TEXT_RUNS = Path("outputs/gallery/text")
+TEXT_RUNS, HTML_PAGES = Path("outputs/gallery/text"), Path("outputs/gallery/pages")
+"""Relative, because pages show where they are."""
 
 
 @dataclass(frozen=True)
@@ -114,15 +115,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = {name: folders[0] for name, folders in read_models(args.models).items()}
     folder = args.output_dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        makers = _makers(args, models, Path(scratch))
-        for item in ITEMS:
-            if item.name in args.only:
-                try:
-                    why = makers[item.name](folder / item.file)
-                except RuntimeError as error:  # a failed run, or no screenshot
-                    raise ValueError(str(error)) from error
-                print(f"{item.name:12} {why or folder / item.file}", flush=True)
+    makers = _makers(args, models)
+    for item in ITEMS:
+        if item.name in args.only:
+            try:
+                why = makers[item.name](folder / item.file)
+            except RuntimeError as error:  # a failed run, or no screenshot
+                raise ValueError(str(error)) from error
+            print(f"{item.name:12} {why or folder / item.file}", flush=True)
     there = [item for item in ITEMS if (folder / item.file).is_file()]
     write_page(args.page.resolve(), folder, there)
     print(f"written: {args.page}, {len(there)} of {len(ITEMS)} pictures")
@@ -137,9 +137,7 @@ def write_page(page: Path, folder: Path, items: Sequence[Item]) -> None:
     write_text(page, render(TEMPLATE, items=items, images=images))
 
 
-def _makers(
-    args: argparse.Namespace, models: dict[str, Path], scratch: Path
-) -> dict[str, Callable[[Path], str | None]]:
+def _makers(args: argparse.Namespace, models: dict[str, Path]) -> dict[str, Callable[[Path], str | None]]:
     """Return the function of each picture: it writes a file, or returns why not."""
     from common.image_grid import write_png
     from scripts.dev.gallery import pictures
@@ -160,7 +158,8 @@ def _makers(
             chromium = find_chromium()
             if chromium is None:
                 return "left out: no Chromium is installed (Debian: apt install chromium)"
-            page = make(scratch / path.stem)
+            shutil.rmtree(HTML_PAGES / path.stem, ignore_errors=True)
+            page = make(HTML_PAGES / path.stem)
             if isinstance(page, str):
                 return page
             pictures.write_jpeg(path, screenshot(chromium, page, height=height), SCREENSHOT_WIDTH)

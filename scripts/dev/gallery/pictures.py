@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -97,9 +98,10 @@ def _longest_answer(run: Path) -> tuple[Path, Question]:
 def frames(path: Path) -> None:
     """Draw frames that the shipped model predicts for bundled recordings: now, predicted, true, with both errors."""
     policy = UPVLAPolicy.from_config(None, "cpu", str(MODEL))
-    found = futures(policy, CalvinSplit(RECORDING), 9)
-    by_instruction = {future.instruction: future for future in found}
-    write_jpeg(path, sheet(list(by_instruction.values())[:3], policy.act_step))
+    split = CalvinSplit(RECORDING)
+    known = {window.instruction for window in split.annotations if window.task in DOORS.tasks}  # that it has learned
+    found = [future for future in futures(policy, split) if future.instruction in known]
+    write_jpeg(path, sheet(found[:: max(1, len(found) // 3)][:3], policy.act_step))
 
 
 def rollouts(path: Path) -> None:
@@ -140,7 +142,8 @@ def data_page(folder: Path) -> Path:
     from scripts import inspect_data
 
     page = folder / "data.html"
-    inspect_data.main([str(RECORDING.with_name("training")), "--output", str(page), "--count", "4"])
+    training = os.path.relpath(RECORDING.with_name("training"))  # a page shows the path as it is given
+    inspect_data.main([training, "--output", str(page), "--count", "4"])
     return page
 
 

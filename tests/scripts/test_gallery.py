@@ -34,7 +34,8 @@ def test_the_page_names_every_picture_of_its_folder_and_no_other() -> None:
 def test_masks_and_answers_are_made_and_the_page_lists_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [f"{name}={write_run(tmp_path / name, name, text_block_size=4)}" for name in ("ar", "bd")]
     page, images = tmp_path / "docs/gallery.md", tmp_path / "docs/images"
-    options = ["--output-dir", str(images), "--page", str(page)]
+    questions = ["--questions", str(PROJECT_DIR / "dummy_data/llava_validation")]
+    options = [*questions, "--output-dir", str(images), "--page", str(page)]
     assert main(["--only", "masks", "answers", "--models", *runs, *options]) == 0
     assert named(page) == ["images/masks.png", "images/answers.gif"]
     with Image.open(images / "masks.png") as masks:

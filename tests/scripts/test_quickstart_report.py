@@ -105,7 +105,7 @@ def test_the_page_has_numbers_films_frames_answers_and_next_steps_in_one_file(tm
     assert f"tensorboard --logdir {tmp_path / 'run'}" in text
     assert "&lt;it&gt;" in source
     assert "<it>" not in source
-    assert set(re.findall(r'(?:src|href)="(.{5})', source)) == {"data:"}
+    assert {link for link in re.findall(r'(?:src|href)="(.{5})', source) if not link.startswith("#")} == {"data:"}
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     films = [f"rollout_3_open_drawer_{name}.gif" for name in ("experts", "shipped_model", "trained")]
     assert names == ["now_predicted_true.png", *films]

@@ -144,7 +144,7 @@ def _makers(args: argparse.Namespace, models: dict[str, Path]) -> dict[str, Call
     from scripts.dev.gallery.browser import find_chromium, screenshot
 
     def answers(path: Path) -> None:
-        pictures.answers(path, models or pictures.train_text_models(args.text_runs))
+        pictures.answers(path, models or pictures.train_text_models(args.text_runs), args.questions)
 
     def decoding(path: Path) -> str | None:
         found = args.decoding or pictures.newest_decoding(PROJECT_DIR / "benchmarks/results")
@@ -190,6 +190,8 @@ def _parser() -> argparse.ArgumentParser:
     models = "finished runs of ar, mdm and bd for the answers (default: short runs are trained)"
     add("--models", nargs="+", default=[], metavar="NAME=FOLDER", help=models)
     add("--text-runs", type=path_argument, default=TEXT_RUNS, help="folder of the short runs (default: %(default)s)")
+    questions = "folder of held-out conversations (default: that of the first model's configuration)"
+    add("--questions", type=path_argument, metavar="DIR", help=questions)
     decoding = "output folder of scripts.compare_decoding (default: the newest in benchmarks/results)"
     add("--decoding", type=path_argument, metavar="DIR", help=decoding)
     quickstart = Path("outputs/quickstart_ar")

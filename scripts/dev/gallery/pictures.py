@@ -20,7 +20,7 @@ from config.schema import MMU_INDEX
 from models.decoding import generate
 from models.mask_drawing import Sizes, build_layout, draw_masks
 from models.rng import SampleRng
-from policy_rollout.benchmarks.vqa.questions import Question, read_questions
+from policy_rollout.benchmarks.vqa.questions import read_questions
 from policy_rollout.desk.task_sets import DOORS
 from policy_rollout.policies.upvla import UPVLAPolicy
 from policy_rollout.text_generation.loading import load_answering_model
@@ -70,16 +70,21 @@ def train_text_models(folder: Path) -> dict[str, Path]:
     return {run.objective: run.folder for run in plan.runs}
 
 
-def answers(path: Path, models: Mapping[str, Path], max_new_tokens: int = MAX_TOKENS) -> None:
-    """Animate how each model fills in its answer to one held-out question of the first model's validation data."""
-    folder, question = _longest_answer(next(iter(models.values())))
+def answers(path: Path, models: Mapping[str, Path], questions: Path | None) -> None:
+    """Animate how each model fills in its answer to the same question of a folder of held-out conversations.
+
+    ``questions``: None for the validation data of the first model. Raises ``ValueError`` if it has none.
+    """
+    folder = questions or _validation_questions(next(iter(models.values())))
+    found = read_questions("conversations", [folder / MMU_INDEX])[:CANDIDATES]
+    question = max(found, key=lambda one: len(one.truths[0]))
     image = folder / question.image
     films = []
     for objective, checkpoint in models.items():
         model = load_answering_model(str(checkpoint), None, None, True, torch.device("cpu"), "float32")
         recorder = Recorder(model.prompter, 1)
         patches = model.patches([image])
-        generate(model.model, model.prompter, [question.text], patches, max_new_tokens, on_step=recorder)
+        generate(model.model, model.prompter, [question.text], patches, MAX_TOKENS, on_step=recorder)
         frames = draw_frames([Panel(image, question.text)], recorder.steps, f"{objective}, data: {question.truths[0]}")
         films.append([np.asarray(frame) for frame in frames])
     count = max(map(len, films)) + LAST_REPEATS
@@ -87,12 +92,11 @@ def answers(path: Path, models: Mapping[str, Path], max_new_tokens: int = MAX_TO
     write_gif(path, [_to_width(np.concatenate(row), ANSWERS_WIDTH) for row in rows], fps=3.0, colours=64)
 
 
-def _longest_answer(run: Path) -> tuple[Path, Question]:
-    """Return the image folder and the question with the longest answer among the first held-out ones of a run."""
-    held_out = load_job([f"config={run / 'config.yaml'}"]).dataset.params.validation_mmu_shards_path_or_url
-    folder = Path(held_out or PROJECT_DIR / "dummy_data/llava_validation")
-    found = read_questions("conversations", [folder / MMU_INDEX])[:CANDIDATES]
-    return folder, max(found, key=lambda question: len(question.truths[0]))
+def _validation_questions(run: Path) -> Path:
+    found = load_job([f"config={run / 'config.yaml'}"]).dataset.params.validation_mmu_shards_path_or_url
+    if found is None:
+        raise ValueError(f"--questions: the configuration of {run} names no held-out conversations; give some")
+    return Path(found)
 
 
 def frames(path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The report of the quickstart: what its models see, do and say, as one HTML page."""
+"""The report of the quickstart as one HTML page: films, predicted frames, answers and next steps."""

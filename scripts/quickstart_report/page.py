@@ -29,7 +29,7 @@ from scripts.quickstart_report.evidence import (
 from training.data.readers import read_image
 
 TEMPLATE = Path(__file__).with_name("quickstart.html.j2")
-FILE, PICTURES = "report.html", "pictures"
+FILE, MEDIA = "report.html", "pictures"
 COLUMNS = {
     "MAE": "mae_all",
     "RMSE": "rmse_all",
@@ -70,10 +70,11 @@ class Facts:
 
 
 def write_page(folder: Path, facts: Facts, results: Sequence[Result], shown: Evidence) -> Path:
-    """Write ``report.html``, and ``pictures/`` with the films and predicted frames; return the page's path."""
-    pictures, run = folder / PICTURES, folder / "run"
+    """Write ``report.html``, and its films and predicted frames as files; return the path of the page."""
+    media, run = folder / MEDIA, folder / "run"
+    some = shown.futures[:: max(1, len(shown.futures) // SHOWN_FRAMES)][:SHOWN_FRAMES]
     if shown.futures:
-        write_png(pictures / "now_predicted_true.png", sheet(shown.futures[:SHOWN_FRAMES], shown.act_step))
+        write_png(media / "now_predicted_true.png", sheet(some, shown.act_step))
     page = render(
         TEMPLATE,
         conditions=facts.conditions(),
@@ -84,7 +85,7 @@ def write_page(folder: Path, facts: Facts, results: Sequence[Result], shown: Evi
         meanings=MEANINGS,
         trained=next(result for result in results if result.name == TRAINED),
         charts=_charts(run / "metrics.jsonl"),
-        episodes=[_episode(pictures, episode) for episode in shown.episodes],
+        episodes=[_episode(media, episode) for episode in shown.episodes],
         max_steps=facts.max_steps,
         sight=shown.sight
         and {
@@ -100,7 +101,7 @@ def write_page(folder: Path, facts: Facts, results: Sequence[Result], shown: Evi
                 "frames": [_png(image) for image in (future.now, future.predicted, future.true)],
                 "errors": str(future.errors),
             }
-            for future in shown.futures[:SHOWN_FRAMES]
+            for future in some
         ],
         act_step=shown.act_step,
         mean_errors=mean_errors([future.errors for future in shown.futures]) if shown.futures else None,
@@ -122,11 +123,11 @@ def _varied(shown: Evidence) -> list[Any]:
     return [*first, *wrong[: SHOWN_ANSWERS - len(first)]]
 
 
-def _episode(pictures: Path, episode: EpisodeFilms) -> dict[str, Any]:
+def _episode(folder: Path, episode: EpisodeFilms) -> dict[str, Any]:
     """Write the films of an episode, and return them for the page."""
     found = []
     for name, (record, frames) in episode.films.items():
-        file = pictures / f"rollout_{record.index}_{record.task}_{name.replace(' ', '_')}.gif"
+        file = folder / f"rollout_{record.index}_{record.task}_{name.replace(' ', '_')}.gif"
         write_gif(file, frames)
         found.append({"name": name, "record": record, "data": data_url(file.read_bytes(), "image/gif")})
     return {"instruction": episode.instruction, "films": found}
@@ -154,7 +155,7 @@ def _jpeg(file: Path) -> str:
     return data_url(content.getvalue(), "image/jpeg")
 
 
-def _charts(metrics: Path) -> list[dict[str, str]]:
+def _charts(metrics: Path) -> list[dict[str, Any]]:
     """Return title, note and SVG of the training curves that the run has."""
     from scripts.objective_comparison.plan import read_metrics
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.files import PROJECT_DIR
 from common.image_grid import write_png
-from scripts.dev.gallery import browser, pictures
+from scripts.dev.gallery import browser, images
 from scripts.dev.gallery.__main__ import ITEMS, main
 from tests.scripts.saved_run import write_run
 
@@ -33,17 +33,17 @@ def test_the_page_names_every_picture_of_its_folder_and_no_other() -> None:
 
 def test_masks_and_answers_are_made_and_the_page_lists_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [f"{name}={write_run(tmp_path / name, name, text_block_size=4)}" for name in ("ar", "bd")]
-    page, images = tmp_path / "docs/gallery.md", tmp_path / "docs/images"
+    page, folder = tmp_path / "docs/gallery.md", tmp_path / "docs/images"
     questions = ["--questions", str(PROJECT_DIR / "dummy_data/llava_validation")]
-    options = [*questions, "--output-dir", str(images), "--page", str(page)]
+    options = [*questions, "--output-dir", str(folder), "--page", str(page)]
     assert main(["--only", "masks", "answers", "--models", *runs, *options]) == 0
     assert named(page) == ["images/masks.png", "images/answers.gif"]
-    with Image.open(images / "masks.png") as masks:
+    with Image.open(folder / "masks.png") as masks:
         assert masks.width > 1000
-    with Image.open(images / "answers.gif") as answers:
+    with Image.open(folder / "answers.gif") as answers:
         assert answers.n_frames > 4  # type: ignore[attr-defined]
-        assert answers.size[0] == pictures.ANSWERS_WIDTH
-    assert "2 of 8 pictures" in capsys.readouterr().out
+        assert answers.size[0] == images.ANSWERS_WIDTH
+    assert "2 of 8 images" in capsys.readouterr().out
 
 
 def test_what_cannot_be_made_is_left_out_in_one_line(
@@ -62,12 +62,12 @@ def test_what_cannot_be_made_is_left_out_in_one_line(
 
 
 def test_the_newest_result_of_decoding_is_found(tmp_path: Path) -> None:
-    assert pictures.newest_decoding(tmp_path) is None
+    assert images.newest_decoding(tmp_path) is None
     for name in ("2026-01-02_decoding", "2026-01-03_decoding", "2026-02-01_other"):
         (tmp_path / name).mkdir()
     for name in ("2026-01-02_decoding", "2026-01-03_decoding"):
         (tmp_path / name / "decoding.png").touch()
-    assert pictures.newest_decoding(tmp_path) == tmp_path / "2026-01-03_decoding"
+    assert images.newest_decoding(tmp_path) == tmp_path / "2026-01-03_decoding"
 
 
 @pytest.mark.skipif(browser.find_chromium() is None, reason="needs Chromium")

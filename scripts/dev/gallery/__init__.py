@@ -1,1 +1,1 @@
-"""The pictures of docs/gallery.md and the page itself."""
+"""The images of docs/gallery.md and the page itself."""

@@ -1,10 +1,10 @@
-"""Make the pictures of docs/gallery.md and write the page.
+"""Make the images of docs/gallery.md and write the page.
 
     python -m scripts.dev.gallery --models ar=RUN mdm=RUN bd=RUN --quickstart outputs/quickstart_ar
 
 Draws with the bundled models and data. The answers need a trained text model for each objective: runs that --models
 names, or else short runs (text alone), which are trained first. Screenshots need Chromium. What cannot be made is
-reported and keeps its earlier picture; the page lists the pictures that are there.
+reported and keeps its earlier image; the page lists the images that are there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TEXT_RUNS, HTML_PAGES = Path("outputs/gallery/text"), Path("outputs/gallery/page
 
 @dataclass(frozen=True)
 class Item:
-    """One picture. ``caption``: what it shows; ``command``: what makes it, or one like it."""
+    """One image. ``caption``: what it shows; ``command``: what makes it, or one like it."""
 
     name: str
     file: str
@@ -125,32 +125,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{item.name:12} {why or folder / item.file}", flush=True)
     there = [item for item in ITEMS if (folder / item.file).is_file()]
     write_page(args.page.resolve(), folder, there)
-    print(f"written: {args.page}, {len(there)} of {len(ITEMS)} pictures")
+    print(f"written: {args.page}, {len(there)} of {len(ITEMS)} images")
     return 0
 
 
 def write_page(page: Path, folder: Path, items: Sequence[Item]) -> None:
-    """Write the page of these pictures, with links relative to it."""
+    """Write the page of these images, with links relative to it."""
     from common.html import render
 
-    images = Path(os.path.relpath(folder, page.parent)).as_posix()
-    write_text(page, render(TEMPLATE, items=items, images=images))
+    relative = Path(os.path.relpath(folder, page.parent)).as_posix()
+    write_text(page, render(TEMPLATE, items=items, images=relative))
 
 
 def _makers(args: argparse.Namespace, models: dict[str, Path]) -> dict[str, Callable[[Path], str | None]]:
-    """Return the function of each picture: it writes a file, or returns why not."""
+    """Return the function of each image: it writes a file, or returns why not."""
     from common.image_grid import write_png
-    from scripts.dev.gallery import pictures
+    from scripts.dev.gallery import images
     from scripts.dev.gallery.browser import find_chromium, screenshot
 
     def answers(path: Path) -> None:
-        pictures.answers(path, models or pictures.train_text_models(args.text_runs), args.questions)
+        images.answers(path, models or images.train_text_models(args.text_runs), args.questions)
 
     def decoding(path: Path) -> str | None:
-        found = args.decoding or pictures.newest_decoding(PROJECT_DIR / "benchmarks/results")
+        found = args.decoding or images.newest_decoding(PROJECT_DIR / "benchmarks/results")
         if found is None:
             return "left out: no result of compare_decoding is committed, and no --decoding is given"
-        write_png(path, pictures.read_figure(found))
+        write_png(path, images.read_figure(found))
         return None
 
     def page_of(make: Callable[[Path], Path | str], height: int) -> Callable[[Path], str | None]:
@@ -162,7 +162,7 @@ def _makers(args: argparse.Namespace, models: dict[str, Path]) -> dict[str, Call
             page = make(HTML_PAGES / path.stem)
             if isinstance(page, str):
                 return page
-            pictures.write_jpeg(path, screenshot(chromium, page, height=height), SCREENSHOT_WIDTH)
+            images.write_jpeg(path, screenshot(chromium, page, height=height), SCREENSHOT_WIDTH)
             return None
 
         return shoot
@@ -172,13 +172,13 @@ def _makers(args: argparse.Namespace, models: dict[str, Path]) -> dict[str, Call
         return page if page.is_file() else f"left out: {page} does not exist; run make quickstart, or give --quickstart"
 
     return {
-        "masks": lambda path: pictures.masks(path),
+        "masks": lambda path: images.masks(path),
         "answers": lambda path: answers(path),
-        "frames": lambda path: pictures.frames(path),
-        "rollouts": lambda path: pictures.rollouts(path),
+        "frames": lambda path: images.frames(path),
+        "rollouts": lambda path: images.rollouts(path),
         "decoding": decoding,
-        "inspect": page_of(pictures.data_page, 1500),
-        "evaluation": page_of(pictures.evaluation_page, 1650),
+        "inspect": page_of(images.data_page, 1500),
+        "evaluation": page_of(images.evaluation_page, 1650),
         "quickstart": page_of(quickstart, 2200),
     }
 
@@ -186,7 +186,7 @@ def _makers(args: argparse.Namespace, models: dict[str, Path]) -> dict[str, Call
 def _parser() -> argparse.ArgumentParser:
     made = command_parser(__doc__, prog="python -m scripts.dev.gallery")
     add, names = made.add_argument, [item.name for item in ITEMS]
-    add("--only", nargs="+", choices=names, default=names, help="pictures to make (default: all)")
+    add("--only", nargs="+", choices=names, default=names, help="images to make (default: all)")
     models = "finished runs of ar, mdm and bd for the answers (default: short runs are trained)"
     add("--models", nargs="+", default=[], metavar="NAME=FOLDER", help=models)
     add("--text-runs", type=path_argument, default=TEXT_RUNS, help="folder of the short runs (default: %(default)s)")
@@ -196,8 +196,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--decoding", type=path_argument, metavar="DIR", help=decoding)
     quickstart = Path("outputs/quickstart_ar")
     add("--quickstart", type=path_argument, metavar="DIR", default=quickstart, help="its folder (default: %(default)s)")
-    images = PROJECT_DIR / "docs/images/gallery"
-    add("--output-dir", type=path_argument, default=images, help="folder of the images (default: docs/images/gallery)")
+    folder = PROJECT_DIR / "docs/images/gallery"
+    add("--output-dir", type=path_argument, default=folder, help="folder of the images (default: docs/images/gallery)")
     add("--page", type=path_argument, default=PROJECT_DIR / "docs/gallery.md", help="(default: docs/gallery.md)")
     return made
 

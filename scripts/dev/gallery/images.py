@@ -1,4 +1,4 @@
-"""Make each picture of the gallery from the bundled models and data, or from runs that are given."""
+"""Make each image of the gallery from the bundled models and data, or from runs that are given."""
 
 from __future__ import annotations
 
@@ -109,19 +109,19 @@ def frames(path: Path) -> None:
 
 
 def rollouts(path: Path) -> None:
-    """Animate the shipped model on one task, beside the same start with the instruction of another task."""
+    """Animate the shipped model on one task, and from the same start with the instruction of another task."""
     policy = UPVLAPolicy.from_config(None, "cpu", str(MODEL))
     tasks = DOORS.with_cameras(policy.spec.data.cameras)
     right = tasks.make_episodes(1)[0]
-    told = [right, replace(right, instruction=tasks.other_instruction(0, right.task))]
+    episodes = [right, replace(right, instruction=tasks.other_instruction(0, right.task))]
     films = []
-    for episode in told:
+    for episode in episodes:
         rollout = tasks.run_policy_episodes(policy, [episode], film=(0,))
-        record, images = rollout.records[0], rollout.frames[0]
+        record, recorded = rollout.records[0], rollout.frames[0]
         done = f"{right.task}: done in {record.steps} steps"
         ending = (done, GREEN) if record.success else (f"{right.task}: not done in {record.steps} steps", RED)
-        shown = [resize_to_height(image, FILM_HEIGHT) for image in images]
-        films.append([add_caption(image, f"told: {episode.instruction}", *ending) for image in shown])
+        shown = [resize_to_height(image, FILM_HEIGHT) for image in recorded]
+        films.append([add_caption(image, f"instruction: {episode.instruction}", *ending) for image in shown])
     count = max(map(len, films))
     rows = [[film[min(i, len(film) - 1)] for film in films] for i in range(count)]
     write_gif(path, [side_by_side(_of_one_height(row), max(i.shape[0] for i in row)) for row in rows], colours=96)

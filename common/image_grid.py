@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -53,17 +54,16 @@ def side_by_side(images: Sequence[RgbImage], height: int, gap: int = 4) -> RgbIm
 
 
 def add_caption(image: RgbImage, text: str, note: str = "", colour: _Colour = FAINT) -> RgbImage:
-    """Return the image above a strip with ``text``, wrapped to its width, and ``note`` in ``colour`` below the text."""
+    """Return the image above a strip with ``text`` and below it ``note`` in ``colour``, wrapped to its width."""
     width = image.shape[1]
     size = int(np.clip(width // 30, 11, 24))
-    lines = _wrap(text, width - 10, font(size))
+    lines = [(line, INK) for line in _wrap(text, width - 10, font(size))]
+    lines += [(line, colour) for line in _wrap(note, width - 10, font(size)) if note]
     line_height = size + 4
-    strip = Image.new("RGB", (width, line_height * (len(lines) + bool(note)) + 8), PAPER)
+    strip = Image.new("RGB", (width, line_height * len(lines) + 8), PAPER)
     draw = ImageDraw.Draw(strip)
-    for number, line in enumerate(lines):
-        draw.text((5, 3 + number * line_height), line, font=font(size), fill=INK)
-    if note:
-        draw.text((5, 3 + len(lines) * line_height), note, font=font(size), fill=colour)
+    for number, (line, ink) in enumerate(lines):
+        draw.text((5, 3 + number * line_height), line, font=font(size), fill=ink)
     return np.concatenate([image, np.asarray(strip)])
 
 
@@ -76,6 +76,30 @@ def _wrap(text: str, width: int, face: ImageFont.FreeTypeFont) -> list[str]:
         else:
             lines[-1] = longer
     return lines
+
+
+@dataclass(frozen=True)
+class FrameErrors:
+    """Mean absolute errors of pixels, of 255: of a predicted frame, and of the present frame in its place."""
+
+    predicted: float
+    present: float
+
+    def __str__(self) -> str:
+        return f"mean pixel error: prediction {self.predicted:.1f}, copy of the present frame {self.present:.1f} of 255"
+
+
+def frame_errors(now: RgbImage, predicted: RgbImage, true: RgbImage) -> FrameErrors:
+    """Return the errors of a predicted frame, and of the present one in its place. All images have the same size."""
+    reference = true.astype(np.float64)
+    return FrameErrors(*(float(np.abs(image.astype(np.float64) - reference).mean()) for image in (predicted, now)))
+
+
+def mean_errors(errors: Sequence[FrameErrors]) -> FrameErrors:
+    """Return the means over frames. Raises ``ValueError`` if there are none."""
+    if not errors:
+        raise ValueError("no frames, so no mean error")
+    return FrameErrors(*(float(np.mean([getattr(e, name) for e in errors])) for name in ("predicted", "present")))
 
 
 def image_grid(cells: Sequence[RgbImage], columns: int, gap: int = 8) -> RgbImage:

@@ -8,7 +8,7 @@ Legend: L slots.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -254,6 +254,32 @@ def draw_mask(layout: Layout, title: str, note: str) -> Figure:
     below = figure.legend(handles=handles, loc="outside lower left", ncols=4, frameon=False, fontsize=9, title=notes)
     below.set_alignment("left")
     below.get_title().set(fontsize=9, color=FAINT)
+    return figure
+
+
+def draw_masks(layouts: Mapping[str, Layout]) -> Figure:
+    """Return a figure of several masks side by side under their names, with one legend for all."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    sizes = [layout.sequence.ids.shape[1] for layout in layouts.values()]
+    figure = Figure(figsize=(13, 5.6), dpi=100, layout="constrained")
+    all_axes = figure.subplots(1, len(layouts), squeeze=False, width_ratios=[max(size, 10) for size in sizes])[0]
+    for axes, (name, layout) in zip(all_axes, layouts.items(), strict=True):
+        axes.imshow(mask_colors(layout), interpolation="nearest")
+        axes.set_anchor("N")
+        axes.set_title(name, fontsize=14, fontweight="bold", color=INK)
+        axes.tick_params(length=0, labelsize=8, labelfontfamily="monospace", labelbottom=False)
+        for at, between_spans, width in _lines(layout):
+            for draw_line in (axes.axhline, axes.axvline):
+                draw_line(at, color=INK if between_spans else FAINT, linewidth=width)
+        axes.set_xticks([])
+        axes.set_yticks(range(len(layout.names)), layout.names)
+        for label, color in zip(axes.get_yticklabels(), _slot_colors(layout), strict=True):
+            label.set_color(color)
+    names = dict.fromkeys(name for layout in layouts.values() for name, _ in layout.spans)
+    handles = [Patch(color=_color(name), label=name) for name in names]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=11)
     return figure
 
 

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,23 +27,21 @@ from common.arguments import command_parser, path_argument, whole
 from common.command import report_errors, run_command
 from common.files import write_text
 from common.folder_lock import hold
-from common.image_grid import GREEN, RED, add_caption, image_grid, side_by_side, write_png
-from common.statistics import wilson
 from common.tables import markdown_table
-from common.video import write_gif
 from config.identity import difference, settings_in, settings_of
 from config.loading import load_job
 from config.schema import Job, Objective
 from models.objectives import text_objective
 from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit
-from policy_rollout.benchmarks.future_frames import observe
 from policy_rollout.benchmarks.offline import evaluate, list_samples, mean_action
-from policy_rollout.closed_loop.single_task import Rollout
 from policy_rollout.desk.task_sets import DOORS
 from policy_rollout.policies.baselines import ConstantPolicy
 from policy_rollout.policies.upvla import Policy, UPVLAPolicy
 from preprocess_data import make_desk_demos, process_calvin, tokenize_images
+from scripts.quickstart_report import evidence
+from scripts.quickstart_report.evidence import EXPERTS, SHIPPED, TRAINED, Evidence, Result
+from scripts.quickstart_report.page import COLUMNS, Facts, write_page
 from training.data.calvin import CalvinSplit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +51,6 @@ REMEDY = "give another --output, or delete it"
 TOKENIZER = {"--tokenizer": ROOT / "assets/tiny_magvit", "--resolution": 96, "--views": 1}
 WORKERS = max(1, min(4, os.cpu_count() or 1))
 SHIPPED_YAML = ROOT / "policy_rollout/desk_model.yaml"
-SHIPPED, TRAINED = "shipped model", "trained"
 NAMES = {"ar": "arvla", "mdm": "mdmvla", "bd": "bdvla"}
 SETTINGS_OF_TRAINING = (
     "model.showo.llm_model_path=./assets/nano_phi",
@@ -83,19 +79,6 @@ class Size:
     steps: int = 1200
     offline_samples: int = 240
     rollouts: int = 16
-
-
-@dataclass(frozen=True)
-class Result:
-    """The results of one policy: success of each episode in closed loop, and errors on held-out recordings.
-
-    ``errors``: None for experts, which do not act on recordings. ``rollout``: with the filmed episodes.
-    """
-
-    name: str
-    done: list[bool]
-    errors: dict[str, float] | None = None
-    rollout: Rollout | None = None
 
 
 def record(folder: Path, size: Size) -> None:
@@ -156,7 +139,7 @@ def evaluate_policy(name: str, policy: Policy, split: CalvinSplit, size: Size) -
             policy,
             DOORS.make_episodes(size.rollouts),
             progress=lambda _: _advance(bar, 1),
-            film=range(4) if name == TRAINED else (),
+            film=range(size.rollouts) if name in (TRAINED, SHIPPED) else (),
         )
     return Result(name, [record.success for record in rollout.records], report.overall, rollout)
 
@@ -165,31 +148,11 @@ def _advance(bar: tqdm[None], count: int) -> None:
     bar.update(count)
 
 
-def draw_futures(policy: UPVLAPolicy, split: CalvinSplit, path: Path, rows: int = 4) -> None:
-    """Draw now | predicted | true frames, T steps ahead, for held-out windows."""
-    windows = [w for w in split.annotations if w.end - w.start >= policy.act_step][:rows]
-    cells = []
-    for window in windows:
-        now, later = (observe(split, window.start + step, window.instruction, policy) for step in (0, policy.act_step))
-        predicted = policy.predict_future([now])[0, 0]
-        row = side_by_side([now.rgb_static, predicted, later.rgb_static], height=192)
-        cells.append(add_caption(row, window.instruction, f"now | predicted | true, {policy.act_step} steps ahead"))
-    write_png(path, image_grid(cells, columns=1))
-
-
-COLUMNS = {
-    "MAE": "mae_all",
-    "RMSE": "rmse_all",
-    "MAE position": "mae_pos",
-    "MAE rotation": "mae_rot",
-}
-
-
 def rows_of(results: Sequence[Result]) -> list[list[str]]:
     """Return a formatted row for each policy."""
     rows = []
     for result in results:
-        success = wilson(sum(result.done), len(result.done))
+        success = result.success
         closed = f"{sum(result.done)}/{len(result.done)}  [{success.low:.2f}, {success.high:.2f}]"
         errors = ["–" if result.errors is None else f"{result.errors[key]:.4f}" for key in COLUMNS.values()]
         rows.append([result.name, *errors, closed])
@@ -217,36 +180,43 @@ def require_same_run(folder: Path, job: Job) -> None:
         raise ValueError(f"--output {folder}: the run there was trained with {other}; {REMEDY}")
 
 
-def write_report(
-    results: Sequence[Result], folder: Path, images: Sequence[Path], made_with: dict[str, Any], seconds: float
-) -> None:
-    """Print the table and the paths of all outputs; write `report.md` and `results.json`."""
+def collect(
+    trained: UPVLAPolicy, shipped: UPVLAPolicy, results: Sequence[Result], job: Job, split: CalvinSplit
+) -> Evidence:
+    """Film, predict and ask for the report."""
+    questions = job.dataset.params.validation_mmu_shards_path_or_url
+    return Evidence(
+        evidence.films(DOORS, {result.name: result for result in results}),
+        evidence.sight(trained, split),
+        evidence.futures(shipped, split),
+        shipped.act_step,
+        evidence.answers(trained, job, Path(questions)) if questions else [],
+    )
+
+
+def write_results(results: Sequence[Result], folder: Path) -> None:
+    """Print the table; write `results.json`."""
     header = ["policy", *COLUMNS, "closed loop (95 % interval)"]
     table = markdown_table(header, rows_of(results))
     print(f"Held-out recordings of the desk (lower errors are better)\n{table}")
-    note = (
-        "The trained model started from random weights. A few minutes of training show that the system works, not how "
-        "good the method is; the shipped model was trained longer (assets/desk_policy/README.md)."
-    )
-    settings = ", ".join(f"{name} {value}" for name, value in made_with.items())
-    links = "\n".join(f"![{p.stem}](pictures/{p.name})" for p in images)
-    write_text(
-        folder / "report.md",
-        f"# Quickstart\n\n{table}\n\n{note}\n\nMade with {settings}.\n\n{links}\n",
-    )
     numbers = {
         result.name: {**(result.errors or {}), "closed_loop_success": sum(result.done) / len(result.done)}
         for result in results
     }
     write_text(folder / "results.json", json.dumps(numbers, indent=2) + "\n")
+
+
+def print_outputs(folder: Path, report: Path, seconds: float) -> None:
+    """Print where the outputs are, and what to do next."""
     print(f"done in {seconds:.0f} s; results:")
     for what, where in (
-        ("report", folder / "report.md"),
-        ("rollouts, frames of the shipped model", folder / "pictures"),
+        ("report", report),
+        ("films, frames", folder / "pictures"),
         ("curves, answers, frames", f"tensorboard --logdir {folder / 'run'}"),
         ("the model", folder / "run"),
     ):
-        print(f"  {what:38} {where}")
+        print(f"  {what:25} {where}")
+    print(f"next: open {report} in a browser; it shows the model and lists the next commands")
 
 
 def run(objective: Objective, folder: Path, size: Size, started: float) -> None:
@@ -263,23 +233,17 @@ def run(objective: Objective, folder: Path, size: Size, started: float) -> None:
     mean = mean_action(training, list_samples(training.annotations, job.act_step))
     evaluated = policies(job, folder, mean)
     results = [evaluate_policy(name, policy, validation, size) for name, policy in evaluated.items()]
-    results.append(Result("experts", DOORS.run_expert_episodes(size.rollouts)))
+    results.append(Result(EXPERTS, DOORS.run_expert_episodes(size.rollouts)))
+    write_results(results, folder)
     trained, shipped = (evaluated[name] for name in (TRAINED, SHIPPED))
-    rollout = next(result.rollout for result in results if result.name == TRAINED)
     assert isinstance(trained, UPVLAPolicy)
     assert isinstance(shipped, UPVLAPolicy)
     assert trained.source is not None
-    assert rollout is not None
-    images = [folder / "pictures/now_predicted_true.png"]
-    draw_futures(shipped, validation, images[0])
-    for index, frames in rollout.frames.items():
-        outcome = rollout.records[index]
-        ending, color = ("done", GREEN) if outcome.success else (f"not done in {DOORS.max_steps} steps", RED)
-        captions = [add_caption(frame, outcome.instruction, ending, color) for frame in frames]
-        images.append(folder / f"pictures/rollout_{index}_{outcome.task}.gif")
-        write_gif(images[-1], captions)
+    shown = collect(trained, shipped, results, job, validation)
     made_with = {"objective": objective, **asdict(size), "weights_sha256": trained.source.weights_sha256}
-    write_report(results, folder, images, made_with, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    facts = Facts(DOORS.scene, DOORS.max_steps, made_with, seconds)
+    print_outputs(folder, write_page(folder, facts, results, shown), seconds)
 
 
 @report_errors("quickstart")

@@ -15,6 +15,7 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def _policy_from(folders: Sequence[Path]) -> dict[str, Any]:
 def write_results(
     folder: Path, records: Sequence[ChainRecord], settings: Mapping[str, Any], **extra: Any
 ) -> dict[str, Any]:
-    """Write ``results.json`` and return it: average length, success of 1/5 .. 5/5, every task, every chain."""
+    """Write ``results.json`` and return it: average length, success of 1/5 .. 5/5, every task, every chain, the day."""
     completed = [record.completed for record in records]
     length = max(len(record.tasks) for record in records)
     results: dict[str, Any] = {
@@ -176,6 +177,7 @@ def write_results(
         ],
         "per_task": _per_task(records),
         "settings": dict(settings),
+        "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
         **extra,
         "records": [asdict(record) for record in records],
     }

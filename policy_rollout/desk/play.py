@@ -36,6 +36,14 @@ class Video:
         self.frames.append(add_caption(row, text, note, colour))
 
 
+class PlainVideo(Video):
+    """Frames of the static camera, without a caption."""
+
+    def add_frame(self, text: str, note: str, colour: tuple[int, int, int] = FAINT) -> None:
+        """Render the static camera and add the frame."""
+        self.frames.append(self.env.render("static"))
+
+
 def random_actor(rng: np.random.Generator) -> Actor:
     """Return an actor with uniform actions in [-1, 1] and a gripper that opens or closes at random."""
     return lambda _obs: np.append(rng.uniform(-1, 1, 6), rng.choice((-1.0, 1.0)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from policy_rollout.benchmarks.desk import DeskBenchmark
 from policy_rollout.calvin.initial_states import initial_state
@@ -16,11 +17,12 @@ from policy_rollout.calvin.sequences import CHAIN_LENGTH, desk_sequences
 from policy_rollout.calvin.tasks import COLOURS, DOORS_AND_LIGHTS, TASK_NAMES
 from policy_rollout.closed_loop.interface import ChainJob, ChainRecord, observation
 from policy_rollout.closed_loop.runner import run_chains
-from policy_rollout.closed_loop.single_task import Episode, Rollout, run_episodes
+from policy_rollout.closed_loop.single_task import Episode, EpisodeRecord, Rollout, run_episodes
 from policy_rollout.desk.experts.evaluate import run_chain, run_episode
 from policy_rollout.desk.experts.policy import QUIET, ScriptedExpert, task_resets
 from policy_rollout.desk.experts.worlds import ExpertEnv
 from policy_rollout.desk.layout import Layout
+from policy_rollout.desk.play import PlainVideo
 from policy_rollout.policies.interface import CAMERAS, Observation, Policy
 
 if TYPE_CHECKING:
@@ -203,6 +205,20 @@ class TaskSet:
         finally:
             env.close()
         return [result.success and result.steps <= self.max_steps for result in results]
+
+    def film_expert(self, index: int) -> tuple[EpisodeRecord, list[NDArray[np.uint8]]]:
+        """Run an expert in one of ``make_episodes`` on the desk; return its record and frames, uint8 [H, W, 3] each.
+
+        The frames are those of every second step, with some of the end.
+        """
+        task, env = self.tasks[index % len(self.tasks)], self.desk.make_env()
+        video = PlainVideo(env)
+        try:
+            found = run_episode(env, self.desk.oracle(), task, FIRST_SEED + index, QUIET, video)
+        finally:
+            env.close()
+        success = found.success and found.steps <= self.max_steps
+        return EpisodeRecord(index, task, validation_instruction(task), success, found.steps), video.frames
 
     def run_expert_chains(self, count: int) -> list[int]:
         """Return the number of tasks that the experts complete in each chain (with CALVIN's 360 steps for a task)."""

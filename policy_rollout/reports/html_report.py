@@ -13,8 +13,10 @@ from urllib.parse import quote
 import numpy as np
 from matplotlib.figure import Figure
 
+from common.files import read_object
 from common.html import data_url, render
 from common.html.figures import COLOURS, new_figure, svg
+from common.image_grid import FrameErrors, mean_errors
 from common.statistics import Interval, wilson
 from policy_rollout.closed_loop.interface import ChainRecord
 from policy_rollout.reports.comparison import Comparison, Side, TaskRow, task_difference, verdict
@@ -31,6 +33,8 @@ from policy_rollout.reports.results import (
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 VIDEOS, FRAMES = "videos", "input_predict_truth"
 MEDIA_TYPES = {".gif": "image/gif", ".png": "image/png", ".mp4": "video/mp4"}
+MIN_CHAINS = 20
+"""Fewer chains have no charts: the intervals would fill them."""
 WIDTH, HEIGHT = 520, 250  # of a chart, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 40  # its margins
 SERIES_GAP = 9.0  # SVG units between the points of several series at one place
@@ -66,6 +70,7 @@ def render_report(sides: Sequence[Side], comparison: Comparison | None, page: Pa
     different, same = _settings([column.run for column in columns])
     return render(
         TEMPLATE,
+        environments=list(dict.fromkeys(column.run.environment for column in columns)),
         names=[side.name for side in sides],
         columns=columns,
         fractions=fractions,
@@ -74,11 +79,13 @@ def render_report(sides: Sequence[Side], comparison: Comparison | None, page: Pa
         means={side.name: average_length(side.runs) for side in sides},
         rates=rates,
         comparison=comparison,
-        charts=[rate_chart(rates, fractions, "success by number of tasks"), *_more_charts(sides, length)],
+        charts=_charts(sides, rates, fractions),
+        min_chains=MIN_CHAINS,
         tasks=_tasks(sides),
         linked=_embed([*videos, *frames], page, megabytes),
         videos=videos,
         frames=frames,
+        frame_errors=_mean_errors(columns, frames),
         different=different,
         same=same,
         all_alike=any(len(set(column.run.completed())) == 1 for column in columns),
@@ -159,6 +166,25 @@ def _media_files(columns: Sequence[Column], folder: str, suffixes: Sequence[str]
     return sorted(found, key=lambda medium: medium["chain"])
 
 
+def _read_errors(image: Path) -> list[FrameErrors]:
+    """Return the errors of the predictions in an image; none for images of earlier versions."""
+    file = image.with_suffix(".json")
+    if not file.is_file():
+        return []
+    return [FrameErrors(row["predicted"], row["present"]) for row in read_object(file)["errors"]]
+
+
+def _mean_errors(columns: Sequence[Column], frames: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a line with the mean errors of the shown predictions for each run that has them."""
+    found = []
+    for column in columns:
+        errors = [error for frame in frames if frame["name"] == column.name for error in _read_errors(frame["file"])]
+        if errors:
+            run = f"{column.name}, " if len(columns) > 1 else ""
+            found.append(f"{run}{len(errors)} frames of the static camera: {mean_errors(errors)}.")
+    return found
+
+
 def _embed(media: Sequence[dict[str, Any]], page: Path, megabytes: float) -> int:
     """Add a ``data`` URL to each file while their sum is below the limit, a ``link`` to the others; return how many
     are linked."""
@@ -177,9 +203,14 @@ def _embed(media: Sequence[dict[str, Any]], page: Path, megabytes: float) -> int
 # --- charts ----------------------------------------------------------------------------------------------------------
 
 
-def _more_charts(sides: Sequence[Side], length: int) -> list[str]:
-    """Return the SVG of the charts after the first, in the order of the template."""
+def _charts(
+    sides: Sequence[Side], rates: Mapping[str, Sequence[Interval]], fractions: Sequence[str]
+) -> list[dict[str, str]]:
+    """Return title, note and SVG of each chart; none for few chains, or if no task was done."""
+    length, count = len(fractions), len(sides[0].runs[0].chains)
     completed = {side.name: np.concatenate([run.completed() for run in side.runs]) for side in sides}
+    if count < MIN_CHAINS or not any(done.any() for done in completed.values()):
+        return []
     by_place = {
         name: [wilson(int((done >= i).sum()), int((done >= i - 1).sum())) for i in range(1, length + 1)]
         for name, done in completed.items()
@@ -188,11 +219,32 @@ def _more_charts(sides: Sequence[Side], length: int) -> list[str]:
     tries = {side.name: [(done, steps) for _, done, steps in _attempts(side)] for side in sides}
     limit = max((steps for of_side in tries.values() for _, steps in of_side), default=1)
     numbers = [str(i) for i in range(length + 1)]
-    return [
-        rate_chart(by_place, numbers[1:], "success by place in the chain"),
-        bar_chart(shares, numbers, "tasks completed per chain", " tasks done"),
-        steps_histogram(tries, limit, "control steps of a task"),
+    charts = [
+        {
+            "title": "Chains with at least k tasks done",
+            "note": "share of all chains, with 95 % intervals",
+            "svg": rate_chart(rates, fractions, "chains with at least k tasks done"),
+        }
     ]
+    if length > 1:  # a chain of one task has no more to show
+        charts += [
+            {
+                "title": "Success rate by position in the chain",
+                "note": "of the chains that reached the position, with 95 % intervals",
+                "svg": rate_chart(by_place, numbers[1:], "success rate by position in the chain"),
+            },
+            {
+                "title": "Tasks completed per chain",
+                "note": "share of all chains",
+                "svg": bar_chart(shares, numbers, "tasks completed per chain", " tasks done"),
+            },
+        ]
+    steps = {
+        "title": "Control steps to success",
+        "note": "share of all attempted tasks; those that were not done are the last bar",
+        "svg": steps_histogram(tries, limit, "control steps to success"),
+    }
+    return [*charts, steps]
 
 
 def _new_chart(labels: Sequence[str], top: float) -> tuple[Figure, Any]:

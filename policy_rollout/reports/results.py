@@ -24,7 +24,7 @@ from policy_rollout.closed_loop.records import attempts as attempts
 
 PLAYER = ("checkpoint", "model", "weights", "image_tokenizer", "policy", "action_decoder", "precision", "num_sequences")
 """Prefixes of the settings of the policy, and the number of chains; all other settings are of the benchmark."""
-FIGURES = ("num_sequences", "average_length", "success_rates", "per_task", "records")
+FIGURES = ("num_sequences", "average_length", "success_rates", "per_task", "date", "records")
 """The keys of a results file that are no settings."""
 
 
@@ -46,21 +46,41 @@ class Results:
         return found if isinstance(found, Mapping) else {}
 
     @property
-    def conditions(self) -> str:
-        """What was evaluated, in one line: environment, chains, step limit, checkpoint, date of the file."""
-        settings, origin = self.settings, self.content.get("policy_from")
-        benchmark = settings.get("benchmark")
+    def environment(self) -> str:
+        """The environment, for a title. The desk is no benchmark of CALVIN, and the title has to state it."""
+        benchmark = self.settings.get("benchmark")
         stamp = benchmark if isinstance(benchmark, Mapping) else {}
-        desk = f"Embedded desk, scene {stamp.get('scene', '?')} (not the CALVIN simulator)"
-        where = {"desk": desk, "calvin": "CALVIN simulator"}.get(str(stamp.get("name")), "Environment not recorded")
-        parts = [where, f"{len(self.chains)} chains"]
-        if (limit := settings.get("ep_len")) is not None:
-            protocol = "" if limit == CALVIN_MAX_STEPS else f", not the protocol's {CALVIN_MAX_STEPS}"
-            parts.append(f"{limit} control steps per task{protocol}")
-        if isinstance(origin, Mapping) and origin.get("checkpoint"):
-            parts.append("/".join(Path(str(origin["checkpoint"])).parts[-2:]))
-        parts.append(f"{datetime.fromtimestamp(self.file.stat().st_mtime):%Y-%m-%d}")
-        return " · ".join(parts)
+        scene = f", scene {stamp['scene']}" if "scene" in stamp else ""
+        return {"desk": f"Desk{scene} (not CALVIN)", "calvin": f"CALVIN simulator{scene}"}.get(
+            str(stamp.get("name")), "Environment not recorded"
+        )
+
+    @property
+    def policy(self) -> str:
+        """The checkpoint as its last two folders."""
+        origin = self.content.get("policy_from")
+        checkpoint = origin.get("checkpoint") if isinstance(origin, Mapping) else None
+        return f"policy {'/'.join(Path(str(checkpoint)).parts[-2:])}" if checkpoint else "policy not recorded"
+
+    @property
+    def step_limit(self) -> str:
+        """The limit of a task."""
+        limit = self.settings.get("ep_len")
+        if limit is None:
+            return "step limit not recorded"
+        protocol = "" if limit == CALVIN_MAX_STEPS else f", not CALVIN's {CALVIN_MAX_STEPS}"
+        return f"{limit} control steps per task{protocol}"
+
+    @property
+    def date(self) -> str:
+        """The day of the results; that of the file if they do not have one."""
+        found = self.content.get("date")
+        return str(found) if found else f"{datetime.fromtimestamp(self.file.stat().st_mtime):%Y-%m-%d}"
+
+    @property
+    def conditions(self) -> list[str]:
+        """What was evaluated besides the environment: policy, step limit, number of chains, date."""
+        return [self.policy, self.step_limit, f"{len(self.chains)} chains", self.date]
 
     @property
     def benchmark_settings(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     <folder>/videos/chain_0007_2_done.gif                a chain, with instructions and outcome (or .mp4)
     <folder>/input_predict_truth/chain_0007_task_1.png   steps of its first task: input | prediction | T steps later
+    <folder>/input_predict_truth/chain_0007_task_1.json  errors of these predictions, and of the input in their place
 
 Written when a chain is finished, before its record: every recorded chain has its files, and a chain that is run again
 after a kill overwrites them.
@@ -11,20 +12,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.files import remove
+from common.files import remove, write_json
 from common.image_grid import (
-    FAINT,
     GREEN,
     RED,
+    FrameErrors,
     RgbImage,
     add_caption,
+    frame_errors,
     image_grid,
     resize_to_height,
     side_by_side,
@@ -118,9 +120,11 @@ class RolloutVideoRecorder:
         for i, task in enumerate(tasks):
             rows = self._prediction_rows(task)
             if rows:
-                page = image_grid(rows, columns=1, gap=0)
+                page = image_grid([image for image, _ in rows.values()], columns=1, gap=4)
                 heading = add_caption(page[:0], job.instructions[i], *_outcome(record, i))
                 file = self.folder / "input_predict_truth" / f"{name}_task_{i + 1}.png"
+                errors = [{"step": step, **asdict(found)} for step, (_, found) in rows.items()]
+                write_json(file.with_suffix(".json"), {"act_step": self.policy.act_step, "errors": errors})
                 write_png(file, np.concatenate([heading, page]))
 
     def _task(self, job: ChainJob, task_index: int) -> _Task:
@@ -129,8 +133,8 @@ class RolloutVideoRecorder:
             tasks.append(_Task())
         return tasks[task_index]
 
-    def _prediction_rows(self, task: _Task) -> list[RgbImage]:
-        """Return rows of input | prediction | truth, for steps spread over the task with frames T steps later."""
+    def _prediction_rows(self, task: _Task) -> dict[int, tuple[RgbImage, FrameErrors]]:
+        """Return rows of input | prediction | truth, by steps spread over the task with frames T steps later."""
         later = self.policy.act_step
         known = [(step, after) for step in task.observations if (after := _views_at(task, step + later)) is not None]
         chosen = (
@@ -139,12 +143,12 @@ class RolloutVideoRecorder:
             else []
         )
         if not chosen:
-            return []
+            return {}
         predicted = self._predicted(task, [step for step, _ in chosen])
-        return [
-            _row(step, later, task.observations[step], views, after)
+        return {
+            step: _row(step, later, task.observations[step], views, after)
             for (step, after), views in zip(chosen, predicted, strict=True)
-        ]
+        }
 
     def _predicted(self, task: _Task, steps: Sequence[int]) -> NDArray[np.uint8]:
         """Return the frames [B, V, R, R, 3] predicted at ``steps``, from the codes that came with the actions."""
@@ -196,30 +200,19 @@ def _views(observation: Observation) -> list[RgbImage]:
     return [observation.rgb_static] if gripper is None else [observation.rgb_static, gripper]
 
 
-def _row(step: int, later: int, seen: Observation, predicted: NDArray[np.uint8], after: list[RgbImage]) -> RgbImage:
-    """Return input, prediction and truth as the model's images (its crop, its resolution), with captions.
-
-    The captions have two mean differences of the static view: of prediction and truth, and of input and truth, which is
-    the error of predicting no motion.
-    """
+def _row(
+    step: int, later: int, seen: Observation, predicted: NDArray[np.uint8], after: list[RgbImage]
+) -> tuple[RgbImage, FrameErrors]:
+    """Return input, prediction and truth as the model's images (its crop, its resolution) with captions, and the errors
+    of the static view."""
     resolution = predicted.shape[1]
     before, truth = ([_as_model(view, resolution) for view in views] for views in (_views(seen), after))
-    error, no_motion = (_difference(image, truth[0]) for image in (predicted[0], before[0]))
-    views = len(predicted)
-    columns = (
-        (before[:views], f"step {step}: input", ""),
-        (list(predicted), f"predicted in {later} steps", f"off by {error:.1f} of 255"),
-        (truth[:views], f"{later} steps later", f"no motion is off by {no_motion:.1f}"),
-    )
-    height = max(PREDICTION_HEIGHT, resolution)
-    return image_grid(
-        [add_caption(side_by_side(images, height), text, note or " ", FAINT) for images, text, note in columns], 3
-    )
+    errors = frame_errors(before[0], predicted[0], truth[0])
+    views, height = len(predicted), max(PREDICTION_HEIGHT, resolution)
+    columns = [side_by_side(images, height) for images in (before[:views], list(predicted), truth[:views])]
+    row = side_by_side(columns, height, gap=8)
+    return add_caption(row, f"step {step}: now | predicted | true, {later} steps later", str(errors)), errors
 
 
 def _as_model(image: RgbImage, resolution: int) -> RgbImage:
     return np.ascontiguousarray(fit(image, resolution).transpose(1, 2, 0))
-
-
-def _difference(one: RgbImage, other: RgbImage) -> float:
-    return float(np.abs(one.astype(np.float64) - other.astype(np.float64)).mean())

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
+import os
 import re
+from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -231,12 +234,49 @@ def test_instructions_that_were_cut_are_shown_in_report_comparison_and_merged_re
     assert json.loads((tmp_path / "all" / "results.json").read_text())["policy_from"] == told
 
 
-def test_the_header_states_environment_step_limit_and_date(tmp_path: Path) -> None:
-    for name, settings, expected in (
-        ("a", {}, r"Embedded desk, scene D \(not the CALVIN simulator\) · 2 chains · 360 control steps per task · 20"),
-        ("b", {"ep_len": 60}, r"60 control steps per task, not the protocol's 360"),
-        ("c", {"benchmark": {"name": "calvin"}}, r"CALVIN simulator · 2 chains"),
-        ("d", {"benchmark": None}, r"Environment not recorded"),
+def test_the_title_states_environment_policy_step_limit_and_date(tmp_path: Path) -> None:
+    for name, settings, environment, limit in (
+        ("a", {}, "Desk, scene D (not CALVIN)", "360 control steps per task"),
+        ("b", {"ep_len": 60}, "Desk, scene D (not CALVIN)", "60 control steps per task, not CALVIN's 360"),
+        ("c", {"benchmark": {"name": "calvin"}}, "CALVIN simulator", "360 control steps per task"),
+        ("d", {"benchmark": None, "ep_len": None}, "Environment not recorded", "step limit not recorded"),
     ):
         folder = write(tmp_path / name, [1, 2], **settings)
-        assert re.search(expected, read_results(folder).conditions), name
+        file = folder / "results.json"
+        content = json.loads(file.read_text())
+        today = content["date"]
+        file.write_text(json.dumps({**content, "policy_from": {"checkpoint": f"/runs/{name}/checkpoint-7"}}))
+        stated = f"policy {name}/checkpoint-7 · {limit} · 2 chains · {today}"
+        source = html.unescape(Page(report.write_report(folder)).source)
+        assert f"<title>{environment} · {stated}</title>" in source
+        assert f"<h1>{environment}\n<small>{stated}</small>" in source
+
+
+def test_without_a_date_in_the_results_it_is_that_of_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, [1]) / "results.json"
+    content = json.loads(file.read_text())
+    del content["date"]
+    file.write_text(json.dumps(content))
+    os.utime(file, (0, 0))
+    assert read_results(tmp_path).date == datetime.fromtimestamp(0).strftime("%Y-%m-%d")
+
+
+def test_few_chains_have_no_charts_and_the_page_states_the_number(tmp_path: Path) -> None:
+    few, many, none = ([1, 0, 2] * 6, [1, 0, 2] * 7, [0] * 30)
+    pages = [Page(report.write_report(write(tmp_path / str(len(done)), done))) for done in (few, many, none)]
+    assert [len(page.all("figure")) for page in pages] == [0, 4, 0]
+    told = "Charts are left out below 20 chains, and if no task was done."
+    assert [told in page.text for page in pages] == [True, False, True]
+
+
+def test_the_error_of_predicted_frames_stands_beside_that_of_the_present_frame(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", drawn(0, 0.7))
+    images = folder / "input_predict_truth"
+    for chain, errors in ((0, [(10.0, 4.0), (20.0, 2.0)]), (1, [(30.0, 6.0)])):
+        write_png(images / f"chain_{chain:04d}_task_1.png", np.zeros((4, 12, 3), np.uint8))
+        rows = [{"step": 5, "predicted": predicted, "present": present} for predicted, present in errors]
+        (images / f"chain_{chain:04d}_task_1.json").write_text(json.dumps({"act_step": 10, "errors": rows}))
+    write_png(images / "chain_0002_task_1.png", np.zeros((4, 12, 3), np.uint8))  # of an earlier version
+    text = Page(report.write_report(folder)).text
+    line = "mean pixel error: prediction 20.0, copy of the present frame 4.0 of 255"
+    assert f"3 frames of the static camera: {line}." in text

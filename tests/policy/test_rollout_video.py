@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,12 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return words
 
 
+def row(step: int, predicted: float, present: float) -> tuple[str, str]:
+    """Caption of a row of frames: what they are, and the errors."""
+    errors = f"mean pixel error: prediction {predicted:.1f}, copy of the present frame {present:.1f} of 255"
+    return f"step {step}: now | predicted | true, 4 steps later", errors
+
+
 def names(folder: Path) -> list[str]:
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
 
@@ -105,13 +112,13 @@ def test_what_was_expected_is_shown_with_the_input_as_many_steps_later(
 ) -> None:
     policy = Clairvoyant(off=3)
     watch(RolloutVideoRecorder(tmp_path, 9, policy), job(), (30, 3), completed=1)
-    assert names(tmp_path) == ["input_predict_truth/chain_0003_task_1.png", "videos/chain_0003_1_done.gif"]
-    rows = [i for i, (text, _) in enumerate(said) if text.endswith("input")]
-    assert [said[i][0] for i in rows] == [f"step {step}: input" for step in (0, 8, 16, 24)]
+    image = "input_predict_truth/chain_0003_task_1"
+    assert names(tmp_path) == [f"{image}.json", f"{image}.png", "videos/chain_0003_1_done.gif"]
+    rows = [(text, note) for text, note in said if "| true" in text]
+    assert rows == [row(step, 3, 8) for step in (0, 8, 16, 24)]
     assert policy.asked == 4, "only moments that are pictured are predicted"
-    for i in rows:
-        assert said[i + 1] == ("predicted in 4 steps", "off by 3.0 of 255")
-        assert said[i + 2] == ("4 steps later", "no motion is off by 8.0")
+    errors = [{"step": step, "predicted": 3.0, "present": 8.0} for step in (0, 8, 16, 24)]
+    assert json.loads((tmp_path / f"{image}.json").read_text()) == {"act_step": 4, "errors": errors}
 
 
 def test_images_that_came_with_the_actions_are_decoded_and_not_predicted_again(
@@ -135,14 +142,13 @@ def test_images_that_came_with_the_actions_are_decoded_and_not_predicted_again(
         recorder.add_call(chain, call(0, step, seen, expected))
     recorder.finish_chain(chain, ChainRecord(3, TASKS, 0, (8,)))
     assert recorder.policy.asked == 0  # type: ignore[attr-defined]
-    assert ("predicted in 4 steps", "off by 1.0 of 255") in said
+    assert row(0, 1, 8) in said
 
 
 def test_where_there_is_no_observation_the_video_frame_is_used(tmp_path: Path, said: list[tuple[str, str]]) -> None:
     """It looks every 3 steps and expects 4 steps ahead: step 0 + 4 is no look, but filmed."""
     watch(RolloutVideoRecorder(tmp_path, 9, Clairvoyant(), frame_interval=1), job(), (9, 1), completed=1, look_every=3)
-    assert ("predicted in 4 steps", "off by 0.0 of 255") in said
-    assert ("4 steps later", "no motion is off by 8.0") in said
+    assert row(0, 0, 8) in said
 
 
 def test_two_views_are_shown_in_one_row(tmp_path: Path) -> None:

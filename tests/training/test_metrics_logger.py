@@ -15,9 +15,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from common.image_grid import add_caption
 from config.loading import ConfigError
 from models.losses import SumAndCount
 from tests.training.runs import Outcome
+from training.metrics import samples
 from training.metrics.logger import JsonLinesWriter, Meter
 from training.metrics.samples import Answer, answer_sheet
 from training.metrics.tensorboard import LOSSES, TensorBoardWriter, layout, tag_of
@@ -141,3 +143,19 @@ def test_wandb_that_is_not_installed_is_reported_at_start(
     with pytest.raises(ConfigError, match="pip install wandb"):
         run(experiment__tracker="wandb")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_sheet_of_future_frames_states_the_error_of_prediction_and_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+
+    def read(image: Any, text: str, note: str = "") -> Any:
+        notes.append(f"{text}: {note}")
+        return add_caption(image, text, note)
+
+    monkeypatch.setattr(samples, "add_caption", read)
+    now, predicted, true = (torch.full((2, 3, 8, 8), level, dtype=torch.uint8) for level in (100, 107, 110))
+    sheet = samples.future_sheet(now, predicted, true, ["open it", "shut it"], 10)
+    assert sheet.shape[0] == 3
+    errors = "mean pixel error: prediction 3.0, copy of the present frame 10.0 of 255"
+    note = f"now | predicted | true, 10 steps ahead; {errors}"
+    assert notes == [f"open it: {note}", f"shut it: {note}"]

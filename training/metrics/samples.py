@@ -9,7 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.image_grid import FAINT, GREEN, RED, RgbImage, add_caption, image_grid, resize_to_height, side_by_side
+from common.image_grid import (
+    FAINT,
+    GREEN,
+    RED,
+    RgbImage,
+    add_caption,
+    frame_errors,
+    image_grid,
+    resize_to_height,
+    side_by_side,
+)
 
 ANSWER_HEIGHT, FRAME_HEIGHT = 256, 128
 """Smallest height in pixels of an image of a question, and of a frame."""
@@ -54,7 +64,7 @@ def answer_sheet(image: RgbImage, answers: Sequence[Answer]) -> Tensor:
 
 
 def future_sheet(now: Tensor, predicted: Tensor, true: Tensor, captions: Sequence[str], act_step: int) -> Tensor:
-    """Return uint8 [3, H, W]: a captioned row for each of N frames: now, predicted, true.
+    """Return uint8 [3, H, W]: a captioned row for each of N frames: now, predicted, true, with the prediction's error.
 
     Args:
         now: Frames, uint8 [N, 3, R, R]; ``predicted`` and ``true`` are the frames ``act_step`` steps later.
@@ -64,7 +74,8 @@ def future_sheet(now: Tensor, predicted: Tensor, true: Tensor, captions: Sequenc
     for *frames, caption in zip(now, predicted, true, captions, strict=True):
         images = [np.asarray(frame.permute(1, 2, 0)) for frame in frames]
         row = side_by_side(images, height=max(FRAME_HEIGHT, now.shape[-1]))
-        cells.append(add_caption(row, caption, f"now | predicted | true, {act_step} steps ahead"))
+        note = f"now | predicted | true, {act_step} steps ahead; {frame_errors(*images)}"
+        cells.append(add_caption(row, caption, note))
     return _to_tensor(image_grid(cells, columns=1))
 
 

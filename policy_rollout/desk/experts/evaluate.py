@@ -33,7 +33,7 @@ from policy_rollout.calvin.sequences import Chain, desk_sequences
 from policy_rollout.desk.experts.policy import EXPERT_TASKS, PLAY, QUIET, Noise, ScriptedExpert, task_resets
 from policy_rollout.desk.experts.worlds import ENVIRONMENTS, ExpertEnv, check_world, has_official_states, make_env
 from policy_rollout.desk.layout import SCENES
-from policy_rollout.desk.play import play_task, random_actor
+from policy_rollout.desk.play import Video, play_task, random_actor
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,14 @@ class ChainResult:
     seconds: float
 
 
-def run_episode(env: ExpertEnv, oracle: TaskOracle, task: str, seed: int, noise: Noise = QUIET) -> Episode:
-    """Run the expert once, from a state in which the task is feasible."""
+def run_episode(
+    env: ExpertEnv, oracle: TaskOracle, task: str, seed: int, noise: Noise = QUIET, video: Video | None = None
+) -> Episode:
+    """Run the expert once, from a state in which the task is feasible. ``video`` records it."""
     obs = env.reset(*task_resets(task, seed, env.layout))
     began = time.process_time()
     expert = ScriptedExpert(env.layout, task, np.random.default_rng(seed), noise)
-    success, steps = play_task(env, oracle, task, obs, expert.act, is_done=lambda: expert.done)
+    success, steps = play_task(env, oracle, task, obs, expert.act, is_done=lambda: expert.done, video=video)
     return Episode(task, env.scene, seed, success, steps, expert.attempts, time.process_time() - began)
 
 

@@ -1,0 +1,1 @@
+"""The images of docs/gallery.md and the page itself."""

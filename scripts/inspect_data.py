@@ -16,9 +16,11 @@ from preprocess_data.dataset_viewer.interface import Source
 
 DESCRIPTION = """\
 Inspects a data set: a processed split (dataset_info.json), a raw CALVIN split (folder, or inside its zip), BridgeData
-(raw folders or RLDS files), LeRobot (v2.1, v3.0), or conversations (llava_v1_5_mix665k.json, or another json file).
+(raw folders or RLDS files), LeRobot (v2.1, v3.0), conversations (llava_v1_5_mix665k.json, or another json file), or the
+recorded rollouts of a closed-loop evaluation (results.json and videos).
 Prints a summary and writes one HTML file, which needs no other file and no network: tasks and sentences, the
-distribution of actions, and episodes to play with their action curves."""
+distribution of actions, and episodes to play with their action curves. With --rerun, one episode opens in rerun
+instead."""
 
 EPILOG = """\
 examples:
@@ -27,7 +29,9 @@ examples:
   python -m scripts.inspect_data data/task_D_D_training --task open_drawer --search "blue"
   python -m scripts.inspect_data dummy_data/llava --episodes 0 17 200
   python -m scripts.inspect_data data/task_D_D_training --text           only the summary
-  python -m scripts.inspect_data data/task_D_D_training --sheet d.png    a contact sheet as well"""
+  python -m scripts.inspect_data data/task_D_D_training --sheet d.png    a contact sheet as well
+  python -m scripts.inspect_data data/task_D_D_training --episodes 3 --rerun              in rerun's viewer
+  python -m scripts.inspect_data outputs/demo/2026-11-30_12-00-00 --rerun rollout.rrd     a file for it"""
 
 
 def chosen(source: Source, options: argparse.Namespace) -> list[int]:
@@ -74,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--search", metavar="WORDS", help="only episodes whose instruction contains this")
     made.add_argument("--moments", type=int, default=16, help="images of each episode and camera (default 16)")
     made.add_argument("--sheet", type=path_argument, metavar="PNG", help="write a contact sheet too")
+    rerun = "open one episode in rerun (the first of --episodes), or write it to a file for rerun"
+    made.add_argument("--rerun", type=path_argument, nargs="?", const=True, metavar="FILE.rrd", help=rerun)
     made.add_argument("--text", action="store_true", help="only print the summary")
     return made
 
@@ -83,6 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     if options.moments < 1:
         raise ValueError(f"--moments must be at least 1, is {options.moments}")
+    recording = options.rerun if isinstance(options.rerun, Path) else None  # True: no file
+    if options.rerun is not None:
+        from preprocess_data.dataset_viewer.rerun_log import log_episode, require_rerun
+
+        require_rerun(recording)
     # These import torch and matplotlib.
     from preprocess_data.dataset_viewer.contact_sheet import draw_sheet
     from preprocess_data.dataset_viewer.page import write_page
@@ -95,6 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.sheet is not None:
         draw_sheet(source, facts, options.sheet)
         print(f"contact sheet: {options.sheet}")
+    if options.rerun is not None:
+        number = chosen(source, options)[0]
+        log_episode(source, number, recording)
+        where = "in rerun's viewer" if recording is None else f"in {recording}; open it with: rerun {recording}"
+        print(f"episode {number}: {where}")
+        return 0
     if options.text:
         return 0
     absolute = source.path.absolute()

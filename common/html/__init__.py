@@ -7,6 +7,7 @@ a second (matplotlib), so commands import it after their --help.
 from __future__ import annotations
 
 import base64
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
@@ -22,16 +23,22 @@ def render(template: Path, **values: object) -> str:
     A template whose name ends in ``.html.j2`` escapes its values and may extend ``page.html.j2`` and import
     ``macros.html.j2`` of this folder.
     """
-    environment = Environment(
-        loader=FileSystemLoader([template.parent, _FOLDER]),
+    return _environment(template.parent).get_template(template.name).render(values)
+
+
+@cache
+def _environment(folder: Path) -> Environment:
+    """Return the environment of the templates in ``folder``; it keeps compiled templates."""
+    made = Environment(
+        loader=FileSystemLoader([folder, _FOLDER]),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(percent=percent, points=points, probability=probability)
-    return environment.get_template(template.name).render(values)
+    made.filters.update(percent=percent, points=points, probability=probability)
+    return made
 
 
 def data_url(content: bytes, media_type: str) -> str:

@@ -21,12 +21,13 @@ from models.processing.text import Prompter
 from models.upvla import UPVLA
 from models.vision.clip_encoder import ClipTower, load_clip
 from policy_rollout.policies.model_yaml import CHECKPOINT_KEY, load_model_yaml, local_checkpoint, located, run_config
-from training.data.readers import images_in, read_image
+from training.data.readers import LLAVA_NAME, images_in, iterate_json_list, read_image
 
 CLIP_KEY = "model.showo.clip_model_path"
 EMBEDDED_CONFIG = PROJECT_DIR / "config" / "tiny_bdvla.yaml"
 EMBEDDED_CLIP = PROJECT_DIR / "assets" / "tiny_clip"
-EMBEDDED_IMAGES = PROJECT_DIR / "dummy_data" / "llava_validation" / "images"
+EMBEDDED_QUESTIONS = PROJECT_DIR / "dummy_data" / "llava_validation"
+EMBEDDED_IMAGES = EMBEDDED_QUESTIONS / "images"
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """By the names in ``cli_options.TYPE_NAMES``."""
 
@@ -174,3 +175,14 @@ def image_files(given: Sequence[Path]) -> list[Path]:
     if not given:
         return image_files([EMBEDDED_IMAGES])[:1]
     return [file for path in given for file in (images_in(path) if path.is_dir() else [path])]
+
+
+def sample_questions(count: int) -> list[tuple[Path, str, str]]:
+    """Return (image, question, reference answer) of the first ``count`` bundled validation images."""
+    found: dict[str, tuple[Path, str, str]] = {}
+    for record in iterate_json_list(EMBEDDED_QUESTIONS / LLAVA_NAME):
+        question, answer = (turn["value"].replace("<image>", "").strip() for turn in record["conversations"][:2])
+        found.setdefault(record["image"], (EMBEDDED_QUESTIONS / record["image"], question, answer))
+        if len(found) == count:
+            break
+    return list(found.values())

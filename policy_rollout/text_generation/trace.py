@@ -32,6 +32,11 @@ class Token:
     def masked(self) -> bool:
         return self.forward is None
 
+    @property
+    def label(self) -> str:
+        """The text of a chip in a drawing."""
+        return "end" if self.text == END else self.text.strip().replace("\n", "⏎") or "␣"
+
 
 @dataclass(frozen=True)
 class Step:

@@ -84,7 +84,7 @@ def _chips(rows: Sequence[Sequence[Token]], room: int) -> list[_Chip]:
     chips: list[_Chip] = []
     x = y = 0
     for token in final:
-        text = MASKED if token is None else _label(token)
+        text = MASKED if token is None else token.label
         width = int(font(TEXT, "Sans-Bold").getlength(text)) + 16
         gap = GAP if token is None or token.text.startswith(" ") or token.text == END else 2
         if chips and x + gap + width > room:
@@ -94,10 +94,6 @@ def _chips(rows: Sequence[Sequence[Token]], room: int) -> list[_Chip]:
         chips.append(_Chip(x, y, width))
         x += width
     return chips
-
-
-def _label(token: Token) -> str:
-    return "end" if token.text == END else token.text.strip().replace("\n", "⏎") or "␣"
 
 
 def _height(panel: Panel, chips: Sequence[_Chip]) -> int:
@@ -180,7 +176,7 @@ def _draw_token(draw: ImageDraw.ImageDraw, x: int, y: int, width: int, token: To
     draw.rounded_rectangle(box, 8 * K, fill=color if token.fresh else light)
     ink = CARD if token.fresh else FAINT if token.text == END else _mixed(color, INK, 0.55)
     face = font(TEXT * K, "Sans-Bold" if token.fresh else "Sans")
-    draw.text(middle, _label(token), font=face, fill=ink, anchor="mm")
+    draw.text(middle, token.label, font=face, fill=ink, anchor="mm")
 
 
 def _shade(forward: int, last: int) -> Color:

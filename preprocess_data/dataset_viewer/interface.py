@@ -21,7 +21,8 @@ class EpisodeView:
     """One episode to be displayed. A conversation has a single moment.
 
     ``title``: the instruction; ``note``: location and task; ``length``: moments; ``image``: returns the image of a
-    camera at a moment; ``actions``: [length, A]; ``turns``: speaker and text, of a conversation.
+    camera at a moment; ``actions``: [length, A]; ``states``: [length, S] the robot's state, None if it is not stored;
+    ``turns``: speaker and text, of a conversation.
     """
 
     number: int
@@ -32,6 +33,7 @@ class EpisodeView:
     image: Callable[[str, int], ImageArray]
     actions: Floats | None = None
     turns: tuple[tuple[str, str], ...] = ()
+    states: Floats | None = None
 
 
 @dataclass(frozen=True)

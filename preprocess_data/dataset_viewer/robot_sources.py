@@ -33,6 +33,7 @@ from training.data.readers import read_image, read_image_bytes
 
 SHOWN = 200  # trajectories: each costs several files
 FOLDERS_SEARCHED = 500
+STATE = "observation.state"
 
 
 class BridgeSource:
@@ -126,6 +127,10 @@ class LerobotSource:
     def _actions(self, episode: EpisodeLocation) -> Floats:
         return vectors(self._data.rows(episode, ["action"])["action"], 1, f"{episode.table}: action")
 
+    def _states(self, episode: EpisodeLocation) -> Floats | None:
+        stored = self._data.rows(episode, (), (STATE,)).get(STATE)
+        return None if stored is None else vectors(stored, 1, f"{episode.table}: {STATE}")
+
     def labels(self) -> Iterator[Label]:
         return (Label(" / ".join(episode.tasks), None, episode.length) for episode in self._data.episodes)
 
@@ -151,6 +156,7 @@ class LerobotSource:
             cameras=tuple(self._data.cameras),
             image=lambda camera, moment: frames(camera)[moment],
             actions=self._actions(episode),
+            states=self._states(episode),
         )
 
 

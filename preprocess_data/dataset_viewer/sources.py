@@ -16,6 +16,7 @@ import numpy.typing as npt
 from common.constants import CAMERAS
 from preprocess_data.dataset_viewer.interface import ACTION_NAMES, EpisodeView, Floats, ImageArray, Label, Source
 from preprocess_data.dataset_viewer.robot_sources import open_bridge, open_lerobot
+from preprocess_data.dataset_viewer.rollout_source import open_rollouts
 from training.data.calvin import Annotation, CalvinSplit, is_split, splits_in
 from training.data.dataset_spec import read_contract
 from training.data.episode_index import INDEX_NAME, ProcessedIndex, read_index
@@ -77,7 +78,13 @@ class RawSource:
             cameras=_cameras(self._split.frame_path(window.start)),
             image=image,
             actions=np.stack([self._action(frame) for frame in window.frames]),
+            states=self._states(window),
         )
+
+    def _states(self, window: Annotation) -> Floats | None:
+        found = [self._split.frame(frame, (), ("robot_obs",)).get("robot_obs") for frame in window.frames]
+        present = [state.astype(np.float32) for state in found if state is not None]
+        return np.stack(present) if len(present) == len(found) else None
 
     def _action(self, frame: int) -> Floats:
         return self._split.frame(frame, ("rel_actions",))["rel_actions"].astype(np.float32)
@@ -133,6 +140,7 @@ class ProcessedSource:
             cameras=cameras,
             image=image,
             actions=index.actions[start:end],
+            states=None if index.states is None else index.states[start:end],
         )
 
 
@@ -229,7 +237,14 @@ def _conversations(path: Path) -> Source | None:
     return ConversationSource(path) if named or (path / LLAVA_NAME).is_file() else None
 
 
-OPENERS: list[Callable[[Path], Source | None]] = [_processed, _conversations, _raw, open_lerobot, open_bridge]
+OPENERS: list[Callable[[Path], Source | None]] = [
+    _processed,
+    _conversations,
+    _raw,
+    open_lerobot,
+    open_rollouts,
+    open_bridge,
+]
 
 
 def open_source(path: Path) -> Source:
@@ -244,5 +259,5 @@ def open_source(path: Path) -> Source:
             return source
     below = [str(path / name) for name in splits_in(path)]
     hint = f"; did you mean {' or '.join(below)}?" if below else ""
-    formats = f"{INDEX_NAME}, {LLAVA_NAME}, episode_*.npz, meta/info.json, obs_dict.pkl or features.json"
+    formats = f"{INDEX_NAME}, {LLAVA_NAME}, episode_*.npz, meta/info.json, results.json, obs_dict.pkl or features.json"
     raise ValueError(f"{path} is no data set that is read here ({formats}){hint}")

@@ -18,7 +18,8 @@ from policy_rollout.calvin.instructions import HELD_OUT, TRAINING, closest_task
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.demo import __main__ as demo
 from policy_rollout.demo.live_view import image_text
-from policy_rollout.demo.session import ANY_TASK, NO_TASK, Attempt, Session
+from policy_rollout.demo.persistent_desk import ANY_TASK, Attempt
+from policy_rollout.demo.session import NO_TASK, Session
 from policy_rollout.desk.env import DeskEnv
 from policy_rollout.desk.experts.policy import ScriptedExpert
 from policy_rollout.desk.task_sets import DOORS

@@ -1,0 +1,1 @@
+"""The demo in the browser: `python -m policy_rollout.demo --web`."""

@@ -48,7 +48,7 @@ COMMANDS = {
     "ask": Command("scripts.generate_text", "answers to questions about images"),
     "vqa": Command("scripts.eval_vqa", "accuracy on a benchmark of questions about images"),
     "mask": Command("scripts.show_mask", "draw the attention mask of a text objective or of the robot flow"),
-    "demo": Command("policy_rollout.demo.__main__", "watch a model on the desk in the terminal, with films"),
+    "demo": Command("policy_rollout.demo.__main__", "watch a model on the desk, in the terminal or in a page (--web)"),
     "push": Command("scripts.cli.push", "publish a model on the Hugging Face hub"),
     "serve": Command("policy_rollout.serve", "serve a model to simulators and robots"),
     "robot": Command("policy_rollout.policy_upvla", "control a robot, or a dry run on recorded frames"),
@@ -70,7 +70,7 @@ COMMANDS = {
     "locate objects": Command("preprocess_data.locate_objects", "positions of objects in the frames of a split"),
     "action sentences": Command("preprocess_data.language_actions.__main__", "conversations: next motions in words"),
     "place questions": Command("preprocess_data.place_questions.__main__", "conversations: places of objects"),
-    "inspect": Command("scripts.inspect_data", "summary and HTML page of a data set"),
+    "inspect": Command("scripts.inspect_data", "data sets and rollouts: summary and HTML page, or rerun"),
 }
 EPILOG = f"""\
 examples:

@@ -270,12 +270,11 @@ class Server:
     def __init__(self, log: Path, *options: str) -> None:
         self.log = log
         command = [sys.executable, "-m", "policy_rollout.demo", "--web", "--port", "0", "--device", "cpu", *options]
-        self.process = subprocess.Popen(
-            command, cwd=PROJECT_DIR, stdout=log.open("w", encoding="utf-8"), stderr=subprocess.STDOUT
-        )
+        with log.open("w", encoding="utf-8") as output:
+            self.process = subprocess.Popen(command, cwd=PROJECT_DIR, stdout=output, stderr=subprocess.STDOUT)
         self.url = self._wait_for(r"open (http://127\.0\.0\.1:\d+) in a browser")
 
-    def _wait_for(self, pattern: str, seconds: float = 300) -> str:
+    def _wait_for(self, pattern: str, seconds: float = 600) -> str:
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.process.poll() is None:
             if (found := re.search(pattern, self.log.read_text(encoding="utf-8"))) is not None:
@@ -375,7 +374,7 @@ def test_the_page_in_a_browser(server: Server, browser: Any) -> None:
     # An answer fills in.
     other.get_by_role("tab", name="Ask").click()
     other.click("#ask")
-    other.wait_for_function("document.querySelector('.answer').dataset.forwards > 0")
+    other.wait_for_function("document.querySelector('.answer')?.dataset.forwards > 0")
     other.get_by_text("tokens per forward").wait_for(timeout=PATIENCE_MS)
 
     # A closed page frees its desk for another user.

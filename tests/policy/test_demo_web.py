@@ -395,7 +395,7 @@ def test_the_page_in_a_browser(server: Server, browser: Any) -> None:
     wait_for(fourth, "view.dataset.acting == 'yes' && view.dataset.step > 0")
     code, seconds = server.stop(signal.SIGINT)
     assert code == 0
-    assert seconds < 20
+    assert seconds < 60, "open pages do not keep the server"
     assert "Traceback" not in server.log.read_text(encoding="utf-8")
     assert "Warning" not in server.log.read_text(encoding="utf-8")
 
@@ -406,4 +406,4 @@ def test_sigterm_ends_the_command_cleanly(tmp_path: Path) -> None:
     server = Server(tmp_path / "log", "--max-steps", "8")
     code, seconds = server.stop(signal.SIGTERM)
     assert code == 0
-    assert seconds < 20
+    assert seconds < 60

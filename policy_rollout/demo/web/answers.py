@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class TextModel:
     note: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def answer(self, image: Path, question: str) -> Iterator[Step | str]:
+    def answer(self, image: Path, question: str) -> Generator[Step | str, None, None]:
         """Yield the answer after every forward, and its cost in one line at the end.
 
         Closing the iterator ends the generation. Raises ``ValueError`` or ``OSError`` for an unreadable image.

@@ -29,14 +29,14 @@ SAMPLES = 12
 """Bundled images to ask about."""
 SECONDS_PER_FORWARD = 0.1
 """Least time for which the page shows each forward of an answer: small models are too fast to follow."""
-SPEEDS = [("real time", 1.0), ("half", 0.5), ("quarter", 0.25)]
+SPEEDS = [("1×", 1.0), ("½×", 0.5), ("¼×", 0.25)]
+"""Of the robot's own speed."""
 WAYS = {"ar": "next token (ar)", "mdm": "masked diffusion (mdm)", "bd": "block diffusion (bd)"}
 NO_TEXT_MODEL = """\
 No text model is given. `make compare` trains one for each text objective in minutes; then start the page with
 
-    python -m policy_rollout.demo --web --text-models ar=RUN,mdm=RUN,bd=RUN
-
-The runs are in the folder that it prints (`results/compare_objectives/runs`)."""
+    python -m policy_rollout.demo --web \\
+        --text-models ar=results/runs/ar_seed0,mdm=results/runs/mdm_seed0,bd=results/runs/bd_seed0"""
 
 
 def make_page(
@@ -112,7 +112,7 @@ def _desk_tab(page: gr.Blocks, sessions: Sessions, model: SharedModel, choices: 
         with gr.Column(scale=1, min_width=280):
             pairs = [(validation_instruction(task), validation_instruction(task)) for task in choices.tasks]
             task = gr.Dropdown(pairs, value=pairs[0][1], label="Task", elem_id="task")
-            text = gr.Textbox(choices.instruction, label="Instruction (a task, or any sentence)", elem_id="instruction")
+            text = gr.Textbox(choices.instruction, label="Instruction", elem_id="instruction")
             begin = gr.Button("Start", variant="primary", elem_id="start")
             change = gr.Button("New instruction now", elem_id="instruct")
             end = gr.Button("Stop", variant="stop", elem_id="stop")
@@ -121,8 +121,8 @@ def _desk_tab(page: gr.Blocks, sessions: Sessions, model: SharedModel, choices: 
                 scene = gr.Dropdown(list(SCENES), value=choices.scene, label="Scene", min_width=80)
                 seed = gr.Number(choices.seed, label="Seed", precision=0, minimum=0, min_width=80)
             gr.Markdown(
-                "Start places the desk in a random state (scene, seed) in which the task is feasible. *New instruction "
-                "now* keeps the state, also while the model acts."
+                "The instruction is a task's name or any sentence. *Start* draws a random state of scene and seed in "
+                "which the task is feasible. *New instruction now* keeps the state, also while the model acts."
             )
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     acting: dict[str, Any] = {**quiet, "concurrency_limit": None, "trigger_mode": "multiple"}

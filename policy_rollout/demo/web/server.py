@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import tempfile
 import threading
-from contextlib import suppress
 
 from common.processes import environment
 from policy_rollout.demo.web.answers import load_text_models
@@ -55,8 +55,9 @@ def serve(model: SharedModel, tasks: TaskSet, choices: Choices, settings: WebSet
         finally:
             print("stopping", flush=True)
             sessions.close_all()
-            with suppress(OSError):
-                page.close(verbose=False)
+            page.server.config.timeout_graceful_shutdown = 1  # the streams of open pages would be waited for,
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # and their end be logged as errors
+            page.close(verbose=False)
 
 
 def _variables(cache: str) -> dict[str, str]:

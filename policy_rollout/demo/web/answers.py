@@ -100,5 +100,5 @@ def load_text_models(checkpoints: Mapping[str, str], device: str) -> dict[str, T
             _, note = decoding_objective(model.model.spec.decoding.text_objective, objective, False)
         except (ValueError, OSError) as error:
             raise ValueError(f"--text-models {objective}={checkpoint}: {error}") from error
-        found[objective] = TextModel(objective, model, note or "")
+        found[objective] = TextModel(objective, model, (note or "").removeprefix("--objective "))
     return found

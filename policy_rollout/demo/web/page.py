@@ -171,7 +171,7 @@ def _text_tab(models: Mapping[str, TextModel]) -> None:
             objective = gr.Radio(ways, value=ways[0][1], label="Text objective", elem_id="objective")
             question = gr.Textbox(samples[0][1], label="Question", elem_id="question")
             button = gr.Button("Ask", variant="primary", elem_id="ask")
-            notes = [f"{WAYS[name]}: {model.note}" for name, model in models.items() if model.note]
+            notes = [f"Note: {model.note}." for model in models.values() if model.note]
             gr.Markdown("\n\n".join([*notes, "Every forward of the network is shown; green tokens are new."]))
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     gallery.select(choose, None, [number, question], **quiet)

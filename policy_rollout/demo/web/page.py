@@ -163,7 +163,7 @@ def _text_tab(models: Mapping[str, TextModel]) -> None:
             number = gr.State(0)
             gallery = gr.Gallery(
                 [str(image) for image, _, _ in samples], columns=6, height=260, allow_preview=False, selected_index=0,
-                label="Image", elem_id="images", interactive=False, buttons=[],
+                show_label=False, elem_id="images", interactive=False, buttons=[],
             )  # fmt: skip
             answer = gr.HTML(elem_id="answer")
         with gr.Column(scale=1, min_width=280):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import importlib.util
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +30,7 @@ from policy_rollout.desk.task_sets import DOORS
 from policy_rollout.policies.interface import ActionConvention, Observation
 from policy_rollout.text_generation.loading import sample_questions
 from policy_rollout.text_generation.trace import Step
+from scripts.dev.gallery.browser import find_chromium
 from tests.policy.test_demo import Expert
 from tests.scripts.saved_run import write_run
 
@@ -256,7 +256,7 @@ def test_without_gradio_the_remedy_is_one_line(
 
 # The page in headless Chromium: pip install -e '.[web]' playwright, and chromium from the system's packages.
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = find_chromium()
 MISSING = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
 PATIENCE_MS = 120_000
 in_a_browser = pytest.mark.skipif(

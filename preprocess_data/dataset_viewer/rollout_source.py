@@ -45,7 +45,11 @@ class RolloutSource:
         return iter(()), "there are none"
 
     def notes(self) -> list[str]:
-        return [*self._results.conditions, f"{len(self._chains)} of {len(self._results.chains)} chains were recorded"]
+        return [
+            self._results.environment,
+            *self._results.conditions,
+            f"{len(self._chains)} of {len(self._results.chains)} chains were recorded",
+        ]
 
     def episode(self, number: int) -> EpisodeView:
         chain, film = self._chains[number]

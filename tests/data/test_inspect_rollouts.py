@@ -116,3 +116,13 @@ def test_without_rerun_the_remedy_is_one_line(
     monkeypatch.setattr("preprocess_data.dataset_viewer.rerun_log.find_spec", lambda name: object())
     assert inspect_data.main([str(rollouts), "--rerun", "film.mp4"]) == 2
     assert "expected the name of an .rrd file" in capsys.readouterr().err
+
+
+def test_lerobot_episodes_have_their_states(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="not installed: pyarrow")
+    from tests.data.test_lerobot import v21
+
+    states = open_source(v21(tmp_path / "set")).episode(0).states
+    assert states is not None
+    assert states.shape == (4, 8)
+    np.testing.assert_allclose(states[:, 0], [0, 0.1, 0.2, 0.3], rtol=1e-6)

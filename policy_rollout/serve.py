@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from common.command import run_command
-from policy_rollout.policies.interface import ACTION_DECODERS, CAMERAS, Policy, state_read_by
+from policy_rollout.policies.interface import ACTION_DECODERS, CAMERAS, Policy, image_rotation_of, state_read_by
 from policy_rollout.policies.model_options import add_model_options, require_model_options
 
 if TYPE_CHECKING:  # websockets and msgpack are imported only to start a server
@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # websockets and msgpack are imported only to start a server
 TOKEN_VARIABLE = "BLOCKDIFF_SERVE_TOKEN"
 DESCRIPTION = """\
 Returns actions for observations over a WebSocket. Two protocols on one port: that of vla-eval (`vla-eval run`: one
-action per observation, in metres and radians) and that of openpi-client (one chunk per observation, in the model's own
-units). Observations of several clients are batched into one forward."""
+action per observation, in its benchmark's units) and that of openpi-client (one chunk per observation, in the model's
+own units). Observations of several clients are batched into one forward."""
 EPILOG = f"""\
 examples:
   on this machine, for this machine:
@@ -58,7 +58,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="OURS=THEIRS",
-        help="name of a camera in vla-eval's images, e.g. rgb_static=agentview; may be repeated (default: our names)",
+        help="name of a camera in vla-eval's images, e.g. rgb_static=agentview; may be repeated (default: the "
+        "benchmark's name for CALVIN, LIBERO and SimplerEnv, else ours)",
     )
     network = made.add_argument_group("network")
     network.add_argument("--host", default="127.0.0.1", help="127.0.0.1 (default): this machine only; 0.0.0.0: all")
@@ -95,10 +96,10 @@ def settings(options: argparse.Namespace) -> Settings:
         if not low <= getattr(options, name) <= high:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} must lie in {low}..{high}, got {getattr(options, name)}")
-    names = {camera: camera for camera in CAMERAS}
+    names: dict[str, str] = {}
     for pair in options.camera:
         ours, equals, theirs = pair.partition("=")
-        if ours not in names or not equals or not theirs:
+        if ours not in CAMERAS or not equals or not theirs:
             raise ValueError(f"--camera {pair}: give one of {', '.join(CAMERAS)}, =, and the client's name for it")
         names[ours] = theirs
     token = options.token if options.token is not None else os.environ.get(TOKEN_VARIABLE)
@@ -143,7 +144,7 @@ def banner(policy: Policy, model: str, chosen: Settings, port: int, device: str)
         f"{chosen.replan_every or policy.act_step}",
         f"actions   {convention.kind}, 1.0 = {convention.position_m_per_unit:g} m and "
         f"{convention.rotation_rad_per_unit:g} rad in the {convention.frame} frame, gripper {convention.gripper}",
-        f"vla-eval  ws://{address}/vla-eval   (metres, radians; gripper -1 closed, +1 open)",
+        f"vla-eval  ws://{address}/vla-eval   (in the benchmark's units; metres and radians if it is unknown)",
         f"openpi    ws://{address}/openpi     (chunks, in the units above)",
         f"either    ws://{address}            http://{address}/health /healthz /config",
         f"batching  up to {batch} at once, waiting {wait:g} ms at most; {chosen.limits.sessions} sessions, "
@@ -152,6 +153,8 @@ def banner(policy: Policy, model: str, chosen: Settings, port: int, device: str)
     ]
     if (state := state_read_by(policy)) is not None:
         lines.insert(2, f"state     {state}, in every observation (openpi observation/state, vla-eval states)")
+    if turned := image_rotation_of(policy):
+        lines.insert(2, f"images    rotated by {turned} degrees against those of the camera (vla-eval: by the server)")
     if not is_local(chosen.host) and not chosen.token:
         lines.append(
             f"WARNING   {chosen.host} is open to other machines and no token is required: anyone there can use this "

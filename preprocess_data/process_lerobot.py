@@ -20,6 +20,7 @@ from common.arguments import real
 from common.command import report_errors, run_command
 from preprocess_data.formats.lerobot import INFO, EpisodeLocation, LerobotData, libraries
 from preprocess_data.formats.lerobot_names import AXES, columns_by_name, static_camera
+from preprocess_data.formats.lerobot_presets import add_convention_options, parse_with_preset
 from preprocess_data.formats.lerobot_state import NO_STATE, STATE, StateColumn, parse_groups
 from preprocess_data.formats.verify import Report
 from preprocess_data.jobs.conversion_cli import conversion_parser, run_verify
@@ -52,6 +53,8 @@ examples:
   process_lerobot.py ... --actions absolute --gripper-threshold 0.5 --position-unit 0.05 --rotation-unit 0.25
   process_lerobot.py ... --state-groups position=0,1,2 rotation=3,4,5 gripper=6
       a state without names: metres, Euler xyz in radians, gripper; --state-key none leaves the state out
+  process_lerobot.py --source physical-intelligence/libero --output-dir data/libero --preset libero
+      LIBERO as openpi and lerobot publish it; docs/libero.md
   process_lerobot.py --verify my_robot [--report problems.json]
       read every episode, decode every image; also of a processed split; exit code 1 if there is a problem
 
@@ -63,7 +66,7 @@ class Settings:
     """Options of a conversion.
 
     ``png``: unpack images as PNG, not JPEG; ``instruction``: for episodes whose task is empty; ``state``: column of the
-    robot's state, None without.
+    robot's state, None without; ``kind``, ``rotation``: of the actions; ``image_rotation``: of the images, in degrees.
     """
 
     output: Path
@@ -75,6 +78,9 @@ class Settings:
     png: bool = False
     instruction: str = ""
     state: StateColumn | None = None
+    kind: str = "relative"
+    rotation: str = "euler_xyz"
+    image_rotation: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,10 @@ def actions_of(data: LerobotData, episode: EpisodeLocation, settings: Settings) 
 
 def recorded_actions(data: LerobotData, episode: EpisodeLocation, settings: Settings) -> Floats:
     """Return the recorded actions [n, 7] of an episode, in the order x y z, roll pitch yaw, gripper."""
-    recorded = _axes(data, episode, settings.action_key, AXES)
+    if settings.rotation == "euler_xyz":
+        recorded = _axes(data, episode, settings.action_key, AXES)
+    else:
+        recorded = data.numbers(episode, settings.action_key, len(AXES))
     if recorded.shape[1] != 7:
         raise ValueError(
             f"{data.root}: {settings.action_key} has {recorded.shape[1]} numbers, but 7 are needed (xyz, rotation, "
@@ -268,9 +277,10 @@ def process(
         print(line, file=sys.stderr)
     numbers, units = range(len(data.episodes)), settings.units
     action = {
-        "kind": "relative",
+        "kind": settings.kind,
         "position_m_per_unit": units.position,
         "rotation_rad_per_unit": units.rotation,
+        "rotation": settings.rotation,
         "rate_hz": data.fps,
     }
     plan = {"format": "lerobot", "settings": {key: str(value) for key, value in asdict(settings).items()}}
@@ -280,7 +290,8 @@ def process(
         return [source / INFO, *(file for number in work.episodes for file in data.episodes[number].files)]
 
     output, state = settings.output, None if settings.state is None else settings.state.declared
-    return convert(work, read_work, sources, output, plan, action, units, workers, progress, skip_bad, state)
+    turned = settings.image_rotation
+    return convert(work, read_work, sources, output, plan, action, units, workers, progress, skip_bad, state, turned)
 
 
 def verify(source: Path) -> Report:
@@ -330,13 +341,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--gripper-threshold", type=real(), default=0.0, metavar="X", help="open above it (default 0)")
     add("--gripper-inverted", action="store_true", help="open below the threshold instead")
+    add_convention_options(group)
     add("--png", action="store_true", help="unpack images without loss (default: JPEG, quality 95)")
     return made
 
 
 @report_errors("process_lerobot")
 def main(argv: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(argv)
+    options = parse_with_preset(parser(), argv)
     if (code := run_verify(options, verify)) is not None:
         return code
     settings = _settings(options)
@@ -345,10 +357,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         note = f"{settings.cameras[0]} alone is both views; --second-camera {others[0]} would be the other"
         print(f"note: {note}", file=sys.stderr)
     process(options.source, settings, options.workers, skip_bad=options.skip_bad).print()
-    declared = ", ".join(f"{name} {value}" for name, value in read_contract(options.output_dir).action.items())
+    contract = read_contract(options.output_dir)
+    declared = ", ".join(f"{name} {value}" for name, value in contract.action.items())
     print(f"its actions are declared as {declared} in {options.output_dir / CONTRACT_NAME}")
     print("a LeRobot data set does not declare them: if they are wrong, give --position-unit and the like, or edit it")
     print(f"its state: {settings.state or 'none'}")
+    print(f"its images are declared as rotated by {contract.image_rotation} degrees (--image-rotation)")
     return 0
 
 
@@ -357,6 +371,10 @@ def _settings(options: argparse.Namespace) -> Settings:
     camera = options.camera or static_camera(data.cameras)
     if absolute and options.state_key == NO_STATE:
         raise ValueError(f"--state-key {NO_STATE}: --actions absolute computes actions from the poses of that column")
+    if absolute and options.action_rotation != "euler_xyz":
+        raise ValueError(
+            f"--action-rotation {options.action_rotation}: --actions absolute computes differences of angles"
+        )
     return Settings(
         options.output_dir,
         (camera,) if options.second_camera is None else (camera, options.second_camera),
@@ -366,7 +384,10 @@ def _settings(options: argparse.Namespace) -> Settings:
         options.state_key,
         options.png,
         options.default_instruction.strip(),
-        StateColumn.of(data, options.state_key, parse_groups(options.state_groups)),
+        StateColumn.of(data, options.state_key, parse_groups(options.state_groups), options.state_rotation),
+        options.action_kind,
+        options.action_rotation,
+        options.image_rotation,
     )
 
 

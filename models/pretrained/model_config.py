@@ -24,6 +24,10 @@ CALVIN_RELATIVE: dict[str, Any] = {
     "rate_hz": 30,
 }
 """CALVIN's ``rel_actions``."""
+IMAGE_ROTATIONS = (0, 180)
+"""Degrees by which the images of a data set may be rotated against those of their camera."""
+LATER_FIELDS = ("state", "workspace", "image_rotation")
+"""Fields of ``DataSpec`` that older versions do not know; not written if they are off."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class DataSpec:
     empty if unknown. ``state``: the robot's state that the model reads (``models.action.state.StateConvention``), None
     if it reads none (``model.vla.proprioception=none``). ``workspace``: corners ``low`` and ``high`` in metres,
     by which the ground head scales positions, None without such a head (``training.ground_coeff``).
+    ``image_rotation``: degrees by which the training images are rotated against those of their camera, 0 or 180.
     """
 
     action_convention: Mapping[str, Any] = field(default_factory=lambda: dict(CALVIN_RELATIVE))
@@ -44,6 +49,7 @@ class DataSpec:
     image_tokenizer: str = ""
     state: Mapping[str, Any] | None = None
     workspace: Mapping[str, Any] | None = None
+    image_rotation: int = 0
 
     @property
     def state_convention(self) -> StateConvention | None:
@@ -128,10 +134,10 @@ class ModelConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields as one flat object; without later options that are off (``state``, ``workspace``,
-        ``code_bits``), as older versions wrote it."""
+        ``image_rotation``, ``code_bits``), as older versions wrote it."""
         flat = asdict(self)
         data, decoding = flat.pop("data"), flat.pop("decoding")
-        data = {name: value for name, value in data.items() if value is not None or name not in ("state", "workspace")}
+        data = {name: value for name, value in data.items() if value or name not in LATER_FIELDS}
         if not self.code_bits:
             del flat["code_bits"]
         return {**flat, **data, **decoding}

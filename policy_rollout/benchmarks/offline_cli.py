@@ -34,7 +34,7 @@ from policy_rollout.benchmarks.offline import (
 )
 from policy_rollout.benchmarks.processed import ProcessedSplit, open_split
 from policy_rollout.policies.baselines import ConstantPolicy
-from policy_rollout.policies.interface import ROBOT_OBS, StateLayout, state_read_by
+from policy_rollout.policies.interface import ROBOT_OBS, StateLayout, image_rotation_of, state_read_by
 from policy_rollout.policies.upvla import (
     ActionConvention,
     Policy,
@@ -73,7 +73,7 @@ def prepare(options: argparse.Namespace) -> Evaluation:
         raise ValueError(f"--action-key {options.action_key}: {split.path} is a processed split; allowed: {allowed}")
     if options.action_key != "actions":
         require_same_convention(policy.convention, convention, str(contract.path))
-    _require_same_state(policy, split, contract)
+    _require_same_inputs(policy, split, contract)
     crossing = set(split.crossing(split.annotations))
     windows = [window for window in split.annotations if window not in crossing]
     samples = list_samples(windows, policy.act_step, options.start_only, options.stride, options.max_samples)
@@ -96,13 +96,19 @@ def prepare(options: argparse.Namespace) -> Evaluation:
     return Evaluation(policy, split, samples, coded, len(crossing))
 
 
-def _require_same_state(policy: Policy, split: CalvinSplit | ProcessedSplit, contract: DataContract) -> None:
-    """Raise ``ValueError`` if a policy reads the robot's state, and the split has none or another one."""
+def _require_same_inputs(policy: Policy, split: CalvinSplit | ProcessedSplit, contract: DataContract) -> None:
+    """Raise ``ValueError`` if a policy reads the robot's state, and the split has none or another one, or if its images
+    are rotated otherwise."""
     wanted, given = state_read_by(policy), ROBOT_OBS
     if wanted is not None and isinstance(split, ProcessedSplit):
         given = StateLayout.from_json(state_convention(contract, split.path).to_json())
     if wanted not in (None, given):
         raise ValueError(f"{contract.path} declares another state, {given}, than the policy reads, {wanted}")
+    if image_rotation_of(policy) not in (None, contract.image_rotation):
+        raise ValueError(
+            f"{contract.path} declares images rotated by {contract.image_rotation} degrees, the policy reads images "
+            f"rotated by {image_rotation_of(policy)}"
+        )
 
 
 def _codes(options: argparse.Namespace, split: CalvinSplit | ProcessedSplit, policy: Policy) -> CodedFrames | None:

@@ -119,12 +119,22 @@ def state_read_by(policy: Policy) -> StateLayout | None:
     return found
 
 
+def image_rotation_of(policy: Policy) -> int | None:
+    """Return the degrees by which the images that a policy was trained on are rotated against those of their camera;
+    None for policies that declare none."""
+    found: int | None = getattr(policy, "image_rotation", None)
+    return found
+
+
 def require_calvin_state(policy: Policy, name: str) -> None:
-    """Raise `ValueError` if a policy reads another state than `robot_obs`, which every environment gives.
+    """Raise `ValueError` if a policy reads another state than `robot_obs`, which every environment gives, or rotated
+    images.
 
     A policy may read further numbers of `robot_obs` as positions, such as the distance of the fingers (the desk's
     moments). Checked before a run, as `require_same_convention`, with benchmark ``name``.
     """
+    if turned := image_rotation_of(policy):
+        raise ValueError(f"{name} gives images as its cameras do; the policy reads images rotated by {turned} degrees")
     layout = state_read_by(policy)
     if layout is None:
         return

@@ -206,6 +206,11 @@ class UPVLAPolicy:
         return None if self._state is None else StateLayout.from_json(self._state.to_json())
 
     @property
+    def image_rotation(self) -> int:
+        """Degrees by which the images must be rotated against those of their camera."""
+        return self.spec.data.image_rotation
+
+    @property
     def action_decoder(self) -> str:
         """The one of `ACTION_DECODERS` in use."""
         return ACTION_DECODERS[0 if self.decoding is None else 1 if self.speaker is None else 2]

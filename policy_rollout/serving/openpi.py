@@ -32,9 +32,11 @@ def metadata(
     replan_every: int,
     image_shapes: Mapping[str, Sequence[int]] | None = None,
     state: StateLayout | None = None,
+    image_rotation: int = 0,
 ) -> bytes:
     """Return the message that the server sends on connection. image_shapes: (height, width) of the training frames;
-    state: what observations must have under `STATE`, None if the model does not read it."""
+    state: what observations must have under `STATE`, None if the model does not read it; image_rotation: degrees by
+    which the client rotates its cameras' images."""
     content = {
         "server": server,
         "model": model,
@@ -47,6 +49,8 @@ def metadata(
     }
     if state is not None:
         content["state"] = {"key": STATE, **state.to_json()}
+    if image_rotation:
+        content["image_rotation"] = image_rotation
     return pack(content, bytes_keys=True)
 
 

@@ -16,16 +16,20 @@ from policy_rollout.serving.wire import Limits, WireError, WireImage, check_imag
 
 @dataclass(frozen=True)
 class Request:
-    """One observation, its images not decoded yet. ``restart``: the client declares that a new episode starts."""
+    """One observation, its images not decoded yet. ``restart``: the client declares that a new episode starts;
+    ``turned``: the policy reads images rotated by half a turn against those of the client."""
 
     instruction: str
     images: Mapping[str, WireImage]
     restart: bool = False
     state: NDArray[Any] | None = None
+    turned: bool = False
 
     def observation(self, limits: Limits) -> Observation:
         """Decode the images and return the policy's observation. Raises `WireError` for a damaged image."""
         decoded = {camera: pixels(image, camera, limits) for camera, image in self.images.items()}
+        if self.turned:
+            decoded = {camera: np.ascontiguousarray(image[::-1, ::-1]) for camera, image in decoded.items()}
         return Observation(decoded["rgb_static"], self.instruction, decoded.get("rgb_gripper"), self.state)
 
 

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,11 +19,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from policy_rollout.policies.action_chunking import ChunkPlayer
-from policy_rollout.policies.action_units import gripper_values, in_metres
-from policy_rollout.policies.interface import CAMERAS, Policy, state_read_by
+from policy_rollout.policies.action_units import converted, gripper_values
+from policy_rollout.policies.interface import Policy, image_rotation_of, state_read_by
 from policy_rollout.serving import openpi, vla_eval
 from policy_rollout.serving.auth import CONFIG_PATH, HEALTH_PATHS, WS_PATHS, configure, has_token, is_browser_request
 from policy_rollout.serving.batching import Batcher, PolicyError, Session
+from policy_rollout.serving.benchmarks import UNKNOWN, Benchmark
 from policy_rollout.serving.stats import ServerStats
 from policy_rollout.serving.wire import Limits, WireError, unpack
 
@@ -41,7 +42,7 @@ MAX_QUEUED_FRAMES = 2
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a server. `names`: the name of each camera in vla-eval's `images`."""
+    """Settings of a server. `names`: of cameras in vla-eval's `images`, if they are not those of its benchmark."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -52,7 +53,7 @@ class Settings:
     replan_every: int | None = None
     ensemble: float | None = None
     limits: Limits = field(default_factory=Limits)
-    names: Mapping[str, str] = field(default_factory=lambda: {camera: camera for camera in CAMERAS})
+    names: Mapping[str, str] = field(default_factory=dict)
     report_every: float = 30.0
     """Seconds between lines of statistics; 0: none."""
 
@@ -229,7 +230,7 @@ class Server:
     async def _vla_eval(self, client: ServerConnection, messages: AsyncIterator[bytes | str]) -> None:
         """Answer until the client disconnects. Errors are answers; only a failed hello closes the connection."""
         session = Session(self._batcher, self._new_player(), self.settings.limits)
-        greeted = False
+        greeted, benchmark = False, UNKNOWN
         async for data in messages:
             started = time.perf_counter()
             seq = 0
@@ -238,34 +239,35 @@ class Server:
                 message = vla_eval.read(data, self.settings.limits)
                 seq = message.seq
                 if message.type == "hello":
-                    vla_eval.require_hello(message.payload, self.policy.convention)
+                    benchmark = vla_eval.require_hello(message.payload, self.policy)
                     greeted = True
-                    policy = self.policy
-                    await client.send(
-                        vla_eval.hello(seq, NAME, self.model, policy.convention, policy.cameras, self._state)
-                    )
+                    names = {**benchmark.cameras, **self.settings.names}
+                    await client.send(vla_eval.hello(seq, NAME, self.model, self.policy, benchmark, names))
                 elif not greeted:
                     raise WireError(f"send hello before {message.type}")
                 elif message.type in ("episode_start", "episode_end"):
                     session.restart()
                 elif message.type == "observation":
-                    await client.send(vla_eval.action(await self._action(session, message), seq))
+                    await client.send(vla_eval.action(await self._action(session, message, benchmark), seq))
                     self.stats.add_answer(time.perf_counter() - started)
                 elif message.type == "action":
                     raise WireError("only the server sends actions")
             except (ValueError, PolicyError) as error:  # a WireError, or an observation that the policy refuses
                 await client.send(vla_eval.error(self._refusal(error), seq))
-                if not greeted:
+                if not greeted:  # vla-eval's client does not print the error of a refused hello
+                    self._log(f"refused a client of vla-eval: {error}")
                     await client.close(1002, "no hello")
             finally:
                 self._busy -= 1
             if self._stopping.is_set():
                 return
 
-    async def _action(self, session: Session, message: vla_eval.Message) -> Any:
-        settings, cameras = self.settings, self.policy.cameras
-        request = vla_eval.parse_observation(message.payload, settings.names, cameras, settings.limits, self._state)
-        return in_metres(await session.act(request), self.policy.convention)
+    async def _action(self, session: Session, message: vla_eval.Message, benchmark: Benchmark) -> Any:
+        """Return the action [A] for an observation, as the client's benchmark executes it."""
+        policy, limits, names = self.policy, self.settings.limits, {**benchmark.cameras, **self.settings.names}
+        request = vla_eval.parse_observation(message.payload, names, policy.cameras, limits, self._state, benchmark)
+        action = await session.act(replace(request, turned=benchmark.turns_images(policy)))
+        return converted(action, policy.convention, benchmark.executed(policy.convention))
 
     async def _openpi(self, client: ServerConnection, messages: AsyncIterator[bytes | str]) -> None:
         """Answer observations with chunks. An error is a text frame and closes the connection, as in openpi."""
@@ -281,6 +283,7 @@ class Server:
                 replan_every,
                 self.image_shapes,
                 self._state,
+                image_rotation_of(policy) or 0,
             )
         )
         async for data in messages:

@@ -1,7 +1,7 @@
 """The wire protocol of vla-eval (PyPI `vla-eval`, protocol version 1): one action per observation.
 
-A message is a map of `type`, `payload`, `seq`, `timestamp`. The client executes actions as received, so they are in
-metres and radians, and the gripper opens for positive numbers (vla-eval's `binary_close_negative`).
+A message is a map of `type`, `payload`, `seq`, `timestamp`. The client executes actions as received, so they are in the
+units of its benchmark (`policy_rollout/serving/benchmarks.py`).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_rollout.policies.interface import ROBOT_OBS, ActionConvention, StateLayout
+from policy_rollout.policies.action_units import gripper_values
+from policy_rollout.policies.interface import ROBOT_OBS, Policy, StateLayout, state_read_by
+from policy_rollout.serving.benchmarks import CALVIN_STATES, UNKNOWN, Benchmark, find_benchmark
 from policy_rollout.serving.request import Request, parse_request, parse_state
 from policy_rollout.serving.wire import Limits, WireError, pack, unpack
 
 PROTOCOL_VERSION = 1
 STATES = ("states", "state")
 """Keys of the robot's state; benchmarks use one of the two."""
-CALVIN_STATES = (0, 1, 2, 3, 4, 5, 6, 14)
-"""Indices of the numbers of ``robot_obs`` that vla-eval's CALVIN sends: all but the joints."""
 TYPES = ("hello", "observation", "action", "episode_start", "episode_end", "error")
 
 
@@ -78,41 +78,34 @@ def action(values: NDArray[np.float32], seq: int) -> bytes:
     return write("action", {"actions": values}, seq)
 
 
-def require_hello(payload: Mapping[Any, Any], convention: ActionConvention) -> None:
-    """Raise `WireError` for another protocol version, and for a benchmark with incompatible actions.
-
-    CALVIN's scale, gripper sign and rate may differ from the policy's: they are converted, or set by the simulator.
-    """
+def require_hello(payload: Mapping[Any, Any], policy: Policy) -> Benchmark:
+    """Return the client's benchmark. Raises `WireError` for another protocol version, or a policy that does not fit."""
     version = payload.get("protocol_version")
     if version != PROTOCOL_VERSION:
         raise WireError(f"protocol version {str(version)[:20]} is not served; this server supports {PROTOCOL_VERSION}")
-    benchmark = payload.get("benchmark")
-    if isinstance(benchmark, str) and "calvin" in benchmark.lower():
-        theirs = ActionConvention()
-        for name in ("kind", "frame", "rotation"):
-            if getattr(convention, name) != getattr(theirs, name):
-                raise WireError(
-                    f"{benchmark[:40]} executes actions with {name} {getattr(theirs, name)}, this model's are "
-                    f"{getattr(convention, name)}"
-                )
+    benchmark = find_benchmark(payload.get("benchmark"))
+    benchmark.require(policy)
+    return benchmark
 
 
-def hello(
-    seq: int,
-    server: str,
-    model: str,
-    convention: ActionConvention,
-    cameras: Sequence[str],
-    state: StateLayout | None = None,
-) -> bytes:
-    """Return the server's answer to hello: the observations it needs, and the meaning of its actions."""
+def hello(seq: int, server: str, model: str, policy: Policy, benchmark: Benchmark, names: Mapping[str, str]) -> bytes:
+    """Return the server's answer to hello: the observations that it needs, and the meaning of its actions.
+
+    ``names``: the client's name of each camera.
+    """
+    convention, layout, state = policy.convention, policy.convention.layout, state_read_by(policy)
+    sent = benchmark.executed(convention)
     position = "absolute_xyz" if convention.kind == "absolute" else "delta_xyz"
-    meaning = f"{convention.kind} in the {convention.frame} frame"
-    layout = convention.layout
+    meaning = f"1.0 is {sent.position_m_per_unit:g} m, {convention.kind} in the {convention.frame} frame"
+    closed, opened = gripper_values(sent)
+    gripper = "binary_close_positive" if closed > opened else "binary_close_negative"
     groups: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
-        "position": (layout.position, {"format": position, "description": f"metres, {meaning}"}),
-        "rotation": (layout.rotation, {"format": convention.rotation, "description": "radians"}),
-        "gripper": (layout.gripper, {"format": "binary_close_negative", "range": [-1.0, 1.0]}),
+        "position": (layout.position, {"format": position, "description": meaning}),
+        "rotation": (
+            layout.rotation,
+            {"format": sent.rotation, "description": f"1.0 is {sent.rotation_rad_per_unit:g} rad"},
+        ),
+        "gripper": (layout.gripper, {"format": gripper, "range": [-1.0, 1.0]}),
     }
     spec = {name: {"name": name, "dims": len(at), **about} for name, (at, about) in groups.items() if at}
     others = layout.dim - sum(len(at) for at, _ in groups.values())
@@ -124,16 +117,19 @@ def hello(
             "description": "as the model predicts them",
         }
     image = {"name": "image", "dims": 0, "format": "rgb_hwc_uint8"}
-    inputs = dict.fromkeys(cameras, image) | {"language": {"name": "language", "dims": 0, "format": "language"}}
+    inputs: dict[str, Any] = {names[camera]: image for camera in policy.cameras}
+    inputs["language"] = {"name": "language", "dims": 0, "format": "language"}
+    params: dict[str, Any] = {"send_state": state is not None, **benchmark.params}
+    if len(benchmark.cameras) > 1:
+        params["send_wrist_image"] = len(policy.cameras) > 1
     if state is not None:
-        calvin = {"dims": len(CALVIN_STATES), "format": "eef_pos3_euler3_gripper2"}
-        inputs["state"] = {"name": "state", **(calvin if state == ROBOT_OBS else {"dims": state.dim, "format": "raw"})}
+        inputs["state"] = {"name": "state", **benchmark.describe_state(state)}
     payload = {
         "harness_version": server,
         "protocol_version": PROTOCOL_VERSION,
         "model_server": model,
         "capabilities": {},
-        "observation_params": {"send_wrist_image": "rgb_gripper" in cameras, "send_state": state is not None},
+        "observation_params": params,
         "action_spec": spec,
         "observation_spec": inputs,
     }
@@ -146,11 +142,13 @@ def parse_observation(
     cameras: Sequence[str],
     limits: Limits,
     state: StateLayout | None = None,
+    benchmark: Benchmark = UNKNOWN,
 ) -> Request:
     """Return the request in an observation's payload. Raises `WireError`."""
     images = payload.get("images")
     if not isinstance(images, dict):
         raise WireError("an observation's payload needs images: a map from camera names to images")
+    benchmark.require_task(payload.get("task_name"))
     restart = bool(payload.get("episode_restart", False))
     numbers = None if state is None else _state(payload, state)
     return parse_request(payload.get("task_description"), images, names, cameras, limits, restart, numbers)

@@ -1,6 +1,6 @@
-"""Read LeRobot data sets v2.1 and v3.0 (tables in parquet, images in mp4 or in the tables) without lerobot.
+"""Read LeRobot data sets v2.0, v2.1 and v3.0 (tables in parquet, images in mp4 or in the tables) without lerobot.
 
-``meta/info.json`` describes the layout. v2.1 has one table and one video per camera for each episode, listed in
+``meta/info.json`` describes the layout. v2 has one table and one video per camera for each episode, listed in
 ``meta/*.jsonl``; v3.0 has many episodes in a file, and ``meta/episodes/*.parquet`` lists where each one begins.
 Needs pyarrow and PyAV (requirements-lerobot.txt).
 """
@@ -26,7 +26,8 @@ Section = tuple[Path, float, float | None]
 INFO = "meta/info.json"
 ANNOTATIONS = "meta/blockdiff_windows.parquet"
 """Annotated windows, which may overlap; written by export_lerobot.py only."""
-VERSIONS = ("v2.1", "v3.0")
+VERSIONS = ("v2.0", "v2.1", "v3.0")
+"""v2.0 differs from v2.1 in its statistics alone, which are not read."""
 TOLERANCE_S = 1e-4
 """Seconds by which a timestamp may differ from that of its image, as in lerobot."""
 
@@ -71,7 +72,8 @@ class LerobotData:
         self.info = read_object(root / INFO, "a LeRobot data set has one")
         self.version = str(self.info.get("codebase_version"))
         if self.version not in VERSIONS:
-            raise ValueError(f"{root / INFO}: codebase_version {self.version!r}; {' and '.join(VERSIONS)} are read")
+            raise ValueError(f"{root / INFO}: codebase_version {self.version!r}; {', '.join(VERSIONS)} are read")
+        self._one_table_each = self.version != "v3.0"
         self.features = self._get("features", dict)
         self.fps = float(self._get("fps", (int, float)))
         if not 0 < self.fps < 1e4 or not all(isinstance(f, dict) and "dtype" in f for f in self.features.values()):
@@ -90,8 +92,8 @@ class LerobotData:
     @cached_property
     def tasks(self) -> dict[int, str]:
         """Return the sentence of each task number."""
-        path = self.root / ("meta/tasks.jsonl" if self.version == "v2.1" else "meta/tasks.parquet")
-        if self.version == "v2.1":
+        path = self.root / ("meta/tasks.jsonl" if self._one_table_each else "meta/tasks.parquet")
+        if self._one_table_each:
             rows: list[dict[str, Any]] = list(_lines(path))
         else:
             rows = read_table(path)
@@ -116,7 +118,7 @@ class LerobotData:
 
     def _locate(self) -> Iterator[EpisodeLocation]:
         videos = [camera for camera in self.cameras if self.features[camera]["dtype"] == "video"]
-        locate = self._v21 if self.version == "v2.1" else self._v30
+        locate = self._v21 if self._one_table_each else self._v30
         for file, row in self._listed():
             try:
                 yield locate(row, videos)
@@ -125,7 +127,7 @@ class LerobotData:
 
     def _listed(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Yield the file that lists an episode, and the episode's row."""
-        if self.version == "v2.1":
+        if self._one_table_each:
             file = self.root / "meta/episodes.jsonl"
             yield from ((file, row) for row in _lines(file))
             return

@@ -43,10 +43,13 @@ class StateColumn:
     declared: Mapping[str, Any]
 
     @classmethod
-    def of(cls, data: LerobotData, key: str, groups: Mapping[str, Sequence[int]]) -> StateColumn | None:
+    def of(
+        cls, data: LerobotData, key: str, groups: Mapping[str, Sequence[int]], rotation: str = "euler_xyz"
+    ) -> StateColumn | None:
         """Return the state of a data set; None without one.
 
-        ``groups``: indices by group; empty: as the column's names declare them. Raises ValueError naming the option.
+        ``groups``: indices by group, their rotation is ``rotation``; empty: as the column's names declare them. Raises
+        ValueError naming the option.
         """
         columns = ", ".join(data.features)
         if key == NO_STATE or (key == STATE and key not in data.features):
@@ -58,7 +61,7 @@ class StateColumn:
         dim = data.numbers(data.episodes[0], key, 1).shape[1]
         if not groups:
             return cls(key, state_declaration(data.features[key], dim, str(data.info.get("robot_type"))))
-        declared = {"dim": dim, "groups": dict(groups), "rotation": "euler_xyz"}
+        declared = {"dim": dim, "groups": dict(groups), "rotation": rotation}
         try:
             action_layout(declared, "state")
         except ValueError as error:

@@ -157,6 +157,7 @@ def convert(
     progress: bool = True,
     skip_bad: bool = False,
     state: Mapping[str, Any] | None = None,
+    image_rotation: int = 0,
 ) -> Conversion:
     """Write the episodes that ``read`` returns for all ``jobs`` as a processed split with its contract.
 
@@ -172,6 +173,7 @@ def convert(
         progress: Show a progress bar.
         skip_bad: List bad episodes instead of raising ValueError with the first.
         state: The declaration of the robot's state in the contract; None if the episodes have none.
+        image_rotation: The declaration of the rotation of the images in the contract, in degrees.
     """
     if not jobs:
         raise ValueError("there is no episode to convert")
@@ -181,7 +183,7 @@ def convert(
         folder = plan_folder(output / PARTS, {**plan, "state": state, "jobs": [str(job) for job in jobs]})
         files = [folder / f"part_{number:06d}.json" for number in range(len(jobs))]
         left_out = _read_all(jobs, files, read, sources, workers, progress, skip_bad)
-        result = _write(output, files, action, units, left_out, progress, state)
+        result = _write(output, files, action, units, left_out, progress, state, image_rotation)
         remove_parts(output, PARTS)
     return result
 
@@ -240,6 +242,7 @@ def _write(
     left_out: Sequence[str],
     progress: bool,
     state: Mapping[str, Any] | None,
+    image_rotation: int,
 ) -> Conversion:
     from training.data.dataset_spec import write_contract  # loads torch, which workers do not need
 
@@ -275,7 +278,8 @@ def _write(
         # A single camera is declared as both views, because a model of two views would refuse the split otherwise.
         cameras = {"rgb_static": sides[0], "rgb_gripper": sides[-1]}
         measured = np.concatenate(states) if states else None
-        write_contract(output, cameras, action, np.concatenate(actions), state=state, states=measured)
+        relative = np.concatenate(actions)
+        write_contract(output, cameras, action, relative, state=state, states=measured, image_rotation=image_rotation)
 
     if next(_episodes(files), None) is None:
         raise ValueError(f"no episode is left to write; the first: {next(iter(left_out), 'there is none')}")

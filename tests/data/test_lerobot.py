@@ -210,7 +210,7 @@ def cut_film(root: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (wrong_version, "info.json: codebase_version 'v1.6'; v2.1 and v3.0 are read"),
+        (wrong_version, "info.json: codebase_version 'v1.6'; v2.0, v2.1, v3.0 are read"),
         (cut_table, "file-000.parquet cannot be read as parquet"),
         (cut_film, "file-000.mp4 cannot be read as a video"),
         (lambda root: shutil.rmtree(root / "videos" / STATIC), "file-000.mp4 does not exist"),

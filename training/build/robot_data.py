@@ -38,8 +38,14 @@ def declare_data(job: Job, model: UPVLA, resumed: Checkpoint | None) -> list[str
             f"{contract.path or params.train_pre_shards_path_or_url} declares other states, or has other statistics of "
             f"them, than the data of {resumed.path}, which this run continues; choose another experiment.output_dir"
         )
+    if resumed is not None and saved.data.image_rotation != contract.image_rotation:
+        raise ValueError(
+            f"{contract.path} declares images rotated by {contract.image_rotation} degrees, but {resumed.path}, which "
+            f"this run continues, learned from {saved.data.image_rotation}; choose another experiment.output_dir"
+        )
     model.spec = saved.updated(
         action_convention=dict(contract.action),
+        image_rotation=contract.image_rotation,
         action_scale=None if scale is None else scale.to_json(),
         cameras=cameras,
     )

@@ -19,6 +19,7 @@ A data set whose frames have a ``state`` declares its numbers (in metres and rad
 
 Undeclared states of 15 numbers are CALVIN's ``robot_obs``. ``"action_key": "expert_actions"`` declares that only what
 the expert wanted is a label, because a policy made the recorded motion (``preprocess_data/relabel_rollouts.py``).
+``"image_rotation": 180`` declares that all images are rotated by half a turn against those of their camera (LIBERO).
 
 Training saves it in the checkpoint, and evaluation compares it with the robot's convention. A folder without one has
 CALVIN's conventions, which are the defaults.
@@ -32,7 +33,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +43,7 @@ from common.files import atomic_path, read_object
 from config.schema import ActionKey, ActionNormalisation
 from models.action.encoding import ActionScale
 from models.action.state import StateConvention
-from models.pretrained.model_config import CALVIN_RELATIVE
+from models.pretrained.model_config import CALVIN_RELATIVE, IMAGE_ROTATIONS
 from training.data.checks.dataset import actions_digest
 from training.data.episode_index import INDEX_NAME, read_index
 from training.data.formats.column_file import Column
@@ -50,6 +51,7 @@ from training.data.formats.column_file import Column
 CONTRACT_NAME = "dataset_contract.json"
 FORMAT = 1
 _CHUNK = 1 << 20  # actions read at a time
+_KEYS = ("cameras", "action", "statistics", "state", "action_key", "image_rotation")
 _ROWS = ("min", "max", "mean", "std", "q01", "q99")
 
 
@@ -110,7 +112,7 @@ class DataContract:
     ``cameras``: name -> (height, width) as recorded, the static one first, empty if unknown; ``action``: fields as in
     ``policy_rollout.policies.upvla.ActionConvention``; ``state``: ``dim``, ``groups`` and ``rotation`` of the robot's
     state, None if they are not declared; ``action_key``: the only actions that are labels, None if all are;
-    ``path``: for messages.
+    ``image_rotation``: degrees by which the images are rotated against those of their camera; ``path``: for messages.
     """
 
     cameras: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -120,6 +122,7 @@ class DataContract:
     state: Mapping[str, Any] | None = None
     state_statistics: Statistics | None = None
     action_key: ActionKey | None = None
+    image_rotation: int = 0
 
     def labelled(self, action_key: ActionKey) -> DataContract:
         """Return the contract for a choice of ``dataset.action_key``. Its statistics are those of ``rel_actions``.
@@ -134,12 +137,13 @@ class DataContract:
         return self if action_key == "rel_actions" else replace(self, statistics=None)
 
     def require_same(self, other: DataContract) -> None:
-        """Raise ValueError with both values if actions have another meaning in ``other``."""
-        for name in {**self.action, **other.action}:
-            ours, theirs = self.action.get(name), other.action.get(name)
+        """Raise ValueError with both values if actions mean something else in ``other``, or images are rotated."""
+        keys = {**self.action, **other.action}
+        pairs = [(f"the action's {key}", self.action.get(key), other.action.get(key)) for key in keys]
+        for name, ours, theirs in (*pairs, ("image_rotation", self.image_rotation, other.image_rotation)):
             if ours != theirs:
                 raise ValueError(
-                    f"{self.path or 'the training data'} declares the action's {name} as {ours!r}, but "
+                    f"{self.path or 'the training data'} declares {name} as {ours!r}, but "
                     f"{other.path or 'the validation data'} as {theirs!r}; convert one of them"
                 )
 
@@ -174,10 +178,10 @@ def read_contract(root: str | os.PathLike[str]) -> DataContract:
 def _parse(file: Path, path: Path) -> DataContract:
     """Parse ``file``, which messages call ``path``."""
     content = read_object(file, named=path)
-    unknown = sorted(set(content) - {"format", "cameras", "action", "statistics", "state", "action_key"})
+    unknown = sorted(set(content) - {"format", *_KEYS})
     if unknown or content.get("format") != FORMAT:
         what = f"unknown key {unknown[0]!r}" if unknown else f"format {content.get('format')!r}"
-        raise ValueError(f"{path}: {what}; allowed: format {FORMAT}, cameras, action, statistics, state, action_key")
+        raise ValueError(f"{path}: {what}; allowed: format {FORMAT}, {', '.join(_KEYS)}")
     action, statistics = _action(path, content.get("action", {})), None
     state, state_statistics = _state(path, content.get("state"))
     if content.get("statistics") is not None:
@@ -191,7 +195,8 @@ def _parse(file: Path, path: Path) -> DataContract:
         path=path,
         state=state,
         state_statistics=state_statistics,
-        action_key=_action_key(path, content.get("action_key")),
+        action_key=_choice(path, content, "action_key", None, get_args(ActionKey)),
+        image_rotation=_choice(path, content, "image_rotation", 0, IMAGE_ROTATIONS),
     )
 
 
@@ -203,6 +208,7 @@ def write_contract(
     states: npt.ArrayLike | None = None,
     state: Mapping[str, Any] | None = None,
     action_key: ActionKey | None = None,
+    image_rotation: int = 0,
 ) -> DataContract:
     """Write ``<root>/dataset_contract.json``, completely or not at all, and return it.
 
@@ -213,6 +219,7 @@ def write_contract(
         states: all states [N, S], for their statistics; None if the frames have none.
         state: ``dim``, ``groups`` and ``rotation`` of the states, if they are not CALVIN's.
         action_key: the only actions that are labels, if the others are not.
+        image_rotation: degrees by which the images are rotated against those of their camera, 0 or 180.
     """
     path = Path(root) / CONTRACT_NAME
     statistics = Statistics.of(_all_actions(root) if actions is None else actions)
@@ -226,8 +233,7 @@ def write_contract(
     }
     if states is not None:
         content["state"] = {**(state or CALVIN_STATE), "statistics": Statistics.of(states).to_json()}
-    if action_key is not None:
-        content["action_key"] = action_key
+    content |= {k: v for k, v in (("action_key", action_key), ("image_rotation", image_rotation)) if v}
     with atomic_path(path) as partial:
         partial.write_text(_format(content), encoding="utf-8")
         return _parse(partial, path)  # raises ValueError for a wrong camera or key before the file takes its name
@@ -321,10 +327,11 @@ def _action(path: Path, found: Any) -> dict[str, Any]:
     return {**CALVIN_RELATIVE, **found}
 
 
-def _action_key(path: Path, found: Any) -> ActionKey | None:
-    if found is not None and found not in get_args(ActionKey):
-        raise ValueError(f"{path}: action_key must be one of {', '.join(get_args(ActionKey))}, found {found!r}")
-    return cast("ActionKey | None", found)
+def _choice(path: Path, content: Mapping[str, Any], key: str, default: Any, allowed: Sequence[Any]) -> Any:
+    found = content.get(key, default)
+    if found != default and found not in allowed:
+        raise ValueError(f"{path}: {key} must be one of {', '.join(map(str, allowed))}, found {found!r}")
+    return found
 
 
 def _state(path: Path, found: Any) -> tuple[dict[str, Any] | None, Statistics | None]:
@@ -377,8 +384,7 @@ def _rounded(numbers: Sequence[float]) -> list[float]:
 def _format(content: Mapping[str, Any]) -> str:
     """Return readable JSON with one line for each part and each statistic."""
     parts = [f"  {json.dumps(name)}: {json.dumps(content[name])}" for name in ("format", "cameras", "action")]
-    if "action_key" in content:
-        parts.append(f'  "action_key": {json.dumps(content["action_key"])}')
+    parts += [f'  "{key}": {json.dumps(content[key])}' for key in ("action_key", "image_rotation") if key in content]
     parts.append('  "statistics": ' + _block(content["statistics"], "  "))
     if "state" in content:
         rows = {name: json.dumps(value) for name, value in content["state"].items() if name != "statistics"}

@@ -1,4 +1,4 @@
-"""Convert a LeRobot data set (v2.1 or v3.0) to a processed split, listed in ``dataset_info.json``.
+"""Convert a LeRobot data set (v2.0 to v3.0) to a processed split, listed in ``dataset_info.json``.
 
 python preprocess_data/process_lerobot.py --source lerobot/my_robot --output-dir data/my_robot
 """
@@ -34,7 +34,7 @@ SAMPLED = 32
 """Episodes whose actions are checked before anything is unpacked."""
 
 DESCRIPTION = """\
-Make a processed split, which training reads, from a LeRobot data set, v2.1 or v3.0, without lerobot (pyarrow and
+Make a processed split, which training reads, from a LeRobot data set, v2.0 to v3.0, without lerobot (pyarrow and
 PyAV: pip install -r requirements-lerobot.txt). Its images are unpacked. Actions, by --actions:
   relative  the column holds relative actions in [-1, 1] (x y z, rotation, gripper), as CALVIN's; they are used as they
             are, and larger ones are clipped and counted

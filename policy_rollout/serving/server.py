@@ -253,9 +253,10 @@ class Server:
                 elif message.type == "action":
                     raise WireError("only the server sends actions")
             except (ValueError, PolicyError) as error:  # a WireError, or an observation that the policy refuses
-                await client.send(vla_eval.error(self._refusal(error), seq))
                 if not greeted:  # vla-eval's client does not print the error of a refused hello
                     self._log(f"refused a client of vla-eval: {error}")
+                await client.send(vla_eval.error(self._refusal(error), seq))
+                if not greeted:
                     await client.close(1002, "no hello")
             finally:
                 self._busy -= 1

@@ -9,6 +9,7 @@ from typing import Any
 
 from models.pretrained.model_config import IMAGE_ROTATIONS
 from preprocess_data.formats.lerobot import LerobotData
+from preprocess_data.formats.lerobot_state import NO_STATE
 
 ROTATIONS = ("euler_xyz", "axis_angle")
 KINDS = ("relative", "relative_to_measured")
@@ -64,7 +65,10 @@ def parse_with_preset(parser: argparse.ArgumentParser, argv: Sequence[str] | Non
     options = parser.parse_args(argv)
     if options.preset is None or options.source is None:
         return options
-    parser.set_defaults(**PRESETS[options.preset], **_columns(options.preset, options.source))
+    chosen = PRESETS[options.preset]
+    if options.state_key == NO_STATE:
+        chosen = {**chosen, "state_groups": []}
+    parser.set_defaults(**chosen, **_columns(options.preset, options.source))
     return parser.parse_args(argv)
 
 

@@ -116,11 +116,11 @@ def test_options_override_the_preset_and_missing_columns_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = libero_set(tmp_path / "libero")
-    assert process(source, tmp_path / "data", "--image-rotation", "0", "--state-key", "none", "--state-groups") == 2
-    assert "--state-groups" in capsys.readouterr().err
-    assert process(source, tmp_path / "data", "--image-rotation", "0", "--rotation-unit", "0.25") == 0
+    options = ("--image-rotation", "0", "--rotation-unit", "0.25", "--state-key", "none")
+    assert process(source, tmp_path / "data", *options) == 0
     contract = read_contract(tmp_path / "data")
     assert (contract.image_rotation, contract.action["rotation_rad_per_unit"]) == (0, 0.25)
+    assert contract.state is None
     info = source / "meta" / "info.json"
     info.write_text(info.read_text().replace('"actions"', '"commands"'))
     assert process(source, tmp_path / "other") == 2

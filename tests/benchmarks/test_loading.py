@@ -13,7 +13,7 @@ from benchmarks import loading
 LOADED = 1.05
 """Own memory at the peak of loading, as a multiple of the weights."""
 OTHER_MB, PAGES_MB = 4.0, 8.0
-"""What a small model cannot hide: objects of Python, and pages of libraries that a process reads first while it maps."""
+"""Objects of Python, and pages of libraries that a process reads for the first time while it maps the file."""
 
 
 def check(found: dict[str, loading.Measured], own_floor: float) -> None:

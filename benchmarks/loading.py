@@ -102,7 +102,7 @@ def _sized(llm: Mapping[str, Any], vocabulary: int, num_bytes: float) -> dict[st
 def _write_shards(folder: Path, state: Mapping[str, Tensor]) -> None:
     names = sorted(state)
     parts = [names[at::SHARDS] for at in range(SHARDS)]
-    places = {}
+    places: dict[str, str] = {}
     for number, part in enumerate(parts, 1):
         file = f"model-{number:05d}-of-{SHARDS:05d}.safetensors"
         write_safetensors(folder / file, {name: state[name] for name in part})

@@ -154,7 +154,9 @@ def measure(folder: Path, weights: float, name: str) -> Measured:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Measured]:
     parser = Parser("loading", __doc__)
-    parser.add_argument("--gb", type=real(0.01), default=0.2, help="float32 weights of the model, in 2^30 bytes (0.2)")
+    parser.add_argument(
+        "--gb", type=real(0.01), default=0.2, help="float32 weights of the language model, about, in 2^30 bytes (0.2)"
+    )
     args = parser.parse(argv)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         weights = save_models(Path(name), args.gb)

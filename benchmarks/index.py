@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.harness.memory import smaps_rollup
 from benchmarks.harness.record import Parser, write
 from benchmarks.harness.timing import Spread
 from common.arguments import whole
@@ -79,8 +80,7 @@ def make_split(folder: Path, frames: int, from_json: bool, progress: bool) -> fl
 
 def private_kb() -> int:
     """Return the memory that only this process has written; pages of the mapped index are clean."""
-    with open("/proc/self/smaps_rollup", encoding="utf-8") as file:
-        return sum(int(line.split()[1]) for line in file if line.startswith("Private_Dirty"))
+    return smaps_rollup()["Private_Dirty"]
 
 
 @dataclass(frozen=True)

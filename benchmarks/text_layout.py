@@ -9,6 +9,8 @@ reference is tests/benchmarks/naive_text.py.
 Examples:
   the figures of the documentation (about three minutes on one core):
     python -m benchmarks.text_layout --out benchmarks/results/text_layout.json
+  what the layout costs the host, in microseconds per conversation, and its share of an estimated GPU step:
+    python -m benchmarks.text_layout --host --batch 16 --answer 256 --block-size 32 --rounds 30
   small sizes, in seconds:
     python -m benchmarks.text_layout --prefix 60 --patches 20 --answer 20 --hidden 64 --words 500 --rounds 3
 """
@@ -16,6 +18,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +30,7 @@ from transformers import PhiConfig
 from benchmarks.harness.memory import compare_peaks
 from benchmarks.harness.problems import SYSTEM_WORDS
 from benchmarks.harness.record import Parser, write
-from benchmarks.harness.timing import alternate
+from benchmarks.harness.timing import Spread, alternate
 from common.command import run_command
 from config.schema import Job, Objective
 from models.objectives import TextTask, text_objective
@@ -35,12 +38,19 @@ from models.pretrained.model_config import ModelConfig
 from models.rng import SampleRng
 from models.sequence import TextTurn
 from models.upvla import UPVLA
+from models.vocabulary import Vocabulary
 from tests.benchmarks.naive_text import Passes, loss, passes
+from training.metrics.throughput import PEAK_TFLOPS
 
 CLIP_WIDTH = 1024
 FRAME_WORDS = 3  # <|mmu|>, <|soi|>, <|eoi|>
 SAME_LOSS, SAME_GRADIENT = 1e-5, 1e-3
 """Largest relative differences that float32 sums of different order explain."""
+STEP_TFLOP = {"ar": 16.6, "mdm": 18.8, "bd": 20.7}
+"""Operations of a training step of one robot sample and one conversation of 300 ids, from the token cache, Phi-1.5
+(``benchmarks/results/2026-11-22_original_step_phi_counted.json``)."""
+GPU_TFLOPS = 0.45 * PEAK_TFLOPS["H200"]
+"""An H200 in bf16 at 45 % of its peak."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,33 @@ def problem(size: Size, objective: Objective, device: torch.device) -> Problem:
     return Problem(model.to(device), task.to(device), naive.to(device))
 
 
+def host_cost(size: Size, objective: Objective, rounds: int) -> dict[str, Any]:
+    """Time what the training process does for the text of a micro-batch before the device gets it.
+
+    That is padding, noise and masks, layout, and the list of scored slots. Returns microseconds of CPU time per
+    conversation, and that as a fraction of the time which a GPU takes for a sample of the step (``STEP_TFLOP``).
+    """
+    job = Job()
+    job.block_diffusion.block_size = job.text_mdm.canvas_multiple = size.block_size
+    job.training.text_objective = objective
+    vocab = Vocabulary(words=size.words, bos=0, eos=0, codebook_size=size.codes)
+    draws = torch.Generator().manual_seed(0)
+    rows = torch.randint(1, size.words, (size.batch, size.question + size.answer), generator=draws).tolist()
+    answers = [[at >= size.question for at in range(len(row))] for row in rows]
+    patches, indices = torch.empty(size.batch, size.patches, CLIP_WIDTH, device="meta"), torch.arange(size.batch)
+    prepare, system = text_objective(job).prepare, list(range(1, 1 + SYSTEM_WORDS))
+    laps = []
+    for step in range(rounds + 1):
+        began = time.process_time()
+        prepare(vocab, system, TextTurn.of_rows(rows, answers, vocab.pad, patches, indices), SampleRng(0, step))
+        laps.append((time.process_time() - began) / size.batch * 1e6)
+    microseconds = Spread.of(laps[1:])  # the first one warms up
+    return {
+        "host_us": microseconds,
+        "share_of_gpu_step": microseconds.median / (STEP_TFLOP[objective] / GPU_TFLOPS * 1e6),
+    }
+
+
 def memory_step(settings: Mapping[str, Any], device: torch.device) -> Callable[[], None]:
     """Return the work of ``peak_of``."""
     return problem(Size(**settings["size"]), settings["objective"], device).steps()[settings["variant"]]
@@ -196,14 +233,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     ):
         default = getattr(Size, field)
         parser.add_argument(f"--{field.replace('_', '-')}", type=int, default=default, help=f"{meaning} ({default})")
+    parser.add_argument("--host", action="store_true", help="only the time on the host, no network")
     args = parser.parse(argv)
     try:
         size = Size(**{field: getattr(args, field) for field in vars(Size()) if hasattr(args, field)})
     except ValueError as error:
         parser.error(str(error))
-    results = {name: compare(size, name, args) for name in args.objectives}
-    for name, found in results.items():
-        print(summary(name, found))
+    if args.host:
+        results = {name: host_cost(size, name, args.rounds) for name in args.objectives}
+        for name, found in results.items():
+            print(f"{name}: {found['host_us']} us a conversation, {found['share_of_gpu_step']:.2%} of a GPU step")
+    else:
+        results = {name: compare(size, name, args) for name in args.objectives}
+        for name, found in results.items():
+            print(summary(name, found))
     content = {"settings": {"size": size, "rounds": args.rounds}, "results": results}
     write(args, content)
     return content

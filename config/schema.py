@@ -59,6 +59,7 @@ class Experiment:
         allowed="false, latest, a step number >= 0 or the path of a checkpoint",
         ge=0,
     )
+    save_adapters_only: bool = field(False, "with lora: no frozen weights in checkpoints before the last step")
     checkpoints_total_limit: int | None = field(None, "number of checkpoints to keep; null = all", ge=1)
 
 
@@ -310,12 +311,10 @@ class LoRA:
     rank: int = field(0, "rank of the adapters; 0 = none, the backbone itself is trained", ge=0)
     alpha: float | None = field(None, "adapters are scaled by alpha / rank; null = twice the rank", gt=0.0)
     targets: list[str] = field(
-        [],
-        "linear layers of the backbone that get an adapter, by the end of their name, e.g. [q_proj, v_proj]; [] = all",
+        [], "linear layers of the backbone that get an adapter, by the end of their name, e.g. [q_proj]; [] = all"
     )
     train_fully: list[str] = field(
-        ["projector.*", "action_head.*"],
-        "parameters (* matches anything) that are trained in full with the adapters; all others are frozen",
+        ["projector.*", "action_head.*"], "parameters (* matches anything) trained in full too; all others are frozen"
     )
 
 

@@ -225,6 +225,7 @@ def without_effect(job: Job, tree: Tree) -> list[str]:
         (job.training.ground_coeff > 0, "training.ground_coeff=0", ground_keys),
         (job.model.vla.proprioception != "none", "model.vla.proprioception=none", ("training.state_dropout_prob",)),
         (job.lora.rank > 0, "lora.rank=0", ("lora.alpha", "lora.targets", "lora.train_fully")),
+        (job.lora.rank > 0, "lora.rank=0", ("experiment.save_adapters_only",)),
         (not job.model.showo.auto_set_llm_vocab_size, "model.showo.auto_set_llm_vocab_size=true", sizes),
         (not sources, f"{params}train_mmu_sources", (f"{params}train_mmu_shards",)),
         (bool(every.generate_every), "experiment.generate_every=0", ("question", "max_new_tokens", "mmu_image_root")),

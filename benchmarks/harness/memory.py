@@ -11,10 +11,12 @@ import gc
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ import torch
 from benchmarks.harness.record import ROOT
 
 MB = 1 << 20
+SAMPLE_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,40 @@ def measure(run: Callable[[], object], device: torch.device) -> Peak:
     before = _status("VmRSS")
     run()
     return Peak(before, _status("VmHWM"))
+
+
+class AnonymousPeak:
+    """Context that measures this process's anonymous memory (``RssAnon``), in MB: ``before``, ``peak`` and ``after``.
+
+    Anonymous memory is the process's own; pages of mapped files are not part of it. The kernel keeps no peak of it, so
+    a thread reads it every 2 ms.
+    """
+
+    def __enter__(self) -> AnonymousPeak:
+        gc.collect()
+        self.before = self.peak = self.after = _status("RssAnon")
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.after = _status("RssAnon")
+        self.peak = max(self.peak, self.after)
+
+    def _sample(self) -> None:
+        while not self._ended.wait(SAMPLE_SECONDS):
+            self.peak = max(self.peak, _status("RssAnon"))
+
+
+def smaps_rollup(pid: int | str = "self") -> dict[str, int]:
+    """Return the sums over all mappings of a process in KB, by the kernel's names (``Pss_File``, ``Private_Dirty``)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
+    return {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _status(field: str) -> float:

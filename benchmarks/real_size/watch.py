@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.harness.memory import smaps_rollup
+
 INTERVAL = 0.25
 """Seconds between two readings."""
 
@@ -71,8 +73,5 @@ def _read(child: psutil.Process, phase: str, found: Watched) -> None:
 
 def _rollup(pid: int) -> tuple[int, int]:
     """Return (anonymous, resident) bytes of a process, from ``/proc``. Shared pages are divided among processes."""
-    values = {}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]:
-        name, _, rest = line.partition(":")
-        values[name] = int(rest.split()[0]) * 1024
-    return values["Pss_Anon"], values["Pss"]
+    values = smaps_rollup(pid)
+    return values["Pss_Anon"] * 1024, values["Pss"] * 1024

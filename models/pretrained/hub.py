@@ -9,7 +9,7 @@ from pathlib import Path
 from common.files import PROJECT_DIR
 from models.pretrained.folders import CODE_FOLDER, CONFIG_FILE, TOKENIZER_FOLDER
 from models.pretrained.model_card import CARD_FILE, with_hub_id
-from models.pretrained.weights_io import find_weights, weight_parts
+from models.pretrained.weights_io import find_weights, require_whole, weight_parts
 
 RUN_CONFIG = "config.yaml"
 _LOCAL = re.compile(r"(?<![\w.])(?:/[^\s'\",\]}]+|~/[^\s'\",\]}]*)")
@@ -52,6 +52,7 @@ def prepare(folder: Path, run_config: Path | None, repo: str) -> Upload:
         raise ValueError(
             f"{folder} has no weights with a {CONFIG_FILE}; name a run's output folder or a checkpoint of it"
         )
+    require_whole(weights)
     parts = dict.fromkeys([weights, *weight_parts(weights)])
     files = {file.name: file for file in parts}
     for name in (TOKENIZER_FOLDER, CODE_FOLDER):

@@ -20,6 +20,7 @@ from config.schema import Job
 from models.action.state import StateConvention, calvin_state
 from models.language_model import backbone_config, ignored_settings, load_pretrained, save_code
 from models.language_model.weight_init import init_code_embeddings
+from models.pretrained.adapters import Base, InitialWeights, apply_adapters, read_base
 from models.pretrained.folders import CODE_FOLDER, CONFIG_FILE, SPEC_FIELD, STEP_FIELD, TOKENIZER_FOLDER
 from models.pretrained.folders import model_folder as model_folder  # part of this module's interface
 from models.pretrained.initial_weights import from_disk_names as from_disk_names  # part of this module's interface
@@ -27,9 +28,16 @@ from models.pretrained.initial_weights import load_weights, tied_names
 from models.pretrained.initial_weights import to_disk_names as to_disk_names
 from models.pretrained.model_config import DecodingDefaults, ModelConfig
 from models.pretrained.safetensors_file import Writable
-from models.pretrained.weights_io import find_weights, read_weights, resolve_model_dir, write_safetensors
+from models.pretrained.weights_io import (
+    ADAPTERS_FILE,
+    find_weights,
+    read_weights,
+    require_whole,
+    resolve_model_dir,
+    write_safetensors,
+)
 from models.processing.text import Prompter, load_tokenizer, vocabulary_of
-from models.upvla import UPVLA
+from models.upvla import UPVLA, llm_config
 
 WEIGHTS_FILE = "model.safetensors"
 RELEASED_CLIP_WIDTH = 1024
@@ -85,18 +93,22 @@ def build(
         spec = spec.updated(state=(state or calvin_state()).to_json())
     if job.training.ground_coeff > 0:
         spec = spec.updated(workspace=workspace or {"low": [-1.0] * 3, "high": [1.0] * 3})
-    with torch.random.fork_rng(devices=[]), torch.device(device):
-        torch.manual_seed(job.training.seed)
-        model = UPVLA(spec, config)
+    model = _random(spec, config, job.training.seed, device)
     notes: tuple[str, ...] = ()
     if torch.device(device).type != "meta":
-        notes = _load_start(job, model, config)
+        notes = _load_start(InitialWeights.of(job), model, config)
         if ignored := ignored_settings(config):
             notes += (f"{showo.llm_model_path}/{CONFIG_FILE} asks for {', '.join(ignored)}: not used here",)
     prompter = Prompter(tokenizer, spec.vocab, spec.max_seq_length, spec.system_prompt)
     if torch.device(device).type != "meta" and showo.load_from_showo:
         _require_words_of_start(job, tokenizer)
     return Built(model, prompter, notes)
+
+
+def _random(spec: ModelConfig, config: Any, seed: int, device: torch.device | str = "cpu") -> UPVLA:
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(seed)
+        return UPVLA(spec, config)
 
 
 def _spec_of(job: Job, tokenizer: Any, words: int, config: Any) -> ModelConfig:
@@ -187,18 +199,17 @@ def _require_words_of_start(job: Job, tokenizer: Any) -> None:
         require_same_words(load_tokenizer(folder)[0], tokenizer, str(folder))
 
 
-def _load_start(job: Job, model: UPVLA, config: Any) -> tuple[str, ...]:
-    showo = job.model.showo
-    if showo.load_from_showo:
-        if showo.pretrained_model_path is None:
+def _load_start(start: InitialWeights, model: UPVLA, config: Any) -> tuple[str, ...]:
+    if start.load_from_showo:
+        if start.pretrained_model_path is None:
             raise ValueError(
                 "model.showo.load_from_showo is true, but model.showo.pretrained_model_path is not set; "
                 "give a Show-o or UP-VLA checkpoint, or set load_from_showo=false"
             )
-        source = resolve_model_dir(showo.pretrained_model_path, key="model.showo.pretrained_model_path")
+        source = resolve_model_dir(start.pretrained_model_path, key="model.showo.pretrained_model_path")
         return load_weights(model, _weights_file(source), initial=True)
-    folder = resolve_model_dir(showo.llm_model_path, key="model.showo.llm_model_path")
-    init_code_embeddings(model, job.training.seed)
+    folder = resolve_model_dir(start.llm_model_path, key="model.showo.llm_model_path")
+    init_code_embeddings(model, start.seed)
     rest = "projector and action head start from random weights"
     if folder.is_dir() and find_weights(folder) is None:
         return (f"{folder} holds no weights: the backbone starts from random weights", rest)
@@ -216,11 +227,13 @@ def save_folder(
     path: str | Path,
     state: Mapping[str, Writable] | None = None,
     global_step: int | None = None,
+    base: Base | None = None,
 ) -> None:
     """Write everything that acting needs: ``config.json``, ``model.safetensors``, ``tokenizer/``.
 
     ``state``: the full state dict where the live module holds only a shard of it (DeepSpeed ZeRO-3, FSDP).
-    ``global_step``: the optimizer step of the weights, recorded in ``config.json``.
+    ``global_step``: the optimizer step of the weights, recorded in ``config.json``. ``base``: ``state`` has adapters
+    and trained parameters only, and is written as ``adapters.safetensors`` (``models.pretrained.adapters``).
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -228,7 +241,8 @@ def save_folder(
     tied_head, _ = tied_names(model)
     if tied_head:
         tensors.pop(tied_head, None)
-    write_safetensors(folder / WEIGHTS_FILE, to_disk_names(tensors), metadata={"format": "pt"})
+    file, about = (WEIGHTS_FILE, {}) if base is None else (ADAPTERS_FILE, base.to_metadata())
+    write_safetensors(folder / file, to_disk_names(tensors), metadata={"format": "pt", **about})
     spec, vocab = model.spec, model.vocab
     description = {
         "_class_name": "Upvla",
@@ -260,8 +274,9 @@ def load_folder(
     """Load a model that was saved by this project or by the original's training.
 
     ``path``: a run's output folder, ``checkpoint-<step>``, its ``unwrapped_model``, or a weight file next to
-    its ``config.json``. ``upstream``: settings that the original's folders lack; ``trust_remote_code``: run the
-    saved code of its language model. Raises ``ValueError`` or ``FileNotFoundError`` naming the file.
+    its ``config.json``. ``device="meta"`` reads no weights. ``upstream``: settings that the original's folders lack;
+    ``trust_remote_code``: run the saved code of its language model. Raises ``ValueError`` or ``FileNotFoundError``
+    naming the file.
     """
     folder = model_folder(path)
     weights = Path(path) if Path(path).is_file() else find_weights(folder)
@@ -281,12 +296,29 @@ def load_folder(
         settings = upstream or UpstreamSettings()
         spec, tokenizer, config = _upstream_spec(folder, description, settings, trust_remote_code)
     try:
-        model = UPVLA(spec, config)
-        notes = load_weights(model, weights)
+        model, notes = _load_model(spec, config, weights, device)
     except ValueError as error:
         raise ValueError(f"{error} (the model is what {folder / CONFIG_FILE} describes)") from error
     model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return Built(model, Prompter(tokenizer, spec.vocab, spec.max_seq_length, spec.system_prompt), notes)
+
+
+def _load_model(
+    spec: ModelConfig, config: Any, weights: Path, device: torch.device | str
+) -> tuple[UPVLA, tuple[str, ...]]:
+    if torch.device(device).type == "meta":
+        return _random(spec, config, 0, device), ()
+    base = read_base(weights)
+    if base is None:
+        model = UPVLA(spec, config)
+        return model, load_weights(model, weights)
+    model = _random(spec, config, base.initial.seed)
+    try:
+        _load_start(base.initial, model, llm_config(spec) if config is None else config)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{weights} holds adapters alone, and their base cannot be loaded: {error}") from error
+    apply_adapters(model, weights, base)
+    return model, ()
 
 
 def _weights_file(source: Path) -> Path:
@@ -295,6 +327,7 @@ def _weights_file(source: Path) -> Path:
     folder = model_folder(source)
     file = find_weights(folder)
     assert file is not None  # checked by model_folder
+    require_whole(file)
     return file
 
 

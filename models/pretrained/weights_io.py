@@ -24,6 +24,8 @@ from common.files import atomic_path, expand_home, give_usual_mode
 from config.model_folders import download_command, looks_like_hub_id, split_revision
 from models.pretrained.safetensors_file import Writable, stream_safetensors
 
+ADAPTERS_FILE = "adapters.safetensors"
+"""Adapters without their frozen weights (``models.pretrained.adapters``)."""
 # In the order in which a directory is searched; a sharded file's index counts as the file.
 WEIGHT_NAMES = (
     "model.safetensors",
@@ -31,6 +33,7 @@ WEIGHT_NAMES = (
     "diffusion_pytorch_model.safetensors",
     "pytorch_model.bin",
     "diffusion_pytorch_model.bin",
+    ADAPTERS_FILE,
 )
 HUB_TIMEOUT_S = 8.0
 NAMES_SHOWN = 6
@@ -161,6 +164,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         found = find_weights(path)
         if found is None:
             raise FileNotFoundError(f"{path} holds no weights; looked for {', '.join(WEIGHT_NAMES)} (or .index.json)")
+        require_whole(found)
         path = found
     if not path.is_file():
         raise FileNotFoundError(f"weight file {path} does not exist")
@@ -170,6 +174,15 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             raise FileNotFoundError(f"weight file {part} does not exist, though {path} lists it")
         state.update(_read_file(part))
     return state
+
+
+def require_whole(file: Path) -> None:
+    """Raise ValueError for a file of adapters, where a whole model is needed."""
+    if file.name == ADAPTERS_FILE:
+        raise ValueError(
+            f"{file} holds adapters alone, which only acting, answering and resuming read; name the final model of the "
+            "run, or a checkpoint that was saved with experiment.save_adapters_only=false"
+        )
 
 
 def files_sha256(path: Path) -> str:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from config.schema import Job
 from models.objectives import TextObjective
+from models.pretrained.adapters import Base, InitialWeights, only_trained
 from models.pretrained.model_io import save_folder
 from models.processing.text import Prompter
 from models.upvla import UPVLA
@@ -32,8 +33,9 @@ class Components:
 
     The trainer wraps ``model`` for its processes; the attribute stays the unwrapped network. ``data``: training data;
     ``validation_...``: validation data, None if there are none. ``ema``: average of the weights, if one is kept
-    (``training.ema_decay``); ``frozen_hash``: digest of all weights that are not trained; ``sentences``: instructions
-    that random scenes are combined with (``training.ground_coeff``).
+    (``training.ema_decay``); ``frozen_hash``: digest of all weights that are not trained; ``base_hash``: of those that
+    adapters are added to, if checkpoints hold adapters alone; ``sentences``: instructions that random scenes are
+    combined with (``training.ground_coeff``).
     """
 
     job: Job
@@ -50,6 +52,7 @@ class Components:
     validation_text: Flow[TextBatch] | None = None
     ema: EMA | None = None
     frozen_hash: str = ""
+    base_hash: str = ""
     sentences: Sequence[Sentence] = ()
     validation_scenes: Flow[RobotBatch] | None = None
 
@@ -63,7 +66,9 @@ class Components:
         scale = self.model.spec.data.scale
         return actions if scale is None else scale.undo(actions)
 
-    def save_model(self, path: Path, step: int, state: Mapping[str, Tensor] | None = None) -> None:
+    def save_model(
+        self, path: Path, step: int, state: Mapping[str, Tensor] | None = None, adapters_only: bool = False
+    ) -> None:
         """Write the folder that inference reads.
 
         It holds the average of the weights if there is one, with adapters merged (the adapters are also written as
@@ -71,14 +76,21 @@ class Components:
 
         Args:
             state: weights to write, if ``model`` holds only a shard of them.
+            adapters_only: write adapters and trained parameters, without the frozen weights.
         """
         settings, exported = self.job.lora, dict(self.model.state_dict() if state is None else state)
         if self.ema is not None:
             exported |= self.ema.values
+        if adapters_only:
+            trained = (name for name, p in self.model.named_parameters() if p.requires_grad)
+            base = Base(InitialWeights.of(self.job), self.base_hash, lora.scale(settings))
+            kept = dict(only_trained(exported, trained))
+            save_folder(self.model, self.prompter, path, kept, global_step=step, base=base)
+            return
         if settings.rank > 0:
             showo = self.job.model.showo
-            base = showo.pretrained_model_path if showo.load_from_showo else showo.llm_model_path
-            lora.save_adapter(exported, settings, path / lora.ADAPTER_FOLDER, str(base))
+            source = showo.pretrained_model_path if showo.load_from_showo else showo.llm_model_path
+            lora.save_adapter(exported, settings, path / lora.ADAPTER_FOLDER, str(source))
         merged = lora.merged(exported, settings) if settings.rank > 0 else exported
         save_folder(self.model, self.prompter, path, merged, global_step=step)
 

@@ -56,8 +56,8 @@ def build_network(
     elif job.lora.rank == 0:
         built = _load_resumed(job, resumed)
     elif saved is not None and saved.lora.get("rank"):
-        # For its checks and data; merged weights cannot be split into weights and adapters again.
-        data = _load_resumed(job, resumed).spec.data
+        # For its checks and data: the weights are those of the start, with the saved adapters.
+        data = _load_resumed(job, resumed, "meta").spec.data
         built = replace(build(job, state=data.state_convention, workspace=workspace), notes=())
         spec = built.model.spec
         built.model.spec = replace(spec, data=replace(data, workspace=spec.data.workspace))
@@ -95,6 +95,15 @@ def check_insulation(run: Run, model: UPVLA) -> None:
         raise ValueError(
             "training.insulate_backbone=true with model.vla.proprioception=pose needs whole weights on every process, "
             f"and with {describe(run.accelerator)} none has them; launch with DDP or ZeRO-1/2"
+        )
+
+
+def check_adapters_only(run: Run) -> None:
+    """Raise ValueError if the launch writes the frozen weights into every training state."""
+    if run.job.experiment.save_adapters_only and is_sharded(run.accelerator):
+        raise ValueError(
+            f"experiment.save_adapters_only=true: {describe(run.accelerator)} writes shards of all weights, frozen "
+            "ones too; set it to false, or launch with DDP or ZeRO-1/2"
         )
 
 
@@ -139,9 +148,9 @@ def set_image_tokenizer(job: Job, resumed: Checkpoint | None, model: UPVLA, vq: 
         )
 
 
-def _load_resumed(job: Job, resumed: Checkpoint) -> Built:
+def _load_resumed(job: Job, resumed: Checkpoint, device: str = "cpu") -> Built:
     """Return the checkpoint's network. Raises ValueError if the configuration describes another one."""
-    built = load_folder(resumed.model_dir, trust_remote_code=job.model.showo.trust_remote_code)
+    built = load_folder(resumed.model_dir, device, trust_remote_code=job.model.showo.trust_remote_code)
     meta = build(job, device="meta")
     saved, wanted = built.spec, meta.spec
     pairs = {key: (getattr(saved, field), getattr(wanted, field)) for field, key in SAME_FIELDS.items()}

@@ -17,6 +17,7 @@ from training.build.components import Components
 from training.build.network import (
     build_ema,
     build_network,
+    check_adapters_only,
     check_insulation,
     set_attention,
     set_image_tokenizer,
@@ -53,7 +54,10 @@ def _build(run: Run) -> tuple[Components, list[str]]:
     built, saved = build_network(job, run.resumed, declared_state(job), declared_workspace(job))
     set_attention(job, built.model, run.device)
     check_insulation(run, built.model)
+    check_adapters_only(run)
     frozen_hash = trained_weights.frozen_weights_hash(built.model) if trained_weights.is_needed(job) else ""
+    adapters_only = job.experiment.save_adapters_only and job.lora.rank > 0
+    base_hash = trained_weights.base_weights_hash(built.model) if adapters_only else ""
     model, notes = built.model.to(run.device), [*built.notes, *drop_unusable_validation(job)]
     notes += declare_data(job, model, run.resumed)
     ema = build_ema(run, model, saved, notes)
@@ -90,6 +94,7 @@ def _build(run: Run) -> tuple[Components, list[str]]:
         validation_text=validation[1],
         ema=ema,
         frozen_hash=frozen_hash,
+        base_hash=base_hash,
         sentences=sentences_of(data.scenes),
         validation_scenes=_validation_scenes(run, vq),
     )

@@ -1,7 +1,8 @@
 """Find the checkpoints of a training run, archive the files of an earlier run, and restore the optimizer.
 
     checkpoint-<step>/
-        unwrapped_model/     the model that inference reads (``models.pretrained.model_io``)
+        unwrapped_model/     the model that inference reads (``models.pretrained.model_io``); with
+                             experiment.save_adapters_only, adapters without their base (``models.pretrained.adapters``)
         training_state/      the state for resuming: optimizer, gradient scaler, random numbers, per rank where needed
         metadata.json        the step, the position in the data, every file's size and checksum
         (``training.checkpointing.manifest``)
@@ -21,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim import Optimizer
 
 from common.files import remove
 from config.loading import ConfigError
 from models.pretrained.folders import is_copy, model_files
+from models.pretrained.weights_io import ADAPTERS_FILE
 from training.checkpointing.manifest import Checkpoint, list_checkpoints, open_checkpoint
 from training.checkpointing.optimizer_state import preserve_settings
 from training.distributed.host_sync import HostComm
@@ -153,12 +156,19 @@ def load_state(accelerator: Accelerator, checkpoint: Checkpoint, optimizer: Opti
     """
     try:
         with state_folder(accelerator, checkpoint) as folder, preserve_settings(optimizer):
-            accelerator.load_state(str(folder))
+            accelerator.load_state(str(folder), **_load_options(accelerator, checkpoint))
     except ValueError as error:
         raise ConfigError(
             f"{checkpoint.path} was saved by a run that trained other parameters, so its optimizer state does not fit "
             f"({error}); load only its weights by model.showo.pretrained_model_path"
         ) from error
+
+
+def _load_options(accelerator: Accelerator, checkpoint: Checkpoint) -> dict[str, bool]:
+    """Return what DeepSpeed needs to load a state without the frozen weights."""
+    adapters_only = (checkpoint.model_dir / ADAPTERS_FILE).is_file()
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    return {"load_module_strict": False} if adapters_only and deepspeed else {}
 
 
 def require_finite_state(comm: HostComm, checkpoint: Checkpoint, optimizer: Optimizer, model: nn.Module) -> None:

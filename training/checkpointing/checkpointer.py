@@ -44,6 +44,7 @@ class Checkpointer:
         self.run, self.components, self._full_model, self._optimizer = run, components, full_model, optimizer
         self.conditions = conditions(run.job, run.accelerator, components.data)
         self._saved_step = run.start_step
+        self._adapters_only = run.job.experiment.save_adapters_only and run.job.lora.rank > 0
         self._undeletable: set[str] = set()  # names of old checkpoints for which a warning was logged
         _skip_weights_in_state(run)
         if trained_weights.is_needed(run.job):
@@ -67,17 +68,20 @@ class Checkpointer:
         final = Checkpoint(output_dir / f"checkpoint-{step}", step, position)
         partial = Checkpoint(run.comm.broadcast_from_main(lambda: _free(output_dir / f".checkpoint-{step}.tmp")), step)
         state = self._full_model.state()
+        adapters_only = self._adapters_only and step < run.job.training.max_train_steps
+        excluded = adapters_only and run.accelerator.distributed_type == DistributedType.DEEPSPEED
+        state_options = {"exclude_frozen_parameters": True} if excluded else {}
 
         def prepare() -> None:
             if run.is_main_process:
                 partial.state_dir.mkdir(parents=True)
 
         def write() -> None:
-            run.accelerator.save_state(str(partial.state_dir))
+            run.accelerator.save_state(str(partial.state_dir), **state_options)
             (partial.state_dir / f"progress_{run.rank}.json").write_text(json.dumps(progress), encoding="utf-8")
             if run.is_main_process:
                 run.metrics_logger.flush_to_disk()
-                self._save_model(partial.model_dir, step, state)
+                self._save_model(partial.model_dir, step, state, adapters_only)
 
         def complete() -> None:
             if run.is_main_process:
@@ -109,10 +113,12 @@ class Checkpointer:
             write_status(run.output_dir, "finished", step, run.output_dir / f"checkpoint-{step}")
         run.accelerator.wait_for_everyone()
 
-    def _save_model(self, folder: Path, step: int, state: Mapping[str, Tensor] | None) -> None:
+    def _save_model(
+        self, folder: Path, step: int, state: Mapping[str, Tensor] | None, adapters_only: bool = False
+    ) -> None:
         """Write the model with its card."""
         components, job = self.components, self.run.job
-        components.save_model(folder, step=step, state=state)
+        components.save_model(folder, step=step, state=state, adapters_only=adapters_only)
         figures = last_figures(self.run.output_dir / METRICS_FILE, step)
         parameters = sum(p.numel() for p in components.model.parameters()) if state is None else _size(state)
         write_card(folder, card(job, components.model.spec, parameters, step, figures))

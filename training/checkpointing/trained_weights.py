@@ -8,7 +8,6 @@ exact.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from config.schema import Job, LoRA
+from models.pretrained.adapters import A, B, weights_sha256
 from models.pretrained.weights_io import require_finite, write_safetensors
 
 FILE = "weights.safetensors"
@@ -102,12 +102,13 @@ def restore(saved: TrainedWeights, model: nn.Module, settings: LoRA) -> None:
 
 def frozen_weights_hash(model: nn.Module) -> str:
     """Return a digest of all weights that are not trained. Called while the model is on the host."""
-    digest = hashlib.sha256()
-    for parameter in model.parameters():  # compiling changes their names, not their order
-        if not parameter.requires_grad:
-            digest.update(f"{parameter.dtype} {tuple(parameter.shape)};".encode())
-            digest.update(parameter.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return weights_sha256(p for p in model.parameters() if not p.requires_grad)
+
+
+def base_weights_hash(model: nn.Module) -> str:
+    """Return the same of the weights that adapters are added to: without adapters that ``training.freeze`` froze."""
+    named = model.named_parameters()
+    return weights_sha256(p for name, p in named if not p.requires_grad and not name.endswith((A, B)))
 
 
 def frozen_weights_norm(model: nn.Module) -> float:

@@ -20,6 +20,7 @@ from config.model_folders import looks_like_hub_id, split_revision
 from config.parsing import shown
 from config.schema import Job, LoRA
 from models.language_model import Backbone
+from models.pretrained.adapters import BASE_LAYER, A, B, merge
 from models.pretrained.initial_weights import CODE_BITS_KEYS, GROUND_KEYS, STATE_KEYS
 from models.pretrained.safetensors_file import Deferred, Writable
 from models.pretrained.weights_io import write_safetensors
@@ -29,7 +30,6 @@ from training.optim.freeze import matching
 ADAPTER_FOLDER = "adapter"
 ADAPTER_FILE = "adapter_model.safetensors"  # peft's name
 BACKBONE = "backbone.lm."
-BASE, A, B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 
 
 def scale(settings: LoRA) -> float:
@@ -103,19 +103,15 @@ def merged(state: Mapping[str, Tensor], settings: LoRA) -> dict[str, Writable]:
     """
     result: dict[str, Writable] = {}
     for name, tensor in state.items():
-        layer, base, leaf = name.rpartition(BASE)
+        layer, base, leaf = name.rpartition(BASE_LAYER)
         if base and leaf == "weight" and layer + A in state:
-            sum_of = partial(_merge, tensor, state[layer + A], state[layer + B], scale(settings))
+            sum_of = partial(merge, tensor, state[layer + A], state[layer + B], scale(settings))
             result[f"{layer}.weight"] = Deferred(tensor.shape, tensor.dtype, sum_of)
         elif base:
             result[f"{layer}.{leaf}"] = tensor
         elif not name.endswith((A, B)):
             result[name] = tensor
     return result
-
-
-def _merge(weight: Tensor, a: Tensor, b: Tensor, factor: float) -> Tensor:
-    return (weight.float() + factor * (b.float() @ a.float())).to(weight.dtype)
 
 
 def save_adapter(state: Mapping[str, Tensor], settings: LoRA, folder: Path, base: str) -> None:

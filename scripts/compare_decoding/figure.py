@@ -40,7 +40,7 @@ def draw(results: Mapping[str, Mapping[Way, Decoded]], path: Path, note: str) ->
         ]
         marks = {"s": "next token", "o": "blocks", "*": "speculative"}
         handles += [Line2D([], [], color=GREY, marker=mark, linestyle="", label=label) for mark, label in marks.items()]
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+        figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
         figure.supxlabel(note, fontsize=8, color=GREY)
         content = io.BytesIO()
         figure.savefig(content, dpi=130, format="png")

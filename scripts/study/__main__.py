@@ -97,10 +97,11 @@ def _decode(study: Study) -> None:
         return
     models: dict[str, list[str]] = {}
     for run in starts:
-        models.setdefault(run.label, []).append(str(folder_of(run, study.folder)))
+        models.setdefault(run.label, []).append(os.path.relpath(folder_of(run, study.folder)))
     count = str(min(96, study.plan.sizes.questions))
     given = ["--models", *(f"{name}={','.join(folders)}" for name, folders in models.items())]
-    given += ["--questions", str(study.data.words(MAIN_WORDS)[1]), "--count", count, "--output-dir", str(out)]
+    questions = os.path.relpath(study.data.words(MAIN_WORDS)[1])
+    given += ["--questions", questions, "--count", count, "--output-dir", os.path.relpath(out)]
     try:
         with hold(out, "study, decoding", "--output-dir "):
             code = subprocess.run([sys.executable, "-m", "scripts.compare_decoding", *given], check=False).returncode

@@ -17,7 +17,9 @@ PANELS = (
     ("exact match", "exact match of words (%)"),
     ("success", "success (%)"),
     ("follows the colour", "follows the colour (points)"),
+    ("image use of actions", "success less that with other images (points)"),
 )
+"""Metrics and labels of axes; those that no run has are left out."""
 
 
 def draw(arms: Mapping[str, Sequence[Run]], results: Results, path: Path, note: str) -> None:
@@ -30,13 +32,16 @@ def draw(arms: Mapping[str, Sequence[Run]], results: Results, path: Path, note: 
     for runs in arms.values():
         measured = [run for run in runs if run in results]
         if measured:
-            row = title(measured[0]) if measured[0].speaks else f"{measured[0].tasks}, no words before"
+            row = (
+                title(measured[0]) if measured[0].speaks else f"{measured[0].tasks.replace('_', ' ')}, no words before"
+            )
             rows.setdefault(row, {})[measured[0].label] = measured
     style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY}
     with matplotlib.rc_context({**style, "text.color": INK, "axes.labelcolor": INK, "font.family": "DejaVu Sans"}):
+        shown = [panel for panel in PANELS if _is_measured(panel[0], results)]
         figure = Figure(figsize=(12, 1.6 + 0.55 * len(rows)), layout="constrained")
-        panels = figure.subplots(1, len(PANELS), sharey=True)
-        for panel, (metric, label) in zip(panels, PANELS, strict=True):
+        panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+        for panel, (metric, label) in zip(panels, shown, strict=True):
             for place, of_row in enumerate(rows.values()):
                 for number, (objective, runs) in enumerate(of_row.items()):
                     found = figure_of(metric, [results[run] for run in runs])
@@ -54,6 +59,10 @@ def draw(arms: Mapping[str, Sequence[Run]], results: Results, path: Path, note: 
         content = io.BytesIO()
         figure.savefig(content, dpi=130, format="png")
     write_bytes(path, content.getvalue())
+
+
+def _is_measured(metric: str, results: Results) -> bool:
+    return any(found.values.get(metric) for found in results.values())
 
 
 def _point(panel: Any, place: float, found: Interval, colour: str) -> None:

@@ -19,7 +19,6 @@ PANELS = (
     ("follows the colour", "follows the colour (points)"),
     ("image use of actions", "success less that with other images (points)"),
 )
-"""Metrics and labels of axes; those that no run has are left out."""
 
 
 def draw(arms: Mapping[str, Sequence[Run]], results: Results, path: Path, note: str) -> None:

@@ -37,7 +37,14 @@ def screenshot(chromium: str, page: Path, width: int = 1200, height: int = 1500)
         image = Path(folder) / "page.png"
         size = f"--window-size={width},{height}"
         command = [chromium, *OPTIONS, f"--user-data-dir={folder}/user", size, f"--screenshot={image}"]
-        done = subprocess.run([*command, page.resolve().as_uri()], capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(
+            [*command, page.resolve().as_uri()],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=SECONDS,
+        )
         if not image.is_file():
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise RuntimeError(f"{chromium} took no screenshot of {page}: {last}")

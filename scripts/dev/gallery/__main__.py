@@ -51,8 +51,8 @@ ITEMS = (
         "answers",
         "answers.gif",
         "One answer filling in",
-        "The same held-out question, answered by a small model of each objective: stage 1 of the runs with questions "
-        "of place of `python -m scripts.study`, or without `--models` short runs. A chip is a token, its colour the "
+        "The same held-out question, answered by a small model of each objective: runs of `python -m "
+        "scripts.study`, or without `--models` short runs. A chip is a token, its colour the "
         "forward pass that filled it: `ar` fills one at a time, `mdm` and `bd` several, those that are sure enough. "
         "The question is the one with the longest true answer among the first held-out ones, whether it is answered "
         "rightly or not; the true answer stands at the right. One question says nothing about which objective is "

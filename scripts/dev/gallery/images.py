@@ -153,7 +153,7 @@ def data_page(folder: Path) -> Path:
 
 def newest_decoding(results: Path) -> Path | None:
     """Return the newest committed result of `scripts.compare_decoding`; None if there is none."""
-    return max((file.parent for file in results.glob("*/decoding.png")), default=None)
+    return max((file.parent for file in results.rglob("decoding.png")), default=None)
 
 
 def write_jpeg(path: Path, image: RgbImage, width: int | None = None) -> None:

@@ -124,6 +124,18 @@ def image_grid(cells: Sequence[RgbImage], columns: int, gap: int = 8) -> RgbImag
     return page
 
 
+def image_url(image: RgbImage, quality: int | None = None) -> str:
+    """Return a URL that contains an image, for an HTML page: a PNG, or a JPEG of ``quality``."""
+    from common.html import data_url  # most users of this module make no page
+
+    content = io.BytesIO()
+    if quality is None:
+        Image.fromarray(image).save(content, "PNG", optimize=True)
+        return data_url(content.getvalue(), "image/png")
+    Image.fromarray(image).save(content, "JPEG", quality=quality, optimize=True)
+    return data_url(content.getvalue(), "image/jpeg")
+
+
 def write_png(path: Path, image: RgbImage) -> None:
     """Write the image as a PNG file, completely or not at all."""
     content = io.BytesIO()

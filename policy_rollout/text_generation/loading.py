@@ -20,8 +20,9 @@ from models.processing.image import clip_pixels
 from models.processing.text import Prompter
 from models.upvla import UPVLA
 from models.vision.clip_encoder import ClipTower, load_clip
+from policy_rollout.benchmarks.vqa.questions import read_questions
 from policy_rollout.policies.model_yaml import CHECKPOINT_KEY, load_model_yaml, local_checkpoint, located, run_config
-from training.data.readers import LLAVA_NAME, images_in, iterate_json_list, read_image
+from training.data.readers import LLAVA_NAME, images_in, read_image
 
 CLIP_KEY = "model.showo.clip_model_path"
 EMBEDDED_CONFIG = PROJECT_DIR / "config" / "tiny_bdvla.yaml"
@@ -179,10 +180,7 @@ def image_files(given: Sequence[Path]) -> list[Path]:
 
 def sample_questions(count: int) -> list[tuple[Path, str, str]]:
     """Return (image, question, reference answer) of the first ``count`` bundled validation images."""
-    found: dict[str, tuple[Path, str, str]] = {}
-    for record in iterate_json_list(EMBEDDED_QUESTIONS / LLAVA_NAME):
-        question, answer = (turn["value"].replace("<image>", "").strip() for turn in record["conversations"][:2])
-        found.setdefault(record["image"], (EMBEDDED_QUESTIONS / record["image"], question, answer))
-        if len(found) == count:
-            break
-    return list(found.values())
+    questions = read_questions("conversations", [EMBEDDED_QUESTIONS / LLAVA_NAME])
+    of_image = {question.image: question for question in reversed(questions)}  # the first one of each image
+    chosen = [of_image[name] for name in dict.fromkeys(question.image for question in questions)][:count]
+    return [(EMBEDDED_QUESTIONS / question.image, question.text, question.truths[0]) for question in chosen]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from tqdm import tqdm
 
 from common.files import write_text
-from common.html import data_url, render
+from common.html import render
 from common.html.figures import COLOURS, new_figure, svg
-from common.image_grid import RgbImage, resize_to_height
+from common.image_grid import image_url, resize_to_height
 from preprocess_data.dataset_viewer.contact_sheet import moments
 from preprocess_data.dataset_viewer.interface import EpisodeView, Source
 from preprocess_data.dataset_viewer.stats import Facts
@@ -111,7 +109,9 @@ def _histogram(counts: npt.NDArray[np.int64], colour: str, label: str) -> str:
 
 def _card(source: Source, view: EpisodeView, cells: int) -> dict[str, Any]:
     if view.turns:
-        image = _jpeg(view.image(view.cameras[0], 0), CONVERSATION_HEIGHT) if view.cameras else None
+        image = None
+        if view.cameras:
+            image = image_url(resize_to_height(view.image(view.cameras[0], 0), CONVERSATION_HEIGHT), JPEG_QUALITY)
         turns = [("asks" if speaker == "human" else "answers", text) for speaker, text in view.turns]
         return {"view": view, "image": image, "turns": turns}
     times = moments(view.length, cells)
@@ -129,14 +129,8 @@ def _film(view: EpisodeView, camera: str, times: Sequence[int], height: int) -> 
     """Return all moments of a camera as one image, of which the page shows one cell at a time."""
     images = [resize_to_height(view.image(camera, time), height) for time in times]
     shape = images[0].shape
-    data = _jpeg(np.concatenate(images, axis=1), height)
+    data = image_url(np.concatenate(images, axis=1), JPEG_QUALITY)
     return {"data": data, "aspect": f"{shape[1]}/{shape[0]}", "label": f"{camera} of {view.title}"}
-
-
-def _jpeg(image: RgbImage, height: int) -> str:
-    content = io.BytesIO()
-    Image.fromarray(resize_to_height(image, height)).save(content, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return data_url(content.getvalue(), "image/jpeg")
 
 
 def _colour(axis: int) -> str:

@@ -26,7 +26,7 @@ from training.metrics.samples import Answer
 
 SHIPPED, TRAINED, EXPERTS = "shipped model", "trained", "experts"
 SHOWN_EPISODES, SHOWN_FRAMES, SHOWN_ANSWERS = 4, 4, 4
-JUDGED_FRAMES, ASKED = 24, 24
+EVALUATED_FRAMES, ASKED = 24, 24
 """Frames over which the error of predictions is averaged, and questions that are asked."""
 
 
@@ -126,7 +126,7 @@ def sight(policy: UPVLAPolicy, split: CalvinSplit) -> Sight:
     return Sight(window.instruction, seen.rgb_static, policy.decode(codes)[0, 0], codes.shape[1])
 
 
-def futures(policy: UPVLAPolicy, split: CalvinSplit, count: int = JUDGED_FRAMES) -> list[Future]:
+def futures(policy: UPVLAPolicy, split: CalvinSplit, count: int = EVALUATED_FRAMES) -> list[Future]:
     """Return predicted and true frames, T steps ahead, of held-out frames."""
     samples = [sample for _, sample in list_samples(split.annotations, policy.act_step, count)]
     now, later = (

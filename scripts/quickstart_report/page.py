@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
 
 from common.files import write_text
 from common.html import data_url, render
-from common.image_grid import RgbImage, add_caption, image_grid, mean_errors, side_by_side, write_png
+from common.image_grid import RgbImage, add_caption, image_grid, image_url, mean_errors, side_by_side, write_png
 from common.video import write_gif
 from scripts.quickstart_report.evidence import (
     EXPERTS,
@@ -44,6 +43,7 @@ MEANINGS = {
     "mean action": "the mean action of the recordings at every step",
     EXPERTS: "scripted controllers that read the state of the simulator",
 }
+JPEG_QUALITY = 85
 CHART_WIDTH, CHART_HEIGHT = 520, 210  # SVG units
 POINTS = 200
 """Largest number of points of a curve; each is the mean of some steps."""
@@ -91,22 +91,25 @@ def write_page(folder: Path, facts: Facts, results: Sequence[Result], shown: Evi
         and {
             "instruction": shown.sight.instruction,
             "codes": shown.sight.codes,
-            "camera": _png(shown.sight.camera),
-            "through_codes": _png(shown.sight.through_codes),
+            "camera": image_url(shown.sight.camera),
+            "through_codes": image_url(shown.sight.through_codes),
             "size": shown.sight.camera.shape[0],
         },
         futures=[
             {
                 "instruction": future.instruction,
-                "frames": [_png(image) for image in (future.now, future.predicted, future.true)],
+                "frames": [image_url(image) for image in (future.now, future.predicted, future.true)],
                 "errors": str(future.errors),
             }
             for future in some
         ],
         act_step=shown.act_step,
         mean_errors=mean_errors([future.errors for future in shown.futures]) if shown.futures else None,
-        judged=len(shown.futures),
-        answers=[{"image": _jpeg(file), "answer": answer} for file, answer in _varied(shown)],
+        evaluated=len(shown.futures),
+        answers=[
+            {"image": image_url(np.asarray(read_image(file).convert("RGB")), JPEG_QUALITY), "answer": answer}
+            for file, answer in _varied(shown)
+        ],
         right=sum(answer.verdict == "right" for _, answer in shown.answers),
         asked=len(shown.answers),
         run=run,
@@ -143,18 +146,6 @@ def sheet(futures: Sequence[Future], act_step: int) -> RgbImage:
     return image_grid(cells, columns=1)
 
 
-def _png(image: RgbImage) -> str:
-    content = io.BytesIO()
-    Image.fromarray(image).save(content, "PNG", optimize=True)
-    return data_url(content.getvalue(), "image/png")
-
-
-def _jpeg(file: Path) -> str:
-    content = io.BytesIO()
-    read_image(file).convert("RGB").save(content, "JPEG", quality=85)
-    return data_url(content.getvalue(), "image/jpeg")
-
-
 def _charts(metrics: Path) -> list[dict[str, Any]]:
     """Return title, note and SVG of the training curves that the run has."""
     from scripts.objective_comparison.plan import read_metrics
@@ -171,7 +162,6 @@ def _charts(metrics: Path) -> list[dict[str, Any]]:
 
 def _curve(title: str, training: Sequence[tuple[float, float]], held_out: Sequence[tuple[float, float]]) -> str:
     """Return a curve over the steps, and points of the validation data, on a logarithmic scale."""
-    import numpy as np
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     from common.html.figures import COLOURS, new_figure, svg

@@ -3,49 +3,63 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 
 from common.files import write_text
 from config.loading import load_job
+from policy_rollout.desk.task_sets import ALL_TASKS
 from scripts.objective_comparison.plan import CONFIGS, ROOT
-from scripts.study.plan import SENTENCES, Data, Plan
+from scripts.study.plan import PLACES, SENTENCES, Data, Plan
 
 MADE = ".study_data.json"
 """Commands that are done, in the folder of the data."""
+DOORS_ONLY = ("--tasks", "doors_and_lights")
 IMAGES = ("--static-size", "128", "--gripper-size", "64")
 
 
 def commands(plan: Plan, data: Data) -> Iterator[tuple[list[str], str]]:
-    """Yield (a command of Python, its option for processes, empty without one) in order."""
-    sizes, tasks = plan.sizes, ("--tasks", "doors_and_lights")
-    for split, scenes, episodes, moments, places, turns in (
-        ("training", sizes.scenes, sizes.episodes, sizes.moments, data.places, "3"),
+    """Yield (a command of Python, its option for processes, empty without one) in order, for what the plan needs."""
+    sizes, words, tasks = plan.sizes, {run.words for run in plan.runs}, {run.tasks for run in plan.runs}
+    for split, scenes, episodes, moments, places, doors, turns in (
+        ("training", sizes.scenes, sizes.episodes, sizes.moments, data.places, data.doors, "3"),
         (
             "validation",
             sizes.held_out_scenes,
             sizes.held_out_episodes,
             sizes.held_out_moments,
             data.held_out_places,
+            data.held_out_doors,
             "1",
         ),
     ):
         of_split, root = ("--split", split), data.root
-        out, count = str(root / "scenes"), str(scenes)
-        yield ["preprocess_data/make_desk_scenes.py", "--out", out, "--count", count, *of_split, *IMAGES], "--processes"
-        source = str(root / "scenes" / split)
-        yield ["-m", "preprocess_data.place_questions", "--data", source, "--out", str(places), "--turns", turns], ""
+        if PLACES in words:
+            out, count = str(root / "scenes"), str(scenes)
+            made = ["preprocess_data/make_desk_scenes.py", "--out", out, "--count", count, *of_split, *IMAGES]
+            yield made, "--processes"
+            source = str(root / "scenes" / split)
+            yield (
+                ["-m", "preprocess_data.place_questions", "--data", source, "--out", str(places), "--turns", turns],
+                "",
+            )
         out, count = str(data.doors_recording), str(episodes)
-        made = ["preprocess_data/make_desk_demos.py", "--out", out, "--episodes", count, *tasks, *of_split, *IMAGES]
-        yield made, "--workers"
-        source, doors = str(data.doors_recording / split), data.doors if split == "training" else data.held_out_doors
+        made = ["preprocess_data/make_desk_demos.py", "--out", out, "--episodes", count, *DOORS_ONLY]
+        yield [*made, *of_split, *IMAGES], "--workers"
+        source = str(data.doors_recording / split)
         yield ["preprocess_data/process_calvin.py", "--source-split-dir", source, "--output-dir", str(doors)], ""
-        out, count = str(data.moments.parent), str(moments)
-        yield ["-m", "preprocess_data.desk_moments", "--out", out, "--count", count, *of_split, *IMAGES], "--processes"
-    cache = ["--tokenizer", "assets/tiny_magvit", "--resolution", "96"]
-    yield ["preprocess_data/tokenize_images.py", "--data", str(data.doors), str(data.moments), *cache], "--processes"
-    if any(run.words == SENTENCES for run in plan.runs):
+        if ALL_TASKS.name in tasks:
+            out, count = str(data.moments.parent), str(moments)
+            yield (
+                ["-m", "preprocess_data.desk_moments", "--out", out, "--count", count, *of_split, *IMAGES],
+                "--processes",
+            )
+    for folder in (data.doors, *([data.moments] if ALL_TASKS.name in tasks else [])):
+        cache = ["--data", str(folder), "--tokenizer", "assets/tiny_magvit", "--resolution", "96"]
+        yield ["preprocess_data/tokenize_images.py", *cache], "--processes"
+    if SENTENCES in words:
         chunk = str(load_job([f"config=config/{CONFIGS['ar']}.yaml"], None).act_step)
         for processed, folder in zip((data.doors, data.held_out_doors), data.words(SENTENCES), strict=True):
             spoken = ["--split", str(processed), "--output-dir", str(folder), "--act-step", chunk]
@@ -55,13 +69,14 @@ def commands(plan: Plan, data: Data) -> Iterator[tuple[list[str], str]]:
 def make(plan: Plan, data: Data, processes: int) -> None:
     """Run the commands that are not done. Raises ``ValueError`` if one fails or the folder has data of other sizes."""
     done = made(data)
+    of_any_size = {_without_numbers(line): line for line in done}
     data.root.mkdir(parents=True, exist_ok=True)
-    for number, (command, option) in enumerate(commands(plan, data)):
+    for command, option in commands(plan, data):
         line = _line(command, data)
-        if number < len(done) and done[number] == line:
+        if line in done:
             continue
-        if number < len(done):
-            raise ValueError(f"--data {data.root}: was made by {done[number]}, the plan needs {line}; give another")
+        if other := of_any_size.get(_without_numbers(line)):
+            raise ValueError(f"--data {data.root}: was made by {other}, the plan needs {line}; give another")
         print("data: python", *command, flush=True)
         given = [*command, option, str(processes)] if option else command
         code = subprocess.run([sys.executable, *given], cwd=ROOT, check=False).returncode
@@ -81,13 +96,17 @@ def made(data: Data) -> list[str]:
 
 def is_complete(plan: Plan, data: Data) -> bool:
     """Return True if all data of the plan are there."""
-    needed = [_line(command, data) for command, _ in commands(plan, data)]
-    return made(data)[: len(needed)] == needed
+    return {_line(command, data) for command, _ in commands(plan, data)} <= {*made(data)}
 
 
 def _line(command: list[str], data: Data) -> str:
     """Return a command as text that does not depend on the place of the data."""
     return " ".join(command).replace(str(data.root), "DATA")
+
+
+def _without_numbers(line: str) -> str:
+    """Return a command without its sizes: two of them that are equal then write the same folder."""
+    return re.sub(r"\b\d+\b", "N", line)
 
 
 def require(plan: Plan, data: Data) -> None:

@@ -150,7 +150,7 @@ def _factors(results: Results) -> Iterator[Question]:
     yield "insulation", "insulated", "not", acting, changed(speaks, insulated=True)
     yield "image loss", "with", "without", acting, changed(speaks, image=True)
     for weight in sorted({run.next_token for run in results if run.stage == 1 and run.next_token != 1}):
-        pairs = changed(lambda run: run == replace(run, objective=JOINT, tasks="", next_token=1.0), next_token=weight)
+        pairs = changed(lambda run: run.stage == 1 and run.label == JOINT, next_token=weight)
         yield "weight of next-token prediction in joint", f"{weight:g}", "1", TEXT_METRICS, pairs
     for objective in OBJECTIVES:
         pairs = [

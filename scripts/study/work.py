@@ -97,12 +97,12 @@ def _bind(question: Callable[[Run], bool], run: Run) -> Callable[[], bool]:
 
 # --- cost ------------------------------------------------------------------------------------------------------------
 
-STEP_SECONDS = {"ar": 0.25, "mdm": 0.35, "bd": 0.4, "joint": 0.4}
-"""Assumed seconds of a step of stage 1 on one core, until a similar run has begun."""
-ACT_SECONDS, TEXT_SECONDS, IMAGE_FACTOR = 0.29, 0.15, 1.5
-"""Assumed seconds of a step of stage 2 (70 CPU minutes for 15,000 steps, docs/desk.md), of its text, and the image
-loss's factor."""
-MEASURE_SECONDS = {1: 60.0, 2: 200.0}
+STEP_SECONDS = {"ar": 0.32, "mdm": 0.45, "bd": 0.45, "joint": 0.48}
+"""Assumed seconds of a step of stage 1 on one core, until a similar run has begun; those of the first study
+(benchmarks/results/2026-12-01_study)."""
+ACT_SECONDS, TEXT_SECONDS, IMAGE_FACTOR = 0.22, 0.15, 1.5
+"""The same of stage 2, of its text, and the image loss's factor."""
+MEASURE_SECONDS = {1: 10.0, 2: 60.0}
 
 
 def estimate(run: Run, study: Study) -> float:

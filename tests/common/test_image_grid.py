@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from common.image_grid import FrameErrors, add_caption, frame_errors, mean_errors
+from common.image_grid import FrameErrors, add_caption, frame_errors, image_url, mean_errors
 
 
 def grey(level: int) -> np.ndarray:
@@ -39,3 +43,14 @@ def test_text_and_note_of_a_caption_are_wrapped_to_the_width_of_the_image() -> N
     line = height(short, short) - one
     assert height(long) == height(short, long) - line
     assert height(long) > one
+
+
+def test_a_url_holds_the_image_as_png_exactly_and_as_jpeg_nearly() -> None:
+    image = np.kron(np.arange(4, dtype=np.uint8).reshape(2, 2) * 60, np.ones((16, 16), np.uint8))[..., None].repeat(
+        3, 2
+    )
+    for quality, media_type, tolerance in ((None, "image/png", 0), (90, "image/jpeg", 12)):
+        head, content = image_url(image, quality).split(",")
+        assert head == f"data:{media_type};base64"
+        with Image.open(io.BytesIO(base64.b64decode(content))) as found:
+            assert np.abs(np.asarray(found).astype(int) - image.astype(int)).max() <= tolerance

@@ -317,6 +317,18 @@ def test_data_of_a_plan_with_sentences_serve_a_plan_without(tmp_path: Path) -> N
     assert not study_data.is_complete(PLANS["language"], data)
 
 
+def test_a_plan_makes_the_data_of_its_runs_only(tmp_path: Path) -> None:
+    def programs(plan: str) -> set[str]:
+        made = (command for command, _ in study_data.commands(PLANS[plan], Data(tmp_path)))
+        return {command[1] if command[0] == "-m" else Path(command[0]).stem for command in made}
+
+    doors = {"make_desk_demos", "process_calvin", "tokenize_images"}
+    assert programs("main") == doors
+    assert programs("language") == doors | {"preprocess_data.language_actions"}
+    others = {"make_desk_scenes", "preprocess_data.place_questions", "preprocess_data.desk_moments"}
+    assert programs("default") == doors | others
+
+
 def test_the_page_grows_as_runs_end(tmp_path: Path) -> None:
     study = Study(PLANS["factors"], Data(tmp_path / "data"), tmp_path / "study")
     assert write_report(study, "a command") == {}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
-from common.html import data_url, render
-from common.image_grid import RgbImage
+from common.html import render
+from common.image_grid import image_url
 from policy_rollout.calvin.instructions import validation_instruction
 from policy_rollout.demo.persistent_desk import attempt_of
 from policy_rollout.demo.web.answers import TextModel
@@ -25,6 +23,7 @@ from policy_rollout.text_generation.trace import Step
 
 FOLDER = Path(__file__).parent
 TITLE = "BlockDiff-VLA on the desk"
+JPEG_QUALITY = 90
 SAMPLES = 12
 """Bundled images to ask about."""
 SECONDS_PER_FORWARD = 0.1
@@ -72,10 +71,10 @@ def _desk_tab(page: gr.Blocks, sessions: Sessions, model: SharedModel, choices: 
             raise gr.Error(str(error), print_exception=False) from error
 
     def html(view: View) -> str:
-        predicted = None if view.predicted is None else image_url(view.predicted)
+        predicted = None if view.predicted is None else image_url(view.predicted, JPEG_QUALITY)
         policy = model.policy
         predicts = isinstance(policy, PredictingPolicy)
-        values = {"image": image_url(view.image), "predicted": predicted, "predicts": predicts}
+        values = {"image": image_url(view.image, JPEG_QUALITY), "predicted": predicted, "predicts": predicts}
         return render(FOLDER / "view.html.j2", view=view, ahead=policy.act_step, **values)
 
     def watch(play: Play) -> Iterator[str]:
@@ -177,10 +176,3 @@ def _text_tab(models: Mapping[str, TextModel]) -> None:
     gallery.select(choose, None, [number, question], **quiet)
     asking = [button.click, question.submit]
     gr.on(asking, ask, [objective, number, question], answer, concurrency_limit=None, **quiet)
-
-
-def image_url(image: RgbImage) -> str:
-    """Return an image as a JPEG in a data URL."""
-    content = io.BytesIO()
-    Image.fromarray(image).save(content, "JPEG", quality=88, subsampling=0)
-    return data_url(content.getvalue(), "image/jpeg")

@@ -37,7 +37,11 @@ class Watched:
 
 
 def watch(command: Sequence[str], log: Path, phase: Callable[[], str] = lambda: "run") -> Watched:
-    """Run ``command`` with its output in ``log``. ``phase`` returns the name of what it does now."""
+    """Run ``command`` with its output in ``log``.
+
+    ``phase`` returns the name of what it does now. It is called after each reading, so that memory which a phase takes
+    is never counted for the one before it.
+    """
     found, started, over = Watched(), time.perf_counter(), threading.Event()
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as file:
@@ -45,7 +49,7 @@ def watch(command: Sequence[str], log: Path, phase: Callable[[], str] = lambda: 
 
         def read() -> None:
             while not over.wait(INTERVAL):
-                _read(child, phase(), found)
+                _read(child, phase, found)
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
@@ -56,7 +60,7 @@ def watch(command: Sequence[str], log: Path, phase: Callable[[], str] = lambda: 
     return found
 
 
-def _read(child: psutil.Process, phase: str, found: Watched) -> None:
+def _read(child: psutil.Process, phase: Callable[[], str], found: Watched) -> None:
     anonymous = resident = 0
     cpu = 0.0
     try:
@@ -67,8 +71,9 @@ def _read(child: psutil.Process, phase: str, found: Watched) -> None:
     except (psutil.NoSuchProcess, psutil.ZombieProcess, OSError):
         return
     found.cpu_seconds = max(found.cpu_seconds, cpu)
-    found.anonymous[phase] = max(found.anonymous.get(phase, 0), anonymous)
-    found.resident[phase] = max(found.resident.get(phase, 0), resident)
+    name = phase()
+    found.anonymous[name] = max(found.anonymous.get(name, 0), anonymous)
+    found.resident[name] = max(found.resident.get(name, 0), resident)
 
 
 def _rollup(pid: int) -> tuple[int, int]:

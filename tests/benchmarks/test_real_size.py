@@ -17,7 +17,7 @@ from common.files import PROJECT_DIR
 
 MB = 1 << 20
 ALLOCATE = (
-    "import time; time.sleep(1.0); kept = bytearray(b'x') * (200 << 20); print('held', flush=True); time.sleep(1.5)"
+    "import time; time.sleep(1.0); print('held', flush=True); kept = bytearray(b'x') * (200 << 20); time.sleep(1.5)"
 )
 
 

@@ -13,7 +13,7 @@ PYTEST ?= -n $(WORKERS)
 
 DOORS := --tasks doors_and_lights --static-size 128 --gripper-size 64 --workers 2
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+PIP := env -u PYTHONPATH $(BIN)/python -m pip --disable-pip-version-check
 RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python
 # The targets run this checkout, even if VENV has another one installed.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))

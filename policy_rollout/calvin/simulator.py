@@ -19,10 +19,12 @@ Differences to calvin_env, found by running it (commit 797142c, pybullet 3.2.7):
 from __future__ import annotations
 
 import ctypes
+import gc
 import io
 import os
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -122,8 +124,12 @@ class CalvinEnv:
         self._to_simulator = np.array([BLOCKS.index(name) for name in names])
         self._from_simulator = np.argsort(self._to_simulator)
         if self._egl:
-            for _ in range(WARM_UP_IMAGES):
-                self._draw(("static",))
+            try:
+                for _ in range(WARM_UP_IMAGES):
+                    self._draw(("static",))
+            except BaseException:
+                self.close()
+                raise
 
     def reset(self, robot_obs: ArrayLike | None = None, scene_obs: ArrayLike | None = None) -> dict[str, Any]:
         """Reset to the state of the two observations (default: CALVIN's start, random blocks), without rendering."""
@@ -242,13 +248,28 @@ def _build(config: Any, egl: bool, file: Path) -> Any:
     import_simulator()
     try:
         check_assets(config, file)
-        with _silent():
+        with _silent(), _released_on_error():
             return instantiate(config.env, show_gui=False, use_vr=False, use_scene_info=True, use_egl=egl)
     except SystemExit as error:
         raise ValueError("the EGL plugin of pybullet cannot be loaded; renderer=tiny draws on the CPU") from error
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         raise ValueError(f"{file}: calvin_env cannot build this environment: {' '.join(str(cause).split())}") from error
+
+
+@contextmanager
+def _released_on_error() -> Iterator[None]:
+    """Delete a partially built environment on an error, and with it its connection to pybullet. The frames of the
+    error's tracebacks would keep it alive, and its deletion would print a message later."""
+    try:
+        yield
+    except BaseException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__cause__ or cause.__context__
+        gc.collect()  # the environment and its parts refer to each other
+        raise
 
 
 def _provide_gym() -> None:

@@ -170,10 +170,18 @@ def test_a_broken_configuration_is_named_in_one_line(data: Data, text: str, said
         read_configuration(split)
 
 
-def test_what_calvin_env_trips_over_is_reported_in_one_line(make: Any, data: Data) -> None:
+def test_what_calvin_env_trips_over_is_reported_in_one_line(
+    make: Any, data: Data, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = data("D")
     file = folder / "validation" / ".hydra" / "merged_config.yaml"
     file.write_text(file.read_text().replace("filename: panda.urdf", "other: 1"))
     with pytest.raises(ValueError, match=r"merged_config.yaml: calvin_env cannot build this environment") as caught:
         make(folder)
     assert "\n" not in str(caught.value)
+    capfd.readouterr()
+    file.write_text(file.read_text().replace("other: 1", "filename: panda.urdf"))
+    make(folder)  # `caught` still holds the error: the partially built environment is closed nonetheless
+    del caught
+    gc.collect()
+    assert capfd.readouterr() == ("", ""), "the partially built environment was deleted later"

@@ -42,13 +42,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from benchmarks.harness.record import ROOT, Parser, write
 from benchmarks.harness.timed_desk import ORACLE, PHYSICS, RENDERING, Clock, TimedDesk
 from benchmarks.harness.timing import Spread
 from common.arguments import path_argument, whole
-from common.command import run_command
+from common.command import progress_bar, run_command
 from common.constants import CALVIN_MAX_STEPS
 from common.tables import markdown_table
 from config.loading import load_job
@@ -246,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     sizes = Sizes(args.steps, args.parallel, args.workers)
     policy, jobs = load_policy(args), DeskBenchmark().jobs(args.chains)
     rounds = []
-    with tqdm(total=args.rounds * len(ways), desc="closed_loop", unit="way") as bar:
+    with progress_bar(total=args.rounds * len(ways), desc="closed_loop", unit="way") as bar:
         for number in range(args.rounds):
             runs: dict[str, Run] = {}
             for way in ways if number % 2 == 0 else ways[::-1]:

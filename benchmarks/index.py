@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from benchmarks.harness.memory import smaps_rollup
 from benchmarks.harness.record import Parser, write
 from benchmarks.harness.timing import Spread
 from common.arguments import whole
-from common.command import run_command
+from common.command import progress_bar, run_command
 from training.data.episode_index import BINARY_NAME, INDEX_NAME, NUMBERS, TEXTS, build_index, gather
 from training.future_view_prediction_w_action_dataset import DataProvider
 
@@ -70,7 +69,9 @@ def make_split(folder: Path, frames: int, from_json: bool, progress: bool) -> fl
     path.write_text("[]", encoding="utf-8")  # in place of gigabytes of text, which opening does not read
     state = path.stat()
     began = time.perf_counter()
-    with tqdm(desc="making the index", total=frames, unit=" frames", unit_scale=True, disable=not progress) as bar:
+    with progress_bar(
+        desc="making the index", total=frames, unit=" frames", unit_scale=True, disable=not progress
+    ) as bar:
         writer = gather(path, records(frames), root, bar.update)
     with (root / BINARY_NAME).open("wb") as file:
         source = {"bytes": state.st_size, "modified_ns": state.st_mtime_ns, "blake2b": ""}

@@ -23,12 +23,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from benchmarks.harness.memory import MB, AnonymousPeak, smaps_rollup
 from benchmarks.harness.record import ROOT, Parser, write
 from common.arguments import real
-from common.command import run_command
+from common.command import progress_bar, run_command
 from common.files import write_json
 from config.loading import load_job
 from models.pretrained.model_io import WEIGHTS_FILE, build, load_folder, save_folder
@@ -161,7 +160,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Measured]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         weights = save_models(Path(name), args.gb)
         gc.collect()
-        found = {kind: measure(Path(name), weights, kind) for kind in tqdm(FORMATS, desc="loading", unit="format")}
+        found = {
+            kind: measure(Path(name), weights, kind) for kind in progress_bar(FORMATS, desc="loading", unit="format")
+        }
     print(f"{weights:.0f} MB of weights in float32; own memory as a multiple of them, share of {PROCESSES} processes")
     print("format       files, MB  own, peak  own, after  share of the pages")
     for kind, one in found.items():

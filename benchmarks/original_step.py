@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from benchmarks.harness.memory import compare_peaks
 from benchmarks.harness.problems import SIZES, Problem, Size, add_size, check_size, problem, shapes_only
@@ -45,7 +44,7 @@ from benchmarks.harness.steps import (
 )
 from benchmarks.harness.timing import PRODUCT, Product, Spread, Timings, alternate
 from common.arguments import whole
-from common.command import run_command
+from common.command import progress_bar, run_command
 from common.tables import markdown_table
 from config.schema import Objective
 from training.metrics.throughput import device_peak
@@ -196,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse(argv)
     results: dict[str, Any]
     if args.count:
-        results = {name: operations(SIZES[args.size], name, args.rows) for name in tqdm(args.objectives)}
+        results = {name: operations(SIZES[args.size], name, args.rows) for name in progress_bar(args.objectives)}
         print(operations_table(results))
     else:
         check_size(args)

@@ -29,14 +29,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from benchmarks.harness.problems import SIZES, check_size, image_tokenizer, language_model
 from benchmarks.harness.record import ROOT, Parser, write
 from benchmarks.harness.serving_clients import SENTENCES, image
 from benchmarks.harness.timing import Spread, lap
 from common.arguments import real, whole
-from common.command import run_command
+from common.command import progress_bar, run_command
 from config.loading import load_job
 from models.pretrained.model_io import build
 from models.vision.magvitv2 import load_magvit
@@ -138,7 +137,7 @@ def measure(port: int, args: argparse.Namespace) -> dict[str, Any]:
     protocols = {"openpi": args.requests, "vla-eval": args.requests * 4}
     cases = [(protocol, clients) for protocol in protocols for clients in args.clients]
     found: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
-    with tqdm(total=args.rounds * len(cases) * len(MODES), unit="run") as bar:
+    with progress_bar(total=args.rounds * len(cases) * len(MODES), unit="run") as bar:
         for number in range(args.rounds):
             for protocol, clients in cases:
                 for mode in list(MODES) if number % 2 == 0 else list(reversed(MODES)):

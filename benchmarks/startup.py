@@ -19,11 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from benchmarks.harness.record import ROOT, Parser, write
 from benchmarks.harness.timing import Spread
-from common.command import run_command
+from common.command import progress_bar, run_command
 from config.loading import load_job
 from models.pretrained.model_io import build, save_folder
 
@@ -108,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         yaml = str(save_policy(Path(name)))
         training = [f"config={CONFIG}", f"experiment.output_dir={name}/run", "experiment.tracker=none"]
-        for _ in tqdm(range(args.rounds), desc="starting", unit="round"):
+        for _ in progress_bar(range(args.rounds), desc="starting", unit="round"):
             found.setdefault("training", []).append(stages_of(TRAINING, *training))
             found.setdefault("acting", []).append(stages_of(ACTING, yaml))
             for script in HELPS:

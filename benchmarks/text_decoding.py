@@ -29,7 +29,7 @@ from benchmarks.harness.desk_reports import Recipe, Sample, Trained, load_or_tra
 from benchmarks.harness.record import Parser, write
 from benchmarks.harness.timing import Spread, alternate, clock_of
 from common.arguments import path_argument, real, whole
-from common.command import run_command
+from common.command import progress_bar, run_command
 from common.tables import markdown_table
 from models.decoding import Decoding, Generation, Threshold, generate
 from models.pretrained.model_io import Built
@@ -180,7 +180,7 @@ def train_models(args: argparse.Namespace) -> dict[str, Trained]:
     """Train both models, or load them."""
     models = {}
     for name, recipe in recipes(args).items():
-        with tqdm(total=recipe.steps, desc=f"training {name}", unit="step") as bar:
+        with progress_bar(total=recipe.steps, desc=f"training {name}", unit="step") as bar:
 
             def tick(loss: float, bar: tqdm[None] = bar) -> None:
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
@@ -227,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     models = train_models(args)
     compared = variants(models["ar"].built, models["bd"].built, thresholds)
     samples = [sample(index, held_out=True) for index in range(args.held_out)]
-    with tqdm(total=len(samples) * len(compared), desc="quality", unit="answer") as bar:
+    with progress_bar(total=len(samples) * len(compared), desc="quality", unit="answer") as bar:
         qualities = {name: quality(variant, samples, args.device, bar.update) for name, variant in compared.items()}
     speeds = {str(batch): speed(compared, samples[: max(args.timed, batch)], batch, args) for batch in batches}
     best = headline(qualities, speeds, args.tolerance)

@@ -1,17 +1,18 @@
-"""Run the main function of a command: exit codes, messages of errors, closed pipes."""
+"""Run the main function of a command: exit codes, messages of errors, closed pipes, progress, the last line."""
 
 from __future__ import annotations
 
 import json
 import os
 import select
+import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from io import TextIOWrapper
 from pathlib import Path
-from typing import NoReturn, ParamSpec, TextIO
+from typing import Any, NoReturn, ParamSpec, TextIO
 
 P = ParamSpec("P")
 USER_ERROR = 2
@@ -23,6 +24,8 @@ ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Set by torchrun and accelerate launch: what a failed process writes there ends the launcher's own output."""
 PATIENCE = 5.0
 """Seconds in which the first process, and then the first one of this machine, may fail with the same error."""
+LOG_SECONDS = 10.0
+"""Seconds before the first line of a progress bar in a log file, and between two lines."""
 
 
 def run_command(main: Callable[[], object]) -> NoReturn:
@@ -69,6 +72,42 @@ def report_errors(name: str) -> Callable[[Callable[P, int]], Callable[P, int]]:
         return run
 
     return decorate
+
+
+def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
+    """Return a tqdm bar (count, rate, remaining time) on stderr; ``options`` are those of tqdm.
+
+    If stderr is no terminal, a bar that takes less than LOG_SECONDS prints nothing, and others few lines.
+    """
+    from tqdm import tqdm
+
+    log = not sys.stderr.isatty()
+    options = {"dynamic_ncols": True, **options}
+    if log:
+        options |= {"delay": LOG_SECONDS, "mininterval": LOG_SECONDS}
+    return tqdm(iterable, **options)
+
+
+def phase_bar(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
+    """Return a progress bar of a part of a command: it appears after a second and is cleared at its end."""
+    return progress_bar(iterable, **{"delay": 1.0, "leave": False, **options})
+
+
+def bytes_bar(what: str, size: int) -> Any:
+    """Return the bar of a phase that reads or writes ``size`` bytes; of several processes, the first one shows it."""
+    hidden = any(os.environ.get(name, "0") not in ("", "0") for name in ("RANK", "SLURM_PROCID"))
+    return phase_bar(desc=what, total=size, unit="B", unit_scale=True, disable=hidden)
+
+
+def print_next(step: str, **paths: Path | str) -> None:
+    """Print the last line of a command on stderr: what its user does next with the result.
+
+    ``paths``: values of ``{name}`` in ``step``, which are quoted for a shell.
+    """
+    if paths:
+        step = step.format(**{name: shlex.quote(str(path)) for name, path in paths.items()})
+    sys.stdout.flush()
+    print(f"next: {step}", file=sys.stderr)
 
 
 def _reader_is_gone(stream: TextIO) -> bool:

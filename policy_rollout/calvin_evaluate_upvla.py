@@ -26,7 +26,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.command import report_error, run_command
+from common.command import print_next, report_error, run_command
 from common.files import expand_home
 from common.processes import ProcessRank, process_rank
 from config.parsing import ConfigError
@@ -103,7 +103,9 @@ def evaluate(settings: Mapping[str, Any], process: ProcessRank) -> Path:
     if stop is not None and process.rank == 0:
         print(f"{folder} is {stop.verdict()}")
     if process.rank == 0:
-        print(f"report in {write_report(folder)}")
+        report = write_report(folder)
+        print(f"report in {report}")
+        print_next("open {report} in a browser; blockdiff-vla compare {folder} OTHER", report=report, folder=folder)
     elif not _is_reported(folder):  # process 0 may have been killed
         write_report(folder)
     return folder

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from itertools import combinations
 from typing import Any
 
 from common.arguments import path_argument, real
-from common.command import run_command
+from common.command import print_next, run_command
 from common.files import write_text
 from common.record_table import require_table_path, write_record_table
 from common.statistics import LEVEL, SequentialResult, wilson
@@ -256,6 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if path is not None:
             print(f"written to {path}")
     print("; ".join(verdict(pair, found.margin) for pair in found.lengths))
+    print_next(f"blockdiff-vla report {shlex.join(options.results)}")
     return 0
 
 

@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from common.arguments import command_parser, path_argument, whole
-from common.command import report_errors, run_command
+from common.command import print_next, report_errors, run_command
 from policy_rollout.policies.model_options import CHECKPOINT_HELP
 from policy_rollout.policies.model_yaml import load_model_yaml
 
@@ -128,6 +128,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_png(args.figure, draw(policy, recording, found, args.rows))
     written = [str(path) for path in (args.output_json, args.figure) if path is not None]
     print(f"written: {', '.join(written)}" if written else "done", file=sys.stderr)
+    print_next(
+        "blockdiff-vla evaluate desk --checkpoint {model}" if written else "keep it: --output-json, --figure",
+        model=args.model,
+    )
     return 0
 
 

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from common.arguments import path_argument
-from common.command import run_command
-from policy_rollout.closed_loop.records import merge_results
+from common.command import print_next, run_command
+from policy_rollout.closed_loop.records import RESULTS_FILE, merge_results
 
 DESCRIPTION = """\
 Copies the records of closed-loop evaluations into one folder. A chain that several of them have counts once, and
@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         print(merge_results(args.folders, args.into))
+        if (args.into / RESULTS_FILE).is_file():
+            print_next("blockdiff-vla report {into}", into=args.into)
     except (ValueError, OSError) as error:
         print(f"merge: {error}", file=sys.stderr)
         sys.exit(2)

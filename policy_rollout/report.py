@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.arguments import path_argument, real
-from common.command import run_command
+from common.command import print_next, run_command
 from common.files import write_text
 from policy_rollout.reports.comparison import Side, compare, sides_of
 from policy_rollout.reports.results import names_of, read_results
@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"report: {error}", file=sys.stderr)
         return 2
     print(f"written to {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    print_next("open {path} in a browser", path=path)
     return 0
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from common.arguments import path_argument
-from common.command import report_errors, run_command
+from common.command import phase_bar, print_next, report_errors, run_command
 from models.processing.image import clip_pixels
 from models.vision.clip_encoder import ClipTower, load_clip
 from preprocess_data.jobs.shard_writer import (
@@ -77,7 +77,8 @@ def list_images(settings: Settings) -> tuple[list[str], int]:
     path = settings.data / LLAVA_NAME if settings.data.is_dir() else settings.data
     named = [image_of(record) for record in iterate_json_values(path)]
     names = list(dict.fromkeys(name for name in named if isinstance(name, str) and name))
-    existing = [name for name in names if _is_file(settings.image_root / name)]
+    shown = phase_bar(names, desc="looking for images", unit="image")
+    existing = [name for name in shown if _is_file(settings.image_root / name)]
     if not existing:
         raise ValueError(f"{path}: none of its {len(names)} images exists under {settings.image_root}; --image-root?")
     return existing, len(names) - len(existing)
@@ -180,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output = options.output or (settings.data if settings.data.is_dir() else settings.data.parent) / FOLDER
         began = time.perf_counter()
         print(f"{write_cache(settings, output, options)} ({time.perf_counter() - began:.0f} s)")
+    print_next("train with dataset.params.clip_cache=auto (the default), or its folder if --output was given")
     return 0
 
 

@@ -16,10 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from tqdm import tqdm
 
 from common.arguments import command_parser, path_argument
-from common.command import report_errors, run_command
+from common.command import print_next, progress_bar, report_errors, run_command
 from common.files import write_json
 from preprocess_data.formats.lerobot import ANNOTATIONS, INFO, libraries
 from preprocess_data.jobs.resume import output_folder
@@ -79,7 +78,7 @@ def export(
 def _export(writer: _Writer, all_frames: bool, progress: bool) -> int:
     split = writer.split
     parts = stretches(split, all_frames)
-    with tqdm(desc="frames", total=sum(b - a + 1 for a, b in parts), unit="frame", disable=not progress) as bar:
+    with progress_bar(desc="frames", total=sum(b - a + 1 for a, b in parts), unit="frame", disable=not progress) as bar:
         for first, last in parts:
             writer.episode(first, last, bar)
     if len(writer.annotations) != len(writer.windows):
@@ -330,6 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     frames = export(split, options.output_dir, options.pictures, options.all_frames)
     listed = sum(len(window.frames) for window in split.annotations)
     print(f"{options.output_dir}: {frames} frames, each once (its {len(split.annotations)} windows name {listed})")
+    print_next("blockdiff-vla inspect {folder}", folder=options.output_dir)
     return 0
 
 

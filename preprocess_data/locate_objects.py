@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from common.arguments import command_parser, path_argument, whole
-from common.command import report_errors, run_command
+from common.command import print_next, report_errors, run_command
 from policy_rollout.desk.layout import SCENES
 from preprocess_data.desk_scenes.locate import CALVIN, locate
 from preprocess_data.jobs.resume import output_folder
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for root in options.data:
         with output_folder(root, "locate_objects"):
             print(locate(root, options.scene, options.workers))
+    print_next("train with training.ground_coeff=1 (docs/grounding.md)")
     return 0
 
 

@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from common.arguments import command_parser
-from common.command import run_command
+from common.command import print_next, run_command
 from policy_rollout.desk.experts.worlds import ENVIRONMENTS
 from policy_rollout.desk.rendering import RENDERERS
 from preprocess_data.desk_demos.options import add_options, make_settings
@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("make_desk_demos: stopped; give the same command again to resume", file=sys.stderr)
         return 130
     print(describe(summary))
+    print_next("blockdiff-vla process calvin --source-split-dir {folder} --output-dir DIR", folder=summary.path)
     return 0
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.arguments import command_parser, name_list, output_dir_option, real, whole
-from common.command import report_errors, run_command
+from common.command import phase_bar, print_next, report_errors, run_command
 from policy_rollout.calvin.instructions import TRAINING
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.desk import DeskEnv
@@ -204,7 +204,9 @@ def _write_index_files(folder: Path, settings: Settings, pack: Pack) -> None:
     motions, states = (np.stack([pack.arrays(row, [key])[key] for row in rows.tolist()]) for key in STATISTICS)
 
     def episodes() -> Iterator[Episode]:
-        for row, name in enumerate(pack.names()):
+        for row, name in enumerate(
+            phase_bar(pack.names(), desc="writing the index", unit="frame", total=settings.count)
+        ):
             arrays = pack.arrays(row, ["actions", "rel_actions", "robot_obs"])
             relative, absolute, state = (arrays[key].tolist() for key in ("rel_actions", "actions", "robot_obs"))
             frame = Frame(name, relative, absolute, state=state)
@@ -258,7 +260,9 @@ def settings_of(options: argparse.Namespace) -> Settings:
 @report_errors("make_desk_scenes")
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    print(make_scenes(options.out, settings_of(options), rank_and_world(options), options.processes))
+    settings = settings_of(options)
+    print(make_scenes(options.out, settings, rank_and_world(options), options.processes))
+    print_next("blockdiff-vla inspect {folder}", folder=options.out / settings.split)
     return 0
 
 

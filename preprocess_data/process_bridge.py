@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from common.arguments import whole
-from common.command import report_errors, run_command
+from common.command import print_next, report_errors, run_command
 from models.processing.image_file import shown_size
 from preprocess_data.formats.bridge import (
     LANGUAGE,
@@ -276,6 +276,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     units = Units(options.position_unit, options.rotation_unit, gripper_threshold=0.5)
     settings = Settings(options.output_dir, cameras, units, options.copy_frames, options.default_instruction.strip())
     process(options.source, settings, options.split, options.workers, skip_bad=options.skip_bad).print()
+    print_next(
+        "blockdiff-vla inspect {folder}, then tokenize --data {folder} (optional) and train", folder=options.output_dir
+    )
     return 0
 
 

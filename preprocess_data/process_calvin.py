@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.arguments import command_parser, path_argument, real, whole
-from common.command import report_errors, run_command
+from common.command import phase_bar, print_next, report_errors, run_command
 from preprocess_data.formats.calvin_frames import Actions, finish, read_actions, windows_without
 from preprocess_data.formats.calvin_select import Choice, source_splits
 from preprocess_data.formats.verify import verify
@@ -135,7 +135,7 @@ def _write(
     name = _namer(split, output_dir, placement)
 
     def episodes() -> Iterator[Episode]:
-        for window in windows:
+        for window in phase_bar(windows, desc="writing the index", unit="window"):
             first = int(np.searchsorted(ids, window.start))
             rows = range(first, first + len(window.frames))
             frames = [
@@ -289,6 +289,9 @@ def _make(options: argparse.Namespace) -> int:
         if options.sheet is not None:
             summarise(output, options.sheet.with_stem(f"{options.sheet.stem}_{name}") if name else options.sheet)
         print(describe(summary))
+    print_next(
+        "blockdiff-vla inspect {folder}, then tokenize --data {folder} (optional) and train", folder=summary.path.parent
+    )
     return 0
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from common.arguments import real
-from common.command import report_errors, run_command
+from common.command import print_next, report_errors, run_command
 from preprocess_data.formats.lerobot import INFO, EpisodeLocation, LerobotData, libraries
 from preprocess_data.formats.lerobot_names import AXES, columns_by_name, static_camera
 from preprocess_data.formats.lerobot_presets import add_convention_options, parse_with_preset
@@ -363,6 +363,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("a LeRobot data set does not declare them: if they are wrong, give --position-unit and the like, or edit it")
     print(f"its state: {settings.state or 'none'}")
     print(f"its images are declared as rotated by {contract.image_rotation} degrees (--image-rotation)")
+    print_next(
+        "blockdiff-vla inspect {folder}, then tokenize --data {folder} (optional) and train", folder=options.output_dir
+    )
     return 0
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.arguments import command_parser, path_argument, real, whole
-from common.command import run_command
+from common.command import print_next, run_command
 from common.files import write_bytes
 from preprocess_data.desk_demos.files import json_bytes
 from preprocess_data.desk_demos.options import add_options, make_settings
@@ -136,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: stopped; give the same command again to resume", file=sys.stderr)
         return 130
     print(f"{describe(summary)}; the policy completed {completed} of its {attempts} attempts")
+    print_next("blockdiff-vla process calvin --source-split-dir {folder} --output-dir DIR", folder=summary.path)
     return 0
 
 

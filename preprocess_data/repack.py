@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from common.arguments import command_parser, path_argument, whole
-from common.command import report_errors, run_command
+from common.command import print_next, progress_bar, report_errors, run_command
 from common.files import write_bytes
 from common.folder_lock import is_lock
 from models.processing.image import fit
@@ -194,7 +193,7 @@ def verify(folder: Path, source: Path | None) -> int:
         raise ValueError(f"{folder} is no packed split, or is not finished; without --verify this command makes it")
     split = None if source is None else CalvinSplit(source)
     unequal = 0
-    for row, number in enumerate(tqdm(pack.ids.tolist(), desc=f"verifying {folder}", unit="frame")):
+    for row, number in enumerate(progress_bar(pack.ids.tolist(), desc=f"verifying {folder}", unit="frame")):
         arrays = pack.arrays(row, pack.keys)
         if split is None:
             continue
@@ -235,6 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         began = time.perf_counter()
         message = repack(settings, options.output_dir / name, ranks, options.processes)
         print(f"{message} ({time.perf_counter() - began:.0f} s)")
+    print_next("blockdiff-vla process calvin --source-split-dir {folder} --output-dir DIR", folder=options.output_dir)
     return 0
 
 

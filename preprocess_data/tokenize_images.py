@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common.arguments import real, whole
-from common.command import report_errors, run_command
+from common.command import print_next, progress_bar, report_errors, run_command
 from common.constants import CODEBOOK_SIZE
 from common.files import reason_of
 from models.processing.image import normalise
@@ -171,7 +170,7 @@ def check(settings: Settings, output: Path, samples: int, most: float) -> tuple[
     rows = np.unique(np.linspace(0, plan.rows - 1, min(samples, plan.rows)).astype(int))
     cache = Rows(folder, plan)
     differing = total = 0
-    for start in tqdm(range(0, len(rows), settings.batch_size), desc="encoding again", unit="batch"):
+    for start in progress_bar(range(0, len(rows), settings.batch_size), desc="encoding again", unit="batch"):
         batch = rows[start : start + settings.batch_size]
         again = encode(model, torch.stack([source.frame(int(row))[0] for row in batch]), device)
         differing += int((again != cache.gather("codes", batch)).sum())
@@ -219,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             message = tokenize(settings, output, ranks, options.processes)
             message += f" ({time.perf_counter() - began:.0f} s)"
         print(message)
+    print_next("train with dataset.params.token_cache=auto (the default), or its folder if --output was given")
     return 0 if good else 1
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.arguments import command_parser, path_argument, real, whole
-from common.command import report_errors, run_command
+from common.command import print_next, progress_bar, report_errors, run_command
 from common.folder_lock import hold
 from config.loading import load_job
 from config.schema import Job
@@ -68,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     seconds = time.monotonic() - started
     print(f"done in {seconds:.0f} s: {folder}/summary.md, summary.json, curves.png; runs in {folder}/runs")
+    runs = (f"{name}={folder / 'runs'}/{name}_seed{plan.seeds[0]}" for name in plan.objectives)
+    print_next(
+        f"read {folder}/summary.md; quality against speed: blockdiff-vla compare decoding --models {' '.join(runs)}"
+    )
     if not identical:
         print("image or action losses of the first step differ between objectives: see summary.md", file=sys.stderr)
     return 0 if identical else 1
@@ -102,8 +106,6 @@ def _run(plan: Plan, jobs: dict[str, Job], args: argparse.Namespace, argv: Seque
 def _evaluate_and_report(
     plan: Plan, jobs: dict[str, Job], questions: Path, args: argparse.Namespace, argv: Sequence[str] | None
 ) -> bool:
-    from tqdm import tqdm
-
     from policy_rollout.benchmarks import offline
     from policy_rollout.policies.baselines import ConstantPolicy
     from policy_rollout.policies.upvla import pick_device
@@ -119,8 +121,7 @@ def _evaluate_and_report(
     blind: dict[str, list[evaluate.RunResult]] = {name: [] for name in plan.objectives} if plan.blind else {}
     timed = [run for run in plan.runs if run.seed == plan.seeds[0] and not run.blind]
     total = 3 * len(held_out.questions) * len(plan.runs) + len(timed) * (evaluate.TIMED_QUESTIONS + 1)
-    pause = 0.5 if sys.stderr.isatty() else 10.0  # few lines in a log file
-    with tqdm(total=total, desc="evaluating", unit="question", dynamic_ncols=True, mininterval=pause) as bar:
+    with progress_bar(total=total, desc="evaluating", unit="question") as bar:
         for run in plan.runs:
             bar.set_postfix_str(run.name, refresh=False)
             found = evaluate.evaluate_run(

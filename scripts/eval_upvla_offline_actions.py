@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 
 from common.arguments import command_parser, path_argument
-from common.command import report_errors, run_command
+from common.command import print_next, report_errors, run_command
 from policy_rollout.policies.interface import ACTION_DECODERS, ACTION_KEYS
 from policy_rollout.policies.model_options import add_model_options, require_model_options
 
@@ -88,6 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from policy_rollout.benchmarks.offline_cli import run
 
     run(options)
+    if options.output_json is None:
+        print_next("give --output-json FILE to keep these results and to compare them")
+    else:
+        print_next("blockdiff-vla eval table --inputs {file} OTHER", file=options.output_json)
     return 0
 
 

@@ -19,10 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common.arguments import command_parser, path_argument
-from common.command import report_errors, run_command
+from common.command import print_next, progress_bar, report_errors, run_command
 from common.files import write_text
 from common.folder_lock import hold
 from models.decoding import Decoding, Generation, generate
@@ -198,7 +197,7 @@ def evaluate(task: Task) -> dict[str, Any]:
             decoding=task.decoding,
         )
 
-    with tqdm(total=len(task.asked), unit="question", desc=task.settings["benchmark"]) as bar:
+    with progress_bar(total=len(task.asked), unit="question", desc=task.settings["benchmark"]) as bar:
         size = task.settings["batch_size"]
         batches = answer_questions(
             task.asked, size, encode, answer, task.folder / ANSWERS, lambda count: bar.update(count)
@@ -239,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_text(task.folder / "summary.md", table)
     print(table)
     print(f"{results.last_line(content)}; results in {task.folder}")
+    print_next("blockdiff-vla vqa --compare {folder} OTHER", folder=task.folder)
     return 0
 
 

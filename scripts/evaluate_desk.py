@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.arguments import command_parser, path_argument, real, whole
-from common.command import report_errors, run_command
+from common.command import print_next, report_errors, run_command
 from common.constants import CALVIN_MAX_STEPS
 from common.files import write_text
 from common.folder_lock import hold_file
@@ -75,6 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_text(folder / "results.json", json.dumps(found, indent=1) + "\n")
     print(text)
     print(f"written: {folder / 'summary.md'}, results.json")
+    print_next(
+        "read {page}; watch the model: blockdiff-vla demo --checkpoint {model}",
+        page=folder / "summary.md",
+        model=args.model,
+    )
     return 0
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.arguments import command_parser, path_argument
-from common.command import report_errors, run_command
+from common.command import print_next, report_errors, run_command
 from preprocess_data.dataset_viewer.interface import Source
 
 DESCRIPTION = """\
@@ -109,8 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.rerun is not None:
         number = chosen(source, options)[0]
         log_episode(source, number, recording)
-        where = "in rerun's viewer" if recording is None else f"in {recording}; open it with: rerun {recording}"
-        print(f"episode {number}: {where}")
+        print(f"episode {number}: in {recording or 'rerun'}")
+        if recording is not None:
+            print_next("rerun {recording}", recording=recording)
         return 0
     if options.text:
         return 0
@@ -119,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     faults = write_page(source, facts, chosen(source, options), options.moments, out, progress=sys.stderr.isatty())
     for fault in faults:
         print(f"not shown: {fault}", file=sys.stderr)
-    print(f"open in a browser: {out} ({out.stat().st_size / 1e6:.1f} MB, needs no other file)")
+    print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB, needs no other file)")
+    print_next("open {out} in a browser", out=out)
     return 1 if faults else 0
 
 

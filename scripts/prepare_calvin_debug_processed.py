@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from common.arguments import command_parser, path_argument, whole
-from common.command import report_errors, run_command
+from common.command import print_next, report_errors, run_command
 from preprocess_data.process_calvin import describe, write_processed
 from training.data.calvin import Annotation, CalvinSplit
 
@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     windows = stretches(split, options.start_index, options.max_frames, options.instruction)
     summary = write_processed(split, windows, options.output_dir, placement="copy")
     print(describe(summary))
+    print_next("python scripts/smoke_upvla_minimal.py --dataset-path {folder}", folder=options.output_dir)
     return 0
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import train_upvla
 from common.arguments import command_parser, path_argument, whole
-from common.command import report_errors, run_command
+from common.command import print_next, progress_bar, report_errors, run_command
 from common.files import write_text
 from common.folder_lock import hold
 from common.tables import markdown_table
@@ -132,9 +132,9 @@ def evaluate_policy(name: str, policy: Policy, split: CalvinSplit, size: Size) -
     """Measure action errors on held-out recordings, and run the same tasks from the same states in closed loop."""
     samples = list_samples(split.annotations, policy.act_step)
     chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(size.offline_samples, len(samples))).astype(int)]
-    with tqdm(total=len(chosen), desc=f"{name}: offline", unit="sample") as bar:
+    with progress_bar(total=len(chosen), desc=f"{name}: offline", unit="sample") as bar:
         report = evaluate(split, policy, chosen, progress=lambda count: _advance(bar, count))
-    with tqdm(total=size.rollouts, desc=f"{name}: closed loop", unit="episode") as bar:
+    with progress_bar(total=size.rollouts, desc=f"{name}: closed loop", unit="episode") as bar:
         rollout = DOORS.run_policy_episodes(
             policy,
             DOORS.make_episodes(size.rollouts),
@@ -216,7 +216,7 @@ def print_outputs(folder: Path, report: Path, seconds: float) -> None:
         ("the model", folder / "run"),
     ):
         print(f"  {what:25} {where}")
-    print(f"next: open {report} in a browser; it shows the model and lists the next commands")
+    print_next("open {report} in a browser; it shows the model and lists the next commands", report=report)
 
 
 def run(objective: Objective, folder: Path, size: Size, started: float) -> None:

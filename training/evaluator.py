@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.command import phase_bar
 from config.loading import ConfigError
 from models.decoding import ActionDecoding, decode_actions, generate
 from models.grounding import GROUND_METRICS
@@ -98,7 +99,14 @@ class Evaluator:
         failure: SystemExit | None = None
         with self._eval_mode():
             try:
-                for batch in self._batches():
+                flows = (self.components.validation_robot, self.components.validation_text)
+                total = sum(
+                    -(-len(self._share(evenly_spaced(len(flow.dataset), EVAL_SAMPLES))) // flow.batch_size)
+                    for flow in flows
+                    if flow is not None
+                )
+                hidden = not self.run.is_main_process
+                for batch in phase_bar(self._batches(), desc="validation", unit="batch", total=total, disable=hidden):
                     self._add(batch, meter)
                 self._add_standing_measures(meter)
             except SystemExit as error:  # a bad file; the other ranks still wait for the sums of this one
@@ -162,9 +170,13 @@ class Evaluator:
     def _part_of(self, flow: Flow[Batch]) -> Iterator[Batch]:
         yield from self._read(flow, evenly_spaced(len(flow.dataset), EVAL_SAMPLES))
 
+    def _share(self, samples: Sequence[int]) -> Sequence[int]:
+        """Return this rank's part of some samples."""
+        return samples[self.run.rank :: self.run.world]
+
     def _read(self, flow: Flow[Batch], samples: Sequence[int]) -> Iterator[Batch]:
         """Yield this rank's part of some samples in batches."""
-        indices = samples[self.run.rank :: self.run.world]
+        indices = self._share(samples)
         for start in range(0, len(indices), flow.batch_size):
             yield flow.collate(read_samples(flow, indices[start : start + flow.batch_size]))
 

@@ -9,19 +9,17 @@ batch 2 therefore take the same step, up to rounding.
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from tqdm import tqdm
 
+from common.command import print_next, progress_bar
 from config.schema import Job
 from models.device import to_device_async
 from models.upvla import Losses
@@ -87,16 +85,14 @@ class Trainer:
             self.run.log(f"nothing to train: step {self.step} of training.max_train_steps={last} is already done")
         batches = self.components.data.batches(self._position())
         self.model.train()
-        progress_bar = tqdm(
+        bar = progress_bar(
             total=last,
             initial=self.step,
             desc=job.experiment.name,
             unit="step",
             disable=not self.run.is_main_process,
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 10.0,  # few lines in a log file
         )
-        with closing(batches), progress_bar:
+        with closing(batches), bar:
             self.reporter.start()
             while self.step < last:
                 before, step = time.perf_counter(), self.step
@@ -106,7 +102,7 @@ class Trainer:
                 self.reporter.add_batches(micro_batches, time.perf_counter() - before)
                 yield micro_batches
                 assert self.step == step + 1, "every step of the loop ends in update()"
-                self._after_step(progress_bar)
+                self._after_step(bar)
         self.guard.sync_stop(self.step)
         self._finish()
 
@@ -169,9 +165,9 @@ class Trainer:
         micro_steps = (self.step - self._start_step) * self.run.job.training.gradient_accumulation_steps
         return self.components.data.after(self._start, micro_steps)
 
-    def _after_step(self, progress_bar: Any) -> None:
+    def _after_step(self, bar: Any) -> None:
         every, last = self.run.job.experiment, self.step == self.run.job.training.max_train_steps
-        progress_bar.update(1)
+        bar.update(1)
         if last or _is_due(every.log_every, self.step):
             values = self.reporter.read()
             losses = {name: values[name] for name in LOSS_NAMES if name in values}
@@ -180,7 +176,7 @@ class Trainer:
             self.reporter.log(self.step, values)
             shown = {"total": values["total/loss"], **{name.removesuffix("/loss"): v for name, v in losses.items()}}
             speed = {"tokens/s": f"{values['speed/tokens_per_s']:.0f}", "mfu": f"{values['speed/mfu']:.0%}"}
-            progress_bar.set_postfix({**{name: f"{v:.3f}" for name, v in shown.items()}, **speed}, refresh=False)
+            bar.set_postfix({**{name: f"{v:.3f}" for name, v in shown.items()}, **speed}, refresh=False)
         with self.reporter.paused():
             if _is_due(every.eval_every, self.step) or (last and every.eval_every):
                 self.reporter.write(self.step, self.guard.capture_errors(self.evaluator.evaluate) or {})
@@ -222,17 +218,15 @@ class Trainer:
             f"done at step {self.step}: model and config.yaml in {run.output_dir}, last checkpoint "
             f"checkpoint-{self.step} there, numbers in metrics.jsonl{curves[run.job.experiment.tracker]}"
         )
-        run.log(f"next: {_next_command(run.job, run.output_dir)}")
+        if run.is_main_process:
+            print_next(_next_command(run.job), folder=run.output_dir)
 
 
-def _next_command(job: Job, output_dir: Path) -> str:
-    """Return the command that usually follows a run: evaluation of its actions, or training of actions."""
-    folder = shlex.quote(str(output_dir))
+def _next_command(job: Job) -> str:
+    """Return the command that usually follows a run in ``{folder}``: evaluation, or training of actions."""
     if job.training.act_coeff > 0:
-        return (
-            f"blockdiff-vla eval --checkpoint {folder} --dataset-root <data> --output-json <file> (docs/evaluation.md)"
-        )
-    return f"train actions from this model: config=<file> model.showo.pretrained_model_path={folder}"
+        return "blockdiff-vla eval --checkpoint {folder} --dataset-root DATA --output-json FILE (docs/evaluation.md)"
+    return "train actions from this model: config=FILE model.showo.pretrained_model_path={folder}"
 
 
 def _is_due(every: int, step: int) -> bool:

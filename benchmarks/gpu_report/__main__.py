@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from benchmarks.gpu_report.case import NETWORKS, Case
 from benchmarks.gpu_report.page import page, summary
@@ -37,7 +36,7 @@ from benchmarks.gpu_report.runner import CPU_PATIENCE, Worker, outcome, run_case
 from benchmarks.gpu_report.sections import SECTIONS, all_cases
 from benchmarks.harness.record import Parser, settings_of, write
 from common.arguments import real
-from common.command import run_command
+from common.command import progress_bar, run_command
 from common.files import read_object, write_text
 
 MINUTES = 12.0
@@ -90,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log = args.out.with_suffix(".log")
     log.write_bytes(b"")
     command = [sys.executable, "-m", "benchmarks.gpu_report.worker", json.dumps(settings)]
-    with tqdm(total=len(left), unit="case") as bar:
+    with progress_bar(total=len(left), unit="case") as bar:
 
         def record(case: Case | None, found: dict[str, Any]) -> None:
             if case is None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
+
+from common.command import progress_bar
 
 WINDOW = 64  # frames of an annotated window
 STATIC, GRIPPER = 200, 84  # pixels
@@ -21,7 +22,7 @@ def write_raw_split(folder: Path, frames: int, sentences: Sequence[str], overlap
     """
     (folder / "lang_annotations").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for number in tqdm(range(frames), desc="writing frames", unit="frame"):
+    for number in progress_bar(range(frames), desc="writing frames", unit="frame"):
         np.savez_compressed(
             folder / f"episode_{number:07d}.npz",
             rgb_static=_image(rng, STATIC),

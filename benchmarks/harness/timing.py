@@ -18,7 +18,8 @@ from typing import Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
+
+from common.command import progress_bar
 
 Clock = Literal["cpu", "wall"]
 PRODUCT = "matrix product"
@@ -144,7 +145,7 @@ def alternate(
         for _ in range(warmup):
             run()
     laps: dict[str, list[Lap]] = {variant: [] for variant in variants}
-    with tqdm(total=rounds * len(variants), desc=name, unit="run", disable=not name) as bar:
+    with progress_bar(total=rounds * len(variants), desc=name, unit="run", disable=not name) as bar:
         for number in range(rounds):
             for variant in list(variants) if number % 2 == 0 else list(reversed(list(variants))):
                 laps[variant].append(lap(variants[variant], device))

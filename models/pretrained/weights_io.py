@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from common.command import bytes_bar
 from common.files import atomic_path, expand_home, give_usual_mode
 from config.model_folders import download_command, looks_like_hub_id, split_revision
 from models.pretrained.safetensors_file import Writable, stream_safetensors
@@ -192,11 +193,13 @@ def files_sha256(path: Path) -> str:
     file = path if path.is_file() else find_weights(path)
     if file is None:
         raise FileNotFoundError(f"{path} holds no weights ({', '.join(WEIGHT_NAMES)})")
-    digest = hashlib.sha256()
-    for part in weight_parts(file):
-        with part.open("rb") as stream:
-            while piece := stream.read(1 << 22):
-                digest.update(piece)
+    digest, parts = hashlib.sha256(), weight_parts(file)
+    with bytes_bar(f"checksum of {path}", sum(part.stat().st_size for part in parts)) as bar:
+        for part in parts:
+            with part.open("rb") as stream:
+                while piece := stream.read(1 << 22):
+                    digest.update(piece)
+                    bar.update(len(piece))
     return digest.hexdigest()
 
 
@@ -314,7 +317,11 @@ def describe_mismatch(missing: Sequence[str], unexpected: Sequence[str], resized
 
 def require_finite(state: Mapping[str, torch.Tensor], source: str | Path) -> None:
     """Raise ``ValueError`` naming the tensors that hold NaN or infinity."""
-    bad = not_finite(state)
+    with bytes_bar(f"reading {source}", sum(tensor.nbytes for tensor in state.values())) as bar:
+        bad = []
+        for name, tensor in state.items():
+            bad += not_finite({name: tensor})
+            bar.update(tensor.nbytes)
     if bad:
         raise ValueError(
             f"{source} holds numbers that are not finite (NaN or infinity) in {len(bad)} of {len(state)} tensors: "

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from common.command import progress_bar
 from common.statistics import Interval, clustered_rate
 from common.tables import markdown_table, percent
 from policy_rollout.benchmarks.offline import Sample, Window
@@ -202,9 +203,9 @@ def evaluate(
     for recording in (held_out, training):
         ((_, sample),) = list_samples(recording.annotations, policy.act_step, 1)
         observe(recording, sample.start, sample.instruction, policy)
-    with tqdm(total=probe_frames, desc="frames of the probe", unit="frame") as bar:
+    with progress_bar(total=probe_frames, desc="frames of the probe", unit="frame") as bar:
         probe = probe_of(policy, training, probe_frames, seed, lambda count: _advance(bar, count))
-    with tqdm(total=samples, desc="predicted frames", unit="frame") as bar:
+    with progress_bar(total=samples, desc="predicted frames", unit="frame") as bar:
         return measure(policy, held_out, probe, samples, lambda count: _advance(bar, count))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common.command import phase_bar
 from common.constants import CALVIN_LAYOUT, STATE_KEY, ActionLayout
 from policy_rollout.benchmarks.coded import CODES, NO_IMAGE, CodedFrames
 from policy_rollout.policies.interface import ACTION_KEYS, state_read_by
@@ -279,5 +280,6 @@ def mean_action(split: CalvinSplit, samples: Sequence[Sample], action_key: str =
     frames = sorted({sample.start for sample in samples})
     if not frames:
         raise ValueError(f"{split.path} has no annotated frame to take a mean action from")
-    total = sum(split.frame(frame, (action_key,))[action_key].astype(np.float64) for frame in frames)
+    bar = phase_bar(frames, desc="mean action", unit="frame")
+    total = sum(split.frame(frame, (action_key,))[action_key].astype(np.float64) for frame in bar)
     return np.asarray(total / len(frames), dtype=np.float32)

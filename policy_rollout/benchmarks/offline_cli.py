@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from common.command import progress_bar
 from common.files import reason_of, write_text
 from common.folder_lock import hold_file
 from models.processing.instruction_length import cut_instructions
@@ -247,7 +247,7 @@ def run(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     job = prepare(options)
     started = time.perf_counter()
-    with tqdm(total=len(job.samples), unit="sample", desc="offline evaluation") as bar:
+    with progress_bar(total=len(job.samples), unit="sample", desc="offline evaluation") as bar:
         report = evaluate(
             job.split,
             job.policy,

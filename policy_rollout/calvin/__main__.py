@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from common.arguments import path_argument
-from common.command import run_command
+from common.command import print_next, run_command
 from policy_rollout.calvin.egl import Graphics, find_graphics
 from policy_rollout.calvin.installation import check_files, find_annotations, find_split, package_commit, package_folder
 from policy_rollout.calvin.simulator import import_simulator
@@ -29,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         print(check(arguments.dataset_path))
+        where = arguments.dataset_path or "DATASET"
+        print_next("blockdiff-vla rollout checkpoint=RUN dataset_path={where} num_sequences=10", where=where)
     except (ValueError, FileNotFoundError) as error:
         print(f"policy_rollout.calvin: {error}", file=sys.stderr)
         return 2

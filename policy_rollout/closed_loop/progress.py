@@ -9,8 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tqdm import tqdm
-
+from common.command import progress_bar
 from policy_rollout.closed_loop import records
 from policy_rollout.closed_loop.interface import ChainJob, ChainRecord
 
@@ -39,7 +38,7 @@ class Progress:
     def __enter__(self) -> Progress:
         self._read_records()
         self._done_before, self._started = len(self._done), time.monotonic()
-        self._bar = tqdm(
+        self._bar = progress_bar(
             total=len(self._jobs), initial=self._done_before, desc="chains", unit="chain", disable=self._rank != 0
         )
         if self._config is not None and self._rank == 0:

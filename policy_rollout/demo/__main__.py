@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.arguments import command_parser, path_argument, real, whole
-from common.command import report_errors, run_command
+from common.command import print_next, report_errors, run_command
 from policy_rollout.calvin.instructions import closest_task, validation_instruction
 from policy_rollout.calvin.tasks import TASK_NAMES
 from policy_rollout.desk.layout import SCENES
@@ -133,8 +133,8 @@ def load(args: argparse.Namespace) -> tuple[UPVLAPolicy, TaskSet]:
     return policy, tasks
 
 
-def run(args: argparse.Namespace, folder: Path, interactive: bool) -> None:
-    """Load the model, play, and write the report."""
+def run(args: argparse.Namespace, folder: Path, interactive: bool) -> Path:
+    """Load the model, play, write the report, and return its path."""
     from rich.console import Console
 
     from policy_rollout.demo.persistent_desk import ANY_TASK, Attempt
@@ -149,7 +149,7 @@ def run(args: argparse.Namespace, folder: Path, interactive: bool) -> None:
         play_several(session, args.tasks)
         if interactive:
             prompt(session)
-    session.write()
+    return session.write()
 
 
 def serve_page(args: argparse.Namespace, settings: WebSettings) -> None:
@@ -213,7 +213,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.web:
         serve_page(args, web_settings(args))
         return 0
-    run(args, new_folder(args), interactive=sys.stdin.isatty() and sys.stdout.isatty())
+    report = run(args, new_folder(args), interactive=sys.stdin.isatty() and sys.stdout.isatty())
+    print_next("open {report} in a browser", report=report)
     return 0
 
 

@@ -123,8 +123,8 @@ class Session:
         if len(self.records) < ANIMATED:
             self.frames.extend(frames)
 
-    def write(self) -> None:
-        """Write demo.gif, results.json and report.html, and print where they are."""
+    def write(self) -> Path:
+        """Write demo.gif, results.json and report.html, print where they are, and return the path of the report."""
         write_gif(self.folder / "demo.gif", self.frames, RATE)
         rules = self.tasks
         settings = {"ep_len": rules.max_steps, "replan_every": rules.replan_every, "ensemble": rules.ensemble}
@@ -138,3 +138,4 @@ class Session:
             ("predicted and true frames", self.folder / "input_predict_truth"),
         ):
             print(f"  {what:26} {where}")
+        return report

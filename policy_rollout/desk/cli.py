@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.arguments import path_argument, whole
+from common.command import progress_bar
 from common.image_grid import add_caption, image_grid, side_by_side, write_png
 from common.video import write_gif
 from policy_rollout.calvin.initial_states import initial_state
@@ -109,7 +110,7 @@ def draw(path: Path, options: argparse.Namespace) -> int:
 def draw_tasks(env: DeskEnv, path: Path, seed: int) -> int:
     """Draw every task before and after its expert."""
     oracle, cells, failed = TaskOracle(), [], []
-    for task in EXPERT_TASKS:
+    for task in progress_bar(EXPERT_TASKS, desc="tasks", unit="task"):
         obs = env.reset(*task_resets(task, seed, env.scene), seed=seed)
         before = env.render("static")
         expert = ScriptedExpert(env.layout, task, np.random.default_rng(seed), QUIET)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.command import phase_bar, progress_bar
 from policy_rollout.benchmarks.desk import DeskBenchmark
 from policy_rollout.calvin.initial_states import initial_state
 from policy_rollout.calvin.instructions import validation_instruction
@@ -188,7 +189,7 @@ class TaskSet:
         env = self.benchmark().make_env()
         frames: list[tuple[str, Observation]] = []
         try:
-            for index in range(episodes):
+            for index in phase_bar(range(episodes), desc="frames of experts", unit="episode"):
                 task = self.tasks[index % len(self.tasks)]
                 frames += [(task, one) for one in _expert_frames(env, task, FRAME_SEED + index, self.max_steps)]
         finally:
@@ -200,7 +201,8 @@ class TaskSet:
         env, oracle = self.benchmark().make_env(), self.benchmark().oracle()
         try:
             results = [
-                run_episode(env, oracle, self.tasks[i % len(self.tasks)], FIRST_SEED + i, QUIET) for i in range(count)
+                run_episode(env, oracle, self.tasks[i % len(self.tasks)], FIRST_SEED + i, QUIET)
+                for i in progress_bar(range(count), desc="experts", unit="episode")
             ]
         finally:
             env.close()
@@ -226,7 +228,11 @@ class TaskSet:
         try:
             return [
                 run_chain(env, oracle, chain, index, QUIET).done
-                for index, chain in enumerate(desk_sequences(count, self.tasks, length=self.chain_length))
+                for index, chain in enumerate(
+                    progress_bar(
+                        desk_sequences(count, self.tasks, length=self.chain_length), desc="experts", unit="chain"
+                    )
+                )
             ]
         finally:
             env.close()

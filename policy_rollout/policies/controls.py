@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from common.command import phase_bar
 from policy_rollout.policies.interface import ActionConvention, Observation, Policy
 
 
@@ -67,7 +68,8 @@ def action_change(
 
 
 def _chunks(policy: Policy, observations: Sequence[Observation], batch: int = 32) -> list[NDArray[np.float32]]:
-    return [policy.act(observations[start : start + batch]) for start in range(0, len(observations), batch)]
+    starts = phase_bar(range(0, len(observations), batch), desc="exchanged inputs", unit="batch")
+    return [policy.act(observations[start : start + batch]) for start in starts]
 
 
 def _rms(values: NDArray[np.float32]) -> float:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from common.command import progress_bar
 from common.files import write_text
 from common.html import render
 from common.html.figures import COLOURS, new_figure, svg
@@ -37,7 +37,7 @@ def write_page(
     """
     errors: list[str] = []
     cards: list[dict[str, Any]] = []
-    for number in tqdm(numbers, "episodes", unit="episode", disable=not progress):
+    for number in progress_bar(numbers, desc="episodes", unit="episode", disable=not progress):
         try:
             cards.append(_card(source, source.episode(number), cells))
         except (ValueError, FileNotFoundError) as error:

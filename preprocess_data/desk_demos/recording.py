@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from common.command import progress_bar
 from common.files import remove, write_bytes
 from common.folder_lock import hold, is_lock
 from preprocess_data.desk_demos.files import EpisodeEntry, json_bytes, record_episode, write_index_files
@@ -193,7 +192,7 @@ def _record_missing(recording: Recording, workers: int, progress: bool) -> float
     settings = recording.settings
     jobs = [(settings, k, recording.folder(k)) for k in recording.missing()]
     new, seconds = 0, 0.0
-    with tqdm(total=recording.total, unit="episode", desc=settings.split, disable=not progress) as bar:
+    with progress_bar(total=recording.total, unit="episode", desc=settings.split, disable=not progress) as bar:
 
         def advance() -> None:
             while recording.append_next():

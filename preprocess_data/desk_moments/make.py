@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.arguments import command_parser, name_list, output_dir_option, real, whole
-from common.command import report_errors
+from common.command import phase_bar, print_next, report_errors
 from common.constants import CALVIN_STATE
 from policy_rollout.calvin.instructions import TRAINING
 from policy_rollout.calvin.tasks import TASK_NAMES
@@ -179,7 +179,7 @@ def _write_index_files(folder: Path, settings: Settings, pack: Pack) -> None:
     found = [(row, label) for row in rows.tolist() for label in labels_of(pack, row)]
 
     def episodes() -> Iterator[Episode]:
-        for row, label in found:
+        for row, label in phase_bar(found, desc="writing the index", unit="task"):
             name, robot, first = names[row], robots[row], label.chunk[0]
             moved, turned = first[:3] * MAX_RELATIVE_POSITION, first[3:6] * MAX_RELATIVE_ROTATION
             absolute = [*(robot[:3] + moved), *(robot[3:6] + turned), first[6]]
@@ -233,5 +233,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 @report_errors("desk_moments")
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    print(make_moments(options.out, settings_of(options), rank_and_world(options), options.processes))
+    settings = settings_of(options)
+    print(make_moments(options.out, settings, rank_and_world(options), options.processes))
+    print_next("blockdiff-vla inspect {folder}", folder=options.out / settings.split)
     return 0

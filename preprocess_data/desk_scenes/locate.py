@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import yaml
-from tqdm import tqdm
 
+from common.command import progress_bar
 from policy_rollout.desk.layout import SCENES, layout_of
 from preprocess_data.desk_scenes.objects import (
     BLOCKS,
@@ -51,7 +51,7 @@ def locate(root: Path, scene: str | None = None, workers: int = 1, progress: boo
     names = BLOCKS if None in scenes else OBJECTS
     jobs = [(files[at : at + PART], scenes[at : at + PART], len(names)) for at in range(0, len(files), PART)]
     found: list[Array] = []
-    with tqdm(total=len(files), desc=f"locating objects in {root}", unit="frame", disable=not progress) as bar:
+    with progress_bar(total=len(files), desc=f"locating objects in {root}", unit="frame", disable=not progress) as bar:
         for part in in_processes(_locate_part, jobs, workers):
             found.append(part)
             bar.update(len(part))

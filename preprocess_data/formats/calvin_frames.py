@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from common.command import progress_bar
 from common.constants import CALVIN_STATE_DIM, STATE_KEY
 from common.files import atomic_path, write_bytes
 from preprocess_data.jobs.resume import is_current, plan_folder, remove_parts, run_missing
@@ -92,7 +92,7 @@ def read_actions(
     workers = workers if len(ids) >= MIN_FRAMES_FOR_WORKERS else 1
     tables: list[npt.NDArray[np.float32]] = []
     bad: dict[int, str] = {}
-    with tqdm(desc="frames", total=len(ids), unit="frame", disable=not progress) as bar:
+    with progress_bar(desc="frames", total=len(ids), unit="frame", disable=not progress) as bar:
         for table, errors in run_missing(_read_part, parts, [_finished(part, split) for part in parts], workers):
             if errors and not keep_bad:
                 raise ValueError(next(iter(errors.values())))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from common.command import progress_bar
 from common.constants import CAMERAS, action_layout
 from common.files import write_json
 from preprocess_data.jobs.workers import in_processes
@@ -276,7 +276,7 @@ class _Rules:
 
 def _frames(paths: Sequence[Path], rules: _Rules, workers: int, progress: bool, report: Report) -> None:
     parts = [(paths[start : start + PART], rules) for start in range(0, len(paths), PART)]
-    with tqdm(desc="frames", total=len(paths), unit="frame", disable=not progress or None) as bar:
+    with progress_bar(desc="frames", total=len(paths), unit="frame", disable=not progress) as bar:
         for part, problems in zip(
             parts, in_processes(_check_part, parts, workers if len(parts) > 4 else 1), strict=True
         ):

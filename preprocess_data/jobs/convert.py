@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from common.command import phase_bar, progress_bar
 from common.files import write_bytes
 from preprocess_data.jobs.resume import is_current, output_folder, plan_folder, remove_parts, run_missing
 from training.data.checks.dataset import MIN_FRAMES
@@ -203,7 +203,7 @@ def _read_all(
     ]
     work = [(job, file, read) for job, file in zip(jobs, files, strict=True)]
     left_out: list[str] = []
-    with tqdm(desc="converting", total=len(jobs), unit="part", disable=not progress) as bar:
+    with progress_bar(desc="converting", total=len(jobs), unit="part", disable=not progress) as bar:
         for skipped, bad in run_missing(_run, work, finished, workers):
             if bad and not skip_bad:
                 raise ValueError(bad[0])
@@ -225,7 +225,7 @@ def _finished(file: Path) -> tuple[list[str], list[str]] | None:
     return None if part["bad"] else (part["left_out"], [])
 
 
-def _episodes(files: Sequence[Path]) -> Iterator[ConvertedEpisode]:
+def _episodes(files: Iterable[Path]) -> Iterator[ConvertedEpisode]:
     for file in files:
         for record in json.loads(file.read_text(encoding="utf-8"))["episodes"]:
             for name in ("relative", "absolute", "gripper", "state"):
@@ -255,7 +255,7 @@ def _write(
 
     def counted() -> Iterator[Episode]:
         nonlocal clipped, episodes, sides
-        for one in _episodes(files):
+        for one in _episodes(phase_bar(files, desc="writing the index", unit="part", disable=not progress)):
             clipped += one.clipped
             episodes += 1
             instructions.add(one.instruction)

@@ -15,9 +15,9 @@ from threading import Event, Thread
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from common.arguments import command_parser, path_argument
+from common.command import progress_bar
 from common.files import reason_of
 from common.folder_lock import hold, live_owners
 from common.processes import process_rank, shown_variables
@@ -101,7 +101,7 @@ def write_shards(
         for number in range(count)
         if missing
     ]
-    with tqdm(
+    with progress_bar(
         desc=label, total=total, initial=total - remaining, unit="frame", disable=not progress, smoothing=0.1
     ) as bar:
         if len(tasks) == 1:

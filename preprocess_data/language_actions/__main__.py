@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 
 from common.arguments import command_parser, path_argument, real, whole
-from common.command import report_errors, run_command
+from common.command import print_next, report_errors, run_command
 
 
 @report_errors("language_actions")
@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(found.errors)
     print(f"{found.sentences} different sentences; the most frequent, {count} times: {json.dumps(sentence)}")
     print(f"{found.conversations} conversations in {options.output_dir / MMU_INDEX}")
+    print_next("train with dataset.params.train_mmu_shards_path_or_url={folder}", folder=options.output_dir)
     return 0
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
+from common.command import progress_bar
 from common.files import atomic_path, read_object, write_text
 from config.schema import MMU_INDEX
 from policy_rollout.benchmarks.processed import ProcessedSplit
@@ -97,7 +97,7 @@ def write_conversations(split: CalvinSplit | ProcessedSplit, output: Path, setti
     records: list[str] = []
     chunks: list[NDArray[np.floating[Any]]] = []
     sentences: Counter[str] = Counter()
-    for number, sample in enumerate(tqdm(samples, desc="language actions", unit="frame")):
+    for number, sample in enumerate(progress_bar(samples, desc="language actions", unit="frame")):
         chunk = recorded_chunk(split, sample, settings.act_step)
         sentence = language.describe(chunk)
         image = f"images/{sample.start:07d}.png"

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from common.arguments import command_parser, output_dir_option, path_argument, whole
-from common.command import report_errors, run_command
+from common.command import phase_bar, print_next, progress_bar, report_errors, run_command
 from common.files import read_object, write_json, write_text
 from config.schema import MMU_INDEX
 from policy_rollout.benchmarks.vqa.questions import Question
@@ -81,7 +80,9 @@ def make_questions(data: Path, images: int | None, turns: int, seed: int, scene:
     paths = [index.frame_path(frame) for frame in frames]
     scenes = scenes_of(paths) if scene is None else [None if scene == CALVIN else scene] * len(paths)
     balance, found = Balance(np.random.default_rng(seed)), []
-    for frame, path, name in tqdm(list(zip(frames, paths, scenes, strict=True)), desc="questions", unit="frame"):
+    for frame, path, name in progress_bar(
+        list(zip(frames, paths, scenes, strict=True)), desc="questions", unit="frame"
+    ):
         if path.suffix != ".npz":
             raise ValueError(f"{path}: an image does not record the state of the scene (scene_obs of CALVIN's frames)")
         arrays = read_npz(path, ["scene_obs", "robot_obs"])
@@ -104,7 +105,7 @@ def write_questions(data: Path, out: Path, asked: Sequence[Asked]) -> None:
     for one in asked:
         by_frame[one.frame].append(one)
     records = []
-    for frame, of_frame in by_frame.items():
+    for frame, of_frame in phase_bar(by_frame.items(), desc="writing images", unit="image", total=len(by_frame)):
         name = f"images/{frame:07d}.png"
         Image.fromarray(read_npz(index.frame_path(frame), ["rgb_static"])["rgb_static"]).save(out / name)
         records.append(json.dumps(_record(name, of_frame)))
@@ -198,6 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked = make_questions(options.data, options.images, options.turns, options.seed, options.scene)
         write_questions(options.data, options.out, asked)
     print(describe(options.out, asked))
+    print_next("train with dataset.params.train_mmu_shards_path_or_url={folder}", folder=options.out)
     return 0
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from common.command import progress_bar
 from models.pretrained.weights_io import write_safetensors
 from models.processing.image import ClipImageSpec, clip_pixels
 from preprocess_data.tiny_assets.toys import COLOURS, SHAPES, SIDE, Scene, draw, random_scenes
@@ -94,7 +94,7 @@ def train_tower(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     targets = labels[:, corner_of_patch()]  # [count, P, 2]
     losses = []
-    for _ in tqdm(range(steps), desc="clip", unit="step", mininterval=0.5):
+    for _ in progress_bar(range(steps), desc="clip", unit="step"):
         chosen = torch.randint(0, len(pixels), (BATCH,), generator=draws)
         features = tower(pixel_values=pixels[chosen], output_hidden_states=True).hidden_states[-2][:, 1:]  # [B, P, C]
         classes = [NOTHING + len(COLOURS), NOTHING + len(SHAPES)]

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from common.command import progress_bar
 from common.files import PROJECT_DIR
 from models.processing.image import normalise, to_uint8
 from models.vision.magvitv2 import MagVITv2, load_magvit
@@ -74,7 +74,7 @@ def read_images(splits: Sequence[Path], count: int) -> tuple[Images, Images]:
         ids = split.frame_ids
         chosen = ids[:: max(1, len(ids) * len(splits) // count)]
         first = int(len(chosen) * (1 - HELD_OUT))
-        for number, index in enumerate(tqdm(chosen.tolist(), desc=path.name, unit="frame")):
+        for number, index in enumerate(progress_bar(chosen.tolist(), desc=path.name, unit="frame")):
             by_gripper = number < first and number % GRIPPER_EVERY == GRIPPER_EVERY - 1
             camera = "rgb_gripper" if by_gripper else "rgb_static"
             frame = split.frame(index, (camera, "robot_obs", "scene_obs"))

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from common.command import progress_bar
 from models.pretrained.weights_io import write_safetensors
 from models.processing.image import fit, normalise
 from models.vision.magvitv2 import LATENT_CHANNELS, MagVITv2, ResBlock, Tower
@@ -112,7 +112,9 @@ class Images:
 def random_images(count: int, seed: int) -> Images:
     """Return images of both cameras in random scenes."""
     found = []
-    for index, scene in enumerate(tqdm(random_scenes(count, seed, SCENES), total=count, desc="scenes", unit="frame")):
+    for index, scene in enumerate(
+        progress_bar(random_scenes(count, seed, SCENES), total=count, desc="scenes", unit="frame")
+    ):
         by_gripper = index % GRIPPER_EVERY == GRIPPER_EVERY - 1
         name = SCENES[index % len(SCENES)]
         frame = scene.gripper if by_gripper else scene.static
@@ -131,7 +133,7 @@ def played_images(episodes: int, seed: int = 0) -> Images:
         if number % PLAY_STRIDE == 0:
             found.append((frame["rgb_static"], "ABCD".index("D"), state_of(frame)))
 
-    for episode in tqdm(range(episodes), desc="play", unit="episode"):
+    for episode in progress_bar(range(episodes), desc="play", unit="episode"):
         player.play(episode, add)
     player.close()
     return stack_images(found)
@@ -272,7 +274,7 @@ def _optimised(
     optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.05)
     draw = torch.Generator().manual_seed(seed)
-    for step in tqdm(range(steps), desc=what, unit="step"):
+    for step in progress_bar(range(steps), desc=what, unit="step"):
         yield step, optimizer, draw
         schedule.step()
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from common.arguments import command_parser
-from common.command import report_errors, run_command
+from common.command import print_next, report_errors, run_command
 from config.model_folders import looks_like_hub_id
 from policy_rollout.policies.model_yaml import local_checkpoint, run_config
 
@@ -50,12 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"warning: config.yaml or config.json publishes paths of this machine: {shown}", file=sys.stderr)
     if args.dry_run:
         print("nothing was uploaded (--dry-run)")
+        print_next("the same command without --dry-run")
         return 0
     address = hub.push(
         upload, args.repo, private=args.private, revision=args.revision, message=args.message or "Upload model"
     )
     at = "" if args.revision is None else f"@{args.revision}"
-    print(f"uploaded: {address}\nnext: use it anywhere as --checkpoint {args.repo}{at}")
+    print(f"uploaded: {address}")
+    print_next(f"use it anywhere as --checkpoint {args.repo}{at}")
     return 0
 
 

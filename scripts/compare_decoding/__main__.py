@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.arguments import command_parser, path_argument, whole
-from common.command import report_errors, run_command
+from common.command import print_next, progress_bar, report_errors, run_command
 from common.files import write_text
 from common.record_table import write_record_table
 from common.tables import markdown_table
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "scripts.compare_decoding", *(sys.argv[1:] if argv is None else argv)])
     print(write(results, args.output_dir, len(items), args.timed, f"`{command}`"))
     print(f"done: {args.output_dir / 'summary.md'}, decoding.png, decoding.csv")
+    print_next("open {figure}", figure=args.output_dir / "decoding.png")
     return 0
 
 
@@ -66,8 +67,6 @@ def decode(
     thresholds: Sequence[float],
 ) -> dict[str, list[dict[Way, Decoded]]]:
     """Return the results of every way, by name and run."""
-    from tqdm import tqdm
-
     from models.pretrained.model_io import load_folder
     from policy_rollout.policies.upvla import pick_device
     from scripts.compare_decoding.sweep import measure, ways_of
@@ -79,7 +78,7 @@ def decode(
             loaded[name, number] = built, ways_of(built.spec.decoding.text_objective, blocks, thresholds)
     answers = sum(len(ways) for _, ways in loaded.values()) * (len(items) + min(timed, len(items)))
     by_run = {f"{name} {number}": pair for (name, number), pair in loaded.items()}
-    with tqdm(total=answers, desc="decoding", unit="answer", dynamic_ncols=True) as bar:
+    with progress_bar(total=answers, desc="decoding", unit="answer") as bar:
         found = measure(by_run, items, longest, timed, bar.update)
     return {name: [found[f"{name} {number}"] for number in range(len(folders))] for name, folders in models.items()}
 

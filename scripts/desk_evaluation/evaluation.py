@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from common.command import progress_bar
 from common.files import write_text
 from common.statistics import Interval, average_length, paired_difference, wilson
 from config.identity import settings_of
@@ -223,7 +224,7 @@ class Evaluation:
             episodes = [replace(one, instruction=other_colour(one.index, one.task)) for one in kept]
             indices = [one.index for one in episodes]
         chains = 0 if name in CONTROLS else self.chains
-        with tqdm(total=len(episodes) + chains, desc=name, unit="episode", dynamic_ncols=True) as bar:
+        with progress_bar(total=len(episodes) + chains, desc=name, unit="episode") as bar:
             rollout = rules.run_policy_episodes(policy, episodes, lambda _: _advance(bar))
             jobs = rules.make_chains(chains)
             lengths = rules.run_policy_chains(policy, jobs, lambda _: _advance(bar)) if jobs else []

@@ -84,12 +84,18 @@ def _of_torch(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Fin
 @report_errors("doctor")
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    findings = list(examine(options.run, options.checkpoint))
+    findings: list[Finding] = []
+
+    def examined() -> Iterator[Finding]:
+        for finding in examine(options.run, options.checkpoint):
+            findings.append(finding)
+            yield finding
+
     if options.json:
-        print(json.dumps(report(findings), indent=1))
+        print(json.dumps(report(list(examined())), indent=1))
     else:
-        for line in lines(findings):
-            print(line)
+        for line in lines(examined()):
+            print(line, flush=True)
     return int(any(finding.level == "error" for finding in findings))
 
 

@@ -14,6 +14,8 @@ from common.files import PROJECT_DIR
 
 Level = Literal["ok", "note", "warning", "error"]
 LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "error")
+NAME_WIDTH = 13
+"""Width of the names of checks."""
 FORMAT = 1
 """Version of the JSON."""
 
@@ -33,14 +35,15 @@ class Finding:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """Yield the text of findings for a terminal, and a last line with their counts."""
-    width = max(len(finding.check) for finding in findings)
+def lines(findings: Iterable[Finding]) -> Iterator[str]:
+    """Yield the text of each finding for a terminal as soon as it is there, and a last line with their counts."""
+    width, seen = NAME_WIDTH, []
     for finding in findings:
+        seen.append(finding)
         yield f"{finding.level:7}  {finding.check:{width}}  {finding.text}"
         if finding.remedy:
             yield f"{'':7}  {'':{width}}  -> {finding.remedy}"
-    yield summary(findings)
+    yield summary(seen)
 
 
 def summary(findings: Iterable[Finding]) -> str:

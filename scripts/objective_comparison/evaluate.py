@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.command import phase_bar
 from common.files import write_text
 from config.schema import MMU_INDEX, Job
 from models.decoding import generate
@@ -161,7 +162,10 @@ def read_held_out(job: Job, folder: Path) -> HeldOut:
     images: dict[str, int] = {}
     questions = [Question(q.text, q.truths[0], images.setdefault(q.image, len(images))) for q in found]
     clip = load_clip(job.model.showo.clip_model_path)
-    features = [clip.features(clip_pixels(read_image(folder / name), clip.image_spec)[None])[0] for name in images]
+    features = [
+        clip.features(clip_pixels(read_image(folder / name), clip.image_spec)[None])[0]
+        for name in phase_bar(images, desc="CLIP features", unit="image")
+    ]
     return HeldOut(tuple(questions), torch.stack(features))
 
 

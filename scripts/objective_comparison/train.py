@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection
 from contextlib import closing
 
 from tqdm import tqdm
 
+from common.command import progress_bar
 from scripts.objective_comparison.plan import Plan, RunPlan, read_curve
 from scripts.objective_comparison.processes import Work, run_works
 
@@ -20,11 +20,10 @@ def train_all(plan: Plan, jobs: int) -> list[RunPlan]:
     missing = [run for run in plan.runs if not run.finished]
     works = [_work(plan, run) for run in missing]
     total = plan.budget.steps * len(plan.runs)
-    pause = 0.5 if sys.stderr.isatty() else 10.0  # few lines in a log file
     if not works:
         return []
     with (
-        tqdm(total=total, desc="training", unit="step", dynamic_ncols=True, mininterval=pause) as bar,
+        progress_bar(total=total, desc="training", unit="step") as bar,
         closing(run_works(works, jobs, lambda running: _show(bar, plan, running))) as ended,
     ):
         for _, failure in ended:

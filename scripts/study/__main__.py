@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.arguments import command_parser, path_argument, whole
-from common.command import report_errors, run_command
+from common.command import print_next, report_errors, run_command
 from common.folder_lock import FolderBusy, hold
 from scripts.study import data as study_data
 from scripts.study.plan import MAIN_WORDS, PLANS, Data, Sizes, folder_of, plan_of
@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             study_data.require(study.plan, study.data)
         if args.only_data:
+            print(f"data of plan {plan.name} are complete: {study.data.root}")
+            print_next("the same command without --only-data")
             return 0
         study.require_same_settings()
         with hold(study.folder, f"study, rank {rank} of {world}", "--output-dir ", f".rank-{rank}.lock"):
@@ -81,11 +83,14 @@ def _report(study: Study, command: str, failures: Sequence[str]) -> int:
     results = _write(study, command, failures)
     count = f"{len(results)} of {len(study.plan.runs)} runs are measured"
     print(f"done: {count}: {study.folder}/summary.md, study.png, records.csv")
+    print_next(
+        "read {page}" if not failures else "the same command tries what failed again", page=study.folder / "summary.md"
+    )
     wrong = [first for first in first_steps(results) if not first.identical]
     for first in wrong:
         print(f"first step: {first}", file=sys.stderr)
     if failures:
-        print(f"{len(failures)} failed; the same command tries them again", file=sys.stderr)
+        print(f"{len(failures)} failed", file=sys.stderr)
     return 1 if failures or wrong else 0
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.arguments import command_parser, path_argument
-from common.command import report_errors, run_command
+from common.command import progress_bar, report_errors, run_command
 from common.files import read_object, write_text
 from config.loading import load_job
 from config.schema import MMU_INDEX, Job
@@ -102,8 +102,6 @@ def measure(run: Run, plan: Plan, data: Data, folder: Path) -> Measured:
 
 
 def _measure_words(found: Measured, run: Run, job: Job, plan: Plan, data: Data, output: Path) -> None:
-    from tqdm import tqdm
-
     from models.pretrained.model_io import load_folder
     from policy_rollout.policies.upvla import pick_device
     from scripts.objective_comparison.evaluate import HeldOut, evaluate_text, read_held_out
@@ -112,7 +110,7 @@ def _measure_words(found: Measured, run: Run, job: Job, plan: Plan, data: Data, 
     everything = read_held_out(job, held_out)
     chosen = evenly(len(everything.questions), plan.sizes.questions)
     asked = HeldOut(tuple(everything.questions[i] for i in chosen), everything.patches)
-    with tqdm(total=3 * len(chosen), desc="words", unit="question", mininterval=10.0) as bar:
+    with progress_bar(total=3 * len(chosen), desc="words", unit="question") as bar:
         words = evaluate_text(built, job, asked, bar.update)
     tokens = np.array(words.tokens, float)
     found.add("exact match", words.exact)

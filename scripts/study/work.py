@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from common.command import progress_bar
 from config.identity import difference, settings_in, settings_of
 from config.loading import load_job
 from scripts.objective_comparison.plan import read_metrics, sample_rate
@@ -78,14 +79,18 @@ class Study:
         """Do the work of a rank; call ``report`` after every measurement. Returns the failures."""
         works, failures = self.works(rank, world), list[str]()
         total, done = len(works), sum(work.finished() for work in works)
-        with closing(run_works(works, processes)) as ended:
+        with (
+            progress_bar(total=total, initial=done, desc="study", unit="work") as bar,
+            closing(run_works(works, processes)) as ended,
+        ):
             for work, failure in ended:
                 if failure is not None:
                     failures.append(failure)
-                    print(f"failed: {failure}", file=sys.stderr, flush=True)
+                    bar.write(f"failed: {failure}", file=sys.stderr)
                     continue
                 done += 1
-                print(f"{done}/{total} {work.name}", flush=True)
+                bar.update()
+                bar.write(f"{done}/{total} {work.name}")
                 if work.name.startswith(MEASURE):
                     report()
         return failures

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.command import bytes_bar
 from common.files import flush, reason_of
 from training.data.sampling_order import FlowProgress, Position
 
@@ -92,10 +93,18 @@ def _check_files(path: Path, files: Mapping[str, Any], checksums: bool) -> None:
         if found != size:
             raise ValueError(f"{file} is damaged: {size} bytes expected, {'none' if found is None else found} found")
     sums = {name: entry[1] for name, entry in files.items() if checksums and isinstance(entry, list)}
-    with ThreadPoolExecutor(THREADS) as pool:
-        for name, (found_size, found_sum) in zip(sums, pool.map(measure, [path / name for name in sums]), strict=True):
-            if found_sum != sums[name]:
-                raise ValueError(f"{path / name} is damaged: its {found_size} bytes do not have the checksum they had")
+    measured = _measure_all(f"checking {path}", [path / name for name in sums])
+    for name, (found_size, found_sum) in zip(sums, measured, strict=True):
+        if found_sum != sums[name]:
+            raise ValueError(f"{path / name} is damaged: its {found_size} bytes do not have the checksum they had")
+
+
+def _measure_all(what: str, files: Sequence[Path]) -> Iterator[tuple[int, str]]:
+    """Yield ``measure`` of all files, in their order, with a progress bar."""
+    with bytes_bar(what, sum(file.stat().st_size for file in files)) as bar, ThreadPoolExecutor(THREADS) as pool:
+        for found in pool.map(measure, files):
+            bar.update(found[0])
+            yield found
 
 
 def measure(file: Path) -> tuple[int, str]:
@@ -114,9 +123,8 @@ def measure(file: Path) -> tuple[int, str]:
 def write_manifest(path: Path, step: int, data: Mapping[str, Any], more: Mapping[str, Any]) -> None:
     """Write ``metadata.json`` for the files in the folder, and flush all of them to the disk."""
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    with ThreadPoolExecutor(THREADS) as pool:
-        measured = pool.map(measure, files)
-        listed = {str(file.relative_to(path)): list(entry) for file, entry in zip(files, measured, strict=True)}
+    measured = _measure_all(f"checksums of {path}", files)
+    listed = {str(file.relative_to(path)): list(entry) for file, entry in zip(files, measured, strict=True)}
     record: dict[str, Any] = {"global_step": step, "data": data, **more, "files": listed}
     (path / METADATA).write_text(
         json.dumps({**record, "crc32": _checksum_of(record)}, indent=1) + "\n", encoding="utf-8"

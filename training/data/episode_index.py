@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
+from common.command import progress_bar
 from common.constants import CALVIN_ACTION_DIM
 from common.files import atomic_path, flush
 from config.schema import ActionKey
@@ -212,7 +212,7 @@ def _write(path: Path, scratch: Path | None, file: BinaryIO, progress: bool | No
     """Write the index of a json to ``file``."""
     state = path.stat()
     quiet = state.st_size < 32 * MIN_INDEXED if progress is None else not progress
-    with tqdm(desc=f"indexing {path}", unit=" frames", unit_scale=True, disable=quiet or None) as bar:
+    with progress_bar(desc=f"indexing {path}", unit=" frames", unit_scale=True, disable=quiet) as bar:
         writer = gather(path, iterate_json_list(path), scratch, bar.update)
     source = {"bytes": state.st_size, "modified_ns": state.st_mtime_ns, "blake2b": _digest(path)}
     with suppress(FileNotFoundError):

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from common.arguments import path_argument, whole
+from common.command import print_next, progress_bar
 from common.files import write_text
 from policy_rollout.calvin.initial_states import initial_state
 from policy_rollout.calvin.oracle import TaskOracle
@@ -174,9 +175,10 @@ def success_table(
     jobs = [
         (environment, scene, task, records.missing(scene, task, seeds), noise) for scene in scenes for task in tasks
     ]
-    for (_, scene, task, _, _), some in zip(jobs, _map(table_job, jobs, workers), strict=True):
+    bar = progress_bar(zip(jobs, _map(table_job, jobs, workers), strict=True), total=len(jobs), unit="task")
+    for (_, scene, task, _, _), some in bar:
         records.add(some)
-        print(f"{scene}  {task:26s} {_summary(records.of(scene, task, seeds))}", flush=True)
+        bar.write(f"{scene}  {task:26s} {_summary(records.of(scene, task, seeds))}")
     return records.all(scenes, tasks)
 
 
@@ -194,7 +196,12 @@ def chain_lengths(
     numbered = tuple(enumerate(desk_sequences(chains, EXPERT_TASKS, seed)))
     share = max(1, len(numbered) // (4 * max(1, workers)))
     jobs = [(environment, scene, numbered[i : i + share], noise) for i in range(0, len(numbered), share)]
-    return [result for some in _map(chain_job, jobs, workers) for result in some]
+    found: list[ChainResult] = []
+    with progress_bar(total=len(numbered), desc=f"chains in scene {scene}", unit="chain") as bar:
+        for some in _map(chain_job, jobs, workers):
+            found += some
+            bar.update(len(some))
+    return found
 
 
 def average(results: Sequence[ChainResult]) -> float:
@@ -354,3 +361,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.markdown is not None:
         shown = " ".join(argv) if argv is not None else " ".join(sys.argv[1:])
         write_text(args.markdown, markdown(episodes, chains, f"{PROGRAM} {shown}", noise, args.environment))
+        print(f"written: {args.markdown}")
+    print_next("blockdiff-vla record --out DIR --episodes 200")

@@ -29,4 +29,4 @@ def test_quickstart_records_trains_evaluates_and_lists_its_outputs(
     assert len(report) < 5_000_000
     assert (folder / "processed_training/token_cache").is_dir()
     assert json.loads((folder / "run/config.json").read_text())["blockdiff_vla"]["state"] is not None
-    assert capsys.readouterr().out.splitlines()[-1].startswith("next: open ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("next: open ")

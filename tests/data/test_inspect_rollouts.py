@@ -70,6 +70,15 @@ def entities(file: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def blueprint(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of the layout in a recording."""
+    from rerun.chunk import RrdReader
+
+    reader = RrdReader(file)
+    (layout,) = reader.blueprints()
+    return [row for chunk in reader.stream(store=layout) for row in chunk.to_record_batch().to_pylist()]
+
+
 @needs_rerun
 def test_an_episode_in_rerun_has_its_images_states_actions_and_instruction(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -77,7 +86,7 @@ def test_an_episode_in_rerun_has_its_images_states_actions_and_instruction(
     split = raw_split(tmp_path / "X" / "training", range(10, 40), [(10, 19), (15, 30)])
     file = tmp_path / "new" / "episode.rrd"
     assert inspect_data.main([str(split), "--episodes", "1", "--rerun", str(file)]) == 0
-    assert f"episode 1: in {file}; open it with: rerun {file}" in capsys.readouterr().out
+    assert capsys.readouterr().err.splitlines()[-1] == f"next: rerun {file}"
     episode, found = open_source(split).episode(1), entities(file)
     assert episode.actions is not None
     assert episode.states is not None
@@ -85,14 +94,17 @@ def test_an_episode_in_rerun_has_its_images_states_actions_and_instruction(
         assert len(found[f"/observation.images.{camera}"]) == episode.length == 16
     names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
     for axis, name in enumerate(names):
-        rows = sorted(found[f"/action/{name}"], key=lambda row: row["frame_index"])
+        rows = [row for row in found[f"/action/{name}"] if "Scalars:scalars" in row]
+        rows.sort(key=lambda row: row["frame_index"])
         assert [row["frame_index"] for row in rows] == list(range(16))
         values = [row["Scalars:scalars"][0] for row in rows]
         np.testing.assert_allclose(values, episode.actions[:, axis], rtol=1e-6)
         assert rows[15]["timestamp"].total_seconds() == pytest.approx(0.5)
     assert len([name for name in found if name.startswith("/state/")]) == episode.states.shape[1] == 15
-    texts = [row["TextLog:text"][0] for row in found["/instruction"]]
-    assert texts[0] == episode.title
+    (row,) = found["/instruction"]
+    assert row["TextDocument:text"][0].startswith(f"{episode.title}\n\n")
+    views = {text for row in blueprint(file) for text in row.get("ViewBlueprint:display_name") or ()}
+    assert views == {"instruction", "rgb_static", "rgb_gripper", "action", "state"}
 
 
 @needs_rerun
@@ -101,7 +113,7 @@ def test_rollouts_open_in_rerun(rollouts: Path, tmp_path: Path) -> None:
     assert inspect_data.main([str(rollouts), "--rerun", str(file)]) == 0
     found = entities(file)
     assert len(found["/observation.images.film"]) == open_source(rollouts).episode(0).length
-    assert any("turn_on_led done in 4 steps" in row["TextLog:text"][0] for row in found["/instruction"])
+    assert "turn_on_led done in 4 steps" in found["/instruction"][0]["TextDocument:text"][0]
 
 
 def test_without_rerun_the_remedy_is_one_line(

@@ -79,8 +79,7 @@ def test_a_pushed_model_loads_by_id_and_revision_and_acts_alike(
 ) -> None:
     arguments = ["--checkpoint", str(MODEL), "--repo", "org/model", "--revision", "v1", "--private"]
     assert push.main(arguments) == 0
-    output = capsys.readouterr().out
-    assert "next: use it anywhere as --checkpoint org/model@v1" in output
+    assert "next: use it anywhere as --checkpoint org/model@v1\n" in capsys.readouterr().err
     assert fake_hub.private is True
     names = {path.name for path in fake_hub.path("org/model", "v1").iterdir()}
     assert names == {"model.safetensors", "config.json", "config.yaml", "tokenizer", "README.md"}

@@ -120,7 +120,7 @@ def test_a_run_with_nothing_to_show_has_a_page(tmp_path: Path) -> None:
 def test_the_last_line_in_the_terminal_names_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quickstart.write_results(results([True, False]), tmp_path)
     quickstart.print_outputs(tmp_path, tmp_path / "report.html", 12.3)
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "| trained | 0.1210 | 0.1680 | 0.1470 | 0.1330 | 1/2  [0.09, 0.91] |" in out
-    assert out.splitlines()[-1].startswith(f"next: open {tmp_path / 'report.html'} in a browser")
+    assert err.splitlines()[-1].startswith(f"next: open {tmp_path / 'report.html'} in a browser")
     assert json.loads((tmp_path / "results.json").read_text())[TRAINED]["closed_loop_success"] == 0.5

@@ -239,6 +239,7 @@ def run(objective: Objective, folder: Path, size: Size, started: float) -> None:
     assert isinstance(trained, UPVLAPolicy)
     assert isinstance(shipped, UPVLAPolicy)
     assert trained.source is not None
+    print("writing the report: films, predicted frames, answers")
     shown = collect(trained, shipped, results, job, validation)
     made_with = {"objective": objective, **asdict(size), "weights_sha256": trained.source.weights_sha256}
     seconds = time.monotonic() - started

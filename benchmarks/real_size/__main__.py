@@ -25,7 +25,7 @@ from benchmarks.real_size.folders import make_folders, qwen_settings, settings
 from benchmarks.real_size.serving import serve_one_call
 from benchmarks.real_size.watch import Watched, watch
 from common.arguments import path_argument, whole
-from common.command import run_command
+from common.command import progress_bar, run_command
 from common.files import write_text
 from common.tables import markdown_table
 
@@ -152,19 +152,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_folders(work / "models", args.layers)
     stored = work / "results.json"
     results = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
-    for step in steps_of(names, work):
-        if not step.name.startswith(args.only) or results.get(step.name, {}).get("code") == 0:
-            continue
+    steps = [step for step in steps_of(names, work) if step.name.startswith(args.only)]
+    bar = progress_bar([step for step in steps if results.get(step.name, {}).get("code") != 0], unit="step")
+    for step in bar:
         kind, _, name = step.name.partition(" ")
         if kind == "train":
             shutil.rmtree(work / name, ignore_errors=True)
-        print(f"{step.name} ...", flush=True)
+        bar.write(f"{step.name} ...")
         found = asdict(run(step, work))
         if kind == "train":
             found["estimate"] = estimated(name, work)
         results[step.name] = found
         write_text(stored, json.dumps(results, indent=1) + "\n")
-        print(f"  exit code {found['code']}, {found['seconds']:.0f} s, {max(found['anonymous'].values()) / GIB:.1f} GB")
+        memory = f"{max(found['anonymous'].values()) / GIB:.1f} GB"
+        bar.write(f"  exit code {found['code']}, {found['seconds']:.0f} s, {memory}")
     command = "python -m benchmarks.real_size " + " ".join(args.argv)
     write(args, {"layers": args.layers or "as released", "steps": results})
     write_text(args.out.with_suffix(".md"), page(results, command))

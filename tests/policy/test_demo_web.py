@@ -204,20 +204,39 @@ def test_what_a_user_gives_is_a_task_or_a_sentence() -> None:
 
 
 @pytest.fixture(scope="module")
-def bd_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("bd"), "bd", text_block_size=4, text_canvas_multiple=4)
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The run of each text objective."""
+    blocks = {"text_block_size": 4, "text_canvas_multiple": 4}
+    more: dict[str, dict[str, int]] = {"ar": {}, "mdm": {}, "bd": blocks}
+    return {name: str(write_run(tmp_path_factory.mktemp(name), name, **more[name])) for name in more}
 
 
-def test_an_answer_fills_in_and_ends_with_its_cost(bd_run: Path) -> None:
-    models = load_text_models({"bd": str(bd_run), "ar": str(bd_run)}, "cpu")
+def test_an_answer_fills_in_by_each_objective_and_ends_with_its_cost(runs: dict[str, str]) -> None:
+    models = load_text_models(runs, "cpu")
     (image, question, _), *_ = sample_questions(2)
-    *steps, cost = models["bd"].answer(image, question)
-    filled = [sum(not token.masked for token in step.rows[0]) for step in steps if isinstance(step, Step)]
-    assert len(filled) == len(steps) > 1
-    assert filled == sorted(filled)
-    assert re.match(r"\d+ tokens in \d+ forwards", str(cost))
+    for name, model in models.items():
+        *steps, cost = model.answer(image, question)
+        rows = [step.rows[0] for step in steps if isinstance(step, Step)]
+        assert len(rows) == len(steps) > 1, name
+        filled = [sum(not token.masked for token in row) for row in rows]
+        assert filled == sorted(filled), name
+        assert all(any(token.fresh for token in row) for row in rows), name
+        masked = [any(token.masked for token in row) for row in rows]
+        assert any(masked) is (name != "ar"), name
+        assert not masked[-1], name
+        assert re.match(r"\d+ tokens in \d+ forwards", str(cost)), name
+        assert model.note == ""
+
+
+def test_a_model_may_answer_by_another_objective_with_a_note(runs: dict[str, str]) -> None:
+    models = load_text_models({"bd": runs["bd"], "ar": runs["bd"]}, "cpu")
     assert models["bd"].note == ""
     assert "the answer may be poor" in models["ar"].note
+
+
+def test_the_thread_of_an_unread_answer_ends(runs: dict[str, str]) -> None:
+    models = load_text_models({"bd": runs["bd"]}, "cpu")
+    (image, question, _), *_ = sample_questions(2)
     unread = models["bd"].answer(image, question)
     next(unread)
     unread.close()  # the thread ends, which conftest.py requires
@@ -257,6 +276,21 @@ def test_without_gradio_the_remedy_is_one_line(
 # The page in headless Chromium: pip install -e '.[web]' playwright, and chromium from the system's packages.
 
 CHROMIUM = find_chromium()
+WAYS = {"ar": "next token (ar)", "mdm": "masked diffusion (mdm)", "bd": "block diffusion (bd)"}
+FORWARDS = """() => new Promise((done, fail) => {
+  const seen = [], end = Date.now() + 120000;
+  const timer = setInterval(() => {
+    const answer = document.querySelector('.answer');
+    const cost = answer?.innerText.includes('tokens per forward') ?? false;
+    const fresh = seen.length > 0 || !cost;  // not the end of the answer before
+    if (answer !== null && fresh) seen.push({
+      cost, forwards: Number(answer.dataset.forwards), masked: answer.querySelectorAll('.masked').length,
+      filled: answer.querySelectorAll('.fresh, .settled').length,
+    });
+    if (cost && fresh) { clearInterval(timer); done(seen); }
+    if (Date.now() > end) { clearInterval(timer); fail('no answer: ' + JSON.stringify(seen.slice(-3))); }
+  }, 20);
+})"""  # states of the answer until its cost is shown
 MISSING = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
 PATIENCE_MS = 120_000
 in_a_browser = pytest.mark.skipif(
@@ -290,9 +324,10 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, bd_run: Path) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, runs: dict[str, str]) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("web") / "log"
-    made = Server(log, "--max-sessions", "2", "--text-models", f"bd={bd_run},ar={bd_run}")
+    models = ",".join(f"{name}={run}" for name, run in runs.items())
+    made = Server(log, "--max-sessions", "2", "--text-models", models)
     yield made
     if made.process.poll() is None:
         made.process.kill()
@@ -371,11 +406,15 @@ def test_the_page_in_a_browser(server: Server, browser: Any) -> None:
     third.close()
     assert hosts == {server.url.split("/")[2]}, "no request leaves this machine"
 
-    # An answer fills in.
+    # An answer fills in by each objective.
     other.get_by_role("tab", name="Ask").click()
-    other.click("#ask")
-    other.wait_for_function("document.querySelector('.answer')?.dataset.forwards > 0")
-    other.get_by_text("tokens per forward").wait_for(timeout=PATIENCE_MS)
+    for name, way in WAYS.items():
+        other.get_by_label(way).check()
+        other.click("#ask")
+        seen = other.evaluate(FORWARDS)
+        assert seen[-1]["cost"], (name, seen)
+        assert len({one["filled"] for one in seen}) > 1, (name, seen)
+        assert any(one["masked"] for one in seen if one["forwards"] > 0) is (name != "ar"), (name, seen)
 
     # A closed page frees its desk for another user.
     page.context.close()

@@ -166,13 +166,13 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     coded = DataProvider(roots[FILES], ACT_STEP, resolution, views, tokens=cache)
     indices = np.random.default_rng(3).permutation(args.frames)[: args.batch].tolist()
 
-    def collated(provider: DataProvider) -> RobotBatch:
-        return collate_robot([provider[index] for index in indices])
-
     ways: dict[str, Callable[[], Any]] = {
-        name: partial(collated, DataProvider(root, ACT_STEP, resolution, views)) for name, root in roots.items()
+        name: partial(DataProvider(root, ACT_STEP, resolution, views).batch, indices) for name, root in roots.items()
     }
-    ways |= {ONE: partial(collated, coded), GATHERED: lambda: coded.batch(indices)}
+    ways |= {
+        ONE: lambda: collate_robot([coded[index] for index in indices]),
+        GATHERED: lambda: coded.batch(indices),
+    }
     check_equal(naive, {name: way() for name, way in ways.items()}, indices, views)
     ways = {NAIVE: lambda: naive.batch(indices), **ways}
     ways[IMAGE_FLOOR] = image_floor(split, resolution, views, args.batch)

@@ -213,10 +213,11 @@ class DataProvider(Dataset[RobotSample]):
         if self.tokens is not None:
             return torch.from_numpy(self.tokens.codes(frames, self.num_view))
         pixels = np.empty((len(frames), self.num_view, 3, self.resolution, self.resolution), dtype=np.uint8)
-        first: dict[int, int] = {}
-        for row, frame in enumerate(frames.tolist()):
-            if first.setdefault(frame, row) < row:
-                pixels[row] = pixels[first[frame]]
+        done: dict[int, int] = {}
+        for row in np.argsort(frames, kind="stable").tolist():  # a video is decoded forwards
+            frame = int(frames[row])
+            if done.setdefault(frame, row) != row:
+                pixels[row] = pixels[done[frame]]
                 continue
             for image, place in zip(self.images(frame), pixels[row], strict=True):
                 fit(image, self.resolution, out=place)

@@ -52,19 +52,22 @@ def short_side_size(image: Image.Image, short: int) -> tuple[int, int]:
 def resize_and_crop(
     image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int], resample: int
 ) -> Image.Image:
-    """Return ``image.resize(size, resample).crop(box)``, without the cut columns in the second pass of the resize.
+    """Return ``image.resize(size, resample).crop(box)``; what is cut off is not computed where that changes no pixel.
 
-    PIL resizes columns, rounds, and resizes rows, which gives the same pixels. (Pillow 13 begins with the rows if that
-    leaves fewer pixels; then nothing is saved here.)
+    Only columns are left out. If their edges are whole pixels of the image, PIL resizes that part alone. Otherwise the
+    second pass (PIL resizes columns, rounds, and resizes rows) leaves them out. Pillow 13 begins with the rows if that
+    leaves fewer pixels; then the whole image is resized.
     """
-    left, top, right, bottom = box
-    height, filtered = image.height, Image.Resampling(resample)
-    if right - left == size[0] or size[0] * height > image.width * size[1]:
+    (width, height), (left, top, right, bottom), filtered = image.size, box, Image.Resampling(resample)
+    kept = (right - left, bottom - top)
+    if kept[0] == size[0] or size[0] * height > width * size[1] or filtered == Image.Resampling.NEAREST:
         image = image.resize(size, filtered)
-        return image if (right - left, bottom - top) == size else image.crop(box)
+        return image if kept == size else image.crop(box)
+    if kept[1] == size[1] and not left * width % size[0] and not right * width % size[0]:
+        return image.resize(kept, filtered, box=(left * width // size[0], 0, right * width // size[0], height))
     image = image.resize((size[0], height), filtered).crop((left, 0, right, height))
-    image = image.resize((right - left, size[1]), filtered)
-    return image if bottom - top == size[1] else image.crop((0, top, right - left, bottom))
+    image = image.resize((kept[0], size[1]), filtered)
+    return image if kept[1] == size[1] else image.crop((0, top, kept[0], bottom))
 
 
 def fit(image: Image.Image | Uint8Array, resolution: int, out: Uint8Array | None = None) -> Uint8Array:

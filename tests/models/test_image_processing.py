@@ -53,9 +53,12 @@ def test_fit_cuts_the_middle_out_and_rounds_the_offset_half_to_even() -> None:
     assert fit(image[:, :11], 10)[0, 0].tolist() == list(range(10))  # surplus 1: round(0.5) = 0
 
 
-@pytest.mark.parametrize("shape", [(480, 640), (427, 640), (589, 453), (96, 300), (360, 330), (31, 57), (336, 500)])
+SHAPES = [(480, 640), (640, 480), (768, 1024), (427, 640), (589, 453), (96, 300), (360, 330), (31, 57), (336, 500)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.NEAREST])
-def test_columns_that_are_cut_off_change_no_pixel_of_the_others(shape: tuple[int, int], resample: int) -> None:
+def test_what_is_cut_off_changes_no_pixel_of_the_rest(shape: tuple[int, int], resample: int) -> None:
     image = Image.fromarray(noise(*shape))
     for size in (short_side_size(image, 336), (340, 360), (336, 400), (400, 336)):
         left, top = (size[0] - 336) // 2, (size[1] - 336) // 2

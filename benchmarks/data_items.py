@@ -7,9 +7,9 @@ avoided: inflating the arrays of the used cameras and PIL's bicubic resize of th
 checkpoints expect), or, for codes, copying their bytes. Time is CPU time of one thread. The reference is
 tests/benchmarks/naive_data.py: four files opened for a sample, a search from the first episode on, floats of every
 image. Then the image of a conversation (a JPEG file of 640 x 480 pixels) becomes CLIP's input, by the package and by
-the processor class of transformers that the original calls; both give the same numbers. At last frames of a LeRobot video
-(h264, a key frame every two frames, as lerobot writes them) are read in order and at random, and compared with decoding
-the whole file, with opening it for each frame, and with images that were unpacked from it.
+the processor class of transformers that the original calls; both give the same numbers. At last frames of a LeRobot
+video (h264, a key frame every two frames, as lerobot writes them) are read in order and at random, and compared with
+decoding the whole file, with opening it for each frame, and with images that were unpacked from it.
 
 Examples:
   python -m benchmarks.data_items                                  512 pixels, one camera

@@ -93,8 +93,7 @@ class Video:
                 nearest = min(times, key=lambda time: abs(time - seconds), default=None)
                 nearest = "" if nearest is None else f", the nearest is at {nearest:.4f} s"
                 raise NoFrameError(f"{self.path} has no frame at {seconds:.4f} s, a timestamp of the table{nearest}")
-            pixels: Pixels = self._reformatter.reformat(found, format="rgb24").to_ndarray()
-            return pixels
+            return np.asarray(self._reformatter.reformat(found, format="rgb24").to_ndarray(), dtype=np.uint8)
         except NoFrameError:
             raise
         except self._damages as error:

@@ -69,6 +69,8 @@ class Video:
         try:
             self._container = av.open(str(path))
             self._stream = self._container.streams.video[0]
+            if self._stream.codec_context is None:
+                raise ValueError("its codec is not known")
             self._stream.codec_context.thread_count = 1
             self.tick = float(self._stream.time_base or 0)
         except self._damages as error:

@@ -7,7 +7,9 @@ avoided: inflating the arrays of the used cameras and PIL's bicubic resize of th
 checkpoints expect), or, for codes, copying their bytes. Time is CPU time of one thread. The reference is
 tests/benchmarks/naive_data.py: four files opened for a sample, a search from the first episode on, floats of every
 image. Then the image of a conversation (a JPEG file of 640 x 480 pixels) becomes CLIP's input, by the package and by
-the processor class of transformers that the original calls; both give the same numbers.
+the processor class of transformers that the original calls; both give the same numbers. At last frames of a LeRobot
+video (h264, a key frame every two frames, as lerobot writes them) are read in order and at random, and compared with
+decoding the whole file, with opening it for each frame, and with images that were unpacked from it.
 
 Examples:
   python -m benchmarks.data_items                                  512 pixels, one camera
@@ -22,10 +24,12 @@ import json
 import tempfile
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import torch
 from PIL import Image
@@ -38,13 +42,15 @@ from common.arguments import path_argument, whole
 from common.command import run_command
 from common.tables import markdown_table
 from models.processing.image import ClipImageSpec, clip_pixels, normalise
-from preprocess_data import repack
+from preprocess_data import export_lerobot, process_lerobot, repack
+from preprocess_data.formats.lerobot import LerobotData
 from preprocess_data.jobs.frame_sources import ProcessedFrames
 from tests.benchmarks.naive_data import CAMERAS, NaiveData, naive_clip
 from training.data.batch import RobotBatch, collate_robot
 from training.data.caches.token_cache import TokenCache
 from training.data.episode_index import INDEX_NAME
 from training.data.formats.shards import Plan, ShardWriter, begin, finish, write_frames
+from training.data.formats.video_frames import Video, video_frame
 from training.data.readers import read_image_bytes
 from training.future_view_prediction_w_action_dataset import DataProvider
 
@@ -59,7 +65,16 @@ NAIVE, FILES, PACKED, SIZED, ONE, GATHERED = (
     "codes, gathered",
 )
 OURS, JPEG_SIZE = "ours", (640, 480)
+WHOLE, IN_ORDER, RANDOM, REOPENED, UNPACKED = (
+    "whole video",
+    "frames of a video in order",
+    "frames of a video at random",
+    "a video opened for each frame",
+    "unpacked images at random",
+)
 IMAGE_FLOOR, CODE_FLOOR = "the floor of images", "the floor of codes"
+VIDEO_FRAMES = 256
+"""Frames that are read of a video in one run."""
 REPEATS = {ONE: 20, GATHERED: 100, CODE_FLOOR: 1000}
 """How often ways that take microseconds are repeated in one run."""
 
@@ -140,6 +155,47 @@ def conversations(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def videos(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Time reading the frames of one camera of a LeRobot data set, after a check that they are those of its video."""
+    split, made = folder / "raw" / "training", folder / "lerobot"
+    assert export_lerobot.main(["--source-split-dir", str(split), "--output-dir", str(made)]) == 0
+    providers = []
+    for name, options in (("kept", ["--keep-videos"]), ("unpacked", [])):
+        words = ["--source", str(made), "--output-dir", str(folder / name), "--workers", "1", *options]
+        assert process_lerobot.main(words) == 0
+        providers.append(DataProvider(folder / name, ACT_STEP, args.resolution, 1))
+    kept, unpacked = providers
+    data = LerobotData(made)
+    path = data.episodes[0].videos[data.cameras[0]][0]
+    frames = range(min(len(kept), VIDEO_FRAMES))
+    order = np.random.default_rng(5).permutation(frames).tolist()
+    names = [video_frame(kept.data.frame_path(frame)) for frame in order]
+
+    def whole() -> list[Any]:
+        with av.open(str(path)) as video:
+            video.streams.video[0].codec_context.thread_count = 1
+            return [frame.to_ndarray(format="rgb24") for frame, _ in zip(video.decode(video=0), frames, strict=False)]
+
+    def reopened() -> None:
+        for video, seconds in filter(None, names):
+            with closing(Video(video)) as opened:
+                opened.frame(seconds)
+
+    assert all(np.array_equal(kept.images(n)[0], image) for n, image in enumerate(whole()))
+    ways: dict[str, Callable[[], Any]] = {
+        WHOLE: whole,
+        IN_ORDER: lambda: [kept.images(frame) for frame in frames],
+        RANDOM: lambda: [kept.images(frame) for frame in order],
+        REOPENED: reopened,
+        UNPACKED: lambda: [unpacked.images(frame) for frame in order],
+    }
+    timings = alternate(ways, args.rounds, torch.device("cpu"), name="videos")
+    return {
+        name: {"frames_per_second": timings.rate(name, len(frames)), "times_the_whole": timings.ratio(name, WHOLE)}
+        for name in ways
+    }
+
+
 def check_equal(naive: NaiveData, batches: dict[str, RobotBatch], indices: list[int], views: int) -> None:
     """Raise AssertionError if a way gives other images or actions."""
     now, later, actions = naive.batch(indices)
@@ -166,13 +222,13 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     coded = DataProvider(roots[FILES], ACT_STEP, resolution, views, tokens=cache)
     indices = np.random.default_rng(3).permutation(args.frames)[: args.batch].tolist()
 
-    def collated(provider: DataProvider) -> RobotBatch:
-        return collate_robot([provider[index] for index in indices])
-
     ways: dict[str, Callable[[], Any]] = {
-        name: partial(collated, DataProvider(root, ACT_STEP, resolution, views)) for name, root in roots.items()
+        name: partial(DataProvider(root, ACT_STEP, resolution, views).batch, indices) for name, root in roots.items()
     }
-    ways |= {ONE: partial(collated, coded), GATHERED: lambda: coded.batch(indices)}
+    ways |= {
+        ONE: lambda: collate_robot([coded[index] for index in indices]),
+        GATHERED: lambda: coded.batch(indices),
+    }
     check_equal(naive, {name: way() for name, way in ways.items()}, indices, views)
     ways = {NAIVE: lambda: naive.batch(indices), **ways}
     ways[IMAGE_FLOOR] = image_floor(split, resolution, views, args.batch)
@@ -222,11 +278,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         parser.error(f"--resolution must be a multiple of {STRIDE}, --batch at most --frames")
     with tempfile.TemporaryDirectory(dir=args.folder, ignore_cleanup_errors=True) as folder:
         found = measure(Path(folder), args)
+        filmed = videos(Path(folder), args)
     print(table(found))
+    rows = [(name, str(row["frames_per_second"]), str(row["times_the_whole"])) for name, row in filmed.items()]
+    print(markdown_table(("way", "frames/s", "time, times that of the whole video"), rows))
     clip = conversations(args)
     print(f"the image of a conversation: {clip['times_faster']} times as fast as by the processor of transformers")
     settings = settings_of(args, "frames", "batch", "resolution", "views", "rounds")
-    content = {"settings": settings, "ways": found, "conversations": clip}
+    content = {"settings": settings, "ways": found, "conversations": clip, "videos": filmed}
     write(args, content)
     return content
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import resource
 import statistics
 import tempfile
@@ -80,7 +81,7 @@ def make_split(folder: Path, frames: int, from_json: bool, progress: bool) -> fl
 
 
 def private_kb() -> int:
-    """Return the memory that only this process has written; pages of the mapped index are clean."""
+    """Return the memory that only this process has written; pages of a mapped file on disk are clean."""
     return smaps_rollup()["Private_Dirty"]
 
 
@@ -164,7 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         seconds = make_split(Path(name), args.frames, args.json, progress=True)
         root = Path(name) / "split"
-        size = (root / BINARY_NAME).stat().st_size
+        with (root / BINARY_NAME).open("rb") as file:  # otherwise its pages, not yet on disk, count as written memory
+            os.fsync(file.fileno())
+            size = os.fstat(file.fileno()).st_size
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         opened = measure(root, args.rounds, args.workers, args.samples)
     workers = [worker for one in opened for worker in one.workers]

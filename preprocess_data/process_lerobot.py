@@ -50,6 +50,7 @@ examples:
   process_lerobot.py --source my_robot --output-dir data/my_robot --camera observation.images.top
   process_lerobot.py ... --second-camera observation.images.wrist
       the second view from another camera; without it, one camera serves as both views
+  process_lerobot.py ... --keep-videos      (training reads frames of the videos, which must stay where they are)
   process_lerobot.py ... --actions absolute --gripper-threshold 0.5 --position-unit 0.05 --rotation-unit 0.25
   process_lerobot.py ... --state-groups position=0,1,2 rotation=3,4,5 gripper=6
       a state without names: metres, Euler xyz in radians, gripper; --state-key none leaves the state out
@@ -65,8 +66,8 @@ then train with dataset.params.train_pre_shards_path_or_url=<output folder>"""
 class Settings:
     """Options of a conversion.
 
-    ``png``: unpack images as PNG, not JPEG; ``instruction``: for episodes whose task is empty; ``state``: column of the
-    robot's state, None without; ``kind``, ``rotation``: of the actions; ``image_rotation``: of the images, in degrees.
+    ``png``: unpack images as PNG, not JPEG; ``keep_videos``: unpack none; ``instruction``: for empty tasks; ``state``:
+    column of the robot's state, None without; ``kind``, ``rotation``: of actions; ``image_rotation``: in degrees.
     """
 
     output: Path
@@ -81,6 +82,7 @@ class Settings:
     kind: str = "relative"
     rotation: str = "euler_xyz"
     image_rotation: int = 0
+    keep_videos: bool = False
 
 
 @dataclass(frozen=True)
@@ -236,10 +238,15 @@ def _converted(
 def _unpack(
     data: LerobotData, episode: EpisodeLocation, settings: Settings
 ) -> tuple[list[list[str]], list[tuple[int, int]]]:
-    """Write the images of an episode; return their paths by camera, and each camera's height and width."""
+    """Write the images of an episode, or leave them in videos; return paths and (height, width) of each camera."""
     images: list[list[str]] = []
     sides: list[tuple[int, int]] = []
     for camera in settings.cameras:
+        if settings.keep_videos:
+            height, width, _ = next(data.images(episode, camera)).shape
+            images.append(data.frames_in_videos(episode, camera, settings.output))
+            sides.append((height, width))
+            continue
         names = []
         for number, image in enumerate(data.images(episode, camera)):
             if not number:
@@ -326,12 +333,8 @@ def parser() -> argparse.ArgumentParser:
     add("--second-camera", metavar="KEY", help="the second view (default: the first again)")
     add("--actions", choices=("relative", "absolute"), default="relative", help="content of --action-key")
     add("--action-key", default="action", metavar="KEY", help="column of actions (default action)")
-    add(
-        "--state-key",
-        default=STATE,
-        metavar="KEY",
-        help=f"column of the robot's state (default {STATE}; {NO_STATE}: leave it out); with --actions absolute: poses",
-    )
+    state = f"column of the robot's state (default {STATE}; {NO_STATE}: leave it out); with --actions absolute: poses"
+    add("--state-key", default=STATE, metavar="KEY", help=state)
     add(
         "--state-groups",
         nargs="+",
@@ -343,6 +346,7 @@ def parser() -> argparse.ArgumentParser:
     add("--gripper-inverted", action="store_true", help="open below the threshold instead")
     add_convention_options(group)
     add("--png", action="store_true", help="unpack images without loss (default: JPEG, quality 95)")
+    add("--keep-videos", action="store_true", help="unpack nothing: training reads single frames of the videos")
     return made
 
 
@@ -391,6 +395,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         options.action_kind,
         options.action_rotation,
         options.image_rotation,
+        options.keep_videos,
     )
 
 

@@ -132,8 +132,8 @@ class DataProvider(Dataset[RobotSample]):
         )
 
     def batch(self, indices: Sequence[int]) -> RobotBatch:
-        """Return what ``collate_robot`` makes of these samples, gathered at once. Needs a token cache."""
-        assert self.tokens is not None
+        """Return what ``collate_robot`` makes of these samples, gathered at once: images are written to their place in
+        the batch, and a frame that occurs several times is read once."""
         now = np.asarray(indices, dtype=np.int64)
         episodes = self.data.episode_of[now]
         future, rows, is_pad = action_chunks(now, self.data.starts[episodes + 1], self.act_step)
@@ -144,8 +144,7 @@ class DataProvider(Dataset[RobotSample]):
             assert self.data.expert_chunks is not None
             actions = self._cut(self.data.expert_chunks[now])
             is_pad = np.zeros_like(is_pad)
-        codes = self.tokens.codes(np.concatenate([now, future]), self.num_view)  # [2 B, V, n]
-        views, later = torch.from_numpy(codes).chunk(2)
+        views, later = self._views_of(np.concatenate([now, future])).chunk(2)
         positions = self.positions
         return RobotBatch(
             views=views,
@@ -207,10 +206,22 @@ class DataProvider(Dataset[RobotSample]):
 
     def views(self, frame: int) -> torch.Tensor:
         """Return the images of one frame, uint8 [V, 3, R, R]; with a token cache their codes, int16 [V, n]."""
+        return self._views_of(np.asarray([frame]))[0]
+
+    def _views_of(self, frames: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return the images of n frames, uint8 [n, V, 3, R, R], or their codes, int16 [n, V, c]."""
         if self.tokens is not None:
-            return torch.from_numpy(self.tokens.codes(np.asarray([frame]), self.num_view)[0])
-        fitted = [fit(image, self.resolution) for image in self.images(frame)]
-        return torch.from_numpy(fitted[0][None] if len(fitted) == 1 else np.stack(fitted))
+            return torch.from_numpy(self.tokens.codes(frames, self.num_view))
+        pixels = np.empty((len(frames), self.num_view, 3, self.resolution, self.resolution), dtype=np.uint8)
+        done: dict[int, int] = {}
+        for row in np.argsort(frames, kind="stable").tolist():  # a video is decoded forwards
+            frame = int(frames[row])
+            if done.setdefault(frame, row) != row:
+                pixels[row] = pixels[done[frame]]
+                continue
+            for image, place in zip(self.images(frame), pixels[row], strict=True):
+                fit(image, self.resolution, out=place)
+        return torch.from_numpy(pixels)
 
     def images(self, frame: int) -> list[npt.NDArray[np.uint8]]:
         """Return the images of one frame as recorded, uint8 [height, width, 3], one for each view."""

@@ -29,13 +29,14 @@ Uint8Array = npt.NDArray[np.uint8]
 
 
 def as_pil(image: Image.Image | Uint8Array) -> Image.Image:
-    """Return an RGB PIL image from any PIL image, as displayed, or from a uint8 array [H,W,3].
+    """Return an RGB PIL image from any PIL image, as displayed, or from a uint8 array [H,W,3]; not to be written to.
 
     Raises:
         ValueError: the array has another dtype or shape.
     """
     if isinstance(image, Image.Image):
-        return as_shown(image)
+        shown = image.mode == "RGB" and image.format is None and not image.info  # as ``as_shown`` returns it
+        return image if shown else as_shown(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"an image array must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}")
     return Image.fromarray(np.ascontiguousarray(image))
@@ -48,20 +49,42 @@ def short_side_size(image: Image.Image, short: int) -> tuple[int, int]:
     return (short, long) if width <= height else (long, short)
 
 
-def fit(image: Image.Image | Uint8Array, resolution: int) -> Uint8Array:
+def resize_and_crop(
+    image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int], resample: int
+) -> Image.Image:
+    """Return ``image.resize(size, resample).crop(box)``; what is cut off is not computed where that changes no pixel.
+
+    Only columns are left out. If their edges are whole pixels of the image, PIL resizes that part alone. Otherwise the
+    second pass (PIL resizes columns, rounds, and resizes rows) leaves them out. Pillow 13 begins with the rows if that
+    leaves fewer pixels; then the whole image is resized.
+    """
+    (width, height), (left, top, right, bottom), filtered = image.size, box, Image.Resampling(resample)
+    kept = (right - left, bottom - top)
+    if kept[0] == size[0] or size[0] * height > width * size[1] or filtered == Image.Resampling.NEAREST:
+        image = image.resize(size, filtered)
+        return image if kept == size else image.crop(box)
+    if kept[1] == size[1] and not left * width % size[0] and not right * width % size[0]:
+        return image.resize(kept, filtered, box=(left * width // size[0], 0, right * width // size[0], height))
+    image = image.resize((size[0], height), filtered).crop((left, 0, right, height))
+    image = image.resize((kept[0], size[1]), filtered)
+    return image if kept[1] == size[1] else image.crop((0, top, kept[0], bottom))
+
+
+def fit(image: Image.Image | Uint8Array, resolution: int, out: Uint8Array | None = None) -> Uint8Array:
     """Return a square uint8 image [3,R,R]: short side resized bicubically to `resolution`, then a centre crop.
 
     The crop offset is `round(surplus / 2)`, Python's half-to-even rounding, as the original has it (CLIP's floors).
+    `out`: where to write it, uint8 [3,R,R].
     """
+    pixels = np.empty((3, resolution, resolution), dtype=np.uint8) if out is None else out
     if isinstance(image, np.ndarray) and image.shape == (resolution, resolution, 3) and image.dtype == np.uint8:
-        return np.ascontiguousarray(image.transpose(2, 0, 1))  # resizing to its own size changes nothing
+        pixels[...] = image.transpose(2, 0, 1)  # resizing to its own size changes nothing
+        return pixels
     pil_image = as_pil(image)
-    pil_image = pil_image.resize(short_side_size(pil_image, resolution), Image.Resampling.BICUBIC)
-    left = round((pil_image.width - resolution) / 2)
-    top = round((pil_image.height - resolution) / 2)
-    if pil_image.size != (resolution, resolution):
-        pil_image = pil_image.crop((left, top, left + resolution, top + resolution))
-    pixels = np.empty((3, resolution, resolution), dtype=np.uint8)
+    size = short_side_size(pil_image, resolution)
+    left, top = (round((side - resolution) / 2) for side in size)
+    box = (left, top, left + resolution, top + resolution)
+    pil_image = resize_and_crop(pil_image, size, box, Image.Resampling.BICUBIC)
     for colour, band in zip(pixels, pil_image.split(), strict=True):  # faster than turning [R,R,3] around
         colour[...] = np.asarray(band)
     return pixels
@@ -140,10 +163,9 @@ def clip_pixels(image: Image.Image | Uint8Array, spec: ClipImageSpec) -> torch.T
         size = short_side_size(pil_image, spec.resize)
     else:
         size = (spec.resize[1], spec.resize[0])
-    pil_image = pil_image.resize(size, Image.Resampling(spec.resample))
     height, width = spec.crop
-    top, left = (pil_image.height - height) // 2, (pil_image.width - width) // 2
-    bands = pil_image.crop((left, top, left + width, top + height)).split()
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    bands = resize_and_crop(pil_image, size, (left, top, left + width, top + height), spec.resample).split()
     pixels = np.empty((3, height, width), dtype=np.float32)
     for colour, values, band in zip(pixels, _clip_values(spec), bands, strict=True):
         np.take(values, np.asarray(band), out=colour, mode="clip")  # without clip, NumPy takes a buffer

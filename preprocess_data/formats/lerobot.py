@@ -8,7 +8,9 @@ Needs pyarrow and PyAV (requirements-lerobot.txt).
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.files import read_object
+from training.data.formats.video_frames import TOLERANCE_S, NoFrameError, Video, frame_name
 from training.data.readers import read_image_bytes
 
 Image = npt.NDArray[np.uint8]  # [height, width, 3]
@@ -28,12 +31,6 @@ ANNOTATIONS = "meta/blockdiff_windows.parquet"
 """Annotated windows, which may overlap; written by export_lerobot.py only."""
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 """v2.0 differs from v2.1 in its statistics alone, which are not read."""
-TOLERANCE_S = 1e-4
-"""Seconds by which a timestamp may differ from that of its image, as in lerobot."""
-
-
-class NoFrameError(ValueError):
-    """A valid video has no frame at a timestamp of its table."""
 
 
 def libraries() -> tuple[Any, Any]:
@@ -216,6 +213,16 @@ class LerobotData:
                 raise ValueError(f"{where} holds no image")
             yield np.asarray(read_image_bytes(cell["bytes"], where))
 
+    def frames_in_videos(self, episode: EpisodeLocation, camera: str, start: Path) -> list[str]:
+        """Return the paths from ``start`` of the n frames in the video of a camera. Raises ValueError without one."""
+        if camera not in episode.videos:
+            raise ValueError(f"{self.root}: {camera} has no video, but images in tables; leave out --keep-videos")
+        path, begin, end = episode.videos[camera]
+        stamps = (begin + self.stamps(episode)).tolist()
+        require_in_section(path, end, stamps[-1])
+        path = Path(os.path.relpath(path.absolute(), start.absolute()))
+        return [frame_name(path, stamp) for stamp in stamps]
+
     @cached_property
     def windows(self) -> list[dict[str, Any]] | None:
         """Return the annotated windows of export_lerobot.py: first and last row, sentence, task; None without any."""
@@ -271,40 +278,18 @@ def read_video_frames(
     Raises ValueError if the video has no frame within ``tolerance`` of a timestamp, or if the timestamp lies behind
     ``end``, where another episode begins.
     """
-    _, av = libraries()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    allowed = tolerance + _rounding(stamps.astype(np.float32))
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            tick = float(stream.time_base)
-            if begin + stamps[0] > 0:
-                container.seek(int((begin + stamps[0] - tolerance) / tick), stream=stream)  # the key frame before
-            frames = _valid(container.decode(stream))
-            before, now = None, next(frames, None)
-            for stamp, most in zip(begin + stamps, allowed + tick / 2, strict=True):
-                while now is not None and now.time < stamp:
-                    before, now = now, next(frames, None)
-                near = [frame for frame in (before, now) if frame is not None]
-                best = min(near, key=lambda frame: abs(frame.time - stamp), default=None)
-                if best is None or abs(best.time - stamp) > most:
-                    nearest = "" if best is None else f", the nearest is at {best.time:.4f} s"
-                    raise NoFrameError(f"{path} has no frame at {stamp:.4f} s, a timestamp of the table{nearest}")
-                if end is not None and stamp > end - tolerance:
-                    raise NoFrameError(f"{path}: the episode ends at {end:.4f} s, but has a timestamp {stamp:.4f} s")
-                yield best.to_ndarray(format="rgb24")
-    except NoFrameError:
-        raise
-    except (av.error.FFmpegError, ValueError, IndexError, OverflowError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"{path} cannot be read as a video: {str(error).splitlines()[0][:200]}") from None
+    libraries()
+    with closing(Video(path)) as video:
+        for stamp, allowed in zip(begin + stamps, tolerance + _rounding(stamps.astype(np.float32)), strict=True):
+            image = video.frame(stamp, allowed)
+            require_in_section(path, end, stamp, tolerance)
+            yield image
 
 
-def _valid(frames: Iterator[Any]) -> Iterator[Any]:
-    for frame in frames:
-        if frame.is_corrupt:
-            raise ValueError(f"a frame at {frame.time} s is corrupt")
-        yield frame
+def require_in_section(path: Path, end: float | None, stamp: float, tolerance: float = TOLERANCE_S) -> None:
+    """Raise NoFrameError if a timestamp lies behind the end of its episode in a video."""
+    if end is not None and stamp > end - tolerance:
+        raise NoFrameError(f"{path}: the episode ends at {end:.4f} s, but has a timestamp {stamp:.4f} s")
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

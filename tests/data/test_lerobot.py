@@ -110,6 +110,32 @@ def test_overlapping_windows_share_their_frames(raw: Path, tmp_path: Path, capsy
     assert (data.fps, data.info["total_frames"]) == (30, 11)
 
 
+def test_frames_that_stay_in_videos_are_read_as_those_that_are_unpacked(raw: Path, tmp_path: Path) -> None:
+    assert export(raw, tmp_path / "out", "--pictures", "lossless") == 0
+    cameras = ["--camera", STATIC, "--second-camera", HAND]
+    assert process(tmp_path / "out", tmp_path / "unpacked", *cameras, "--png") == 0
+    assert process(tmp_path / "out", tmp_path / "kept", *cameras, "--keep-videos") == 0
+    assert not [path for path in (tmp_path / "kept").rglob("*") if path.suffix in (".png", ".jpg")]
+    unpacked, kept = (DataProvider(tmp_path / name, 3, 20, 2) for name in ("unpacked", "kept"))
+    order = np.random.default_rng(0).permutation(len(kept)).tolist()
+    ours, theirs = kept.batch(order), unpacked.batch(order)
+    assert (ours.views == theirs.views).all()
+    assert (ours.future_views == theirs.future_views).all()
+    assert (kept[order[0]].views == ours.views[0]).all()
+    assert process_lerobot.main(["--verify", str(tmp_path / "kept")]) == 0
+    shutil.rmtree(tmp_path / "out" / "videos" / HAND)
+    with pytest.raises(FileNotFoundError, match=rf"{HAND}.*\.bmp does not exist"):
+        kept[order[1]]
+
+
+def test_videos_cannot_be_kept_where_images_are_in_tables(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(raw, tmp_path / "out", "--pictures", "png") == 0
+    assert process(tmp_path / "out", tmp_path / "kept", "--keep-videos") == 2
+    assert "leave out --keep-videos" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("images", ["lossless", "png"])
 def test_what_is_exported_reads_back_equal(raw: Path, tmp_path: Path, images: str) -> None:
     assert export(raw, tmp_path / "out", "--pictures", images) == 0

@@ -18,9 +18,10 @@ import pyarrow.parquet as parquet
 from PIL import Image
 
 from preprocess_data import process_lerobot
-from preprocess_data.formats.lerobot import NoFrameError, read_video_frames
+from preprocess_data.formats.lerobot import read_video_frames
 from preprocess_data.formats.lerobot_names import columns_by_name, names_of, static_camera
 from training.data.episode_index import read_index
+from training.data.formats.video_frames import NoFrameError
 
 TOP = "observation.images.top"
 AXES = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]

@@ -14,6 +14,7 @@ from PIL import Image
 from models.processing.image import fit
 from tests.data.builders import edit_index, frame_arrays, opened_files, processed_split, write_frame
 from training import future_view_prediction_w_action_dataset as module
+from training.data.batch import collate_robot
 from training.future_view_prediction_w_action_dataset import DataProvider
 
 
@@ -36,6 +37,22 @@ def test_a_sample_is_the_frame_the_one_t_steps_on_and_the_actions_between(root: 
     assert sample.actions.dtype == torch.float32
     assert sample.action_is_pad.tolist() == [False] * 3
     assert sample.index == 6
+
+
+def test_a_batch_of_images_is_that_of_its_samples_and_reads_a_frame_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = DataProvider(root, act_step=3, resolution=16, num_view=2)
+    indices = [6, 9, 4, 5, 6]  # 9 is three steps after 6; 4 and 5 are ends of episodes
+    collated = collate_robot([provider[index] for index in indices])
+    with opened_files(monkeypatch) as names:
+        batch = provider.batch(indices)
+    assert sorted(names) == [f"frame_{number}.npz" for number in (12, 4, 5, 6, 9)]
+    assert batch.instructions == collated.instructions
+    for name in ("views", "future_views", "actions", "action_is_pad", "indices"):
+        ours, theirs = getattr(batch, name), getattr(collated, name)
+        assert torch.equal(ours, theirs), name
+        assert ours.dtype == theirs.dtype
 
 
 def test_at_an_episode_end_the_future_stays_and_the_hand_rests(root: Path) -> None:

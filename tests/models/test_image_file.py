@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, TiffImagePlugin
 from models.processing.image import ClipImageSpec, clip_pixels
 from models.processing.image_file import ORIENTATION, as_shown, shown_size
 from policy_rollout.serving.wire import EncodedImage, WireError
-from training.data.readers import read_image
+from training.data.readers import read_image, read_image_bytes
 
 RAMP = np.linspace(0.0, 1.0, 64 * 64).reshape(64, 64)
 GREY = np.rint(RAMP * 255)[..., None].repeat(3, axis=2)
@@ -134,6 +134,20 @@ def test_clip_sees_an_image_as_shown() -> None:
     deep = Image.fromarray(np.rint(RAMP * 65535).astype(np.uint16))
     flat = Image.fromarray(GREY.astype(np.uint8))
     torch.testing.assert_close(clip_pixels(deep, spec), clip_pixels(flat, spec), atol=2 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_an_image_that_was_turned_once_is_not_turned_again(orientation: int) -> None:
+    image = Image.new("RGB", (40, 20), "blue")
+    exif = image.getexif()
+    exif[ORIENTATION] = orientation
+    image.paste("red", (0, 0, 20, 20))
+    content = io.BytesIO()
+    image.save(content, "PNG", exif=exif)
+    shown = read_image_bytes(content.getvalue(), "an image")
+    assert np.array_equal(np.asarray(as_shown(shown)), np.asarray(shown))
+    spec = ClipImageSpec(8, (8, 8), 3, 1 / 255, (0.0,) * 3, (1.0,) * 3)
+    assert torch.equal(clip_pixels(shown, spec), clip_pixels(np.asarray(shown), spec))
 
 
 def test_a_served_jpeg_is_turned_as_it_is_shown_or_refused() -> None:

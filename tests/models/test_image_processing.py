@@ -15,6 +15,7 @@ from models.processing.image import (
     clip_pixels,
     fit,
     normalise,
+    resize_and_crop,
     short_side_size,
     to_uint8,
 )
@@ -50,6 +51,28 @@ def test_fit_cuts_the_middle_out_and_rounds_the_offset_half_to_even() -> None:
     image[:, :, 0] = np.arange(13)
     assert fit(image, 10)[0, 0].tolist() == list(range(2, 12))  # surplus 3: round(1.5) = 2, not floor = 1
     assert fit(image[:, :11], 10)[0, 0].tolist() == list(range(10))  # surplus 1: round(0.5) = 0
+
+
+SHAPES = [(480, 640), (640, 480), (768, 1024), (427, 640), (589, 453), (96, 300), (360, 330), (31, 57), (336, 500)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.NEAREST])
+def test_what_is_cut_off_changes_no_pixel_of_the_rest(shape: tuple[int, int], resample: int) -> None:
+    image = Image.fromarray(noise(*shape))
+    for size in (short_side_size(image, 336), (340, 360), (336, 400), (400, 336)):
+        left, top = (size[0] - 336) // 2, (size[1] - 336) // 2
+        box = (left, top, left + 336, top + 336)
+        whole = image.resize(size, Image.Resampling(resample)).crop(box)
+        assert np.array_equal(np.asarray(resize_and_crop(image, size, box, resample)), np.asarray(whole))
+
+
+def test_fit_writes_to_a_given_place_what_it_returns_without() -> None:
+    for shape in ((40, 40), (31, 57), (16, 16)):
+        image, place = noise(*shape), np.zeros((2, 3, 16, 16), np.uint8)
+        fit(image, 16, out=place[1])
+        assert np.array_equal(place[1], fit(image, 16))
+        assert not place[0].any()
 
 
 def test_fit_reads_arrays_and_pil_images_alike_whatever_their_mode() -> None:

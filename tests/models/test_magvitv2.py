@@ -73,6 +73,20 @@ def test_encoding_reads_cells_row_by_row_and_decoding_takes_other_grids() -> Non
     assert vq.decode(torch.zeros(2, 9, dtype=torch.long)).shape == (2, 3, 12, 12)
 
 
+def test_the_layout_of_the_weights_on_a_cpu_changes_no_latent_no_hash_and_no_file(tmp_path: Path) -> None:
+    vq, layout = small(), torch.channels_last
+    pixels = images(1).contiguous(memory_format=layout)
+    with torch.no_grad():
+        latent, digest = vq.latent(pixels), vq.weights_hash
+        write_safetensors(tmp_path / "before.safetensors", vq.state_dict())
+        vq.encode(pixels)
+        assert vq.encoder.conv_in.weight.is_contiguous(memory_format=layout)
+        assert torch.equal(vq.latent(pixels), latent)
+    assert vq.weights_hash == digest
+    write_safetensors(tmp_path / "after.safetensors", vq.state_dict())
+    assert (tmp_path / "after.safetensors").read_bytes() == (tmp_path / "before.safetensors").read_bytes()
+
+
 def test_decoding_depends_on_every_code_and_encoding_on_the_image() -> None:
     vq = small()
     codes = torch.arange(4)[None]

@@ -74,7 +74,7 @@ class _Fetch(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> Any:
         try:
-            if isinstance(self.dataset, DataProvider) and self.dataset.tokens is not None:
+            if type(self.dataset) is DataProvider:  # a subclass may read samples in another way
                 return self.dataset.batch(indices)
             return self.collate([self.dataset[index] for index in indices])
         except FileNotFoundError as error:

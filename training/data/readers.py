@@ -24,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from models.processing.image_file import as_shown
 from training.data.formats.npz import QuickNpz
 from training.data.formats.packed_frames import packed_frame
+from training.data.formats.video_frames import read_video_frame, video_frame
 from training.data.formats.zip_reader import is_file, open_binary
 
 CHUNK = 1 << 22  # characters read at a time from a JSON list
@@ -135,6 +136,8 @@ def images_in(folder: Path) -> list[Path]:
 def read_image(path: Path) -> Image.Image:
     """An RGB image as viewers show it (``models.processing.image_file``). Raises FileNotFoundError or ValueError
     naming the file."""
+    if (filmed := video_frame(path)) is not None:
+        return Image.fromarray(read_video_frame(*filmed))
     try:
         with open_binary(path) as file:
             content = file.read()

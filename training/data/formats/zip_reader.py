@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from training.data.formats.packed_frames import pack_at, packed_frame
 from training.data.formats.shards import WHOLE
+from training.data.formats.video_frames import frame_as_file, video_frame
 
 SUFFIX = ".zip"
 STORED, DEFLATED = 0, 8
@@ -56,21 +57,23 @@ def inside(path: str | os.PathLike[str]) -> tuple[Path, str] | None:
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """A file, or a member of a zip or a packed frame (held in memory whole, its checksum verified).
+    """A file, or a member of a zip, a packed frame or a frame of a video (held in memory whole, a checksum verified).
 
     Raises FileNotFoundError or another OSError, or ValueError for a damaged archive, which it names.
     """
     found = inside(path)
     if found is None or not found[1]:
-        packed = packed_frame(path)
-        return path.open("rb") if packed is None else io.BytesIO(packed[0].npz(packed[1]))
+        if (packed := packed_frame(path)) is not None:
+            return io.BytesIO(packed[0].npz(packed[1]))
+        filmed = video_frame(path)
+        return path.open("rb") if filmed is None else io.BytesIO(frame_as_file(*filmed))
     return io.BytesIO(archive(found[0]).read(found[1]))
 
 
 def is_file(path: Path) -> bool:
     found = inside(path)
     if found is None or not found[1]:
-        return path.is_file() or packed_frame(path) is not None
+        return path.is_file() or packed_frame(path) is not None or video_frame(path) is not None
     return archive(found[0]).find(found[1]) is not None
 
 
@@ -94,11 +97,11 @@ def names(path: Path) -> Iterator[str]:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, unpacked."""
+    """Bytes of a file, unpacked; of a frame of a video, those of the video."""
     found = inside(path)
     if found is None and (packed := packed_frame(path)) is not None:
         return len(packed[0].npz(packed[1]))
-    return path.stat().st_size if found is None else archive(found[0]).size(found[1])
+    return container(path).stat().st_size if found is None else archive(found[0]).size(found[1])
 
 
 def modified_ns(path: Path) -> int:
@@ -107,10 +110,13 @@ def modified_ns(path: Path) -> int:
 
 
 def container(path: Path) -> Path:
-    """The file on disk in which a path's content lies: itself, an archive, or what closes a folder of packed frames."""
+    """The file on disk in which a path's content lies: itself, an archive, a video, or what closes a folder of packed
+    frames."""
     found = inside(path)
     if found is not None:
         return found[0]
+    if (filmed := video_frame(path)) is not None:
+        return filmed[0]
     return path if packed_frame(path) is None else path.parent / WHOLE
 
 

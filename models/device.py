@@ -1,4 +1,4 @@
-"""Copy tensors to a device without waiting, and keep freed host memory for the next tensor."""
+"""Copy tensors to a device without waiting; keep freed host memory for the next tensor, or return it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from torch import Tensor
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGEST = (1 << 30, 1 << 25)
 """Freed blocks of up to this many bytes are kept; the second value is for versions of glibc that refuse the first."""
+
+RETURNED = 1 << 20
+LARGE = 1 << 30
+"""Bytes of weights from which a model on a CPU is trained with ``return_freed_memory``; small ones are faster without."""
 
 
 def to_device_async(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -48,8 +52,20 @@ def keep_freed_memory() -> bool:
     unmapped again, which took up to two fifths of the time of an encoding. The process keeps the memory of its peak.
     Other C libraries are not changed.
     """
+    return _mallopt(M_TRIM_THRESHOLD, 2**31 - 1) and any(_mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST)
+
+
+def return_freed_memory() -> bool:
+    """Make glibc return every freed block of ``RETURNED`` bytes or more to the kernel; return whether it accepted.
+
+    torch asks for aligned blocks. glibc takes those of up to 32 MB from its heap and seldom uses a freed one again. The
+    holes that a training step with gradient checkpointing leaves are about as large as the weights (docs/log.md).
+    """
+    return _mallopt(M_MMAP_THRESHOLD, RETURNED)
+
+
+def _mallopt(parameter: int, value: int) -> bool:
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
+        return bool(ctypes.CDLL(None).mallopt(parameter, value))
+    except (OSError, AttributeError, TypeError):  # another C library
         return False
-    return bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1)) and any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST)

@@ -8,6 +8,7 @@ from common.processes import process_rank
 from common.shared_memory import shared_memory_note
 from config.loading import ConfigError
 from config.schema import Job
+from models.device import LARGE, return_freed_memory
 from models.objectives import text_objective
 from models.processing.image import ClipImageSpec
 from models.processing.text import Prompter
@@ -52,6 +53,8 @@ def setup(run: Run) -> Components:
 def _build(run: Run) -> tuple[Components, list[str]]:
     job = run.job
     built, saved = build_network(job, run.resumed, declared_state(job), declared_workspace(job))
+    if run.device.type == "cpu" and sum(p.numel() * p.element_size() for p in built.model.parameters()) > LARGE:
+        return_freed_memory()
     set_attention(job, built.model, run.device)
     check_insulation(run, built.model)
     check_adapters_only(run)

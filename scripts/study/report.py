@@ -170,13 +170,14 @@ def _spoken_table(arms: Mapping[str, Sequence[Run]], results: Results) -> str:
     for runs in (runs for runs in arms.values() if runs[0].acts_by_words):
         of_arm = [results[run] for run in runs]
         cells = [shown(name, figure_of(name, of_arm), sign=name == SPOKEN_LESS) for name in SPOKEN_FIGURES]
-        numbers = [
-            _number(of_arm, name) for name in ("forwards per spoken chunk", *(f"ms per {n} chunk" for n in WAYS))
-        ]
+        forwards, *times = (
+            _number(of_arm, name) for name in ("forwards per spoken chunk", *(f"ms per {way} chunk" for way in WAYS))
+        )
+        numbers = [forwards, 1000 * forwards / times[WAYS.index("spoken")], *times]
         outside = f"{100 * _number(of_arm, 'sentences outside the grammar'):.0f} %"
         rows.append([runs[0].objective, str(len(runs)), *cells, *(f"{number:.3g}" for number in numbers), outside])
     head = ["objective", "seeds", "regression head", "sentences", "difference", "forwards per sentence"]
-    head += ["ms per sentence", "ms per regressed chunk", "outside the grammar"]
+    head += ["forwards per second", "ms per sentence", "ms per regressed chunk", "outside the grammar"]
     return markdown_table(head, rows) if rows else ""
 
 
@@ -225,14 +226,17 @@ def _cost_line(arms: Mapping[str, Sequence[Run]], results: Results) -> str:
 
 
 def first_steps(results: Results) -> list[FirstStep]:
-    """Return the losses that the objective must not change: of stage 1 by seed, of stage 2 by model and data."""
+    """Return the losses that the objective must not change: of stage 1 by seed, of stage 2 by model and data.
+
+    Losses of one run alone are left out, as there is nothing to compare them with.
+    """
     groups: dict[tuple[str, str], dict[str, float]] = {}
     for run, measured in results.items():
         start = run.start.name if run.start is not None else "no words"
         what = f"before acting, seed {run.seed}" if run.stage == 1 else f"{run.tasks} from {start}, seed {run.seed}"
         for loss, value in measured.first_step.items():
             groups.setdefault((loss, what), {})[run.name] = value
-    return [FirstStep(loss, what, values) for (loss, what), values in groups.items()]
+    return [FirstStep(loss, what, values) for (loss, what), values in groups.items() if len(values) > 1]
 
 
 def as_json(

@@ -159,10 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if kind == "train":
             shutil.rmtree(work / name, ignore_errors=True)
         bar.write(f"{step.name} ...")
-        found = asdict(run(step, work))
-        if kind == "train":
-            found["estimate"] = estimated(name, work)
-        results[step.name] = found
+        expected = {"estimate": estimated(name, work)} if kind == "train" else {}
+        results[step.name] = found = asdict(run(step, work)) | expected
         write_text(stored, json.dumps(results, indent=1) + "\n")
         memory = f"{max(found['anonymous'].values()) / GIB:.1f} GB"
         bar.write(f"  exit code {found['code']}, {found['seconds']:.0f} s, {memory}")

@@ -261,10 +261,9 @@ class MagVITv2(nn.Module):
         near 0, and codes of a token cache, of training and of acting must not depend on the command.
         """
         with torch.autocast(pixels.device.type, enabled=False), without_tf32():
-            weight = self.encoder.conv_in.weight
-            if weight.device.type == "cpu" and not weight.is_contiguous(memory_format=torch.channels_last):
-                self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-            parts = _split_for_device(pixels.to(weight.dtype))
+            parts = _split_for_device(pixels.to(self.encoder.conv_in.weight.dtype))
+            if pixels.device.type == "cpu":
+                _set_channels_last(self.encoder)
             return torch.cat([self.quantize.codes(self.latent(part)).flatten(1) for part in parts])
 
     @torch.no_grad()
@@ -294,6 +293,13 @@ class MagVITv2(nn.Module):
     def from_dir(cls, path: str | Path) -> MagVITv2:
         """Load from a directory with `config.json` (optional `enc` and `dec` sizes) and weights, frozen."""
         return _load(*_sizes(Path(path)), Path(path))
+
+
+def _set_channels_last(module: nn.Module) -> None:
+    """Change the layout, not the values, of the convolutions' weights. A second call does nothing."""
+    for weight in module.parameters():
+        if weight.ndim == 4 and not weight.is_contiguous(memory_format=torch.channels_last):
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def _split_for_device(pixels: Tensor) -> tuple[Tensor, ...]:

@@ -30,8 +30,7 @@ from training.data.dataset_spec import CONTRACT_NAME, read_contract
 
 EPISODES = 8
 """Episodes of a job."""
-SAMPLED = 32
-"""Episodes whose actions are checked before anything is unpacked."""
+SAMPLED = 32  # episodes whose actions are checked before anything is unpacked
 
 DESCRIPTION = """\
 Make a processed split, which training reads, from a LeRobot data set, v2.0 to v3.0, without lerobot (pyarrow and
@@ -41,23 +40,21 @@ PyAV: pip install -r requirements-lerobot.txt). Its images are unpacked. Actions
   absolute  the column holds target poses (xyz in metres, Euler xyz in radians, gripper); the relative action of a
             moment is (target - pose) / unit, where the pose is the first 6 numbers of --state-key; clipped to [-1, 1]
 The gripper becomes +1 (open) above --gripper-threshold, else -1 (closed). Joint angles are not supported: convert them
-first. The column of --state-key is kept as the robot's state, which model.vla.proprioception=pose reads; its names, or
---state-groups, declare which of its numbers are position, rotation and gripper. A data set of export_lerobot.py is
-restored: its annotated windows are the episodes. A killed command resumes when started again."""
+first. The column of --state-key is kept as the robot's state (model.vla.proprioception=pose); its names, or
+--state-groups, declare position, rotation and gripper. A data set of export_lerobot.py is restored: its annotated windows
+are the episodes. A killed command resumes when started again."""
 
 EPILOG = """\
 examples:
   process_lerobot.py --source my_robot --output-dir data/my_robot --camera observation.images.top
-  process_lerobot.py ... --second-camera observation.images.wrist
-      the second view from another camera; without it, one camera serves as both views
+  process_lerobot.py ... --second-camera observation.images.wrist        (without it, one camera is both views)
   process_lerobot.py ... --keep-videos      (training reads frames of the videos, which must stay where they are)
   process_lerobot.py ... --actions absolute --gripper-threshold 0.5 --position-unit 0.05 --rotation-unit 0.25
   process_lerobot.py ... --state-groups position=0,1,2 rotation=3,4,5 gripper=6
       a state without names: metres, Euler xyz in radians, gripper; --state-key none leaves the state out
-  process_lerobot.py --source physical-intelligence/libero --output-dir data/libero --preset libero
-      LIBERO as openpi and lerobot publish it; docs/libero.md
+  process_lerobot.py --source physical-intelligence/libero --output-dir data/libero --preset libero   (docs/libero.md)
   process_lerobot.py --verify my_robot [--report problems.json]
-      read every episode, decode every image; also of a processed split; exit code 1 if there is a problem
+      read every episode and image, also of a processed split; exit code 1 if there is a problem
 
 then train with dataset.params.train_pre_shards_path_or_url=<output folder>"""
 

@@ -295,6 +295,7 @@ class MagVITv2(nn.Module):
         return _load(*_sizes(Path(path)), Path(path))
 
 
+@torch.inference_mode(False)  # weights made in inference mode cannot be trained
 def _set_channels_last(module: nn.Module) -> None:
     """Change the layout, not the values, of the convolutions' weights. A second call does nothing."""
     for weight in module.parameters():

@@ -79,8 +79,10 @@ def test_the_layout_of_the_weights_on_a_cpu_changes_no_latent_no_hash_and_no_fil
     with torch.no_grad():
         latent, digest = vq.latent(pixels), vq.weights_hash
         write_safetensors(tmp_path / "before.safetensors", vq.state_dict())
-        vq.encode(pixels)
+        with torch.inference_mode():
+            vq.encode(pixels)
         assert vq.encoder.conv_in.weight.is_contiguous(memory_format=layout)
+        assert not vq.encoder.conv_in.weight.is_inference(), "it could not be trained further"
         assert torch.equal(vq.latent(pixels), latent)
     assert vq.weights_hash == digest
     write_safetensors(tmp_path / "after.safetensors", vq.state_dict())

@@ -41,8 +41,8 @@ PyAV: pip install -r requirements-lerobot.txt). Its images are unpacked. Actions
             moment is (target - pose) / unit, where the pose is the first 6 numbers of --state-key; clipped to [-1, 1]
 The gripper becomes +1 (open) above --gripper-threshold, else -1 (closed). Joint angles are not supported: convert them
 first. The column of --state-key is kept as the robot's state (model.vla.proprioception=pose); its names, or
---state-groups, declare position, rotation and gripper. A data set of export_lerobot.py is restored: its annotated windows
-are the episodes. A killed command resumes when started again."""
+--state-groups, declare position, rotation and gripper. A data set of export_lerobot.py is restored: its annotated
+windows are the episodes. A killed command resumes when started again."""
 
 EPILOG = """\
 examples:

@@ -82,7 +82,7 @@ def phase_of_training(work: Path, name: str, steps: int) -> Callable[[], str]:
         text = metrics.read_text(encoding="utf-8") if metrics.is_file() else ""
         if any(json.loads(line).get("step") == steps for line in text.splitlines()):
             return "saving"
-        return "step" if "step/s" in log.read_text(encoding="utf-8", errors="replace") else "loading"
+        return "step" if "speed/mfu" in log.read_text(encoding="utf-8", errors="replace") else "loading"
 
     return phase
 

@@ -46,7 +46,7 @@ def test_phases_of_a_run_are_read_from_its_log_and_metrics(tmp_path: Path) -> No
     log.parent.mkdir()
     log.write_text("  model    1.0 M parameters")
     assert phase() == "loading"
-    log.write_text("bdvla:   0%|          | 0/1 [00:00<?, ?step/s]")
+    log.write_text("speed/mfu is a share of 0.09 TFLOP/s")
     assert phase() == "step"
     (tmp_path / "bd").mkdir()
     (tmp_path / "bd" / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n")

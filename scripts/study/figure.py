@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ PANELS = (
     ("exact match", "exact match of words (%)"),
     ("success", "success (%)"),
     ("follows the colour", "follows the colour (points)"),
-    ("image use of actions", "success less that with other images (points)"),
+    ("image use of actions", "success less that\nwith other images (points)"),
 )
 
 
@@ -37,7 +37,7 @@ def draw(arms: Mapping[str, Sequence[Run]], results: Results, path: Path, note: 
             rows.setdefault(row, {})[measured[0].label] = measured
     style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY}
     with matplotlib.rc_context({**style, "text.color": INK, "axes.labelcolor": INK, "font.family": "DejaVu Sans"}):
-        shown = [panel for panel in PANELS if _is_measured(panel[0], results)]
+        shown = [panel for panel in PANELS if _compares(panel[0], rows.values(), results)]
         figure = Figure(figsize=(12, 1.6 + 0.55 * len(rows)), layout="constrained")
         panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
         for panel, (metric, label) in zip(panels, shown, strict=True):
@@ -60,8 +60,10 @@ def draw(arms: Mapping[str, Sequence[Run]], results: Results, path: Path, note: 
     write_bytes(path, content.getvalue())
 
 
-def _is_measured(metric: str, results: Results) -> bool:
-    return any(found.values.get(metric) for found in results.values())
+def _compares(metric: str, rows: Collection[Mapping[str, Sequence[Run]]], results: Results) -> bool:
+    """Return whether at least two rows, or the only row, have the metric: one row among many compares nothing."""
+    measured = [any(results[run].values.get(metric) for runs in row.values() for run in runs) for row in rows]
+    return sum(measured) >= min(2, len(measured))
 
 
 def _point(panel: Any, place: float, found: Interval, colour: str) -> None:

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from scripts.study.work import Study
 
     rank, world = rank_and_world(args)
-    plan = plan_of(args.plan, args.sizes)
+    plan = plan_of(args.plan, args.sizes, args.settings)
     study = Study(plan, Data(args.data.resolve()), args.output_dir.resolve(), args.sizes)
     if args.dry_run:
         _print_plan(study, args.processes * world)
@@ -140,6 +140,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--plan", choices=list(PLANS), default="default", help=f"{plans} (default: %(default)s)")
     names = ", ".join(f"{field.name} ({field.default})" for field in fields(Sizes))
     add("--sizes", default="", metavar="NAME=N,...", help=f"other sizes than the plan's, of {names}")
+    add(
+        "settings",
+        nargs="*",
+        metavar="key=value",
+        help="settings of every run, such as the network (see docs/study.md)",
+    )
     add("--dry-run", action="store_true", help="print the runs and the estimated time, and end")
     add("--only-data", action="store_true", help="make the data and end")
     add("--only-report", action="store_true", help="write the page from what is measured, and end")

@@ -57,7 +57,9 @@ def commands(plan: Plan, data: Data) -> Iterator[tuple[list[str], str]]:
                 "--processes",
             )
     for folder in (data.doors, *([data.moments] if ALL_TASKS.name in tasks else [])):
-        cache = ["--data", str(folder), "--tokenizer", "assets/tiny_magvit", "--resolution", "96"]
+        tokenizer = plan.setting("model.vq_model.vq_model_name", "assets/tiny_magvit")
+        side = plan.setting("dataset.preprocessing.resolution", "96")
+        cache = ["--data", str(folder), "--tokenizer", tokenizer, "--resolution", side]
         yield ["preprocess_data/tokenize_images.py", *cache], "--processes"
     if SENTENCES in words:
         chunk = str(load_job([f"config=config/{CONFIGS['ar']}.yaml"], None).act_step)

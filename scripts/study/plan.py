@@ -168,12 +168,20 @@ class Data:
 
 @dataclass(frozen=True)
 class Plan:
-    """A named grid."""
+    """A named grid.
+
+    ``settings``: ``key=value`` of the configuration for every run, in place of those of the study, such as the network.
+    """
 
     name: str
     about: str
     runs: tuple[Run, ...]
     sizes: Sizes = Sizes()
+    settings: tuple[str, ...] = ()
+
+    def setting(self, key: str, default: str) -> str:
+        """Return the value of a key in ``settings``."""
+        return dict(line.split("=", 1) for line in self.settings).get(key, default)
 
     @cached_property
     def arms(self) -> dict[str, list[Run]]:
@@ -235,23 +243,9 @@ def _full(seeds: Iterable[int]) -> list[Run]:
 
 
 TRIAL = Sizes(
-    scenes=24,
-    held_out_scenes=8,
-    episodes=2,
-    held_out_episodes=1,
-    moments=256,
-    held_out_moments=16,
-    steps_words=3,
-    steps_act=3,
-    batch_words=2,
-    batch_images=2,
-    batch_act=2,
-    batch_words_act=2,
-    tried=34,
-    controls=8,
-    chains=1,
-    questions=4,
-    frames=8,
+    *(24, 8, 2, 1, 256, 16),  # scenes, episodes, moments, each with the held-out ones
+    *(3, 3, 2, 2, 2, 2),  # steps and batches
+    *(34, 8, 1, 4, 8),  # what is measured
 )
 PLANS = {
     plan.name: plan
@@ -345,6 +339,7 @@ def arguments(run: Run, plan: Plan, data: Data, folder: Path) -> list[str]:
         found += _stage_1(sizes, data)
     else:
         found += _stage_2(run, sizes, data)
+    found += plan.settings
     if start is not None:
         found.append(f"model.showo.pretrained_model_path={folder_of(start, folder)}")
     if run.stage == 1 or (run.speaks and run.text > 0):
@@ -384,8 +379,8 @@ def folder_of(run: Run, folder: Path) -> Path:
     return folder / "runs" / run.name
 
 
-def plan_of(name: str, sizes: str) -> Plan:
-    """Return a named plan with other sizes, such as ``steps_words=3000,tried=68``. Raises ``ValueError``."""
+def plan_of(name: str, sizes: str, settings: Iterable[str] = ()) -> Plan:
+    """Return a named plan with settings and other sizes, such as ``steps_words=3000,tried=68``. Raises ValueError."""
     plan, changed = PLANS[name], dict[str, int]()
     known = [field.name for field in fields(Sizes)]
     for part in (part for part in sizes.split(",") if part):
@@ -393,4 +388,7 @@ def plan_of(name: str, sizes: str) -> Plan:
         if key not in known or not value.isdecimal() or int(value) < 1:
             raise ValueError(f"--sizes {part}: expected NAME=NUMBER of at least 1, with a name of {', '.join(known)}")
         changed[key] = int(value)
-    return replace(plan, sizes=replace(plan.sizes, **changed))
+    settings = tuple(settings)
+    if wrong := [line for line in settings if "=" not in line]:
+        raise ValueError(f"{wrong[0]}: expected key=value, as for the training commands")
+    return replace(plan, sizes=replace(plan.sizes, **changed), settings=settings)

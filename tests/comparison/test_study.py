@@ -33,6 +33,7 @@ from scripts.study.plan import (
     Plan,
     Run,
     act,
+    arguments,
     command,
     folder_of,
     plan_of,
@@ -84,6 +85,23 @@ def test_the_main_line_has_three_seeds_of_every_objective_and_every_factor_occur
     assert factors >= {(PLACES, 0.1, False, False), (TOYS, 0.0, False, False), (TOYS, 1.0, False, False)}
     assert factors >= {(TOYS, 0.1, False, True), (TOYS, 0.1, True, False)}
     assert {run.tasks for run in PLANS[plan].runs} == {"", DOORS.name, ALL_TASKS.name}
+
+
+def test_settings_hold_for_every_run_and_its_data_but_not_for_the_model_that_a_run_starts_from(study: Study) -> None:
+    given = ("model.showo.llm_model_path=./assets/tiny_phi", "model.showo.pretrained_model_path=/weights")
+    tokenizer = ("model.vq_model.vq_model_name=/magvit", "dataset.preprocessing.resolution=512")
+    plan = plan_of("trial", "", [*given, *tokenizer])
+    for run in plan.runs:
+        made = arguments(run, plan, study.data, study.folder)
+        settings = dict(line.split("=", 1) for line in made)
+        assert settings["model.showo.llm_model_path"] == "./assets/tiny_phi"
+        start = "/weights" if run.start is None else str(folder_of(run.start, study.folder))
+        assert settings["model.showo.pretrained_model_path"] == start
+    cached = [command for command, _ in study_data.commands(plan, study.data) if "--tokenizer" in command]
+    assert cached
+    assert all(command[-4:] == ["--tokenizer", "/magvit", "--resolution", "512"] for command in cached)
+    with pytest.raises(ValueError, match="assets/tiny_phi: expected key=value"):
+        plan_of("trial", "", ["assets/tiny_phi"])
 
 
 def test_runs_of_stage_1_differ_in_objective_seed_and_words_alone(study: Study) -> None:

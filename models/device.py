@@ -15,7 +15,7 @@ LARGEST = (1 << 30, 1 << 25)
 
 RETURNED = 1 << 20
 LARGE = 1 << 30
-"""Bytes of weights from which training on a CPU uses ``return_freed_memory``. Smaller models are faster without it."""
+"""Bytes of weights from which training on a CPU uses ``return_freed_memory``. Smaller models leave little to return."""
 
 
 def to_device_async(tensor: Tensor, device: torch.device | str) -> Tensor:

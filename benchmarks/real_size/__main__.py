@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -164,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_text(stored, json.dumps(results, indent=1) + "\n")
         memory = f"{max(found['anonymous'].values()) / GIB:.1f} GB"
         bar.write(f"  exit code {found['code']}, {found['seconds']:.0f} s, {memory}")
-    command = "python -m benchmarks.real_size " + " ".join(args.argv)
+    command = shlex.join(["python", "-m", "benchmarks.real_size", *args.argv])
     write(args, {"layers": args.layers or "as released", "steps": results})
     write_text(args.out.with_suffix(".md"), page(results, command))
     print(f"written: {args.out}, {args.out.with_suffix('.md').name}; output of the steps in {work / 'logs'}")

@@ -63,6 +63,21 @@ def _key(request: gr.Request) -> str:
     return str(request.session_hash)
 
 
+def _view_html(view: View, model: SharedModel) -> str:
+    policy = model.policy
+    predicted = None if view.predicted is None else image_url(view.predicted, JPEG_QUALITY)
+    predicts = isinstance(policy, PredictingPolicy)
+    values = {"image": image_url(view.image, JPEG_QUALITY), "predicted": predicted, "predicts": predicts}
+    return render(FOLDER / "view.html.j2", view=view, ahead=policy.act_step, **values)
+
+
+def _instruction(text: str) -> str:
+    """Return the instruction that was typed. Raises ``gr.Error`` if there is none."""
+    if not text or not text.strip():
+        raise gr.Error("The instruction is empty.", print_exception=False)
+    return text.strip()
+
+
 def _desk_tab(page: gr.Blocks, sessions: Sessions, model: SharedModel, choices: Choices) -> None:
     def play_of(request: gr.Request) -> Play:
         try:
@@ -70,31 +85,19 @@ def _desk_tab(page: gr.Blocks, sessions: Sessions, model: SharedModel, choices: 
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    def html(view: View) -> str:
-        predicted = None if view.predicted is None else image_url(view.predicted, JPEG_QUALITY)
-        policy = model.policy
-        predicts = isinstance(policy, PredictingPolicy)
-        values = {"image": image_url(view.image, JPEG_QUALITY), "predicted": predicted, "predicts": predicts}
-        return render(FOLDER / "view.html.j2", view=view, ahead=policy.act_step, **values)
-
     def watch(play: Play) -> Iterator[str]:
-        yield from map(html, play.watch())
+        yield from (_view_html(view, model) for view in play.watch())
         if not play.alive:
             raise gr.Error("The desk ended with an error; the terminal has its text.", print_exception=False)
 
-    def instruction_of(text: str) -> str:
-        if not text or not text.strip():
-            raise gr.Error("The instruction is empty.", print_exception=False)
-        return text.strip()
-
     def start(text: str, speed: float, scene: str, seed: float | None, request: gr.Request) -> Iterator[str]:
-        attempt, play = attempt_of(instruction_of(text)), play_of(request)
+        attempt, play = attempt_of(_instruction(text)), play_of(request)
         play.speed = speed
         play.act(attempt, Start(scene, max(0, int(seed or 0)), attempt.closest_task))
         yield from watch(play)
 
     def instruct(text: str, speed: float, request: gr.Request) -> Iterator[str]:
-        attempt, play = attempt_of(instruction_of(text)), play_of(request)
+        attempt, play = attempt_of(_instruction(text)), play_of(request)
         play.speed = speed
         play.act(attempt)
         yield from watch(play)
@@ -103,7 +106,7 @@ def _desk_tab(page: gr.Blocks, sessions: Sessions, model: SharedModel, choices: 
         play_of(request).stop()
 
     def show(request: gr.Request) -> str:
-        return html(play_of(request).view)
+        return _view_html(play_of(request).view, model)
 
     with gr.Row():
         with gr.Column(scale=3):

@@ -8,7 +8,8 @@ import select
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from io import TextIOWrapper
 from pathlib import Path
@@ -26,6 +27,8 @@ PATIENCE = 5.0
 """Seconds in which the first process, and then the first one of this machine, may fail with the same error."""
 LOG_SECONDS = 10.0
 """Seconds before the first line of a progress bar in a log file, and between two lines."""
+PART = "BLOCKDIFF_PART_OF_A_COMMAND"
+"""Set in the environment while a command runs others, which then have no last line."""
 
 
 def run_command(main: Callable[[], object]) -> NoReturn:
@@ -100,14 +103,28 @@ def bytes_bar(what: str, size: int) -> Any:
 
 
 def print_next(step: str, **paths: Path | str) -> None:
-    """Print the last line of a command on stderr: what its user does next with the result.
+    """Print the last line of a command on stderr: what its user does next with the result; nothing in ``as_parts``.
 
     ``paths``: values of ``{name}`` in ``step``, which are quoted for a shell.
     """
+    if PART in os.environ:
+        return
     if paths:
         step = step.format(**{name: shlex.quote(str(path)) for name, path in paths.items()})
     sys.stdout.flush()
     print(f"next: {step}", file=sys.stderr)
+
+
+@contextmanager
+def as_parts() -> Iterator[None]:
+    """Run other commands as parts of this one, in this process or in others: they do not say what to do next."""
+    outer = os.environ.get(PART)
+    os.environ[PART] = "1"
+    try:
+        yield
+    finally:
+        if outer is None:
+            del os.environ[PART]
 
 
 def _reader_is_gone(stream: TextIO) -> bool:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import train_upvla
 from common.arguments import command_parser, path_argument, whole
-from common.command import print_next, progress_bar, report_errors, run_command
+from common.command import as_parts, print_next, progress_bar, report_errors, run_command
 from common.files import write_text
 from common.folder_lock import hold
 from common.tables import markdown_table
@@ -222,12 +222,14 @@ def print_outputs(folder: Path, report: Path, seconds: float) -> None:
 def run(objective: Objective, folder: Path, size: Size, started: float) -> None:
     """Record, train, evaluate, report."""
     print(f"1/3 recording demonstrations on the embedded desk, scene {DOORS.scene}")
-    record(folder, size)
+    with as_parts():
+        record(folder, size)
     print("2/3 training")
     arguments = training_arguments(objective, folder, size)
     job = load_job(arguments, objective)
     require_same_run(folder, job)
-    train_upvla.main(objective, arguments)
+    with as_parts():
+        train_upvla.main(objective, arguments)
     print("3/3 evaluating on held-out recordings")
     training, validation = (CalvinSplit(folder / "desk" / split) for split in ("training", "validation"))
     mean = mean_action(training, list_samples(training.annotations, job.act_step))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.command import as_parts
 from preprocess_data import make_desk_demos, process_calvin
 
 RAW = "calvin"
@@ -28,16 +29,17 @@ def write_demonstrations(folder: Path) -> None:
     for split in EPISODES:
         shutil.rmtree(folder / RAW / split, ignore_errors=True)  # else a complete recording would stay unchanged
         record(folder / RAW, split)
-        process_calvin.main(
-            ["--source-split-dir", str(folder / RAW / split), "--output-dir", str(folder / f"calvin_processed_{split}")]
-        )
+        processed = folder / f"calvin_processed_{split}"
+        with as_parts():
+            process_calvin.main(["--source-split-dir", str(folder / RAW / split), "--output-dir", str(processed)])
 
 
 def record(folder: Path, split: str) -> None:
     """Record the raw split `folder/<split>`."""
     episodes, tasks = EPISODES[split]
     made = {"--out": folder, "--episodes": episodes, "--tasks-per-episode": tasks, "--split": split, "--tasks": TASKS}
-    make_desk_demos.main([*[str(part) for pair in made.items() for part in pair], *SIZES, "--no-preview"])
+    with as_parts():
+        make_desk_demos.main([*[str(part) for pair in made.items() for part in pair], *SIZES, "--no-preview"])
 
 
 def differences(committed: Path, scratch: Path) -> list[str]:

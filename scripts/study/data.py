@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from common.command import as_parts
 from common.files import write_text
 from config.loading import load_job
 from policy_rollout.desk.task_sets import ALL_TASKS
@@ -81,7 +82,8 @@ def make(plan: Plan, data: Data, processes: int) -> None:
             raise ValueError(f"--data {data.root}: was made by {other}, the plan needs {line}; give another")
         print("data: python", *command, flush=True)
         given = [*command, option, str(processes)] if option else command
-        code = subprocess.run([sys.executable, *given], cwd=ROOT, check=False).returncode
+        with as_parts():
+            code = subprocess.run([sys.executable, *given], cwd=ROOT, check=False).returncode
         if code:
             raise ValueError(
                 f"the command ended with code {code}: python {line}; the same command of the study resumes"

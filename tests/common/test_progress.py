@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from torch import ones
 
 from common import command
-from common.command import bytes_bar, phase_bar, print_next, progress_bar
+from common.command import as_parts, bytes_bar, phase_bar, print_next, progress_bar
 from models.pretrained.weights_io import files_sha256, require_finite
 from scripts.cli.__main__ import COMMANDS
 
@@ -142,3 +143,13 @@ def test_every_command_ends_with_what_to_do_next() -> None:
     for name, module in modules.items():
         file = ROOT / f"{module.replace('.', '/')}.py"
         assert (name in WITHOUT_NEXT) is not any(calls_of(file, "print_next")), name
+
+
+def test_commands_that_are_parts_of_another_do_not_say_what_to_do_next(capsys: pytest.CaptureFixture[str]) -> None:
+    part = [sys.executable, "-c", "from common.command import print_next; print_next('in a process')"]
+    with as_parts(), as_parts():
+        print_next("inside")
+        assert not subprocess.run(part, cwd=ROOT, check=True, capture_output=True).stderr
+    print_next("outside")
+    assert capsys.readouterr().err == "next: outside\n"
+    assert subprocess.run(part, cwd=ROOT, check=True, capture_output=True).stderr == b"next: in a process\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,18 @@ def parts_of(world: Path, tmp_path: Path, **overrides: Any) -> Components:
     job = load(world, tmp_path / "out", **{**sizes, **overrides})
     with open_run(job) as run:
         return setup(run)
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_freed_memory_is_returned_in_training_of_large_models_only(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    calls: list[bool] = []
+    module = sys.modules[setup.__module__]
+    monkeypatch.setattr(module, "LARGE", 0 if large else 1 << 30)
+    monkeypatch.setattr(module, "return_freed_memory", lambda: calls.append(True))
+    parts_of(world, tmp_path)
+    assert calls == [True] * large
 
 
 def measured(parts: Components) -> int:

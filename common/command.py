@@ -117,7 +117,7 @@ def print_next(step: str, **paths: Path | str) -> None:
 
 @contextmanager
 def as_parts() -> Iterator[None]:
-    """Run other commands as parts of this one, in this process or in others: they do not say what to do next."""
+    """Run other commands as parts of this one, in this process or in others, without their last lines."""
     outer = os.environ.get(PART)
     os.environ[PART] = "1"
     try:
